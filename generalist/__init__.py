@@ -1,0 +1,1 @@
+"""One Transformer, one token sequence, one set of weights."""
