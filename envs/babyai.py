@@ -1,0 +1,116 @@
+"""BabyAI: instructions in a grid world seen through a 7×7 window (Chevalier-Boisvert et al. 2019).
+
+The observation is MultiDiscrete of 148 numbers: for each of the 49 cells, row by row, the object's type (11), colour (6)
+and state (3), then the direction the agent faces (4). The agent stands at the bottom middle of the window.
+"""
+
+import contextlib
+import dataclasses
+import io
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.envs.task import Policy, Task
+
+CELLS = 7 * 7
+_CELL = (11, 6, 3)  # types, colours, states
+_FORWARD = 2  # left, right and forward are actions 0, 1 and 2
+
+
+class BabyAIEnv(gym.Env):
+    """One BabyAI level; every seed is a new grid and a new mission."""
+
+    metadata = {"render_modes": []}
+    observation_space = gym.spaces.MultiDiscrete(np.array(_CELL * CELLS + (4,)), dtype=np.uint8)
+    action_space = gym.spaces.Discrete(7)
+
+    def __init__(self, level: str, max_steps: int) -> None:
+        import minigrid  # noqa: F401  (registers the levels)
+
+        self.grid: Any = gym.make(f"BabyAI-{level}", max_steps=max_steps, disable_env_checker=True).unwrapped
+        self.last_action: int | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new grid; the info's `instruction` is the mission."""
+        super().reset(seed=seed)
+        self.last_action = None
+        with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints every rejected draw of a mission
+            observation, _ = self.grid.reset(seed=seed)
+        return _flat(observation), {"instruction": observation["mission"]}
+
+    def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes one of left, right, forward, pick up, drop, toggle, done."""
+        self.last_action = int(action)
+        observation, reward, terminated, truncated, _ = self.grid.step(self.last_action)
+        return _flat(observation), float(reward), terminated, truncated, {"success": reward > 0}
+
+
+def _flat(observation: dict[str, Any]) -> np.ndarray:
+    """Window and direction as one array (148,) uint8."""
+    return np.append(observation["image"].transpose(1, 0, 2).reshape(-1), np.uint8(observation["direction"]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BabyAITask(Task):
+    """A level with BabyAI's bot, which plans from what it has seen so far."""
+
+    level: str
+    """The level's id with its version, without the prefix."""
+
+    def build(self) -> gym.Env:
+        """See `Task.build`."""
+        return BabyAIEnv(self.level, self.max_steps)
+
+    def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
+        """The bot; it is told what was really executed, so that it plans on after action noise.
+
+        On some grids it replans forever or gives up with an AssertionError: callers set a time limit.
+        """
+        from minigrid.utils.baby_ai_bot import BabyAIBot
+
+        world: BabyAIEnv = env.unwrapped
+        bot = BabyAIBot(world.grid)
+        return lambda observation: int(bot.replan(world.last_action))
+
+    def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
+        """A random turn or step forward: other actions could spoil the mission for good (a wrong door, a box opened)."""
+        return int(rng.integers(_FORWARD + 1)) if rng.random() < self.noise else action
+
+
+# (level, most decisions, episodes), from the easiest to the hardest. Short episodes are cheap, so there are more of them.
+_LEVELS = (
+    ("GoToRedBall-v0", 64, 800),
+    ("GoToObj-v0", 64, 800),
+    ("GoToLocal-v0", 64, 1200),
+    ("PickupLoc-v0", 64, 1200),
+    ("PickupDist-v0", 64, 1200),
+    ("ActionObjDoor-v0", 64, 1200),
+    ("OpenDoorsOrderN4-v0", 64, 1000),
+    ("PutNextLocal-v0", 64, 1200),
+    ("UnlockLocal-v0", 64, 600),
+    ("GoToSeqS5R2-v0", 128, 800),
+    ("BlockedUnlockPickup-v0", 128, 400),
+    ("Open-v0", 128, 400),
+    ("Synth-v0", 128, 400),
+    ("Pickup-v0", 128, 400),
+    ("GoTo-v0", 128, 400),
+    ("Unlock-v0", 128, 300),
+)
+
+TASKS = tuple(
+    BabyAITask(
+        name=f"babyai/{level.partition('-')[0]}",
+        suite="babyai",
+        layout="babyai",
+        instruction="follow the instruction",
+        max_steps=steps,
+        record_steps=steps,
+        episodes=episodes,
+        noise=0.1,
+        only_successes=True,
+        level=level,
+    )
+    for level, steps, episodes in _LEVELS
+)

@@ -1,0 +1,185 @@
+"""A task: an environment with its instruction, its expert and its reference scores; and the list of all tasks.
+
+A suite is one module of this folder. Its tasks are cheap to list: packages are imported by `make` alone.
+"""
+
+import abc
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+# Recording draws its seeds from 0 upwards and evaluation from here upwards: the two never meet.
+EVALUATION_SEED = 1_000_000
+
+Policy = Callable[[Any], Any]
+"""Observation → action; lives for one episode."""
+
+_SCORES = Path(__file__).with_name("reference_scores.json")
+
+
+class MissingExtra(ImportError):
+    """A package of the environments is not installed."""
+
+    def __init__(self, suite: str, package: str | None) -> None:
+        super().__init__(f"{suite} needs the package {package}: pip install 'generalist[envs]'", name=package)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """An environment, what an agent is told to do in it, and how well it can be done.
+
+    Each suite says how to `make` the environment and what its `expert` does. `reset(seed=s)` determines an episode
+    entirely, whatever was played in the environment before.
+    """
+
+    name: str
+    """Suite and task, such as `metaworld/door-open`."""
+    suite: str
+    """The module the task belongs to."""
+    layout: str
+    """Tasks of one layout have equal observation and action spaces, and share one tokenization."""
+    instruction: str
+    """What the agent is told; an episode's own instruction stands in `info["instruction"]` of `reset`."""
+    max_steps: int
+    """Decisions after which an episode is cut off, in evaluation and in the reference scores."""
+    record_steps: int
+    """Decisions after which a recorded episode is cut off: balancing on for minutes teaches nothing new."""
+    episodes: int
+    """Expert episodes recorded unless another number is asked for."""
+    noise: float
+    """Strength of the action noise in half of the recorded episodes (see `disturb`)."""
+    only_successes: bool = False
+    """The score is success, 0 or 1, and a failed episode is not recorded; otherwise the score is the return."""
+    random_score: float = float("nan")
+    """Mean score of uniformly random actions (`benchmarks/reference_scores.py`)."""
+    expert_score: float = float("nan")
+    """Mean score of the expert, by the same measure."""
+    human_score: float | None = None
+    """Score of a human tester over a whole game, where the literature has one."""
+
+    @abc.abstractmethod
+    def build(self) -> gym.Env:
+        """Imports the suite's package and constructs the environment."""
+
+    @abc.abstractmethod
+    def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
+        """The scripted expert for the episode that `env` has just been reset to.
+
+        Args:
+            env: what `make` returned; an expert may read its state.
+            rng: for experts that draw.
+        """
+
+    def make(self) -> gym.Env:
+        """The environment; episodes end by themselves after `max_steps`.
+
+        Raises:
+            MissingExtra: the suite's package is not installed.
+        """
+        try:
+            env = self.build()
+        except ImportError as error:
+            raise MissingExtra(self.suite, error.name) from error
+        return gym.wrappers.TimeLimit(Instructed(env, self.instruction), self.max_steps)
+
+    def score(self, rewards: Sequence[float], infos: Sequence[Mapping[str, Any]]) -> float:
+        """The score of a finished episode.
+
+        Args:
+            rewards: of every step.
+            infos: of every step.
+        """
+        if self.only_successes:
+            return float(any(info.get("success", False) for info in infos))
+        return float(np.sum(rewards, dtype=np.float64))
+
+    def normalized(self, score: float) -> float:
+        """Percent of the way from random to expert; unbounded on both sides."""
+        return 100.0 * (score - self.random_score) / (self.expert_score - self.random_score)
+
+    def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
+        """The expert's action with noise: what is executed in half of the recorded episodes, for coverage.
+
+        A bounded Box gets normal noise of `noise` half-ranges; a Discrete is replaced at random with probability `noise`.
+        """
+        if isinstance(space, gym.spaces.Box):
+            half = (space.high - space.low) / 2
+            noisy = action + half * self.noise * rng.standard_normal(space.shape)
+            return np.clip(noisy, space.low, space.high).astype(space.dtype)
+        assert isinstance(space, gym.spaces.Discrete), f"{self.name}: no action noise for {space}"
+        return int(rng.integers(space.n)) if rng.random() < self.noise else action
+
+
+class Instructed(gym.Wrapper):
+    """Puts the instruction into the info of `reset`, unless the environment has done so."""
+
+    def __init__(self, env: gym.Env, instruction: str) -> None:
+        super().__init__(env)
+        self._instruction = instruction
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets; the info has the key `instruction`."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {"instruction": self._instruction} | info
+
+
+def suites() -> list[str]:
+    """The names of the suites."""
+    return sorted({task.suite for task in _all().values()})
+
+
+def tasks(pattern: str | Sequence[str] = "*") -> list[Task]:
+    """The tasks whose names match one of the shell patterns, in order of suite and name.
+
+    Raises:
+        ValueError: a pattern matches no task.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    chosen: set[str] = set()
+    for one in patterns:
+        matching = fnmatch.filter(_all(), one)
+        if not matching:
+            raise ValueError(_unknown(one))
+        chosen.update(matching)
+    return [task for name, task in _all().items() if name in chosen]
+
+
+def get(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _all():
+        raise ValueError(_unknown(name))
+    return _all()[name]
+
+
+def _unknown(name: str) -> str:
+    """The message for a name or pattern that no task has."""
+    near = difflib.get_close_matches(name, _all(), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"the suites are {', '.join(suites())}"
+    return f"no task matches {name!r}: {hint}"
+
+
+@functools.cache
+def _all() -> dict[str, Task]:
+    """Every task with its measured scores, in order of suite; within one, in the suite's own order."""
+    from generalist.envs import atari, babyai, classic, metaworld  # they import Task from here
+
+    measured = json.loads(_SCORES.read_text(encoding="utf-8")) if _SCORES.exists() else {}
+    listed: dict[str, Task] = {}
+    for suite in (atari, babyai, classic, metaworld):
+        for task in suite.TASKS:
+            row = measured.get(task.name)
+            scores = {"random_score": row["random"], "expert_score": row["expert"]} if row else {}
+            listed[task.name] = dataclasses.replace(task, **scores)
+    return listed
