@@ -1,4 +1,4 @@
-"""Strict mode for every test: eight simulated devices, no silent rank promotion, shapes and types checked at run time."""
+"""Strict mode for every test: eight simulated devices, no silent rank promotion, shapes and types checked."""
 
 import os
 

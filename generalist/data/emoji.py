@@ -1,7 +1,7 @@
 """Emoji drawings with their names: images and text that come with two small packages (art: Twemoji, CC-BY 4.0).
 
-A *thing* is what a drawing shows, its name without the modifiers that only vary it: skin tone, gender, hair, colour, hour.
-`waving hand: dark skin tone` and `waving hand` are two drawings of one thing. Three splits, the same on every machine:
+A *thing* is what a drawing shows, its name without what only varies it: skin tone, gender, hair, colour, hour.
+`waving hand dark skin tone` and `waving hand` are two drawings of one thing. Three splits, the same on every machine:
 
     train      what is trained on
     drawings   held-out drawings of things that other drawings in `train` show: is a known thing recognised?

@@ -1,7 +1,7 @@
-"""English prose that is on every machine already: Python's own language reference and the documentation of installed packages.
+"""English prose that is on every machine already: Python's language reference and installed packages' documentation.
 
-`pydoc_data.topics` is the language reference as text; numpy, scipy and JAX carry megabytes of documentation in their sources.
-Sources are parsed, never imported. What comes out is kept in the data folder, so that only the first run pays for it.
+`pydoc_data.topics` is the language reference as text; numpy, scipy and JAX carry megabytes of it in their sources,
+which are parsed, never imported. What comes out is kept in the data folder, so that only the first run pays for it.
 """
 
 import ast
@@ -43,8 +43,8 @@ class Document:
 def prose(folder: Path, split: Split, megabytes: float = 6.0) -> list[Document]:
     """The documents of one split, in a fixed order.
 
-    Whole source files are held out, not single docstrings, since neighbours repeat each other's sentences; a held-out text
-    whose lines mostly stand in the training texts is left out as well.
+    Whole source files are held out, not single docstrings, since neighbours repeat each other's sentences; a held-out
+    text of which 30% of the lines stand in the training texts is left out as well.
 
     Args:
         folder: where the texts are kept for the next run (`folder/prose-*.jsonl`).

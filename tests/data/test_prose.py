@@ -9,7 +9,6 @@ import pytest
 from generalist.data import prose as module
 from generalist.data.prose import Document, clean, is_held_out, prose
 
-
 SIZE = 1.0  # megabytes
 
 
