@@ -1,0 +1,258 @@
+"""Every setting of a run, and the presets.
+
+A preset is a function that returns a `Config`; the command line overrides any field of it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from generalist.model.config import ModelConfig
+from generalist.tokenizers.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenConfig:
+    """How values become tokens."""
+
+    text_pieces: int = 1024
+    """Size of the text vocabulary; SentencePiece learns it from the run's own text (byte fallback included)."""
+    continuous_bins: int = 256
+    """Bins of a continuous number."""
+    discrete_values: int = 64
+    """Ids for discrete numbers: the largest discrete action or observation must fit."""
+    separator: bool = False
+    """Put Gato's separator between an observation and its action."""
+    tensors: Literal["tokens", "projected"] = "projected"
+    """How an observed tensor enters: one token a number (Gato), or one projected embedding."""
+    images: Literal["patches", "frame"] = "frame"
+    """How an image enters: 16×16 patches (Gato), or embeddings of a small convolutional network."""
+
+    def vocabulary(self) -> Vocabulary:
+        """The id ranges these settings describe."""
+        return Vocabulary(text=self.text_pieces, continuous=self.continuous_bins, discrete=self.discrete_values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """One suite of control tasks as a source of training examples."""
+
+    weight: float = 1.0
+    """Share of the tokens, relative to the other sources; 0 leaves the suite out altogether."""
+    tasks: str = "*"
+    """Which of the suite's tasks, as a shell pattern on the part of the name after the slash."""
+    episodes: int | None = None
+    """Expert episodes recorded a task; None takes the suite's own number."""
+    steps: int = 8
+    """Environment steps in a training window, and the context that the policy acts with."""
+    hide_actions: float = 1.0
+    """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
+    at once. Acting hides past actions if this is above 0."""
+    prompt_fraction: float = 0.0
+    """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
+    prompt_steps: int = 4
+    """Environment steps of such a prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmojiConfig:
+    """Emoji drawings with their names: captions, and naming as question and answer."""
+
+    weight: float = 1.0
+    """Share of the tokens, relative to the other sources; 0 leaves it out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProseConfig:
+    """English prose from the documentation that the installed packages carry."""
+
+    weight: float = 1.0
+    """Share of the tokens, relative to the other sources; 0 leaves it out."""
+    megabytes: float = 4.0
+    """How much text at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they are packed."""
+
+    folder: Path = Path("data")
+    """Recordings and texts are kept here and reused by every run."""
+    workers: int | None = None
+    """Processes that record and evaluate; None takes one a core."""
+    metaworld: ControlConfig = ControlConfig()
+    """Meta-World: robot manipulation from state."""
+    babyai: ControlConfig = ControlConfig()
+    """BabyAI: instructions in a grid world."""
+    atari: ControlConfig = ControlConfig()
+    """Atari 2600 from pixels."""
+    classic: ControlConfig = ControlConfig()
+    """Classic control, Box2D and MuJoCo from state."""
+    emoji: EmojiConfig = EmojiConfig()
+    """Images and their names."""
+    prose: ProseConfig = ProseConfig()
+    """Text."""
+    rows: int = 64
+    """Rows of a batch."""
+    length: int = 128
+    """Positions of a row."""
+    tensors: int = 4096
+    """Projected tensors a batch has room for."""
+    frames: int = 384
+    """Frames a batch has room for."""
+    patches: int = 0
+    """Image patches a batch has room for."""
+    cache_megabytes: int = 1024
+    """Memory for decoded episodes."""
+
+    def control(self) -> dict[str, ControlConfig]:
+        """The control suites that take part, by name."""
+        suites = {name: getattr(self, name) for name in ("metaworld", "babyai", "atari", "classic")}
+        return {name: suite for name, suite in suites.items() if suite.weight > 0}
+
+    def __post_init__(self) -> None:
+        for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose"):
+            if getattr(self, name).weight < 0:
+                raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation, checkpoints and what is shown."""
+
+    steps: int = 2400
+    """Optimizer steps."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule."""
+    final_fraction: float = 0.05
+    """Where the cosine ends, as a share of the peak."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's first-moment decay."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    z_loss: float = 1e-4
+    """Weight of the squared log-partition, which keeps logits from drifting (PaLM, section 5)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of activations; auto is bfloat16 on TPU and GPU and float32 on CPU, where bfloat16 is slower."""
+    seed: int = 0
+    """Seed of the weights, the shuffles and everything else that is drawn."""
+    data_axis: int = 1
+    """Devices along the mesh's data axis (weights replicated); -1 takes what the other two axes leave."""
+    fsdp_axis: int = -1
+    """Devices along the fsdp axis (batch and weights sharded)."""
+    tensor_axis: int = 1
+    """Devices along the tensor axis (matrices split)."""
+    checkpoint_every: int = 400
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    log_every: int = 20
+    """Steps between metric lines."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"training.steps must be at least 1, got {self.steps}")
+        if sum(axis == -1 for axis in (self.data_axis, self.fsdp_axis, self.tensor_axis)) > 1:
+            raise ValueError("at most one of training.data_axis, fsdp_axis and tensor_axis may be -1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the trained weights are scored."""
+
+    metaworld_episodes: int = 4
+    """Episodes a Meta-World task."""
+    babyai_episodes: int = 20
+    """Episodes a BabyAI level."""
+    atari_episodes: int = 4
+    """Episodes an Atari game."""
+    classic_episodes: int = 10
+    """Episodes a classic, Box2D or MuJoCo task."""
+    naming_items: int = 400
+    """Held-out drawings named."""
+    naming_choices: int = 10
+    """Names to choose among; chance is one over this."""
+    prose_windows: int = 200
+    """Held-out text windows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    name: str
+    """The run's folder under `runs`; the preset's name unless given."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    model: ModelConfig = ModelConfig()
+    tokens: TokenConfig = TokenConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its tokenizers, checkpoints, metrics and results."""
+        return self.runs / self.name
+
+
+def pocket() -> Config:
+    """What a laptop trains: one set of weights for control, images and text in about a quarter of an hour on two cores."""
+    return Config(
+        name="pocket",
+        data=DataConfig(
+            metaworld=ControlConfig(weight=0.40, steps=8),
+            babyai=ControlConfig(weight=0.15, steps=32),
+            atari=ControlConfig(weight=0.04, steps=8),
+            classic=ControlConfig(weight=0.21, steps=8),
+            emoji=EmojiConfig(weight=0.05),
+            prose=ProseConfig(weight=0.15),
+        ),
+    )
+
+
+def debug() -> Config:
+    """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
+    return Config(
+        name="debug",
+        model=ModelConfig(width=32, layers=2, heads=2, kv_heads=1, head_size=16, hidden=64, frame_channels=8),
+        tokens=TokenConfig(text_pieces=512),
+        data=DataConfig(
+            metaworld=ControlConfig(weight=1, tasks="reach", episodes=2),
+            babyai=ControlConfig(weight=1, tasks="GoToRedBall", episodes=4, steps=16),
+            atari=ControlConfig(weight=1, tasks="freeway", episodes=1),
+            classic=ControlConfig(weight=1, tasks="cartpole", episodes=2),
+            prose=ProseConfig(megabytes=0.3),
+            rows=8,
+            tensors=512,
+            frames=96,
+        ),
+        training=TrainingConfig(steps=20, warmup=5, checkpoint_every=10, log_every=5),
+        evaluation=EvaluationConfig(
+            metaworld_episodes=1, babyai_episodes=2, atari_episodes=1, classic_episodes=2, naming_items=20, prose_windows=8
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {preset.__name__: preset for preset in (pocket, debug)}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+        ValueError: no preset has that name; the message names the nearest ones.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown preset {name!r}.{hint} There are: {', '.join(PRESETS)}.")

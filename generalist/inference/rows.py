@@ -1,0 +1,53 @@
+"""Sequences side by side in one batch, one a row: what acting, scoring and generating feed the model.
+
+Dimension key: B rows, L positions.
+"""
+
+from collections.abc import Sequence as Sequences
+
+import numpy as np
+
+from generalist.data.batch import Batch
+from generalist.tokenizers.sequence import Modality, Sequence
+
+PAYLOADS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
+
+
+def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
+    """One sequence a row, padded on the right to `length` positions.
+
+    Raises:
+        ValueError: a sequence is longer than `length`.
+    """
+    rows = len(sequences)
+    fields = {
+        name: np.full((rows, length), fill, np.int32)
+        for name, fill in (("tokens", pad), ("targets", pad), ("modality", Modality.SPECIAL), ("local_position", 0), ("payload_index", 0))
+    }
+    segment, weight = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
+    payloads: dict[str, list[np.ndarray]] = {"tensors": [], "frames": [], "patches": [], "intervals": []}
+    offsets = {Modality.TENSOR: 0, Modality.FRAME: 0, Modality.PATCH: 0}
+    for row, sequence in enumerate(sequences):
+        size = len(sequence.tokens)
+        if size > length:
+            raise ValueError(f"sequence {row} has {size} positions but a row has {length}: raise data.length or shorten it")
+        for name, field in fields.items():
+            field[row, :size] = getattr(sequence, name)
+        for modality, payload in PAYLOADS.items():
+            at = sequence.modality == modality
+            fields["payload_index"][row, :size][at] += offsets[modality]
+            count = len(getattr(sequence, payload))
+            offsets[modality] += count * (frame_tokens if modality == Modality.FRAME else 1)
+        for name, arrays in payloads.items():
+            arrays.append(getattr(sequence, name))
+        segment[row, :size] = 1
+        weight[row, :size] = sequence.loss_weight
+    flat = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
+    position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
+    source = np.zeros((rows, length), np.int32)
+    return Batch(**fields, position=position, segment=segment, source=source, loss_weight=weight, **flat)
+
+
+def bucket(length: int, step: int = 16) -> int:
+    """`length` rounded up to a multiple of `step`: few shapes, few compilations."""
+    return -(-length // step) * step

@@ -1,0 +1,47 @@
+"""How likely sequences are under the weights: for ranking answers and for perplexity."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Sequences
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from generalist.data.batch import Batch
+from generalist.inference.load import Generalist
+from generalist.inference.rows import bucket, stack_rows
+from generalist.tokenizers.sequence import Sequence
+
+
+@partial(jax.jit, static_argnames=("graph", "dtype"))
+def row_log_likelihood(graph: nnx.GraphDef, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
+    """Sum over a row of its weighted target log-probabilities, in nats."""
+    model = nnx.merge(graph, params)
+    logits = model.logits(model.hidden(batch, dtype))
+    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+    return (batch.loss_weight * (picked - jax.nn.logsumexp(logits, axis=-1))).sum(axis=1)
+
+
+def log_likelihood(generalist: Generalist, sequences: Sequences[Sequence], rows: int = 64) -> np.ndarray:
+    """Log-likelihood of each sequence's weighted targets, in nats, float32 (n,).
+
+    Sequences are scored `rows` at a time, all padded to the longest; a last incomplete batch repeats its first one.
+    """
+    if not sequences:
+        return np.zeros((0,), np.float32)
+    length = bucket(max(len(sequence.tokens) for sequence in sequences))
+    scores = []
+    for chunk in chunks(list(sequences), rows):
+        filled = chunk + [chunk[0]] * (rows - len(chunk))
+        batch = stack_rows(filled, length, pad=generalist.vocabulary.pad, frame_tokens=generalist.config.model.frame_tokens)
+        scores.append(np.asarray(row_log_likelihood(generalist.graph, generalist.params, batch, generalist.dtype))[: len(chunk)])
+    return np.concatenate(scores)
+
+
+def chunks(items: list, size: int) -> Iterable[list]:
+    """Consecutive pieces of at most `size` items."""
+    return (items[start : start + size] for start in range(0, len(items), size))

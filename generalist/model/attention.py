@@ -1,0 +1,137 @@
+"""Self-attention confined to a segment: masks, rotary positions, grouped queries and a key-value cache.
+
+Dimension key: B batch, L query positions, S key positions, N query heads, M key-value heads, H head size, D width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.model.config import ModelConfig
+from generalist.model.layers import Linear, RMSNorm
+
+MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
+
+
+def attention_mask(
+    query_segment: Int[Array, "B L"],
+    query_position: Int[Array, "B L"],
+    key_segment: Int[Array, "B S"],
+    key_position: Int[Array, "B S"],
+) -> Bool[Array, "B L S"]:
+    """Causal inside a segment; segment 0 is padding, which nobody sees.
+
+    Two packed examples (segments 1 and 2) and one padding position; rows are queries, columns are keys:
+
+        segment   1 1 1 2 2 0
+                1 x . . . . .
+                1 x x . . . .
+                1 x x x . . .
+                2 . . . x . .
+                2 . . . x x .
+                0 . . . . . .
+    """
+    same = query_segment[:, :, None] == key_segment[:, None, :]
+    causal = query_position[:, :, None] >= key_position[:, None, :]
+    return same & causal & (key_segment[:, None, :] > 0)
+
+
+def rotate(x: Float[Array, "B L N H"], position: Int[Array, "B L"], base: float) -> Float[Array, "B L N H"]:
+    """Rotary position embedding (Su et al., 2021), halves paired as in GPT-NeoX; angles in float32."""
+    half = x.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+    cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attend_mapped(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    mask: Bool[Array, "B L S"],
+) -> Float[Array, "B L N H"]:
+    """Attention one batch row at a time.
+
+    On a CPU the score matrices of a whole batch leave the caches and attention takes half the step; a row's stay.
+    """
+
+    @jax.checkpoint
+    def one_row(row):
+        q, k, v, visible = row
+        scores = jnp.einsum("lmgh,smh->mgls", q, k) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(visible[None, None], scores, MASKED), axis=-1)
+        return jnp.einsum("mgls,smh->lmgh", weights, v)
+
+    batch, length, heads, size = query.shape
+    groups = query.reshape(batch, length, key.shape[2], heads // key.shape[2], size)
+    return jax.lax.map(one_row, (groups, key, value, mask)).reshape(batch, length, heads, size)
+
+
+def attend(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    mask: Bool[Array, "B L S"],
+) -> Float[Array, "B L N H"]:
+    """Scaled dot-product attention with grouped queries (N a multiple of M), by what suits the machine."""
+    if jax.default_backend() == "cpu" and query.shape[1] > 1:
+        return attend_mapped(query, key, value, mask)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+
+
+class Cache(NamedTuple):
+    """Keys (already rotated) and values of one layer; `S` slots, filled from the left at the same place in every lane."""
+
+    key: Float[Array, "B S M H"]
+    value: Float[Array, "B S M H"]
+
+    @classmethod
+    def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: jnp.dtype) -> "Cache":
+        shape = (batch, slots, kv_heads, head_size)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with rotary positions and, as Chameleon found it steadier, normalised queries and keys."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
+        self.rope_base = config.rope_base
+        inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
+        # One 2-D kernel for all three: a third of the calls, and no slow many-dimensional layout on a CPU.
+        self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs)
+        self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5)
+        self.query_norm = RMSNorm(self.head_size, rngs=rngs) if config.qk_norm else None
+        self.key_norm = RMSNorm(self.head_size, rngs=rngs) if config.qk_norm else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L S"],
+        position: Int[Array, "B L"],
+        cache: Cache | None = None,
+        start: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """With a cache, the new keys and values are written at slot `start` and the whole cache is attended to."""
+        batch, length, _ = x.shape
+        inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
+        query, key, value = jnp.split(self.qkv(x), [inner, inner + kv_inner], axis=-1)
+        query = query.reshape(batch, length, self.heads, self.head_size)
+        key = key.reshape(batch, length, self.kv_heads, self.head_size)
+        value = value.reshape(batch, length, self.kv_heads, self.head_size)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, position, self.rope_base), rotate(key, position, self.rope_base)
+        if cache is not None:
+            cache = Cache(
+                jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
+                jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
+            )
+            key, value = cache
+        mixed = attend(query, key, value, mask)
+        return self.out(mixed.reshape(batch, length, inner)), cache

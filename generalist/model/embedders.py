@@ -1,0 +1,132 @@
+"""What turns payloads into embeddings: projected tensors, image patches (Gato), whole frames (a small convolutional net).
+
+Dimension key: N tensors, F projection width, P patches, M frames, C channels, D width, K tokens a frame.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.layers import Linear, RMSNorm
+
+PATCH = 16  # pixels on a side (Gato, section 2.2)
+POSITIONS = 128  # quantised rows and columns of a patch's place in its image (Gato, appendix C.3)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu & He, 2018) over space and the channels of each group, in float32."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.groups = groups
+        self.scale, self.bias = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        batch, height, width, channels = x.shape
+        y = x.astype(jnp.float32).reshape(batch, height, width, self.groups, channels // self.groups)
+        mean = jnp.mean(y, axis=(1, 2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(y - mean), axis=(1, 2, 4), keepdims=True)
+        y = ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        scale, bias = self.scale[...][None, None, None], self.bias[...][None, None, None]
+        return (y * scale + bias).astype(x.dtype)
+
+
+class Convolution(nnx.Module):
+    """2-D convolution, channels last, He-initialised; the kernel is (size, size, inputs, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, rngs: nnx.Rngs):
+        fan_in = size * size * inputs
+        self.stride = stride
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs)) * (2 / fan_in) ** 0.5)
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w c"]:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(x.dtype)[None, None, None]
+
+
+class TensorEmbedder(nnx.Module):
+    """One embedding a tensor: a linear map in which every layout's tensors own columns of their own (JAT, section 3)."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        # Standard deviation 0.2 a weight: a tensor has tens of standardised numbers among thousands of columns.
+        spread = 0.2 * spec.projection_width**0.5
+        self.projection = Linear(spec.projection_width, spec.config.width, rngs=rngs, scale=spread)
+        self.norm = RMSNorm(spec.config.width, rngs=rngs)
+        self.hidden = Linear(spec.config.width, spec.config.width, rngs=rngs)
+
+    def __call__(self, tensors: Float[Array, "N F"]) -> Float[Array, "N D"]:
+        x = self.projection(tensors)
+        return x + self.hidden(jax.nn.gelu(self.norm(x)))
+
+
+class PatchEmbedder(nnx.Module):
+    """Gato's patch embedding (appendix C.2): one pre-activation ResNet block with GroupNorm and GELU, then a linear map,
+    plus learned embeddings of the patch's row and column. The paper does not publish the channel width: it is a setting.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        channels = config.patch_channels
+        self.stem = Convolution(3, channels, 1, rngs=rngs)
+        self.norms = nnx.List([GroupNorm(channels, min(32, channels // 4), rngs=rngs) for _ in range(2)])
+        self.convolutions = nnx.List([Convolution(channels, channels, 3, rngs=rngs) for _ in range(2)])
+        self.out = Linear(PATCH * PATCH * channels, config.width, rngs=rngs)
+        self.row = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
+        self.column = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
+
+    def __call__(
+        self, patches: UInt8[Array, "P 16 16 3"], intervals: Int[Array, "P 4"], dtype: jnp.dtype, key: Array | None = None
+    ) -> Float[Array, "P D"]:
+        """`intervals`: row low, row high, column low, column high in 0..128. With a random `key` (training) a position is
+        drawn uniformly from the interval; without (evaluation) it is the rounded mean (Gato, appendix C.3)."""
+        # Pixels to [-1, 1], then divided by the square root of the patch size (Gato, section 2.2).
+        x = (patches.astype(dtype) / 127.5 - 1.0) / PATCH**0.5
+        x = self.stem(x)
+        y = x
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            y = convolution(jax.nn.gelu(norm(y)))
+        x = self.out((x + y).reshape(len(patches), -1))
+        low, high = intervals[:, 0::2], intervals[:, 1::2]
+        if key is None:
+            place = (low + high) // 2
+        else:
+            place = low + (jax.random.uniform(key, low.shape) * (high - low)).astype(jnp.int32)
+        place = jnp.clip(place, 0, POSITIONS - 1)
+        return x + (self.row[...][place[:, 0]] + self.column[...][place[:, 1]]).astype(dtype)
+
+
+class FrameEmbedder(nnx.Module):
+    """A small convolutional network: K embeddings an image (JAT, section 3, does the same with one).
+
+    The stem takes non-overlapping 4×4 blocks, which is a reshape and one matrix product: fast on every machine.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        first, second = config.frame_channels, 2 * config.frame_channels
+        self.tokens = config.frame_tokens
+        self.stem = Linear(4 * 4 * 3, first, rngs=rngs, scale=2**0.5, bias=True)
+        self.convolutions = nnx.List(
+            [
+                Convolution(first, second, 3, stride=2, rngs=rngs),
+                Convolution(second, second, 3, stride=2, rngs=rngs),
+            ]
+        )
+        cells = -(-config.frame_size // 16)  # two strides of 2 after the stem's 4, each rounding up
+        self.out = Linear(cells * cells * second, config.frame_tokens * config.width, rngs=rngs, bias=True)
+
+    def __call__(self, frames: UInt8[Array, "M S S 3"], dtype: jnp.dtype) -> Float[Array, "M*K D"]:
+        count, size, _, _ = frames.shape
+        x = frames.astype(dtype) / 127.5 - 1.0
+        x = x.reshape(count, size // 4, 4, size // 4, 4, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = jax.nn.relu(self.stem(x.reshape(count, size // 4, size // 4, 48)))
+        for convolution in self.convolutions:
+            x = jax.nn.relu(convolution(x))
+        return self.out(x.reshape(count, -1)).reshape(count * self.tokens, -1)

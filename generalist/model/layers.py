@@ -1,0 +1,56 @@
+"""The small parts: linear map, root-mean-square norm, gated feed-forward.
+
+Dimension key: D width, F hidden width of the feed-forward.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from generalist.model.config import ModelConfig
+
+
+class Linear(nnx.Module):
+    """`x @ kernel (+ bias)`; the kernel starts normal with variance `scale² / inputs`.
+
+    The kernel is stored in float32 and cast to the input's dtype, so that compute in bfloat16 keeps full weights.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, scale: float = 1.0, bias: bool = False):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)) * (scale * inputs**-0.5))
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich, 2019), computed in float32; the gain is stored as 1 + scale."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
+        del rngs  # starts at zero: nothing to draw
+        self.scale = nnx.Param(jnp.zeros((size,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        gain = 1.0 + self.scale[...].reshape((1,) * (y.ndim - 1) + (-1,))
+        return (y * gain).astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """Gated feed-forward (Shazeer, 2020): `(act(x W₁) ⊙ x W₂) W₃`, GEGLU or SwiGLU; `hidden` is the width of each branch."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.activation = jax.nn.gelu if config.activation == "geglu" else jax.nn.silu
+        self.up = Linear(config.width, 2 * config.hidden, rngs=rngs)
+        self.down = Linear(config.hidden, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        gate, value = jnp.split(self.up(x), 2, axis=-1)
+        return self.down(self.activation(gate) * value)

@@ -1,0 +1,127 @@
+"""A run's folder: its settings and tokenizers, written once and read by training, acting and evaluation alike.
+
+    runs/<name>/config.json      every setting
+                tokenizers.json  vocabulary and task layouts
+                text.model       SentencePiece
+                checkpoints/  metrics.jsonl  tensorboard/  evaluation/  results.json
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from generalist.config import Config
+from generalist.model.config import ModelSpec
+from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.spaces import TaskLayout
+from generalist.tokenizers.text import TextTokenizer
+
+# Settings that may change between two commands of one run: how long, how often, how it is scored.
+FREE = ("runs", "evaluation", "data.workers", "data.folder", "data.cache_megabytes", "training.steps", "training.checkpoint_every",
+        "training.keep", "training.log_every", "training.data_axis", "training.fsdp_axis", "training.tensor_axis")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizers:
+    """All that turns values into tokens and back in one run."""
+
+    config: Config
+    text: TextTokenizer
+    layouts: Mapping[str, TaskLayout]
+    projection_width: int
+
+    @property
+    def assembler(self) -> Assembler:
+        """What puts pieces in order."""
+        model, tokens = self.config.model, self.config.tokens
+        return Assembler(
+            vocabulary=tokens.vocabulary(),
+            text_tokenizer=self.text,
+            projection_width=self.projection_width,
+            frame_size=model.frame_size,
+            frame_tokens=model.frame_tokens,
+            separator=tokens.separator,
+            images=tokens.images,
+        )
+
+    def model_spec(self) -> ModelSpec:
+        """The model that reads these tokens."""
+        images = self.config.tokens.images
+        return ModelSpec(
+            config=self.config.model,
+            vocabulary=self.config.tokens.vocabulary(),
+            projection_width=self.projection_width,
+            patches=images == "patches",
+            frames=images == "frame",
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes the three files; the settings last, so that a folder with them is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text.save(folder / "text.model")
+        layouts = {name: layout.to_json() for name, layout in sorted(self.layouts.items())}
+        write_json(folder / "tokenizers.json", {"projection_width": self.projection_width, "layouts": layouts})
+        write_json(folder / "config.json", plain(self.config))
+
+    @classmethod
+    def load(cls, folder: Path, config: Config) -> "Tokenizers":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no run in the folder.
+            ValueError: a file is damaged.
+        """
+        try:
+            stored = json.loads((folder / "tokenizers.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / 'tokenizers.json'} is damaged ({error}): delete the run's folder and train again") from error
+        layouts = {name: TaskLayout.from_json(layout) for name, layout in stored["layouts"].items()}
+        text = TextTokenizer.load(folder / "text.model")
+        return cls(config=config, text=text, layouts=layouts, projection_width=stored["projection_width"])
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is either whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_same_settings(config: Config) -> bool:
+    """Whether the run's folder exists already, with the same settings.
+
+    Raises:
+        ValueError: it exists with other settings; the message names the first that differs.
+    """
+    path = config.folder / "config.json"
+    if not path.exists():
+        return False
+    stored, now = json.loads(path.read_text(encoding="utf-8")), plain(config)
+    for name in sorted(flatten(stored).keys() | flatten(now).keys()):
+        old, new = flatten(stored).get(name), flatten(now).get(name)
+        if old != new and not any(name == free or name.startswith(free + ".") for free in FREE):
+            raise ValueError(
+                f"{config.folder} holds a run with {name} = {old}, not {new}: "
+                f"use the same setting to go on with it, or another folder with --name"
+            )
+    return True
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,0 +1,199 @@
+"""The training loop: batches in, checkpoints and metrics out; stops and goes on anywhere."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from generalist.config import Config
+from generalist.data.batch import BatchSpec
+from generalist.model.config import ModelSpec
+from generalist.model.transformer import count_parameters
+from generalist.training.checkpoint import Checkpoints
+from generalist.training.metrics import Metrics, model_flops, peak_flops
+from generalist.training.optimizer import make_optimizer, schedule
+from generalist.training.sharding import make_mesh
+from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything up to the last finished step is saved."""
+
+
+@dataclasses.dataclass
+class Interrupt:
+    """Turns the first Ctrl-C into a flag, so that a step is never cut in half; the second one ends at once."""
+
+    asked: bool = False
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def compute_dtype(name: str) -> Any:
+    """The activations' dtype; `auto` is bfloat16 on accelerators and float32 on a CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def build_trainer(config: Config, spec: ModelSpec, sources: int) -> Trainer:
+    """The trainer that the settings describe, over all devices."""
+    training = config.training
+    mesh = make_mesh(training.data_axis, training.fsdp_axis, training.tensor_axis)
+    return make_trainer(
+        spec,
+        make_optimizer(training),
+        mesh,
+        sources=sources,
+        z_loss=training.z_loss,
+        dtype=compute_dtype(training.dtype),
+        seed=training.seed,
+    )
+
+
+class Window:
+    """Sums of the metrics since the last line; read from the devices only when a line is due."""
+
+    def __init__(self) -> None:
+        self.entries: list[StepMetrics] = []
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def summarize(self, config: Config, names: list[str], flops: float, peak: float, step: int) -> dict[str, float]:
+        """Means over the window. `waiting` is the share of the time spent waiting for data, `padding` of the positions."""
+        seconds = time.perf_counter() - self.started
+        entries = [jax.tree.map(np.asarray, entry) for entry in jax.device_get(self.entries)]
+        total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *entries)
+        count, positions = len(entries), config.data.rows * config.data.length * len(entries)
+        values = {
+            "loss": total.loss / count,
+            "gradient_norm": total.gradient_norm / count,
+            "learning_rate": float(schedule(config.training)(step - 1)),
+            "tokens_per_second": total.tokens / seconds,
+            "mfu": flops * count / seconds / peak,
+            "padding": 1 - total.tokens / positions,
+            "waiting": self.waited / seconds,
+            "step_seconds": seconds / count,
+        }
+        for kind, nll, weight in zip(KINDS, total.kind_nll, total.kind_weight, strict=True):
+            if weight > 0:
+                values[f"loss/{kind}"] = nll / weight
+        for index, name in enumerate(names):
+            if total.source_weight[index] > 0:
+                values[f"loss/{name}"] = total.source_nll[index] / total.source_weight[index]
+                values[f"accuracy/{name}"] = total.source_correct[index] / total.source_weight[index]
+        return {name: float(value) for name, value in values.items()}
+
+
+def describe(values: dict[str, float]) -> str:
+    """The short text beside the progress bar."""
+    kinds = " ".join(f"{kind} {values[f'loss/{kind}']:.2f}" for kind in KINDS if f"loss/{kind}" in values)
+    return (
+        f"loss {values['loss']:.3f} ({kinds}) {values['tokens_per_second'] / 1e3:.1f}k tok/s "
+        f"mfu {values['mfu']:.0%} pad {values['padding']:.0%} wait {values['waiting']:.0%}"
+    )
+
+
+def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
+    """Raises FloatingPointError naming the step and the sources of its batch when the loss is not finite."""
+    if not np.isfinite(entry.loss):
+        involved = [name for name, weight in zip(names, np.asarray(entry.source_weight), strict=True) if weight > 0]
+        raise FloatingPointError(
+            f"the loss at step {step} is {float(entry.loss)}; its batch came from {', '.join(involved)}. The last checkpoint is "
+            "intact: lower training.learning_rate, or look at that source's data"
+        )
+
+
+def train(config: Config, spec: ModelSpec, batch_spec: BatchSpec, iterator: Iterator, names: list[str], console: Console) -> None:
+    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one.
+
+    Args:
+        iterator: gives batches and can save and restore its position (grain).
+        names: the sources' names in the order of the batches' `source` ids.
+
+    Raises:
+        Interrupted: Ctrl-C; the position is saved.
+        FloatingPointError: the loss is not finite.
+        OSError: a checkpoint could not be written.
+    """
+    training = config.training
+    trainer = build_trainer(config, spec, len(names))
+    checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
+    if checkpoints.latest is None:
+        state = trainer.initialize()
+    else:
+        console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
+        state = checkpoints.restore(trainer.abstract_state, iterator)
+    start = int(state.step)
+    parameters = count_parameters(state.params)
+    tables = sum(count_parameters(state.params[name]) for name in ("token_table", "position_table"))
+    flops, peak = model_flops(spec, batch_spec, parameters, tables), peak_flops()
+    console.print(
+        f"{parameters / 1e6:.2f} M parameters, {batch_spec.rows} × {batch_spec.length} positions a step, "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), peak {peak / 1e9:.0f} GFLOP/s",
+        highlight=False,
+    )
+    with Metrics(config.folder, training.steps, start, console) as metrics, Interrupt() as interrupt:
+        state = run_steps(config, trainer, state, iterator, names, checkpoints, metrics, interrupt, (flops, peak))
+        metrics.advance(int(state.step), "saving")
+        checkpoints.save(state, iterator)
+        checkpoints.wait()
+    checkpoints.close()
+    if interrupt.asked:
+        raise Interrupted(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
+
+
+def run_steps(
+    config: Config,
+    trainer: Trainer,
+    state: TrainState,
+    iterator: Iterator,
+    names: list[str],
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    interrupt: Interrupt,
+    speed: tuple[float, float],
+) -> TrainState:
+    """Steps until the end or until asked to stop."""
+    training = config.training
+    key = jax.random.key(training.seed)
+    window = Window()
+    with jax.set_mesh(trainer.mesh):
+        for step in range(int(state.step) + 1, training.steps + 1):
+            begun = time.perf_counter()
+            batch = next(iterator)
+            window.waited += time.perf_counter() - begun
+            state, entry = trainer.step(state, trainer.place(batch), key)
+            window.entries.append(entry)
+            if step % training.log_every == 0 or step == training.steps:
+                require_finite(window.entries[-1], step, names)
+                values = window.summarize(config, names, *speed, step)
+                metrics.write(step, values)
+                metrics.advance(step, describe(values))
+                window = Window()
+            else:
+                jax.block_until_ready(entry.loss)  # one step in flight: the bar tells the truth
+                metrics.advance(step)
+            if step % training.checkpoint_every == 0 and step < training.steps:
+                checkpoints.save(state, iterator)
+            if interrupt.asked:
+                break
+    return state

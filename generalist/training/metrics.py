@@ -1,0 +1,114 @@
+"""Where metrics go: one line on the screen with the time left, JSONL, TensorBoard."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from generalist.data.batch import BatchSpec
+from generalist.model.config import ModelSpec
+
+# Dense bfloat16 peaks in FLOP/s a chip, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v3": 123e12 / 2,  # JAX counts a core as a device
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float:
+    """FLOP/s of all devices: from the data sheet, or measured by a matrix product in float32 where there is none (a CPU).
+
+    Simulated CPU devices share one processor, which is measured once.
+    """
+    device = jax.devices()[0]
+    for name, peak in PEAK_FLOPS.items():
+        if device.device_kind.startswith(name):
+            return peak * jax.device_count()
+    size = 2048
+    matrix = jax.device_put(np.ones((size, size), np.float32), device)
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    best = min(_seconds(lambda: product(matrix).block_until_ready()) for _ in range(5))
+    return 2 * size**3 / best
+
+
+def _seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def model_flops(spec: ModelSpec, batch: BatchSpec, parameters: int, tables: int) -> float:
+    """FLOPs of one training step by arithmetic: 6 a matrix parameter and position, 12·L·width for attention scores.
+
+    `parameters` counts what every position passes through; `tables` the look-up tables that cost nothing to read. Recomputation
+    is not counted. Embedders of payloads are counted by what passes through them: the tensors and frames of the batch.
+    """
+    config = spec.config
+    positions = batch.rows * batch.length
+    output = config.width * spec.vocabulary.size
+    attention = 12 * config.layers * batch.length * config.heads * config.head_size
+    return positions * (6 * (parameters - tables + output) + attention)
+
+
+class Metrics:
+    """Shows and stores what a run measures.
+
+    Args:
+        folder: gets `metrics.jsonl` and `tensorboard/`.
+        total: steps of the run.
+        start: step at which this process begins.
+    """
+
+    def __init__(self, folder: Path, total: int, start: int, console: Console):
+        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            refresh_per_second=2,
+        )
+        self._task = self.progress.add_task("training", total=total, completed=start, status="compiling")
+
+    def __enter__(self) -> "Metrics":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def advance(self, step: int, status: str | None = None) -> None:
+        """Moves the bar; `status` is the short text beside it."""
+        self.progress.update(self._task, completed=step, **({} if status is None else {"status": status}))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of JSON and one TensorBoard point a value."""
+        self._file.write(json.dumps({"step": step, **{name: round(float(value), 6) for name, value in values.items()}}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, float(value), step)
+
+    def say(self, line: str) -> None:
+        """A line above the bar that stays."""
+        self.progress.console.print(line, highlight=False)

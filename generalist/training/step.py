@@ -1,0 +1,155 @@
+"""The one jitted training step, and the state it carries.
+
+Dimension key: B rows, L positions, V vocabulary, K kinds of token, S sources.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from generalist.data.batch import Batch
+from generalist.model.config import ModelSpec
+from generalist.model.transformer import create
+from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.sharding import batch_shardings, parameter_shardings
+
+KINDS = ("text", "continuous", "discrete")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes from step to step."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """Sums over a batch, so that several steps or hosts can be averaged exactly."""
+
+    loss: Float[Array, ""]
+    """Mean weighted negative log-likelihood plus z-loss, in nats a token."""
+    gradient_norm: Float[Array, ""]
+    kind_nll: Float[Array, "K"]
+    kind_weight: Float[Array, "K"]
+    source_nll: Float[Array, "S"]
+    source_weight: Float[Array, "S"]
+    source_correct: Float[Array, "S"]
+    tokens: Float[Array, ""]
+    """Positions that are not padding."""
+
+
+def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """Negative log-likelihood of each target in nats, and the log-partition."""
+    log_partition = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+    return log_partition - picked, log_partition
+
+
+def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: jnp.dtype) -> Callable:
+    """The function that is differentiated: parameters, batch and key to the loss and its parts."""
+
+    def loss(params, batch: Batch, key: Array):
+        model = nnx.merge(graph, params)
+        logits = model.logits(model.hidden(batch, dtype, key))
+        nll, log_partition = token_nll(logits, batch)
+        weight = batch.loss_weight
+        total = jnp.maximum(weight.sum(), 1.0)
+        value = (weight * (nll + z_loss * jnp.square(log_partition))).sum() / total
+        correct = (jnp.argmax(logits, axis=-1) == batch.targets) * weight
+        kinds = [vocabulary.range(kind) for kind in KINDS]
+        of_kind = [weight * ((batch.targets >= ids.start) & (batch.targets < ids.stop)) for ids in kinds]
+
+        def by_source(x):
+            return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
+
+        parts = {
+            "kind_nll": jnp.stack([(mask * nll).sum() for mask in of_kind]),
+            "kind_weight": jnp.stack([mask.sum() for mask in of_kind]),
+            "source_nll": by_source(weight * nll),
+            "source_weight": by_source(weight),
+            "source_correct": by_source(correct),
+            "tokens": (batch.segment > 0).sum().astype(jnp.float32),
+        }
+        return value, parts
+
+    return loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """The compiled pieces of a run: how to start, how to step, and where everything lives on the mesh."""
+
+    graph: nnx.GraphDef
+    initialize: Callable[[], TrainState]
+    step: Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]
+    """Donates the state: use only the returned one."""
+    state_shardings: TrainState
+    abstract_state: TrainState
+    mesh: Mesh
+
+    def place(self, batch: Batch) -> Batch:
+        """A host's part of a batch, moved to the devices as the step wants it."""
+        shardings = batch_shardings(batch, self.mesh)
+        return jax.tree.map(lambda leaf, sharding: jax.device_put(leaf, sharding), batch, shardings)
+
+
+def make_trainer(
+    spec: ModelSpec, optimizer: optax.GradientTransformation, mesh: Mesh, *, sources: int, z_loss: float, dtype: jnp.dtype, seed: int
+) -> Trainer:
+    """Builds the trainer; nothing is computed before `initialize` is called."""
+
+    def fresh() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, seed)), nnx.Param)
+    abstract_params = nnx.to_pure_dict(abstract_model)
+    shardings = parameter_shardings(abstract_params, mesh)
+    replicated = NamedSharding(mesh, P())
+    # Moments are sharded like their parameters: without this, jit would give them whole to every device.
+    opt_shardings = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, abstract_params),
+        shardings,
+        transform_non_params=lambda _: replicated,
+    )
+    state_shardings = TrainState(step=replicated, params=shardings, opt_state=opt_shardings)
+    loss = make_loss(graph, spec.vocabulary, sources, z_loss, dtype)
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, StepMetrics]:
+        # One key a step, derived from its number: a resumed run draws what the uninterrupted one would have drawn.
+        (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.params, batch, jax.random.fold_in(key, state.step)
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss=value, gradient_norm=optax.tree.norm(gradients), **parts)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(fresh),
+        state_shardings,
+    )
+    return Trainer(
+        graph=graph,
+        initialize=jax.jit(fresh, out_shardings=state_shardings),
+        step=jax.jit(step, donate_argnums=(0,), out_shardings=(state_shardings, replicated)),
+        state_shardings=state_shardings,
+        abstract_state=abstract_state,
+        mesh=mesh,
+    )

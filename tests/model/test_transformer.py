@@ -1,0 +1,114 @@
+"""The model: packing changes nothing, payloads stand where they belong, the cache gives what the whole gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from generalist.data.batch import Batch
+from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.transformer import create
+from generalist.tokenizers.sequence import Modality
+from generalist.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text=40, continuous=16, discrete=8)
+TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48, frame_size=16, frame_channels=8, patch_channels=8)
+SPEC = ModelSpec(config=TINY, vocabulary=VOCABULARY, projection_width=5, patches=True, frames=True)
+
+
+def mixed_batch(rows: int = 2, length: int = 12, seed: int = 0) -> Batch:
+    """Random tokens with one tensor, one frame and one patch a row, at positions 1, 2 and 3."""
+    rng = np.random.default_rng(seed)
+    zeros = np.zeros((rows, length), np.int32)
+    modality, payload = np.full_like(zeros, Modality.TEXT), zeros.copy()
+    for column, kind in ((1, Modality.TENSOR), (2, Modality.FRAME), (3, Modality.PATCH)):
+        modality[:, column], payload[:, column] = kind, np.arange(rows)
+    return Batch(
+        tokens=rng.integers(0, 40, (rows, length)).astype(np.int32),
+        targets=rng.integers(0, 40, (rows, length)).astype(np.int32),
+        loss_weight=np.ones((rows, length), np.float32),
+        modality=modality,
+        local_position=zeros,
+        position=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        segment=zeros + 1,
+        payload_index=payload,
+        source=zeros,
+        tensors=rng.normal(size=(rows, 5)).astype(np.float32),
+        frames=rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),
+        patches=rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),
+        intervals=np.tile(np.array([[0, 64, 64, 128]], np.int32), (rows, 1)),
+    )
+
+
+def rows_only(batch: Batch, keep: slice, columns: slice) -> Batch:
+    """A part of the positions, with all payloads."""
+    names = [f.name for f in dataclasses.fields(Batch) if f.name not in ("tensors", "frames", "patches", "intervals")]
+    return dataclasses.replace(batch, **{name: getattr(batch, name)[keep, columns] for name in names})
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_packed_rows_equal_rows_of_their_own(remat: bool):
+    """Two examples side by side in one row give what each gives alone."""
+    model = create(dataclasses.replace(SPEC, config=dataclasses.replace(TINY, remat=remat)), 0)
+    batch = mixed_batch()
+    packed = jax.tree.map(lambda x: x, batch)
+    names = [f.name for f in dataclasses.fields(Batch) if f.name not in ("tensors", "frames", "patches", "intervals")]
+    packed = dataclasses.replace(batch, **{name: getattr(batch, name).reshape(1, -1) for name in names})
+    packed = dataclasses.replace(packed, segment=np.repeat([[1, 2]], 12, axis=1).astype(np.int32))
+    np.testing.assert_allclose(
+        np.asarray(model.hidden(packed)).reshape(2, 12, -1), np.asarray(model.hidden(batch)), atol=2e-5
+    )
+
+
+def test_future_and_other_payloads_do_not_matter():
+    model, batch = create(SPEC, 0), mixed_batch()
+    before = np.asarray(model.hidden(batch))
+    later = dataclasses.replace(batch, tokens=np.where(np.arange(12)[None] >= 8, 7, batch.tokens).astype(np.int32))
+    np.testing.assert_array_equal(before[:, :8], np.asarray(model.hidden(later))[:, :8])
+    for name in ("tensors", "frames", "patches"):
+        changed = getattr(batch, name).copy()
+        changed[1] = 0
+        after = np.asarray(model.hidden(dataclasses.replace(batch, **{name: changed})))
+        np.testing.assert_array_equal(before[0], after[0])
+        assert np.abs(before[1] - after[1]).max() > 1e-3, name
+
+
+def test_a_batch_without_payloads_needs_no_embedder():
+    spec = dataclasses.replace(SPEC, projection_width=0, patches=False, frames=False)
+    batch = mixed_batch()
+    empty = {name: getattr(batch, name)[:0] for name in ("tensors", "frames", "patches", "intervals")}
+    text = dataclasses.replace(batch, modality=np.zeros_like(batch.modality), **empty)
+    assert create(spec, 0).hidden(text).shape == (2, 12, 32)
+    with pytest.raises(ValueError, match="frame"):
+        create(spec, 0).hidden(dataclasses.replace(text, frames=batch.frames))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_cached_equals_uncached(cut: int):
+    model, batch = create(SPEC, 0), mixed_batch()
+    whole = np.asarray(model.hidden(batch))
+    caches = model.empty_caches(2, 16)
+    segment, position = np.zeros((2, 16), np.int32), np.zeros((2, 16), np.int32)
+    parts = []
+    for start, stop in ((0, cut), (cut, 12)):
+        segment[:, start:stop], position[:, start:stop] = 1, np.arange(start, stop)
+        part = rows_only(batch, slice(None), slice(start, stop))
+        hidden, caches = model.hidden_cached(part, caches, segment, position, jnp.int32(start))
+        parts.append(np.asarray(hidden))
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-5)
+
+
+def test_patch_positions_are_drawn_in_training_and_fixed_in_evaluation():
+    model, batch = create(SPEC, 0), mixed_batch()
+    np.testing.assert_array_equal(model.hidden(batch), model.hidden(batch))
+    drawn = model.hidden(batch, key=jax.random.key(1))
+    assert np.abs(np.asarray(drawn) - np.asarray(model.hidden(batch))).max() > 1e-4
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"model.heads \(6\)"):
+        ModelConfig(heads=6, kv_heads=4)
+    with pytest.raises(ValueError, match="model.width must be at least 1"):
+        ModelConfig(width=0)

@@ -1,0 +1,33 @@
+"""The table of path rules, exactly, and the mesh."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from generalist.training.sharding import make_mesh, parameter_spec
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("blocks/attention/qkv/kernel", (4, 128, 256), P(None, "fsdp", "tensor")),
+        ("blocks/feed_forward/down/kernel", (4, 384, 128), P(None, "tensor", "fsdp")),
+        ("blocks/attention_norm/scale", (4, 128), P()),
+        ("token_table", (1024, 128), P("tensor", "fsdp")),
+        ("token_table", (1023, 128), P(None, "fsdp")),  # an axis that does not divide stays whole
+        ("frame_embedder/out/kernel", (1600, 128), P("fsdp", "tensor")),
+        ("position_table", (512, 128), P("fsdp", None)),  # no rule: the largest axis
+        ("position_table", (16, 128), P()),  # too small to split
+    ],
+)
+def test_rules(path: str, shape: tuple[int, ...], expected: P):
+    assert parameter_spec(path, shape, make_mesh(2, 2, 2)) == expected
+
+
+def test_mesh_fills_the_open_axis():
+    assert dict(make_mesh(1, -1, 2).shape) == {"data": 1, "fsdp": jax.device_count() // 2, "tensor": 2}
+
+
+def test_mesh_that_does_not_cover_the_devices_says_so():
+    with pytest.raises(ValueError, match="training.data_axis"):
+        make_mesh(3, 1, 1)

@@ -1,0 +1,59 @@
+"""Trains a preset and evaluates it: `train.py [PRESET] [--any.setting value]`; `--help` shows every setting.
+
+The same command again goes on where the last one stopped, and reuses what was recorded.
+"""
+
+import os
+import platform
+import sys
+
+
+def use_huge_pages() -> None:
+    """Starts Python anew with huge memory pages: a CPU training step allocates and frees gigabytes, and with 4 KiB pages a third
+    of its time goes into page faults. glibc reads the setting once, when a process starts."""
+    setting = "glibc.malloc.hugetlb=1"
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] == "glibc" and "hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    import tyro
+    from rich.console import Console
+
+    from generalist.config import Config, preset
+
+    console = Console()
+    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
+    try:
+        default = preset(name)
+        config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
+        console.print(f"generalist: preset {name}, run {config.folder}; loading JAX ...", highlight=False)
+        from generalist.experiment import run
+
+        run(config, ["train.py", *arguments], console)
+    except KeyboardInterrupt:
+        console.print("\nstopped; the same command goes on from what is on disk")
+        return 130
+    except (ValueError, ImportError, OSError, FloatingPointError) as error:
+        if os.environ.get("GENERALIST_TRACEBACK"):
+            raise
+        console.print(f"[bold red]error:[/] {type(error).__name__}: ", error, style=None, highlight=False, markup=True)
+        return 1
+    return 0
+
+
+def preset_help() -> str:
+    """What stands at the head of `--help`."""
+    from generalist.config import PRESETS
+
+    lines = [f"  {name}: {(build.__doc__ or '').strip().splitlines()[0]}" for name, build in PRESETS.items()]
+    return "Trains a preset and evaluates it. Presets (first argument, default pocket):\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    print("generalist: starting ...", flush=True)
+    sys.exit(main(sys.argv[1:]))
