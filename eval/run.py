@@ -1,0 +1,185 @@
+"""The whole evaluation of a run's newest checkpoint: text, naming, then control, a suite at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from generalist.config import Config
+from generalist.data.emoji import Split
+from generalist.data.prose import prose
+from generalist.envs import task as task_list
+from generalist.envs.task import EVALUATION_SEED, Task
+from generalist.envs.workers import cores
+from generalist.eval import control, language, naming, report
+from generalist.inference.load import Generalist
+from generalist.inference.policy import ControlPolicy
+from generalist.inference.score import log_likelihood
+from generalist.run import plain
+
+NAMING_SPLITS: tuple[Split, ...] = ("drawings", "names")
+
+
+class EvaluationError(RuntimeError):
+    """A part failed; the others are finished and kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of the evaluation."""
+
+    name: str
+    settings: dict[str, Any]
+    """What the result depends on besides the weights: with other settings it is computed anew."""
+    compute: Callable[[Progress], Any]
+    """Shows its progress; returns JSON values."""
+
+
+def evaluate(config: Config, command: list[str], console: Console) -> dict[str, Any]:
+    """Scores the newest checkpoint, writes `results.json` into the run's folder and shows it.
+
+    Parts that an earlier, interrupted evaluation of the same checkpoint finished are not done again. A part that fails
+    does not keep the others from being done.
+
+    Args:
+        config: the run's settings.
+        command: what the user typed.
+        console: where progress and the results are shown.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        EvaluationError: a part failed; raised when all others are finished and written.
+    """
+    generalist = Generalist.from_run(config)
+    kept = report.Parts(folder=config.folder / "evaluation" / f"step-{generalist.step}")
+    done, failed = _compute(parts(generalist), kept, console)
+    seeds = {"evaluation": EVALUATION_SEED, "naming": naming.SEED, "text": language.SEED}
+    results: dict[str, Any] = report.manifest(command, plain(config), generalist.step, seeds, str(jax.devices()[0]))
+    tasks = {suite: _tasks(config, suite) for suite in config.data.control()}
+    results["control"] = {
+        suite: control.summarize(tasks[suite], [control.Episode(**episode) for episode in done[f"control-{suite}"]])
+        for suite in tasks
+        if f"control-{suite}" in done
+    }
+    results["naming"] = {split: done[f"naming-{split}"] for split in NAMING_SPLITS if f"naming-{split}" in done}
+    results["language"] = {"prose": done["language-prose"]} if "language-prose" in done else {}
+    results["failed"] = failed
+    path = config.folder / "results.json"
+    report.save(path, results)
+    report.show(results, console)
+    console.print(f"every number, with seeds and versions: {path}", highlight=False)
+    if failed:
+        raise EvaluationError(
+            f"{', '.join(failed)} could not be evaluated ({next(iter(failed.values()))}); "
+            "the same command tries again and keeps the rest"
+        )
+    return results
+
+
+def _compute(parts: list[Part], kept: report.Parts, console: Console) -> tuple[dict[str, Any], dict[str, str]]:
+    """Results of the parts by name, and the reasons of those that failed."""
+    done: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    for number, part in enumerate(parts, 1):
+        known = kept.path(part.name, part.settings).exists()
+        console.print(f"evaluation {number}/{len(parts)}: {part.name}{', kept' if known else ''}", highlight=False)
+        with Progress(*columns, *times, console=console, transient=True) as progress:
+            try:
+                done[part.name] = kept.get(part.name, part.settings, partial(part.compute, progress))
+            except Exception as error:  # whatever it is, the other parts are worth having
+                failed[part.name] = f"{type(error).__name__}: {error}"
+                console.print(f"evaluation of {part.name} failed: {failed[part.name]}", style="red", highlight=False)
+    return done, failed
+
+
+def parts(generalist: Generalist) -> list[Part]:
+    """What the settings ask to be evaluated, the quick parts first."""
+    data = generalist.config.data
+    text = [_language_part(generalist)] if data.prose.weight > 0 else []
+    images = [_naming_part(generalist, split) for split in NAMING_SPLITS] if data.emoji.weight > 0 else []
+    return [*text, *images, *(_control_part(generalist, suite) for suite in data.control())]
+
+
+def _tasks(config: Config, suite: str) -> list[Task]:
+    """The suite's tasks that were trained on."""
+    return task_list.tasks(f"{suite}/{config.data.control()[suite].tasks}")
+
+
+def _control_part(generalist: Generalist, suite: str) -> Part:
+    """The episodes of one suite."""
+    config = generalist.config
+    tasks = _tasks(config, suite)
+    episodes = getattr(config.evaluation, f"{suite}_episodes")
+
+    def compute(progress: Progress) -> list[dict[str, Any]]:
+        played = control.evaluate_control(
+            lambda layout, lanes: ControlPolicy(generalist, layout, lanes),
+            tasks,
+            episodes,
+            workers=config.data.workers or cores(),
+            progress=progress,
+        )
+        return [dataclasses.asdict(episode) for episode in played]
+
+    limits = {task.name: task.max_steps for task in tasks}
+    settings = {"max_steps": limits, "episodes": episodes, "first_seed": EVALUATION_SEED}
+    return Part(name=f"control-{suite}", settings=settings, compute=compute)
+
+
+def _naming_part(generalist: Generalist, split: Split) -> Part:
+    """Naming drawings of one split."""
+    wanted = generalist.config.evaluation
+    settings = {"items": wanted.naming_items, "choices": wanted.naming_choices, "seed": naming.SEED}
+
+    def compute(progress: Progress) -> dict[str, Any]:
+        return naming.evaluate_naming(
+            generalist.assembler.image_text,
+            partial(log_likelihood, generalist),
+            split,
+            items=wanted.naming_items,
+            choices=wanted.naming_choices,
+            progress=progress,
+        )
+
+    return Part(name=f"naming-{split}", settings=settings, compute=compute)
+
+
+def _language_part(generalist: Generalist) -> Part:
+    """Held-out prose."""
+    config = generalist.config
+    tokens = config.data.length - 1  # the beginning marker takes one position
+    megabytes, count = config.data.prose.megabytes, config.evaluation.prose_windows
+
+    def compute(progress: Progress) -> dict[str, Any]:
+        training, heldout = (
+            [document.text for document in prose(config.data.folder / "prose", split, megabytes)]
+            for split in ("train", "heldout")
+        )
+        return language.evaluate_language(
+            partial(generalist.assembler.text, eos=False),
+            partial(log_likelihood, generalist),
+            generalist.tokenizers.text.encode,
+            generalist.vocabulary.text,
+            training,
+            heldout,
+            tokens=tokens,
+            count=count,
+            progress=progress,
+        )
+
+    settings = {"megabytes": megabytes, "windows": count, "tokens": tokens, "seed": language.SEED}
+    return Part(name="language-prose", settings=settings, compute=compute)
