@@ -8,7 +8,8 @@ from collections.abc import Sequence as Sequences
 import numpy as np
 
 from generalist.data.batch import Batch
-from generalist.tokenizers.sequence import Modality, Sequence
+from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.sequence import Sequence
 
 PAYLOADS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
 

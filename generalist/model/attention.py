@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.config import ModelConfig
@@ -91,7 +92,7 @@ class Cache(NamedTuple):
     value: Float[Array, "B S M H"]
 
     @classmethod
-    def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: jnp.dtype) -> "Cache":
+    def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: DTypeLike) -> "Cache":
         shape = (batch, slots, kv_heads, head_size)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

@@ -1,11 +1,12 @@
 """What turns payloads into embeddings: projected tensors, image patches (Gato), whole frames (a small convolutional net).
 
-Dimension key: N tensors, F projection width, P patches, M frames, C channels, D width, K tokens a frame.
+Dimension key: N tensors, F projection width, P patches, M frames, C channels, D width, K tokens a frame (MK of all frames).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.model.config import ModelConfig, ModelSpec
@@ -83,7 +84,7 @@ class PatchEmbedder(nnx.Module):
         self.column = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
 
     def __call__(
-        self, patches: UInt8[Array, "P 16 16 3"], intervals: Int[Array, "P 4"], dtype: jnp.dtype, key: Array | None = None
+        self, patches: UInt8[Array, "P 16 16 3"], intervals: Int[Array, "P 4"], dtype: DTypeLike, key: Array | None = None
     ) -> Float[Array, "P D"]:
         """`intervals`: row low, row high, column low, column high in 0..128. With a random `key` (training) a position is
         drawn uniformly from the interval; without (evaluation) it is the rounded mean (Gato, appendix C.3)."""
@@ -122,7 +123,7 @@ class FrameEmbedder(nnx.Module):
         cells = -(-config.frame_size // 16)  # two strides of 2 after the stem's 4, each rounding up
         self.out = Linear(cells * cells * second, config.frame_tokens * config.width, rngs=rngs, bias=True)
 
-    def __call__(self, frames: UInt8[Array, "M S S 3"], dtype: jnp.dtype) -> Float[Array, "M*K D"]:
+    def __call__(self, frames: UInt8[Array, "M S S 3"], dtype: DTypeLike) -> Float[Array, "MK D"]:
         count, size, _, _ = frames.shape
         x = frames.astype(dtype) / 127.5 - 1.0
         x = x.reshape(count, size // 4, 4, size // 4, 4, 3).transpose(0, 1, 3, 2, 4, 5)

@@ -6,6 +6,7 @@ Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N ten
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
@@ -13,7 +14,7 @@ from generalist.model.attention import Attention, Cache, attention_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, Linear, RMSNorm
-from generalist.tokenizers.sequence import Modality
+from generalist.tokenizers.pieces import Modality
 
 
 class Block(nnx.Module):
@@ -59,7 +60,7 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(config.width, rngs=rngs)
         self.output = None if config.tied_output else Linear(config.width, self.vocabulary_size, rngs=rngs)
 
-    def embed(self, batch: Batch, dtype: jnp.dtype, key: Array | None = None) -> Float[Array, "B L D"]:
+    def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced where a payload speaks, plus the embedding of the local position."""
         scale = self.config.width**0.5
         x = self.token_table[...].at[batch.tokens].get(mode="clip").astype(dtype) * scale
@@ -80,7 +81,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"the batch carries {payload}s but this model was built without a {payload} embedder")
         return embedder
 
-    def hidden(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
+    def hidden(self, batch: Batch, dtype: DTypeLike = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
         """Final hidden states of whole sequences. `key` draws patch positions (training); None takes their means."""
         x = self.embed(batch, dtype, key)
         mask = attention_mask(batch.segment, batch.position, batch.segment, batch.position)
@@ -117,7 +118,7 @@ class Transformer(nnx.Module):
             return self.output(hidden).astype(jnp.float32)
         return (hidden @ self.token_table[...].T.astype(hidden.dtype)).astype(jnp.float32)
 
-    def empty_caches(self, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> list[Cache]:
+    def empty_caches(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> list[Cache]:
         """One empty cache a layer."""
         config = self.config
         return [Cache.empty(batch, slots, config.kv_heads, config.head_size, dtype) for _ in range(config.layers)]

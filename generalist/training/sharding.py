@@ -67,11 +67,7 @@ def parameter_shardings(params, mesh: Mesh):
     )
 
 
-def batch_shardings(batch, mesh: Mesh):
-    """Rows and payloads are split over `data` and `fsdp` where they divide, else replicated."""
+def rows_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """A batch's array: rows or payloads are split over `data` and `fsdp` where they divide, else replicated."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-
-    def one(leaf) -> NamedSharding:
-        return NamedSharding(mesh, BATCH if leaf.shape[0] and leaf.shape[0] % parts == 0 else P())
-
-    return jax.tree.map(one, batch)
+    return NamedSharding(mesh, BATCH if shape[0] and shape[0] % parts == 0 else P())

@@ -13,13 +13,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import create
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.sharding import batch_shardings, parameter_shardings
+from generalist.training.sharding import parameter_shardings, rows_sharding
 
 KINDS = ("text", "continuous", "discrete")
 
@@ -27,9 +28,9 @@ KINDS = ("text", "continuous", "discrete")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that changes from step to step."""
+    """Everything that changes from step to step; also holds shapes or shardings in its leaves' places."""
 
-    step: Array
+    step: Any
     params: Any
     opt_state: Any
 
@@ -58,7 +59,7 @@ def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array,
     return log_partition - picked, log_partition
 
 
-def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: jnp.dtype) -> Callable:
+def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: DTypeLike) -> Callable:
     """The function that is differentiated: parameters, batch and key to the loss and its parts."""
 
     def loss(params, batch: Batch, key: Array):
@@ -102,12 +103,11 @@ class Trainer:
 
     def place(self, batch: Batch) -> Batch:
         """A host's part of a batch, moved to the devices as the step wants it."""
-        shardings = batch_shardings(batch, self.mesh)
-        return jax.tree.map(lambda leaf, sharding: jax.device_put(leaf, sharding), batch, shardings)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, rows_sharding(leaf.shape, self.mesh)), batch)
 
 
 def make_trainer(
-    spec: ModelSpec, optimizer: optax.GradientTransformation, mesh: Mesh, *, sources: int, z_loss: float, dtype: jnp.dtype, seed: int
+    spec: ModelSpec, optimizer: optax.GradientTransformation, mesh: Mesh, *, sources: int, z_loss: float, dtype: DTypeLike, seed: int
 ) -> Trainer:
     """Builds the trainer; nothing is computed before `initialize` is called."""
 

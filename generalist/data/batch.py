@@ -1,0 +1,78 @@
+"""The one structure at the model's door: a batch of packed sequences, and its sizes.
+
+Dimension key: B rows, L positions, N tensors, F projection width, M frames, S pixels on a side, P patches.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from generalist.tokenizers.pieces import PATCH_SIZE, Modality
+
+ArrayLike = np.ndarray | jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences packed to a fixed shape. Payloads stand in flat arrays for the whole batch, padded with zero rows."""
+
+    tokens: Int32[ArrayLike, "B L"]
+    """Input ids."""
+    targets: Int32[ArrayLike, "B L"]
+    """The id to predict from each position."""
+    loss_weight: Float32[ArrayLike, "B L"]
+    """Weight of that prediction; 0 where there is none."""
+    modality: Int32[ArrayLike, "B L"]
+    """A `Modality`: where the embedding comes from."""
+    local_position: Int32[ArrayLike, "B L"]
+    """Index within a timestep."""
+    position: Int32[ArrayLike, "B L"]
+    """Index within the segment: order in time."""
+    segment: Int32[ArrayLike, "B L"]
+    """0 is padding; sequences of a row count from 1."""
+    payload_index: Int32[ArrayLike, "B L"]
+    """Row among the batch's embeddings of the position's modality; 0 where none."""
+    source: Int32[ArrayLike, "B L"]
+    """Which data source the sequence is from."""
+    tensors: Float32[ArrayLike, "N F"]
+    frames: UInt8[ArrayLike, "M S S 3"]
+    patches: UInt8[ArrayLike, "P 16 16 3"]
+    intervals: Int32[ArrayLike, "P 4"]
+    """Each patch's row low, row high, column low, column high in 0..128."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """The sizes of a batch; `tensors`, `frames` and `patches` are budgets for the whole batch."""
+
+    rows: int
+    length: int
+    tensors: int
+    projection_width: int
+    frames: int
+    frame_size: int
+    frame_tokens: int = 1
+    patches: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+
+    def zeros(self, pad: int) -> Batch:
+        """A batch of padding, with room for every payload."""
+        shape = (self.rows, self.length)
+        fields = ("targets", "local_position", "position", "segment", "payload_index", "source")
+        return Batch(
+            tokens=np.full(shape, pad, np.int32),
+            loss_weight=np.zeros(shape, np.float32),
+            modality=np.full(shape, Modality.SPECIAL, np.int32),
+            tensors=np.zeros((self.tensors, self.projection_width), np.float32),
+            frames=np.zeros((self.frames, self.frame_size, self.frame_size, 3), np.uint8),
+            patches=np.zeros((self.patches, PATCH_SIZE, PATCH_SIZE, 3), np.uint8),
+            intervals=np.zeros((self.patches, 4), np.int32),
+            **{name: np.zeros(shape, np.int32) for name in fields},
+        )

@@ -1,0 +1,84 @@
+"""The training step: it learns, and gives the same on every mesh."""
+
+import jax
+import numpy as np
+import pytest
+
+from generalist.config import TrainingConfig
+from generalist.data.batch import Batch
+from generalist.model.config import ModelConfig, ModelSpec
+from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.optimizer import make_optimizer, schedule
+from generalist.training.sharding import make_mesh
+from generalist.training.step import Trainer, make_trainer
+
+TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
+SPEC = ModelSpec(
+    config=TINY, vocabulary=Vocabulary(text=40, continuous=16, discrete=8), projection_width=5, patches=False, frames=False
+)
+CONFIG = TrainingConfig(steps=30, warmup=3, learning_rate=1e-2)
+
+
+def counting_batch(rows: int = 8, length: int = 16) -> Batch:
+    """Every token is one more than the last: easy to learn."""
+    start = np.arange(rows, dtype=np.int32)[:, None]
+    tokens = (start + np.arange(length, dtype=np.int32)[None]) % 40
+    zeros = np.zeros_like(tokens)
+    return Batch(
+        tokens=tokens,
+        targets=(tokens + 1) % 40,
+        loss_weight=np.ones(tokens.shape, np.float32),
+        modality=zeros,
+        local_position=zeros,
+        position=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        segment=zeros + 1,
+        payload_index=zeros,
+        source=zeros + (start % 2),
+        tensors=np.zeros((0, 5), np.float32),
+        frames=np.zeros((0, 80, 80, 3), np.uint8),
+        patches=np.zeros((0, 16, 16, 3), np.uint8),
+        intervals=np.zeros((0, 4), np.int32),
+    )
+
+
+def trainer_on(*mesh: int) -> Trainer:
+    return make_trainer(
+        SPEC, make_optimizer(CONFIG), make_mesh(*mesh), sources=2, z_loss=1e-4, dtype=np.float32, seed=0
+    )
+
+
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    state, batch, key, seen = trainer.initialize(), trainer.place(counting_batch()), jax.random.key(0), []
+    with jax.set_mesh(trainer.mesh):
+        for _ in range(steps):
+            state, metrics = trainer.step(state, batch, key)
+            seen.append(float(metrics.loss))
+    return seen
+
+
+def test_it_learns():
+    seen = losses(trainer_on(1, 8, 1), 30)
+    assert seen[-1] < 0.5 * seen[0]
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_every_mesh_gives_the_same_losses(mesh: tuple[int, ...]):
+    np.testing.assert_allclose(losses(trainer_on(*mesh), 4), losses(trainer_on(1, 8, 1), 4), rtol=2e-5)
+
+
+def test_moments_are_sharded_like_their_parameters():
+    trainer = trainer_on(1, 2, 4)
+    kernels = [
+        leaf.sharding.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trainer.abstract_state.opt_state)
+        if "qkv" in str(path)
+    ]
+    assert len(kernels) == 2  # first and second moment
+    assert set(kernels) == {trainer.abstract_state.params["blocks"]["attention"]["qkv"]["kernel"].sharding.spec}
+
+
+def test_schedule_warms_up_and_ends_low():
+    rate = schedule(CONFIG)
+    assert float(rate(0)) == 0
+    np.testing.assert_allclose(float(rate(3)), CONFIG.learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(float(rate(30)), CONFIG.learning_rate * CONFIG.final_fraction, rtol=1e-5)
