@@ -1,0 +1,234 @@
+"""Continuous numbers as bins and back: μ-law (Gato), uniform and quantile. All decode to bin centres."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Codec(Protocol):
+    """Numbers ↔ bins. The last axis is the dimensions, in the order of the flattened tensor."""
+
+    bins: int
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Bins in 0..bins-1, int32, of numbers (..., D)."""
+
+    def decode(self, bins: np.ndarray) -> np.ndarray:
+        """Bin centres, float32, of bins (..., D)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `codec_from_json` reads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuLaw:
+    """Gato's code for unbounded numbers (section 2.1): sgn(x)·ln(μ|x| + 1) / ln(mμ + 1), cut to [-1, 1], in equal bins.
+
+    Fine around zero, coarse far away; numbers beyond ±m are cut off.
+    """
+
+    mu: float = 100.0
+    m: float = 256.0
+    bins: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_bins(self.bins)
+        if not (0 < self.mu < math.inf and 0 < self.m < math.inf):
+            raise ValueError(f"mu and m must be positive numbers, got mu={self.mu}, m={self.m}")
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Bins, int32, of numbers of any shape."""
+        values = _finite(values)
+        companded = np.sign(values) * np.log1p(self.mu * np.abs(values)) / math.log1p(self.m * self.mu)
+        return np.clip((companded + 1.0) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int32)
+
+    def decode(self, bins: np.ndarray) -> np.ndarray:
+        """Centres, float32, in companded space: so each is the inverse of its bin's middle."""
+        middle = (_in_range(bins, self.bins) + 0.5) * (2.0 / self.bins) - 1.0
+        return (np.sign(middle) * np.expm1(np.abs(middle) * math.log1p(self.m * self.mu)) / self.mu).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "mu_law", "mu": self.mu, "m": self.m, "bins": self.bins}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Equal bins between two bounds a dimension; numbers beyond are cut off. For bounded numbers such as actions."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bins: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_bins(self.bins)
+        if len(self.low) != len(self.high) or not all(
+            math.isfinite(low) and math.isfinite(high) and low <= high
+            for low, high in zip(self.low, self.high, strict=True)
+        ):
+            raise ValueError(
+                f"low and high must be as many finite numbers with low ≤ high, got {self.low} and {self.high}"
+            )
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers that are encoded together."""
+        return len(self.low)
+
+    @cached_property
+    def _scale(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Low, bin width, and bins a unit (0 where low = high)."""
+        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
+        width = (high - low) / self.bins
+        return low, width, np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Bins, int32, of numbers (..., D)."""
+        low, _, scale = self._scale
+        return np.clip((_finite(values, len(self.low)) - low) * scale, 0, self.bins - 1).astype(np.int32)
+
+    def decode(self, bins: np.ndarray) -> np.ndarray:
+        """Centres, float32, of bins (..., D)."""
+        low, width, _ = self._scale
+        return (low + (_in_range(bins, self.bins, len(self.low)) + 0.5) * width).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "uniform", "low": list(self.low), "high": list(self.high), "bins": self.bins}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantile:
+    """Bins that hold equally many of the numbers seen, a dimension: fine where the data is.
+
+    A number that makes up many of them (a saturated action) repeats as an edge and gets a bin of no width, which decodes to it
+    exactly.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    """Ascending edges of each dimension, one more than bins; all dimensions have as many."""
+
+    def __post_init__(self) -> None:
+        counts = {len(edges) for edges in self.edges}
+        if len(counts) != 1 or counts.pop() < 2:
+            raise ValueError("edges must have one tuple a dimension, all of one length of at least 2")
+        edges = np.array(self.edges, np.float64)
+        if not np.isfinite(edges).all() or (np.diff(edges, axis=1) < 0).any():
+            raise ValueError("edges must be finite and ascending in every dimension")
+
+    @classmethod
+    def fit(cls, values: np.ndarray, bins: int = 1024, tail: float = 0.0) -> "Quantile":
+        """Edges from numbers (N, D), leaving out a share `tail` of them at either end.
+
+        Raises:
+            ValueError: there are no numbers, or some are not finite.
+        """
+        _check_bins(bins)
+        values = _finite(values)
+        if values.ndim != 2 or not len(values):
+            raise ValueError(f"quantiles need numbers of shape (N, D) with N at least 1, got shape {values.shape}")
+        if not 0 <= tail < 0.5:
+            raise ValueError(f"tail must be in [0, 0.5), got {tail}")
+        edges = np.quantile(values, np.linspace(tail, 1 - tail, bins + 1), axis=0).T
+        # Interpolation between equal numbers can be off by a rounding error.
+        return cls(edges=tuple(map(tuple, np.maximum.accumulate(edges, axis=1).tolist())))
+
+    @property
+    def bins(self) -> int:
+        """Bins of a dimension."""
+        return len(self.edges[0]) - 1
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers that are encoded together."""
+        return len(self.edges)
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return np.array(self.edges, np.float64)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Bins, int32, of numbers (..., D)."""
+        values = _finite(values, len(self.edges))
+        bins = np.empty(values.shape, np.int32)
+        for index, edges in enumerate(self._edges):
+            first = np.searchsorted(edges, values[..., index], side="left")
+            last = np.searchsorted(edges, values[..., index], side="right")
+            # An edge that repeats has bins of no width: take the one in the middle.
+            bins[..., index] = np.where(last - first > 1, (first + last - 2) // 2, last - 1)
+        return np.clip(bins, 0, self.bins - 1)
+
+    def decode(self, bins: np.ndarray) -> np.ndarray:
+        """Centres, float32, of bins (..., D)."""
+        bins = _in_range(bins, self.bins, len(self.edges))
+        dimension = np.arange(len(self.edges))
+        return ((self._edges[dimension, bins] + self._edges[dimension, bins + 1]) / 2).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "quantile", "edges": [list(edges) for edges in self.edges]}
+
+
+def codec_from_json(data: Mapping[str, Any]) -> Codec:
+    """The codec that `to_json` described.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
+    try:
+        kind = data["type"]
+        if kind == "mu_law":
+            return MuLaw(mu=float(data["mu"]), m=float(data["m"]), bins=data["bins"])
+        if kind == "uniform":
+            return Uniform(low=_floats(data["low"]), high=_floats(data["high"]), bins=data["bins"])
+        if kind == "quantile":
+            return Quantile(edges=tuple(_floats(edges) for edges in data["edges"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the description of a codec is damaged ({type(error).__name__}: {error})") from error
+    raise ValueError(f"unknown codec {kind!r}: there are mu_law, uniform and quantile")
+
+
+def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the first axis, float32, of numbers (N, ...). A constant number gets deviation 1.
+
+    Raises:
+        ValueError: there are no numbers, or some are not finite.
+    """
+    values = _finite(values)
+    if values.ndim == 0 or not len(values):
+        raise ValueError(f"statistics need at least one row of numbers, got shape {values.shape}")
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    # What varies only by rounding errors is constant too: dividing by it would blow them up.
+    constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
+    return mean.astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+
+
+def _check_bins(bins: int) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 2**24:
+        raise ValueError(f"bins must be a whole number from 1 to {2**24}, got {bins!r}")
+
+
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _finite(values: np.ndarray, dimensions: int | None = None) -> np.ndarray:
+    """The numbers as float64, checked: float32 would lose the golden values' last bins."""
+    values = np.asarray(values, np.float64)
+    if dimensions is not None and (values.ndim == 0 or values.shape[-1] != dimensions):
+        raise ValueError(f"the codec has {dimensions} dimensions but the numbers have shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "a number is NaN or infinite and has no bin: check the environment or the recording it came from"
+        )
+    return values
+
+
+def _in_range(bins: np.ndarray, count: int, dimensions: int | None = None) -> np.ndarray:
+    bins = np.asarray(bins)
+    if dimensions is not None and (bins.ndim == 0 or bins.shape[-1] != dimensions):
+        raise ValueError(f"the codec has {dimensions} dimensions but the bins have shape {bins.shape}")
+    if bins.size and not (0 <= bins.min() and bins.max() < count):
+        raise ValueError(f"bins must be in 0..{count - 1}, got {bins.min()}..{bins.max()}")
+    return bins.astype(np.int64)

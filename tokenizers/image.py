@@ -1,0 +1,101 @@
+"""Images as patches with their places (Gato, section 2.1 and appendix C.3), or as frames of one size."""
+
+import numpy as np
+from PIL import Image
+
+from generalist.tokenizers.pieces import PATCH_SIZE, Modality, Piece
+
+PLACES = 128
+"""Parts that an image's height and width are divided into to say where a patch is (Gato, appendix C.3)."""
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Images (..., H, W, C) with 1 (grey), 3 (RGB) or 4 (RGBA) channels as RGB, uint8. Transparency is laid on white.
+
+    Raises:
+        ValueError: other channels or another type.
+    """
+    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape[-3:]:
+        raise ValueError(
+            f"an image must be uint8 H×W×C with 1, 3 or 4 channels, got {images.dtype} of shape {images.shape}"
+        )
+    channels = images.shape[-1]
+    if channels == 1:
+        return np.repeat(images, 3, axis=-1)
+    if channels == 3:
+        return images
+    alpha = images[..., 3:].astype(np.uint32)
+    return ((images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def patchify(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts an image, uint8 (H, W, C) or grey (H, W), into 16×16 patches in raster order.
+
+    Height and width are filled up with black on the bottom and the right to multiples of 16.
+
+    Returns:
+        Patches, uint8 (n, 16, 16, 3), and their intervals, int32 (n, 4).
+    """
+    return patchify_all(_with_channels(np.asarray(image))[None])
+
+
+def patchify_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`patchify` of images (T, H, W, C), one after the other."""
+    images = to_rgb(images)
+    count, height, width, _ = images.shape
+    rows, columns = -(-height // PATCH_SIZE), -(-width // PATCH_SIZE)
+    bottom, right = rows * PATCH_SIZE - height, columns * PATCH_SIZE - width
+    if bottom or right:
+        images = np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    cut = images.reshape(count, rows, PATCH_SIZE, columns, PATCH_SIZE, 3).swapaxes(2, 3)
+    patches = cut.reshape(count * rows * columns, PATCH_SIZE, PATCH_SIZE, 3)
+    return patches, np.tile(patch_intervals(rows, columns), (count, 1))
+
+
+def patch_intervals(rows: int, columns: int) -> np.ndarray:
+    """Where each patch of a grid lies, int32 (rows · columns, 4): row low, row high, column low, column high in 0..128."""
+    row, column = _edges(rows), _edges(columns)
+    intervals = np.empty((rows, columns, 4), np.int32)
+    intervals[..., 0], intervals[..., 1] = row[:-1, None], row[1:, None]
+    intervals[..., 2], intervals[..., 3] = column[:-1], column[1:]
+    return intervals.reshape(-1, 4)
+
+
+def to_frame(image: np.ndarray, size: int) -> np.ndarray:
+    """An image, uint8 (H, W, C) or grey (H, W), stretched to (size, size, 3)."""
+    rgb = to_rgb(_with_channels(np.asarray(image)))
+    if rgb.shape[:2] == (size, size):
+        return rgb
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def patch_piece(images: np.ndarray, *, pad: int) -> Piece:
+    """The patches of images (T, H, W, C), one image a step."""
+    patches, intervals = patchify_all(images if images.ndim == 4 else images[..., None])
+    lengths = np.full((len(images),), len(patches) // max(1, len(images)), np.int32)
+    tokens = np.full((len(patches),), pad, np.int32)
+    return Piece(Modality.PATCH, tokens, lengths, payload=patches, intervals=intervals)
+
+
+def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: int) -> Piece:
+    """Images (T, H, W, C) as frames, one a step, each at `frame_tokens` positions."""
+    if images.shape[1:] == (frame_size, frame_size, 3) and images.dtype == np.uint8:
+        frames = images
+    else:
+        frames = np.stack([to_frame(image, frame_size) for image in images])
+    tokens = np.full((len(images) * frame_tokens,), pad, np.int32)
+    return Piece(Modality.FRAME, tokens, np.full((len(images),), frame_tokens, np.int32), payload=frames)
+
+
+def patch_count(height: int, width: int) -> int:
+    """Patches of an image of that many pixels."""
+    return -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)
+
+
+def _edges(parts: int) -> np.ndarray:
+    """Edges of equal parts of 0..128, rounded half up."""
+    return np.floor(np.arange(parts + 1) * PLACES / parts + 0.5).astype(np.int32)
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+    return image[..., None] if image.ndim == 2 else image

@@ -1,0 +1,201 @@
+"""Which kind of part a leaf of a space becomes."""
+
+import dataclasses
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.continuous import Codec, MuLaw, Uniform
+from generalist.tokenizers.discrete import DiscreteCodec
+from generalist.tokenizers.parts import (
+    ContinuousPart,
+    DiscretePart,
+    FramePart,
+    OneHotPart,
+    Part,
+    PatchPart,
+    TensorPart,
+    TextPart,
+)
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+# Bounds beyond this are formal ("the largest float32"): equal bins between them would all be empty but one.
+_LARGEST_BOUND = 1e6
+# One-hot vectors wider than this are a mistake, not an observation.
+_WIDEST = 2**17
+
+_SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple can be tokenised"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How leaves enter; see `SpaceTokenizer.from_space`."""
+
+    tensors: Literal["tokens", "projected"]
+    images: Literal["patches", "frame"]
+    frame_size: int
+    frame_tokens: int
+    offset: int
+    bounded: Literal["uniform", "mu_law"]
+
+    def __post_init__(self) -> None:
+        choices = {"tensors": ("tokens", "projected"), "images": ("patches", "frame"), "bounded": ("uniform", "mu_law")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {getattr(self, name)!r}')
+        for name, least in (("frame_size", 1), ("frame_tokens", 1), ("offset", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
+
+
+def make_part(
+    path: tuple[str, ...],
+    space: gym.Space,
+    rules: Rules,
+    *,
+    offset: int,
+    vocabulary: Vocabulary,
+    text: TextTokenizer | None,
+    statistics: tuple[np.ndarray, np.ndarray] | None,
+    codec: Codec | None,
+) -> Part:
+    """The part that a leaf becomes.
+
+    Raises:
+        ValueError: it can't be one; the message names its key, its space and the remedy.
+    """
+    if isinstance(space, gym.spaces.Text):
+        if text is None:
+            raise _error(path, space, "has text, and there is no text tokenizer: pass one as text=")
+        return TextPart(path=path, shape=(), dtype="object", vocabulary=vocabulary, text=text)
+    if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        raise _error(
+            path, space, f"can't be tokenised: {_SUPPORTED}, so turn it into these in an observation or action wrapper"
+        )
+    common = {"path": path, "shape": tuple(space.shape), "dtype": str(space.dtype), "vocabulary": vocabulary}
+    if 0 in space.shape:
+        raise _error(path, space, "has no numbers: leave it out in a wrapper")
+    if is_image(space):
+        if rules.images == "patches":
+            return PatchPart(**common)
+        return FramePart(**common, frame_size=rules.frame_size, frame_tokens=rules.frame_tokens)
+    if rules.tensors == "projected":
+        if isinstance(space, gym.spaces.Box):
+            mean, std = _statistics(path, space, statistics)
+            return TensorPart(**common, offset=offset, mean=mean, std=std)
+        _check_width(path, space)
+        return OneHotPart(**common, offset=offset, codec=_discrete(space))
+    if isinstance(space, gym.spaces.Box) and (codec is not None or not _is_discrete(space, vocabulary)):
+        codec = _default_codec(space, rules, vocabulary) if codec is None else _checked(path, space, codec, vocabulary)
+        low, high = (tuple(bound.astype(np.float64).reshape(-1).tolist()) for bound in (space.low, space.high))
+        return ContinuousPart(**common, codec=codec, low=low, high=high)
+    discrete = _discrete(space)
+    if max(discrete.sizes) > vocabulary.discrete:
+        raise _error(
+            path,
+            space,
+            f"has {max(discrete.sizes)} values but vocabulary.discrete is {vocabulary.discrete}: "
+            'raise it, or let observations enter with tensors="projected"',
+        )
+    return DiscretePart(**common, codec=discrete)
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether a space is read as an image: a Box of uint8, H×W×C with 1, 3 or 4 channels."""
+    return (
+        isinstance(space, gym.spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and space.shape[-1] in (1, 3, 4)
+    )
+
+
+def projection_size(space: gym.Space) -> int:
+    """Projection columns of a leaf that enters with tensors="projected"."""
+    if is_image(space) or isinstance(space, gym.spaces.Text):
+        return 0
+    if isinstance(space, gym.spaces.Box):
+        return int(np.prod(space.shape, dtype=np.int64))
+    if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        return _discrete(space).width
+    raise ValueError(f"a space of type {type(space).__name__} can't be projected: {_SUPPORTED}")
+
+
+def _error(path: tuple[str, ...], space: gym.Space, what: str) -> ValueError:
+    return ValueError(f"the part {'/'.join(path)!r} is {space}, which {what}")
+
+
+def _is_discrete(space: gym.spaces.Box, vocabulary: Vocabulary) -> bool:
+    """Whether a Box holds whole numbers that all have an id."""
+    if space.dtype.kind == "f":
+        return False
+    # In float64: the difference of two int64 bounds may overflow.
+    return bool((space.high.astype(np.float64) - space.low.astype(np.float64) < vocabulary.discrete).all())
+
+
+def _discrete(space: gym.Space) -> DiscreteCodec:
+    if isinstance(space, gym.spaces.Discrete):
+        return DiscreteCodec(sizes=(int(space.n),), starts=(int(space.start),))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        sizes, starts = space.nvec.reshape(-1).tolist(), space.start.reshape(-1).tolist()
+    elif isinstance(space, gym.spaces.MultiBinary):
+        count = int(np.prod(space.shape))
+        sizes, starts = [2] * count, [0] * count
+    else:
+        low, high = space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist()
+        starts, sizes = [int(value) for value in low], [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
+    return DiscreteCodec(sizes=tuple(sizes), starts=tuple(starts))
+
+
+def _default_codec(space: gym.spaces.Box, rules: Rules, vocabulary: Vocabulary) -> Codec:
+    bins = vocabulary.continuous
+    low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
+    within_one = bool((low >= -1).all() and (high <= 1).all())
+    if within_one and rules.bounded == "mu_law":
+        return Uniform(low=(-1.0,) * len(low), high=(1.0,) * len(low), bins=bins)
+    finite = bool((np.abs(low) < _LARGEST_BOUND).all() and (np.abs(high) < _LARGEST_BOUND).all())
+    if finite and rules.bounded == "uniform":
+        return Uniform(low=tuple(low.tolist()), high=tuple(high.tolist()), bins=bins)
+    return MuLaw(bins=bins)
+
+
+def _checked(path: tuple[str, ...], space: gym.spaces.Box, codec: Codec, vocabulary: Vocabulary) -> Codec:
+    if codec.bins > vocabulary.continuous:
+        raise _error(
+            path,
+            space,
+            f"has a codec of {codec.bins} bins but vocabulary.continuous is {vocabulary.continuous}: use as many at most",
+        )
+    dimensions = getattr(codec, "dimensions", None)
+    size = int(np.prod(space.shape, dtype=np.int64))
+    if dimensions not in (None, size):
+        raise _error(path, space, f"has {size} numbers but its codec has {dimensions} dimensions: fit it to this space")
+    return codec
+
+
+def _statistics(
+    path: tuple[str, ...], space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each number, row-major."""
+    size = int(np.prod(space.shape, dtype=np.int64))
+    if given is None:
+        return (0.0,) * size, (1.0,) * size
+    mean, std = (np.asarray(values, np.float64).reshape(-1) for values in given)
+    if len(mean) != size or len(std) != size or not np.isfinite(mean).all() or not (std > 0).all():
+        raise _error(
+            path,
+            space,
+            f"needs {size} finite means and {size} positive deviations as its statistics: fit_statistics gives them",
+        )
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _check_width(path: tuple[str, ...], space: gym.Space) -> None:
+    width = projection_size(space)
+    if width > _WIDEST:
+        raise _error(
+            path, space, f"would take {width} one-hot columns, more than {_WIDEST}: make it coarser in a wrapper"
+        )

@@ -1,0 +1,250 @@
+"""One part of a space: how its values become a piece, and how tokens become its values again."""
+
+import abc
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from generalist.tokenizers.continuous import Codec
+from generalist.tokenizers.discrete import DiscreteCodec
+from generalist.tokenizers.image import frame_piece, patch_count, patch_piece
+from generalist.tokenizers.pieces import Modality, Piece
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+CLIP = 10.0
+"""Standardised numbers are cut off here: one outlier must not swamp an embedding."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part(abc.ABC):
+    """A leaf of a space: what stands under one key.
+
+    `encode` takes values (T, *shape); `decode` takes ids (T, tokens a step) and returns such values.
+    """
+
+    path: tuple[str, ...]
+    """Keys and indices from the space down to this leaf; empty for the space itself."""
+    shape: tuple[int, ...]
+    """Shape of one value."""
+    dtype: str
+    """Type of its numbers; "object" for text."""
+    vocabulary: Vocabulary
+
+    @cached_property
+    def key(self) -> str:
+        """The path joined with slashes."""
+        return "/".join(self.path)
+
+    @property
+    def size(self) -> int:
+        """Numbers in one value."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    @abc.abstractmethod
+    def tokens_per_step(self) -> int | None:
+        """Positions a step takes; None where it varies."""
+
+    @property
+    def projection_size(self) -> int:
+        """Columns of the run's projection that this part owns."""
+        return 0
+
+    @abc.abstractmethod
+    def encode(self, values: np.ndarray) -> Piece:
+        """What values (T, *shape) say."""
+
+    @property
+    def ranges(self) -> np.ndarray | None:
+        """Ids that each position may take, int32 (tokens a step, 2), the second exclusive; None if it has no tokens."""
+        return None
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Values (T, *shape) of ids (T, tokens a step), which lie in `ranges`."""
+        raise ValueError(f"the part {self.key!r} enters as an embedding, which can't be decoded")
+
+    def _lengths(self, steps: int) -> np.ndarray:
+        return np.full((steps,), self.tokens_per_step, np.int32)
+
+    def _pads(self, steps: int) -> np.ndarray:
+        return np.full((steps,), self.vocabulary.pad, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousPart(Part):
+    """A Box as one token a number, row-major (Gato, section 2.1)."""
+
+    codec: Codec
+    low: tuple[float, ...]
+    """Bounds of the space, which decoded numbers keep."""
+    high: tuple[float, ...]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.size
+
+    @cached_property
+    def _first(self) -> int:
+        return self.vocabulary.range("continuous").start
+
+    def encode(self, values: np.ndarray) -> Piece:
+        bins = self.codec.encode(values.reshape(len(values), self.size))
+        return Piece(Modality.CONTINUOUS, bins.reshape(-1) + np.int32(self._first), self._lengths(len(values)))
+
+    @property
+    def ranges(self) -> np.ndarray:
+        return np.tile(np.array([[self._first, self._first + self.codec.bins]], np.int32), (self.size, 1))
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        numbers = self.codec.decode(tokens - self._first).astype(np.float64)
+        if np.dtype(self.dtype).kind != "f":
+            numbers = np.rint(numbers)
+        # A bin's centre may lie outside the bounds, and its float32 by a rounding error.
+        return np.clip(numbers, self.low, self.high).astype(self.dtype).reshape(len(tokens), *self.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscretePart(Part):
+    """Whole numbers as one token each."""
+
+    codec: DiscreteCodec
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.size
+
+    @cached_property
+    def _first(self) -> int:
+        return self.vocabulary.range("discrete").start
+
+    def encode(self, values: np.ndarray) -> Piece:
+        counted = self.codec.encode(values.reshape(len(values), self.size))
+        return Piece(Modality.DISCRETE, counted.reshape(-1) + np.int32(self._first), self._lengths(len(values)))
+
+    @property
+    def ranges(self) -> np.ndarray:
+        sizes = np.array(self.codec.sizes, np.int32)
+        return np.stack([np.full_like(sizes, self._first), self._first + sizes], axis=1)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        return self.codec.decode(tokens - self._first).astype(self.dtype).reshape(len(tokens), *self.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPart(Part):
+    """A text as its ids and the end marker, which tells where it ends."""
+
+    text: TextTokenizer
+
+    @property
+    def tokens_per_step(self) -> None:
+        return None
+
+    def encode(self, values: np.ndarray) -> Piece:
+        end = np.array([self.vocabulary.eos], np.int32)
+        ids = [self.text.encode(_string(value)) for value in values.tolist()]
+        tokens = np.concatenate([part for step in ids for part in (step, end)]) if ids else end[:0]
+        return Piece(Modality.TEXT, tokens, np.array([len(step) + 1 for step in ids], np.int32))
+
+    def decode_one(self, tokens: np.ndarray) -> tuple[str, int]:
+        """The text that ids (n,) begin with, and how many they are with the end marker.
+
+        Raises:
+            ValueError: there is no end marker.
+        """
+        ends = np.flatnonzero(tokens == self.vocabulary.eos)
+        if not len(ends):
+            raise ValueError(f"the text of part {self.key!r} has no end marker (id {self.vocabulary.eos})")
+        return self.text.decode(tokens[: ends[0]]), int(ends[0]) + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorPart(Part):
+    """A Box as one projected embedding: standardised numbers, in columns that this part owns."""
+
+    offset: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return 1
+
+    @property
+    def projection_size(self) -> int:
+        return self.size
+
+    @cached_property
+    def _standard(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.mean, np.float64), 1.0 / np.array(self.std, np.float64)
+
+    def encode(self, values: np.ndarray) -> Piece:
+        mean, scale = self._standard
+        # In float64: a float32 near its limits would overflow here before it is cut off.
+        numbers = (values.reshape(len(values), self.size).astype(np.float64) - mean) * scale
+        if not np.isfinite(numbers).all():
+            raise ValueError("a number is NaN or infinite: check the environment or the recording it came from")
+        payload = np.clip(numbers, -CLIP, CLIP).astype(np.float32)
+        steps = len(values)
+        return Piece(Modality.TENSOR, self._pads(steps), self._lengths(steps), payload=payload, offset=self.offset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneHotPart(Part):
+    """Whole numbers as one projected embedding: their one-hot vectors side by side, in columns that this part owns."""
+
+    offset: int
+    codec: DiscreteCodec
+
+    @property
+    def tokens_per_step(self) -> int:
+        return 1
+
+    @property
+    def projection_size(self) -> int:
+        return self.codec.width
+
+    def encode(self, values: np.ndarray) -> Piece:
+        payload = self.codec.one_hot(values.reshape(len(values), self.size))
+        steps = len(values)
+        return Piece(Modality.TENSOR, self._pads(steps), self._lengths(steps), payload=payload, offset=self.offset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchPart(Part):
+    """An image as 16×16 patches in raster order (Gato, section 2.1)."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return patch_count(*self.shape[:2])
+
+    def encode(self, values: np.ndarray) -> Piece:
+        return patch_piece(values, pad=self.vocabulary.pad)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FramePart(Part):
+    """An image as one frame of fixed size, at one or a few positions."""
+
+    frame_size: int
+    frame_tokens: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.frame_tokens
+
+    def encode(self, values: np.ndarray) -> Piece:
+        pad = self.vocabulary.pad
+        return frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
+
+
+def _string(value: Any) -> str:
+    """A recorded text comes back from disk as bytes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {type(value).__name__}")
+    return value

@@ -1,0 +1,118 @@
+"""Gymnasium spaces as JSON and back: what a run's folder keeps of them. Nothing in such a file is trusted."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+# More numbers than any observation has, so that a damaged shape can't claim all memory.
+_LARGEST = 2**26
+
+
+def space_to_json(space: gym.Space) -> dict[str, Any]:
+    """A space as JSON values; `SpaceTokenizer.from_space` has checked that it is of a known kind."""
+    if isinstance(space, gym.spaces.Box):
+        low, high = _numbers(space.low), _numbers(space.high)
+        return {"type": "Box", "low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, gym.spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return {
+            "type": "MultiDiscrete",
+            "nvec": space.nvec.tolist(),
+            "start": space.start.tolist(),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, gym.spaces.Text):
+        characters = "".join(sorted(space.character_set))
+        return {
+            "type": "Text",
+            "min_length": space.min_length,
+            "max_length": space.max_length,
+            "characters": characters,
+        }
+    if isinstance(space, gym.spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_json(part) for key, part in sorted(space.spaces.items())}}
+    if isinstance(space, gym.spaces.Tuple):
+        return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    raise ValueError(f"a space of type {type(space).__name__} has no JSON form")
+
+
+def space_from_json(data: Mapping[str, Any]) -> gym.Space:
+    """The space that `space_to_json` described.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
+    try:
+        return _READERS[data["type"]](data)
+    except ValueError:
+        raise
+    except (KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError) as error:
+        raise ValueError(f"the description of a space is damaged ({type(error).__name__}: {error})") from error
+
+
+def _numbers(array: np.ndarray) -> Any:
+    """All numbers, or the one number that they all are. Infinity is a text, as JSON has none."""
+    flat = [value if math.isfinite(value) else str(value) for value in array.reshape(-1).tolist()]
+    return flat[0] if flat and all(value == flat[0] for value in flat) else flat
+
+
+def _array(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    values = data if isinstance(data, list) else [data] * math.prod(shape)
+    if dtype.kind == "f":
+        values = [float(value) for value in values]
+    if any(isinstance(value, str) for value in values):
+        raise ValueError("the description of a space is damaged (a text where a number stands)")
+    return np.array(values, dtype).reshape(shape)
+
+
+def _shape(data: Any) -> tuple[int, ...]:
+    shape = tuple(data)
+    if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) > _LARGEST:
+        raise ValueError(f"the description of a space is damaged (shape {str(data)[:60]})")
+    return shape
+
+
+def _dtype(name: Any) -> np.dtype:
+    dtype = np.dtype(name) if isinstance(name, str) else np.dtype(object)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"the description of a space is damaged (type {name!r})")
+    return dtype
+
+
+def _box(data: Mapping[str, Any]) -> gym.Space:
+    shape, dtype = _shape(data["shape"]), _dtype(data["dtype"])
+    low, high = _array(data["low"], shape, dtype), _array(data["high"], shape, dtype)
+    return gym.spaces.Box(low, high, shape, dtype.type)
+
+
+def _discrete(data: Mapping[str, Any]) -> gym.Space:
+    return gym.spaces.Discrete(int(data["n"]), start=int(data["start"]), dtype=_dtype(data["dtype"]).type)
+
+
+def _multi_discrete(data: Mapping[str, Any]) -> gym.Space:
+    dtype = _dtype(data["dtype"])
+    return gym.spaces.MultiDiscrete(
+        np.array(data["nvec"], dtype), dtype=dtype.type, start=np.array(data["start"], dtype)
+    )
+
+
+def _text(data: Mapping[str, Any]) -> gym.Space:
+    minimum, maximum = int(data["min_length"]), int(data["max_length"])
+    return gym.spaces.Text(maximum, min_length=minimum, charset=frozenset(data["characters"]))
+
+
+_READERS = {
+    "Box": _box,
+    "Discrete": _discrete,
+    "MultiDiscrete": _multi_discrete,
+    "MultiBinary": lambda data: gym.spaces.MultiBinary(_shape(data["shape"])),
+    "Text": _text,
+    "Dict": lambda data: gym.spaces.Dict({key: space_from_json(part) for key, part in data["spaces"].items()}),
+    "Tuple": lambda data: gym.spaces.Tuple([space_from_json(part) for part in data["spaces"]]),
+}

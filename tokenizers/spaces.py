@@ -1,0 +1,353 @@
+"""Any Gymnasium space ↔ pieces.
+
+Box of uint8, H×W×C      an image: patches, or one frame
+other Box                one token a number (continuous, or discrete if whole and few), or one projected embedding
+Discrete, MultiDiscrete, MultiBinary
+                         one token a number, or one projected embedding of one-hot vectors
+Text                     its ids and an end marker
+Dict, Tuple              their parts in key order (Gato, section 2.1), nested keys joined with "/"
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.continuous import Codec, codec_from_json
+from generalist.tokenizers.part_rules import Rules, make_part, projection_size
+from generalist.tokenizers.parts import ContinuousPart, Part, TensorPart, TextPart
+from generalist.tokenizers.pieces import Piece
+from generalist.tokenizers.space_json import space_from_json, space_to_json
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Flat key → mean and standard deviation."""
+
+_SETTINGS = ("tensors", "images", "frame_size", "frame_tokens", "offset", "bounded")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpaceTokenizer:
+    """A space's values ↔ pieces; frozen with its codecs and statistics, so that training and acting can't drift.
+
+    Values are passed flat: key → array (T, ...), where "" is the key of a space without parts.
+    """
+
+    parts: tuple[Part, ...]
+    """The leaves in key order."""
+    space: gym.Space = dataclasses.field(hash=False)
+    vocabulary: Vocabulary
+    rules: Rules
+
+    @classmethod
+    def from_space(
+        cls,
+        space: gym.Space,
+        *,
+        vocabulary: Vocabulary,
+        text: TextTokenizer | None = None,
+        tensors: Literal["tokens", "projected"] = "tokens",
+        images: Literal["patches", "frame"] = "patches",
+        frame_size: int = 84,
+        frame_tokens: int = 1,
+        offset: int = 0,
+        statistics: Statistics | None = None,
+        codecs: Mapping[str, Codec] | None = None,
+        bounded: Literal["uniform", "mu_law"] = "uniform",
+    ) -> "SpaceTokenizer":
+        """The tokenizer of any space made of Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple.
+
+        Args:
+            space: the space.
+            vocabulary: the id ranges.
+            text: needed if the space has a Text.
+            tensors: one token a number, or one projected embedding a tensor.
+            images: 16×16 patches, or one frame of `frame_size` pixels a side at `frame_tokens` positions.
+            offset: first column of the run's projection that projected parts own (see `assign_offsets`).
+            statistics: mean and deviation by which projected numbers are standardised; 0 and 1 where missing.
+            codecs: continuous codecs by flat key, instead of the default ones.
+            bounded: how numbers with two finite bounds become tokens by default: equal bins between the bounds, or μ-law
+                unless the bounds lie in [-1, 1] (Gato's rule for observations). Unbounded numbers take μ-law.
+
+        Raises:
+            ValueError: a part can't be tokenised; the message names its key, its space and the remedy.
+        """
+        rules = Rules(
+            tensors=tensors,
+            images=images,
+            frame_size=frame_size,
+            frame_tokens=frame_tokens,
+            offset=offset,
+            bounded=bounded,
+        )
+        leaves = list(_leaves(space, ()))
+        if not leaves:
+            raise ValueError(f"{space} has no parts: there is nothing to tokenise")
+        _check_keys(statistics, leaves, "statistics")
+        _check_keys(codecs, leaves, "codecs")
+        parts: list[Part] = []
+        for path, leaf in leaves:
+            key = "/".join(path)
+            given = {"statistics": (statistics or {}).get(key), "codec": (codecs or {}).get(key)}
+            parts.append(make_part(path, leaf, rules, offset=offset, vocabulary=vocabulary, text=text, **given))
+            offset += parts[-1].projection_size
+        return cls(parts=tuple(parts), space=space, vocabulary=vocabulary, rules=rules)
+
+    @property
+    def projection_size(self) -> int:
+        """Columns of the run's projection that the projected parts own."""
+        return sum(part.projection_size for part in self.parts)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Positions a step takes; None if there is a Text, whose length varies."""
+        counts = [part.tokens_per_step for part in self.parts]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def flatten(self, value: Any) -> dict[str, np.ndarray]:
+        """One value of the space as flat key → array."""
+        return {key: array[0] if array.ndim > 1 else array.reshape(()) for key, array in self.stack([value]).items()}
+
+    def stack(self, values: Sequence[Any]) -> dict[str, np.ndarray]:
+        """T values of the space as flat key → array (T, ...).
+
+        Raises:
+            ValueError: a value lacks a part, or its parts differ in shape.
+        """
+        return {part.key: _stacked([_leaf(value, part) for value in values], part) for part in self.parts}
+
+    def encode(self, values: Mapping[str, np.ndarray]) -> list[Piece]:
+        """One piece a part, in key order, of T steps given as flat key → array (T, ...).
+
+        Raises:
+            ValueError: a part is missing, has another shape, or a value that is not of the space.
+        """
+        return [self._encoded(part, values) for part in self.parts]
+
+    def decode(self, tokens: np.ndarray) -> Any:
+        """The value of the space that the ids (n,) of one step say.
+
+        Raises:
+            ValueError: an id is outside `valid_ranges`, there are too few or too many, or a part has no tokens.
+        """
+        tokens = np.asarray(tokens)
+        if self.tokens_per_step is not None:
+            return self.decode_batch(tokens[None])[0]
+        leaves, at = {}, 0
+        for part in self.parts:
+            if isinstance(part, TextPart):
+                string, count = part.decode_one(tokens[at:])
+                leaves[part.path] = np.array([string], object)
+            else:
+                count = part.tokens_per_step
+                leaves[part.path] = self._decoded(part, tokens[None, at : at + count])
+            at += count
+        if at != len(tokens):
+            raise ValueError(f"a value of {self.space} takes {at} ids here but {len(tokens)} were given")
+        return _assembled(self.space, (), leaves, 0)
+
+    def decode_batch(self, tokens: np.ndarray) -> list[Any]:
+        """One value a row of ids (B, n); all at once. As `decode`."""
+        tokens = np.asarray(tokens)
+        width = self.tokens_per_step
+        if width is None:
+            return [self.decode(row) for row in tokens]
+        if tokens.ndim != 2 or tokens.shape[1] != width:
+            raise ValueError(f"a value of {self.space} takes {width} ids but the ids have shape {tokens.shape}")
+        leaves, at = {}, 0
+        for part in self.parts:
+            leaves[part.path] = self._decoded(part, tokens[:, at : at + part.tokens_per_step])
+            at += part.tokens_per_step
+        return [_assembled(self.space, (), leaves, row) for row in range(len(tokens))]
+
+    @cached_property
+    def valid_ranges(self) -> np.ndarray:
+        """Ids that each position of a step may take, int32 (n, 2): first, and one past the last.
+
+        Raises:
+            ValueError: a part is no token, or a Text.
+        """
+        for part in self.parts:
+            if part.ranges is None:
+                raise ValueError(f"the part {part.key!r} of {self.space} has no fixed number of tokens, so no ranges")
+        return np.concatenate([part.ranges for part in self.parts])
+
+    def to_json(self) -> dict[str, Any]:
+        """All that `from_json` needs, as JSON values; the text tokenizer stays in its own file."""
+        continuous = [part for part in self.parts if isinstance(part, ContinuousPart)]
+        tensors = [part for part in self.parts if isinstance(part, TensorPart)]
+        return {
+            "space": space_to_json(self.space),
+            "vocabulary": dataclasses.asdict(self.vocabulary),
+            **dataclasses.asdict(self.rules),
+            "codecs": {part.key: part.codec.to_json() for part in continuous},
+            "statistics": {part.key: {"mean": list(part.mean), "std": list(part.std)} for part in tensors},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], text: TextTokenizer | None = None) -> "SpaceTokenizer":
+        """The tokenizer that `to_json` described. `text` is needed if its space has a Text.
+
+        Raises:
+            ValueError: the description is damaged.
+        """
+        try:
+            return cls.from_space(
+                space_from_json(data["space"]),
+                vocabulary=Vocabulary(**data["vocabulary"]),
+                text=text,
+                statistics={
+                    key: (np.array(both["mean"], np.float64), np.array(both["std"], np.float64))
+                    for key, both in data["statistics"].items()
+                },
+                codecs={key: codec_from_json(codec) for key, codec in data["codecs"].items()},
+                **{name: data[name] for name in _SETTINGS},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the description of a space tokenizer is damaged ({type(error).__name__}: {error})"
+            ) from error
+
+    def _encoded(self, part: Part, values: Mapping[str, np.ndarray]) -> Piece:
+        if part.key not in values:
+            raise ValueError(f"the values lack the part {part.key!r} of {self.space}: they have {sorted(values)}")
+        array = np.asarray(values[part.key])
+        if array.shape[1:] != part.shape or array.ndim == 0:
+            raise ValueError(f"the part {part.key!r} must have shape (T, {_commas(part.shape)}), got {array.shape}")
+        try:
+            return part.encode(array)
+        except ValueError as error:
+            raise ValueError(f"part {part.key!r}: {error}") from error
+
+    def _decoded(self, part: Part, tokens: np.ndarray) -> np.ndarray:
+        ranges = part.ranges
+        if ranges is None:
+            return part.decode(tokens)  # says why it can't
+        if tokens.shape[1] != len(ranges):
+            raise ValueError(f"the part {part.key!r} takes {len(ranges)} ids but {tokens.shape[1]} are left")
+        outside = (tokens < ranges[:, 0]) | (tokens >= ranges[:, 1])
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
+            low, high = ranges[column]
+            raise ValueError(
+                f"id {tokens[row, column]} at position {column} of part {part.key!r} is outside {low}..{high - 1}: "
+                "confine the choice to valid_ranges"
+            )
+        return part.decode(tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskLayout:
+    """How the tasks that share it observe and act."""
+
+    name: str
+    observation: SpaceTokenizer
+    action: SpaceTokenizer
+
+    def __post_init__(self) -> None:
+        for part in self.action.parts:
+            if part.ranges is None and not isinstance(part, TextPart):
+                raise ValueError(
+                    f"the action part {part.key!r} of {self.name} enters as an embedding, but actions are predicted as tokens: "
+                    'use tensors="tokens", and no images in an action'
+                )
+        if self.observation.vocabulary != self.action.vocabulary:
+            raise ValueError(
+                f"the observation and the action of {self.name} have different vocabularies: use one for both"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"name": self.name, "observation": self.observation.to_json(), "action": self.action.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], text: TextTokenizer | None = None) -> "TaskLayout":
+        """The layout that `to_json` described.
+
+        Raises:
+            ValueError: the description is damaged.
+        """
+        name = data.get("name") if isinstance(data, Mapping) else None
+        try:
+            observation, action = (SpaceTokenizer.from_json(data[key], text) for key in ("observation", "action"))
+            if not isinstance(name, str):
+                raise ValueError("it has no name")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the task layout {name!r} is damaged ({error}): delete the run's folder and train again"
+            ) from error
+        return cls(name, observation, action)
+
+
+def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int]:
+    """First projection column of each layout, by name, and the projection's width, given the layouts' observation spaces.
+
+    Layouts follow one another in sorted order, so that the same layouts always get the same columns.
+    """
+    offsets, width = {}, 0
+    for name in sorted(spaces):
+        offsets[name] = width
+        width += sum(projection_size(leaf) for _, leaf in _leaves(spaces[name], ()))
+    return offsets, width
+
+
+def _leaves(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], gym.Space]]:
+    """Leaves in key order: a Dict's keys as texts, a Tuple's indices as numbers."""
+    if isinstance(space, gym.spaces.Dict):
+        for key in space.spaces:
+            if not isinstance(key, str) or "/" in key:
+                raise ValueError(f'the key {key!r} of {space} must be a text without "/": rename it in a wrapper')
+        for key in sorted(space.spaces):
+            yield from _leaves(space.spaces[key], (*path, key))
+    elif isinstance(space, gym.spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _leaves(part, (*path, str(index)))
+    else:
+        yield path, space
+
+
+def _check_keys(given: Mapping[str, Any] | None, leaves: list[tuple[tuple[str, ...], gym.Space]], what: str) -> None:
+    keys = {"/".join(path) for path, _ in leaves}
+    for key in given or {}:
+        if key not in keys:
+            raise ValueError(f"{what} has the key {key!r}, but the space has the parts {sorted(keys)}")
+
+
+def _leaf(value: Any, part: Part) -> Any:
+    """What stands under the part's path in a value of the space."""
+    try:
+        for key in part.path:
+            value = value[key] if isinstance(value, Mapping) else value[int(key)]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"a value lacks the part {part.key!r} of its space") from error
+    return value
+
+
+def _stacked(leaves: list[Any], part: Part) -> np.ndarray:
+    if part.dtype == "object":
+        texts = np.empty((len(leaves),), object)  # not of type str: numpy would cut off trailing NULs
+        texts[:] = [leaf.item() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        return texts
+    try:
+        return np.array(leaves).reshape(len(leaves), *part.shape)
+    except ValueError as error:
+        raise ValueError(f"values of the part {part.key!r} must have shape ({_commas(part.shape)}): {error}") from error
+
+
+def _assembled(space: gym.Space, path: tuple[str, ...], leaves: Mapping[tuple[str, ...], np.ndarray], row: int) -> Any:
+    """A value of the space from its leaves' arrays (B, ...)."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _assembled(part, (*path, key), leaves, row) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_assembled(part, (*path, str(index)), leaves, row) for index, part in enumerate(space.spaces))
+    if isinstance(space, gym.spaces.Box):
+        return np.asarray(leaves[path][row])
+    return leaves[path][row]
+
+
+def _commas(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,177 @@
+"""Text as SentencePiece ids (Kudo & Richardson, 2018), such that every Unicode string comes back exactly."""
+
+import dataclasses
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+# SentencePiece writes a space as U+2581, so a U+2581 of the text's own needs another name, and so does the character that
+# begins such a name. NUL ends a string somewhere inside it. All three are rare: most strings pass unchanged.
+_ESCAPE = "\ue000"
+_NAMES = {"\ue000": _ESCAPE + "0", "\u2581": _ESCAPE + "1", "\0": _ESCAPE + "2"}
+_CHARACTERS = {name: character for character, name in _NAMES.items()}
+_ESCAPED = re.compile("[" + "".join(_NAMES) + "]")
+_NAMED = re.compile(_ESCAPE + "[012]")
+
+# SentencePiece skips longer lines in training (its limit counts bytes: at most four a character).
+_LONGEST_LINE = 1000
+# The unknown, beginning and end markers and the 256 bytes, which every vocabulary has.
+_FIXED_PIECES = 259
+# Encodings kept: instructions and missions come again and again.
+_REMEMBERED = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTokenizer:
+    """A trained SentencePiece model; its piece numbers are the text ids.
+
+    Nothing is normalised, stripped or put in front, and what has no piece is spelled in UTF-8 bytes: `decode(encode(s))`
+    is `s` for every string. Its own control pieces are ids that text never takes.
+    """
+
+    model: bytes = dataclasses.field(repr=False)
+    """The serialised SentencePiece model."""
+
+    def __post_init__(self) -> None:
+        try:
+            processor = self._processor
+        except Exception as error:
+            raise ValueError("the text model is damaged: train it again, or restore the file") from error
+        if processor.encode("\n \u00e9") != processor.encode(processor.decode(processor.encode("\n \u00e9"))):
+            raise ValueError(
+                "the text model changes text (it normalises, or has no bytes): train it with TextTokenizer.train"
+            )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
+        """Learns at most `size` pieces from texts, by byte-pair encoding. The same texts give the same pieces.
+
+        A small corpus gives fewer pieces: `size` of the result tells how many.
+
+        Raises:
+            ValueError: there is no text, `size` leaves no room beyond the bytes, or a text has lone surrogates.
+        """
+        if size < _FIXED_PIECES + 2:
+            raise ValueError(f"size must be at least {_FIXED_PIECES + 2} (the bytes and two pieces), got {size}")
+        lines = list(_lines(texts))
+        characters = Counter(character for line in lines for character in line)
+        if not characters:
+            raise ValueError("there is no text to train the text tokenizer on: give it at least one letter")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=size,
+                character_coverage=_coverage(characters, (size - _FIXED_PIECES) // 2),
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                byte_fallback=True,
+                allow_whitespace_only_pieces=True,
+                shuffle_input_sentence=False,
+                hard_vocab_limit=False,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"SentencePiece can't learn {size} pieces from this text ({_brief(error)})") from error
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "TextTokenizer":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no text model.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Writes the model, which SentencePiece's own tools read too."""
+        Path(path).write_bytes(self.model)
+
+    @cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @cached_property
+    def _known(self) -> dict[str, np.ndarray]:
+        return {}
+
+    @property
+    def size(self) -> int:
+        """Number of pieces; every id is below it."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 (n,), read-only.
+
+        Raises:
+            ValueError: the text has a lone surrogate, which is no character.
+        """
+        known = self._known.get(text)
+        if known is not None:
+            return known
+        ids = np.array(self._processor.encode(_escaped(text)), np.int32)
+        ids.flags.writeable = False
+        if len(text) < _LONGEST_LINE:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[text] = ids
+        return ids
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of ids, int (n,). Bytes that are no UTF-8, which only a model writes, become U+FFFD.
+
+        Raises:
+            ValueError: an id is no piece.
+        """
+        ids = np.asarray(ids)
+        if len(ids) and not (0 <= ids.min() and ids.max() < self.size):
+            raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
+        text = self._processor.decode([int(token) for token in ids])
+        return _NAMED.sub(lambda name: _CHARACTERS[name.group()], text) if _ESCAPE in text else text
+
+    def __reduce__(self) -> tuple:
+        return TextTokenizer, (self.model,)
+
+
+def _escaped(text: str) -> str:
+    """The text with the three characters renamed that SentencePiece can't tell apart or hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no character: "
+            'replace it first, as text.encode("utf-8", "replace").decode() does'
+        ) from error
+    return _ESCAPED.sub(lambda found: _NAMES[found.group()], text)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines short enough for training. Line ends are left out: a byte spells them."""
+    for text in texts:
+        for line in re.split("[\r\n]", _escaped(text)):
+            yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
+
+
+def _coverage(characters: Counter[str], room: int) -> float:
+    """Share of the text that the `room` most frequent characters make up; the rarer ones are spelled in bytes."""
+    kept = sum(count for _, count in characters.most_common(max(1, room)))
+    return min(0.9995, kept / characters.total())
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[-200:]
