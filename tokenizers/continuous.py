@@ -12,7 +12,9 @@ import numpy as np
 class Codec(Protocol):
     """Numbers ↔ bins. The last axis is the dimensions, in the order of the flattened tensor."""
 
-    bins: int
+    @property
+    def bins(self) -> int:
+        """How many bins a number has."""
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Bins in 0..bins-1, int32, of numbers (..., D)."""
@@ -229,6 +231,6 @@ def _in_range(bins: np.ndarray, count: int, dimensions: int | None = None) -> np
     bins = np.asarray(bins)
     if dimensions is not None and (bins.ndim == 0 or bins.shape[-1] != dimensions):
         raise ValueError(f"the codec has {dimensions} dimensions but the bins have shape {bins.shape}")
-    if bins.size and not (0 <= bins.min() and bins.max() < count):
+    if bins.size and not (bins.min() >= 0 and bins.max() < count):
         raise ValueError(f"bins must be in 0..{count - 1}, got {bins.min()}..{bins.max()}")
     return bins.astype(np.int64)

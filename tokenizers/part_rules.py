@@ -1,7 +1,7 @@
 """Which kind of part a leaf of a space becomes."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from generalist.tokenizers.parts import (
     OneHotPart,
     Part,
     PatchPart,
+    Path,
     TensorPart,
     TextPart,
 )
@@ -51,31 +52,33 @@ class Rules:
                 raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
 
 
-def make_part(
-    path: tuple[str, ...],
-    space: gym.Space,
-    rules: Rules,
-    *,
-    offset: int,
-    vocabulary: Vocabulary,
-    text: TextTokenizer | None,
-    statistics: tuple[np.ndarray, np.ndarray] | None,
-    codec: Codec | None,
-) -> Part:
-    """The part that a leaf becomes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What was learned from data for one leaf, where it was."""
+
+    text: TextTokenizer | None = None
+    statistics: tuple[np.ndarray, np.ndarray] | None = None
+    codec: Codec | None = None
+
+
+def make_part(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary, learned: Learned) -> Part:
+    """The part that a leaf becomes; `rules.offset` is its own first projection column.
 
     Raises:
         ValueError: it can't be one; the message names its key, its space and the remedy.
     """
     if isinstance(space, gym.spaces.Text):
-        if text is None:
+        if learned.text is None:
             raise _error(path, space, "has text, and there is no text tokenizer: pass one as text=")
-        return TextPart(path=path, shape=(), dtype="object", vocabulary=vocabulary, text=text)
+        return TextPart(path=path, shape=(), dtype="object", vocabulary=vocabulary, text=learned.text)
     if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
-        raise _error(
-            path, space, f"can't be tokenised: {_SUPPORTED}, so turn it into these in an observation or action wrapper"
-        )
-    common = {"path": path, "shape": tuple(space.shape), "dtype": str(space.dtype), "vocabulary": vocabulary}
+        raise _error(path, space, f"can't be tokenised: {_SUPPORTED}, so turn it into these in a wrapper")
+    common: dict[str, Any] = {
+        "path": path,
+        "shape": tuple(space.shape),
+        "dtype": str(space.dtype),
+        "vocabulary": vocabulary,
+    }
     if 0 in space.shape:
         raise _error(path, space, "has no numbers: leave it out in a wrapper")
     if is_image(space):
@@ -83,23 +86,36 @@ def make_part(
             return PatchPart(**common)
         return FramePart(**common, frame_size=rules.frame_size, frame_tokens=rules.frame_tokens)
     if rules.tensors == "projected":
-        if isinstance(space, gym.spaces.Box):
-            mean, std = _statistics(path, space, statistics)
-            return TensorPart(**common, offset=offset, mean=mean, std=std)
-        _check_width(path, space)
-        return OneHotPart(**common, offset=offset, codec=_discrete(space))
-    if isinstance(space, gym.spaces.Box) and (codec is not None or not _is_discrete(space, vocabulary)):
-        codec = _default_codec(space, rules, vocabulary) if codec is None else _checked(path, space, codec, vocabulary)
+        return _projected(path, space, rules, learned, common)
+    return _tokens(path, space, rules, learned, common)
+
+
+def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:
+    """A tensor as one embedding."""
+    if isinstance(space, gym.spaces.Box):
+        mean, std = _statistics(path, space, learned.statistics)
+        return TensorPart(**common, offset=rules.offset, mean=mean, std=std)
+    width = projection_size(space)
+    if width > _WIDEST:
+        raise _error(
+            path, space, f"would take {width} one-hot columns, more than {_WIDEST}: make it coarser in a wrapper"
+        )
+    return OneHotPart(**common, offset=rules.offset, codec=_discrete(space))
+
+
+def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:
+    """A tensor as one token a number."""
+    vocabulary: Vocabulary = common["vocabulary"]
+    if isinstance(space, gym.spaces.Box) and (learned.codec is not None or not _is_discrete(space, vocabulary)):
+        codec = learned.codec if learned.codec is not None else _default_codec(space, rules, vocabulary)
+        _check_codec(path, space, codec, vocabulary)
         low, high = (tuple(bound.astype(np.float64).reshape(-1).tolist()) for bound in (space.low, space.high))
         return ContinuousPart(**common, codec=codec, low=low, high=high)
     discrete = _discrete(space)
-    if max(discrete.sizes) > vocabulary.discrete:
-        raise _error(
-            path,
-            space,
-            f"has {max(discrete.sizes)} values but vocabulary.discrete is {vocabulary.discrete}: "
-            'raise it, or let observations enter with tensors="projected"',
-        )
+    most = max(discrete.sizes)
+    if most > vocabulary.discrete:
+        remedy = 'raise it, or let observations enter with tensors="projected"'
+        raise _error(path, space, f"has {most} values but vocabulary.discrete is {vocabulary.discrete}: {remedy}")
     return DiscretePart(**common, codec=discrete)
 
 
@@ -124,7 +140,7 @@ def projection_size(space: gym.Space) -> int:
     raise ValueError(f"a space of type {type(space).__name__} can't be projected: {_SUPPORTED}")
 
 
-def _error(path: tuple[str, ...], space: gym.Space, what: str) -> ValueError:
+def _error(path: Path, space: gym.Space, what: str) -> ValueError:
     return ValueError(f"the part {'/'.join(path)!r} is {space}, which {what}")
 
 
@@ -162,22 +178,20 @@ def _default_codec(space: gym.spaces.Box, rules: Rules, vocabulary: Vocabulary) 
     return MuLaw(bins=bins)
 
 
-def _checked(path: tuple[str, ...], space: gym.spaces.Box, codec: Codec, vocabulary: Vocabulary) -> Codec:
+def _check_codec(path: Path, space: gym.spaces.Box, codec: Codec, vocabulary: Vocabulary) -> None:
     if codec.bins > vocabulary.continuous:
+        bins = vocabulary.continuous
         raise _error(
-            path,
-            space,
-            f"has a codec of {codec.bins} bins but vocabulary.continuous is {vocabulary.continuous}: use as many at most",
+            path, space, f"has a codec of {codec.bins} bins but vocabulary.continuous is {bins}: use fewer bins"
         )
     dimensions = getattr(codec, "dimensions", None)
     size = int(np.prod(space.shape, dtype=np.int64))
     if dimensions not in (None, size):
         raise _error(path, space, f"has {size} numbers but its codec has {dimensions} dimensions: fit it to this space")
-    return codec
 
 
 def _statistics(
-    path: tuple[str, ...], space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
+    path: Path, space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each number, row-major."""
     size = int(np.prod(space.shape, dtype=np.int64))
@@ -191,11 +205,3 @@ def _statistics(
             f"needs {size} finite means and {size} positive deviations as its statistics: fit_statistics gives them",
         )
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _check_width(path: tuple[str, ...], space: gym.Space) -> None:
-    width = projection_size(space)
-    if width > _WIDEST:
-        raise _error(
-            path, space, f"would take {width} one-hot columns, more than {_WIDEST}: make it coarser in a wrapper"
-        )

@@ -14,6 +14,9 @@ from generalist.tokenizers.pieces import Modality, Piece
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
+Path = tuple[str, ...]
+"""Keys and indices from a space down to a leaf; empty for a space without parts."""
+
 CLIP = 10.0
 """Standardised numbers are cut off here: one outlier must not swamp an embedding."""
 
@@ -25,8 +28,7 @@ class Part(abc.ABC):
     `encode` takes values (T, *shape); `decode` takes ids (T, tokens a step) and returns such values.
     """
 
-    path: tuple[str, ...]
-    """Keys and indices from the space down to this leaf; empty for the space itself."""
+    path: Path
     shape: tuple[int, ...]
     """Shape of one value."""
     dtype: str

@@ -1,4 +1,4 @@
-"""What one part of a space says, before pieces are put in order."""
+"""What one part of a space says, and an example made of such pieces: the structures that leave this folder."""
 
 import dataclasses
 from enum import IntEnum
@@ -39,3 +39,39 @@ class Piece:
     """TENSOR: first column of the run's projection that this part owns."""
     intervals: np.ndarray | None = None
     """PATCH: int32 (n, 4): row low, row high, column low, column high, in 0..128."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One example of L positions."""
+
+    tokens: np.ndarray
+    """int32 (L,): input ids."""
+    targets: np.ndarray
+    """int32 (L,): the id to predict from each position; the pad id where there is none."""
+    loss_weight: np.ndarray
+    """float32 (L,): weight of that prediction, 0 where there is none."""
+    modality: np.ndarray
+    """int32 (L,): a `Modality`."""
+    local_position: np.ndarray
+    """int32 (L,): index within the step's observation; `ACTION_POSITION` for actions; 0 for text and documents."""
+    payload_index: np.ndarray
+    """int32 (L,): row among this sequence's embeddings of its modality (FRAME: image · tokens a frame + j); else 0."""
+    tensors: np.ndarray
+    """float32 (n, F): each tensor in the columns it owns, zeros elsewhere."""
+    frames: np.ndarray
+    """uint8 (m, H, W, 3)."""
+    patches: np.ndarray
+    """uint8 (p, 16, 16, 3)."""
+    intervals: np.ndarray
+    """int32 (p, 4): each patch's row low, row high, column low, column high."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+POSITIONAL = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index")
+"""The fields of a sequence with one entry a position."""
+
+PAYLOADS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
+"""The field of a sequence that speaks for a modality."""

@@ -1,4 +1,4 @@
-"""An example as flat arrays, and the assembler that puts pieces in order (Gato, section 2.1 and appendix B).
+"""The assembler, which puts pieces in order (Gato, section 2.1 and appendix B).
 
 A window of control is one of two layouts. `o` observation positions, `|` the separator (if asked for), `a` action tokens:
 
@@ -17,44 +17,21 @@ from typing import Literal
 import numpy as np
 
 from generalist.tokenizers.image import frame_piece, patch_piece, to_frame
-from generalist.tokenizers.pieces import ACTION_POSITION, PATCH_SIZE, Modality, Piece
+from generalist.tokenizers.pieces import ACTION_POSITION, PATCH_SIZE, PAYLOADS, POSITIONAL, Modality, Piece, Sequence
+from generalist.tokenizers.placement import Placed, interleave, joined, payloads, place, positions
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
-from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.tokenizers.vocabulary import KINDS, Vocabulary
 
 __all__ = ["ACTION_POSITION", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
 Values = Mapping[str, np.ndarray]
 """Flat key → (T, ...): what `SpaceTokenizer.stack` returns."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Sequence:
-    """One example of L positions."""
-
-    tokens: np.ndarray
-    """int32 (L,): input ids."""
-    targets: np.ndarray
-    """int32 (L,): the id to predict from each position; the pad id where there is none."""
-    loss_weight: np.ndarray
-    """float32 (L,): weight of that prediction, 0 where there is none."""
-    modality: np.ndarray
-    """int32 (L,): a `Modality`."""
-    local_position: np.ndarray
-    """int32 (L,): index within the step's observation; `ACTION_POSITION` for actions; 0 for text and documents."""
-    payload_index: np.ndarray
-    """int32 (L,): row among this sequence's embeddings of its modality (FRAME: image · tokens a frame + j); else 0."""
-    tensors: np.ndarray
-    """float32 (n, F): each tensor in the columns it owns, zeros elsewhere."""
-    frames: np.ndarray
-    """uint8 (m, H, W, 3)."""
-    patches: np.ndarray
-    """uint8 (p, 16, 16, 3)."""
-    intervals: np.ndarray
-    """int32 (p, 4): each patch's row low, row high, column low, column high."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+# Modality of the vocabulary's kinds in their order, then of special tokens: among actions only the end marker of a text.
+_MODALITY_OF_KIND = np.array(
+    [Modality.TEXT, Modality.CONTINUOUS, *[Modality.DISCRETE] * (len(KINDS) - 2), Modality.TEXT], np.int32
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +91,7 @@ class Assembler:
 
     def instruction(self, text: str) -> Sequence:
         """What the agent is told: given, never predicted, with no special tokens. An empty text gives no positions."""
-        return self._piece(self._given(self._text_ids(text)))
+        return self._document(self._given(self._text_ids(text)))
 
     def step(self, layout: TaskLayout, observations: Values, *, hide_actions: bool) -> Sequence:
         """Steps as they stand when their actions are still to be chosen: observation, separator and, with hidden actions,
@@ -124,15 +101,17 @@ class Assembler:
     def action(self, layout: TaskLayout, tokens: np.ndarray) -> Sequence:
         """Chosen action tokens, int (n,), as positions to append: any number of them, also a part of an action."""
         tokens = np.asarray(tokens, np.int32)
-        modality = self._modality_of(tokens)
-        return self._sequence(tokens, modality, np.full_like(tokens, ACTION_POSITION))
+        placed = place([Piece(Modality.SPECIAL, tokens, np.array([len(tokens)], np.int32))], last_is_action=True)
+        placed.modality[:] = self._modality_of(tokens)
+        return self._sequence(placed, {})
 
-    def text(self, string: str, bos: bool = True, eos: bool = True) -> Sequence:
-        """A text with the loss on all of it. The end marker is a target only: nothing is read from its position."""
-        ids = self._text_ids(string)
+    def text(self, text: str | np.ndarray, bos: bool = True, eos: bool = True) -> Sequence:
+        """A text, or its ids int32 (n,), with the loss on all of it. The end marker is a target only: nothing is read from
+        its position."""
+        ids = text if isinstance(text, np.ndarray) else self._text_ids(text)
         tokens = np.concatenate([[self.vocabulary.bos], ids] if bos else [ids]).astype(np.int32)
         targets = np.concatenate([tokens[1:], [self.vocabulary.eos if eos else self.vocabulary.pad]])[: len(tokens)]
-        sequence = self._piece(self._given(tokens))
+        sequence = self._document(self._given(tokens))
         weight = (targets != self.vocabulary.pad).astype(np.float32)
         return dataclasses.replace(sequence, targets=targets.astype(np.int32), loss_weight=weight)
 
@@ -158,134 +137,104 @@ class Assembler:
             ids, predicted = self._text_ids(text), isinstance(part, Predicted)
             pieces.append(self._given(np.append(ids, self.vocabulary.eos).astype(np.int32) if predicted else ids))
             weights.append(int(predicted))
-        return self._shifted(self.concatenate([self._piece(piece) for piece in pieces]), pieces, weights)
+        return self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
 
     def concatenate(self, sequences: Sequences[Sequence]) -> Sequence:
         """Sequences one after the other; payloads are joined and their indices moved along."""
         filled = [sequence for sequence in sequences if len(sequence.tokens)]
+        if not filled:
+            return self._document(self._given(np.zeros((0,), np.int32)))
         if len(filled) == 1:
             return filled[0]
-        if not filled:
-            return self._piece(self._given(np.zeros((0,), np.int32)))
-        joined = {
-            name: np.concatenate([getattr(s, name) for s in filled]) for name in _FIELDS if name != "payload_index"
+        fields = {
+            field.name: [getattr(sequence, field.name) for sequence in filled] for field in dataclasses.fields(Sequence)
         }
-        counts, indices = {modality: 0 for modality in _PAYLOADS}, []
-        for sequence in filled:
-            index = sequence.payload_index
-            for modality, payload in _PAYLOADS.items():
-                if counts[modality] and len(getattr(sequence, payload)):
-                    index = np.where(sequence.modality == modality, index + np.int32(counts[modality]), index)
-                counts[modality] += len(getattr(sequence, payload)) * self._positions_each(modality)
-            indices.append(index)
-        return Sequence(**joined, payload_index=np.concatenate(indices))
+        for modality, payload in PAYLOADS.items():
+            each = self.frame_tokens if modality == Modality.FRAME else 1
+            before = 0
+            for number, sequence in enumerate(filled):
+                count = len(getattr(sequence, payload)) * each
+                if before and count:
+                    index = fields["payload_index"][number]
+                    fields["payload_index"][number] = np.where(
+                        sequence.modality == modality, index + np.int32(before), index
+                    )
+                before += count
+        return Sequence(**{name: joined(arrays) for name, arrays in fields.items()})
 
     def _steps(
         self, layout: TaskLayout, observations: Values, actions: Values | None, *, hide: bool, weight: float = 1.0
     ) -> Sequence:
-        """Steps of one layout, placed all at once: every piece knows its positions from cumulative lengths."""
-        pieces = layout.observation.encode(observations)
+        """Steps of one layout; what is predicted, where `actions` say it."""
+        pieces = self._observed(layout, observations)
         steps = len(pieces[0].lengths)
-        self._check_observation(layout, pieces, steps)
-        if self.separator:
-            pieces.append(self._repeated(self.vocabulary.separator, np.ones((steps,), np.int32)))
-        acted, counts = np.zeros((0,), np.int32), None
-        if actions is not None:
-            acted, modality, counts = _interleave(layout.action.encode(actions))
-            if len(counts) != steps:
-                raise ValueError(f"{layout.name} has {steps} observed steps but {len(counts)} actions: give one a step")
         if hide:
-            pieces.append(
-                self._repeated(self.vocabulary.hidden, np.full((steps,), self._hidden_count(layout), np.int32))
-            )
-        elif counts is not None:
-            pieces.append(Piece(Modality.SPECIAL, acted, counts))
-        sequence, starts = self._placed(pieces, actions=hide or counts is not None)
-        if counts is None:
-            return sequence
+            pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _dimensions(layout) - 1, np.int32)))
+        if actions is None:
+            return self._sequence(place(pieces, last_is_action=hide), payloads(pieces, self.projection_width))
+        acted, modality, counts = interleave(layout.action.encode(actions))
+        if len(counts) != steps:
+            raise ValueError(f"{layout.name} has {steps} observed steps but {len(counts)} actions: give one a step")
         if not hide:
-            sequence.modality[_positions(starts[:, -1], counts)] = modality
-        before = starts[:, -1] - 1
-        read_from = _positions(before, counts)
+            pieces.append(Piece(Modality.SPECIAL, acted, counts))
+        placed = place(pieces, last_is_action=True)
+        begin = placed.starts[:, -1]
+        if not hide:
+            placed.modality[positions(begin, counts)] = modality
+        sequence = self._sequence(placed, payloads(pieces, self.projection_width))
+        # The first dimension is read from the position before it, each next one from the next position, in both layouts.
+        read_from = positions(begin - 1, counts)
         sequence.targets[read_from] = acted
         sequence.loss_weight[read_from] = weight
         return sequence
 
-    def _placed(self, pieces: list[Piece], *, actions: bool) -> tuple[Sequence, np.ndarray]:
-        """Pieces of T steps in step-major order, and where each begins, int (T, pieces). `actions`: the last piece is one."""
-        lengths = np.stack([piece.lengths for piece in pieces], axis=1)
-        ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
-        starts, total = ends - lengths, int(ends[-1, -1])
-        tokens, modality = np.empty((2, total), np.int32)
-        index = np.zeros((total,), np.int32)
-        local = (np.arange(total) - np.repeat(starts[:, 0], lengths.sum(axis=1))).astype(np.int32)
-        rows = dict.fromkeys(_PAYLOADS, 0)
-        for number, piece in enumerate(pieces):
-            at = _positions(starts[:, number], piece.lengths)
-            tokens[at], modality[at] = piece.tokens, piece.modality
-            if piece.payload is not None:
-                index[at] = np.arange(rows[piece.modality], rows[piece.modality] + len(at))
-                rows[piece.modality] += len(at)
-        if actions:
-            local[at] = ACTION_POSITION
-        return self._sequence(tokens, modality, local, index, self._payloads(pieces)), starts
-
-    def _payloads(self, pieces: list[Piece]) -> dict[str, np.ndarray]:
-        """The pieces' payloads, each kind joined in the order of the pieces."""
-        by_kind = {modality: [piece for piece in pieces if piece.modality == modality] for modality in _PAYLOADS}
-        found = {}
-        if tensors := by_kind[Modality.TENSOR]:
-            found["tensors"] = np.zeros(
-                (sum(len(piece.tokens) for piece in tensors), self.projection_width), np.float32
+    def _observed(self, layout: TaskLayout, observations: Values) -> list[Piece]:
+        """The observation's pieces with the separator, checked against what this assembler has room for."""
+        pieces = layout.observation.encode(observations)
+        steps = len(pieces[0].lengths)
+        if steps == 0 or any(len(piece.lengths) != steps for piece in pieces):
+            raise ValueError(f"the observation parts of {layout.name} have different numbers of steps, or none")
+        if self.separator:
+            pieces.append(self._repeated(self.vocabulary.separator, np.ones((steps,), np.int32)))
+        longest = int(np.sum([piece.lengths for piece in pieces], axis=0).max())
+        if longest > ACTION_POSITION:
+            raise ValueError(
+                f"a step of {layout.name} has {longest} observation positions, but there are {ACTION_POSITION} local positions: "
+                'use tensors="projected" or images="frame", or shorten its text'
             )
-            row = 0
-            for piece in tensors:
-                size = piece.payload.shape[1]
-                if piece.offset + size > self.projection_width:
-                    raise ValueError(
-                        f"a tensor owns columns {piece.offset} to {piece.offset + size} but projection_width is "
-                        f"{self.projection_width}: give the assembler the width that assign_offsets returned"
-                    )
-                found["tensors"][row : row + len(piece.tokens), piece.offset : piece.offset + size] = piece.payload
-                row += len(piece.tokens)
-        if frames := by_kind[Modality.FRAME]:
-            self._check_frames(frames)
-            found["frames"] = _joined([piece.payload for piece in frames])
-        if patches := by_kind[Modality.PATCH]:
-            found["patches"] = _joined([piece.payload for piece in patches])
-            found["intervals"] = _joined([piece.intervals for piece in patches])
-        return found
+        for piece in pieces:
+            if piece.modality == Modality.FRAME and piece.payload is not None:
+                self._check_frame(layout, piece.payload.shape[1], int(piece.lengths[0]))
+        return pieces
 
-    def _sequence(
-        self,
-        tokens: np.ndarray,
-        modality: np.ndarray,
-        local_position: np.ndarray,
-        payload_index: np.ndarray | None = None,
-        payloads: Mapping[str, np.ndarray] | None = None,
-    ) -> Sequence:
-        """A sequence that predicts nothing yet."""
-        empty = {
-            "tensors": np.zeros((0, self.projection_width), np.float32),
-            "frames": np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8),
-            "patches": np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8),
-            "intervals": np.zeros((0, 4), np.int32),
-        }
+    def _check_frame(self, layout: TaskLayout, size: int, each: int) -> None:
+        if size != self.frame_size or each != self.frame_tokens:
+            raise ValueError(
+                f"a frame of {layout.name} has {size} pixels a side and {each} positions, but the assembler has frame_size "
+                f"{self.frame_size} and frame_tokens {self.frame_tokens}: use one setting for both"
+            )
+
+    def _sequence(self, placed: Placed, found: Mapping[str, np.ndarray]) -> Sequence:
+        """A sequence that predicts nothing yet. Payloads that were not found are empty."""
+        empty = np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8)
         return Sequence(
-            tokens=tokens,
-            targets=np.full_like(tokens, self.vocabulary.pad),
-            loss_weight=np.zeros(tokens.shape, np.float32),
-            modality=modality,
-            local_position=local_position,
-            payload_index=np.zeros_like(tokens) if payload_index is None else payload_index,
-            **(empty | dict(payloads or {})),
+            tokens=placed.tokens,
+            targets=np.full_like(placed.tokens, self.vocabulary.pad),
+            loss_weight=np.zeros(placed.tokens.shape, np.float32),
+            modality=placed.modality,
+            local_position=placed.local_position,
+            payload_index=placed.payload_index,
+            tensors=found.get("tensors", np.zeros((0, self.projection_width), np.float32)),
+            frames=found.get("frames", empty),
+            patches=found.get("patches", np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)),
+            intervals=found.get("intervals", np.zeros((0, 4), np.int32)),
         )
 
-    def _piece(self, piece: Piece) -> Sequence:
-        """A piece of a document: all its local positions are 0."""
-        index = np.arange(len(piece.tokens), dtype=np.int32) if piece.payload is not None else None
-        modality = np.full_like(piece.tokens, piece.modality)
-        return self._sequence(piece.tokens, modality, np.zeros_like(piece.tokens), index, self._payloads([piece]))
+    def _document(self, piece: Piece) -> Sequence:
+        """A piece of a document or an instruction: all its local positions are 0."""
+        placed = place([piece])
+        placed.local_position[:] = 0
+        return self._sequence(placed, payloads([piece], self.projection_width))
 
     def _shifted(self, sequence: Sequence, pieces: list[Piece], weights: list[int]) -> Sequence:
         """The document with every predicted token as the target of the position before it."""
@@ -296,7 +245,7 @@ class Assembler:
         # The closing end marker is a target only: nothing is read from its position.
         stop = len(sequence) - 1 if weights and weights[-1] else len(sequence)
         shifted = dataclasses.replace(sequence, targets=targets, loss_weight=next_weight)
-        return dataclasses.replace(shifted, **{name: getattr(shifted, name)[:stop] for name in _POSITIONAL})
+        return dataclasses.replace(shifted, **{name: getattr(shifted, name)[:stop] for name in POSITIONAL})
 
     def _given(self, ids: np.ndarray) -> Piece:
         return Piece(Modality.TEXT, ids, np.array([len(ids)], np.int32))
@@ -318,72 +267,12 @@ class Assembler:
     def _modality_of(self, tokens: np.ndarray) -> np.ndarray:
         """Modality of action tokens, int32 like them. A special one is the end marker of a text."""
         kinds = np.searchsorted(self.vocabulary.boundaries, tokens, side="right") - 1
-        table = (
-            Modality.TEXT,
-            Modality.CONTINUOUS,
-            Modality.DISCRETE,
-            Modality.DISCRETE,
-            Modality.DISCRETE,
-            Modality.TEXT,
-        )
-        return np.array(table, np.int32)[kinds]
-
-    def _positions_each(self, modality: Modality) -> int:
-        return self.frame_tokens if modality == Modality.FRAME else 1
-
-    def _hidden_count(self, layout: TaskLayout) -> int:
-        count = layout.action.tokens_per_step
-        if count is None:
-            raise ValueError(f"{layout.name} has text in its actions, whose length varies: use hide_actions=False")
-        return count - 1
-
-    def _check_observation(self, layout: TaskLayout, pieces: list[Piece], steps: int) -> None:
-        counts = sum(piece.lengths for piece in pieces)
-        if any(len(piece.lengths) != steps for piece in pieces) or steps == 0:
-            raise ValueError(f"the observation parts of {layout.name} have different numbers of steps, or none")
-        longest = int(counts.max()) + self.separator
-        if longest > ACTION_POSITION:
-            raise ValueError(
-                f"a step of {layout.name} has {longest} observation positions, but there are {ACTION_POSITION} local positions: "
-                'use tensors="projected" or images="frame", or shorten its text'
-            )
-
-    def _check_frames(self, pieces: list[Piece]) -> None:
-        for piece in pieces:
-            size, each = piece.payload.shape[1], len(piece.tokens) // max(1, len(piece.payload))
-            if size != self.frame_size or each != self.frame_tokens:
-                raise ValueError(
-                    f"a frame has {size} pixels a side and {each} positions, but the assembler has frame_size "
-                    f"{self.frame_size} and frame_tokens {self.frame_tokens}: use one setting for both"
-                )
+        return _MODALITY_OF_KIND[kinds]
 
 
-_POSITIONAL = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index")
-_PAYLOADS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
-_FIELDS = tuple(field.name for field in dataclasses.fields(Sequence))
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Positions of ragged runs, step after step: int (sum of lengths,)."""
-    total = int(lengths.sum())
-    if total == lengths[0] * len(lengths) and (lengths == lengths[0]).all():
-        return (starts[:, None] + np.arange(lengths[0])).ravel()
-    return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(total)
-
-
-def _interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces as one step-major stream: tokens and modality, int32 (n,); lengths, int32 (T,)."""
-    if len(pieces) == 1:
-        piece = pieces[0]
-        return piece.tokens, np.full_like(piece.tokens, piece.modality), piece.lengths
-    lengths = np.stack([piece.lengths for piece in pieces], axis=1)
-    ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
-    tokens, modality = np.empty((2, int(ends[-1, -1])), np.int32)
-    for number, piece in enumerate(pieces):
-        at = _positions((ends - lengths)[:, number], piece.lengths)
-        tokens[at], modality[at] = piece.tokens, piece.modality
-    return tokens, modality, lengths.sum(axis=1).astype(np.int32)
+def _dimensions(layout: TaskLayout) -> int:
+    """Tokens of one action."""
+    count = layout.action.tokens_per_step
+    if count is None:
+        raise ValueError(f"{layout.name} has text in its actions, whose length varies: use hide_actions=False")
+    return count

@@ -9,7 +9,7 @@ Dict, Tuple              their parts in key order (Gato, section 2.1), nested ke
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ import gymnasium as gym
 import numpy as np
 
 from generalist.tokenizers.continuous import Codec, codec_from_json
-from generalist.tokenizers.part_rules import Rules, make_part, projection_size
-from generalist.tokenizers.parts import ContinuousPart, Part, TensorPart, TextPart
+from generalist.tokenizers.part_rules import Learned, Rules, make_part, projection_size
+from generalist.tokenizers.parts import ContinuousPart, Part, Path, TensorPart, TextPart
 from generalist.tokenizers.pieces import Piece
 from generalist.tokenizers.space_json import space_from_json, space_to_json
+from generalist.tokenizers.space_tree import assembled, commas, leaf_of, leaves_of, stacked
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -84,7 +85,7 @@ class SpaceTokenizer:
             offset=offset,
             bounded=bounded,
         )
-        leaves = list(_leaves(space, ()))
+        leaves = list(leaves_of(space, ()))
         if not leaves:
             raise ValueError(f"{space} has no parts: there is nothing to tokenise")
         _check_keys(statistics, leaves, "statistics")
@@ -92,8 +93,9 @@ class SpaceTokenizer:
         parts: list[Part] = []
         for path, leaf in leaves:
             key = "/".join(path)
-            given = {"statistics": (statistics or {}).get(key), "codec": (codecs or {}).get(key)}
-            parts.append(make_part(path, leaf, rules, offset=offset, vocabulary=vocabulary, text=text, **given))
+            leaf_rules = dataclasses.replace(rules, offset=offset)
+            learned = Learned(text=text, statistics=(statistics or {}).get(key), codec=(codecs or {}).get(key))
+            parts.append(make_part(path, leaf, leaf_rules, vocabulary, learned))
             offset += parts[-1].projection_size
         return cls(parts=tuple(parts), space=space, vocabulary=vocabulary, rules=rules)
 
@@ -118,7 +120,7 @@ class SpaceTokenizer:
         Raises:
             ValueError: a value lacks a part, or its parts differ in shape.
         """
-        return {part.key: _stacked([_leaf(value, part) for value in values], part) for part in self.parts}
+        return {part.key: stacked([leaf_of(value, part) for value in values], part) for part in self.parts}
 
     def encode(self, values: Mapping[str, np.ndarray]) -> list[Piece]:
         """One piece a part, in key order, of T steps given as flat key → array (T, ...).
@@ -143,12 +145,12 @@ class SpaceTokenizer:
                 string, count = part.decode_one(tokens[at:])
                 leaves[part.path] = np.array([string], object)
             else:
-                count = part.tokens_per_step
+                count = part.tokens_per_step or 0
                 leaves[part.path] = self._decoded(part, tokens[None, at : at + count])
             at += count
         if at != len(tokens):
             raise ValueError(f"a value of {self.space} takes {at} ids here but {len(tokens)} were given")
-        return _assembled(self.space, (), leaves, 0)
+        return assembled(self.space, (), leaves, 0)
 
     def decode_batch(self, tokens: np.ndarray) -> list[Any]:
         """One value a row of ids (B, n); all at once. As `decode`."""
@@ -160,9 +162,10 @@ class SpaceTokenizer:
             raise ValueError(f"a value of {self.space} takes {width} ids but the ids have shape {tokens.shape}")
         leaves, at = {}, 0
         for part in self.parts:
-            leaves[part.path] = self._decoded(part, tokens[:, at : at + part.tokens_per_step])
-            at += part.tokens_per_step
-        return [_assembled(self.space, (), leaves, row) for row in range(len(tokens))]
+            count = part.tokens_per_step or 0
+            leaves[part.path] = self._decoded(part, tokens[:, at : at + count])
+            at += count
+        return [assembled(self.space, (), leaves, row) for row in range(len(tokens))]
 
     @cached_property
     def valid_ranges(self) -> np.ndarray:
@@ -171,10 +174,12 @@ class SpaceTokenizer:
         Raises:
             ValueError: a part is no token, or a Text.
         """
+        ranges = []
         for part in self.parts:
             if part.ranges is None:
                 raise ValueError(f"the part {part.key!r} of {self.space} has no fixed number of tokens, so no ranges")
-        return np.concatenate([part.ranges for part in self.parts])
+            ranges.append(part.ranges)
+        return np.concatenate(ranges)
 
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs, as JSON values; the text tokenizer stays in its own file."""
@@ -217,7 +222,7 @@ class SpaceTokenizer:
             raise ValueError(f"the values lack the part {part.key!r} of {self.space}: they have {sorted(values)}")
         array = np.asarray(values[part.key])
         if array.shape[1:] != part.shape or array.ndim == 0:
-            raise ValueError(f"the part {part.key!r} must have shape (T, {_commas(part.shape)}), got {array.shape}")
+            raise ValueError(f"the part {part.key!r} must have shape (T, {commas(part.shape)}), got {array.shape}")
         try:
             return part.encode(array)
         except ValueError as error:
@@ -291,63 +296,12 @@ def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int
     offsets, width = {}, 0
     for name in sorted(spaces):
         offsets[name] = width
-        width += sum(projection_size(leaf) for _, leaf in _leaves(spaces[name], ()))
+        width += sum(projection_size(leaf) for _, leaf in leaves_of(spaces[name], ()))
     return offsets, width
 
 
-def _leaves(space: gym.Space, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], gym.Space]]:
-    """Leaves in key order: a Dict's keys as texts, a Tuple's indices as numbers."""
-    if isinstance(space, gym.spaces.Dict):
-        for key in space.spaces:
-            if not isinstance(key, str) or "/" in key:
-                raise ValueError(f'the key {key!r} of {space} must be a text without "/": rename it in a wrapper')
-        for key in sorted(space.spaces):
-            yield from _leaves(space.spaces[key], (*path, key))
-    elif isinstance(space, gym.spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            yield from _leaves(part, (*path, str(index)))
-    else:
-        yield path, space
-
-
-def _check_keys(given: Mapping[str, Any] | None, leaves: list[tuple[tuple[str, ...], gym.Space]], what: str) -> None:
+def _check_keys(given: Mapping[str, Any] | None, leaves: list[tuple[Path, gym.Space]], what: str) -> None:
     keys = {"/".join(path) for path, _ in leaves}
     for key in given or {}:
         if key not in keys:
             raise ValueError(f"{what} has the key {key!r}, but the space has the parts {sorted(keys)}")
-
-
-def _leaf(value: Any, part: Part) -> Any:
-    """What stands under the part's path in a value of the space."""
-    try:
-        for key in part.path:
-            value = value[key] if isinstance(value, Mapping) else value[int(key)]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"a value lacks the part {part.key!r} of its space") from error
-    return value
-
-
-def _stacked(leaves: list[Any], part: Part) -> np.ndarray:
-    if part.dtype == "object":
-        texts = np.empty((len(leaves),), object)  # not of type str: numpy would cut off trailing NULs
-        texts[:] = [leaf.item() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        return texts
-    try:
-        return np.array(leaves).reshape(len(leaves), *part.shape)
-    except ValueError as error:
-        raise ValueError(f"values of the part {part.key!r} must have shape ({_commas(part.shape)}): {error}") from error
-
-
-def _assembled(space: gym.Space, path: tuple[str, ...], leaves: Mapping[tuple[str, ...], np.ndarray], row: int) -> Any:
-    """A value of the space from its leaves' arrays (B, ...)."""
-    if isinstance(space, gym.spaces.Dict):
-        return {key: _assembled(part, (*path, key), leaves, row) for key, part in space.spaces.items()}
-    if isinstance(space, gym.spaces.Tuple):
-        return tuple(_assembled(part, (*path, str(index)), leaves, row) for index, part in enumerate(space.spaces))
-    if isinstance(space, gym.spaces.Box):
-        return np.asarray(leaves[path][row])
-    return leaves[path][row]
-
-
-def _commas(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))

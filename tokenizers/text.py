@@ -139,7 +139,7 @@ class TextTokenizer:
             ValueError: an id is no piece.
         """
         ids = np.asarray(ids)
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.size):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.size):
             raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
         text = self._processor.decode([int(token) for token in ids])
         return _NAMED.sub(lambda name: _CHARACTERS[name.group()], text) if _ESCAPE in text else text

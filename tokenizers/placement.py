@@ -1,0 +1,96 @@
+"""Pieces of T steps put side by side, step after step, without a loop over the steps.
+
+Where a piece stands follows from cumulative lengths, which may differ from step to step (texts).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from generalist.tokenizers.pieces import ACTION_POSITION, PAYLOADS, Modality, Piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """Pieces in step-major order; all but `starts` are int32 (L,)."""
+
+    tokens: np.ndarray
+    modality: np.ndarray
+    local_position: np.ndarray
+    payload_index: np.ndarray
+    starts: np.ndarray
+    """int (T, pieces): where each piece begins in each step."""
+
+
+def place(pieces: list[Piece], *, last_is_action: bool = False) -> Placed:
+    """Positions of every piece: local ones count within a step and restart, but an action's are all the shared one."""
+    lengths = np.stack([piece.lengths for piece in pieces], axis=1)
+    ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
+    starts, total = ends - lengths, int(ends[-1, -1])
+    tokens, modality = np.empty((2, total), np.int32)
+    index = np.zeros((total,), np.int32)
+    local = (np.arange(total) - np.repeat(starts[:, 0], lengths.sum(axis=1))).astype(np.int32)
+    rows = dict.fromkeys(PAYLOADS, 0)
+    for number, piece in enumerate(pieces):
+        at = positions(starts[:, number], piece.lengths)
+        tokens[at], modality[at] = piece.tokens, piece.modality
+        if piece.payload is not None:
+            index[at] = np.arange(rows[piece.modality], rows[piece.modality] + len(at))
+            rows[piece.modality] += len(at)
+        if last_is_action and number == len(pieces) - 1:
+            local[at] = ACTION_POSITION
+    return Placed(tokens, modality, local, index, starts)
+
+
+def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions of runs that begin at `starts` (T,) and have `lengths` (T,), run after run: int (sum of lengths,)."""
+    total = int(lengths.sum())
+    if total == lengths[0] * len(lengths) and (lengths == lengths[0]).all():
+        return (starts[:, None] + np.arange(lengths[0])).ravel()
+    return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(total)
+
+
+def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces as one step-major stream: tokens and modality, int32 (n,); lengths, int32 (T,)."""
+    if len(pieces) == 1:
+        piece = pieces[0]
+        return piece.tokens, np.full_like(piece.tokens, piece.modality), piece.lengths
+    placed = place(pieces)
+    lengths = np.stack([piece.lengths for piece in pieces], axis=1).sum(axis=1, dtype=np.int32)
+    return placed.tokens, placed.modality, lengths
+
+
+def payloads(pieces: list[Piece], projection_width: int) -> dict[str, np.ndarray]:
+    """The pieces' payloads as fields of a sequence, each kind joined in the order of the pieces, and only those found."""
+    found: dict[str, list[np.ndarray]] = {}
+    for piece in pieces:
+        if piece.payload is None:
+            continue
+        payload = (
+            _columns(piece.payload, piece.offset, projection_width)
+            if piece.modality == Modality.TENSOR
+            else piece.payload
+        )
+        found.setdefault(PAYLOADS[piece.modality], []).append(payload)
+        if piece.intervals is not None:
+            found.setdefault("intervals", []).append(piece.intervals)
+    return {name: joined(arrays) for name, arrays in found.items()}
+
+
+def joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other, without a copy where at most one has rows: frames are large."""
+    filled = [array for array in arrays if len(array)]
+    return np.concatenate(filled) if len(filled) > 1 else filled[0] if filled else arrays[0]
+
+
+def _columns(payload: np.ndarray, offset: int, width: int) -> np.ndarray:
+    """A tensor's numbers (n, size) in the columns it owns, zeros elsewhere: float32 (n, width)."""
+    end = offset + payload.shape[1]
+    if end > width:
+        raise ValueError(
+            f"a tensor owns columns {offset} to {end} but projection_width is {width}: "
+            "give the assembler the width that assign_offsets returned"
+        )
+    wide = np.zeros((len(payload), width), np.float32)
+    wide[:, offset:end] = payload
+    return wide

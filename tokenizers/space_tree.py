@@ -1,0 +1,60 @@
+"""The leaves of a space, and values taken apart and put together along them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.parts import Part, Path
+
+
+def leaves_of(space: gym.Space, path: Path) -> Iterator[tuple[Path, gym.Space]]:
+    """Leaves in key order: a Dict's keys as texts, a Tuple's indices as numbers."""
+    if isinstance(space, gym.spaces.Dict):
+        for key in space.spaces:
+            if not isinstance(key, str) or "/" in key:
+                raise ValueError(f'the key {key!r} of {space} must be a text without "/": rename it in a wrapper')
+        for key in sorted(space.spaces):
+            yield from leaves_of(space.spaces[key], (*path, key))
+    elif isinstance(space, gym.spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from leaves_of(part, (*path, str(index)))
+    else:
+        yield path, space
+
+
+def leaf_of(value: Any, part: Part) -> Any:
+    """What stands under the part's path in a value of the space."""
+    try:
+        for key in part.path:
+            value = value[key] if isinstance(value, Mapping) else value[int(key)]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"a value lacks the part {part.key!r} of its space") from error
+    return value
+
+
+def stacked(leaves: list[Any], part: Part) -> np.ndarray:
+    if part.dtype == "object":
+        texts = np.empty((len(leaves),), object)  # not of type str: numpy would cut off trailing NULs
+        texts[:] = [leaf.item() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        return texts
+    try:
+        return np.array(leaves).reshape(len(leaves), *part.shape)
+    except ValueError as error:
+        raise ValueError(f"values of the part {part.key!r} must have shape ({commas(part.shape)}): {error}") from error
+
+
+def assembled(space: gym.Space, path: Path, leaves: Mapping[Path, np.ndarray], row: int) -> Any:
+    """A value of the space from its leaves' arrays (B, ...)."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: assembled(part, (*path, key), leaves, row) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(assembled(part, (*path, str(index)), leaves, row) for index, part in enumerate(space.spaces))
+    if isinstance(space, gym.spaces.Box):
+        return np.asarray(leaves[path][row])
+    return leaves[path][row]
+
+
+def commas(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
