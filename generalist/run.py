@@ -80,8 +80,8 @@ class Tokenizers:
             raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"{folder / 'tokenizers.json'} is damaged ({error}): delete the run's folder and train again") from error
-        layouts = {name: TaskLayout.from_json(layout) for name, layout in stored["layouts"].items()}
         text = TextTokenizer.load(folder / "text.model")
+        layouts = {name: TaskLayout.from_json(layout, text) for name, layout in stored["layouts"].items()}
         return cls(config=config, text=text, layouts=layouts, projection_width=stored["projection_width"])
 
 

@@ -32,7 +32,7 @@ class ModelConfig:
     """Base of the rotary wavelengths: order in time."""
     local_positions: int = 512
     """Size of the table of positions within a timestep; its last row is shared by all action tokens."""
-    frame_size: int = 80
+    frame_size: int = 84
     """Height and width that an image is resized to for the frame embedder, in pixels (a multiple of 4)."""
     frame_tokens: int = 1
     """Embeddings a frame."""

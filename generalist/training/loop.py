@@ -144,8 +144,7 @@ def train(config: Config, spec: ModelSpec, batch_spec: BatchSpec, iterator: Iter
         state = checkpoints.restore(trainer.abstract_state, iterator)
     start = int(state.step)
     parameters = count_parameters(state.params)
-    tables = sum(count_parameters(state.params[name]) for name in ("token_table", "position_table"))
-    flops, peak = model_flops(spec, batch_spec, parameters, tables), peak_flops()
+    flops, peak = model_flops(spec, batch_spec, state.params), peak_flops()
     console.print(
         f"{parameters / 1e6:.2f} M parameters, {batch_spec.rows} × {batch_spec.length} positions a step, "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), peak {peak / 1e9:.0f} GFLOP/s",

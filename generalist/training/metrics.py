@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
+from generalist.model.embedders import PATCH
+from generalist.model.transformer import count_parameters
 
 # Dense bfloat16 peaks in FLOP/s a chip, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -49,17 +52,27 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
-def model_flops(spec: ModelSpec, batch: BatchSpec, parameters: int, tables: int) -> float:
-    """FLOPs of one training step by arithmetic: 6 a matrix parameter and position, 12·L·width for attention scores.
-
-    `parameters` counts what every position passes through; `tables` the look-up tables that cost nothing to read. Recomputation
-    is not counted. Embedders of payloads are counted by what passes through them: the tensors and frames of the batch.
+def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
+    """FLOPs of one training step by arithmetic, whatever the program really does: recomputation and padding's share count as
+    the shapes say. A matrix parameter costs 6 a position that passes through it (2 forward, 4 backward), causal attention
+    12 · width of all heads · length / 2 a position and layer (scores and mixing).
     """
     config = spec.config
-    positions = batch.rows * batch.length
-    output = config.width * spec.vocabulary.size
-    attention = 12 * config.layers * batch.length * config.heads * config.head_size
-    return positions * (6 * (parameters - tables + output) + attention)
+    trunk = count_parameters(params["blocks"]) + config.width * spec.vocabulary.size
+    attention = 6 * config.layers * batch.length * config.heads * config.head_size
+    total = batch.rows * batch.length * (6.0 * trunk + attention)
+    if spec.projection_width:
+        total += 6.0 * batch.tensors * count_parameters(params["tensor_embedder"])
+    if spec.frames:
+        channels, cells = config.frame_channels, config.frame_size / 4
+        stem = cells**2 * 48 * channels
+        convolutions = (cells / 2) ** 2 * 9 * channels * 2 * channels + (cells / 4) ** 2 * 9 * (2 * channels) ** 2
+        total += 6.0 * batch.frames * (stem + convolutions + count_parameters(params["frame_embedder"]["out"]))
+    if spec.patches:
+        channels = config.patch_channels
+        block = PATCH**2 * (3 * channels + 2 * 9 * channels**2)
+        total += 6.0 * batch.patches * (block + count_parameters(params["patch_embedder"]["out"]))
+    return total
 
 
 class Metrics:

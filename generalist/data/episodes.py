@@ -1,0 +1,175 @@
+"""Reading RLDS episodes as TFDS lays them out in ArrayRecord files, without TensorFlow.
+
+A record is parsed as a whole, all steps at once; images stay PNG bytes until a window asks for them. Parsed episodes are kept
+in one cache of bounded size that all readers share.
+"""
+
+import collections
+import dataclasses
+import io
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Column = np.ndarray | list[bytes]
+"""(T, ...) values of one part of every step; T encoded images as bytes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One parsed episode of T steps; keys of nested values are joined with `/`, a bare value has the key ``."""
+
+    instruction: str
+    observations: Mapping[str, Column]
+    actions: Mapping[str, Column]
+    nbytes: int
+
+    def __len__(self) -> int:
+        return len(next(iter(self.actions.values())))
+
+    def window(self, start: int, stop: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Observations and actions of the steps from `start` to `stop`, images decoded."""
+        observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
+        return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
+
+
+def decode(column: Column) -> np.ndarray:
+    """Images from their bytes, uint8 (T, H, W, C); anything else as it is."""
+    if isinstance(column, np.ndarray):
+        return column
+    images = []
+    for encoded in column:
+        with Image.open(io.BytesIO(encoded)) as image:
+            images.append(np.asarray(image))
+    stacked = np.stack(images)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
+
+
+class EpisodeCache:
+    """The most recently used episodes, up to so many bytes; safe to use from several threads."""
+
+    def __init__(self, megabytes: int):
+        self.limit, self.used = megabytes * 2**20, 0
+        self._episodes: collections.OrderedDict[tuple[Path, int], Episode] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, reader: "EpisodeReader", index: int) -> Episode:
+        """An episode, parsed if it is not at hand."""
+        key = (reader.folder, index)
+        with self._lock:
+            if key in self._episodes:
+                self._episodes.move_to_end(key)
+                return self._episodes[key]
+        episode = reader.parse(index)
+        with self._lock:
+            if key not in self._episodes:
+                self._episodes[key] = episode
+                self.used += episode.nbytes
+            while self.used > self.limit and len(self._episodes) > 1:
+                _, oldest = self._episodes.popitem(last=False)
+                self.used -= oldest.nbytes
+        return episode
+
+
+class EpisodeReader:
+    """Random access to the episodes of one RLDS data set.
+
+    Args:
+        folder: a TFDS version folder, with `dataset_info.json`, `features.json` and ArrayRecord files.
+        cache: shared by all readers.
+        instruction: for data sets whose episodes carry none.
+
+    Raises:
+        FileNotFoundError: there is no data set in the folder.
+        ValueError: the data set is not RLDS in ArrayRecord files, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path, cache: EpisodeCache, instruction: str = ""):
+        import tensorflow_datasets as tfds  # nearly a second to import, and only reading needs it
+        from tensorflow_datasets.core.example_parser import ExampleParserNp
+
+        self.folder, self._cache, self._instruction = folder, cache, instruction
+        if not (folder / "dataset_info.json").exists():
+            raise FileNotFoundError(f"{folder} holds no data set: record it, or give the folder with dataset_info.json in it")
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            features, self.files = builder.info.features, [str(path) for path in builder.info.splits["train"].filepaths]
+        except Exception as error:
+            raise ValueError(f"{folder} is no readable TFDS data set ({type(error).__name__}: {error}): record it again") from error
+        if "steps" not in features or not {"observation", "action"} <= set(features["steps"].feature.keys()):
+            raise ValueError(f"{folder} is not RLDS: it needs `steps` with `observation` and `action`")
+        self._parser = ExampleParserNp(features.get_serialized_info())
+        self._source = self._open()
+        self.lengths = self._read_lengths()
+
+    def _open(self) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        for file in self.files:
+            if not file.split("-")[-4].endswith("array_record"):
+                raise ValueError(f"{file} is not an ArrayRecord file: convert the data set to file_format='array_record'")
+            if not Path(file).exists():
+                raise FileNotFoundError(f"{file} is missing: delete {self.folder} and record it again")
+        try:
+            return ArrayRecordDataSource(self.files)
+        except Exception as error:
+            raise ValueError(f"{self.folder} has a damaged file ({error}): delete the folder and record it again") from error
+
+    def _read_lengths(self) -> np.ndarray:
+        """Steps of each episode, int (n,): from the metadata, else by reading all episodes once."""
+        path = self.folder / "metadata.json"
+        stored = json.loads(path.read_text(encoding="utf-8")).get("lengths") if path.exists() else None
+        lengths = [len(self.parse(index)) for index in range(len(self._source))] if stored is None else stored
+        if len(lengths) != len(self._source):
+            raise ValueError(
+                f"{self.folder} has {len(self._source)} episodes but metadata.json says {len(lengths)}: "
+                "a file is damaged; delete the folder and record it again"
+            )
+        return np.asarray(lengths, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self._cache.get(self, index)
+
+    def parse(self, index: int) -> Episode:
+        """Reads and parses one record.
+
+        Raises:
+            ValueError: the record is damaged; the message names the data set.
+        """
+        try:
+            record = self._source[index]
+            values = self._parser.parse_example(record)
+        except Exception as error:
+            raise ValueError(
+                f"episode {index} of {self.folder} can't be read ({type(error).__name__}: {error}): a file is damaged; "
+                "delete the folder and record it again"
+            ) from error
+        steps, instruction = values["steps"], values.get("instruction", self._instruction)
+        if isinstance(instruction, np.ndarray):
+            instruction = instruction.item()
+        return Episode(
+            instruction=instruction.decode() if isinstance(instruction, bytes) else str(instruction),
+            observations=dict(columns(steps["observation"])),
+            actions=dict(columns(steps["action"])),
+            nbytes=len(record),
+        )
+
+
+def columns(value: Any, key: str = "") -> list[tuple[str, Column]]:
+    """Nested step values as flat columns; byte strings (images) as lists."""
+    if isinstance(value, Mapping):
+        return [
+            column for name in value for column in columns(value[name], f"{key}/{name}" if key else str(name))
+        ]
+    array = np.asarray(value)
+    if array.dtype.kind in "OS":
+        return [(key, [bytes(item) for item in array.reshape(-1)])]
+    return [(key, array)]

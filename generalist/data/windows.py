@@ -1,0 +1,108 @@
+"""Training examples from episodes, drawings and texts: each an indexable list from which `example(index, rng)` draws one.
+
+The random generator belongs to the index and the epoch, so that the same position of a run always gives the same example.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from generalist.data.emoji import Drawing
+from generalist.data.emoji import example as draw_example
+from generalist.data.episodes import EpisodeReader
+from generalist.tokenizers.sequence import Assembler, Sequence
+from generalist.tokenizers.spaces import TaskLayout
+
+
+class Examples(Protocol):
+    """What a source is made of."""
+
+    def __len__(self) -> int:
+        """Examples an epoch."""
+
+    def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        """One of them; what is random about it is drawn from `rng`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlExamples:
+    """Windows of `steps` steps of one task's episodes: ⌈T / steps⌉ an episode of T steps.
+
+    A window starts within half its length of its stretch, never before the episode or so late that it would be cut short: all
+    steps are seen with all lengths of history, beginnings and ends, which decide most episodes, a little more often.
+    """
+
+    reader: EpisodeReader
+    layout: TaskLayout
+    assembler: Assembler
+    steps: int
+    hide_actions: float
+    prompt_fraction: float = 0.0
+    prompt_steps: int = 0
+    first: np.ndarray = dataclasses.field(init=False)
+    """int (episodes + 1,): number of the first window of each episode."""
+
+    def __post_init__(self) -> None:
+        windows = -(-self.reader.lengths // self.steps)
+        object.__setattr__(self, "first", np.concatenate([[0], np.cumsum(windows)]))
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        episode = self.reader[number]
+        half = self.steps // 2
+        start = (index - int(self.first[number])) * self.steps + int(rng.integers(-half, self.steps - half))
+        start = min(max(start, 0), max(0, len(episode) - self.steps))
+        observations, actions = episode.window(start, start + self.steps)
+        return self.assembler.control(
+            self.layout,
+            episode.instruction,
+            observations,
+            actions,
+            hide_actions=rng.random() < self.hide_actions,
+            prompt=self._prompt(number, rng) if rng.random() < self.prompt_fraction else None,
+        )
+
+    def _prompt(self, number: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+        """Steps of another episode of the task: half the time its end, which shows the goal, else from anywhere (Gato, section 2.4)."""
+        if len(self.reader) == 1:
+            return None  # only the episode itself is left, which would give the answer away
+        other = int(rng.integers(len(self.reader) - 1))
+        episode = self.reader[other + (other >= number)]
+        last = max(0, len(episode) - self.prompt_steps)
+        start = last if rng.random() < 0.5 else int(rng.integers(last + 1))
+        return episode.window(start, start + self.prompt_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmojiExamples:
+    """Drawings with their names, a little changed each time."""
+
+    drawings: tuple[Drawing, ...]
+    assembler: Assembler
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        return self.assembler.image_text(draw_example(self.drawings[index], rng).parts())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextExamples:
+    """Windows of `length` tokens of documents laid end to end, each starting within its stretch at random."""
+
+    ids: np.ndarray
+    """int32 (n,): tokens of all documents, each closed by the end marker."""
+    length: int
+    assembler: Assembler
+
+    def __len__(self) -> int:
+        return max(1, len(self.ids) // self.length)
+
+    def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        start = min(index * self.length + int(rng.integers(self.length)), max(0, len(self.ids) - self.length))
+        return self.assembler.text(self.ids[start : start + self.length], eos=False)

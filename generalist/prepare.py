@@ -1,0 +1,192 @@
+"""From settings to a stream of batches: record what is missing, learn the tokenizers, fit the layouts, open the sources."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from generalist.config import Config, ControlConfig
+from generalist.data.batch import BatchSpec
+from generalist.data.emoji import drawings, training_texts
+from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.mixture import Source, mix
+from generalist.data.packing import BatchIterator
+from generalist.data.prose import prose
+from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
+from generalist.envs.recording import record
+from generalist.envs.rlds import dataset_folder
+from generalist.envs.task import Task, tasks
+from generalist.run import Tokenizers
+from generalist.tokenizers.continuous import fit_statistics
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
+from generalist.tokenizers.text import TextTokenizer
+
+TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
+STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What training needs besides the settings."""
+
+    tokenizers: Tokenizers
+    batch_spec: BatchSpec
+    iterator: BatchIterator
+    names: list[str]
+    """The sources, in the order of the batches' `source` ids."""
+
+
+def suite_tasks(config: Config) -> dict[str, list[Task]]:
+    """The tasks of each control suite that takes part.
+
+    Raises:
+        ValueError: a pattern matches no task.
+    """
+    return {suite: tasks(f"{suite}/{control.tasks}") for suite, control in config.data.control().items()}
+
+
+def record_missing(config: Config, console: Console) -> None:
+    """Records the experts' episodes that are not on disk yet."""
+    wanted = suite_tasks(config)
+    episodes = {
+        task.name: config.data.control()[suite].episodes or task.episodes for suite, several in wanted.items() for task in several
+    }
+    everything = [task for several in wanted.values() for task in several]
+    if everything:
+        workers = config.data.workers or os.cpu_count() or 1
+        record(everything, config.data.folder / "episodes", episodes=episodes, workers=workers, console=console)
+
+
+def prepare(config: Config, console: Console) -> Prepared:
+    """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there."""
+    cache = EpisodeCache(config.data.cache_megabytes)
+    readers = {
+        suite: {task: EpisodeReader(dataset_folder(config.data.folder / "episodes", task), cache, task.instruction) for task in several}
+        for suite, several in suite_tasks(config).items()
+    }
+    if (config.folder / "config.json").exists():
+        tokenizers = Tokenizers.load(config.folder, config)
+    else:
+        console.print("learning the tokenizers ...", highlight=False)
+        tokenizers = learn_tokenizers(config, readers)
+        tokenizers.save(config.folder)
+    sources = open_sources(config, tokenizers, readers)
+    data, model = config.data, config.model
+    spec = BatchSpec(
+        rows=data.rows // jax.process_count(),
+        length=data.length,
+        tensors=data.tensors // jax.process_count() if tokenizers.projection_width else 0,
+        projection_width=tokenizers.projection_width,
+        frames=data.frames // jax.process_count() if config.tokens.images == "frame" else 0,
+        frame_size=model.frame_size,
+        frame_tokens=model.frame_tokens,
+        patches=data.patches // jax.process_count() if config.tokens.images == "patches" else 0,
+    )
+    draw = mix(sources, seed=config.training.seed, rank=jax.process_index(), world=jax.process_count())
+    iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
+    return Prepared(tokenizers=tokenizers, batch_spec=spec, iterator=iterator, names=[source.name for source in sources])
+
+
+def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> Tokenizers:
+    """Text pieces from the run's own texts; layouts from the environments' spaces and the recordings' statistics."""
+    text = TextTokenizer.train(text_corpus(config, readers), config.tokens.text_pieces)
+    first: dict[str, Task] = {}
+    by_layout: dict[str, list[EpisodeReader]] = {}
+    for several in readers.values():
+        for task, reader in several.items():
+            first.setdefault(task.layout, task)
+            by_layout.setdefault(task.layout, []).append(reader)
+    spaces = {}
+    for name, task in first.items():
+        env = task.make()
+        spaces[name] = (env.observation_space, env.action_space)
+        env.close()
+    projected = config.tokens.tensors == "projected"
+    offsets, width = assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
+    layouts = {}
+    for name, (observation, action) in spaces.items():
+        settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
+        layouts[name] = TaskLayout(
+            name,
+            SpaceTokenizer.from_space(
+                observation,
+                tensors=config.tokens.tensors,
+                images=config.tokens.images,
+                frame_size=config.model.frame_size,
+                frame_tokens=config.model.frame_tokens,
+                offset=offsets.get(name, 0),
+                statistics=statistics(by_layout[name]) if projected else None,
+                bounded="mu_law",
+                **settings,
+            ),
+            SpaceTokenizer.from_space(action, **settings),
+        )
+    return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
+
+
+def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[str]:
+    """Instructions, names of drawings and a part of the prose."""
+    instructions = [
+        reader[index].instruction
+        for several in readers.values()
+        for reader in several.values()
+        for index in range(min(len(reader), STATISTICS_EPISODES))
+    ]
+    named = training_texts() if config.data.emoji.weight > 0 else []
+    written = [document.text for document in documents(config)]
+    return [*instructions, *named, "\n".join(written)[:TEXT_TRAINING_CHARACTERS]]
+
+
+def documents(config: Config) -> list:
+    """The training texts; none without prose."""
+    return prose(config.data.folder / "prose", "train", config.data.prose.megabytes) if config.data.prose.weight > 0 else []
+
+
+def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and deviation of every float part of the observations, over a few episodes a task."""
+    values: dict[str, list[np.ndarray]] = {}
+    for reader in readers:
+        for index in range(min(len(reader), STATISTICS_EPISODES)):
+            for key, column in reader[index].observations.items():
+                if isinstance(column, np.ndarray) and column.dtype.kind == "f":
+                    values.setdefault(key, []).append(column)
+    return {key: fit_statistics(np.concatenate(columns)) for key, columns in values.items()}
+
+
+def open_sources(config: Config, tokenizers: Tokenizers, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[Source]:
+    """Every source of the mixture, in a fixed order."""
+    assembler, data = tokenizers.assembler, config.data
+
+    def window(task: Task, reader: EpisodeReader, control: ControlConfig) -> ControlExamples:
+        return ControlExamples(
+            reader=reader,
+            layout=tokenizers.layouts[task.layout],
+            assembler=assembler,
+            steps=control.steps,
+            hide_actions=control.hide_actions,
+            prompt_fraction=control.prompt_fraction,
+            prompt_steps=control.prompt_steps,
+        )
+
+    sources = [
+        Source(
+            name=suite,
+            weight=data.control()[suite].weight,
+            parts=[window(task, reader, data.control()[suite]) for task, reader in several.items()],
+        )
+        for suite, several in readers.items()
+    ]
+    if data.emoji.weight > 0:
+        parts = [EmojiExamples(drawings=drawings("train"), assembler=assembler)]
+        sources.append(Source(name="emoji", weight=data.emoji.weight, parts=parts))
+    if data.prose.weight > 0:
+        eos = np.array([assembler.vocabulary.eos], np.int32)
+        ids = np.concatenate([part for one in documents(config) for part in (tokenizers.text.encode(one.text), eos)])
+        parts = [TextExamples(ids=ids, length=data.length - 1, assembler=assembler)]
+        sources.append(Source(name="prose", weight=data.prose.weight, parts=parts))
+    if not sources:
+        raise ValueError("no source takes part: give at least one of data.*.weight a value above 0")
+    return sources

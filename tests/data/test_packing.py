@@ -1,0 +1,109 @@
+"""Packing: the exact table, payload indices, budgets, and that a restored iterator goes on bit for bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from generalist.data.batch import Batch, BatchSpec
+from generalist.data.packing import BatchIterator
+from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.sequence import Sequence
+
+SPEC = BatchSpec(rows=2, length=8, tensors=4, projection_width=3, frames=2, frame_size=4)
+PAD = 99
+
+
+def sequence(number: int, length: int, frames: int = 0, tensors: int = 0) -> Sequence:
+    """`length` positions that all carry `number`; the first ones are frames, then tensors."""
+    ids = np.full((length,), number, np.int32)
+    modality, index = np.zeros_like(ids), np.zeros_like(ids)
+    modality[:frames], index[:frames] = Modality.FRAME, np.arange(frames)
+    modality[frames : frames + tensors], index[frames : frames + tensors] = Modality.TENSOR, np.arange(tensors)
+    return Sequence(
+        tokens=ids,
+        targets=ids + 1,
+        loss_weight=np.ones((length,), np.float32),
+        modality=modality,
+        local_position=np.zeros_like(ids),
+        payload_index=index,
+        tensors=np.full((tensors, 3), number, np.float32),
+        frames=np.full((frames, 4, 4, 3), number, np.uint8),
+        patches=np.zeros((0, 16, 16, 3), np.uint8),
+        intervals=np.zeros((0, 4), np.int32),
+    )
+
+
+def iterator(lengths: list[int], **payload: int) -> BatchIterator:
+    """Examples of these lengths over and over, numbered from 0, all of source 5."""
+    return BatchIterator(lambda number: (5, sequence(number, lengths[number % len(lengths)], **payload)), SPEC, PAD)
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_the_packed_table():
+    batch = next(iterator([5, 4, 3, 4, 9 - 1]))
+    # Example 0 (5 long) and 2 (3 long) fill row 0; 1 and 3 (4 long each) fill row 1; 8 long ones wait for the next batch.
+    np.testing.assert_array_equal(batch.tokens, [[0] * 5 + [2] * 3, [1] * 4 + [3] * 4])
+    np.testing.assert_array_equal(batch.segment, [[1] * 5 + [2] * 3, [1] * 4 + [2] * 4])
+    np.testing.assert_array_equal(batch.position, [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]])
+    assert (batch.source == 5).all()
+    assert len(batch.frames) == len(batch.patches) == 0  # no image, no vision compute
+
+
+def test_padding_is_no_segment():
+    batch = next(iterator([6]))
+    np.testing.assert_array_equal(batch.segment, [[1] * 6 + [0] * 2] * 2)
+    assert (batch.tokens[:, 6:] == PAD).all() and (batch.loss_weight[:, 6:] == 0).all()
+
+
+def test_payloads_stand_where_the_indices_say():
+    batch = next(iterator([3], frames=1, tensors=1))
+    assert batch.frames.shape == (2, 4, 4, 3)  # the whole budget
+    for modality, payload in ((Modality.FRAME, batch.frames), (Modality.TENSOR, batch.tensors)):
+        at = (batch.modality == modality) & (batch.segment > 0)
+        np.testing.assert_array_equal(payload[batch.payload_index[at]].reshape(at.sum(), -1)[:, 0], batch.tokens[at])
+    assert (batch.segment > 0).sum() == 6  # the budget of two frames closes the batch before its rows are full
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_resumed_equals_uninterrupted(cut: int):
+    lengths = [5, 4, 3, 7, 2, 6]
+    whole = iterator(lengths)
+    expected = [next(whole) for _ in range(cut + 3)]
+    first = iterator(lengths)
+    for _ in range(cut):
+        next(first)
+    second = iterator(lengths)
+    second.set_state(first.get_state())
+    for batch in expected[cut:]:
+        assert_equal(next(second), batch)
+    first.set_state(whole.get_state())  # also an iterator that has run ahead
+    assert_equal(next(first), next(whole))
+
+
+def test_nothing_is_lost_or_repeated():
+    lengths = [5, 4, 3, 7, 2, 6, 8]
+    batches, source = [], iterator(lengths)
+    for _ in range(20):
+        batches.append(next(source))
+    seen = np.concatenate([np.unique(batch.tokens[batch.segment > 0]) for batch in batches])
+    waiting = source.get_state()["waiting"]
+    assert len(seen) == len(set(seen))
+    assert sorted([*seen.tolist(), *waiting]) == list(range(source.get_state()["next"]))
+
+
+@pytest.mark.parametrize(("payload", "name"), [({}, "length"), ({"frames": 3}, "frames"), ({"tensors": 5}, "tensors")])
+def test_what_never_fits_is_named(payload: dict[str, int], name: str):
+    length = 9 if name == "length" else 8
+    with pytest.raises(ValueError, match=f"data.{name}"):
+        next(iterator([length], **payload))
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="data.rows"):
+        dataclasses.replace(SPEC, rows=0)
