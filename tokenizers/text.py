@@ -23,6 +23,8 @@ _NAMED = re.compile(_ESCAPE + "[012]")
 _LONGEST_LINE = 1000
 # The unknown, beginning and end markers and the 256 bytes, which every vocabulary has.
 _FIXED_PIECES = 259
+# Share of the text whose characters get pieces of their own (SentencePiece's own default).
+_COVERAGE = 0.9995
 # Encodings kept: instructions and missions come again and again.
 _REMEMBERED = 4096
 
@@ -63,14 +65,17 @@ class TextTokenizer:
         characters = Counter(character for line in lines for character in line)
         if not characters:
             raise ValueError("there is no text to train the text tokenizer on: give it at least one letter")
+        # Half the room is for characters, the other half for what is merged of them; rare ones are spelled in bytes.
+        frequent = _frequent(characters, (size - _FIXED_PIECES) // 2)
+        rare = {ord(character): "\n" for character in characters.keys() - frequent}
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
+                sentence_iterator=(part for line in lines for part in line.translate(rare).split("\n") if part),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=size,
-                character_coverage=_coverage(characters, (size - _FIXED_PIECES) // 2),
+                character_coverage=1.0,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
@@ -167,10 +172,15 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
             yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
 
 
-def _coverage(characters: Counter[str], room: int) -> float:
-    """Share of the text that the `room` most frequent characters make up; the rarer ones are spelled in bytes."""
-    kept = sum(count for _, count in characters.most_common(max(1, room)))
-    return min(0.9995, kept / characters.total())
+def _frequent(characters: Counter[str], room: int) -> set[str]:
+    """The characters that get pieces of their own: the most frequent ones, up to nearly all of the text."""
+    frequent, covered, enough = set(), 0, _COVERAGE * characters.total()
+    for character, count in characters.most_common(max(1, room)):
+        if covered >= enough:
+            break
+        frequent.add(character)
+        covered += count
+    return frequent
 
 
 def _brief(error: Exception) -> str:
