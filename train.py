@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         default = preset(name)
         config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
-        console.print(f"generalist: preset {name}, run {config.folder}; loading JAX ...", highlight=False)
+        console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
         from generalist.experiment import run
 
         run(config, ["train.py", *arguments], console)

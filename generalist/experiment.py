@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from generalist.config import Config
+from generalist.experts import record_missing
 from generalist.run import check_same_settings
 
 
@@ -17,9 +18,9 @@ def run(config: Config, command: list[str], console: Console) -> None:
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
     check_same_settings(config)
-    from generalist.prepare import prepare, record_missing  # JAX and grain from here on: seconds to import
-
     record_missing(config, console)
+    console.print("loading JAX ...", highlight=False)
+    from generalist.prepare import prepare
     from generalist.training.loop import Interrupted, train
 
     prepared = prepare(config, console)

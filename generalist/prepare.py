@@ -1,7 +1,6 @@
 """From settings to a stream of batches: record what is missing, learn the tokenizers, fit the layouts, open the sources."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 
 import jax
@@ -16,9 +15,9 @@ from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator
 from generalist.data.prose import prose
 from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
-from generalist.envs.recording import record
 from generalist.envs.rlds import dataset_folder
-from generalist.envs.task import Task, tasks
+from generalist.envs.task import Task
+from generalist.experts import suite_tasks
 from generalist.run import Tokenizers
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
@@ -37,27 +36,6 @@ class Prepared:
     iterator: BatchIterator
     names: list[str]
     """The sources, in the order of the batches' `source` ids."""
-
-
-def suite_tasks(config: Config) -> dict[str, list[Task]]:
-    """The tasks of each control suite that takes part.
-
-    Raises:
-        ValueError: a pattern matches no task.
-    """
-    return {suite: tasks(f"{suite}/{control.tasks}") for suite, control in config.data.control().items()}
-
-
-def record_missing(config: Config, console: Console) -> None:
-    """Records the experts' episodes that are not on disk yet."""
-    wanted = suite_tasks(config)
-    episodes = {
-        task.name: config.data.control()[suite].episodes or task.episodes for suite, several in wanted.items() for task in several
-    }
-    everything = [task for several in wanted.values() for task in several]
-    if everything:
-        workers = config.data.workers or os.cpu_count() or 1
-        record(everything, config.data.folder / "episodes", episodes=episodes, workers=workers, console=console)
 
 
 def prepare(config: Config, console: Console) -> Prepared:

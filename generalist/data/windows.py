@@ -4,7 +4,7 @@ The random generator belongs to the index and the epoch, so that the same positi
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from generalist.tokenizers.sequence import Assembler, Sequence
 from generalist.tokenizers.spaces import TaskLayout
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What a source is made of."""
 

@@ -1,0 +1,124 @@
+"""The batched policy: what it decodes from its cache is what a whole pass over the same steps gives."""
+
+import dataclasses
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from generalist.config import Config, ControlConfig, debug
+from generalist.inference.load import Generalist
+from generalist.inference.policy import ControlPolicy, confine
+from generalist.inference.rows import stack_rows
+from generalist.inference.score import log_likelihood
+from generalist.model.transformer import create
+from generalist.run import Tokenizers
+from generalist.tokenizers.sequence import Predicted
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.text import TextTokenizer
+
+LAYOUT = "classic/test"
+OBSERVATION = gym.spaces.Dict(
+    {"camera": gym.spaces.Box(0, 255, (84, 84, 3), np.uint8), "state": gym.spaces.Box(-np.inf, np.inf, (3,))}
+)
+ACTION = gym.spaces.Box(-1, 1, (2,))
+
+
+def make_generalist(hide_actions: float, steps: int = 4) -> Generalist:
+    """Random weights for one layout with a camera and a state."""
+    base: Config = debug()
+    data = dataclasses.replace(base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions))
+    config = dataclasses.replace(base, data=data)
+    text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
+    settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
+    layout = TaskLayout(
+        LAYOUT,
+        SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images="frame", **settings),
+        SpaceTokenizer.from_space(ACTION, **settings),
+    )
+    tokenizers = Tokenizers(config=config, text=text, layouts={LAYOUT: layout}, projection_width=3)
+    graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
+    # Larger than at initialisation, so that the choices depend on what was seen.
+    params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
+    return Generalist(config, tokenizers, graph, params, 0)
+
+
+def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]:
+    return [
+        {"camera": rng.integers(0, 256, (84, 84, 3)).astype(np.uint8), "state": rng.normal(size=3).astype(np.float32)}
+        for _ in range(lanes)
+    ]
+
+
+def whole_pass(generalist: Generalist, instruction: str, steps: list, chosen: list[np.ndarray], hidden: bool) -> np.ndarray:
+    """The action ids that one uncached pass over one lane's steps gives for the last of them."""
+    layout, assembler = generalist.layouts[LAYOUT], generalist.assembler
+    parts, ids = [assembler.instruction(instruction)], []
+    for index, observation in enumerate(steps):
+        parts.append(assembler.step(layout, layout.observation.stack([observation]), hide_actions=hidden))
+        if not hidden and index < len(steps) - 1:
+            parts.append(assembler.action(layout, chosen[index]))
+    dimensions = len(layout.action.valid_ranges)
+    for dimension in range(dimensions if not hidden else 1):
+        sequence = assembler.concatenate(parts)
+        batch = stack_rows([sequence], len(sequence.tokens), pad=generalist.vocabulary.pad)
+        model = nnx.merge(generalist.graph, generalist.params)
+        logits = model.logits(model.hidden(jax.tree.map(jnp.asarray, batch)))
+        rows = slice(-dimensions, None) if hidden else slice(-1, None)
+        ranges = layout.action.valid_ranges if hidden else layout.action.valid_ranges[dimension : dimension + 1]
+        ids.append(np.asarray(jnp.argmax(confine(logits[:, rows], jnp.asarray(ranges)), -1))[0])
+        parts.append(assembler.action(layout, ids[-1]))
+    return np.concatenate(ids)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_cached_equals_uncached(hidden: bool):
+    generalist = make_generalist(float(hidden))
+    lanes, instructions = 3, ["push the red block", "lift", "lift the blue block to the left"]
+    policy, rng = ControlPolicy(generalist, LAYOUT, lanes), np.random.default_rng(0)
+    policy.reset(instructions)
+    seen: list[list] = [[] for _ in range(lanes)]
+    chosen: list[list] = [[] for _ in range(lanes)]
+    codec = generalist.layouts[LAYOUT].action
+    for step in range(7):  # beyond the window of 4, so that the caches are rebuilt
+        observations = observe(rng, lanes)
+        actions = policy.act(observations)
+        # The context is the last 1..4 steps: the caches start over from the newest 2 once they hold 4.
+        held = step + 1 if step < 4 else 3 + (step - 4) % 2
+        for lane in range(lanes):
+            seen[lane].append(observations[lane])
+            expected = whole_pass(generalist, instructions[lane], seen[lane][-held:], chosen[lane][len(chosen[lane]) - held + 1 :], hidden)
+            np.testing.assert_array_equal(actions[lane], codec.decode(expected), err_msg=f"step {step} lane {lane}")
+            chosen[lane].append(expected)
+    assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
+
+
+def test_actions_are_always_of_the_space():
+    generalist = make_generalist(1.0)
+    ranges = generalist.layouts[LAYOUT].action.valid_ranges
+    logits = jnp.zeros((1, 2, generalist.vocabulary.size)).at[:, :, 0].set(100.0)  # all for a text token
+    ids = np.asarray(jnp.argmax(confine(logits, jnp.asarray(ranges)), -1))[0]
+    assert ((ids >= ranges[:, 0]) & (ids < ranges[:, 1])).all()
+
+
+def test_the_number_of_instructions_is_checked():
+    policy = ControlPolicy(make_generalist(1.0), LAYOUT, 2)
+    with pytest.raises(ValueError, match="2 lanes but got 1"):
+        policy.reset(["lift"])
+    with pytest.raises(ValueError, match="reset"):
+        ControlPolicy(make_generalist(1.0), LAYOUT, 2).act(observe(np.random.default_rng(0), 2))
+
+
+def test_log_likelihood_does_not_depend_on_the_company():
+    generalist = make_generalist(1.0)
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    sequences = [
+        generalist.assembler.image_text([image, "what?", Predicted(answer)]) for answer in (" a block", " red", " the left one")
+    ]
+    together = log_likelihood(generalist, sequences, rows=4)
+    alone = np.concatenate([log_likelihood(generalist, [sequence], rows=4) for sequence in sequences])
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert (together < 0).all()

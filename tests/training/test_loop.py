@@ -1,0 +1,81 @@
+"""The loop on real drawings and prose: stopped and resumed equals uninterrupted, bit for bit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from generalist.config import Config, ControlConfig, debug
+from generalist.prepare import prepare
+from generalist.training.checkpoint import Checkpoints
+from generalist.training.loop import build_trainer, train
+
+NO_CONTROL = ControlConfig(weight=0)
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def config_of(folder: Path, name: str, data_folder: Path, steps: int) -> Config:
+    base = debug()
+    suites = dict.fromkeys(("metaworld", "babyai", "atari", "classic"), NO_CONTROL)
+    data = dataclasses.replace(base.data, folder=data_folder, frames=16, **suites)
+    training = dataclasses.replace(base.training, steps=steps, checkpoint_every=4, log_every=2)
+    return dataclasses.replace(base, name=name, runs=folder, data=data, training=training)
+
+
+def run(config: Config) -> None:
+    console = Console(quiet=True)
+    prepared = prepare(config, console)
+    spec = prepared.tokenizers.model_spec()
+    train(config, spec, prepared.batch_spec, prepared.iterator, prepared.names, console)
+
+
+def final_params(config: Config) -> list[np.ndarray]:
+    prepared = prepare(config, Console(quiet=True))
+    trainer = build_trainer(config, prepared.tokenizers.model_spec(), len(prepared.names))
+    checkpoints = Checkpoints(config.folder / "checkpoints", 2)
+    state = checkpoints.restore(trainer.abstract_state, prepared.iterator)
+    checkpoints.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, parts = (config_of(tmp_path, name, data_folder, 8) for name in ("whole", "parts"))
+    run(whole)
+    from generalist.training import loop
+
+    real = loop.Checkpoints.save
+
+    def save_and_die(self: Checkpoints, state: object, iterator: object) -> None:
+        real(self, state, iterator)
+        self.wait()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(loop.Checkpoints, "save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(parts)
+    monkeypatch.undo()
+    run(parts)
+    for left, right in zip(final_params(whole), final_params(parts), strict=True):
+        np.testing.assert_array_equal(left, right)
+    lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert {"loss", "loss/text", "loss/emoji", "loss/prose", "mfu", "padding", "waiting", "tokens_per_second"} <= lines[0].keys()
+
+
+def test_other_settings_are_refused(tmp_path: Path, data_folder: Path):
+    from generalist.run import check_same_settings
+
+    config = config_of(tmp_path, "run", data_folder, 2)
+    prepare(config, Console(quiet=True))
+    assert check_same_settings(dataclasses.replace(config, training=dataclasses.replace(config.training, steps=9)))
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(ValueError, match=r"model.width = 32, not 64"):
+        check_same_settings(other)
