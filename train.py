@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     from generalist.config import Config, preset
 
     console = Console()
-    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
+    name, rest = (
+        (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
+    )
     try:
         default = preset(name)
         config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())

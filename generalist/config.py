@@ -94,13 +94,13 @@ class DataConfig:
     """Images and their names."""
     prose: ProseConfig = ProseConfig()
     """Text."""
-    rows: int = 64
+    rows: int = 16
     """Rows of a batch."""
     length: int = 128
     """Positions of a row."""
-    tensors: int = 4096
+    tensors: int = 1280
     """Projected tensors a batch has room for."""
-    frames: int = 384
+    frames: int = 96
     """Frames a batch has room for."""
     patches: int = 0
     """Image patches a batch has room for."""
@@ -209,12 +209,12 @@ def pocket() -> Config:
     return Config(
         name="pocket",
         data=DataConfig(
-            metaworld=ControlConfig(weight=0.40, steps=8),
-            babyai=ControlConfig(weight=0.15, steps=32),
-            atari=ControlConfig(weight=0.04, steps=8),
-            classic=ControlConfig(weight=0.21, steps=8),
+            metaworld=ControlConfig(weight=0.35, steps=8),
+            babyai=ControlConfig(weight=0.25, steps=32),
+            atari=ControlConfig(weight=0.05, steps=8),
+            classic=ControlConfig(weight=0.20, steps=8),
             emoji=EmojiConfig(weight=0.05),
-            prose=ProseConfig(weight=0.15),
+            prose=ProseConfig(weight=0.10),
         ),
     )
 
@@ -237,7 +237,12 @@ def debug() -> Config:
         ),
         training=TrainingConfig(steps=20, warmup=5, checkpoint_every=10, log_every=5),
         evaluation=EvaluationConfig(
-            metaworld_episodes=1, babyai_episodes=2, atari_episodes=1, classic_episodes=2, naming_items=20, prose_windows=8
+            metaworld_episodes=1,
+            babyai_episodes=2,
+            atari_episodes=1,
+            classic_episodes=2,
+            naming_items=20,
+            prose_windows=8,
         ),
     )
 

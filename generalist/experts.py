@@ -22,7 +22,9 @@ def record_missing(config: Config, console: Console) -> None:
     """Records the experts' episodes that are not on disk yet."""
     wanted = suite_tasks(config)
     episodes = {
-        task.name: config.data.control()[suite].episodes or task.episodes for suite, several in wanted.items() for task in several
+        task.name: config.data.control()[suite].episodes or task.episodes
+        for suite, several in wanted.items()
+        for task in several
     }
     everything = [task for several in wanted.values() for task in several]
     if everything:

@@ -42,7 +42,10 @@ def prepare(config: Config, console: Console) -> Prepared:
     """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there."""
     cache = EpisodeCache(config.data.cache_megabytes)
     readers = {
-        suite: {task: EpisodeReader(dataset_folder(config.data.folder / "episodes", task), cache, task.instruction) for task in several}
+        suite: {
+            task: EpisodeReader(dataset_folder(config.data.folder / "episodes", task), cache, task.instruction)
+            for task in several
+        }
         for suite, several in suite_tasks(config).items()
     }
     if (config.folder / "config.json").exists():
@@ -65,7 +68,9 @@ def prepare(config: Config, console: Console) -> Prepared:
     )
     draw = mix(sources, seed=config.training.seed, rank=jax.process_index(), world=jax.process_count())
     iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
-    return Prepared(tokenizers=tokenizers, batch_spec=spec, iterator=iterator, names=[source.name for source in sources])
+    return Prepared(
+        tokenizers=tokenizers, batch_spec=spec, iterator=iterator, names=[source.name for source in sources]
+    )
 
 
 def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> Tokenizers:
@@ -83,7 +88,9 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
         spaces[name] = (env.observation_space, env.action_space)
         env.close()
     projected = config.tokens.tensors == "projected"
-    offsets, width = assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
+    offsets, width = (
+        assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
+    )
     layouts = {}
     for name, (observation, action) in spaces.items():
         settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
@@ -120,7 +127,11 @@ def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReade
 
 def documents(config: Config) -> list:
     """The training texts; none without prose."""
-    return prose(config.data.folder / "prose", "train", config.data.prose.megabytes) if config.data.prose.weight > 0 else []
+    return (
+        prose(config.data.folder / "prose", "train", config.data.prose.megabytes)
+        if config.data.prose.weight > 0
+        else []
+    )
 
 
 def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -134,7 +145,9 @@ def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.n
     return {key: fit_statistics(np.concatenate(columns)) for key, columns in values.items()}
 
 
-def open_sources(config: Config, tokenizers: Tokenizers, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[Source]:
+def open_sources(
+    config: Config, tokenizers: Tokenizers, readers: Mapping[str, Mapping[Task, EpisodeReader]]
+) -> list[Source]:
     """Every source of the mixture, in a fixed order."""
     assembler, data = tokenizers.assembler, config.data
 

@@ -1,9 +1,9 @@
 """A run's folder: its settings and tokenizers, written once and read by training, acting and evaluation alike.
 
-    runs/<name>/config.json      every setting
-                tokenizers.json  vocabulary and task layouts
-                text.model       SentencePiece
-                checkpoints/  metrics.jsonl  tensorboard/  evaluation/  results.json
+runs/<name>/config.json      every setting
+            tokenizers.json  vocabulary and task layouts
+            text.model       SentencePiece
+            checkpoints/  metrics.jsonl  tensorboard/  evaluation/  results.json
 """
 
 import dataclasses
@@ -79,7 +79,9 @@ class Tokenizers:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / 'tokenizers.json'} is damaged ({error}): delete the run's folder and train again") from error
+            raise ValueError(
+                f"{folder / 'tokenizers.json'} is damaged ({error}): delete the run's folder and train again"
+            ) from error
         text = TextTokenizer.load(folder / "text.model")
         layouts = {name: TaskLayout.from_json(layout, text) for name, layout in stored["layouts"].items()}
         return cls(config=config, text=text, layouts=layouts, projection_width=stored["projection_width"])

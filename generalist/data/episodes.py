@@ -95,12 +95,16 @@ class EpisodeReader:
 
         self.folder, self._cache, self._instruction = folder, cache, instruction
         if not (folder / "dataset_info.json").exists():
-            raise FileNotFoundError(f"{folder} holds no data set: record it, or give the folder with dataset_info.json in it")
+            raise FileNotFoundError(
+                f"{folder} holds no data set: record it, or give the folder with dataset_info.json in it"
+            )
         try:
             builder = tfds.builder_from_directory(str(folder))
             features, self.files = builder.info.features, [str(path) for path in builder.info.splits["train"].filepaths]
         except Exception as error:
-            raise ValueError(f"{folder} is no readable TFDS data set ({type(error).__name__}: {error}): record it again") from error
+            raise ValueError(
+                f"{folder} is no readable TFDS data set ({type(error).__name__}: {error}): record it again"
+            ) from error
         if "steps" not in features or not {"observation", "action"} <= set(features["steps"].feature.keys()):
             raise ValueError(f"{folder} is not RLDS: it needs `steps` with `observation` and `action`")
         self._parser = ExampleParserNp(features.get_serialized_info())
@@ -112,13 +116,17 @@ class EpisodeReader:
 
         for file in self.files:
             if not file.split("-")[-4].endswith("array_record"):
-                raise ValueError(f"{file} is not an ArrayRecord file: convert the data set to file_format='array_record'")
+                raise ValueError(
+                    f"{file} is not an ArrayRecord file: convert the data set to file_format='array_record'"
+                )
             if not Path(file).exists():
                 raise FileNotFoundError(f"{file} is missing: delete {self.folder} and record it again")
         try:
             return ArrayRecordDataSource(self.files)
         except Exception as error:
-            raise ValueError(f"{self.folder} has a damaged file ({error}): delete the folder and record it again") from error
+            raise ValueError(
+                f"{self.folder} has a damaged file ({error}): delete the folder and record it again"
+            ) from error
 
     def _read_lengths(self) -> np.ndarray:
         """Steps of each episode, int (n,): from the metadata, else by reading all episodes once."""
@@ -166,9 +174,7 @@ class EpisodeReader:
 def columns(value: Any, key: str = "") -> list[tuple[str, Column]]:
     """Nested step values as flat columns; byte strings (images) as lists."""
     if isinstance(value, Mapping):
-        return [
-            column for name in value for column in columns(value[name], f"{key}/{name}" if key else str(name))
-        ]
+        return [column for name in value for column in columns(value[name], f"{key}/{name}" if key else str(name))]
     array = np.asarray(value)
     if array.dtype.kind in "OS":
         return [(key, [bytes(item) for item in array.reshape(-1)])]

@@ -64,4 +64,3 @@ class _Draw(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> tuple[int, TokenSequence]:
         return self.source, self.examples.example(int(element), rng)
-

@@ -67,7 +67,9 @@ class ControlExamples:
             prompt=self._prompt(number, rng) if rng.random() < self.prompt_fraction else None,
         )
 
-    def _prompt(self, number: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    def _prompt(
+        self, number: int, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
         """Steps of another episode of the task: half the time its end, which shows the goal, else from anywhere (Gato, section 2.4)."""
         if len(self.reader) == 1:
             return None  # only the episode itself is left, which would give the answer away

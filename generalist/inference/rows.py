@@ -3,15 +3,27 @@
 Dimension key: B rows, L positions.
 """
 
+import dataclasses
 from collections.abc import Sequence as Sequences
 
 import numpy as np
 
 from generalist.data.batch import Batch
-from generalist.tokenizers.pieces import Modality
-from generalist.tokenizers.sequence import Sequence
+from generalist.tokenizers.pieces import PAYLOADS, Modality, Sequence
 
-PAYLOADS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
+# Fields of a batch with a (rows, positions) shape.
+POSITIONAL = (
+    "tokens",
+    "targets",
+    "modality",
+    "local_position",
+    "payload_index",
+    "position",
+    "segment",
+    "source",
+    "loss_weight",
+)
+FLAT = ("tensors", "frames", "patches", "intervals")
 
 
 def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
@@ -23,7 +35,13 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
     rows = len(sequences)
     fields = {
         name: np.full((rows, length), fill, np.int32)
-        for name, fill in (("tokens", pad), ("targets", pad), ("modality", Modality.SPECIAL), ("local_position", 0), ("payload_index", 0))
+        for name, fill in (
+            ("tokens", pad),
+            ("targets", pad),
+            ("modality", Modality.SPECIAL),
+            ("local_position", 0),
+            ("payload_index", 0),
+        )
     }
     segment, weight = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
     payloads: dict[str, list[np.ndarray]] = {"tensors": [], "frames": [], "patches": [], "intervals": []}
@@ -31,7 +49,9 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
     for row, sequence in enumerate(sequences):
         size = len(sequence.tokens)
         if size > length:
-            raise ValueError(f"sequence {row} has {size} positions but a row has {length}: raise data.length or shorten it")
+            raise ValueError(
+                f"sequence {row} has {size} positions but a row has {length}: raise data.length or shorten it"
+            )
         for name, field in fields.items():
             field[row, :size] = getattr(sequence, name)
         for modality, payload in PAYLOADS.items():
@@ -47,6 +67,27 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
     position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
     source = np.zeros((rows, length), np.int32)
     return Batch(**fields, position=position, segment=segment, source=source, loss_weight=weight, **flat)
+
+
+def join(batches: list[Batch], frame_tokens: int) -> Batch:
+    """Batches of the same rows one after the other; payloads are concatenated and their indices moved along."""
+    offsets, moved = dict.fromkeys(PAYLOADS, 0), []
+    for batch in batches:
+        index = batch.payload_index.copy()
+        for modality, payload in PAYLOADS.items():
+            index[batch.modality == modality] += offsets[modality]
+            offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
+        moved.append(dataclasses.replace(batch, payload_index=index))
+    rows = {name: np.concatenate([getattr(batch, name) for batch in moved], axis=1) for name in POSITIONAL}
+    return Batch(**rows, **{name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT})
+
+
+def shift_right(batch: Batch) -> Batch:
+    """The same rows with their padding on the left, so that all end at the same place."""
+    order = np.argsort(batch.segment > 0, axis=1, kind="stable")
+    return dataclasses.replace(
+        batch, **{name: np.take_along_axis(getattr(batch, name), order, axis=1) for name in POSITIONAL}
+    )
 
 
 def bucket(length: int, step: int = 16) -> int:

@@ -37,8 +37,12 @@ def log_likelihood(generalist: Generalist, sequences: Sequences[Sequence], rows:
     scores = []
     for chunk in chunks(list(sequences), rows):
         filled = chunk + [chunk[0]] * (rows - len(chunk))
-        batch = stack_rows(filled, length, pad=generalist.vocabulary.pad, frame_tokens=generalist.config.model.frame_tokens)
-        scores.append(np.asarray(row_log_likelihood(generalist.graph, generalist.params, batch, generalist.dtype))[: len(chunk)])
+        batch = stack_rows(
+            filled, length, pad=generalist.vocabulary.pad, frame_tokens=generalist.config.model.frame_tokens
+        )
+        scores.append(
+            np.asarray(row_log_likelihood(generalist.graph, generalist.params, batch, generalist.dtype))[: len(chunk)]
+        )
     return np.concatenate(scores)
 
 

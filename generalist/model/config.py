@@ -10,17 +10,17 @@ from generalist.tokenizers.vocabulary import Vocabulary
 class ModelConfig:
     """The shape of the Transformer and of its embedders."""
 
-    width: int = 192
+    width: int = 128
     """Width of the residual stream."""
     layers: int = 4
     """Number of Transformer blocks."""
-    heads: int = 6
+    heads: int = 4
     """Number of query heads."""
     kv_heads: int = 2
     """Number of key-value heads; fewer than `heads` is grouped-query attention."""
     head_size: int = 32
     """Size of one head."""
-    hidden: int = 512
+    hidden: int = 384
     """Width of each branch of the gated feed-forward."""
     activation: Literal["geglu", "swiglu"] = "geglu"
     """Which gate the feed-forward uses."""

@@ -84,7 +84,11 @@ class PatchEmbedder(nnx.Module):
         self.column = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
 
     def __call__(
-        self, patches: UInt8[Array, "P 16 16 3"], intervals: Int[Array, "P 4"], dtype: DTypeLike, key: Array | None = None
+        self,
+        patches: UInt8[Array, "P 16 16 3"],
+        intervals: Int[Array, "P 4"],
+        dtype: DTypeLike,
+        key: Array | None = None,
     ) -> Float[Array, "P D"]:
         """`intervals`: row low, row high, column low, column high in 0..128. With a random `key` (training) a position is
         drawn uniformly from the interval; without (evaluation) it is the rounded mean (Gato, appendix C.3)."""

@@ -67,7 +67,11 @@ class Transformer(nnx.Module):
         payloads = (
             (Modality.TENSOR, len(batch.tensors), lambda: self._need("tensor")(batch.tensors.astype(dtype))),
             (Modality.FRAME, len(batch.frames), lambda: self._need("frame")(batch.frames, dtype)),
-            (Modality.PATCH, len(batch.patches), lambda: self._need("patch")(batch.patches, batch.intervals, dtype, key)),
+            (
+                Modality.PATCH,
+                len(batch.patches),
+                lambda: self._need("patch")(batch.patches, batch.intervals, dtype, key),
+            ),
         )
         for modality, count, embedder in payloads:
             if count:  # a batch without this payload pays nothing for it
@@ -94,7 +98,12 @@ class Transformer(nnx.Module):
         return self.final_norm(x)
 
     def hidden_cached(
-        self, batch: Batch, caches: list[Cache], cache_segment: Int[Array, "B S"], cache_position: Int[Array, "B S"], start: Int[Array, ""]
+        self,
+        batch: Batch,
+        caches: list[Cache],
+        cache_segment: Int[Array, "B S"],
+        cache_position: Int[Array, "B S"],
+        start: Int[Array, ""],
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
         """Final hidden states of new positions, appended to the caches at slot `start`.
 

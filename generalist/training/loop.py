@@ -122,7 +122,9 @@ def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
         )
 
 
-def train(config: Config, spec: ModelSpec, batch_spec: BatchSpec, iterator: Iterator, names: list[str], console: Console) -> None:
+def train(
+    config: Config, spec: ModelSpec, batch_spec: BatchSpec, iterator: Iterator, names: list[str], console: Console
+) -> None:
     """Trains to `config.training.steps`, from the run's newest checkpoint if it has one.
 
     Args:

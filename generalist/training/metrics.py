@@ -117,7 +117,9 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON and one TensorBoard point a value."""
-        self._file.write(json.dumps({"step": step, **{name: round(float(value), 6) for name, value in values.items()}}) + "\n")
+        self._file.write(
+            json.dumps({"step": step, **{name: round(float(value), 6) for name, value in values.items()}}) + "\n"
+        )
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)

@@ -52,7 +52,9 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The mesh axes of one parameter: by the table, else the largest axis that divides goes to `fsdp`."""
     for pattern, spec in RULES:
         if re.search(pattern, path) and len(spec) == len(shape):
-            return P(*(axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(spec, shape, strict=True)))
+            return P(
+                *(axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(spec, shape, strict=True))
+            )
     if int(np.prod(shape)) >= SMALLEST_SPLIT:
         for index in sorted(range(len(shape)), key=lambda i: -shape[i]):
             if shape[index] % mesh.shape["fsdp"] == 0:

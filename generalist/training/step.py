@@ -107,7 +107,14 @@ class Trainer:
 
 
 def make_trainer(
-    spec: ModelSpec, optimizer: optax.GradientTransformation, mesh: Mesh, *, sources: int, z_loss: float, dtype: DTypeLike, seed: int
+    spec: ModelSpec,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    sources: int,
+    z_loss: float,
+    dtype: DTypeLike,
+    seed: int,
 ) -> Trainer:
     """Builds the trainer; nothing is computed before `initialize` is called."""
 

@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 from generalist.config import Config, ControlConfig, debug
+from generalist.inference.decode import allow, confine
+from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
-from generalist.inference.policy import ControlPolicy, confine
+from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
 from generalist.model.transformer import create
@@ -53,7 +55,9 @@ def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]
     ]
 
 
-def whole_pass(generalist: Generalist, instruction: str, steps: list, chosen: list[np.ndarray], hidden: bool) -> np.ndarray:
+def whole_pass(
+    generalist: Generalist, instruction: str, steps: list, chosen: list[np.ndarray], hidden: bool
+) -> np.ndarray:
     """The action ids that one uncached pass over one lane's steps gives for the last of them."""
     layout, assembler = generalist.layouts[LAYOUT], generalist.assembler
     parts, ids = [assembler.instruction(instruction)], []
@@ -69,7 +73,9 @@ def whole_pass(generalist: Generalist, instruction: str, steps: list, chosen: li
         logits = model.logits(model.hidden(jax.tree.map(jnp.asarray, batch)))
         rows = slice(-dimensions, None) if hidden else slice(-1, None)
         ranges = layout.action.valid_ranges if hidden else layout.action.valid_ranges[dimension : dimension + 1]
-        ids.append(np.asarray(jnp.argmax(confine(logits[:, rows], jnp.asarray(ranges)), -1))[0])
+        ids.append(
+            np.asarray(jnp.argmax(confine(logits[:, rows], jnp.asarray(allow(ranges, logits.shape[-1]))), -1))[0]
+        )
         parts.append(assembler.action(layout, ids[-1]))
     return np.concatenate(ids)
 
@@ -83,14 +89,16 @@ def test_cached_equals_uncached(hidden: bool):
     seen: list[list] = [[] for _ in range(lanes)]
     chosen: list[list] = [[] for _ in range(lanes)]
     codec = generalist.layouts[LAYOUT].action
-    for step in range(7):  # beyond the window of 4, so that the caches are rebuilt
+    for step in range(6):  # beyond the window of 4, so that the caches are rebuilt
         observations = observe(rng, lanes)
         actions = policy.act(observations)
         # The context is the last 1..4 steps: the caches start over from the newest 2 once they hold 4.
         held = step + 1 if step < 4 else 3 + (step - 4) % 2
         for lane in range(lanes):
             seen[lane].append(observations[lane])
-            expected = whole_pass(generalist, instructions[lane], seen[lane][-held:], chosen[lane][len(chosen[lane]) - held + 1 :], hidden)
+            expected = whole_pass(
+                generalist, instructions[lane], seen[lane][-held:], chosen[lane][len(chosen[lane]) - held + 1 :], hidden
+            )
             np.testing.assert_array_equal(actions[lane], codec.decode(expected), err_msg=f"step {step} lane {lane}")
             chosen[lane].append(expected)
     assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
@@ -100,7 +108,7 @@ def test_actions_are_always_of_the_space():
     generalist = make_generalist(1.0)
     ranges = generalist.layouts[LAYOUT].action.valid_ranges
     logits = jnp.zeros((1, 2, generalist.vocabulary.size)).at[:, :, 0].set(100.0)  # all for a text token
-    ids = np.asarray(jnp.argmax(confine(logits, jnp.asarray(ranges)), -1))[0]
+    ids = np.asarray(jnp.argmax(confine(logits, jnp.asarray(allow(ranges, logits.shape[-1]))), -1))[0]
     assert ((ids >= ranges[:, 0]) & (ids < ranges[:, 1])).all()
 
 
@@ -116,9 +124,30 @@ def test_log_likelihood_does_not_depend_on_the_company():
     generalist = make_generalist(1.0)
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     sequences = [
-        generalist.assembler.image_text([image, "what?", Predicted(answer)]) for answer in (" a block", " red", " the left one")
+        generalist.assembler.image_text([image, "what?", Predicted(answer)])
+        for answer in (" a block", " red", " the left one")
     ]
     together = log_likelihood(generalist, sequences, rows=4)
     alone = np.concatenate([log_likelihood(generalist, [sequence], rows=4) for sequence in sequences])
     np.testing.assert_allclose(together, alone, rtol=1e-4)
     assert (together < 0).all()
+
+
+def test_generation_equals_choosing_the_likeliest_next_token_over_and_over():
+    generalist = make_generalist(1.0)
+    image = np.random.default_rng(0).integers(0, 256, (84, 84, 3)).astype(np.uint8)
+    documents = [[image, "what is this?"], ["push the"], [image, image, "a"]]
+    texts = generate(generalist, documents, tokens=3)
+    model, assembler = nnx.merge(generalist.graph, generalist.params), generalist.assembler
+    for parts, written in zip(documents, texts, strict=True):
+        sequence, ids = assembler.image_text(parts), []
+        for _ in range(3):
+            batch = stack_rows([sequence], len(sequence.tokens), pad=generalist.vocabulary.pad)
+            logits = model.logits(model.hidden(jax.tree.map(jnp.asarray, batch)))[0, -1]
+            allowed = np.r_[0 : generalist.tokenizers.text.size, generalist.vocabulary.eos]
+            ids.append(int(allowed[np.argmax(np.asarray(logits)[allowed])]))
+            sequence = assembler.concatenate(
+                [sequence, assembler.text(np.array(ids[-1:], np.int32), bos=False, eos=False)]
+            )
+        stop = ids.index(generalist.vocabulary.eos) if generalist.vocabulary.eos in ids else 3
+        assert written == generalist.tokenizers.text.decode(np.array(ids[:stop], np.int32))

@@ -43,4 +43,6 @@ def test_mapped_attention_equals_the_library(heads: int, kv_heads: int):
     mask = attention_mask(segment, position, segment, position)
     library = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
     visible = np.asarray(segment > 0)
-    np.testing.assert_allclose(np.asarray(attend_mapped(query, key, value, mask))[visible], np.asarray(library)[visible], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(attend_mapped(query, key, value, mask))[visible], np.asarray(library)[visible], atol=1e-5
+    )

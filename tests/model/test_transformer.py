@@ -14,7 +14,9 @@ from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=40, continuous=16, discrete=8)
-TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48, frame_size=16, frame_channels=8, patch_channels=8)
+TINY = ModelConfig(
+    width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48, frame_size=16, frame_channels=8, patch_channels=8
+)
 SPEC = ModelSpec(config=TINY, vocabulary=VOCABULARY, projection_width=5, patches=True, frames=True)
 
 
@@ -62,9 +64,7 @@ def test_packed_rows_equal_rows_of_their_own(remat: bool):
     names = [f.name for f in dataclasses.fields(Batch) if f.name not in ("tensors", "frames", "patches", "intervals")]
     packed = dataclasses.replace(batch, **{name: getattr(batch, name).reshape(1, -1) for name in names})
     packed = dataclasses.replace(packed, segment=np.repeat([[1, 2]], 12, axis=1).astype(np.int32))
-    np.testing.assert_allclose(
-        hidden(model, packed).reshape(2, 12, -1), hidden(model, batch), atol=2e-5
-    )
+    np.testing.assert_allclose(hidden(model, packed).reshape(2, 12, -1), hidden(model, batch), atol=2e-5)
 
 
 def test_future_and_other_payloads_do_not_matter():

@@ -67,7 +67,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeyp
         np.testing.assert_array_equal(left, right)
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    assert {"loss", "loss/text", "loss/emoji", "loss/prose", "mfu", "padding", "waiting", "tokens_per_second"} <= lines[0].keys()
+    assert {"loss", "loss/text", "loss/emoji", "loss/prose", "mfu", "padding", "waiting", "tokens_per_second"} <= lines[
+        0
+    ].keys()
 
 
 def test_other_settings_are_refused(tmp_path: Path, data_folder: Path):

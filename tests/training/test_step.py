@@ -14,7 +14,11 @@ from generalist.training.step import Trainer, make_trainer
 
 TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
 SPEC = ModelSpec(
-    config=TINY, vocabulary=Vocabulary(text=40, continuous=16, discrete=8), projection_width=5, patches=False, frames=False
+    config=TINY,
+    vocabulary=Vocabulary(text=40, continuous=16, discrete=8),
+    projection_width=5,
+    patches=False,
+    frames=False,
 )
 CONFIG = TrainingConfig(steps=30, warmup=3, learning_rate=1e-2)
 

@@ -1,0 +1,91 @@
+"""Greedy decoding from a key-value cache: rows that grow together, read at their last positions.
+
+Dimension key: B rows, S cache slots, A positions read, V vocabulary.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.data.batch import Batch
+from generalist.inference.load import Generalist
+from generalist.model.attention import MASKED, Cache
+
+
+@partial(jax.jit, static_argnames=("graph",), donate_argnames=("caches",))
+def extend(
+    graph: nnx.GraphDef,
+    params: Any,
+    caches: list[Cache],
+    cache_segment: Int[Array, "B S"],
+    cache_position: Int[Array, "B S"],
+    start: Int[Array, ""],
+    batch: Batch,
+    allowed: Bool[Array, "A V"],
+) -> tuple[Int[Array, "B A"], list[Cache]]:
+    """Appends a batch at slot `start` and reads the likeliest allowed ids off its last A positions."""
+    model = nnx.merge(graph, params)
+    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start)
+    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[0] :])
+    return jnp.argmax(confine(logits, allowed), axis=-1).astype(jnp.int32), caches
+
+
+def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "A V"]) -> Float[Array, "B A V"]:
+    """Logits with the ids that are not allowed masked: an action is always one that the task has."""
+    return jnp.where(allowed[None], logits, MASKED)
+
+
+def allow(ranges: np.ndarray, size: int) -> np.ndarray:
+    """Rows of (low, high) as bool (A, V)."""
+    ids = np.arange(size)[None]
+    return (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
+
+
+class CachedRows:
+    """The caches of a batch of rows, filled from the left; every append takes the same slots in all rows.
+
+    Padding (segment 0) takes slots but no positions: rows of different lengths keep their own count.
+    """
+
+    def __init__(self, generalist: Generalist, rows: int, slots: int):
+        self._generalist = generalist
+        config = generalist.config.model
+        self._caches = [
+            Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)
+        ]
+        self._segment = np.zeros((rows, slots), np.int32)
+        self._position = np.zeros((rows, slots), np.int32)
+        self._count = np.zeros((rows,), np.int32)
+        self.used = 0
+
+    def append(self, batch: Batch, allowed: np.ndarray) -> np.ndarray:
+        """Feeds positions to all rows; the likeliest allowed ids at the last A of them, int32 (B, A).
+
+        Args:
+            batch: its positions are counted on from those before.
+            allowed: bool (A, V).
+        """
+        size, valid = batch.tokens.shape[1], batch.segment > 0
+        position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)
+        slots = slice(self.used, self.used + size)
+        self._segment[:, slots], self._position[:, slots] = batch.segment, position
+        ids, self._caches = extend(
+            self._generalist.graph,
+            self._generalist.params,
+            self._caches,
+            # Copies: a step may still be reading what the next append changes.
+            jnp.array(self._segment),
+            jnp.array(self._position),
+            jnp.int32(self.used),
+            jax.tree.map(jnp.asarray, dataclasses.replace(batch, position=position)),
+            jnp.asarray(allowed),
+        )
+        self.used += size
+        self._count += valid.sum(axis=1).astype(np.int32)
+        return np.asarray(ids)
