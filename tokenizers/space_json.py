@@ -26,7 +26,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
             "dtype": str(space.dtype),
         }
     if isinstance(space, gym.spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
     if isinstance(space, gym.spaces.Text):
         characters = "".join(sorted(space.character_set))
         return {
@@ -102,6 +102,12 @@ def _multi_discrete(data: Mapping[str, Any]) -> gym.Space:
     )
 
 
+def _multi_binary(data: Mapping[str, Any]) -> gym.Space:
+    n = data["n"]
+    shape = _shape(n if isinstance(n, list) else [n])
+    return gym.spaces.MultiBinary(shape if isinstance(n, list) else shape[0])  # 3 and [3] are different spaces
+
+
 def _text(data: Mapping[str, Any]) -> gym.Space:
     minimum, maximum = int(data["min_length"]), int(data["max_length"])
     return gym.spaces.Text(maximum, min_length=minimum, charset=frozenset(data["characters"]))
@@ -111,7 +117,7 @@ _READERS = {
     "Box": _box,
     "Discrete": _discrete,
     "MultiDiscrete": _multi_discrete,
-    "MultiBinary": lambda data: gym.spaces.MultiBinary(_shape(data["shape"])),
+    "MultiBinary": _multi_binary,
     "Text": _text,
     "Dict": lambda data: gym.spaces.Dict({key: space_from_json(part) for key, part in data["spaces"].items()}),
     "Tuple": lambda data: gym.spaces.Tuple([space_from_json(part) for part in data["spaces"]]),

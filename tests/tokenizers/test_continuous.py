@@ -97,7 +97,11 @@ def test_quantile_tail_leaves_out_the_ends():
     assert codec.encode(np.array([[-5.0], [49.0], [51.0], [1000.0]])).tolist() == [[0], [0], [1], [1]]
 
 
-CODECS = [MuLaw(bins=64), Uniform(low=(-1.0, 0.0), high=(1.0, 5.0), bins=64), Quantile.fit(np.arange(20.0).reshape(10, 2), bins=8)]
+CODECS = [
+    MuLaw(bins=64),
+    Uniform(low=(-1.0, 0.0), high=(1.0, 5.0), bins=64),
+    Quantile.fit(np.arange(20.0).reshape(10, 2), bins=8),
+]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)

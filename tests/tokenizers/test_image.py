@@ -58,7 +58,8 @@ def test_a_frame_of_the_right_size_is_unchanged():
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), np.zeros((0, 8, 3), np.uint8), np.zeros((8,), np.uint8)]
+    "image",
+    [np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), np.zeros((0, 8, 3), np.uint8), np.zeros((8,), np.uint8)],
 )
 def test_what_is_no_image(image):
     with pytest.raises(ValueError, match="an image must be uint8"):

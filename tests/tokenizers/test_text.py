@@ -23,7 +23,9 @@ def text() -> TextTokenizer:
 
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
-awkward_text = st.text(st.sampled_from(list(" \u2581\ue000\0012\n\r\t\u00a0\u3000\u200b\ufeff\ufffd\u2585\u2047a\u0301<>/s\U0010ffff")))
+awkward_text = st.text(
+    st.sampled_from(list(" \u2581\ue000\0012\n\r\t\u00a0\u3000\u200b\ufeff\ufffd\u2585\u2047a\u0301<>/s\U0010ffff"))
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -103,7 +105,12 @@ def test_training_is_quick_and_quiet(capfd):
 
 @pytest.mark.parametrize(
     ("texts", "size", "message"),
-    [([], 400, "no text"), (["\n\n"], 400, "no text"), (["abc"], 100, "at least 261"), (["a\udfff"], 400, "lone surrogate")],
+    [
+        ([], 400, "no text"),
+        (["\n\n"], 400, "no text"),
+        (["abc"], 100, "at least 261"),
+        (["a\udfff"], 400, "lone surrogate"),
+    ],
 )
 def test_training_errors(texts, size, message):
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,10 @@ from generalist.tokenizers.vocabulary import KINDS, SPECIALS, Vocabulary
 def test_ranges_stand_in_order():
     vocabulary = Vocabulary(text=10, continuous=4, discrete=3, image_codes=2, locations=1)
     kinds = [vocabulary.kind_of(token) for token in range(vocabulary.size)]
-    assert kinds == ["text"] * 10 + ["continuous"] * 4 + ["discrete"] * 3 + ["image_codes"] * 2 + ["locations"] + ["special"] * 5
+    assert (
+        kinds
+        == ["text"] * 10 + ["continuous"] * 4 + ["discrete"] * 3 + ["image_codes"] * 2 + ["locations"] + ["special"] * 5
+    )
     specials = [getattr(vocabulary, name) for name in SPECIALS]
     assert specials == [20, 21, 22, 23, 24] == list(vocabulary.range("special"))
 
@@ -42,7 +45,9 @@ def test_an_id_outside_is_an_error(token):
         Vocabulary().kind_of(token)
 
 
-@pytest.mark.parametrize(("sizes", "message"), [({"text": -1}, "text"), ({"discrete": 1.5}, "discrete"), ({"text": 2**31}, "int32")])
+@pytest.mark.parametrize(
+    ("sizes", "message"), [({"text": -1}, "text"), ({"discrete": 1.5}, "discrete"), ({"text": 2**31}, "int32")]
+)
 def test_impossible_sizes_are_errors(sizes, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary(**sizes)

@@ -1,0 +1,330 @@
+"""Assembled sequences as tables that a reader checks by eye.
+
+In the tables `.` is no target, `o1` the observation token of value 1 and `a2` the action token of value 2; `T` a position where
+a tensor speaks, `F` a frame, `P` a patch; `|` the separator, `h` a hidden action.
+"""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces as gs
+
+from generalist.tokenizers.pieces import ACTION_POSITION, Modality
+from generalist.tokenizers.sequence import Assembler, Predicted, Sequence
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+TEXT = TextTokenizer.train(["open the door"] * 9 + ["a red apple", "what is it"] * 9, 320)
+VOCABULARY = Vocabulary(text=320, continuous=16, discrete=16)
+FIRST = VOCABULARY.range("discrete").start
+MODALITIES = {"T": Modality.TENSOR, "F": Modality.FRAME, "P": Modality.PATCH}
+
+
+def assembler(**settings) -> Assembler:
+    return Assembler(**({"vocabulary": VOCABULARY, "text_tokenizer": TEXT, "frame_size": 16} | settings))
+
+
+def layout(observation: gym.Space, action: gym.Space, **settings) -> TaskLayout:
+    return TaskLayout(
+        "toy",
+        SpaceTokenizer.from_space(observation, vocabulary=VOCABULARY, text=TEXT, **settings),
+        SpaceTokenizer.from_space(action, vocabulary=VOCABULARY, text=TEXT),
+    )
+
+
+# Two observed numbers and actions of three.
+TOY = layout(gs.MultiDiscrete([9, 9]), gs.MultiDiscrete([9, 9, 9]))
+OBSERVATIONS = {"": np.array([[1, 2], [3, 4]])}
+ACTIONS = {"": np.array([[5, 6, 7], [8, 0, 1]])}
+
+
+def ids(row: str) -> list[int]:
+    """A row of a table as token ids."""
+    special = {
+        "|": VOCABULARY.separator,
+        "h": VOCABULARY.hidden,
+        ".": VOCABULARY.pad,
+        "bos": VOCABULARY.bos,
+        "eos": VOCABULARY.eos,
+    }
+    special |= dict.fromkeys("TFP", VOCABULARY.pad)
+    return [special[word] if word in special else FIRST + int(word[1:]) for word in row.split()]
+
+
+def check(sequence: Sequence, tokens: str, targets: str, local: str | None = None) -> None:
+    """The whole of a sequence of specials, observations and actions against its table."""
+    assert sequence.tokens.tolist() == ids(tokens)
+    assert sequence.targets.tolist() == ids(targets)
+    assert sequence.loss_weight.tolist() == [float(word != ".") for word in targets.split()]
+    if local is not None:
+        assert sequence.local_position.tolist() == [
+            ACTION_POSITION if word == "A" else int(word) for word in local.split()
+        ]
+    expected = [
+        MODALITIES.get(word, Modality.SPECIAL if word in "|h" else Modality.DISCRETE) for word in tokens.split()
+    ]
+    assert sequence.modality.tolist() == expected
+    check_types(sequence)
+
+
+def check_types(sequence: Sequence) -> None:
+    length = (len(sequence),)
+    for name in ("tokens", "targets", "modality", "local_position", "payload_index"):
+        assert getattr(sequence, name).dtype == np.int32 and getattr(sequence, name).shape == length
+    assert sequence.loss_weight.dtype == np.float32 and sequence.loss_weight.shape == length
+    assert sequence.tensors.dtype == np.float32 and sequence.tensors.ndim == 2
+    assert sequence.frames.dtype == np.uint8 and sequence.frames.shape[1:] == (16, 16, 3)
+    assert sequence.patches.dtype == np.uint8 and sequence.patches.shape[1:] == (16, 16, 3)
+    assert sequence.intervals.dtype == np.int32 and sequence.intervals.shape == (len(sequence.patches), 4)
+
+
+def test_gato_layout_with_separator():
+    """Traps 5 and 6: one position for all actions, local positions restart, the loss is on actions alone."""
+    sequence = assembler(separator=True).control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False)
+    check(
+        sequence,
+        tokens="  o1 o2 |  a5 a6 a7  o3 o4 |  a8 a0 a1",
+        targets=" .  .  a5 a6 a7 .   .  .  a8 a0 a1 . ",
+        local="   0  1  2  A  A  A   0  1  2  A  A  A ",
+    )
+
+
+def test_gato_layout_without_separator():
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False)
+    check(
+        sequence,
+        tokens="  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1",
+        targets=" .  a5 a6 a7 .   .  a8 a0 a1 . ",
+        local="   0  1  A  A  A   0  1  A  A  A ",
+    )
+
+
+def test_hidden_layout():
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=True)
+    check(
+        sequence,
+        tokens="  o1 o2 h  h   o3 o4 h  h ",
+        targets=" .  a5 a6 a7  .  a8 a0 a1",
+        local="   0  1  A  A   0  1  A  A ",
+    )
+
+
+def test_hidden_layout_with_separator():
+    sequence = assembler(separator=True).control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=True)
+    check(
+        sequence,
+        tokens="  o1 o2 |  h  h   o3 o4 |  h  h ",
+        targets=" .  .  a5 a6 a7  .  .  a8 a0 a1",
+        local="   0  1  2  A  A   0  1  2  A  A ",
+    )
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_hidden_layout_of_one_action_dimension_has_no_hidden_token(hide):
+    one = layout(gs.MultiDiscrete([9, 9]), gs.Discrete(9))
+    sequence = assembler().control(one, "", OBSERVATIONS, {"": np.array([5, 6])}, hide_actions=hide)
+    if hide:
+        check(sequence, tokens="o1 o2 o3 o4", targets=". a5 . a6", local="0 1 0 1")
+    else:
+        check(sequence, tokens="o1 o2 a5 o3 o4 a6", targets=". a5 . . a6 .", local="0 1 A 0 1 A")
+
+
+PROMPT = ({"": np.array([[0, 8]])}, {"": np.array([[2, 3, 4]])})
+
+
+def test_a_prompt_carries_no_loss():
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompt=PROMPT)
+    assert sequence.tokens.tolist() == ids("o0 o8 a2 a3 a4  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1")
+    assert sequence.loss_weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
+    weighted = sequence.targets[sequence.loss_weight > 0]
+    assert weighted.tolist() == ids("a5 a6 a7 a8 a0 a1")
+
+
+def test_a_prompt_carries_loss_if_asked():
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompt=PROMPT, prompt_loss=True)
+    check(
+        sequence,
+        tokens="  o0 o8 a2 a3 a4  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1",
+        targets=" .  a2 a3 a4 .   .  a5 a6 a7 .   .  a8 a0 a1 . ",
+        local="   0  1  A  A  A   0  1  A  A  A   0  1  A  A  A ",
+    )
+
+
+def test_a_prompt_shows_its_actions_where_the_windows_are_hidden():
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=True, prompt=PROMPT)
+    assert sequence.tokens.tolist() == ids("o0 o8 a2 a3 a4  o1 o2 h h  o3 o4 h h")
+    assert sequence.loss_weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1]
+
+
+def test_the_instruction_stands_first_and_is_given():
+    words = TEXT.encode("open the door")
+    sequence = assembler().control(TOY, "open the door", OBSERVATIONS, ACTIONS, hide_actions=True)
+    count = len(words)
+    np.testing.assert_array_equal(sequence.tokens[:count], words)
+    assert not sequence.loss_weight[:count].any() and not sequence.local_position[:count].any()
+    assert (sequence.targets[:count] == VOCABULARY.pad).all() and (sequence.modality[:count] == Modality.TEXT).all()
+    assert sequence.tokens[count:].tolist() == ids("o1 o2 h h  o3 o4 h h")
+
+
+def test_targets_and_observations_are_of_different_ranges():
+    """Trap 4: text, continuous and discrete ids never meet."""
+    mixed = layout(gs.Box(-1, 1, (2,)), gs.Discrete(9))
+    observations = {"": np.array([[-1.0, 1.0]])}
+    sequence = assembler().control(mixed, "open", observations, {"": np.array([3])}, hide_actions=False)
+    kinds = [VOCABULARY.kind_of(token) for token in sequence.tokens]
+    assert kinds == ["text"] * len(TEXT.encode("open")) + ["continuous", "continuous", "discrete"]
+    assert sequence.modality[-3:].tolist() == [Modality.CONTINUOUS, Modality.CONTINUOUS, Modality.DISCRETE]
+
+
+def test_tensors_frames_and_patches_by_part():
+    """Payload rows go part by part; every position knows its row."""
+    image = gs.Box(0, 255, (16, 32, 3), np.uint8)
+    space = gs.Dict(a=gs.Box(-9, 9, (2,)), b=gs.Discrete(3), i=image)
+    values = {"a": np.array([[1.0, 2], [3, 4]]), "b": np.array([0, 2]), "i": np.zeros((2, 16, 32, 3), np.uint8)}
+    values["i"][1] = 7
+    toy = layout(space, gs.Discrete(9), tensors="projected", offset=1)
+    sequence = assembler(projection_width=7).control(toy, "", values, {"": np.array([5, 6])}, hide_actions=True)
+    check(sequence, tokens="T T P P  T T P P", targets=". . . a5 . . . a6", local="0 1 2 3  0 1 2 3")
+    assert sequence.payload_index.tolist() == [0, 2, 0, 1, 1, 3, 2, 3]
+    assert sequence.tensors.tolist() == [
+        [0, 1, 2, 0, 0, 0, 0],
+        [0, 3, 4, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+    ]
+    assert sequence.patches[:, 0, 0, 0].tolist() == [0, 0, 7, 7]
+    assert sequence.intervals.tolist() == [[0, 128, 0, 64], [0, 128, 64, 128]] * 2
+
+    toy = layout(image, gs.Discrete(9), images="frame", frame_size=16, frame_tokens=2)
+    sequence = assembler(frame_tokens=2).control(toy, "", {"": values["i"]}, {"": np.array([5, 6])}, hide_actions=False)
+    check(sequence, tokens="F F a5 F F a6", targets=". a5 . . a6 .", local="0 1 A 0 1 A")
+    assert sequence.payload_index.tolist() == [0, 1, 0, 2, 3, 0]
+    assert sequence.frames[:, 0, 0, 0].tolist() == [0, 7]
+
+
+def test_texts_of_different_length_in_the_steps():
+    space = gs.Dict(m=gs.Text(20), n=gs.Discrete(9))
+    observations = {"m": np.array(["open", ""], object), "n": np.array([1, 2])}
+    toy, one = layout(space, gs.MultiDiscrete([9, 9])), TEXT.encode("open")
+    sequence = assembler().control(toy, "", observations, {"": np.array([[3, 4], [5, 6]])}, hide_actions=True)
+    expected = [*one, *ids("eos o1 h  eos o2 h")]
+    assert sequence.tokens.tolist() == expected
+    count = len(one)
+    assert sequence.local_position.tolist() == [*range(count + 2), ACTION_POSITION, 0, 1, ACTION_POSITION]
+    assert sequence.targets.tolist() == [VOCABULARY.pad] * count + ids(". a3 a4 . a5 a6")
+
+
+def test_text_actions():
+    toy = layout(gs.Discrete(9), gs.Dict(say=gs.Text(20), turn=gs.Discrete(9)))
+    actions = {"say": np.array(["a", "open the"], object), "turn": np.array([3, 4])}
+    sequence = assembler().control(toy, "", {"": np.array([1, 2])}, actions, hide_actions=False)
+    one, two = TEXT.encode("a"), TEXT.encode("open the")
+    assert sequence.tokens.tolist() == [*ids("o1"), *one, *ids("eos a3"), *ids("o2"), *two, *ids("eos a4")]
+    assert sequence.loss_weight.sum() == len(one) + len(two) + 4
+    with pytest.raises(ValueError, match=r"text in its actions.*hide_actions=False"):
+        assembler().control(toy, "", {"": np.array([1, 2])}, actions, hide_actions=True)
+
+
+@pytest.mark.parametrize("separator", [True, False])
+@pytest.mark.parametrize("hide", [True, False])
+def test_acting_appends_what_training_saw(hide, separator):
+    """Instruction, step and action, appended one by one, are the training sequence up to its targets."""
+    maker = assembler(separator=separator)
+    trained = maker.control(TOY, "open the door", OBSERVATIONS, ACTIONS, hide_actions=hide)
+    parts = [maker.instruction("open the door")]
+    for step in range(2):
+        parts.append(maker.step(TOY, {"": OBSERVATIONS[""][step : step + 1]}, hide_actions=hide))
+        if not hide:
+            chosen = FIRST + ACTIONS[""][step]
+            parts += [maker.action(TOY, chosen[:1]), maker.action(TOY, chosen[1:])]
+    acted = maker.concatenate(parts)
+    for name in ("tokens", "modality", "local_position", "payload_index"):
+        np.testing.assert_array_equal(getattr(acted, name), getattr(trained, name), err_msg=name)
+    assert not acted.loss_weight.any() and (acted.targets == VOCABULARY.pad).all()
+
+
+def test_concatenated_payloads_keep_their_rows():
+    maker = assembler(images="frame", frame_tokens=2, projection_width=2)
+    tensors = layout(gs.Box(-9, 9, (2,)), gs.Discrete(9), tensors="projected")
+    step = maker.step(tensors, {"": np.array([[1.0, 2], [3, 4]])}, hide_actions=True)
+    picture = maker.image_text([np.full((16, 16, 3), 5, np.uint8)])
+    joined = maker.concatenate([step, picture, maker.instruction(""), step, picture])
+    assert joined.modality.tolist() == [4, 4, 6, 6, 4, 4, 6, 6]
+    assert joined.payload_index.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert joined.tensors.tolist() == [[1, 2], [3, 4]] * 2 and len(joined.frames) == 2
+    check_types(joined)
+
+
+def test_text_is_predicted_whole():
+    words = TEXT.encode("a red apple").tolist()
+    sequence = assembler().text("a red apple")
+    assert sequence.tokens.tolist() == [VOCABULARY.bos, *words]
+    assert sequence.targets.tolist() == [*words, VOCABULARY.eos]
+    assert (sequence.loss_weight == 1).all() and not sequence.local_position.any()
+    bare = assembler().text("a red apple", bos=False, eos=False)
+    assert bare.tokens.tolist() == words and bare.targets.tolist() == [*words[1:], VOCABULARY.pad]
+    assert bare.loss_weight.tolist() == [1] * (len(words) - 1) + [0]
+    assert len(assembler().text("")) == 1 and len(assembler().text("", bos=False)) == 0
+    check_types(sequence)
+
+
+def test_an_image_text_document():
+    """An image, a given question and a predicted answer, twice."""
+    image = np.full((20, 10, 4), 200, np.uint8)
+    question, answer = TEXT.encode("what is it").tolist(), TEXT.encode("a red apple").tolist()
+    sequence = assembler(images="frame").image_text([image, "what is it", Predicted("a red apple")] * 2)
+    pad, eos = VOCABULARY.pad, VOCABULARY.eos
+    asked, answered = len(question), len(answer)
+    # Every answer closes with a predicted end marker; the last one is a target only.
+    assert sequence.tokens.tolist() == [pad, *question, *answer, eos, pad, *question, *answer]
+    one = [pad] * asked + [*answer, eos]
+    assert sequence.targets.tolist() == [*one, pad, *one]
+    weight = [0] * asked + [1] * (answered + 1)
+    assert sequence.loss_weight.tolist() == [*weight, 0, *weight]
+    texts = [Modality.TEXT] * (asked + answered)
+    assert sequence.modality.tolist() == [Modality.FRAME, *texts, Modality.TEXT, Modality.FRAME, *texts]
+    second = 1 + asked + answered + 1
+    assert sequence.payload_index[second] == 1 and sequence.payload_index.sum() == 1
+    assert sequence.frames.shape == (2, 16, 16, 3) and not sequence.local_position.any()
+    check_types(sequence)
+
+
+def test_documents_with_patches_and_those_that_begin_with_text():
+    sequence = assembler(images="patches").image_text([np.zeros((16, 48), np.uint8), Predicted("a")])
+    assert sequence.modality.tolist()[:3] == [Modality.PATCH] * 3
+    assert sequence.payload_index.tolist()[:3] == [0, 1, 2] and sequence.patches.shape == (3, 16, 16, 3)
+    assert sequence.targets.tolist() == [VOCABULARY.pad] * 2 + [*TEXT.encode("a"), VOCABULARY.eos]
+    check_types(sequence)
+    words = TEXT.encode("a").tolist()
+    assert assembler().image_text([Predicted("a")]).tokens.tolist() == [VOCABULARY.bos, *words]
+    assert assembler().image_text(["a"]).tokens.tolist() == [VOCABULARY.bos, *words]
+    assert not assembler().image_text(["a"]).loss_weight.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vocabulary": Vocabulary(text=300)}, "has 3.. pieces but vocabulary.text is 300: raise"),
+        ({"images": "patch"}, 'images must be "frame" or "patches"'),
+    ],
+)
+def test_an_assembler_that_does_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        assembler(**settings)
+
+
+def test_steps_that_do_not_fit():
+    with pytest.raises(ValueError, match="toy has 2 observed steps but 1 actions"):
+        assembler().control(TOY, "", OBSERVATIONS, {"": ACTIONS[""][:1]}, hide_actions=True)
+    with pytest.raises(ValueError, match="different numbers of steps, or none"):
+        assembler().step(TOY, {"": np.zeros((0, 2), np.int64)}, hide_actions=True)
+    wide = layout(gs.MultiBinary(512), gs.Discrete(2))
+    with pytest.raises(ValueError, match=r"512 observation positions, but there are 511.*projected"):
+        assembler().step(wide, {"": np.zeros((1, 512), np.int8)}, hide_actions=True)
+    tensor = layout(gs.Box(-1, 1, (4,)), gs.Discrete(2), tensors="projected", offset=3)
+    with pytest.raises(ValueError, match="columns 3 to 7 but projection_width is 6"):
+        assembler(projection_width=6).step(tensor, {"": np.zeros((1, 4))}, hide_actions=True)
+    frame = layout(gs.Box(0, 255, (8, 8, 3), np.uint8), gs.Discrete(2), images="frame", frame_size=8)
+    with pytest.raises(ValueError, match=r"a frame of toy has 8 pixels a side.*frame_size 16"):
+        assembler().step(frame, {"": np.zeros((1, 8, 8, 3), np.uint8)}, hide_actions=True)
