@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
@@ -98,35 +99,37 @@ def save(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """The results on the screen: one row a domain, then every task's percent."""
+    """The results on the screen: one row a domain, then every task's percent, then what failed."""
     console.print(overview(results))
     for suite, summary in results["control"].items():
         cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
         console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
         console.print(Columns(cells, padding=(0, 3), equal=True))
+    for part, reason in results["failed"].items():
+        console.print(f"{part} failed: {reason}", style="red", highlight=False, markup=False)
 
 
 def overview(results: Mapping[str, Any]) -> Table:
-    """One row a domain."""
-    table = Table(title=f"one set of weights, step {results['step']:,}", title_justify="left")
-    for header in ("", "measure", "mean [95%]", "middle half [95%]", "compare with", "from"):
-        table.add_column(header, justify="left" if header in ("", "measure", "compare with") else "right")
+    """One row a domain, within 80 columns.
+
+    Percent means the way from random (0) to expert (100), or the share of drawings named rightly.
+    """
+    title = f"one set of weights, step {results['step']:,}, with 95% intervals"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
+    for header in ("", "mean", "middle half", "against", "from"):
+        table.add_column(header, no_wrap=True)
     for suite, summary in results["control"].items():
-        cut_off = f", {summary['cut_off']} cut off" if summary["cut_off"] else ""
+        cut_off = f", {summary['cut_off']} cut" if summary["cut_off"] else ""
         means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
-        counted = f"{len(summary['tasks'])} tasks, {summary['episodes']} episodes{cut_off}"
-        table.add_row(suite, "percent of expert", means, middle, "random 0, expert 100", counted)
+        table.add_row(f"{suite} %", means, middle, "random 0", f"{summary['episodes']} episodes{cut_off}")
     for split, naming in results["naming"].items():
-        against = f"chance {naming['chance']:.0f}, blind {naming['blind_accuracy']['value']:.0f}"
-        accuracy = str(Estimate(**naming["accuracy"]))
-        table.add_row(f"naming {split}", "percent right", accuracy, "", against, f"{naming['items']} drawings")
+        against, counted = f"chance {naming['chance']:.0f}", f"{naming['items']} drawings"
+        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, counted)
+        table.add_row("  wrong image shown", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
     for name, text in results["language"].items():
-        against = f"unigram {text['unigram_perplexity']['value']:.1f}"
+        against = f"unigram {text['unigram_perplexity']['value']:.0f}"
         perplexity = str(Estimate(**text["perplexity"]))
-        counted = f"{text['tokens']:,} tokens, {text['bits_per_byte']['value']:.2f} bits a byte"
-        table.add_row(name, "perplexity", perplexity, "", against, counted)
-    for part, reason in results["failed"].items():
-        table.add_row(part, Text("failed", style="red"), "", "", "", Text(reason, style="red"))
+        table.add_row(f"{name} perplexity", perplexity, "", against, f"{text['tokens']:,} tokens")
     return table
 
 

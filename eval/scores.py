@@ -22,7 +22,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.value:.1f} [{self.low:.0f}, {self.high:.0f}]"
 
 
 def percent(score: float, random: float, expert: float) -> float:

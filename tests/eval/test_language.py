@@ -54,7 +54,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     for name in ("value", "low", "high"):
         assert result["perplexity"][name] == pytest.approx(SIZE)
         assert result["bits_per_byte"][name] == pytest.approx(8.0)
-    assert result["unigram_perplexity"]["value"] < 40
+    assert result["unigram_perplexity"]["value"] < 150
     assert result["tokens"] == result["bytes"]
 
 

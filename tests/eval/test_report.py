@@ -70,18 +70,19 @@ def test_the_results_file_says_how_to_get_it_again(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_every_domain_task_and_failure() -> None:
-    console = Console(record=True, width=140)
+    console = Console(record=True, width=80)
     report.show(results(), console)
     text = console.export_text()
     for expected in (
-        "71.0 [66.0, 76.0]",
-        "75.0 [70.0, 80.0]",
-        "20 episodes, 3 cut off",
+        "71.0 [66, 76]",
+        "75.0 [70, 80]",
+        "20 episodes, 3 cut",
         "84 cartpole",
-        "44.0 [39.0, 49.0]",
-        "chance 10, blind 11",
-        "30.0 [25.0, 35.0]",
-        "unigram 300.0",
+        "44.0 [39, 49]",
+        "chance 10",
+        "11.0 [6, 16]",
+        "30.0 [25, 35]",
+        "unigram 300",
         "atari needs the package ale_py",
     ):
         assert expected in text, f"{expected!r} is missing in\n{text}"
