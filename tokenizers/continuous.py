@@ -186,7 +186,7 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
             return Uniform(low=_floats(data["low"]), high=_floats(data["high"]), bins=data["bins"])
         if kind == "quantile":
             return Quantile(edges=tuple(_floats(edges) for edges in data["edges"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"the description of a codec is damaged ({type(error).__name__}: {error})") from error
     raise ValueError(f"unknown codec {kind!r}: there are mu_law, uniform and quantile")
 

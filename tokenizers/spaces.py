@@ -212,7 +212,7 @@ class SpaceTokenizer:
                 codecs={key: codec_from_json(codec) for key, codec in data["codecs"].items()},
                 **{name: data[name] for name in _SETTINGS},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"the description of a space tokenizer is damaged ({type(error).__name__}: {error})"
             ) from error

@@ -128,6 +128,7 @@ def test_bins_outside_are_errors(codec):
         {"type": "cubic"},
         {"type": "mu_law", "mu": 100, "m": 256},
         {"type": "mu_law", "mu": 100, "m": 256, "bins": 10**12},
+        {"type": "mu_law", "mu": 10**400, "m": 256, "bins": 4},
         {"type": "uniform", "low": [0], "high": [1, 2], "bins": 4},
         {"type": "uniform", "low": [0], "high": ["x"], "bins": 4},
         {"type": "uniform", "low": [float("nan")], "high": [1], "bins": 4},
