@@ -91,9 +91,8 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
     offsets, width = (
         assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
     )
-    layouts = {}
+    vocabulary, layouts = config.tokens.vocabulary(), {}
     for name, (observation, action) in spaces.items():
-        settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
         layouts[name] = TaskLayout(
             name,
             SpaceTokenizer.from_space(
@@ -105,9 +104,10 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
                 offset=offsets.get(name, 0),
                 statistics=statistics(by_layout[name]) if projected else None,
                 bounded="mu_law",
-                **settings,
+                vocabulary=vocabulary,
+                text=text,
             ),
-            SpaceTokenizer.from_space(action, **settings),
+            SpaceTokenizer.from_space(action, vocabulary=vocabulary, text=text),
         )
     return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
 
@@ -171,13 +171,13 @@ def open_sources(
         for suite, several in readers.items()
     ]
     if data.emoji.weight > 0:
-        parts = [EmojiExamples(drawings=drawings("train"), assembler=assembler)]
-        sources.append(Source(name="emoji", weight=data.emoji.weight, parts=parts))
+        shown = EmojiExamples(drawings=drawings("train"), assembler=assembler)
+        sources.append(Source(name="emoji", weight=data.emoji.weight, parts=[shown]))
     if data.prose.weight > 0:
         eos = np.array([assembler.vocabulary.eos], np.int32)
         ids = np.concatenate([part for one in documents(config) for part in (tokenizers.text.encode(one.text), eos)])
-        parts = [TextExamples(ids=ids, length=data.length - 1, assembler=assembler)]
-        sources.append(Source(name="prose", weight=data.prose.weight, parts=parts))
+        written = TextExamples(ids=ids, length=data.length - 1, assembler=assembler)
+        sources.append(Source(name="prose", weight=data.prose.weight, parts=[written]))
     if not sources:
         raise ValueError("no source takes part: give at least one of data.*.weight a value above 0")
     return sources

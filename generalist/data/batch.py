@@ -4,6 +4,7 @@ Dimension key: B rows, L positions, N tensors, F projection width, M frames, S p
 """
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -11,7 +12,10 @@ from jaxtyping import Float32, Int32, UInt8
 
 from generalist.tokenizers.pieces import PATCH_SIZE, Modality
 
-ArrayLike = np.ndarray | jax.Array
+if TYPE_CHECKING:
+    ArrayLike = Any  # numpy on the way to the devices, JAX on them: neither's methods are common to both
+else:
+    ArrayLike = np.ndarray | jax.Array
 
 
 @jax.tree_util.register_dataclass

@@ -113,7 +113,8 @@ class Metrics:
 
     def advance(self, step: int, status: str | None = None) -> None:
         """Moves the bar; `status` is the short text beside it."""
-        self.progress.update(self._task, completed=step, **({} if status is None else {"status": status}))
+        fields: dict[str, Any] = {} if status is None else {"status": status}
+        self.progress.update(self._task, completed=step, **fields)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON and one TensorBoard point a value."""

@@ -1,0 +1,187 @@
+"""Reading RLDS: a data set written by TFDS itself comes back step for step; what is wrong with one is said in a line."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.mixture import Source, mix
+from generalist.data.windows import ControlExamples
+from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+LENGTHS = (3, 9, 1, 10)
+VOCABULARY = Vocabulary(text=300, continuous=16, discrete=32)
+
+
+def png(value: int) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
+
+
+def step(episode: int, index: int, length: int) -> dict[str, Any]:
+    return {
+        "observation": {"camera": png(10 * episode + index), "state": np.array([episode, index], np.float32)},
+        "action": index,
+        "reward": 0.0,
+        "is_first": index == 0,
+        "is_last": index == length - 1,
+        "is_terminal": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes of the given lengths; a step's state is (episode, step), its action the step."""
+    features = tfds.features
+
+    class TinyEpisodes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            flag, observation = features.Scalar(np.bool_), {
+                "camera": features.Image(shape=(4, 4, 3), encoding_format="png"),
+                "state": features.Tensor(shape=(2,), dtype=np.float32),
+            }
+            steps = {"observation": observation, "action": features.Scalar(np.int64), "reward": features.Scalar(np.float32)}
+            steps |= dict.fromkeys(("is_first", "is_last", "is_terminal"), flag)
+            fields = {"steps": features.Dataset(steps), "language": features.Text()}
+            return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(fields))
+
+        def _split_generators(self, _: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for episode, length in enumerate(LENGTHS):
+                steps = [step(episode, index, length) for index in range(length)]
+                yield episode, {"language": "ignored", "steps": steps}
+
+    folder = tmp_path_factory.mktemp("rlds")
+    TinyEpisodes(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / "tiny_episodes" / "1.0.0"
+
+
+def examples(dataset: Path, **how: Any) -> ControlExamples:
+    reader = EpisodeReader(dataset, EpisodeCache(1), instruction="count")
+    space = gym.spaces.Dict(
+        {"camera": gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), "state": gym.spaces.Box(-np.inf, np.inf, (2,))}
+    )
+    observation = SpaceTokenizer.from_space(
+        space, vocabulary=VOCABULARY, tensors="projected", images="frame", frame_size=4
+    )
+    action = SpaceTokenizer.from_space(gym.spaces.Discrete(20), vocabulary=VOCABULARY)
+    text = TextTokenizer.train(["count the steps"] * 9, 300)
+    assembler = Assembler(vocabulary=VOCABULARY, text_tokenizer=text, projection_width=2, frame_size=4)
+    settings = {"steps": 4, "hide_actions": 1.0} | how
+    return ControlExamples(reader=reader, layout=TaskLayout("tiny", observation, action), assembler=assembler, **settings)
+
+
+def test_every_step_comes_back(dataset: Path):
+    reader = EpisodeReader(dataset, EpisodeCache(1), instruction="count")
+    assert sorted(reader.lengths) == sorted(LENGTHS)  # no metadata of ours: found by reading
+    for episode in (reader[index] for index in range(len(reader))):
+        observations, actions = episode.window(0, 99)
+        number = int(observations["state"][0, 0])
+        assert len(episode) == LENGTHS[number] and episode.instruction == "count"
+        np.testing.assert_array_equal(actions[""], np.arange(LENGTHS[number]))
+        np.testing.assert_array_equal(observations["camera"][:, 0, 0, 0], 10 * number + np.arange(LENGTHS[number]))
+
+
+def test_windows_cover_every_step(dataset: Path):
+    source, rng, seen = examples(dataset), np.random.default_rng(0), set()
+    assert len(source) == sum(-(-length // 4) for length in LENGTHS)
+    for _ in range(40):
+        for index in range(len(source)):
+            sequence = source.example(index, rng)
+            assert len(sequence.tensors) <= 4
+            seen |= {tuple(row) for row in sequence.tensors.astype(int)}
+            np.testing.assert_array_equal(sequence.frames[:, 0, 0, 0], sequence.tensors @ [10, 1])
+    assert seen == {(episode, index) for episode, length in enumerate(LENGTHS) for index in range(length)}
+
+
+def test_a_prompt_is_from_another_episode(dataset: Path):
+    source, rng = examples(dataset, prompt_fraction=1.0, prompt_steps=2), np.random.default_rng(0)
+    for index in [*range(len(source))] * 5:
+        sequence = source.example(index, rng)
+        prompt_steps = min(2, int((sequence.tensors[:, 0] != sequence.tensors[-1, 0]).sum()))
+        assert prompt_steps >= 1
+        assert sequence.tensors[0, 0] != sequence.tensors[-1, 0]
+        assert (sequence.loss_weight[: np.flatnonzero(sequence.loss_weight)[0]] == 0).all()
+
+
+def test_the_mixture_is_deterministic_and_split_between_processes(dataset: Path):
+    source = Source(name="tiny", weight=1.0, parts=[examples(dataset)])
+    whole, again = mix([source], seed=3), mix([source], seed=3)
+    for number in range(12):
+        np.testing.assert_array_equal(whole(number)[1].tensors, again(number)[1].tensors)
+    orders = [mix([source], seed=3, rank=rank, world=2) for rank in range(2)]
+    assert all(order(number)[0] == 0 for order in orders for number in range(4))
+
+
+def test_shares_of_the_tokens(dataset: Path):
+    """A source with windows of a quarter of the length gets four times as many of them."""
+    sources = [
+        Source(name=name, weight=weight, parts=[examples(dataset, steps=steps)])
+        for name, weight, steps in (("long", 1.0, 8), ("short", 3.0, 2))
+    ]
+    draw = mix(sources, seed=0)
+    tokens = np.zeros((2,))
+    for number in range(1500):
+        source, sequence = draw(number)
+        tokens[source] += len(sequence.tokens)
+    np.testing.assert_allclose(tokens[1] / tokens.sum(), 0.75, atol=0.1)
+
+
+def test_the_cache_stays_within_its_bytes(dataset: Path):
+    cache = EpisodeCache(1)
+    cache.limit = 700
+    reader = EpisodeReader(dataset, cache)
+    for index in [0, 1, 2, 3, 0]:
+        reader[index]
+    assert 0 < cache.used <= max(700, max(reader[index].nbytes for index in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "dataset_info.json").unlink(), "holds no data set"),
+        (lambda folder: (folder / "features.json").write_text("{"), "no readable TFDS data set"),
+        (lambda folder: next(folder.glob("*array_record*")).unlink(), "record it again"),
+        (lambda folder: next(folder.glob("*array_record*")).write_bytes(b"nonsense"), "damaged"),
+        (lambda folder: (folder / "metadata.json").write_text('{"lengths": [3]}'), "metadata.json says 1"),
+    ],
+)
+def test_damage_is_named(dataset: Path, tmp_path: Path, harm: Any, message: str):
+    folder = tmp_path / "tiny_episodes" / "1.0.0"
+    shutil.copytree(dataset, folder)
+    harm(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        EpisodeReader(folder, EpisodeCache(1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_byte_in_a_record_is_named(dataset: Path, tmp_path: Path):
+    folder = tmp_path / "tiny_episodes" / "1.0.0"
+    shutil.copytree(dataset, folder)
+    (folder / "metadata.json").write_text('{"lengths": [3, 9, 1, 10]}')
+    shard = next(folder.glob("*array_record*"))
+    content = bytearray(shard.read_bytes())
+    written = [index for index, byte in enumerate(content) if byte]  # the file is padded with zeros
+    for index in written[len(written) // 3 : len(written) // 2]:
+        content[index] ^= 0x55
+    shard.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="record it again"):
+        reader = EpisodeReader(folder, EpisodeCache(1))
+        for index in range(len(reader)):
+            reader.parse(index)
