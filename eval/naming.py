@@ -19,6 +19,7 @@ from generalist.tokenizers.sequence import Sequence as TokenSequence
 
 SEED = 0
 ASKED_AT_ONCE = 16  # questions scored between two moves of the progress bar
+WRITTEN_AT_ONCE = 100
 
 LogLikelihood = Callable[[list[TokenSequence]], np.ndarray]
 """Sequences → log-likelihood of each one's predicted tokens in nats, (n,)."""
@@ -88,7 +89,7 @@ def evaluate_naming(
         split: `drawings` or `names`.
         items: drawings at most.
         choices: names to choose among, the right one included.
-        generate: documents of image and question → what the model writes; counted where it is the right name exactly.
+        generate: at most 100 documents of image and question → what the model writes; counted where it is the right name exactly.
         progress: gets one bar.
 
     Raises:
@@ -142,6 +143,11 @@ def _accuracy(answers: Sequence[int], right: Sequence[int]) -> dict[str, float]:
 def _written(asked: Sequence[Question], generate: Callable[[list[list[Any]]], list[str]]) -> dict[str, Any]:
     """Share of drawings whose thing the model writes exactly, without being given any names."""
     prompts: list[ImageText] = [naming(question.drawing, question.drawing.image()) for question in asked]
-    texts = generate([[prompt.image, prompt.given] for prompt in prompts])
+    documents = [[prompt.image, prompt.given] for prompt in prompts]
+    texts = [
+        text
+        for start in range(0, len(documents), WRITTEN_AT_ONCE)
+        for text in generate(documents[start : start + WRITTEN_AT_ONCE])
+    ]
     hits = sum(text.strip() == question.drawing.thing for text, question in zip(texts, asked, strict=True))
     return {"written_exactly": dataclasses.asdict(proportion(hits, len(asked)))}

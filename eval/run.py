@@ -20,15 +20,17 @@ from rich.progress import (
 from generalist.config import Config
 from generalist.data.emoji import Split
 from generalist.data.prose import prose
-from generalist.envs import task as task_list
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.envs.workers import cores
 from generalist.eval import control, language, naming, report
+from generalist.experts import suite_tasks
+from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
 from generalist.run import plain
 
+NAME_TOKENS = 16  # of a written name at most
 NAMING_SPLITS: tuple[Split, ...] = ("drawings", "names")
 
 
@@ -67,7 +69,7 @@ def evaluate(config: Config, command: list[str], console: Console) -> dict[str, 
     done, failed = _compute(parts(generalist), kept, console)
     seeds = {"evaluation": EVALUATION_SEED, "naming": naming.SEED, "text": language.SEED}
     results: dict[str, Any] = report.manifest(command, plain(config), generalist.step, seeds, str(jax.devices()[0]))
-    tasks = {suite: _tasks(config, suite) for suite in config.data.control()}
+    tasks = suite_tasks(config)
     results["control"] = {
         suite: control.summarize(tasks[suite], [control.Episode(**episode) for episode in done[f"control-{suite}"]])
         for suite in tasks
@@ -111,18 +113,13 @@ def parts(generalist: Generalist) -> list[Part]:
     data = generalist.config.data
     text = [_language_part(generalist)] if data.prose.weight > 0 else []
     images = [_naming_part(generalist, split) for split in NAMING_SPLITS] if data.emoji.weight > 0 else []
-    return [*text, *images, *(_control_part(generalist, suite) for suite in data.control())]
+    suites = suite_tasks(generalist.config)
+    return [*text, *images, *(_control_part(generalist, suite, tasks) for suite, tasks in suites.items())]
 
 
-def _tasks(config: Config, suite: str) -> list[Task]:
-    """The suite's tasks that were trained on."""
-    return task_list.tasks(f"{suite}/{config.data.control()[suite].tasks}")
-
-
-def _control_part(generalist: Generalist, suite: str) -> Part:
+def _control_part(generalist: Generalist, suite: str, tasks: list[Task]) -> Part:
     """The episodes of one suite."""
     config = generalist.config
-    tasks = _tasks(config, suite)
     episodes = getattr(config.evaluation, f"{suite}_episodes")
 
     def compute(progress: Progress) -> list[dict[str, Any]]:
@@ -152,6 +149,7 @@ def _naming_part(generalist: Generalist, split: Split) -> Part:
             split,
             items=wanted.naming_items,
             choices=wanted.naming_choices,
+            generate=partial(generate, generalist, tokens=NAME_TOKENS),
             progress=progress,
         )
 
