@@ -44,11 +44,11 @@ def windows(texts: Sequence[str], encode: Callable[[str], np.ndarray], tokens: i
 
 
 def _cut(text: str, encode: Callable[[str], np.ndarray], tokens: int) -> Iterator[str]:
-    """The text in pieces, each as long as a guess allows and halved until it fits."""
+    """The text in pieces, each as long as a guess allows, and shortened in proportion until it fits."""
     while text := text.lstrip():
         end = tokens * BYTES_PER_TOKEN
-        while end > 1 and len(encode(text[:end])) > tokens:
-            end //= 2
+        while end > 1 and (size := len(encode(text[:end]))) > tokens:
+            end = min(end - 1, end * tokens // size)
         space = text.rfind(" ", end // 2, end)
         end = space if space > 0 and end < len(text) else end
         yield text[:end]

@@ -99,7 +99,7 @@ def _compute(parts: list[Part], kept: report.Parts, console: Console) -> tuple[d
     for number, part in enumerate(parts, 1):
         known = kept.path(part.name, part.settings).exists()
         console.print(f"evaluation {number}/{len(parts)}: {part.name}{', kept' if known else ''}", highlight=False)
-        with Progress(*columns, *times, console=console, transient=True) as progress:
+        with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as progress:
             try:
                 done[part.name] = kept.get(part.name, part.settings, partial(part.compute, progress))
             except Exception as error:  # whatever it is, the other parts are worth having
