@@ -19,7 +19,11 @@ from generalist.envs.pool import EnvPool
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.scores import Estimate, bootstrap, interquartile_mean, percent
 
-MAX_LANES = 256  # environments alive at once in a layout: they take memory
+MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
+
+_STARTING = (
+    threading.Lock()
+)  # starting a process changes `__main__` for a moment, which two threads must not do at once
 
 
 class Policy(Protocol):
@@ -126,7 +130,9 @@ def _play(
 ) -> list[Episode]:
     """One episode in each lane of a group."""
     lanes = [_Lane(task=task, seed=seed) for task, seed in group]
-    with contextlib.closing(EnvPool([(task.name, seed) for task, seed in group], workers)) as pool:
+    with _STARTING:
+        started = EnvPool([(task.name, seed) for task, seed in group], workers)
+    with contextlib.closing(started) as pool:
         observations, instructions = pool.reset()
         policy = make_policy(group[0][0].layout, len(group))
         policy.reset(instructions)
@@ -137,7 +143,9 @@ def _play(
             actions = policy.act(observations, active)
             results = pool.step([action if on else None for action, on in zip(actions, active, strict=True)])
             for index in np.flatnonzero(active):
-                observations[index], reward, done, info = results[index]
+                result = results[index]
+                assert result is not None, "an active lane has a result"
+                observations[index], reward, done, info = result
                 lanes[index].add(reward, info)
                 active[index] = not done
                 advance(1 if not done else 1 + lanes[index].left)
