@@ -132,7 +132,9 @@ TASKS = tuple(
         max_steps=2100,
         record_steps=2100,
         episodes=game.episodes,
-        noise=0.05,
+        seconds=20.0 / game.episodes,
+        noise=0.1,
+        noisy_share=0.75,  # without noise, most of a deterministic game's episodes would be one and the same
         human_score=game.human,
         rule=atari_experts.RULES[name],
     )

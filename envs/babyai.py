@@ -79,24 +79,24 @@ class BabyAITask(Task):
         return int(rng.integers(_FORWARD + 1)) if rng.random() < self.noise else action
 
 
-# (level, most decisions, episodes), from the easiest to the hardest. Short episodes are cheap, so there are more of them.
+# (level, most decisions, episodes, processor seconds an episode), from the easiest to the hardest. Short episodes are cheap, so there are more of them.
 _LEVELS = (
-    ("GoToRedBall-v0", 64, 800),
-    ("GoToObj-v0", 64, 800),
-    ("GoToLocal-v0", 64, 1200),
-    ("PickupLoc-v0", 64, 1200),
-    ("PickupDist-v0", 64, 1200),
-    ("ActionObjDoor-v0", 64, 1200),
-    ("OpenDoorsOrderN4-v0", 64, 1000),
-    ("PutNextLocal-v0", 64, 1200),
-    ("UnlockLocal-v0", 64, 600),
-    ("GoToSeqS5R2-v0", 128, 800),
-    ("BlockedUnlockPickup-v0", 128, 400),
-    ("Open-v0", 128, 400),
-    ("Synth-v0", 128, 400),
-    ("Pickup-v0", 128, 400),
-    ("GoTo-v0", 128, 400),
-    ("Unlock-v0", 128, 300),
+    ("GoToRedBall-v0", 64, 800, 0.005),
+    ("GoToObj-v0", 64, 800, 0.005),
+    ("GoToLocal-v0", 64, 1200, 0.005),
+    ("PickupLoc-v0", 64, 1200, 0.005),
+    ("PickupDist-v0", 64, 1200, 0.005),
+    ("ActionObjDoor-v0", 64, 1200, 0.006),
+    ("OpenDoorsOrderN4-v0", 64, 1000, 0.008),
+    ("PutNextLocal-v0", 64, 1200, 0.009),
+    ("UnlockLocal-v0", 64, 600, 0.01),
+    ("GoToSeqS5R2-v0", 128, 800, 0.012),
+    ("BlockedUnlockPickup-v0", 128, 400, 0.022),
+    ("Open-v0", 128, 400, 0.03),
+    ("Synth-v0", 128, 400, 0.05),
+    ("Pickup-v0", 128, 400, 0.06),
+    ("GoTo-v0", 128, 400, 0.06),
+    ("Unlock-v0", 128, 300, 0.1),
 )
 
 TASKS = tuple(
@@ -108,9 +108,11 @@ TASKS = tuple(
         max_steps=steps,
         record_steps=steps,
         episodes=episodes,
+        seconds=seconds,
         noise=0.1,
+        time_limit=1.0,
         only_successes=True,
         level=level,
     )
-    for level, steps, episodes in _LEVELS
+    for level, steps, episodes, seconds in _LEVELS
 )

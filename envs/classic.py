@@ -94,7 +94,7 @@ def reacher(observation: np.ndarray) -> np.ndarray:
     shoulder = np.arctan2(target[1], target[0]) - np.arctan2(lower * np.sin(elbow), upper + lower * np.cos(elbow))
     error = np.array([shoulder, elbow]) - angles
     error = (error + np.pi) % (2 * np.pi) - np.pi  # the shorter way round
-    return np.clip(0.6 * error - 0.06 * speed, -1, 1).astype(np.float32)
+    return np.clip(0.3 * error - 0.06 * speed, -1, 1).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,7 @@ def _task(name: str, id: str, rule: Rule, max_steps: int, instruction: str, *, e
         max_steps=max_steps,
         record_steps=min(record_steps, max_steps),
         episodes=episodes,
+        seconds=0.03,
         noise=noise,
         id=id,
         rule=rule,

@@ -131,6 +131,7 @@ TASKS = tuple(
         max_steps=200,
         record_steps=200,
         episodes=24,
+        seconds=0.1,
         noise=0.15,
         only_successes=True,
     )

@@ -54,8 +54,14 @@ class Task(abc.ABC):
     """Decisions after which a recorded episode is cut off: balancing on for minutes teaches nothing new."""
     episodes: int
     """Expert episodes recorded unless another number is asked for."""
+    seconds: float
+    """Rough processor time of one recorded episode; by it the work is divided and the time left estimated."""
     noise: float
-    """Strength of the action noise in half of the recorded episodes (see `disturb`)."""
+    """Strength of the action noise in the noisy ones among the recorded episodes (see `disturb`)."""
+    noisy_share: float = 0.5
+    """Share of the recorded episodes with action noise."""
+    time_limit: float | None = None
+    """Processor seconds after which an expert's episode is given up, where an expert may never answer."""
     only_successes: bool = False
     """The score is success, 0 or 1, and a failed episode is not recorded; otherwise the score is the return."""
     random_score: float = float("nan")
@@ -106,7 +112,7 @@ class Task(abc.ABC):
         return 100.0 * (score - self.random_score) / (self.expert_score - self.random_score)
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
-        """The expert's action with noise: what is executed in half of the recorded episodes, for coverage.
+        """The expert's action with noise: what is executed in some of the recorded episodes, for coverage.
 
         A bounded Box gets normal noise of `noise` half-ranges; a Discrete is replaced at random with probability `noise`.
         """

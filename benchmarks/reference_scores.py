@@ -1,0 +1,39 @@
+"""Measures what a random policy and the expert score in every task, and writes `envs/reference_scores.json`.
+
+    python benchmarks/reference_scores.py --tasks 'atari/*' --episodes 10
+
+The measure is evaluation's: the same cut-off after `max_steps`, the same score of an episode; no action noise. The seeds are
+neither those of recording nor those of evaluation. Tasks that are not asked for keep their rows.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from generalist.envs.reference import Job, play
+from generalist.envs.task import get, tasks
+from generalist.envs.workers import cores, run_jobs
+
+PATH = Path(__file__).parent.parent / "envs" / "reference_scores.json"
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="*", help="shell pattern of the tasks' names")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes a task and policy")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    arguments = parser.parse_args()
+    jobs = [Job(task.name, expert, arguments.episodes) for task in tasks(arguments.tasks) for expert in (False, True)]
+    rows = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+    for job, scores in track(run_jobs(play, jobs, workers=arguments.workers), total=len(jobs), description="playing"):
+        row = rows.setdefault(job.task, {})
+        row |= {"expert" if job.expert else "random": round(float(np.mean(scores)), 4)}
+        row |= {"episodes": job.episodes, "max_steps": get(job.task).max_steps}
+        print(f"{job}: mean {np.mean(scores):.2f}, from {min(scores):.2f} to {max(scores):.2f}", flush=True)
+        PATH.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Playing an expert's episode: what recording and the reference scores have in common."""
+
+import contextlib
+import dataclasses
+import functools
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.envs.task import Policy, Task, get
+
+
+class OutOfTime(Exception):
+    """An expert thought too long."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """T decisions. The observation after the last one is not kept: nothing is decided on it."""
+
+    seed: int
+    noisy: bool
+    instruction: str
+    score: float
+    observations: list[Any]  # T values of the observation space
+    actions: list[Any]  # T values of the action space: what the expert chose
+    executed: list[Any]  # T values of the action space: what was done
+    rewards: np.ndarray  # (T,) float32
+    terminated: bool  # ended by itself, not by a limit
+
+
+@functools.lru_cache(maxsize=1)  # an environment costs up to a second to make; jobs come sorted by task
+def environment(name: str) -> gym.Env:
+    """This process's environment of a task."""
+    return get(name).make()
+
+
+def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episode | None:
+    """Plays an episode; None if the expert failed to answer.
+
+    Args:
+        task: what to play.
+        seed: of the episode, and of the action noise.
+        noisy: whether to disturb what the expert chooses.
+        max_steps: decisions at most.
+    """
+    env, rng = environment(task.name), np.random.default_rng(seed)
+    observation, info = env.reset(seed=seed)
+    try:
+        with time_limit(task.time_limit):
+            return _play(task, env, task.expert(env, rng), rng, observation, info["instruction"], seed, noisy, max_steps)
+    except (OutOfTime, AssertionError):  # BabyAI's bot asserts when its plan fails
+        if task.time_limit is None:
+            raise
+        return None
+
+
+def _play(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generator, observation: Any, instruction: str, seed: int,
+          noisy: bool, max_steps: int) -> Episode:  # fmt: skip
+    """The loop of `play_expert`."""
+    observations, actions, executed, rewards, infos = [], [], [], [], []
+    terminated = truncated = False
+    while not (terminated or truncated or len(rewards) == max_steps):
+        action = policy(observation)
+        done = task.disturb(action, env.action_space, rng) if noisy else action
+        observations.append(observation)
+        actions.append(action)
+        executed.append(done)
+        observation, reward, terminated, truncated, info = env.step(done)
+        rewards.append(float(reward))
+        infos.append(info)
+    return Episode(
+        seed=seed,
+        noisy=noisy,
+        instruction=instruction,
+        score=task.score(rewards, infos),
+        observations=observations,
+        actions=actions,
+        executed=executed,
+        rewards=np.array(rewards, np.float32),
+        terminated=terminated,
+    )
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Interrupts the block after so much processor time (a busy machine does not count); main thread only.
+
+    Raises:
+        OutOfTime: in the block.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise OutOfTime(f"no answer within {seconds} s")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, interrupt)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -1,0 +1,240 @@
+"""Recording the experts: worker processes play, a data set a task appears whole or not at all.
+
+A task's episodes are divided into chunks with seeds of their own, so that the same settings give the same data set however many
+workers there are. Chunks are written into a hidden folder beside the data set's place, which is renamed when the last one is in.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from generalist.envs import rlds
+from generalist.envs.episodes import Episode, play_expert
+from generalist.envs.task import EVALUATION_SEED, Task, get
+from generalist.envs.workers import run_jobs
+
+FORMAT = 1  # raise it when the same settings give other data
+CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
+TRIES = 4  # seeds a wanted episode, where failures are left out
+PACKAGES = {
+    "metaworld": ("metaworld", "mujoco"),
+    "babyai": ("minigrid",),
+    "atari": ("ale-py",),
+    "classic": ("gymnasium", "box2d", "mujoco"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A part of a task's episodes: one job, one file."""
+
+    task: str
+    episodes: int
+    first_seed: int
+    path: str
+
+    def __str__(self) -> str:
+        return self.task
+
+
+def record(
+    tasks: Sequence[Task], folder: Path, *, episodes: Mapping[str, int], workers: int, console: Console, seed: int = 0
+) -> None:
+    """Records what is not recorded yet with these settings.
+
+    Args:
+        tasks: whose experts play.
+        folder: gets `<suite>/<task>/1.0.0`.
+        episodes: how many, by the task's name.
+        workers: processes.
+        console: where progress is shown.
+        seed: of the first episode of every task.
+
+    Raises:
+        MissingExtra: a package of the environments is not installed.
+        OSError: the disk is full or can't be written; data sets that are whole stay.
+        ValueError: an expert succeeds too seldom for that many episodes.
+        WorkerError: a worker process died.
+    """
+    missing = [task for task in tasks if not is_recorded(task, folder, episodes[task.name], seed)]
+    if len(missing) < len(tasks):
+        console.print(
+            f"{len(tasks) - len(missing)} of {len(tasks)} tasks are recorded already in {folder}", highlight=False
+        )
+    if not missing:
+        return
+    for task in {task.suite: task for task in missing}.values():
+        task.make().close()  # a missing package is said before any worker starts
+    plans = {task.name: chunks(task, folder, episodes[task.name], seed) for task in missing}
+    for task in missing:  # what a killed recording left behind goes first
+        shutil.rmtree(working_folder(folder, task), ignore_errors=True)
+        working_folder(folder, task).mkdir(parents=True)
+    # The longest first, so that no worker is left with a long one at the end.
+    order = sorted(missing, key=lambda task: -task.seconds * plans[task.name][0].episodes)
+    jobs = [chunk for task in order for chunk in plans[task.name]]
+    try:
+        _run(
+            jobs,
+            plans,
+            folder,
+            workers,
+            console,
+            settings={task.name: fingerprint(task, episodes[task.name], seed) for task in missing},
+        )
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: free some space for the recordings in {folder} and run the same command again",
+            ) from error
+        raise
+    finally:
+        for task in missing:
+            shutil.rmtree(working_folder(folder, task), ignore_errors=True)
+
+
+def _run(
+    jobs: list[Chunk],
+    plans: Mapping[str, list[Chunk]],
+    folder: Path,
+    workers: int,
+    console: Console,
+    settings: Mapping[str, str],
+) -> None:
+    """Plays all chunks; a task whose last chunk is in becomes a data set at once."""
+    columns = (TextColumn("recording {task.fields[name]:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in plans}
+    with Progress(*columns, *times, console=console, refresh_per_second=2) as progress:
+        bar = progress.add_task("recording", total=sum(chunk.episodes for chunk in jobs), name="starting workers")
+        for chunk, result in run_jobs(play_chunk, jobs, workers=workers):
+            done[chunk.task][chunk.first_seed] = result
+            progress.update(bar, advance=chunk.episodes, name=chunk.task)
+            if len(done[chunk.task]) == len(plans[chunk.task]):
+                ordered = [done[chunk.task][planned.first_seed] for planned in plans[chunk.task]]
+                finish(get(chunk.task), folder, ordered, settings[chunk.task])
+        progress.update(bar, name=f"{len(plans)} tasks")
+
+
+def chunks(task: Task, folder: Path, episodes: int, seed: int) -> list[Chunk]:
+    """A task's episodes in parts of about `CHUNK_SECONDS`; seeds leave room for failures that are left out.
+
+    Raises:
+        ValueError: the seeds would reach those of evaluation.
+    """
+    if episodes < 1:
+        raise ValueError(f"the number of episodes of {task.name} must be at least 1, got {episodes}")
+    count = max(1, min(episodes, math.ceil(episodes * task.seconds / CHUNK_SECONDS)))
+    sizes = [len(part) for part in np.array_split(np.arange(episodes), count)]
+    if seed + TRIES * episodes + count >= EVALUATION_SEED:
+        raise ValueError(
+            f"{episodes} episodes of {task.name} from seed {seed} would reach the seeds of evaluation, {EVALUATION_SEED}"
+        )
+    starts = seed + TRIES * np.cumsum([0, *sizes[:-1]])
+    work = working_folder(folder, task)
+    return [
+        Chunk(
+            task=task.name, episodes=size, first_seed=int(start), path=str(work / rlds.shard_name(task, index, count))
+        )
+        for index, (size, start) in enumerate(zip(sizes, starts, strict=True))
+    ]
+
+
+def play_chunk(chunk: Chunk) -> dict[str, Any]:
+    """Plays a chunk's episodes and writes its file; what the metadata needs to know of it. Runs in a worker.
+
+    Raises:
+        ValueError: too few of the expert's episodes succeed.
+        OSError: the file can't be written.
+    """
+    task, played = get(chunk.task), []
+    for seed in range(chunk.first_seed, chunk.first_seed + TRIES * chunk.episodes):
+        # Golden-ratio steps spread the noisy ones evenly, whatever their share.
+        noisy = (seed * 0.6180339887498949) % 1.0 < task.noisy_share
+        episode = play_expert(task, seed, noisy=noisy, max_steps=task.record_steps)
+        if episode is not None and (not task.only_successes or episode.score > 0):
+            played.append(episode)
+        if len(played) == chunk.episodes:
+            break
+    else:
+        raise ValueError(
+            f"the expert of {chunk.task} succeeded only {len(played)} times in {TRIES * chunk.episodes} episodes, {chunk.episodes} were "
+            "wanted: ask for fewer, or for other tasks"
+        )
+    records = [rlds.serialize(task, episode, episode.seed) for episode in played]
+    rlds.write_shard(Path(chunk.path), records)
+    return {"bytes": sum(map(len, records)), **summary(played)}
+
+
+def summary(episodes: Sequence[Episode]) -> dict[str, list]:
+    """Lengths, seeds, scores and which episodes had action noise, in stored order."""
+    return {
+        "lengths": [len(episode.rewards) for episode in episodes],
+        "seeds": [episode.seed for episode in episodes],
+        "scores": [float(episode.score) for episode in episodes],
+        "noisy": [episode.noisy for episode in episodes],
+    }
+
+
+def finish(task: Task, folder: Path, parts: Sequence[Mapping[str, Any]], settings: str) -> None:
+    """Makes a data set of a task's files and moves it to its place."""
+    metadata: dict[str, Any] = {
+        name: [value for part in parts for value in part[name]] for name in ("lengths", "seeds", "scores", "noisy")
+    }
+    clean = [score for score, noisy in zip(metadata["scores"], metadata["noisy"], strict=True) if not noisy]
+    metadata |= {
+        "expert_score": float(np.mean(clean)) if clean else None,
+        "versions": versions(task),
+        "fingerprint": settings,
+    }
+    work, place = working_folder(folder, task), rlds.dataset_folder(folder, task)
+    rlds.write_dataset_files(work, task, [(len(part["lengths"]), part["bytes"]) for part in parts], metadata)
+    shutil.rmtree(place, ignore_errors=True)  # recorded with other settings
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work, place)
+
+
+def working_folder(folder: Path, task: Task) -> Path:
+    """Where a data set is put together, on the same file system as its place. Leftovers of a killed recording are overwritten."""
+    return folder / task.suite / f".{task.name.partition('/')[2]}.recording"
+
+
+def fingerprint(task: Task, episodes: int, seed: int) -> str:
+    """Identifies everything that decides what a recording contains."""
+    settings = {
+        **{
+            name: getattr(task, name)
+            for name in ("name", "record_steps", "max_steps", "noise", "noisy_share", "instruction")
+        },
+        **{"episodes": episodes, "seed": seed, "format": FORMAT, "versions": versions(task)},
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions(task: Task) -> dict[str, str]:
+    """Versions of the packages that a suite's episodes depend on; `MissingExtra` is left to `make`."""
+    found = {}
+    for package in PACKAGES.get(task.suite, ()):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def is_recorded(task: Task, folder: Path, episodes: int, seed: int = 0) -> bool:
+    """Whether a whole data set with these settings is there."""
+    metadata = rlds.read_metadata(rlds.dataset_folder(folder, task))
+    return metadata is not None and metadata.get("fingerprint") == fingerprint(task, episodes, seed)

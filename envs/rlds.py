@@ -1,0 +1,218 @@
+"""Episodes on disk: RLDS as TFDS lays it out (Ramos et al. 2021), in ArrayRecord files, without TensorFlow.
+
+    <folder>/<suite>/<task>/1.0.0/
+        dataset_info.json  features.json                 TFDS: names, shards, types
+        metadata.json                                    ours: lengths of the episodes in stored order, seeds, settings, ...
+        <name>-train.array_record-00000-of-00003         one record an episode
+
+A record holds episode_id, task, instruction, success, return, and `steps`: observation (images as PNG), action (what the
+expert chose), executed_action (what was done), reward, discount, is_first, is_last, is_terminal.
+"""
+
+import errno
+import functools
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image
+
+from generalist.envs.episodes import Episode, environment
+from generalist.envs.task import Task, get
+
+VERSION = "1.0.0"
+PNG_LEVEL = 1  # a third of the time of the usual level, for files a few percent larger
+
+
+def dataset_folder(folder: Path, task: Task) -> Path:
+    """Where a task's data set stands."""
+    return folder / task.suite / task.name.partition("/")[2] / VERSION
+
+
+def dataset_name(task: Task) -> str:
+    """The data set's name: TFDS takes letters, digits and underscores."""
+    return re.sub(r"\W", "_", task.name).lower()
+
+
+def shard_name(task: Task, index: int, count: int) -> str:
+    """The name of one of the data set's files."""
+    return f"{dataset_name(task)}-train.array_record-{index:05d}-of-{count:05d}"
+
+
+def features(task: Task) -> Any:
+    """The `tfds.features.FeaturesDict` of a task."""
+    import tensorflow_datasets as tfds
+
+    env = environment(task.name)
+    flag, number = tfds.features.Scalar(np.bool_), tfds.features.Scalar(np.float32)
+    steps = {
+        "observation": _feature(env.observation_space),
+        "action": _feature(env.action_space),
+        "executed_action": _feature(env.action_space),
+        "reward": number,
+        "discount": number,
+        "is_first": flag,
+        "is_last": flag,
+        "is_terminal": flag,
+    }
+    return tfds.features.FeaturesDict(
+        {
+            "episode_id": tfds.features.Scalar(np.int64),
+            "task": tfds.features.Text(),
+            "instruction": tfds.features.Text(),
+            "success": flag,
+            "return": number,
+            "steps": tfds.features.Dataset(steps),
+        }
+    )
+
+
+def _feature(space: gym.Space) -> Any:
+    """The TFDS feature of a space's values."""
+    import tensorflow_datasets as tfds
+
+    if _is_image(space):
+        return tfds.features.Image(shape=space.shape, encoding_format="png")
+    if isinstance(space, gym.spaces.Dict):
+        return tfds.features.FeaturesDict({key: _feature(part) for key, part in space.items()})
+    if isinstance(space, gym.spaces.Discrete):
+        return tfds.features.Scalar(np.int64)
+    return tfds.features.Tensor(shape=space.shape, dtype=space.dtype.type)
+
+
+def _is_image(space: gym.Space) -> bool:
+    """Whether a space's values are stored as PNG."""
+    return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
+    """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _stack(part, [value[key] for value in values]) for key, part in space.items()}
+    if _is_image(space):
+        return [_png(value) for value in values]
+    return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)
+
+
+def _png(image: np.ndarray) -> bytes:
+    """An image (H, W, 1 or 3 or 4) uint8 as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=1)
+def _serializer(name: str) -> Any:
+    """TFDS's serializer for a task's records.
+
+    It takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a hundred times the cost.
+    """
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    return ExampleSerializer(features(get(name)).get_serialized_info())
+
+
+def serialize(task: Task, episode: Episode, episode_id: int) -> bytes:
+    """An episode as a record."""
+    env, length = environment(task.name), len(episode.rewards)
+    index = np.arange(length)
+    terminal = (index == length - 1) & episode.terminated
+    record = {
+        "episode_id": episode_id,
+        "task": task.name,
+        "instruction": episode.instruction,
+        "success": bool(episode.score > 0) if task.only_successes else episode.terminated,
+        "return": episode.rewards.sum(dtype=np.float32),
+        "steps": {
+            "observation": _stack(env.observation_space, episode.observations),
+            "action": _stack(env.action_space, episode.actions),
+            "executed_action": _stack(env.action_space, episode.executed),
+            "reward": episode.rewards,
+            "discount": 1.0 - terminal.astype(np.float32),
+            "is_first": index == 0,
+            "is_last": index == length - 1,
+            "is_terminal": terminal,
+        },
+    }
+    return _serializer(task.name).serialize_example(record)
+
+
+def write_shard(path: Path, records: Sequence[bytes]) -> None:
+    """Writes a file of records and reads its index back.
+
+    Raises:
+        OSError: the disk is full, or cannot be written for another reason.
+    """
+    from array_record.python import array_record_module
+
+    _check_room(path, sum(map(len, records)))
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: random access by record
+        for record in records:
+            writer.write(record)
+        writer.close()
+        reader = array_record_module.ArrayRecordReader(str(path))
+        whole = reader.num_records() == len(records)
+        reader.close()
+    except (ValueError, RuntimeError, IndexError) as error:  # the C++ side does not tell what went wrong
+        raise OSError(errno.EIO, f"cannot write ({error})", str(path)) from error
+    if not whole:
+        raise OSError(errno.EIO, "the file did not arrive whole on the disk", str(path))
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Tries to reserve the room, since a full disk gives no clear error later."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed + 2**16)
+        file.truncate(0)
+
+
+def write_dataset_files(folder: Path, task: Task, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]) -> None:
+    """Writes what makes a folder of shards a TFDS data set.
+
+    Args:
+        folder: holds the shards already.
+        task: what was recorded.
+        shards: (episodes, bytes) of each file.
+        metadata: kept as metadata.json.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import file_adapters
+
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=dataset_name(task), version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=features(task),
+        description=f"{task.name}: {task.instruction}. Episodes of a scripted expert.",
+        metadata=tfds.core.MetadataDict(metadata),
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=dataset_name(task), split="train", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[episodes for episodes, _ in shards],
+        num_bytes=sum(size for _, size in shards),
+        filename_template=template,
+    )
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(folder)
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of a data set folder; None if there is no whole one."""
+    try:
+        (folder / "dataset_info.json").stat()
+        return json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
