@@ -101,6 +101,9 @@ def save(path: Path, results: Mapping[str, Any]) -> None:
 def show(results: Mapping[str, Any], console: Console) -> None:
     """The results on the screen: one row a domain, then every task's percent, then what failed."""
     console.print(overview(results))
+    limited = [f"{suite} {one['cut_off']}/{one['episodes']}" for suite, one in results["control"].items()]
+    if limited:
+        console.print(f"episodes that ended at the limit of steps: {', '.join(limited)}", highlight=False)
     for suite, summary in results["control"].items():
         cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
         console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
@@ -119,13 +122,12 @@ def overview(results: Mapping[str, Any]) -> Table:
     for header in ("", "mean", "middle half", "against", "from"):
         table.add_column(header, no_wrap=True)
     for suite, summary in results["control"].items():
-        cut_off = f", {summary['cut_off']} cut" if summary["cut_off"] else ""
         means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
-        table.add_row(f"{suite} %", means, middle, "random 0", f"{summary['episodes']} episodes{cut_off}")
+        table.add_row(f"{suite} %", means, middle, "random 0", f"{summary['episodes']} episodes")
     for split, naming in results["naming"].items():
         against, counted = f"chance {naming['chance']:.0f}", f"{naming['items']} drawings"
         table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, counted)
-        table.add_row("  wrong image shown", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
+        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
     for name, text in results["language"].items():
         against = f"unigram {text['unigram_perplexity']['value']:.0f}"
         perplexity = str(Estimate(**text["perplexity"]))

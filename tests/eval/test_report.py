@@ -76,7 +76,8 @@ def test_the_table_shows_every_domain_task_and_failure() -> None:
     for expected in (
         "71.0 [66, 76]",
         "75.0 [70, 80]",
-        "20 episodes, 3 cut",
+        "20 episodes",
+        "limit of steps: classic 3/20",
         "84 cartpole",
         "44.0 [39, 49]",
         "chance 10",
