@@ -18,6 +18,8 @@ from generalist.envs.task import get, tasks
 from generalist.envs.workers import cores, run_jobs
 
 PATH = Path(__file__).parent.parent / "envs" / "reference_scores.json"
+
+
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

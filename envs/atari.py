@@ -43,7 +43,9 @@ class AtariEnv(gym.Env):
         height, width = self._machine.getScreenDims()
         self._frames = np.zeros((2, height, width, 3), np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts the game anew; observation (84, 84, 3) uint8."""
         super().reset(seed=seed)
         self._machine.restoreState(self._start)

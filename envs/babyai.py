@@ -32,7 +32,9 @@ class BabyAIEnv(gym.Env):
         self.grid: Any = gym.make(f"BabyAI-{level}", max_steps=max_steps, disable_env_checker=True).unwrapped
         self.last_action: int | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new grid; the info's `instruction` is the mission."""
         super().reset(seed=seed)
         self.last_action = None

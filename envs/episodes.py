@@ -52,7 +52,9 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
     observation, info = env.reset(seed=seed)
     try:
         with time_limit(task.time_limit):
-            return _play(task, env, task.expert(env, rng), rng, observation, info["instruction"], seed, noisy, max_steps)
+            return _play(
+                task, env, task.expert(env, rng), rng, observation, info["instruction"], seed, noisy, max_steps
+            )
     except (OutOfTime, AssertionError):  # BabyAI's bot asserts when its plan fails
         if task.time_limit is None:
             raise

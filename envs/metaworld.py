@@ -5,6 +5,7 @@ The observation has 39 numbers: hand, gripper and objects now and one step befor
 """
 
 import dataclasses
+import warnings
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -88,7 +89,9 @@ class MetaworldEnv(gym.Env):
         self.simulator._set_task_called = True
         vars(self.simulator).pop("sawyer_observation_space", None)  # cached with the goal hidden
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new goal and a new object position; observation (39,) float32."""
         super().reset(seed=seed)
         self.simulator.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
@@ -118,6 +121,8 @@ class MetaworldTask(Task):
         """Meta-World's own policy, a function of the observation."""
         from metaworld.policies import ENV_POLICY_MAP
 
+        # Said once a process of policies that reach for the limits, which are clipped here.
+        warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
         policy = ENV_POLICY_MAP[self.name.partition("/")[2] + "-v3"]()
         return lambda observation: np.clip(policy.get_action(observation.astype(np.float64)), -1, 1).astype(np.float32)
 

@@ -153,7 +153,9 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
 
     _check_room(path, sum(map(len, records)))
     try:
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: random access by record
+        writer = array_record_module.ArrayRecordWriter(
+            str(path), "group_size:1"
+        )  # as TFDS does: random access by record
         for record in records:
             writer.write(record)
         writer.close()
@@ -174,7 +176,9 @@ def _check_room(path: Path, needed: int) -> None:
         file.truncate(0)
 
 
-def write_dataset_files(folder: Path, task: Task, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]) -> None:
+def write_dataset_files(
+    folder: Path, task: Task, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]
+) -> None:
     """Writes what makes a folder of shards a TFDS data set.
 
     Args:

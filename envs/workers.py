@@ -17,7 +17,9 @@ class WorkerError(RuntimeError):
 
 def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Starts `target(connection, *arguments)` in a new process; returns it and the other end of the connection."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy jax's and the simulators' threads in an unknown state
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would copy jax's and the simulators' threads in an unknown state
     ours, theirs = context.Pipe()
     process = context.Process(target=_shielded, args=(target, theirs, *arguments), daemon=True)
     with _without_main():
@@ -93,7 +95,9 @@ def _receive(connection: Connection, process: BaseProcess, what: str) -> Any:
         failed, value = connection.recv()
     except (EOFError, ConnectionResetError) as error:
         process.join()
-        raise WorkerError(f"the process that played {what} died (exit code {process.exitcode}); run the same command again") from error
+        raise WorkerError(
+            f"the process that played {what} died (exit code {process.exitcode}); run the same command again"
+        ) from error
     if failed:
         raise value
     return value

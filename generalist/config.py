@@ -50,6 +50,8 @@ class ControlConfig:
     hide_actions: float = 1.0
     """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
     at once. Acting hides past actions if this is above 0."""
+    temperature: float = 0.0
+    """Acting draws actions at this temperature; 0 takes the likeliest. Drawing keeps a policy from standing still for ever."""
     prompt_fraction: float = 0.0
     """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
     prompt_steps: int = 4
@@ -94,13 +96,13 @@ class DataConfig:
     """Images and their names."""
     prose: ProseConfig = ProseConfig()
     """Text."""
-    rows: int = 16
+    rows: int = 14
     """Rows of a batch."""
     length: int = 128
     """Positions of a row."""
     tensors: int = 1280
     """Projected tensors a batch has room for."""
-    frames: int = 96
+    frames: int = 208
     """Frames a batch has room for."""
     patches: int = 0
     """Image patches a batch has room for."""
@@ -209,12 +211,12 @@ def pocket() -> Config:
     return Config(
         name="pocket",
         data=DataConfig(
-            metaworld=ControlConfig(weight=0.35, steps=8),
+            metaworld=ControlConfig(weight=0.28, steps=8),
             babyai=ControlConfig(weight=0.25, steps=32),
-            atari=ControlConfig(weight=0.05, steps=8),
-            classic=ControlConfig(weight=0.20, steps=8),
-            emoji=EmojiConfig(weight=0.05),
-            prose=ProseConfig(weight=0.10),
+            atari=ControlConfig(weight=0.17, steps=8, temperature=1.0),
+            classic=ControlConfig(weight=0.10, steps=8),
+            emoji=EmojiConfig(weight=0.06),
+            prose=ProseConfig(weight=0.14),
         ),
     )
 
@@ -233,7 +235,7 @@ def debug() -> Config:
             prose=ProseConfig(megabytes=0.3),
             rows=8,
             tensors=512,
-            frames=96,
+            frames=64,
         ),
         training=TrainingConfig(steps=20, warmup=5, checkpoint_every=10, log_every=5),
         evaluation=EvaluationConfig(

@@ -7,6 +7,7 @@ runs/<name>/config.json      every setting
 """
 
 import dataclasses
+import fnmatch
 import json
 import os
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 
 # Settings that may change between two commands of one run: how long, how often, how it is scored.
-FREE = ("runs", "evaluation", "data.workers", "data.folder", "data.cache_megabytes", "training.steps", "training.checkpoint_every",
-        "training.keep", "training.log_every", "training.data_axis", "training.fsdp_axis", "training.tensor_axis")  # fmt: skip
+FREE = (
+    *("runs", "evaluation.*", "data.workers", "data.folder", "data.cache_megabytes", "data.*.temperature"),
+    *("training.steps", "training.checkpoint_every", "training.keep", "training.log_every", "training.*_axis"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ def check_same_settings(config: Config) -> bool:
     stored, now = json.loads(path.read_text(encoding="utf-8")), plain(config)
     for name in sorted(flatten(stored).keys() | flatten(now).keys()):
         old, new = flatten(stored).get(name), flatten(now).get(name)
-        if old != new and not any(name == free or name.startswith(free + ".") for free in FREE):
+        if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
             raise ValueError(
                 f"{config.folder} holds a run with {name} = {old}, not {new}: "
                 f"use the same setting to go on with it, or another folder with --name"

@@ -1,4 +1,4 @@
-"""Greedy decoding from a key-value cache: rows that grow together, read at their last positions.
+"""Decoding from a key-value cache: rows that grow together, read at their last positions.
 
 Dimension key: B rows, S cache slots, A positions read, V vocabulary.
 """
@@ -28,12 +28,17 @@ def extend(
     start: Int[Array, ""],
     batch: Batch,
     allowed: Bool[Array, "A V"],
+    temperature: Float[Array, ""],
+    key: Array,
 ) -> tuple[Int[Array, "B A"], list[Cache]]:
-    """Appends a batch at slot `start` and reads the likeliest allowed ids off its last A positions."""
+    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest at temperature 0, else
+    drawn from the distribution at that temperature."""
     model = nnx.merge(graph, params)
     hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start)
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[0] :])
-    return jnp.argmax(confine(logits, allowed), axis=-1).astype(jnp.int32), caches
+    # The likeliest of logits with Gumbel noise is a draw from their softmax.
+    noise = temperature * jax.random.gumbel(key, logits.shape)
+    return jnp.argmax(confine(logits + noise, allowed), axis=-1).astype(jnp.int32), caches
 
 
 def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "A V"]) -> Float[Array, "B A V"]:
@@ -51,10 +56,17 @@ class CachedRows:
     """The caches of a batch of rows, filled from the left; every append takes the same slots in all rows.
 
     Padding (segment 0) takes slots but no positions: rows of different lengths keep their own count.
+
+    Args:
+        temperature: 0 chooses the likeliest ids.
+        key: what is drawn at a temperature above 0 depends on it and on the slot alone.
     """
 
-    def __init__(self, generalist: Generalist, rows: int, slots: int):
-        self._generalist = generalist
+    def __init__(
+        self, generalist: Generalist, rows: int, slots: int, *, temperature: float = 0.0, key: Array | None = None
+    ):
+        self._generalist, self._temperature = generalist, temperature
+        self._key = jax.random.key(0) if key is None else key
         config = generalist.config.model
         self._caches = [
             Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)
@@ -65,7 +77,7 @@ class CachedRows:
         self.used = 0
 
     def append(self, batch: Batch, allowed: np.ndarray) -> np.ndarray:
-        """Feeds positions to all rows; the likeliest allowed ids at the last A of them, int32 (B, A).
+        """Feeds positions to all rows; the allowed ids chosen at the last A of them, int32 (B, A).
 
         Args:
             batch: its positions are counted on from those before.
@@ -85,6 +97,8 @@ class CachedRows:
             jnp.int32(self.used),
             jax.tree.map(jnp.asarray, dataclasses.replace(batch, position=position)),
             jnp.asarray(allowed),
+            jnp.float32(self._temperature),
+            jax.random.fold_in(self._key, self.used),
         )
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)

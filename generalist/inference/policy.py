@@ -11,6 +11,7 @@ import dataclasses
 from collections import deque
 from typing import Any
 
+import jax
 import numpy as np
 
 from generalist.data.batch import Batch
@@ -20,7 +21,7 @@ from generalist.inference.rows import POSITIONAL, bucket, join, stack_rows
 
 
 class ControlPolicy:
-    """Acts greedily in `lanes` environments of one layout.
+    """Acts in `lanes` environments of one layout: the likeliest actions, or drawn ones if the suite has a temperature.
 
     Args:
         generalist: the weights with their tokenizers.
@@ -33,10 +34,12 @@ class ControlPolicy:
         self.layout = generalist.layouts[layout]
         control = generalist.control(layout)
         self.window, self.hidden = control.steps, control.hide_actions > 0
+        self._temperature = control.temperature
         self._allowed = allow(self.layout.action.valid_ranges, generalist.vocabulary.size)
         self._rows: CachedRows | None = None
         self._prefix: Batch | None = None
         self._held = 0  # steps in the caches
+        self._rebuilt = 0  # times since the reset
         self._history: deque[Batch] = deque(maxlen=self.window // 2)
 
     def reset(self, instructions: list[str]) -> None:
@@ -47,7 +50,7 @@ class ControlPolicy:
         length = bucket(max(1, *(len(sequence.tokens) for sequence in sequences)), 4)
         self._prefix = self._stack(sequences, length)
         self._history.clear()
-        self._rows = None
+        self._rows, self._rebuilt = None, 0
 
     def act(self, observations: list[Any], active: np.ndarray | None = None) -> list[Any]:
         """One action a lane. Lanes that are not `active` (bool (B,)) get one too, for nobody to use.
@@ -91,7 +94,13 @@ class ControlPolicy:
             raise ValueError("call reset() with the instructions before act()")
         if self._rows is None or self._held == self.window:
             slots = self._prefix.tokens.shape[1] + self.window * positions
-            self._rows = CachedRows(self.generalist, self.lanes, bucket(slots, 8))
+            key = jax.random.fold_in(
+                jax.random.key(0), self._rebuilt
+            )  # the same draws every time the episodes are played
+            self._rows = CachedRows(
+                self.generalist, self.lanes, bucket(slots, 8), temperature=self._temperature, key=key
+            )
+            self._rebuilt += 1
             self._held = len(self._history)
             step = join([self._prefix, *self._history, step], self._frame_tokens)
         self._held += 1

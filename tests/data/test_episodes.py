@@ -50,11 +50,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
-            flag, observation = features.Scalar(np.bool_), {
-                "camera": features.Image(shape=(4, 4, 3), encoding_format="png"),
-                "state": features.Tensor(shape=(2,), dtype=np.float32),
+            flag, observation = (
+                features.Scalar(np.bool_),
+                {
+                    "camera": features.Image(shape=(4, 4, 3), encoding_format="png"),
+                    "state": features.Tensor(shape=(2,), dtype=np.float32),
+                },
+            )
+            steps = {
+                "observation": observation,
+                "action": features.Scalar(np.int64),
+                "reward": features.Scalar(np.float32),
             }
-            steps = {"observation": observation, "action": features.Scalar(np.int64), "reward": features.Scalar(np.float32)}
             steps |= dict.fromkeys(("is_first", "is_last", "is_terminal"), flag)
             fields = {"steps": features.Dataset(steps), "language": features.Text()}
             return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(fields))
@@ -84,7 +91,9 @@ def examples(dataset: Path, **how: Any) -> ControlExamples:
     text = TextTokenizer.train(["count the steps"] * 9, 300)
     assembler = Assembler(vocabulary=VOCABULARY, text_tokenizer=text, projection_width=2, frame_size=4)
     settings = {"steps": 4, "hide_actions": 1.0} | how
-    return ControlExamples(reader=reader, layout=TaskLayout("tiny", observation, action), assembler=assembler, **settings)
+    return ControlExamples(
+        reader=reader, layout=TaskLayout("tiny", observation, action), assembler=assembler, **settings
+    )
 
 
 def test_every_step_comes_back(dataset: Path):

@@ -1,0 +1,120 @@
+"""Recording: what is written is read back; what is interrupted leaves nothing that reads as whole."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from rich.console import Console
+
+from generalist.envs import task as registry
+from generalist.envs.recording import chunks, is_recorded, record
+from generalist.envs.rlds import dataset_folder, read_metadata
+
+QUIET = Console(quiet=True)
+CARTPOLE, GO_TO = registry.get("classic/cartpole"), registry.get("babyai/GoToObj")
+
+
+def test_what_is_recorded_is_read_back_and_not_recorded_twice(tmp_path: Path):
+    episodes = {CARTPOLE.name: 3, GO_TO.name: 5}
+    record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=2, console=QUIET)
+    for task in (CARTPOLE, GO_TO):
+        folder = dataset_folder(tmp_path, task)
+        metadata = read_metadata(folder)
+        assert metadata is not None and len(metadata["lengths"]) == len(metadata["seeds"]) == episodes[task.name]
+        source = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+        for example, length in zip(source, metadata["lengths"], strict=True):
+            steps = list(example["steps"])
+            assert len(steps) == length
+            assert [bool(step["is_first"]) for step in steps] == [index == 0 for index in range(length)]
+            assert example["task"].decode() == task.name
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=2, console=QUIET)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert not is_recorded(CARTPOLE, tmp_path, 4)  # another number of episodes is another recording
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path):
+    for workers in (1, 2):
+        record([GO_TO], tmp_path / str(workers), episodes={GO_TO.name: 4}, workers=workers, console=QUIET)
+    folders = [dataset_folder(tmp_path / str(workers), GO_TO) for workers in (1, 2)]
+    assert read_metadata(folders[0]) == read_metadata(folders[1])
+    one, two = (tfds.builder_from_directory(str(folder)).as_data_source(split="train") for folder in folders)
+    for left, right in zip(one, two, strict=True):
+        for step, other in zip(left["steps"], right["steps"], strict=True):
+            np.testing.assert_array_equal(step["observation"], other["observation"])
+            assert step["action"] == other["action"]
+
+
+def test_seeds_stay_below_those_of_evaluation(tmp_path: Path):
+    planned = chunks(CARTPOLE, tmp_path, 100, 0)
+    assert sum(chunk.episodes for chunk in planned) == 100
+    seeds = [seed for chunk in planned for seed in range(chunk.first_seed, chunk.first_seed + 4 * chunk.episodes)]
+    assert len(seeds) == len(set(seeds))
+    with pytest.raises(ValueError, match="seeds of evaluation"):
+        chunks(CARTPOLE, tmp_path, 300_000, 0)
+
+
+RECORD = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from generalist.envs.recording import record
+from generalist.envs.task import get
+task = get("metaworld/reach")
+record([task], Path(sys.argv[1]), episodes={task.name: 40}, workers=1, console=Console(quiet=True))
+"""
+
+
+def test_a_killed_recording_reads_as_nothing_and_can_be_done_again(tmp_path: Path):
+    task = registry.get("metaworld/reach")
+    process = subprocess.Popen([sys.executable, "-c", RECORD, str(tmp_path)], start_new_session=True)
+    deadline = time.time() + 60
+    while not any(tmp_path.rglob("*.recording")) and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not dataset_folder(tmp_path, task).exists() or is_recorded(task, tmp_path, 40)
+    record([task], tmp_path, episodes={task.name: 2}, workers=1, console=QUIET)
+    assert is_recorded(task, tmp_path, 2)
+    assert not list(tmp_path.rglob("*.recording"))
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+""" + RECORD.replace("metaworld/reach", "classic/cartpole")
+
+
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path: Path):
+    """A limit on the size of files stands in for the full disk; both fail where a file grows."""
+    assert resource.RLIMIT_FSIZE is not None
+    script = FULL.replace(
+        "record([task]", "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nrecord([task]"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "OSError" in done.stderr.splitlines()[-1]
+    assert not dataset_folder(tmp_path, CARTPOLE).exists()
+    assert not list(tmp_path.rglob("*array_record*"))
+
+
+def test_shapes_and_labels(tmp_path: Path):
+    """The stored action is the expert's, the executed one may be noisy."""
+    record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 6}, workers=1, console=QUIET)
+    source = tfds.builder_from_directory(str(dataset_folder(tmp_path, CARTPOLE))).as_data_source(split="train")
+    different = 0
+    for example in source:
+        for step in example["steps"]:
+            assert step["observation"].shape == (4,)
+            different += int(step["action"] != step["executed_action"])
+    assert different > 0
+    noisy = read_metadata(dataset_folder(tmp_path, CARTPOLE))["noisy"]  # type: ignore[index]
+    assert 0 < np.mean(noisy) < 1

@@ -1,0 +1,75 @@
+"""The tasks: what the list says, that a seed decides an episode, and that experts do what they are for."""
+
+import numpy as np
+import pytest
+
+from generalist.envs import task as registry
+from generalist.envs.episodes import play_expert
+from generalist.envs.task import EVALUATION_SEED, MissingExtra
+
+ONE_A_SUITE = ("metaworld/reach", "babyai/GoToObj", "atari/freeway", "classic/lunar-lander", "classic/reacher")
+
+
+def test_the_suites_are_complete():
+    names = [task.name for task in registry.tasks()]
+    assert registry.suites() == ["atari", "babyai", "classic", "metaworld"]
+    count = {suite: sum(name.startswith(suite) for name in names) for suite in registry.suites()}
+    assert count["metaworld"] == 50 and count["babyai"] >= 12 and count["atari"] >= 7 and count["classic"] >= 10
+    games = {"pong", "breakout", "freeway", "boxing", "skiing", "asterix", "gopher"}
+    assert {f"atari/{game}" for game in games} <= set(names)
+
+
+def test_every_task_has_an_instruction_and_measured_scores():
+    for task in registry.tasks():
+        assert task.instruction
+        assert task.expert_score > task.random_score, task.name
+        assert task.normalized(task.expert_score) == pytest.approx(100) and task.normalized(task.random_score) == 0
+    ours = [task.instruction for task in registry.tasks(["metaworld/*", "classic/*", "atari/*"])]
+    assert len(ours) == len(set(ours))  # a policy must be able to tell them apart
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(ValueError, match="did you mean 'atari/breakout'"):
+        registry.get("atari/braekout")
+    with pytest.raises(ValueError, match="no task matches 'chess/"):
+        registry.tasks("chess/*")
+
+
+@pytest.mark.parametrize("name", ONE_A_SUITE)
+def test_a_seed_decides_the_episode(name: str):
+    env = registry.get(name).make()
+
+    def play(seed: int) -> list[np.ndarray]:
+        observation, info = env.reset(seed=seed)
+        assert isinstance(info["instruction"], str) and env.observation_space.contains(observation)
+        seen = [observation]
+        for _ in range(5):
+            observation, *_ = env.step(env.action_space.sample() * 0)
+            seen.append(observation)
+        return seen
+
+    first, second, again = play(1), play(EVALUATION_SEED), play(1)
+    assert any(not np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["metaworld/reach", "babyai/GoToObj", "classic/cartpole", "classic/lunar-lander"])
+def test_the_expert_is_far_above_random(name: str):
+    task = registry.get(name)
+    episode = play_expert(task, EVALUATION_SEED, noisy=False, max_steps=task.max_steps)
+    assert episode is not None
+    assert task.normalized(episode.score) > 60
+    noisy = play_expert(task, EVALUATION_SEED, noisy=True, max_steps=20)
+    assert noisy is not None
+    assert any(not np.array_equal(a, b) for a, b in zip(noisy.actions, noisy.executed, strict=True)) or task.noise < 0.2
+
+
+def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'generalist\[.*\]'") as error:
+        registry.get("atari/pong").make()
+    assert "\n" not in str(error.value)
