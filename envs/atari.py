@@ -34,7 +34,12 @@ class AtariEnv(gym.Env):
         self._machine = ale_py.ALEInterface()
         self._machine.setInt("random_seed", 0)
         self._machine.setFloat("repeat_action_probability", 0.0)
-        self._machine.loadROM(ale_py.roms.get_rom_path(game))
+        rom = ale_py.roms.get_rom_path(game)
+        if rom is None:
+            raise ValueError(
+                f"ale-py has no ROM of {game!r}: it ships those that `ale_py.roms.get_all_rom_ids()` lists"
+            )
+        self._machine.loadROM(rom)
         self._machine.reset_game()
         self._start = self._machine.cloneState(include_rng=True)
         self._actions = self._machine.getMinimalActionSet()

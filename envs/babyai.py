@@ -81,7 +81,8 @@ class BabyAITask(Task):
         return int(rng.integers(_FORWARD + 1)) if rng.random() < self.noise else action
 
 
-# (level, most decisions, episodes, processor seconds an episode), from the easiest to the hardest. Short episodes are cheap, so there are more of them.
+# (level, most decisions, episodes, processor seconds an episode), from the easiest to the hardest. Short episodes are cheap,
+# so there are more of them.
 _LEVELS = (
     ("GoToRedBall-v0", 64, 800, 0.005),
     ("GoToObj-v0", 64, 800, 0.005),

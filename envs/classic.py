@@ -72,8 +72,8 @@ def inverted_pendulum(observation: np.ndarray) -> np.ndarray:
     return np.clip([observation @ (1.0, 15.0, 1.2, 3.0)], -3, 3).astype(np.float32)
 
 
-# Discrete-time LQR gain for position, both angles and their speeds, from MuJoCo's own linearization about the upright rest with the
-# Euler integrator (under the default one, mjd_transitionFD is not available); state cost 1 10 10 .1 1 1, action cost 0.1.
+# Discrete-time LQR gain for position, both angles and their speeds, from MuJoCo's own linearization about the upright rest
+# with the Euler integrator (the default one has no mjd_transitionFD); state cost 1 10 10 .1 1 1, action cost 0.1.
 _DOUBLE_PENDULUM_GAIN = (0.0954935, 0.8107625, 4.1874469, 0.1540338, 0.5413113, 0.6044381)
 
 

@@ -81,13 +81,13 @@ class MetaworldEnv(gym.Env):
     def __init__(self, name: str) -> None:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        self.simulator = ALL_V3_ENVIRONMENTS[f"{name}-v3"]()
+        self.simulator: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"]()
         # What set_task does for a stored goal, but with the goal visible and drawn from the environment's own generator.
         self.simulator._partially_observable = False
         self.simulator._freeze_rand_vec = False
         self.simulator.seeded_rand_vec = True
         self.simulator._set_task_called = True
-        vars(self.simulator).pop("sawyer_observation_space", None)  # cached with the goal hidden
+        self.simulator.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -123,7 +123,8 @@ class MetaworldTask(Task):
 
         # Said once a process of policies that reach for the limits, which are clipped here.
         warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
-        policy = ENV_POLICY_MAP[self.name.partition("/")[2] + "-v3"]()
+        make_policy: Any = ENV_POLICY_MAP[self.name.partition("/")[2] + "-v3"]
+        policy = make_policy()
         return lambda observation: np.clip(policy.get_action(observation.astype(np.float64)), -1, 1).astype(np.float32)
 
 

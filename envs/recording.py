@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from generalist.envs import rlds
 from generalist.envs.episodes import Episode, play_expert
 from generalist.envs.task import EVALUATION_SEED, Task, get
 from generalist.envs.workers import run_jobs
+from generalist.progress import Progress
 
 FORMAT = 1  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
@@ -170,8 +171,8 @@ def play_chunk(chunk: Chunk) -> dict[str, Any]:
             break
     else:
         raise ValueError(
-            f"the expert of {chunk.task} succeeded only {len(played)} times in {TRIES * chunk.episodes} episodes, {chunk.episodes} were "
-            "wanted: ask for fewer, or for other tasks"
+            f"the expert of {chunk.task} succeeded only {len(played)} times in {TRIES * chunk.episodes} episodes, but "
+            f"{chunk.episodes} were wanted: ask for fewer, or for other tasks"
         )
     records = [rlds.serialize(task, episode, episode.seed) for episode in played]
     rlds.write_shard(Path(chunk.path), records)

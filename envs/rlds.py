@@ -111,7 +111,8 @@ def _png(image: np.ndarray) -> bytes:
 def _serializer(name: str) -> Any:
     """TFDS's serializer for a task's records.
 
-    It takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a hundred times the cost.
+    It takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a hundred times
+    the cost.
     """
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 

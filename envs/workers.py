@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 
 class WorkerError(RuntimeError):
@@ -39,7 +39,7 @@ def _shielded(target: Callable[..., None], connection: Connection, *arguments: A
 def _without_main() -> Iterator[None]:
     """Keeps a starting worker from importing the main script, which would bring the whole of jax into each."""
     main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
     main.__spec__ = None
     vars(main).pop("__file__", None)
     try:
@@ -74,7 +74,8 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
             connections[connection] = (process, job)
             connection.send(job)
         while connections:
-            for connection in wait(list(connections)):
+            for ready in wait(list(connections)):
+                connection = cast(Connection, ready)
                 process, job = connections[connection]
                 yield job, _receive(connection, process, str(job))
                 if waiting:
@@ -82,6 +83,7 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
                     connection.send(connections[connection][1])
                 else:
                     connection.close()
+                    process.join()
                     del connections[connection]
     finally:
         for process, _ in connections.values():

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -28,6 +27,7 @@ from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
+from generalist.progress import Progress
 from generalist.run import plain
 
 NAME_TOKENS = 16  # of a written name at most

@@ -54,8 +54,8 @@ FORBIDDEN = {
     "generalist.training": ("generalist.envs", "generalist.inference"),
     "generalist.inference": ("generalist.envs",),
 }
-# What may be imported all the same: a folder's own modules, and the one structure at the model's door.
-ALLOWED = {"generalist.model": ("generalist.data.batch",)}
+# What may be imported all the same: a folder's own modules, the one structure at the model's door, and how progress is shown.
+ALLOWED = {"generalist.model": ("generalist.data.batch",), "generalist.envs": ("generalist.progress",)}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

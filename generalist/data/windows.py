@@ -70,7 +70,7 @@ class ControlExamples:
     def _prompt(
         self, number: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-        """Steps of another episode of the task: half the time its end, which shows the goal, else from anywhere (Gato, section 2.4)."""
+        """Steps of another episode of the task: half the time its end, which shows the goal, else any (Gato, section 2.4)."""
         if len(self.reader) == 1:
             return None  # only the episode itself is left, which would give the answer away
         other = int(rng.integers(len(self.reader) - 1))

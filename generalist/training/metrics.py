@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
+from generalist.progress import Progress
 
 # Dense bfloat16 peaks in FLOP/s a chip, from the vendors' data sheets.
 PEAK_FLOPS = {

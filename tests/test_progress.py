@@ -1,0 +1,19 @@
+"""Progress in a log: lines instead of a bar, and none of a terminal's control characters."""
+
+import io
+import time
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, TextColumn
+
+from generalist.progress import Progress
+
+
+def test_a_log_gets_lines():
+    out = io.StringIO()
+    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=Console(file=out, width=80)) as bar:
+        task = bar.add_task("recording", total=5)
+        bar.advance(task, 2)
+        time.sleep(1.2)
+        assert "recording 2/5" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
