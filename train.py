@@ -39,10 +39,11 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from what is on disk")
         return 130
-    except (ValueError, ImportError, OSError, FloatingPointError) as error:
+    except (ValueError, ImportError, OSError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("GENERALIST_TRACEBACK"):
             raise
-        console.print(f"[bold red]error:[/] {type(error).__name__}: ", error, style=None, highlight=False, markup=True)
+        console.print("error:", error, style="bold red", highlight=False, markup=False, soft_wrap=True)
+        console.print("(GENERALIST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
         return 1
     return 0
 

@@ -29,7 +29,9 @@ class MissingExtra(ImportError):
     """A package of the environments is not installed."""
 
     def __init__(self, suite: str, package: str | None) -> None:
-        super().__init__(f"{suite} needs the package {package}: pip install 'generalist[envs]'", name=package)
+        extra = "atari" if suite == "atari" else "envs"  # the emulator's licence is not for everybody
+        remedy = f"pip install 'generalist[{extra}]', or leave the suite out with --data.{suite}.weight 0"
+        super().__init__(f"{suite} needs the package {package}: {remedy}", name=package)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -57,16 +56,16 @@ def prepare(config: Config, console: Console) -> Prepared:
     sources = open_sources(config, tokenizers, readers)
     data, model = config.data, config.model
     spec = BatchSpec(
-        rows=data.rows // jax.process_count(),
+        rows=data.rows,
         length=data.length,
-        tensors=data.tensors // jax.process_count() if tokenizers.projection_width else 0,
+        tensors=data.tensors if tokenizers.projection_width else 0,
         projection_width=tokenizers.projection_width,
-        frames=data.frames // jax.process_count() if config.tokens.images == "frame" else 0,
+        frames=data.frames if config.tokens.images == "frame" else 0,
         frame_size=model.frame_size,
         frame_tokens=model.frame_tokens,
-        patches=data.patches // jax.process_count() if config.tokens.images == "patches" else 0,
+        patches=data.patches if config.tokens.images == "patches" else 0,
     )
-    draw = mix(sources, seed=config.training.seed, rank=jax.process_index(), world=jax.process_count())
+    draw = mix(sources, seed=config.training.seed)
     iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
     return Prepared(
         tokenizers=tokenizers, batch_spec=spec, iterator=iterator, names=[source.name for source in sources]

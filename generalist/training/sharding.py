@@ -28,8 +28,12 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh over all devices; one size may be -1 and takes what the others leave.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"training runs in one process so far, with all devices that it sees, but there are {jax.process_count()}: start one"
+        )
     count = jax.device_count()
     sizes = [data, fsdp, tensor]
     if -1 in sizes:

@@ -1,0 +1,83 @@
+"""The command line as a user meets it: the preset `debug` from nothing to a results file, again, and with mistakes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`train.py` in a folder of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which `train.py debug` has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = train(folder, "debug")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_everything_is_recorded_trained_and_evaluated(trained: tuple[Path, str]):
+    folder, printed = trained
+    results = json.loads((folder / "runs/debug/results.json").read_text())
+    assert set(results["control"]) == {"metaworld", "babyai", "atari", "classic"}
+    assert set(results["naming"]) == {"drawings", "names"} and "prose" in results["language"]
+    assert results["failed"] == {}
+    assert results["command"] == "train.py debug" or results["command"] == ["train.py", "debug"]
+    lines = [json.loads(line) for line in (folder / "runs/debug/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 20
+    assert {f"loss/{name}" for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose")} <= set().union(
+        *lines
+    )
+    for word in ("recording", "training", "evaluation"):
+        assert word in printed
+
+
+def test_a_second_command_reuses_the_recordings_and_goes_on_with_more_steps(trained: tuple[Path, str]):
+    folder, _ = trained
+    more = train(folder, "debug", "--training.steps", "24")
+    assert more.returncode == 0, more.stdout[-2000:] + more.stderr[-2000:]
+    assert "4 of 4 tasks are recorded already" in more.stdout
+    assert "going on from the checkpoint of step 20" in more.stdout
+    assert json.loads((folder / "runs/debug/metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
+    assert json.loads((folder / "runs/debug/results.json").read_text())["step"] == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["poket"], "unknown preset 'poket'. Did you mean 'pocket'?"),
+        (["debug", "--model.heads", "3", "--model.kv-heads", "2"], "model.heads (3)"),
+        (["debug", "--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
+        (["debug", "--training.fsdp-axis", "3", "--data.metaworld.weight", "-1"], "data.metaworld.weight"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_done(tmp_path: Path, arguments: list[str], message: str):
+    done = train(tmp_path, *arguments)
+    assert done.returncode in (1, 2)
+    printed = done.stdout + done.stderr
+    assert message in re.sub(r"[\s│]+", " ", printed)
+    assert "Traceback" not in printed
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "data").exists()
+
+
+def test_other_settings_for_the_same_run_are_refused(trained: tuple[Path, str]):
+    folder, _ = trained
+    done = train(folder, "debug", "--model.width", "64")
+    assert done.returncode == 1 and "model.width = 32, not 64" in " ".join(done.stdout.split())
+
+
+def test_help_shows_every_setting(tmp_path: Path):
+    done = train(tmp_path, "--help")
+    assert done.returncode == 0
+    for setting in ("--training.steps", "--data.metaworld.weight", "--model.width", "--evaluation.naming-choices"):
+        assert setting in done.stdout
