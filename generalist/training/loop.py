@@ -80,8 +80,8 @@ class Window:
     def summarize(self, config: Config, names: list[str], flops: float, peak: float, step: int) -> dict[str, float]:
         """Means over the window. `waiting` is the share of the time spent waiting for data, `padding` of the positions."""
         seconds = time.perf_counter() - self.started
-        entries = [jax.tree.map(np.asarray, entry) for entry in jax.device_get(self.entries)]
-        total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *entries)
+        entries = jax.device_get(self.entries)
+        total = jax.tree.map(lambda *leaves: np.asarray(np.sum(leaves, axis=0)), *entries)
         count, positions = len(entries), config.data.rows * config.data.length * len(entries)
         values = {
             "loss": total.loss / count,

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from generalist.data.batch import Batch
+from generalist.data.batch import ArrayLike, Batch
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import create
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -38,17 +38,17 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """Sums over a batch, so that several steps or hosts can be averaged exactly."""
+    """Sums over a batch, so that several steps can be averaged exactly; numpy once they are fetched."""
 
-    loss: Float[Array, ""]
+    loss: Float[ArrayLike, ""]
     """Mean weighted negative log-likelihood plus z-loss, in nats a token."""
-    gradient_norm: Float[Array, ""]
-    kind_nll: Float[Array, "K"]
-    kind_weight: Float[Array, "K"]
-    source_nll: Float[Array, "S"]
-    source_weight: Float[Array, "S"]
-    source_correct: Float[Array, "S"]
-    tokens: Float[Array, ""]
+    gradient_norm: Float[ArrayLike, ""]
+    kind_nll: Float[ArrayLike, "K"]
+    kind_weight: Float[ArrayLike, "K"]
+    source_nll: Float[ArrayLike, "S"]
+    source_weight: Float[ArrayLike, "S"]
+    source_correct: Float[ArrayLike, "S"]
+    tokens: Float[ArrayLike, ""]
     """Positions that are not padding."""
 
 
