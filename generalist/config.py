@@ -221,6 +221,40 @@ def pocket() -> Config:
     )
 
 
+def gato_pocket() -> Config:
+    """Gato's own scheme on the pocket's data and model: a token a number, patches, the separator, prompts; slow on two cores."""
+
+    def suite(weight: float, steps: int, prompt_steps: int) -> ControlConfig:
+        return ControlConfig(
+            weight=weight,
+            steps=steps,
+            hide_actions=0.0,
+            prompt_fraction=0.25,
+            prompt_steps=prompt_steps,
+            temperature=1.0,
+        )
+
+    return dataclasses.replace(
+        pocket(),
+        name="gato_pocket",
+        tokens=TokenConfig(
+            continuous_bins=1024, discrete_values=1024, separator=True, tensors="tokens", images="patches"
+        ),
+        # Windows of up to about a thousand tokens, as in Gato, together with their prompts.
+        data=DataConfig(
+            metaworld=suite(0.28, 16, 4),
+            babyai=suite(0.25, 5, 1),
+            atari=suite(0.17, 20, 4),
+            classic=suite(0.10, 40, 8),
+            emoji=EmojiConfig(weight=0.06),
+            prose=ProseConfig(weight=0.14),
+            rows=4,
+            length=1024,
+            patches=1024,
+        ),
+    )
+
+
 def debug() -> Config:
     """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
     return Config(
@@ -249,7 +283,7 @@ def debug() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {preset.__name__: preset for preset in (pocket, debug)}
+PRESETS: dict[str, Callable[[], Config]] = {preset.__name__: preset for preset in (pocket, gato_pocket, debug)}
 
 
 def preset(name: str) -> Config:
