@@ -1,0 +1,210 @@
+"""Weights from outside: a folder in HuggingFace's layout, `config.json` beside `*.safetensors`, checked before it is read.
+
+A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run. Whatever else carries
+weights (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) is refused by name and never opened.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+SHOWN = 5  # names in an error message; the rest is a number
+
+
+class WeightsError(ValueError):
+    """A folder of weights that cannot be loaded; the message names the folder, what is wrong and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one of our arrays is made of a folder's tensors: their names and shapes, and what is done with them."""
+
+    sources: tuple[tuple[str, tuple[int, ...]], ...]
+    build: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def tensor(name: str, *shape: int) -> Recipe:
+    """A tensor as it stands."""
+    return Recipe(((name, shape),), lambda arrays: arrays[0])
+
+
+def transposed(name: str, *shape: int) -> Recipe:
+    """A tensor of `shape` with its axes reversed: PyTorch stores the kernel of a linear map as (outputs, inputs)."""
+    return Recipe(((name, shape),), lambda arrays: arrays[0].T)
+
+
+def mapped(recipe: Recipe, change: Callable[[np.ndarray], np.ndarray]) -> Recipe:
+    """What `change` makes of a recipe's array."""
+    return Recipe(recipe.sources, lambda arrays: change(recipe.build(arrays)))
+
+
+def joined(recipes: Sequence[Recipe], axis: int = -1) -> Recipe:
+    """Several arrays side by side along an axis that they have."""
+    return _combined(recipes, lambda arrays: np.concatenate(arrays, axis=axis))
+
+
+def stacked(recipes: Sequence[Recipe]) -> Recipe:
+    """Several arrays along a new first axis: the layers of our stacked blocks."""
+    return _combined(recipes, np.stack)
+
+
+def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Recipe:
+    sources = tuple(source for recipe in recipes for source in recipe.sources)
+
+    def build(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        rest = iter(arrays)
+        return combine([recipe.build([next(rest) for _ in recipe.sources]) for recipe in recipes])
+
+    return Recipe(sources, build)
+
+
+class WeightsFolder:
+    """An opened folder: its settings and the names and shapes of its tensors. No number is read before `read`."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+            WeightsError: no such folder, no `config.json`, no safetensors file, a broken or missing shard.
+        """
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise WeightsError(
+                f"there is no folder {self.folder}: give a local folder with config.json and *.safetensors"
+            )
+        self.config = self._read_json("config.json")
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Name → shape of every tensor of every shard."""
+        for path in self._shards():
+            self._enter(path)
+
+    @property
+    def architecture(self) -> str:
+        """The name under `architectures` or, where there is none, the `model_type`."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "unknown"))
+
+    def setting(self, name: str, kind: type | tuple[type, ...] = int, **default: Any) -> Any:
+        """A value of `config.json`.
+
+        Args:
+            name: its key; a dot leads into a section, as in `vision_config.hidden_size`.
+            kind: the type it must have.
+            default: `default=...` is returned where the key is missing or null.
+
+        Raises:
+            WeightsError: it is missing and there is no default, or it has another type.
+        """
+        value: Any = self.config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            if "default" in default:
+                return default["default"]
+            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which {self.architecture} needs")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise WeightsError(
+                f"{self.folder / 'config.json'} has {name} = {value!r}, which is not of the expected type"
+            )
+        return value
+
+    def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, np.ndarray]:
+        """Every recipe's array, under the recipe's key, in the types that the files hold. All names and shapes are checked
+        before the first number is read; then one array at a time is in memory besides the result.
+
+        Args:
+            recipes: our name → how it is made.
+            ignored: regular expressions of whole tensor names that may be present and are not used.
+
+        Raises:
+            WeightsError: tensors are missing, left over or have other shapes than the settings say.
+        """
+        self.check(recipes, ignored)
+        with ExitStack() as stack:
+            opened = {
+                path: stack.enter_context(safe_open(path, framework="numpy")) for path in set(self._files.values())
+            }
+
+            def fetch(name: str) -> np.ndarray:
+                return opened[self._files[name]].get_tensor(name)
+
+            return {
+                key: np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
+                for key, recipe in recipes.items()
+            }
+
+    def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
+        """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name."""
+        wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
+        missing = [name for name in wanted if name not in self.shapes]
+        pattern = re.compile("|".join(f"(?:{one})" for one in ignored) or r"(?!)")
+        extra = [name for name in self.shapes if name not in wanted and not pattern.fullmatch(name)]
+        wrong = [
+            f"{name} is {self.shapes[name]} instead of {shape}"
+            for name, shape in wanted.items()
+            if name in self.shapes and self.shapes[name] != tuple(shape)
+        ]
+        faults = [
+            f"{title}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+            for title, names in (("missing tensors", missing), ("unknown tensors", extra), ("wrong shapes", wrong))
+            if names
+        ]
+        if faults:
+            raise WeightsError(
+                f"{self.folder} does not hold a {self.architecture} as its config.json says; {'; '.join(faults)}"
+            )
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            raise WeightsError(f"{self.folder} has no {name}: give a folder in HuggingFace's layout")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise WeightsError(f"{path} is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise WeightsError(f"{path} holds {type(value).__name__} instead of an object")
+        return value
+
+    def _shards(self) -> list[Path]:
+        """The safetensors files: those the index names, or all there are."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = self._read_json(index.name).get("weight_map")
+            if not isinstance(names, dict) or not names:
+                raise WeightsError(f"{index} has no weight_map")
+            paths = [self.folder / Path(str(name)).name for name in sorted(set(names.values()), key=str)]
+            if absent := [path.name for path in paths if not path.is_file()]:
+                raise WeightsError(f"{self.folder} lacks shards that its index names: {', '.join(absent[:SHOWN])}")
+            return paths
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if not paths:
+            pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLES)
+            why = (
+                f"only {', '.join(pickles[:SHOWN])}, which could run code when opened and is refused; convert it to safetensors"
+                if pickles
+                else "no *.safetensors file"
+            )
+            raise WeightsError(f"{self.folder} has {why}")
+        return paths
+
+    def _enter(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="numpy") as opened:
+                for name in sorted(opened.keys()):
+                    if name in self.shapes:
+                        raise WeightsError(
+                            f"{self.folder} has {name} twice, in {self._files[name].name} and {path.name}"
+                        )
+                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+                    self._files[name] = path
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error

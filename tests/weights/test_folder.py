@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from generalist.weights.folder import WeightsError, WeightsFolder, joined, mapped, stacked, tensor, transposed
+
+A = np.arange(6, dtype=np.float32).reshape(2, 3)
+B = np.arange(6, 12, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Tiny"], "size": 3, "part": {"depth": 2}}))
+    save_file({"a": A}, tmp_path / "model-1.safetensors")
+    save_file({"b": B.astype(ml_dtypes.bfloat16)}, tmp_path / "model-2.safetensors")
+    return tmp_path
+
+
+def test_recipes(folder: Path):
+    a, b = tensor("a", 2, 3), tensor("b", 2, 3)
+    recipes = {
+        "a": a,
+        "flipped": transposed("a", 2, 3),
+        "side": joined([transposed("a", 2, 3), transposed("b", 2, 3)]),
+        "pile": stacked([joined([a, b], axis=0), joined([b, a], axis=0)]),
+        "half": mapped(a, lambda x: x / 2),
+    }
+    read = WeightsFolder(folder).read(recipes)
+    np.testing.assert_array_equal(read["a"], A)
+    np.testing.assert_array_equal(read["flipped"], A.T)
+    np.testing.assert_array_equal(read["side"].astype(np.float32), np.concatenate([A.T, B.T], axis=1))
+    np.testing.assert_array_equal(read["pile"][1].astype(np.float32), np.concatenate([B, A]))
+    np.testing.assert_array_equal(read["half"], A / 2)
+
+
+def test_types_are_kept(folder: Path):
+    assert WeightsFolder(folder).read({"b": tensor("b", 2, 3)}, ["a"])["b"].dtype == ml_dtypes.bfloat16
+
+
+def test_settings(folder: Path):
+    opened = WeightsFolder(folder)
+    assert opened.architecture == "Tiny"
+    assert opened.setting("part.depth") == 2
+    assert opened.setting("absent", default=7) == 7
+    with pytest.raises(WeightsError, match="no 'part.width'"):
+        opened.setting("part.width")
+    with pytest.raises(WeightsError, match="not of the expected type"):
+        opened.setting("size", str)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "ignored", "message"),
+    [
+        ({"a": tensor("a", 2, 3)}, [], "unknown tensors: b"),
+        ({"a": tensor("a", 2, 3), "c": tensor("c", 1)}, ["b"], "missing tensors: c"),
+        ({"a": tensor("a", 3, 2)}, ["b"], r"wrong shapes: a is \(2, 3\) instead of \(3, 2\)"),
+        ({f"c{n}": tensor(f"c{n}", 1) for n in range(9)}, ["a", "b"], "c4 and 4 more"),
+    ],
+)
+def test_what_does_not_fit_is_named(folder: Path, recipes, ignored, message):
+    with pytest.raises(WeightsError, match=message):
+        WeightsFolder(folder).read(recipes, ignored)
+
+
+def test_a_truncated_shard(folder: Path):
+    path = folder / "model-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(WeightsError, match=r"model-2\.safetensors is truncated"):
+        WeightsFolder(folder)
+
+
+def test_a_shard_the_index_names_is_missing(folder: Path):
+    index = {"weight_map": {"a": "model-1.safetensors", "c": "model-3.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="lacks shards that its index names: model-3"):
+        WeightsFolder(folder)
+
+
+def test_a_tensor_twice(folder: Path):
+    save_file({"a": A}, folder / "model-3.safetensors")
+    with pytest.raises(WeightsError, match="has a twice"):
+        WeightsFolder(folder)
+
+
+class Bomb:
+    """Its pickle would write a file when loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path):
+    import pickle
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin, which could run code"):
+        WeightsFolder(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        WeightsFolder(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "list instead of an object")])
+def test_a_broken_config(tmp_path: Path, text: str, message: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        WeightsFolder(tmp_path)
+
+
+def test_no_folder_or_nothing_in_it(tmp_path: Path):
+    with pytest.raises(WeightsError, match="no folder"):
+        WeightsFolder(tmp_path / "absent")
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        WeightsFolder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="no \\*\\.safetensors"):
+        WeightsFolder(tmp_path)
