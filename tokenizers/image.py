@@ -87,6 +87,13 @@ def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: 
     return Piece(Modality.FRAME, tokens, np.full((len(images),), frame_tokens, np.int32), payload=frames)
 
 
+def image_piece(images: np.ndarray, *, marker: int) -> Piece:
+    """Images (T, H, W, C), one a step, for cross-attention: in the sequence stands only the `marker` token."""
+    count = len(images)
+    tokens, lengths = np.full((count,), marker, np.int32), np.ones((count,), np.int32)
+    return Piece(Modality.IMAGE, tokens, lengths, payload=to_rgb(images))
+
+
 def patch_count(height: int, width: int) -> int:
     """Patches of an image of that many pixels."""
     return -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)

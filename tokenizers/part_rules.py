@@ -1,7 +1,7 @@
 """Which kind of part a leaf of a space becomes."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,7 @@ from generalist.tokenizers.parts import (
     ContinuousPart,
     DiscretePart,
     FramePart,
+    ImagePart,
     OneHotPart,
     Part,
     PatchPart,
@@ -19,6 +20,7 @@ from generalist.tokenizers.parts import (
     TensorPart,
     TextPart,
 )
+from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -35,17 +37,18 @@ class Rules:
     """How leaves enter; see `SpaceTokenizer.from_space`."""
 
     tensors: Literal["tokens", "projected"]
-    images: Literal["patches", "frame"]
+    images: Images
     frame_size: int
     frame_tokens: int
     offset: int
     bounded: Literal["uniform", "mu_law"]
 
     def __post_init__(self) -> None:
-        choices = {"tensors": ("tokens", "projected"), "images": ("patches", "frame"), "bounded": ("uniform", "mu_law")}
+        choices = {"tensors": ("tokens", "projected"), "images": get_args(Images), "bounded": ("uniform", "mu_law")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {getattr(self, name)!r}')
+                known = " or ".join(f'"{one}"' for one in allowed)
+                raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}")
         for name, least in (("frame_size", 1), ("frame_tokens", 1), ("offset", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -61,8 +64,9 @@ class Learned:
     codec: Codec | None = None
 
 
-def make_part(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary, learned: Learned) -> Part:
-    """The part that a leaf becomes; `rules.offset` is its own first projection column.
+def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary, learned: Learned) -> list[Part]:
+    """The part that a leaf becomes, or for an image that enters in both ways the two; `rules.offset` is its own first
+    projection column.
 
     Raises:
         ValueError: it can't be one; the message names its key, its space and the remedy.
@@ -70,7 +74,7 @@ def make_part(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary
     if isinstance(space, gym.spaces.Text):
         if learned.text is None:
             raise _error(path, space, "has text, and there is no text tokenizer: pass one as text=")
-        return TextPart(path=path, shape=(), dtype="object", vocabulary=vocabulary, text=learned.text)
+        return [TextPart(path=path, shape=(), dtype="object", vocabulary=vocabulary, text=learned.text)]
     if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         raise _error(path, space, f"can't be tokenised: {_SUPPORTED}, so turn it into these in a wrapper")
     common: dict[str, Any] = {
@@ -82,12 +86,21 @@ def make_part(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary
     if 0 in space.shape:
         raise _error(path, space, "has no numbers: leave it out in a wrapper")
     if is_image(space):
-        if rules.images == "patches":
-            return PatchPart(**common)
-        return FramePart(**common, frame_size=rules.frame_size, frame_tokens=rules.frame_tokens)
+        return _image(rules, common)
     if rules.tensors == "projected":
-        return _projected(path, space, rules, learned, common)
-    return _tokens(path, space, rules, learned, common)
+        return [_projected(path, space, rules, learned, common)]
+    return [_tokens(path, space, rules, learned, common)]
+
+
+def _image(rules: Rules, common: dict[str, Any]) -> list[Part]:
+    """The marker first, so that the image's other positions see the image through cross-attention too."""
+    ways = rules.images.split("+")
+    parts: list[Part] = [ImagePart(**common)] if "encoder" in ways else []
+    if "patches" in ways:
+        parts.append(PatchPart(**common))
+    if "frame" in ways:
+        parts.append(FramePart(**common, frame_size=rules.frame_size, frame_tokens=rules.frame_tokens))
+    return parts
 
 
 def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:

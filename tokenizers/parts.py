@@ -9,7 +9,7 @@ import numpy as np
 
 from generalist.tokenizers.continuous import Codec
 from generalist.tokenizers.discrete import DiscreteCodec
-from generalist.tokenizers.image import frame_piece, patch_count, patch_piece
+from generalist.tokenizers.image import frame_piece, image_piece, patch_count, patch_piece
 from generalist.tokenizers.pieces import Modality, Piece
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -241,6 +241,18 @@ class FramePart(Part):
     def encode(self, values: np.ndarray) -> Piece:
         pad = self.vocabulary.pad
         return frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagePart(Part):
+    """An image seen through cross-attention: one marker position (Flamingo, section 2.4)."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return 1
+
+    def encode(self, values: np.ndarray) -> Piece:
+        return image_piece(values, marker=self.vocabulary.image)
 
 
 def _string(value: Any) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from generalist.tokenizers.pieces import ACTION_POSITION, PAYLOADS, Modality, Piece
+from generalist.tokenizers.pieces import ACTION_POSITION, PAYLOADS, Modality, Piece, Visual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +60,25 @@ def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return placed.tokens, placed.modality, lengths
 
 
-def payloads(pieces: list[Piece], projection_width: int) -> dict[str, np.ndarray]:
-    """The pieces' payloads as fields of a sequence, each kind joined in the order of the pieces, and only those found."""
+def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None = None) -> dict[str, np.ndarray]:
+    """The pieces' payloads as fields of a sequence, each kind joined in the order of the pieces, and only those found.
+
+    Raises:
+        ValueError: a tensor owns columns that there are not, or an image is for an encoder that there is not.
+    """
     found: dict[str, list[np.ndarray]] = {}
     for piece in pieces:
         if piece.payload is None:
             continue
-        payload = (
-            _columns(piece.payload, piece.offset, projection_width)
-            if piece.modality == Modality.TENSOR
-            else piece.payload
-        )
+        payload = piece.payload
+        if piece.modality == Modality.TENSOR:
+            payload = _columns(payload, piece.offset, projection_width)
+        elif piece.modality == Modality.IMAGE:
+            if visual is None:
+                raise ValueError(
+                    "an image enters through the frozen encoder but there is none: set model.vision.encoder"
+                )
+            payload = visual(payload)
         found.setdefault(PAYLOADS[piece.modality], []).append(payload)
         if piece.intervals is not None:
             found.setdefault("intervals", []).append(piece.intervals)

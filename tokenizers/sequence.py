@@ -12,12 +12,23 @@ Hiding keeps the policy from copying its last action, and leaves out the positio
 import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequences
-from typing import Literal
+from functools import cached_property
+from typing import get_args
 
 import numpy as np
 
-from generalist.tokenizers.image import frame_piece, patch_piece, to_frame
-from generalist.tokenizers.pieces import ACTION_POSITION, PATCH_SIZE, PAYLOADS, POSITIONAL, Modality, Piece, Sequence
+from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
+from generalist.tokenizers.pieces import (
+    ACTION_POSITION,
+    PATCH_SIZE,
+    PAYLOADS,
+    POSITIONAL,
+    Images,
+    Modality,
+    Piece,
+    Sequence,
+    Visual,
+)
 from generalist.tokenizers.placement import Placed, interleave, joined, payloads, place, positions
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
@@ -55,8 +66,10 @@ class Assembler:
     """Positions a frame takes."""
     separator: bool = False
     """Put the separator between an observation and its action."""
-    images: Literal["frame", "patches"] = "frame"
+    images: Images = "frame"
     """How the images of documents enter."""
+    visual: Visual | None = None
+    """What the frozen encoder is given of images, where there is one."""
 
     def __post_init__(self) -> None:
         if self.text_tokenizer.size > self.vocabulary.text:
@@ -64,8 +77,8 @@ class Assembler:
                 f"the text tokenizer has {self.text_tokenizer.size} pieces but vocabulary.text is {self.vocabulary.text}: "
                 "raise vocabulary.text or train the tokenizer with fewer pieces"
             )
-        if self.images not in ("frame", "patches"):
-            raise ValueError(f'images must be "frame" or "patches", got {self.images!r}')
+        if self.images not in get_args(Images):
+            raise ValueError(f"images must be one of {', '.join(get_args(Images))}, got {self.images!r}")
 
     def control(
         self,
@@ -128,8 +141,8 @@ class Assembler:
         for index, part in enumerate(parts):
             text = part.text if isinstance(part, Predicted) else part
             if isinstance(text, np.ndarray):
-                pieces.append(self._image(text))
-                weights.append(0)
+                pieces += self._image(text)
+                weights += [0] * (len(pieces) - len(weights))
                 continue
             if index == 0:
                 pieces.append(self._given(np.array([self.vocabulary.bos], np.int32)))
@@ -138,6 +151,44 @@ class Assembler:
             pieces.append(self._given(np.append(ids, self.vocabulary.eos).astype(np.int32) if predicted else ids))
             weights.append(int(predicted))
         return self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
+
+    def interleaved(self, parts: Sequences[np.ndarray | str], *, to_next: bool = False) -> Sequence:
+        """A document of images (uint8 H×W or H×W×C) and texts in any order, as Flamingo reads it (sections 2.4 and 3.1):
+
+            bos  text  <image> text text chunk_end  <image> text chunk_end
+
+        Every text attends to the image before it or, with `to_next`, to the one after it, and is predicted unless there is
+        none (as OpenFlamingo does); so is the end of its chunk, an image's marker never.
+
+        Raises:
+            ValueError: an image has a shape or type that no image has.
+        """
+        total = sum(isinstance(part, np.ndarray) for part in parts)
+        pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
+        before = chunk = 0  # images so far; the image of the text that stands last
+
+        def close() -> None:
+            if chunk:
+                pieces.append(self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32)))
+                weights.append(1)
+                attended.append(chunk)
+
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                close()
+                before, chunk, placed = before + 1, 0, self._image(part)
+            else:
+                chunk = before if not to_next else before + 1 if before < total else 0
+                placed = [self._given(self._text_ids(part))]
+            pieces += placed
+            weights += [int(chunk > 0)] * len(placed)
+            attended += [chunk or (before if isinstance(part, np.ndarray) else 0)] * len(placed)
+        close()
+        sequence = self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
+        if self.visual is None:
+            return sequence
+        image = np.repeat(np.array(attended, np.int32), [len(piece.tokens) for piece in pieces])
+        return dataclasses.replace(sequence, image=image[: len(sequence)])
 
     def concatenate(self, sequences: Sequences[Sequence]) -> Sequence:
         """Sequences one after the other; payloads are joined and their indices moved along."""
@@ -160,6 +211,12 @@ class Assembler:
                         sequence.modality == modality, index + np.int32(before), index
                     )
                 before += count
+        # What follows an image attends to it, unless it has one of its own (Flamingo, section 2.4).
+        held = np.cumsum([0] + [int((sequence.modality == Modality.IMAGE).sum()) for sequence in filled])
+        fields["image"] = [
+            image + np.int32(before) if before else image
+            for image, before in zip(fields["image"], held[:-1], strict=True)
+        ]
         return Sequence(**{name: joined(arrays) for name, arrays in fields.items()})
 
     def _steps(
@@ -171,7 +228,7 @@ class Assembler:
         if hide:
             pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _dimensions(layout) - 1, np.int32)))
         if actions is None:
-            return self._sequence(place(pieces, last_is_action=hide), payloads(pieces, self.projection_width))
+            return self._sequence(place(pieces, last_is_action=hide), self._payloads(pieces))
         acted, modality, counts = interleave(layout.action.encode(actions))
         if len(counts) != steps:
             raise ValueError(f"{layout.name} has {steps} observed steps but {len(counts)} actions: give one a step")
@@ -181,7 +238,7 @@ class Assembler:
         begin = placed.starts[:, -1]
         if not hide:
             placed.modality[positions(begin, counts)] = modality
-        sequence = self._sequence(placed, payloads(pieces, self.projection_width))
+        sequence = self._sequence(placed, self._payloads(pieces))
         # The first dimension is read from the position before it, each next one from the next position, in both layouts.
         read_from = positions(begin - 1, counts)
         sequence.targets[read_from] = acted
@@ -224,17 +281,26 @@ class Assembler:
             modality=placed.modality,
             local_position=placed.local_position,
             payload_index=placed.payload_index,
+            image=np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32),
             tensors=found.get("tensors", np.zeros((0, self.projection_width), np.float32)),
             frames=found.get("frames", empty),
             patches=found.get("patches", np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)),
             intervals=found.get("intervals", np.zeros((0, 4), np.int32)),
+            images=found.get("images", self._no_images),
         )
+
+    @cached_property
+    def _no_images(self) -> np.ndarray:
+        return np.zeros((0, 0, 0, 3), np.uint8) if self.visual is None else self.visual.empty
+
+    def _payloads(self, pieces: list[Piece]) -> dict[str, np.ndarray]:
+        return payloads(pieces, self.projection_width, self.visual)
 
     def _document(self, piece: Piece) -> Sequence:
         """A piece of a document or an instruction: all its local positions are 0."""
         placed = place([piece])
         placed.local_position[:] = 0
-        return self._sequence(placed, payloads([piece], self.projection_width))
+        return self._sequence(placed, self._payloads([piece]))
 
     def _shifted(self, sequence: Sequence, pieces: list[Piece], weights: list[int]) -> Sequence:
         """The document with every predicted token as the target of the position before it."""
@@ -256,13 +322,19 @@ class Assembler:
     def _text_ids(self, text: str) -> np.ndarray:
         return self.text_tokenizer.encode(text)
 
-    def _image(self, image: np.ndarray) -> Piece:
-        if self.images == "patches":
-            return patch_piece(image[None], pad=self.vocabulary.pad)
-        frame = to_frame(image, self.frame_size)
-        return frame_piece(
-            frame[None], pad=self.vocabulary.pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens
-        )
+    def _image(self, image: np.ndarray) -> list[Piece]:
+        """An image of a document in each way that it enters, the marker first."""
+        pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
+        if image.ndim == 2:
+            image = image[..., None]
+        if "encoder" in ways:
+            pieces.append(image_piece(image[None], marker=self.vocabulary.image))
+        if "patches" in ways:
+            pieces.append(patch_piece(image[None], pad=pad))
+        if "frame" in ways:
+            frame = to_frame(image, self.frame_size)
+            pieces.append(frame_piece(frame[None], pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens))
+        return pieces
 
     def _modality_of(self, tokens: np.ndarray) -> np.ndarray:
         """Modality of action tokens, int32 like them. A special one is the end marker of a text."""

@@ -1,6 +1,6 @@
 """Any Gymnasium space ↔ pieces.
 
-Box of uint8, H×W×C      an image: patches, or one frame
+Box of uint8, H×W×C      an image: patches, or one frame, or a marker and the frozen encoder, or both
 other Box                one token a number (continuous, or discrete if whole and few), or one projected embedding
 Discrete, MultiDiscrete, MultiBinary
                          one token a number, or one projected embedding of one-hot vectors
@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 
 from generalist.tokenizers.continuous import Codec, codec_from_json
-from generalist.tokenizers.part_rules import Learned, Rules, make_part, projection_size
+from generalist.tokenizers.part_rules import Learned, Rules, make_parts, projection_size
 from generalist.tokenizers.parts import ContinuousPart, Part, Path, TensorPart, TextPart
-from generalist.tokenizers.pieces import Piece
+from generalist.tokenizers.pieces import Images, Piece
 from generalist.tokenizers.space_json import space_from_json, space_to_json
 from generalist.tokenizers.space_tree import assembled, commas, leaf_of, leaves_of, stacked
 from generalist.tokenizers.text import TextTokenizer
@@ -52,7 +52,7 @@ class SpaceTokenizer:
         vocabulary: Vocabulary,
         text: TextTokenizer | None = None,
         tensors: Literal["tokens", "projected"] = "tokens",
-        images: Literal["patches", "frame"] = "patches",
+        images: Images = "patches",
         frame_size: int = 84,
         frame_tokens: int = 1,
         offset: int = 0,
@@ -67,7 +67,8 @@ class SpaceTokenizer:
             vocabulary: the id ranges.
             text: needed if the space has a Text.
             tensors: one token a number, or one projected embedding a tensor.
-            images: 16×16 patches, or one frame of `frame_size` pixels a side at `frame_tokens` positions.
+            images: 16×16 patches, one frame of `frame_size` pixels a side at `frame_tokens` positions, the frozen encoder
+                (one marker position), or two of these.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
             statistics: mean and deviation by which projected numbers are standardised; 0 and 1 where missing.
             codecs: continuous codecs by flat key, instead of the default ones.
@@ -95,8 +96,9 @@ class SpaceTokenizer:
             key = "/".join(path)
             leaf_rules = dataclasses.replace(rules, offset=offset)
             learned = Learned(text=text, statistics=(statistics or {}).get(key), codec=(codecs or {}).get(key))
-            parts.append(make_part(path, leaf, leaf_rules, vocabulary, learned))
-            offset += parts[-1].projection_size
+            made = make_parts(path, leaf, leaf_rules, vocabulary, learned)
+            parts += made
+            offset += sum(part.projection_size for part in made)
         return cls(parts=tuple(parts), space=space, vocabulary=vocabulary, rules=rules)
 
     @property

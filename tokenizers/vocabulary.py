@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 KINDS = ("text", "continuous", "discrete", "image_codes", "locations")
-SPECIALS = ("pad", "bos", "eos", "separator", "hidden")
+SPECIALS = ("pad", "bos", "eos", "separator", "hidden", "image", "chunk_end")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,13 @@ class Vocabulary:
     def hidden(self) -> int:
         """Stands in for an action token that is not shown."""
         return self._special("hidden")
+
+    @property
+    def image(self) -> int:
+        """Stands where an image is that is seen through cross-attention (Flamingo, section 2.4)."""
+        return self._special("image")
+
+    @property
+    def chunk_end(self) -> int:
+        """Ends what belongs to an image in a document of several (Flamingo, appendix A.3: `<EOC>`)."""
+        return self._special("chunk_end")

@@ -15,13 +15,10 @@ import grain
 import numpy as np
 
 from generalist.data.batch import Batch, BatchSpec
-from generalist.tokenizers.pieces import Modality
-from generalist.tokenizers.sequence import Sequence
+from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Modality, Sequence
 
 LOOK_AHEAD = 8
 PREFETCH = 4  # batches made ahead of the step
-BUDGETS = {Modality.TENSOR: "tensors", Modality.FRAME: "frames", Modality.PATCH: "patches"}
-ROW_FIELDS = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index")
 
 Draw = Callable[[int], tuple[int, Sequence]]
 """Number of an example in the endless stream → its source's id and the sequence."""
@@ -34,11 +31,13 @@ class OpenBatch:
         self.spec, self.batch = spec, spec.zeros(pad)
         self.used = np.zeros((spec.rows,), np.int64)
         self.segments = np.zeros((spec.rows,), np.int32)
-        self.counts = dict.fromkeys(BUDGETS.values(), 0)
+        self.counts = dict.fromkeys(PAYLOADS.values(), 0)
+        self.images = np.zeros((spec.rows,), np.int64)
 
     def check(self, sequence: Sequence, source: int) -> None:
         """Raises ValueError if the sequence would not fit into an empty batch."""
         sizes = {"length": len(sequence.tokens)} | {name: len(getattr(sequence, name)) for name in self.counts}
+        sizes["row_images"] = len(sequence.images)
         for name, size in sizes.items():
             if size > getattr(self.spec, name):
                 raise ValueError(
@@ -52,7 +51,9 @@ class OpenBatch:
         sizes = {name: len(getattr(sequence, name)) for name in self.counts}
         if any(self.counts[name] + count > getattr(self.spec, name) for name, count in sizes.items()):
             return False
-        rows = np.flatnonzero(self.used + size <= self.spec.length)
+        images = len(sequence.images)
+        room = self.used + size <= self.spec.length
+        rows = np.flatnonzero(room & (self.images + images <= self.spec.row_images) if images else room)
         if not len(rows):
             return False
         self._place(sequence, int(rows[0]), source)
@@ -67,9 +68,15 @@ class OpenBatch:
     def _place(self, sequence: Sequence, row: int, source: int) -> None:
         start, size = int(self.used[row]), len(sequence.tokens)
         at = slice(start, start + size)
-        for name in ROW_FIELDS:
+        for name in POSITIONAL:
             getattr(self.batch, name)[row, at] = getattr(sequence, name)
-        for modality, name in BUDGETS.items():
+        if count := len(sequence.images):
+            held = int(self.images[row])
+            shown = self.counts["images"] + sequence.payload_index[sequence.modality == Modality.IMAGE]
+            self.batch.image[row, at][sequence.image > 0] += held
+            self.batch.row_images[row, held : held + count] = shown
+            self.images[row] += count
+        for modality, name in PAYLOADS.items():
             if self.counts[name]:
                 each = self.spec.frame_tokens if name == "frames" else 1
                 self.batch.payload_index[row, at][sequence.modality == modality] += self.counts[name] * each
@@ -80,12 +87,14 @@ class OpenBatch:
         self.used[row] += size
 
     def close(self) -> Batch:
-        """The batch; without any frames (or patches) it has no rows for them, and the step pays nothing for them."""
+        """The batch; without any frames (or patches, or images) it has no rows for them, and the step pays nothing for them."""
         empty: dict[str, np.ndarray] = {}
         if not self.counts["frames"]:
             empty["frames"] = self.batch.frames[:0]
         if not self.counts["patches"]:
             empty |= {"patches": self.batch.patches[:0], "intervals": self.batch.intervals[:0]}
+        if not self.counts["images"]:
+            empty |= {"images": self.batch.images[:0], "row_images": self.batch.row_images[:, :0]}
         return dataclasses.replace(self.batch, **empty)
 
 

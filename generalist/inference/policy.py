@@ -17,7 +17,8 @@ import numpy as np
 from generalist.data.batch import Batch
 from generalist.inference.decode import CachedRows, allow
 from generalist.inference.load import Generalist
-from generalist.inference.rows import POSITIONAL, bucket, join, stack_rows
+from generalist.inference.rows import POSITIONAL, bucket, join, row_images, stack_rows
+from generalist.tokenizers.pieces import Modality
 
 
 class ControlPolicy:
@@ -112,8 +113,11 @@ class ControlPolicy:
         return self._split(self._stack([sequence], tokens.size))
 
     def _split(self, whole: Batch) -> Batch:
-        """One row with all lanes one after the other, as one row a lane."""
-        return dataclasses.replace(whole, **{name: getattr(whole, name).reshape(self.lanes, -1) for name in POSITIONAL})
+        """One row with all lanes one after the other, as one row a lane, which sees no other lane's images."""
+        rows = {name: getattr(whole, name).reshape(self.lanes, -1) for name in POSITIONAL}
+        shown = (rows["modality"] == Modality.IMAGE).sum(axis=1, keepdims=True)
+        rows["image"] = np.maximum(rows["image"] - (np.cumsum(shown, axis=0) - shown), 0).astype(np.int32)
+        return dataclasses.replace(whole, **rows, row_images=row_images(rows["modality"], rows["payload_index"]))
 
     def _stack(self, sequences: list[Any], length: int) -> Batch:
         return stack_rows(sequences, length, pad=self.generalist.vocabulary.pad, frame_tokens=self._frame_tokens)

@@ -18,12 +18,13 @@ POSITIONAL = (
     "modality",
     "local_position",
     "payload_index",
+    "image",
     "position",
     "segment",
     "source",
     "loss_weight",
 )
-FLAT = ("tensors", "frames", "patches", "intervals")
+FLAT = ("tensors", "frames", "patches", "intervals", "images")
 
 
 def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
@@ -41,11 +42,12 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
             ("modality", Modality.SPECIAL),
             ("local_position", 0),
             ("payload_index", 0),
+            ("image", 0),
         )
     }
     segment, weight = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
-    payloads: dict[str, list[np.ndarray]] = {"tensors": [], "frames": [], "patches": [], "intervals": []}
-    offsets = {Modality.TENSOR: 0, Modality.FRAME: 0, Modality.PATCH: 0}
+    payloads: dict[str, list[np.ndarray]] = {name: [] for name in FLAT}
+    offsets = dict.fromkeys(PAYLOADS, 0)
     for row, sequence in enumerate(sequences):
         size = len(sequence.tokens)
         if size > length:
@@ -66,20 +68,41 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
     flat = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
     position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
     source = np.zeros((rows, length), np.int32)
-    return Batch(**fields, position=position, segment=segment, source=source, loss_weight=weight, **flat)
+    return Batch(
+        **fields,
+        position=position,
+        segment=segment,
+        source=source,
+        loss_weight=weight,
+        row_images=row_images(fields["modality"], fields["payload_index"]),
+        **flat,
+    )
+
+
+def row_images(modality: np.ndarray, payload_index: np.ndarray) -> np.ndarray:
+    """The table of each row's images, read off their markers (B, L): int32 (B, I), I what the row with most of them needs."""
+    marked = modality == Modality.IMAGE
+    table = np.zeros((len(marked), int(marked.sum(axis=1).max(initial=0))), np.int32)
+    at = np.nonzero(marked)
+    table[at[0], np.cumsum(marked, axis=1)[at] - 1] = payload_index[at]
+    return table
 
 
 def join(batches: list[Batch], frame_tokens: int) -> Batch:
-    """Batches of the same rows one after the other; payloads are concatenated and their indices moved along."""
+    """Batches of the same rows one after the other; payloads are concatenated and their indices moved along, so that what
+    follows an image attends to it."""
     offsets, moved = dict.fromkeys(PAYLOADS, 0), []
+    held = np.zeros((len(batches[0].tokens), 1), np.int32)
     for batch in batches:
         index = batch.payload_index.copy()
         for modality, payload in PAYLOADS.items():
             index[batch.modality == modality] += offsets[modality]
             offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
-        moved.append(dataclasses.replace(batch, payload_index=index))
+        moved.append(dataclasses.replace(batch, payload_index=index, image=batch.image + held))
+        held = held + (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True, dtype=np.int32)
     rows = {name: np.concatenate([getattr(batch, name) for batch in moved], axis=1) for name in POSITIONAL}
-    return Batch(**rows, **{name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT})
+    flat = {name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT}
+    return Batch(**rows, **flat, row_images=row_images(rows["modality"], rows["payload_index"]))
 
 
 def shift_right(batch: Batch) -> Batch:

@@ -11,16 +11,28 @@ from generalist.data.packing import BatchIterator
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
 
-SPEC = BatchSpec(rows=2, length=8, tensors=4, projection_width=3, frames=2, frame_size=4)
+SPEC = BatchSpec(
+    rows=2,
+    length=8,
+    tensors=4,
+    projection_width=3,
+    frames=2,
+    frame_size=4,
+    images=5,
+    row_images=3,
+    image_shape=(2, 2, 3),
+)
 PAD = 99
 
 
-def sequence(number: int, length: int, frames: int = 0, tensors: int = 0) -> Sequence:
-    """`length` positions that all carry `number`; the first ones are frames, then tensors."""
+def sequence(number: int, length: int, frames: int = 0, tensors: int = 0, images: int = 0) -> Sequence:
+    """`length` positions that all carry `number`; the first ones are frames, then tensors, then images."""
     ids = np.full((length,), number, np.int32)
     modality, index = np.zeros_like(ids), np.zeros_like(ids)
     modality[:frames], index[:frames] = Modality.FRAME, np.arange(frames)
     modality[frames : frames + tensors], index[frames : frames + tensors] = Modality.TENSOR, np.arange(tensors)
+    shown = slice(frames + tensors, frames + tensors + images)
+    modality[shown], index[shown] = Modality.IMAGE, np.arange(images)
     return Sequence(
         tokens=ids,
         targets=ids + 1,
@@ -28,10 +40,12 @@ def sequence(number: int, length: int, frames: int = 0, tensors: int = 0) -> Seq
         modality=modality,
         local_position=np.zeros_like(ids),
         payload_index=index,
+        image=np.cumsum(modality == Modality.IMAGE).astype(np.int32),
         tensors=np.full((tensors, 3), number, np.float32),
         frames=np.full((frames, 4, 4, 3), number, np.uint8),
         patches=np.zeros((0, 16, 16, 3), np.uint8),
         intervals=np.zeros((0, 4), np.int32),
+        images=np.full((images, 2, 2, 3), number, np.uint8),
     )
 
 
@@ -107,3 +121,28 @@ def test_what_never_fits_is_named(payload: dict[str, int], name: str):
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="data.rows"):
         dataclasses.replace(SPEC, rows=0)
+
+
+def test_positions_attend_to_their_own_images():
+    """Row 0: example 0 (5 positions, 2 images) and 2 (3 positions, none); row 1: example 1 (4 positions, 1 image)."""
+    shapes = [(5, 2), (4, 1), (3, 0)]
+    stream = BatchIterator(
+        lambda n: (0, sequence(n, shapes[n][0], images=shapes[n][1]) if n < 3 else sequence(9, 8)), SPEC, PAD
+    )
+    batch = stream.make(0, [])[0]
+    assert batch.image.tolist() == [[1, 2, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert batch.row_images.tolist() == [[0, 1, 0], [2, 0, 0]]
+    assert batch.images[:, 0, 0, 0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_images_of_several_examples_in_a_row():
+    stream = BatchIterator(lambda n: (0, sequence(n, 3, images=1) if n < 4 else sequence(9, 8)), SPEC, PAD)
+    batch = stream.make(0, [])[0]
+    assert batch.image.tolist() == [[1, 1, 1, 2, 2, 2, 0, 0]] * 2
+    assert batch.row_images.tolist() == [[0, 1, 0], [2, 3, 0]]
+
+
+def test_without_images_there_is_no_room_for_them():
+    batch = next(iterator([5, 4, 3, 4]))
+    assert batch.images.shape == (0, 2, 2, 3)
+    assert batch.row_images.shape == (2, 0)

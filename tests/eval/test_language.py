@@ -33,10 +33,12 @@ def assemble(text: str) -> Sequence:
         modality=zeros,
         local_position=zeros,
         payload_index=zeros,
+        image=zeros,
         tensors=none,
         frames=none,
         patches=none,
         intervals=none,
+        images=none,
     )
 
 

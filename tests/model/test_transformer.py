@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from generalist.data.batch import Batch
+from generalist.inference.rows import POSITIONAL
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.pieces import Modality
@@ -36,11 +37,14 @@ def mixed_batch(rows: int = 2, length: int = 12, seed: int = 0) -> Batch:
         position=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         segment=zeros + 1,
         payload_index=payload,
+        image=zeros,
         source=zeros,
         tensors=rng.normal(size=(rows, 5)).astype(np.float32),
         frames=rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),
         patches=rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),
         intervals=np.tile(np.array([[0, 64, 64, 128]], np.int32), (rows, 1)),
+        images=np.zeros((0, 0, 0, 3), np.uint8),
+        row_images=np.zeros((rows, 0), np.int32),
     )
 
 
@@ -51,8 +55,8 @@ def hidden(model: Transformer, batch: Batch, **how: object) -> np.ndarray:
 
 def rows_only(batch: Batch, keep: slice, columns: slice) -> Batch:
     """A part of the positions, with all payloads."""
-    names = [f.name for f in dataclasses.fields(Batch) if f.name not in ("tensors", "frames", "patches", "intervals")]
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[keep, columns] for name in names})
+    positional = {name: getattr(batch, name)[keep, columns] for name in POSITIONAL}
+    return dataclasses.replace(batch, **positional, row_images=batch.row_images[keep])
 
 
 @pytest.mark.parametrize("remat", [False, True])

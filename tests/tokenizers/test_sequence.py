@@ -306,7 +306,7 @@ def test_documents_with_patches_and_those_that_begin_with_text():
     ("settings", "message"),
     [
         ({"vocabulary": Vocabulary(text=300)}, "has 3.. pieces but vocabulary.text is 300: raise"),
-        ({"images": "patch"}, 'images must be "frame" or "patches"'),
+        ({"images": "patch"}, "images must be one of patches, frame, encoder"),
     ],
 )
 def test_an_assembler_that_does_not_fit(settings, message):
@@ -328,3 +328,67 @@ def test_steps_that_do_not_fit():
     frame = layout(gs.Box(0, 255, (8, 8, 3), np.uint8), gs.Discrete(2), images="frame", frame_size=8)
     with pytest.raises(ValueError, match=r"a frame of toy has 8 pixels a side.*frame_size 16"):
         assembler().step(frame, {"": np.zeros((1, 8, 8, 3), np.uint8)}, hide_actions=True)
+
+
+class Corner:
+    """A frozen encoder's stand-in for tokenizers, which know none: an image's first pixel."""
+
+    empty = np.zeros((0, 3), np.uint8)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return images[:, 0, 0]
+
+
+def words(text: str) -> list[int]:
+    return TEXT.encode(text).tolist()
+
+
+def picture(shade: int) -> np.ndarray:
+    return np.full((8, 8, 3), shade, np.uint8)
+
+
+@pytest.mark.parametrize("to_next", [False, True])
+def test_an_interleaved_document(to_next: bool):
+    """Flamingo's layout; what is predicted, and the image that every position attends to."""
+    document = assembler(images="encoder", visual=Corner()).interleaved(
+        [" open", picture(1), " the", picture(2), " door"], to_next=to_next
+    )
+    v = VOCABULARY
+    opened, the, door = words(" open"), words(" the"), words(" door")
+    first = [v.chunk_end] if to_next else []  # the first text is a chunk only where it belongs to an image
+    last = [] if to_next else [v.chunk_end]
+    whole = [v.bos, *opened, *first, v.image, *the, v.chunk_end, v.image, *door, *last]
+    sequence = whole if to_next else whole[:-1]  # from the closing mark nothing is read
+    assert document.tokens.tolist() == sequence
+    belongs = {False: (0, 1, 2), True: (1, 2, 0)}[to_next]
+    attended = (
+        [0] + [belongs[0]] * len(opened + first) + [1] + [belongs[1]] * (len(the) + 1) + [2] + [belongs[2]] * len(door)
+    )
+    assert document.image.tolist() == attended
+    predicted = {False: [*the, v.chunk_end, *door, v.chunk_end], True: [*opened, v.chunk_end, *the, v.chunk_end]}
+    assert document.targets[document.loss_weight > 0].tolist() == predicted[to_next]
+    assert document.images.tolist() == [[1, 1, 1], [2, 2, 2]]
+    at = document.modality == Modality.IMAGE
+    assert document.payload_index[at].tolist() == [0, 1]
+
+
+def test_images_in_both_ways():
+    toy = layout(gs.Box(0, 255, (16, 16, 3), np.uint8), gs.Discrete(9), images="patches+encoder")
+    observed = {"": np.stack([picture(1), picture(2)]).repeat(2, axis=1).repeat(2, axis=2)}
+    step = assembler(visual=Corner()).step(toy, observed, hide_actions=False)
+    assert step.modality.tolist() == [Modality.IMAGE, Modality.PATCH] * 2
+    assert step.image.tolist() == [1, 1, 2, 2]
+    assert step.images.tolist() == [[1, 1, 1], [2, 2, 2]]
+    assert len(step.patches) == 2
+
+
+def test_what_follows_an_image_attends_to_it():
+    maker = assembler(images="encoder", visual=Corner())
+    text, image = maker.text("a"), maker.image_text([picture(3)])
+    joined = maker.concatenate([text, image, text, image])
+    assert joined.image.tolist() == [0] * len(text) + [1] * (1 + len(text)) + [2]
+
+
+def test_an_image_without_an_encoder():
+    with pytest.raises(ValueError, match=r"set model\.vision\.encoder"):
+        assembler(images="encoder").image_text([picture(1)])

@@ -37,11 +37,14 @@ def counting_batch(rows: int = 8, length: int = 16) -> Batch:
         position=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         segment=zeros + 1,
         payload_index=zeros,
+        image=zeros,
         source=zeros + (start % 2),
         tensors=np.zeros((0, 5), np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),
         patches=np.zeros((0, 16, 16, 3), np.uint8),
         intervals=np.zeros((0, 4), np.int32),
+        images=np.zeros((0, 0, 0, 3), np.uint8),
+        row_images=np.zeros((rows, 0), np.int32),
     )
 
 
