@@ -3,12 +3,25 @@
 Dimension key: D width, F hidden width of the feed-forward.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from generalist.model.config import ModelConfig
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+def stack(make: Callable[[nnx.Rngs], Layer], count: int, key: Array) -> Layer:
+    """`count` layers as one whose parameters carry a leading layer axis, each drawn from a key of its own, so that one
+    compiled layer serves all in a scan."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    states = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key)), nnx.Param))
+    return nnx.merge(graph, states(jax.random.split(key, count)))
 
 
 class Linear(nnx.Module):
@@ -54,3 +67,31 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         gate, value = jnp.split(self.up(x), 2, axis=-1)
         return self.down(self.activation(gate) * value)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al., 2016), computed in float32."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
+        del rngs  # starts at one and zero: nothing to draw
+        self.scale, self.bias = nnx.Param(jnp.ones((size,))), nnx.Param(jnp.zeros((size,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        shape = (1,) * (y.ndim - 1) + (-1,)
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+
+class SquaredReluFeedForward(nnx.Module):
+    """Feed-forward of Flamingo's new layers: norm, `relu(x W₁)² W₂` (So et al., 2021), without biases."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(width, rngs=rngs)
+        self.up = Linear(width, hidden, rngs=rngs)
+        self.down = Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.down(jnp.square(jax.nn.relu(self.up(self.norm(x)))))

@@ -13,7 +13,8 @@ from generalist.data.batch import Batch
 from generalist.model.attention import Attention, Cache, attention_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, Linear, RMSNorm
+from generalist.model.layers import FeedForward, Linear, RMSNorm, stack
+from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 
 
@@ -30,13 +31,6 @@ class Block(nnx.Module):
         mixed, cache = self.attention(self.attention_norm(x), mask, position, cache, start)
         x = x + mixed
         return x + self.feed_forward(self.feed_forward_norm(x)), cache
-
-
-def stacked_blocks(config: ModelConfig, key: Array) -> Block:
-    """All blocks as one whose parameters carry a leading layer axis, each layer drawn from a key of its own."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
-    states = jax.vmap(lambda key: nnx.state(Block(config, rngs=nnx.Rngs(params=key)), nnx.Param))
-    return nnx.merge(graph, states(jax.random.split(key, config.layers)))
 
 
 class Transformer(nnx.Module):
@@ -56,9 +50,11 @@ class Transformer(nnx.Module):
         self.patch_embedder = PatchEmbedder(config, rngs=rngs) if spec.patches else None
         self.frame_embedder = FrameEmbedder(config, rngs=rngs) if spec.frames else None
         # Parameters of all blocks stacked on a first axis, so that one compiled block serves every layer.
-        self.blocks = stacked_blocks(config, rngs.params())
+        self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.layers, rngs.params())
         self.final_norm = RMSNorm(config.width, rngs=rngs)
         self.output = None if config.tied_output else Linear(config.width, self.vocabulary_size, rngs=rngs)
+        # Last, so that the language model's own parameters are drawn alike with and without an encoder.
+        self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced where a payload speaks, plus the embedding of the local position."""
@@ -94,7 +90,11 @@ class Transformer(nnx.Module):
         def layer(x, params):
             return nnx.merge(graph, params)(x, mask, batch.position)[0], None
 
-        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.config.remat else layer, x, stacked)
+        step = jax.checkpoint(layer) if self.config.remat else layer
+        if self.visual is None:
+            x, _ = jax.lax.scan(step, x, stacked)
+        else:
+            x = self.visual.scan(step, x, stacked, batch)
         return self.final_norm(x)
 
     def hidden_cached(
@@ -104,10 +104,12 @@ class Transformer(nnx.Module):
         cache_segment: Int[Array, "B S"],
         cache_position: Int[Array, "B S"],
         start: Int[Array, ""],
+        images: ImageCache | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
         """Final hidden states of new positions, appended to the caches at slot `start`.
 
-        `cache_segment` and `cache_position` describe the slots with the new positions already entered.
+        `cache_segment` and `cache_position` describe the slots with the new positions already entered; `images` holds all
+        images so far (None: there are none), with `batch.image` counting among them.
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
@@ -116,6 +118,8 @@ class Transformer(nnx.Module):
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
         for index, cache in enumerate(caches):
+            if self.visual is not None and index % self.config.vision.every == 0:
+                x = self.visual.before(index, x, batch.image, images)
             block = nnx.merge(graph, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
             x, cache = block(x, mask, batch.position, cache, start)
             updated.append(cache)

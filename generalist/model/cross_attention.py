@@ -1,0 +1,100 @@
+"""Gated cross-attention to visual tokens, before a block of the language model (Flamingo, section 2.2: GATED XATTN-DENSE).
+
+Dimension key: B rows, L positions, I images a row, K visual tokens an image, D width, V visual width, H heads, E head size.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.model.attention import MASKED
+from generalist.model.layers import LayerNorm, Linear, SquaredReluFeedForward
+
+AttendTo = Literal["last", "all"]
+
+
+def image_mask(
+    image: Int[Array, "B L"], first: Int[Array, "B L"], images: int, attend_to: AttendTo
+) -> Bool[Array, "B L I"]:
+    """Which images a position sees, of `images` in its row, where 0 in `image` is none and 1 the row's first.
+
+    Two packed examples, the first with text before its image, the second with two images (section 2.4):
+
+        image   0 1 1 2 2 3 3
+        first   1 1 1 2 2 2 2
+                              last                  all
+        image 1   . x x . . . .         . x x . . . .
+        image 2   . . . x x . .         . . . x x x x
+        image 3   . . . . . x x         . . . . . x x
+
+    Args:
+        image: the image each position belongs to.
+        first: the first image of the position's segment, counted alike.
+        attend_to: the position's own image alone (Flamingo's choice), or all of its segment up to it.
+    """
+    number = jnp.arange(1, images + 1)[None, None]
+    last = number == image[..., None]
+    if attend_to == "last":
+        return last
+    return (number <= image[..., None]) & (number >= first[..., None])
+
+
+def first_image(is_image: Bool[Array, "B L"], position: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """1 + the row's images before the position's segment, which begins where `position` is 0."""
+    counted = jnp.cumsum(is_image, axis=1) - is_image
+    return jax.lax.cummax(jnp.where(position == 0, counted, 0), axis=1) + 1
+
+
+class VisualKeys(NamedTuple):
+    """Keys and values of a row's images in one layer: computed once, read by every position and every decoding step."""
+
+    key: Float[Array, "B I K H E"]
+    value: Float[Array, "B I K H E"]
+
+
+class GatedCrossAttention(nnx.Module):
+    """`y += tanh(α) · attention(y, images)`, then `y += tanh(β) · feed-forward(y)`, with α = β = 0 at the start: the language
+    model is untouched until training opens the gates."""
+
+    def __init__(self, width: int, visual_width: int, *, heads: int, head_size: int, hidden: int, rngs: nnx.Rngs):
+        self.heads, self.head_size = heads, head_size
+        self.norm = LayerNorm(width, rngs=rngs)
+        self.query = Linear(width, heads * head_size, rngs=rngs)
+        self.key_value = Linear(visual_width, 2 * heads * head_size, rngs=rngs)
+        self.out = Linear(heads * head_size, width, rngs=rngs)
+        self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
+        self.attention_gate, self.feed_forward_gate = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+
+    def keys(self, visual: Float[Array, "B I K V"]) -> VisualKeys:
+        """What positions attend to."""
+        rows, images, tokens, _ = visual.shape
+        both = self.key_value(visual).reshape(rows, images, tokens, 2 * self.heads, self.head_size)
+        return VisualKeys(*jnp.split(both, 2, axis=3))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], keys: VisualKeys | None, mask: Bool[Array, "B L I"] | None
+    ) -> Float[Array, "B L D"]:
+        """Without images (None) the attention adds nothing and costs nothing."""
+        if keys is not None and mask is not None and mask.shape[-1]:
+            x = x + gate(self.attention_gate, x) * self._attend(x, keys, mask)
+        return x + gate(self.feed_forward_gate, x) * self.feed_forward(x)
+
+    def _attend(self, x, keys: VisualKeys, mask):
+        rows, length, _ = x.shape
+        images, tokens = keys.key.shape[1:3]
+        query = self.query(self.norm(x)).reshape(rows, length, self.heads, self.head_size)
+        scores = jnp.einsum("blhe,bikhe->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
+        scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
+        weights = jax.nn.softmax(scores.reshape(rows, self.heads, length, images * tokens), axis=-1)
+        weights = weights.reshape(scores.shape).astype(keys.value.dtype)
+        mixed = jnp.einsum("bhlik,bikhe->blhe", weights, keys.value).reshape(rows, length, -1)
+        # Where no image precedes, the softmax of equal scores would be the mean of all of them.
+        return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)
+
+
+def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 1"]:
+    """How far a gate is open, in (-1, 1)."""
+    return jnp.tanh(alpha[...]).astype(x.dtype).reshape(1, 1, 1)

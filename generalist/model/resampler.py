@@ -1,0 +1,111 @@
+"""The Perceiver resampler: any grid of features, of an image or of a video's frames, becomes a few visual tokens.
+
+Flamingo (Alayrac et al., 2022), section 2.1 and appendix A.1.1.
+
+Dimension key: N images or videos, T frames, S grid cells, F encoder width, K latents, D width, H heads, E head size.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from generalist.model.attention import MASKED
+from generalist.model.layers import LayerNorm, Linear, SquaredReluFeedForward, stack
+
+
+class PerceiverAttention(nnx.Module):
+    """Latents attend to the features and to themselves: queries of the latents, keys and values of [features; latents]."""
+
+    def __init__(self, width: int, heads: int, head_size: int, *, rngs: nnx.Rngs):
+        self.heads, self.head_size = heads, head_size
+        self.feature_norm, self.latent_norm = LayerNorm(width, rngs=rngs), LayerNorm(width, rngs=rngs)
+        self.query = Linear(width, heads * head_size, rngs=rngs)
+        self.key_value = Linear(width, 2 * heads * head_size, rngs=rngs)
+        self.out = Linear(heads * head_size, width, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
+    ) -> Float[Array, "N K D"]:
+        count, size, _ = latents.shape
+        latents = self.latent_norm(latents)
+        both = jnp.concatenate([self.feature_norm(features), latents], axis=1)
+        query = self.query(latents).reshape(count, size, self.heads, self.head_size)
+        key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
+        scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
+        seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1).astype(value.dtype)
+        return self.out(jnp.einsum("nhks,nshe->nkhe", weights, value).reshape(count, size, -1))
+
+
+class ResamplerLayer(nnx.Module):
+    """Attention, then feed-forward, each added to the latents."""
+
+    def __init__(self, width: int, heads: int, head_size: int, hidden: int, *, rngs: nnx.Rngs):
+        self.attention = PerceiverAttention(width, heads, head_size, rngs=rngs)
+        self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
+
+    def __call__(self, features, latents, visible):
+        latents = latents + self.attention(features, latents, visible)
+        return latents + self.feed_forward(latents)
+
+
+class PerceiverResampler(nnx.Module):
+    """Grids of features to K visual tokens each.
+
+    Args:
+        width_in: F, the encoder's channels; projected to `width` where they differ.
+        frames: time embeddings learnt; a video of another length interpolates them linearly (appendix A.1.1).
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        *,
+        layers: int,
+        latents: int,
+        heads: int,
+        head_size: int,
+        frames: int = 1,
+        hidden_factor: int = 4,
+        rngs: nnx.Rngs,
+    ):
+        self.projection = Linear(width_in, width, rngs=rngs) if width_in != width else None
+        self.latents = nnx.Param(jax.random.normal(rngs.params(), (latents, width)))
+        self.time_table = nnx.Param(jax.random.normal(rngs.params(), (frames, width)))
+
+        def layer(rngs: nnx.Rngs) -> ResamplerLayer:
+            return ResamplerLayer(width, heads, head_size, hidden_factor * width, rngs=rngs)
+
+        self.layers = stack(layer, layers, rngs.params())
+        self.norm = LayerNorm(width, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "N T S F"], frames: Bool[Array, "N T"] | None = None
+    ) -> Float[Array, "N K D"]:
+        """`frames`: which of a video's frames there are; None: all."""
+        count, length, cells, _ = features.shape
+        x = features if self.projection is None else self.projection(features)
+        x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
+        present = jnp.ones((count, length), bool) if frames is None else frames
+        visible = jnp.repeat(present, cells, axis=1)
+        x = x.reshape(count, length * cells, -1)
+        latents = jnp.broadcast_to(self.latents[...].astype(x.dtype)[None], (count, *self.latents.shape))
+        graph, stacked = nnx.split(self.layers)
+        latents, _ = jax.lax.scan(
+            lambda carry, params: (nnx.merge(graph, params)(x, carry, visible), None), latents, stacked
+        )
+        return self.norm(latents)
+
+
+def time_embeddings(table: Float[Array, "M D"], length: int) -> Float[Array, "T D"]:
+    """Embeddings of `length` frames spread evenly over the table's rows, linearly interpolated; the table itself where the
+    lengths agree. Trained with 8 frames at one a second, Flamingo reads 30 frames at three a second (appendix A.1.1)."""
+    rows = table.shape[0]
+    if length == rows:
+        return table
+    place = jnp.linspace(0.0, rows - 1.0, length) if length > 1 else jnp.zeros((1,))
+    low = jnp.floor(place).astype(jnp.int32)
+    share = (place - low)[:, None]
+    return table[low] * (1 - share) + table[jnp.minimum(low + 1, rows - 1)] * share

@@ -1,0 +1,117 @@
+"""The path of images to the Transformer's blocks: encoder features → resampler → a gated cross-attention every few blocks.
+
+Dimension key: B rows, L positions, D width, J images of a batch, I images a row, S grid cells, F channels, K visual tokens,
+V visual width, G gated layers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.data.batch import Batch
+from generalist.model.config import ModelSpec
+from generalist.model.cross_attention import GatedCrossAttention, VisualKeys, first_image, image_mask
+from generalist.model.layers import stack
+from generalist.model.resampler import PerceiverResampler
+from generalist.tokenizers.pieces import Modality
+
+
+class ImageCache(NamedTuple):
+    """Images held while decoding: their keys in every gated layer, and which of the slots hold one."""
+
+    keys: list[VisualKeys]
+    held: Bool[Array, "B I"]
+
+
+class VisualPath(nnx.Module):
+    """All that is new in a language model that sees (Flamingo, section 2)."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        config, vision = spec.config, spec.config.vision
+        self.config, self.every = vision, vision.every
+        self.resampler = PerceiverResampler(
+            spec.channels,
+            vision.width,
+            layers=vision.layers,
+            latents=vision.latents,
+            heads=vision.heads,
+            head_size=vision.head_size,
+            hidden_factor=vision.hidden_factor,
+            rngs=rngs,
+        )
+
+        def gated(rngs: nnx.Rngs) -> GatedCrossAttention:
+            return GatedCrossAttention(
+                config.width,
+                vision.width,
+                heads=vision.heads,
+                head_size=vision.head_size,
+                hidden=vision.hidden_factor * config.width,
+                rngs=rngs,
+            )
+
+        self.gated = stack(gated, -(-config.layers // vision.every), rngs.params())
+
+    def tokens(self, batch: Batch, dtype: DTypeLike) -> Float[Array, "B I K V"]:
+        """The visual tokens of each row's images, from features (J, S, F)."""
+        if batch.images.ndim != 3:
+            raise ValueError(
+                f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
+            )
+        visual = self.resampler(batch.images.astype(dtype)[:, None])
+        return visual.at[batch.row_images].get(mode="clip")
+
+    def scan(self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch) -> Float[Array, "B L D"]:
+        """All blocks (stacked parameters, stepped by `layer`), with a gated cross-attention before every few of them."""
+        visual, mask = None, None
+        if len(batch.images):  # a batch without images pays nothing for them
+            visual = self.tokens(batch, x.dtype)
+            first = first_image(batch.modality == Modality.IMAGE, batch.position)
+            mask = image_mask(batch.image, first, visual.shape[1], self.config.attend_to)
+        graph, gated = nnx.split(self.gated)
+
+        def group(x, params):
+            gate_params, block_params = params
+            module = nnx.merge(graph, gate_params)
+            x = module(x, None if visual is None else module.keys(visual), mask)
+            return jax.lax.scan(layer, x, block_params)[0], None
+
+        count = jax.tree.leaves(blocks)[0].shape[0]
+        whole = count // self.every
+        grouped = jax.tree.map(
+            lambda leaf: leaf[: whole * self.every].reshape(whole, self.every, *leaf.shape[1:]), blocks
+        )
+        x, _ = jax.lax.scan(group, x, (jax.tree.map(lambda leaf: leaf[:whole], gated), grouped))
+        if count % self.every:  # the last group is shorter
+            rest = jax.tree.map(lambda leaf: leaf[whole * self.every :], blocks)
+            x, _ = group(x, (jax.tree.map(lambda leaf: leaf[whole], gated), rest))
+        return x
+
+    def before(
+        self, block: int, x: Float[Array, "B L D"], image: Int[Array, "B L"], images: ImageCache | None
+    ) -> Float[Array, "B L D"]:
+        """The gated cross-attention that stands before a block, while decoding; a row is one segment."""
+        layer = block // self.every
+        if images is None:
+            return self._layer(layer)(x, None, None)
+        mask = image_mask(image, jnp.ones_like(image), images.held.shape[1], self.config.attend_to)
+        return self._layer(layer)(x, images.keys[layer], mask & images.held[:, None])
+
+    def keys(self, batch: Batch, dtype: DTypeLike) -> list[VisualKeys]:
+        """Keys of a batch's images in every gated layer, for an `ImageCache`."""
+        visual = self.tokens(batch, dtype)
+        return [self._layer(index).keys(visual) for index in range(self.layers)]
+
+    @property
+    def layers(self) -> int:
+        """How many gated layers there are."""
+        return self.gated.attention_gate.shape[0]
+
+    def _layer(self, index: int) -> GatedCrossAttention:
+        graph, stacked = nnx.split(self.gated)
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stacked))
