@@ -7,14 +7,6 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from generalist.config import Config
 from generalist.data.emoji import Split
@@ -27,7 +19,7 @@ from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
-from generalist.progress import Progress
+from generalist.progress import Progress, counting
 from generalist.run import plain
 
 NAME_TOKENS = 16  # of a written name at most
@@ -94,12 +86,10 @@ def _compute(parts: list[Part], kept: report.Parts, console: Console) -> tuple[d
     """Results of the parts by name, and the reasons of those that failed."""
     done: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     for number, part in enumerate(parts, 1):
         known = kept.path(part.name, part.settings).exists()
         console.print(f"evaluation {number}/{len(parts)}: {part.name}{', kept' if known else ''}", highlight=False)
-        with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with counting(console, transient=True, disable=not console.is_terminal) as progress:
             try:
                 done[part.name] = kept.get(part.name, part.settings, partial(part.compute, progress))
             except Exception as error:  # whatever it is, the other parts are worth having

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from generalist.model.config import ModelConfig
+from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
 
@@ -27,8 +28,11 @@ class TokenConfig:
     """Put Gato's separator between an observation and its action."""
     tensors: Literal["tokens", "projected"] = "projected"
     """How an observed tensor enters: one token a number (Gato), or one projected embedding."""
-    images: Literal["patches", "frame"] = "frame"
-    """How an image enters: 16×16 patches (Gato), or embeddings of a small convolutional network."""
+    images: Images = "frame"
+    """How an observed image enters: 16×16 patches (Gato), embeddings of a small convolutional network (frame), the frozen
+    encoder and cross-attention (Flamingo), or the last together with one of the others."""
+    documents: Images = "frame"
+    """How the images of documents enter, alike."""
 
     def vocabulary(self) -> Vocabulary:
         """The id ranges these settings describe."""
@@ -64,6 +68,8 @@ class EmojiConfig:
 
     weight: float = 1.0
     """Share of the tokens, relative to the other sources; 0 leaves it out."""
+    variants: int = 0
+    """Fixed variants of each drawing, so that a frozen encoder's features can be stored; 0 draws a new one each time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,12 @@ class DataConfig:
     """Frames a batch has room for."""
     patches: int = 0
     """Image patches a batch has room for."""
+    images: int = 12
+    """Images for the frozen encoder that a batch has room for."""
+    row_images: int = 8
+    """Those that one of its rows has room for."""
+    features: Literal["computed", "stored"] = "computed"
+    """A frozen encoder's features: computed in every step, or once, and kept in the data folder (needs data.emoji.variants)."""
     cache_megabytes: int = 1024
     """Memory for decoded episodes."""
 
@@ -199,6 +211,24 @@ class Config:
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        ways = {"images": self.tokens.images, "documents": self.tokens.documents}
+        wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
+        if wanting and self.model.vision.encoder == "none":
+            raise ValueError(
+                f"{wanting[0]} needs a frozen encoder: set model.vision.encoder, to efficientnet_lite0 for one"
+            )
+        if not wanting and self.model.vision.encoder != "none":
+            raise ValueError(
+                f"model.vision.encoder = {self.model.vision.encoder}, but no image enters through it: "
+                "set tokens.documents or tokens.images to encoder"
+            )
+        if self.data.features == "stored" and (not self.data.emoji.variants or "encoder" in self.tokens.images):
+            raise ValueError(
+                "data.features = stored needs images that come again: set data.emoji.variants above 0, and let observed "
+                "images enter in another way than through the encoder (tokens.images)"
+            )
 
     @property
     def folder(self) -> Path:

@@ -25,7 +25,15 @@ def run(config: Config, command: list[str], console: Console) -> None:
 
     prepared = prepare(config, console)
     try:
-        train(config, prepared.tokenizers.model_spec(), prepared.batch_spec, prepared.iterator, prepared.names, console)
+        train(
+            config,
+            prepared.tokenizers.model_spec(),
+            prepared.batch_spec,
+            prepared.iterator,
+            prepared.names,
+            console,
+            prepared.encoder.compiled() if prepared.encoder is not None else None,
+        )
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import BatchSpec
-from generalist.data.emoji import drawings, training_texts
+from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator
@@ -21,6 +21,9 @@ from generalist.run import Tokenizers
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
+from generalist.vision.encoder import VisionEncoder
+from generalist.vision.features import FeatureStore
+from generalist.vision.load import load_encoder
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
 STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors
@@ -35,6 +38,8 @@ class Prepared:
     iterator: BatchIterator
     names: list[str]
     """The sources, in the order of the batches' `source` ids."""
+    encoder: VisionEncoder | None = None
+    """The frozen encoder, where there is one."""
 
 
 def prepare(config: Config, console: Console) -> Prepared:
@@ -53,23 +58,45 @@ def prepare(config: Config, console: Console) -> Prepared:
         console.print("learning the tokenizers ...", highlight=False)
         tokenizers = learn_tokenizers(config, readers)
         tokenizers.save(config.folder)
+    encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
+    if encoder is not None:
+        visual = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
+        tokenizers = dataclasses.replace(tokenizers, visual=visual, channels=encoder.channels)
     sources = open_sources(config, tokenizers, readers)
-    data, model = config.data, config.model
+    data, model, shape = config.data, config.model, tokenizers.model_spec()
     spec = BatchSpec(
         rows=data.rows,
         length=data.length,
         tensors=data.tensors if tokenizers.projection_width else 0,
         projection_width=tokenizers.projection_width,
-        frames=data.frames if config.tokens.images == "frame" else 0,
+        frames=data.frames if shape.frames else 0,
         frame_size=model.frame_size,
         frame_tokens=model.frame_tokens,
-        patches=data.patches if config.tokens.images == "patches" else 0,
+        patches=data.patches if shape.patches else 0,
+        images=data.images if encoder is not None else 0,
+        row_images=data.row_images if encoder is not None else 0,
+        image_shape=tokenizers.visual.empty.shape[1:] if tokenizers.visual is not None else (0, 0, 3),
+        image_dtype=str(tokenizers.visual.empty.dtype) if tokenizers.visual is not None else "uint8",
     )
     draw = mix(sources, seed=config.training.seed)
     iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
     return Prepared(
-        tokenizers=tokenizers, batch_spec=spec, iterator=iterator, names=[source.name for source in sources]
+        tokenizers=tokenizers,
+        batch_spec=spec,
+        iterator=iterator,
+        names=[source.name for source in sources],
+        encoder=encoder,
     )
+
+
+def stored_features(config: Config, encoder: VisionEncoder, console: Console) -> FeatureStore:
+    """The features of every image that training can show; computes what is missing."""
+    store = FeatureStore(config.data.folder / "features", encoder)
+    if config.data.emoji.weight > 0:
+        shown, variants = drawings("train"), config.data.emoji.variants
+        images = (variant(drawing, number) for drawing in shown for number in range(variants))
+        store.ensure(images, len(shown) * variants, console)
+    return store
 
 
 def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> Tokenizers:
@@ -170,7 +197,7 @@ def open_sources(
         for suite, several in readers.items()
     ]
     if data.emoji.weight > 0:
-        shown = EmojiExamples(drawings=drawings("train"), assembler=assembler)
+        shown = EmojiExamples(drawings=drawings("train"), assembler=assembler, variants=data.emoji.variants)
         sources.append(Source(name="emoji", weight=data.emoji.weight, parts=[shown]))
     if data.prose.weight > 0:
         eos = np.array([assembler.vocabulary.eos], np.int32)

@@ -3,6 +3,15 @@
 import threading
 from typing import Any
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -40,3 +49,10 @@ class Progress(RichProgress):
                     texts = [column(task) for column in self.columns if not isinstance(column, str)]
                     line = " ".join(text.plain for text in texts if isinstance(text, Text))
                     self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def counting(console: Console, **settings: Any) -> Progress:
+    """A display of tasks that count: what, how many of how many, time spent and time left."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=console, **settings)

@@ -16,13 +16,22 @@ from typing import Any
 
 from generalist.config import Config
 from generalist.model.config import ModelSpec
+from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 
 # Settings that may change between two commands of one run: how long, how often, how it is scored.
 FREE = (
-    *("runs", "evaluation.*", "data.workers", "data.folder", "data.cache_megabytes", "data.*.temperature"),
+    *(
+        "runs",
+        "evaluation.*",
+        "data.workers",
+        "data.folder",
+        "data.cache_megabytes",
+        "data.*.temperature",
+        "data.features",
+    ),
     *("training.steps", "training.checkpoint_every", "training.keep", "training.log_every", "training.*_axis"),
 )
 
@@ -35,6 +44,10 @@ class Tokenizers:
     text: TextTokenizer
     layouts: Mapping[str, TaskLayout]
     projection_width: int
+    visual: Visual | None = None
+    """What a frozen encoder is given of images; of the encoder that `config.model.vision` names, once it is opened."""
+    channels: int = 0
+    """Channels of its features; 0 without one."""
 
     @property
     def assembler(self) -> Assembler:
@@ -47,18 +60,20 @@ class Tokenizers:
             frame_size=model.frame_size,
             frame_tokens=model.frame_tokens,
             separator=tokens.separator,
-            images=tokens.images,
+            images=tokens.documents,
+            visual=self.visual,
         )
 
     def model_spec(self) -> ModelSpec:
         """The model that reads these tokens."""
-        images = self.config.tokens.images
+        ways = f"{self.config.tokens.images}+{self.config.tokens.documents}".split("+")
         return ModelSpec(
             config=self.config.model,
             vocabulary=self.config.tokens.vocabulary(),
             projection_width=self.projection_width,
-            patches=images == "patches",
-            frames=images == "frame",
+            patches="patches" in ways,
+            frames="frame" in ways,
+            channels=self.channels,
         )
 
     def save(self, folder: Path) -> None:

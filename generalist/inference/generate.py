@@ -22,7 +22,7 @@ def generate(generalist: Generalist, documents: Sequences[list[Any]], tokens: in
     batch = shift_right(stack_rows(sequences, length, pad=vocabulary.pad, frame_tokens=frame_tokens))
     allowed = np.zeros((1, vocabulary.size), bool)
     allowed[0, : text.size] = allowed[0, vocabulary.eos] = True
-    rows = CachedRows(generalist, len(sequences), length + tokens)
+    rows = CachedRows(generalist, len(sequences), length + tokens, images=batch.row_images.shape[1])
     written = [rows.append(batch, allowed)]
     for _ in range(tokens - 1):
         if np.all(np.concatenate(written, axis=1) == vocabulary.eos, axis=1).all():

@@ -95,11 +95,12 @@ class ControlPolicy:
             raise ValueError("call reset() with the instructions before act()")
         if self._rows is None or self._held == self.window:
             slots = self._prefix.tokens.shape[1] + self.window * positions
+            images = self.window * step.row_images.shape[1]
             key = jax.random.fold_in(
                 jax.random.key(0), self._rebuilt
             )  # the same draws every time the episodes are played
             self._rows = CachedRows(
-                self.generalist, self.lanes, bucket(slots, 8), temperature=self._temperature, key=key
+                self.generalist, self.lanes, bucket(slots, 8), temperature=self._temperature, key=key, images=images
             )
             self._rebuilt += 1
             self._held = len(self._history)

@@ -41,7 +41,9 @@ def log_likelihood(generalist: Generalist, sequences: Sequences[Sequence], rows:
             filled, length, pad=generalist.vocabulary.pad, frame_tokens=generalist.config.model.frame_tokens
         )
         scores.append(
-            np.asarray(row_log_likelihood(generalist.graph, generalist.params, batch, generalist.dtype))[: len(chunk)]
+            np.asarray(
+                row_log_likelihood(generalist.graph, generalist.params, generalist.on_device(batch), generalist.dtype)
+            )[: len(chunk)]
         )
     return np.concatenate(scores)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -54,7 +54,7 @@ def compute_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def build_trainer(config: Config, spec: ModelSpec, sources: int) -> Trainer:
+def build_trainer(config: Config, spec: ModelSpec, sources: int, encode: Callable | None = None) -> Trainer:
     """The trainer that the settings describe, over all devices."""
     training = config.training
     mesh = make_mesh(training.data_axis, training.fsdp_axis, training.tensor_axis)
@@ -66,6 +66,7 @@ def build_trainer(config: Config, spec: ModelSpec, sources: int) -> Trainer:
         z_loss=training.z_loss,
         dtype=compute_dtype(training.dtype),
         seed=training.seed,
+        encode=encode,
     )
 
 
@@ -106,10 +107,21 @@ class Window:
 def describe(values: dict[str, float]) -> str:
     """The short text beside the progress bar."""
     kinds = " ".join(f"{kind} {values[f'loss/{kind}']:.2f}" for kind in KINDS if f"loss/{kind}" in values)
+    gates = f" gates {values['gate/attention']:.2f}" if "gate/attention" in values else ""
     return (
-        f"loss {values['loss']:.3f} ({kinds}) {values['tokens_per_second'] / 1e3:.1f}k tok/s "
+        f"loss {values['loss']:.3f} ({kinds}){gates} {values['tokens_per_second'] / 1e3:.1f}k tok/s "
         f"mfu {values['mfu']:.0%} pad {values['padding']:.0%} wait {values['waiting']:.0%}"
     )
+
+
+def gate_openings(params: Any) -> dict[str, float]:
+    """How far the gates of the cross-attention are open, 0 to 1, averaged over the layers; nothing without an encoder."""
+    if "visual" not in params:
+        return {}
+    gated = params["visual"]["gated"]
+    return {
+        f"gate/{name}": float(jnp.abs(jnp.tanh(gated[f"{name}_gate"])).mean()) for name in ("attention", "feed_forward")
+    }
 
 
 def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
@@ -123,13 +135,20 @@ def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
 
 
 def train(
-    config: Config, spec: ModelSpec, batch_spec: BatchSpec, iterator: Iterator, names: list[str], console: Console
+    config: Config,
+    spec: ModelSpec,
+    batch_spec: BatchSpec,
+    iterator: Iterator,
+    names: list[str],
+    console: Console,
+    encode: Callable | None = None,
 ) -> None:
     """Trains to `config.training.steps`, from the run's newest checkpoint if it has one.
 
     Args:
         iterator: gives batches and can save and restore its position (grain).
         names: the sources' names in the order of the batches' `source` ids.
+        encode: a frozen encoder's pixels to features, where batches carry pixels.
 
     Raises:
         Interrupted: Ctrl-C; the position is saved.
@@ -137,7 +156,7 @@ def train(
         OSError: a checkpoint could not be written.
     """
     training = config.training
-    trainer = build_trainer(config, spec, len(names))
+    trainer = build_trainer(config, spec, len(names), encode)
     checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
     if checkpoints.latest is None:
         state = trainer.initialize()
@@ -186,7 +205,7 @@ def run_steps(
             window.entries.append(entry)
             if step % training.log_every == 0 or step == training.steps:
                 require_finite(window.entries[-1], step, names)
-                values = window.summarize(config, names, *speed, step)
+                values = window.summarize(config, names, *speed, step) | gate_openings(state.params)
                 metrics.write(step, values)
                 metrics.advance(step, describe(values))
                 window = Window()

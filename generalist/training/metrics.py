@@ -69,11 +69,27 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
         stem = cells**2 * 48 * channels
         convolutions = (cells / 2) ** 2 * 9 * channels * 2 * channels + (cells / 4) ** 2 * 9 * (2 * channels) ** 2
         total += 6.0 * batch.frames * (stem + convolutions + count_parameters(params["frame_embedder"]["out"]))
+    if spec.channels:
+        total += 6.0 * _visual_products(spec, batch, params["visual"])
     if spec.patches:
         channels = config.patch_channels
         block = PATCH**2 * (3 * channels + 2 * 9 * channels**2)
         total += 6.0 * batch.patches * (block + count_parameters(params["patch_embedder"]["out"]))
     return total
+
+
+def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
+    """Products of the resampler and of the gated layers in one forward pass, at their budgets; the frozen encoder's, which
+    are no training, are left out."""
+    vision = spec.config.vision
+    gated = params["gated"]
+    layers = gated["attention_gate"].shape[0]
+    visual = batch.rows * batch.row_images * vision.latents
+    positions = batch.rows * batch.length
+    keys = count_parameters(gated["key_value"])
+    scores = 2 * layers * positions * batch.row_images * vision.latents * vision.heads * vision.head_size
+    resampled = count_parameters(params["resampler"]["layers"]) * batch.images * vision.latents
+    return positions * (count_parameters(gated) - keys) + visual * keys + scores + resampled
 
 
 class Metrics:

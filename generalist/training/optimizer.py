@@ -1,5 +1,7 @@
 """AdamW with linear warm-up, cosine decay and clipping."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -20,8 +22,14 @@ def schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def decayed(params):
-    """Which parameters decay: matrices and convolution kernels, not norms, biases or tables of positions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_string(path).endswith("kernel"), params)
+    """Which parameters decay: matrices and convolution kernels, not norms, biases or tables of positions, and nothing of the
+    resampler (Flamingo, appendix B.1.2)."""
+
+    def decays(path: tuple, _: Any) -> bool:
+        name = path_string(path)
+        return name.endswith("kernel") and "resampler" not in name
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -100,10 +101,15 @@ class Trainer:
     state_shardings: TrainState
     abstract_state: TrainState
     mesh: Mesh
+    encode: Callable[[Array], Array] | None = None
+    """Pixels to features, by a frozen encoder. Outside the step: it has no gradient and no optimizer state."""
 
     def place(self, batch: Batch) -> Batch:
-        """A host's part of a batch, moved to the devices as the step wants it."""
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, rows_sharding(leaf.shape, self.mesh)), batch)
+        """A host's part of a batch, moved to the devices as the step wants it, images as features."""
+        placed = jax.tree.map(lambda leaf: jax.device_put(leaf, rows_sharding(leaf.shape, self.mesh)), batch)
+        if self.encode is None or not len(placed.images) or placed.images.dtype != np.uint8:
+            return placed
+        return dataclasses.replace(placed, images=self.encode(placed.images))
 
 
 def make_trainer(
@@ -115,6 +121,7 @@ def make_trainer(
     z_loss: float,
     dtype: DTypeLike,
     seed: int,
+    encode: Callable[[Array], Array] | None = None,
 ) -> Trainer:
     """Builds the trainer; nothing is computed before `initialize` is called."""
 
@@ -159,4 +166,5 @@ def make_trainer(
         state_shardings=state_shardings,
         abstract_state=abstract_state,
         mesh=mesh,
+        encode=encode,
     )

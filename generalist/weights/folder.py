@@ -5,6 +5,7 @@ weights (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) is refused by name and never o
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,6 +65,18 @@ def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[np.ndarray]
         return combine([recipe.build([next(rest) for _ in recipe.sources]) for recipe in recipes])
 
     return Recipe(sources, build)
+
+
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths such as `layers/out/kernel` as nested dictionaries, the form in which modules take parameters."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = array
+    return tree
 
 
 class WeightsFolder:
@@ -161,6 +174,18 @@ class WeightsFolder:
             raise WeightsError(
                 f"{self.folder} does not hold a {self.architecture} as its config.json says; {'; '.join(faults)}"
             )
+
+    def beside(self, name: str) -> dict[str, Any]:
+        """Another JSON file of the folder; empty if there is none."""
+        return self._read_json(name) if (self.folder / name).is_file() else {}
+
+    def content_hash(self) -> str:
+        """SHA-256 of the settings and of all shards."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for path in sorted(set(self._files.values())):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name

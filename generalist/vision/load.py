@@ -1,0 +1,26 @@
+"""A frozen encoder by its name or folder."""
+
+from pathlib import Path
+
+from generalist.vision.efficientnet import load_efficientnet
+from generalist.vision.encoder import VisionEncoder
+from generalist.vision.vit import load_vit
+from generalist.weights.folder import WeightsFolder
+
+
+def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
+    """The encoder that `model.vision.encoder` names; None for "none".
+
+    Args:
+        encoder: "none", "efficientnet_lite0", or a folder in HuggingFace's layout.
+        size: pixels on a side that efficientnet_lite0 takes.
+
+    Raises:
+        ImportError: its package is not installed.
+        WeightsError: there is no such folder, or it holds something else.
+    """
+    if encoder == "none":
+        return None
+    if encoder == "efficientnet_lite0":
+        return load_efficientnet(size)
+    return load_vit(WeightsFolder(Path(encoder)))

@@ -1,0 +1,256 @@
+"""Vision Transformers (Dosovitskiy et al., 2021) as CLIP (Radford et al., 2021) and SigLIP (Zhai et al., 2023) build them.
+
+Dimension key: N images, S pixels on a side, L positions, T patches, D width, H heads, E head size.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from generalist.model.layers import LayerNorm, Linear, stack
+from generalist.vision.encoder import Preparation, VisionEncoder
+from generalist.weights.folder import (
+    Recipe,
+    WeightsError,
+    WeightsFolder,
+    joined,
+    mapped,
+    nested,
+    stacked,
+    tensor,
+    transposed,
+)
+
+Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": jax.nn.gelu,
+}
+MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
+DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
+UNUSED = (
+    r"text_model\..*",
+    r"logit_scale",
+    r"logit_bias",
+    r"(visual|text)_projection\.weight",
+    r".*position_ids",
+    r"(vision_model\.)?head\..*",
+)
+"""Tensors of a whole CLIP or SigLIP, or of a pooling head, that a grid of features does without."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The shape of a Vision Transformer."""
+
+    family: Literal["clip", "siglip"]
+    """CLIP has a class position and a norm before the first layer; SigLIP has neither, and biased patches."""
+    size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    activation: Activation
+    epsilon: float
+    mean: tuple[float, ...]
+    """Of each colour in 0..1; with the deviation, how pixels are standardised."""
+    deviation: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
+    @property
+    def cells(self) -> int:
+        """T: patches of an image."""
+        return (self.size // self.patch) ** 2
+
+
+class ViTLayer(nnx.Module):
+    """Pre-norm attention over all positions and feed-forward, each added."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.heads, self.activation = config.heads, config.activation
+        self.attention_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon)
+        self.qkv = Linear(config.width, 3 * config.width, rngs=rngs, bias=True)
+        self.out = Linear(config.width, config.width, rngs=rngs, bias=True)
+        self.feed_forward_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon)
+        self.up = Linear(config.width, config.hidden, rngs=rngs, bias=True)
+        self.down = Linear(config.hidden, config.width, rngs=rngs, bias=True)
+
+    def __call__(self, x: Float[Array, "N L D"]) -> Float[Array, "N L D"]:
+        query, key, value = (
+            part.reshape(*part.shape[:2], self.heads, -1)
+            for part in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
+        )
+        mixed = jax.nn.dot_product_attention(query, key, value)
+        x = x + self.out(mixed.reshape(x.shape))
+        return x + self.down(ACTIVATIONS[self.activation](self.up(self.feed_forward_norm(x))))
+
+
+class ViT(nnx.Module):
+    """Pixels to the normalised features of every patch after the last layer, in raster order.
+
+    For CLIP, whose own output is the class position, these are what LLaVA and OpenFlamingo's successors read too; the class
+    position is left out, as the grid must be one.
+    """
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        positions = config.cells + (config.family == "clip")
+        self.patches = Linear(config.patch**2 * 3, config.width, rngs=rngs, bias=config.family == "siglip")
+        self.position_table = nnx.Param(jax.random.normal(rngs.params(), (positions, config.width)) * 0.02)
+        clip = config.family == "clip"
+        self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.width,)) * 0.02) if clip else None
+        self.first_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon) if clip else None
+        self.layers = stack(lambda rngs: ViTLayer(config, rngs=rngs), config.layers, rngs.params())
+        self.last_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon)
+
+    def positions(self, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N L D"]:
+        """All positions after the last layer, before the last norm; CLIP's class position comes first."""
+        config = self.config
+        dtype = self.position_table[...].dtype
+        mean, deviation = (jnp.array(values, dtype).reshape(1, 1, 1, 3) for values in (config.mean, config.deviation))
+        x = (pixels.astype(dtype) / 255 - mean) / deviation
+        side = config.size // config.patch
+        x = x[:, : side * config.patch, : side * config.patch]
+        x = x.reshape(-1, side, config.patch, side, config.patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patches(x.reshape(len(pixels), side * side, -1))
+        if self.class_embedding is not None:
+            start = jnp.broadcast_to(self.class_embedding[...][None, None], (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([start, x], axis=1)
+        x = x + self.position_table[...][None]
+        if self.first_norm is not None:
+            x = self.first_norm(x)
+        graph, stacked_layers = nnx.split(self.layers)
+        return jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x), None), x, stacked_layers)[0]
+
+    def __call__(self, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T D"]:
+        x = self.last_norm(self.positions(pixels))
+        return x[:, 1:] if self.class_embedding is not None else x
+
+
+def load_vit(folder: WeightsFolder) -> VisionEncoder:
+    """The vision tower of a CLIP or SigLIP (2, of fixed resolution) model.
+
+    Raises:
+        WeightsError: the folder holds another architecture, or not the tensors that its settings say.
+    """
+    config = vit_config(folder)
+    prefix = "vision_model." if any(name.startswith("vision_model.") for name in folder.shapes) else ""
+    arrays = folder.read(vit_recipes(config, prefix), UNUSED)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return VisionEncoder(
+        name=f"{config.family}:{folder.folder.name}",
+        prepare=preparation(folder, config),
+        cells=config.cells,
+        channels=config.width,
+        weights_hash=folder.content_hash(),
+        params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
+        apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
+    )
+
+
+def vit_config(folder: WeightsFolder) -> ViTConfig:
+    """The settings of the folder's vision tower.
+
+    Raises:
+        WeightsError: another architecture, or a setting that is missing or unknown.
+    """
+    kind = folder.setting("model_type", str)
+    family = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip"}.get(
+        kind
+    )
+    if family is None:
+        raise WeightsError(
+            f"{folder.folder} holds a {folder.architecture} ({kind}); the vision encoders that can be loaded are CLIP and "
+            "SigLIP (also SigLIP 2 of a fixed resolution)"
+        )
+    section = "vision_config." if kind in ("clip", "siglip") else ""
+
+    def setting(name: str, default: Any, kind: type | tuple[type, ...] = int) -> Any:
+        return folder.setting(section + name, kind, default=default)
+
+    clip = family == "clip"
+    stored = folder.beside("preprocessor_config.json")
+    try:
+        return ViTConfig(
+            family="clip" if clip else "siglip",
+            size=setting("image_size", 224),
+            patch=setting("patch_size", 32 if clip else 16),
+            width=setting("hidden_size", 768),
+            layers=setting("num_hidden_layers", 12),
+            heads=setting("num_attention_heads", 12),
+            hidden=setting("intermediate_size", 3072),
+            activation=setting("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh", str),
+            epsilon=setting("layer_norm_eps", 1e-5 if clip else 1e-6, (int, float)),
+            mean=tuple(stored.get("image_mean", MEANS[family])),
+            deviation=tuple(stored.get("image_std", DEVIATIONS[family])),
+        )
+    except ValueError as error:
+        raise WeightsError(f"{folder.folder}: {error}") from error
+
+
+def preparation(folder: WeightsFolder, config: ViTConfig) -> Preparation:
+    """How the family's own image processor resizes: CLIP the shorter side and crops the middle, SigLIP both sides."""
+    stored = folder.beside("preprocessor_config.json")
+    size, resample = stored.get("size", {}), Image.Resampling(stored.get("resample", Image.Resampling.BICUBIC))
+    shortest = size if isinstance(size, int) else size.get("shortest_edge", config.size)
+    crop = config.family == "clip" and stored.get("do_center_crop", True)
+    return Preparation(size=config.size, crop=crop, shortest=shortest if crop else 0, resample=resample)
+
+
+def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
+    """Path of each of our parameters → the tensors it is made of."""
+    clip, width, patch = config.family == "clip", config.width, config.patch
+    recipes = {
+        # PyTorch's kernel (outputs, colours, height, width) → rows in the order of a flattened patch.
+        "patches/kernel": mapped(
+            tensor(f"{prefix}embeddings.patch_embedding.weight", width, 3, patch, patch),
+            lambda kernel: kernel.transpose(2, 3, 1, 0).reshape(-1, width),
+        ),
+        "position_table": tensor(f"{prefix}embeddings.position_embedding.weight", config.cells + clip, width),
+        **_norm("last_norm", f"{prefix}post_layernorm", width),
+    }
+    if clip:
+        recipes["class_embedding"] = tensor(f"{prefix}embeddings.class_embedding", width)
+        recipes |= _norm("first_norm", f"{prefix}pre_layrnorm", width)
+    else:
+        recipes["patches/bias"] = tensor(f"{prefix}embeddings.patch_embedding.bias", width)
+    layers = [_layer(config, f"{prefix}encoder.layers.{index}") for index in range(config.layers)]
+    return recipes | {f"layers/{name}": stacked([layer[name] for layer in layers]) for name in layers[0]}
+
+
+def _layer(config: ViTConfig, name: str) -> dict[str, Recipe]:
+    width = config.width
+    qkv = [f"{name}.self_attn.{which}_proj" for which in "qkv"]
+    return {
+        **_norm("attention_norm", f"{name}.layer_norm1", width),
+        **_norm("feed_forward_norm", f"{name}.layer_norm2", width),
+        "qkv/kernel": joined([transposed(f"{one}.weight", width, width) for one in qkv]),
+        "qkv/bias": joined([tensor(f"{one}.bias", width) for one in qkv]),
+        **_linear("out", f"{name}.self_attn.out_proj", width, width),
+        **_linear("up", f"{name}.mlp.fc1", config.hidden, width),
+        **_linear("down", f"{name}.mlp.fc2", width, config.hidden),
+    }
+
+
+def _linear(ours: str, theirs: str, outputs: int, inputs: int) -> dict[str, Recipe]:
+    return {
+        f"{ours}/kernel": transposed(f"{theirs}.weight", outputs, inputs),
+        f"{ours}/bias": tensor(f"{theirs}.bias", outputs),
+    }
+
+
+def _norm(ours: str, theirs: str, width: int) -> dict[str, Recipe]:
+    return {f"{ours}/scale": tensor(f"{theirs}.weight", width), f"{ours}/bias": tensor(f"{theirs}.bias", width)}

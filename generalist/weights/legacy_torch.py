@@ -1,0 +1,104 @@
+"""Tensors from a file that PyTorch wrote before version 1.6, without PyTorch and without running what the file says.
+
+Such a file is a row of pickles, a program for a small machine that can call anything. The reader here knows ordered
+dictionaries, the types of storages and how a tensor is laid over one; any other name ends the reading.
+"""
+
+import collections
+import pickle
+import struct
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from generalist.weights.folder import WeightsError
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+TYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}
+
+
+class _Tensor(tuple):
+    """Storage key, offset, shape and strides, all but the key in elements."""
+
+
+def _rebuild(storage: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
+    return _Tensor((storage, offset, tuple(shape), tuple(strides)))
+
+
+class _Reader(pickle.Unpickler):
+    """Builds dictionaries of tensors and nothing else."""
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self.storages: dict[str, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild
+        if module == "torch" and name in TYPES:
+            return TYPES[name]
+        raise WeightsError(f"the file asks for {module}.{name}, which tensors do not need: it is refused")
+
+    def persistent_load(self, pid: Any) -> str:
+        kind, dtype, key = pid[:3]
+        if kind != "storage" or dtype not in TYPES.values():
+            raise WeightsError(f"the file holds a {kind!r} of an unknown type")
+        self.storages[key] = dtype
+        return key
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Name → tensor.
+
+    Raises:
+        WeightsError: the file is truncated, of another format, or asks for more than tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(file)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except (
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+        struct.error,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ) as error:
+        raise WeightsError(f"{path} is truncated or not a file of tensors ({error})") from error
+
+
+def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    if _Reader(file).load() != MAGIC or _Reader(file).load() != PROTOCOL:
+        raise WeightsError("not PyTorch's format before version 1.6")
+    _Reader(file).load()  # the sizes of numbers on the machine that wrote it
+    reader = _Reader(file)
+    tensors = reader.load()
+    storages = {key: _storage(file, reader.storages[key]) for key in _Reader(file).load()}
+    return {str(name): _laid_out(storages, *tensor) for name, tensor in tensors.items() if isinstance(tensor, _Tensor)}
+
+
+def _storage(file: IO[bytes], dtype: Any) -> np.ndarray:
+    (count,) = struct.unpack("<q", file.read(8))
+    data = np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
+    if len(data) != count:
+        raise WeightsError("the file ends within a tensor")
+    return data
+
+
+def _laid_out(
+    storages: dict[str, np.ndarray], key: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
+    data = storages[key]
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if offset < 0 or min((*shape, *strides, 1)) < 0 or last >= len(data):
+        raise WeightsError(f"a tensor of shape {shape} lies outside its storage")
+    steps = [stride * data.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(data[offset:], shape, steps).copy()
