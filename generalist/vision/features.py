@@ -113,7 +113,7 @@ class FeatureStore:
             ValueError: a feature is too large for it, or not a number.
         """
         largest = float(np.abs(features).max())
-        if not largest < np.finfo(np.float16).max:
+        if not largest < float(np.finfo(np.float16).max):
             raise ValueError(
                 f"a feature of {self.encoder.name} is {largest}, which float16 cannot hold: use --data.features computed"
             )
