@@ -2,24 +2,28 @@
 
 Two splits (see generalist/data/emoji.py): held-out drawings of known things, and things whose names were never seen.
 Candidates are the right thing and others of the same split, so that how common a name is says little about the answer; how
-little is measured, by asking again with another thing's image (*blind*).
+little is measured, by asking again with another thing's image (*wrong*) and without any (*none*). In the same three ways the
+drawing's full name is scored as a caption: by how many nats does the right image make it likelier?
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from rich.progress import Progress
 
-from generalist.data.emoji import Drawing, ImageText, Split, drawings, naming
-from generalist.eval.scores import proportion
+from generalist.data.emoji import Drawing, ImageText, Split, caption, drawings, naming
+from generalist.eval.scores import bootstrap, proportion
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
 SEED = 0
 ASKED_AT_ONCE = 16  # questions scored between two moves of the progress bar
 WRITTEN_AT_ONCE = 100
+
+Shown = Literal["image", "wrong", "none"]
+"""What is shown with a question: the drawing, another thing's, or nothing."""
 
 LogLikelihood = Callable[[list[TokenSequence]], np.ndarray]
 """Sequences → log-likelihood of each one's predicted tokens in nats, (n,)."""
@@ -38,6 +42,12 @@ class Question:
     def right(self) -> int:
         """Index of the right candidate."""
         return self.candidates.index(self.drawing.thing)
+
+    def documents(self, shown: Shown) -> list[list[Any]]:
+        """The question with each of its candidates as the answer, and the full name as a caption."""
+        image = (self.blind if shown == "wrong" else self.drawing).image()
+        asked = [naming(self.drawing, image, name) for name in self.candidates] + [caption(self.drawing, image)]
+        return [one.parts()[shown == "none" :] for one in asked]
 
 
 def questions(split: Split, items: int, choices: int) -> list[Question]:
@@ -81,7 +91,8 @@ def evaluate_naming(
     generate: Callable[[list[list[Any]]], list[str]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of naming, with its interval, its chance level and its blind accuracy; every answer is kept.
+    """Accuracy of naming with the image, with a wrong one and with none, with intervals and the chance level, what the image
+    is worth to a caption, and every answer.
 
     Args:
         assemble: parts of a document → sequence (`Assembler.image_text`).
@@ -96,43 +107,42 @@ def evaluate_naming(
         MissingImages: the packages with the drawings are not installed.
     """
     asked = questions(split, items, choices)
-    bar = progress.add_task(f"naming {split}", total=2 * len(asked)) if progress else None
-    answers: dict[bool, list[int]] = {False: [], True: []}
-    for blind, given in answers.items():
+    bar = progress.add_task(f"naming {split}", total=3 * len(asked)) if progress else None
+    scores: dict[Shown, np.ndarray] = {}
+    for shown in get_args(Shown):
+        chunks = []
         for start in range(0, len(asked), ASKED_AT_ONCE):
             chunk = asked[start : start + ASKED_AT_ONCE]
-            given += _answers(chunk, blind, assemble, log_likelihood)
+            sequences = [assemble(parts) for question in chunk for parts in question.documents(shown)]
+            chunks.append(np.reshape(log_likelihood(sequences), (len(chunk), choices + 1)))
             if progress and bar is not None:
                 progress.advance(bar, len(chunk))
+        scores[shown] = np.concatenate(chunks)
+    answers = {shown: table[:, :-1].argmax(axis=1).tolist() for shown, table in scores.items()}
+    captions = {shown: table[:, -1].astype(np.float64) for shown, table in scores.items()}
     right = [question.right for question in asked]
     result = {
-        "accuracy": _accuracy(answers[False], right),
-        "blind_accuracy": _accuracy(answers[True], right),
+        "accuracy": _accuracy(answers["image"], right),
+        "blind_accuracy": _accuracy(answers["wrong"], right),
+        "imageless_accuracy": _accuracy(answers["none"], right),
+        "caption_nats": _mean(-captions["image"]),
+        "caption_gain_over_wrong": _mean(captions["image"] - captions["wrong"]),
+        "caption_gain_over_none": _mean(captions["image"] - captions["none"]),
         "chance": 100.0 / choices,
         "items": len(asked),
         "things": len({question.drawing.thing for question in asked}),
         "choices": choices,
         "answers": [
             {"code": question.drawing.code, "thing": question.drawing.thing, "answer": question.candidates[answer]}
-            for question, answer in zip(asked, answers[False], strict=True)
+            for question, answer in zip(asked, answers["image"], strict=True)
         ],
     }
     return result | (_written(asked, generate) if generate else {})
 
 
-def _answers(
-    asked: Sequence[Question],
-    blind: bool,
-    assemble: Callable[[list[Any]], TokenSequence],
-    log_likelihood: LogLikelihood,
-) -> list[int]:
-    """Index of the likeliest candidate of each question."""
-    documents = []
-    for question in asked:
-        image = (question.blind if blind else question.drawing).image()
-        documents += [naming(question.drawing, image, name).parts() for name in question.candidates]
-    scores = log_likelihood([assemble(parts) for parts in documents])
-    return np.reshape(scores, (len(asked), -1)).argmax(axis=1).tolist()
+def _mean(values: np.ndarray) -> dict[str, float]:
+    """Mean over the questions, with its interval."""
+    return dataclasses.asdict(bootstrap([values]))
 
 
 def _accuracy(answers: Sequence[int], right: Sequence[int]) -> dict[str, float]:

@@ -128,6 +128,10 @@ def overview(results: Mapping[str, Any]) -> Table:
         against, counted = f"chance {naming['chance']:.0f}", f"{naming['items']} drawings"
         table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, counted)
         table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
+        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, counted)
+        for other in ("wrong", "none"):
+            gain = str(Estimate(**naming[f"caption_gain_over_{other}"]))
+            table.add_row("  caption, nats", gain, "", f"{other} image 0", counted)
     for name, text in results["language"].items():
         against = f"unigram {text['unigram_perplexity']['value']:.0f}"
         perplexity = str(Estimate(**text["perplexity"]))

@@ -40,21 +40,28 @@ def test_a_model_that_knows_every_image_is_always_right_and_blind_only_by_chance
     known = {drawing.image().tobytes(): drawing.thing for drawing in drawings("drawings")}
 
     def log_likelihood(documents: list[Any]) -> np.ndarray:
-        return np.array([float(answer.text == f" {known[image.tobytes()]}") for image, _, answer in documents])
+        """Of documents that may have no image, and may be captions."""
+        things = [known[parts[0].tobytes()] if len(parts) == 3 else None for parts in documents]
+        return np.array([float(parts[-1].text == f" {thing}") for parts, thing in zip(documents, things, strict=True)])
 
     result = evaluate_naming(keep, log_likelihood, "drawings", items=200, choices=10)
     assert result["accuracy"]["value"] == 100.0
     assert result["chance"] == 10.0 and result["items"] == 200
     # Blind it finds none of the names in the image, and takes the first candidate.
     assert 3.0 < result["blind_accuracy"]["value"] < 20.0
+    assert 3.0 < result["imageless_accuracy"]["value"] < 20.0
+    # It knows captions where the full name is the thing's: by chance with a wrong image, never without one.
+    same = np.mean([question.drawing.name == question.drawing.thing for question in questions("drawings", 200, 10)])
+    assert result["caption_gain_over_none"]["value"] == pytest.approx(same)
 
 
 def test_a_model_that_looks_at_names_alone_gains_nothing_by_the_image() -> None:
     def log_likelihood(documents: list[Any]) -> np.ndarray:
-        return np.array([-float(len(answer.text)) for _, _, answer in documents])
+        return np.array([-float(len(answer.text)) for *_, answer in documents])
 
     result = evaluate_naming(keep, log_likelihood, "names", items=60, choices=4)
-    assert result["accuracy"] == result["blind_accuracy"]
+    assert result["accuracy"] == result["blind_accuracy"] == result["imageless_accuracy"]
+    assert result["caption_gain_over_wrong"] == result["caption_gain_over_none"] == {"value": 0, "low": 0, "high": 0}
     assert [row["answer"] for row in result["answers"]] == [
         min(question.candidates, key=len) for question in questions("names", items=60, choices=4)
     ]

@@ -51,7 +51,14 @@ def interval(value: float) -> dict[str, float]:
 def results() -> dict[str, Any]:
     task = {"percent": interval(84.0), "score": 420.0}
     suite = {"percent": interval(71.0), "interquartile_mean": interval(75.0), "episodes": 20, "cut_off": 3}
-    naming = {"accuracy": interval(44.0), "blind_accuracy": interval(11.0), "chance": 10.0, "items": 400}
+    naming = {
+        "accuracy": interval(44.0),
+        "blind_accuracy": interval(11.0),
+        "imageless_accuracy": interval(9.0),
+        "chance": 10.0,
+        "items": 400,
+    }
+    naming |= {"caption_gain_over_wrong": interval(6.0), "caption_gain_over_none": interval(5.5)}
     text = {"perplexity": interval(30.0), "unigram_perplexity": interval(300.0), "bits_per_byte": interval(2.5)}
     found = manifest(["train.py", "debug"], {"name": "debug"}, 20, {"evaluation": 1_000_000}, "cpu")
     found["control"] = {"classic": suite | {"tasks": {"classic/cartpole": task}}}
@@ -82,6 +89,8 @@ def test_the_table_shows_every_domain_task_and_failure() -> None:
         "44.0 [39, 49]",
         "chance 10",
         "11.0 [6, 16]",
+        "9.0 [4, 14]",
+        "5.5 [0, 10]",
         "30.0 [25, 35]",
         "unigram 300",
         "atari needs the package ale_py",
