@@ -24,7 +24,10 @@ PATHS = {
     "--data.row-images 32",
     "frame, documents frame+encoder": f"--tokens.documents frame+encoder {ENCODER} --data.images 72 --data.row-images 16",
 }
-ONLY = "--data.metaworld.weight 0 --data.babyai.weight 0 --data.classic.weight 0 --data.prose.weight 0 --data.emoji.weight 0.5 --data.atari.weight 0.5"
+ONLY = (
+    "--data.metaworld.weight 0 --data.babyai.weight 0 --data.classic.weight 0 --data.prose.weight 0 "
+    "--data.emoji.weight 0.5 --data.atari.weight 0.5"
+)
 
 
 def main() -> None:
