@@ -20,7 +20,7 @@ from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
 from generalist.progress import Progress, counting
-from generalist.run import plain
+from generalist.settings import plain
 
 NAME_TOKENS = 16  # of a written name at most
 NAMING_SPLITS: tuple[Split, ...] = ("drawings", "names")

@@ -16,6 +16,7 @@ from typing import Any
 
 from generalist.config import Config
 from generalist.model.config import ModelSpec
+from generalist.settings import plain
 from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
@@ -103,13 +104,6 @@ class Tokenizers:
         text = TextTokenizer.load(folder / "text.model")
         layouts = {name: TaskLayout.from_json(layout, text) for name, layout in stored["layouts"].items()}
         return cls(config=config, text=text, layouts=layouts, projection_width=stored["projection_width"])
-
-
-def plain(value: Any) -> Any:
-    """Settings as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return str(value) if isinstance(value, Path) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,28 +1,36 @@
 """Trained weights with everything needed to use them."""
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
 
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.model.transformer import create
-from generalist.run import Tokenizers
+from generalist.run import Tokenizers, write_json
+from generalist.settings import from_plain
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.checkpoint import restore_params
+from generalist.training.sharding import path_string
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
+from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
 
 ENCODED_AT_ONCE = 16  # images
+ENCODER_FOLDER = "encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +54,63 @@ class Generalist:
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
         """
-        tokenizers = Tokenizers.load(config.folder, config)
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
-        if encoder is not None:
-            tokenizers = dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
-        spec = tokenizers.model_spec()
-        graph, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)
-        )
+        tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
+        graph, shapes = _abstract(tokenizers)
         params, step = restore_params(config.folder / "checkpoints", shapes, step)
         return cls(config, tokenizers, graph, params, step, encoder=encoder)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Generalist":
+        """A folder that `save` wrote: the model, its tokenizers and its task layouts. Nothing in it is trusted or run.
+
+        Raises:
+            WeightsError: it is no such folder, or its tensors are not those that its settings say.
+            ValueError: its settings or tokenizers are damaged.
+            ImportError: its frozen encoder needs a package that is not installed.
+        """
+        weights = WeightsFolder(Path(folder))
+        config = from_plain(Config, weights.config)
+        card = weights.beside("model.json")
+        vision = config.model.vision
+        own = weights.folder / ENCODER_FOLDER
+        encoder = load_encoder(str(own) if own.is_dir() else vision.encoder, vision.size)
+        if encoder is not None and encoder.fingerprint != card.get("encoder"):
+            raise WeightsError(
+                f"{folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but here it is "
+                f"{encoder.fingerprint}: install the same version of its weights"
+            )
+        tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
+        graph, shapes = _abstract(tokenizers)
+        recipes = {path: tensor(path, *leaf.shape) for path, leaf in _flat(shapes).items()}
+        arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
+        return cls(config, tokenizers, graph, nested(arrays), int(card.get("step", 0)), encoder=encoder)
+
+    def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
+        """Writes one folder = one model: `config.json` (every setting), `model.safetensors` (`dtype`: float32 or bfloat16), the
+        tokenizers' files, and the frozen encoder where it came from a folder. It appears whole or not at all.
+
+        Raises:
+            FileExistsError: the folder is there already.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists already: name another folder, or delete it")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / "model"
+            self.tokenizers.save(whole)
+            arrays = {path: np.asarray(leaf).astype(dtype) for path, leaf in _flat(self.params).items()}
+            save_file(arrays, whole / "model.safetensors")
+            fingerprint = self.encoder.fingerprint if self.encoder is not None else None
+            write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
+            source = Path(self.config.model.vision.encoder)
+            if self.encoder is not None and source.is_dir():
+                files = [*source.glob("*.json"), *source.glob("*.safetensors")]
+                (whole / ENCODER_FOLDER).mkdir()
+                for file in files:
+                    shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
+            whole.rename(folder)
 
     @cached_property
     def assembler(self) -> Assembler:
@@ -92,3 +145,25 @@ class Generalist:
     def control(self, layout: str) -> ControlConfig:
         """The settings of the suite that a layout belongs to (the part of its name before the slash)."""
         return getattr(self.config.data, layout.split("/")[0])
+
+
+def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Tokenizers:
+    if encoder is None:
+        return tokenizers
+    return dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
+
+
+def _abstract(tokenizers: Tokenizers) -> tuple[nnx.GraphDef, Any]:
+    """The model without its numbers: its graph, and its parameters' shapes on this machine's first device."""
+    spec = tokenizers.model_spec()
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)
+    )
+    return graph, shapes
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    """Parameters by paths such as `blocks/attention/qkv/kernel`."""
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

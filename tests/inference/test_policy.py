@@ -1,10 +1,13 @@
 """The batched policy: what it decodes from its cache is what a whole pass over the same steps gives."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,11 +19,14 @@ from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
+from generalist.model.config import VisionConfig
 from generalist.model.transformer import create
 from generalist.run import Tokenizers
+from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
+from generalist.vision.load import load_encoder
 
 LAYOUT = "classic/test"
 OBSERVATION = gym.spaces.Dict(
@@ -29,23 +35,40 @@ OBSERVATION = gym.spaces.Dict(
 ACTION = gym.spaces.Box(-1, 1, (2,))
 
 
-def make_generalist(hide_actions: float, steps: int = 4) -> Generalist:
-    """Random weights for one layout with a camera and a state."""
+def make_generalist(hide_actions: float, steps: int = 4, images: Images = "frame") -> Generalist:
+    """Random weights for one layout with a camera and a state; gates are open."""
     base: Config = debug()
+    if "encoder" in images:
+        vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
+        base = dataclasses.replace(
+            base,
+            tokens=dataclasses.replace(base.tokens, images=images, documents=images),
+            model=dataclasses.replace(base.model, vision=vision),
+        )
+    encoder = load_encoder(base.model.vision.encoder, base.model.vision.size)
     data = dataclasses.replace(base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions))
     config = dataclasses.replace(base, data=data)
     text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
     settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
     layout = TaskLayout(
         LAYOUT,
-        SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images="frame", **settings),
+        SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
     )
-    tokenizers = Tokenizers(config=config, text=text, layouts={LAYOUT: layout}, projection_width=3)
+    tokenizers = Tokenizers(
+        config=config,
+        text=text,
+        layouts={LAYOUT: layout},
+        projection_width=3,
+        visual=encoder,
+        channels=encoder.channels if encoder is not None else 0,
+    )
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
     # Larger than at initialisation, so that the choices depend on what was seen.
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
-    return Generalist(config, tokenizers, graph, params, 0)
+    if encoder is not None:
+        params["visual"]["gated"]["attention_gate"] += 1.0
+    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
 
 
 def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]:
@@ -70,7 +93,7 @@ def whole_pass(
         sequence = assembler.concatenate(parts)
         batch = stack_rows([sequence], len(sequence.tokens), pad=generalist.vocabulary.pad)
         model = nnx.merge(generalist.graph, generalist.params)
-        logits = model.logits(model.hidden(jax.tree.map(jnp.asarray, batch)))
+        logits = model.logits(model.hidden(generalist.on_device(batch)))
         rows = slice(-dimensions, None) if hidden else slice(-1, None)
         ranges = layout.action.valid_ranges if hidden else layout.action.valid_ranges[dimension : dimension + 1]
         ids.append(
@@ -80,9 +103,9 @@ def whole_pass(
     return np.concatenate(ids)
 
 
-@pytest.mark.parametrize("hidden", [True, False])
-def test_cached_equals_uncached(hidden: bool):
-    generalist = make_generalist(float(hidden))
+@pytest.mark.parametrize(("hidden", "images"), [(True, "frame"), (False, "frame"), (False, "encoder")])
+def test_cached_equals_uncached(hidden: bool, images: Images):
+    generalist = make_generalist(float(hidden), images=images)
     lanes, instructions = 3, ["push the red block", "lift", "lift the blue block to the left"]
     policy, rng = ControlPolicy(generalist, LAYOUT, lanes), np.random.default_rng(0)
     policy.reset(instructions)
@@ -102,6 +125,38 @@ def test_cached_equals_uncached(hidden: bool):
             np.testing.assert_array_equal(actions[lane], codec.decode(expected), err_msg=f"step {step} lane {lane}")
             chosen[lane].append(expected)
     assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
+
+
+@pytest.mark.parametrize("images", ["frame", "frame+encoder"])
+def test_a_folder_is_the_model(tmp_path: Path, images: Images):
+    generalist = make_generalist(1.0, images=images)
+    generalist.save(tmp_path / "model")
+    loaded = Generalist.load(tmp_path / "model")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    documents = [[picture, "push", Predicted(" the red block")], ["lift", Predicted(" the block")]]
+    scores = [
+        log_likelihood(one, [one.assembler.image_text(parts) for parts in documents], 2) for one in (generalist, loaded)
+    ]
+    np.testing.assert_array_equal(*scores)
+    assert loaded.config == generalist.config and loaded.layouts.keys() == generalist.layouts.keys()
+    with pytest.raises(FileExistsError, match="name another folder"):
+        generalist.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_damaged_folder_is_not_loaded(tmp_path: Path):
+    generalist = make_generalist(1.0)
+    generalist.save(tmp_path / "model", ml_dtypes.bfloat16)
+    path = tmp_path / "model" / "config.json"
+    settings = json.loads(path.read_text())
+    for change, message in [
+        ({"model": settings["model"] | {"width": 64}}, "wrong shapes: blocks/attention"),
+        ({"model": settings["model"] | {"width": "64"}}, "model.width must be of type int, got '64'"),
+        ({"model": settings["model"] | {"depth": 3}}, "unknown setting model.depth"),
+    ]:
+        path.write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=message):
+            Generalist.load(tmp_path / "model")
 
 
 def test_actions_are_always_of_the_space():
