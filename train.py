@@ -59,4 +59,10 @@ def preset_help() -> str:
 if __name__ == "__main__":
     use_huge_pages()
     print("generalist: starting ...", flush=True)
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == 130:
+        # Readers' threads may still be in a native library, which then ends an orderly exit with an abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -112,7 +112,7 @@ class DataConfig:
     """Frames a batch has room for."""
     patches: int = 0
     """Image patches a batch has room for."""
-    images: int = 12
+    images: int = 16
     """Images for the frozen encoder that a batch has room for."""
     row_images: int = 8
     """Those that one of its rows has room for."""

@@ -15,6 +15,8 @@ from PIL import Image
 
 from generalist.tokenizers.image import to_rgb
 
+AT_ONCE = 16  # images
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation:
@@ -80,6 +82,13 @@ class VisionEncoder:
         return np.stack([self.prepare(image) for image in images]) if len(images) else self.empty
 
     def compiled(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
-        """Pixels to features."""
-        apply = jax.jit(self.apply)
-        return lambda pixels: apply(self.params, pixels)
+        """Pixels to features. On a CPU a few images at a time, whose activations stay in the caches: half the time."""
+
+        def encode(params: Any, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+            if jax.default_backend() != "cpu" or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
+                return self.apply(params, pixels)
+            chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
+            return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)
+
+        compiled = jax.jit(encode)
+        return lambda pixels: compiled(self.params, pixels)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -13,6 +15,7 @@ import pytest
 from flax import nnx
 
 from generalist.config import Config, ControlConfig, debug
+from generalist.data.batch import Batch
 from generalist.inference.decode import allow, confine
 from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
@@ -78,6 +81,15 @@ def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]
     ]
 
 
+LONGEST = 48  # positions of the longest whole pass: one shape, one compilation
+
+
+@partial(jax.jit, static_argnums=0)
+def uncached_logits(graph: nnx.GraphDef, params: Any, batch: Batch) -> jax.Array:
+    model = nnx.merge(graph, params)
+    return model.logits(model.hidden(batch))
+
+
 def whole_pass(
     generalist: Generalist, instruction: str, steps: list, chosen: list[np.ndarray], hidden: bool
 ) -> np.ndarray:
@@ -91,9 +103,8 @@ def whole_pass(
     dimensions = len(layout.action.valid_ranges)
     for dimension in range(dimensions if not hidden else 1):
         sequence = assembler.concatenate(parts)
-        batch = stack_rows([sequence], len(sequence.tokens), pad=generalist.vocabulary.pad)
-        model = nnx.merge(generalist.graph, generalist.params)
-        logits = model.logits(model.hidden(generalist.on_device(batch)))
+        batch = generalist.on_device(stack_rows([sequence], LONGEST, pad=generalist.vocabulary.pad))
+        logits = uncached_logits(generalist.graph, generalist.params, batch)[:, : len(sequence.tokens)]
         rows = slice(-dimensions, None) if hidden else slice(-1, None)
         ranges = layout.action.valid_ranges if hidden else layout.action.valid_ranges[dimension : dimension + 1]
         ids.append(
