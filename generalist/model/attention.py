@@ -40,13 +40,42 @@ def attention_mask(
     return same & causal & (key_segment[:, None, :] > 0)
 
 
-def rotate(x: Float[Array, "B L N H"], position: Int[Array, "B L"], base: float) -> Float[Array, "B L N H"]:
-    """Rotary position embedding (Su et al., 2021), halves paired as in GPT-NeoX; angles in float32."""
-    half = x.shape[-1] // 2
+def local_mask(
+    mask: Bool[Array, "B L S"], query_position: Int[Array, "B L"], key_position: Int[Array, "B S"], window: int
+) -> Bool[Array, "B L S"]:
+    """The mask confined to the last `window` positions, the query's own included."""
+    return mask & (query_position[:, :, None] - key_position[:, None, :] < window)
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of the rotary angles, float32; the same for all heads and for all layers of a kind."""
+
+    cos: Float[Array, "B L 1 H/2"]
+    sin: Float[Array, "B L 1 H/2"]
+
+
+def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = False) -> Angles | None:
+    """Rotary angles (Su et al., 2021) of layers without a window, or with one (`local`); None where positions are learnt."""
+    if config.learned_positions:
+        return None
+    rope, half = config.rope, config.head_size // 2
+    base = rope.local_base if local else rope.base
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[:, :, None].astype(jnp.float32) * frequency[None, None, :]
-    cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    if rope.scaling == "linear" and not local:
+        frequency = frequency / rope.factor
+    if rope.scaling == "llama3" and not local:
+        # How many turns the first context holds decides: many, the frequency stays; few, it is divided; between, blended.
+        turns = rope.length * frequency / (2 * jnp.pi)
+        kept = jnp.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0.0, 1.0)
+        frequency = frequency * (kept + (1 - kept) / rope.factor)
+    angle = (position[:, :, None].astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    return Angles(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
+    """Rotary position embedding, halves paired as in GPT-NeoX; in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = angles
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
@@ -55,6 +84,8 @@ def attend_mapped(
     key: Float[Array, "B S M H"],
     value: Float[Array, "B S M H"],
     mask: Bool[Array, "B L S"],
+    scale: float,
+    softcap: float,
 ) -> Float[Array, "B L N H"]:
     """Attention one batch row at a time.
 
@@ -64,8 +95,10 @@ def attend_mapped(
     @jax.checkpoint
     def one_row(row):
         q, k, v, visible = row
-        scores = jnp.einsum("lmgh,smh->mgls", q, k) * q.shape[-1] ** -0.5
-        weights = jax.nn.softmax(jnp.where(visible[None, None], scores, MASKED), axis=-1)
+        scores = jnp.einsum("lmgh,smh->mgls", q, k).astype(jnp.float32) * scale
+        if softcap:
+            scores = softcap * jnp.tanh(scores / softcap)
+        weights = jax.nn.softmax(jnp.where(visible[None, None], scores, MASKED), axis=-1).astype(v.dtype)
         return jnp.einsum("mgls,smh->lmgh", weights, v)
 
     batch, length, heads, size = query.shape
@@ -78,11 +111,15 @@ def attend(
     key: Float[Array, "B S M H"],
     value: Float[Array, "B S M H"],
     mask: Bool[Array, "B L S"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """Scaled dot-product attention with grouped queries (N a multiple of M), by what suits the machine."""
-    if jax.default_backend() == "cpu" and query.shape[1] > 1:
-        return attend_mapped(query, key, value, mask)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+    """Scaled dot-product attention with grouped queries (N a multiple of M), by what suits the machine; the fused kernels know
+    no `softcap`."""
+    if softcap or (jax.default_backend() == "cpu" and query.shape[1] > 1):
+        return attend_mapped(query, key, value, mask, scale, softcap)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
 
 
 class Cache(NamedTuple):
@@ -102,19 +139,22 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
-        self.rope_base = config.rope_base
+        self.scale, self.softcap = config.query_scale or config.head_size**-0.5, config.attention_softcap
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         # One 2-D kernel for all three: a third of the calls, and no slow many-dimensional layout on a CPU.
-        self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs)
-        self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5)
-        self.query_norm = RMSNorm(self.head_size, rngs=rngs) if config.qk_norm else None
-        self.key_norm = RMSNorm(self.head_size, rngs=rngs) if config.qk_norm else None
+        self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs, bias=config.qkv_bias)
+        self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5, bias=config.bias)
+
+        def head_norm() -> RMSNorm | None:
+            return RMSNorm(self.head_size, rngs=rngs, epsilon=config.norm_epsilon) if config.qk_norm else None
+
+        self.query_norm, self.key_norm = head_norm(), head_norm()
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         mask: Bool[Array, "B L S"],
-        position: Int[Array, "B L"],
+        angles: Angles | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
@@ -127,12 +167,13 @@ class Attention(nnx.Module):
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, position, self.rope_base), rotate(key, position, self.rope_base)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None and start is not None:
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
             key, value = cache
-        mixed = attend(query, key, value, mask)
+        mixed = attend(query, key, value, mask, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.reshape(batch, length, inner)), cache

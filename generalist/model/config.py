@@ -41,9 +41,44 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions: the wavelengths, and how published models stretch them to longer contexts."""
+
+    base: float = 10_000.0
+    """Base of the wavelengths: order in time."""
+    local_base: float = 10_000.0
+    """The same in layers with a window (Gemma 3)."""
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    """Positions divided by `factor` (linear), or only long wavelengths stretched (Llama 3.1); never in layers with a window."""
+    factor: float = 1.0
+    """How far wavelengths are stretched."""
+    low_frequency: float = 1.0
+    """llama3: wavelengths above `length` / this are stretched in full."""
+    high_frequency: float = 4.0
+    """llama3: wavelengths below `length` / this are not stretched."""
+    length: int = 8192
+    """llama3: the context that the model was first trained with."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not value > 0:
+                raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+        if self.high_frequency <= self.low_frequency:
+            raise ValueError(
+                f"model.rope.high_frequency ({self.high_frequency}) must be above low_frequency ({self.low_frequency})"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of the Transformer and of its embedders."""
 
+    trunk: str = "none"
+    """A folder with a pretrained language model (GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3): it brings the blocks, the text's
+    embeddings, its tokenizer and its own values of the settings from `width` to `logit_softcap`; none: all is learnt."""
+    trunk_frozen: bool = True
+    """Keep what the trunk brings as it is; only what is new is trained (Flamingo, section 2)."""
     width: int = 128
     """Width of the residual stream."""
     layers: int = 4
@@ -55,15 +90,39 @@ class ModelConfig:
     head_size: int = 32
     """Size of one head."""
     hidden: int = 384
-    """Width of each branch of the gated feed-forward."""
-    activation: Literal["geglu", "swiglu"] = "geglu"
-    """Which gate the feed-forward uses."""
+    """Width of the feed-forward's hidden layer, of each branch where it is gated."""
+    activation: Literal["geglu", "swiglu", "gelu"] = "geglu"
+    """Which gate the feed-forward uses; gelu has none."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Root-mean-square or layer normalisation."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance."""
+    post_norms: bool = False
+    """Normalise also what attention and feed-forward give, before it is added (Gemma 2)."""
+    qkv_bias: bool = False
+    """Biases for queries, keys and values."""
+    bias: bool = False
+    """Biases for the other linear maps of a block."""
     qk_norm: bool = True
     """Normalise queries and keys."""
     tied_output: bool = True
     """Read logits off the token embedding instead of a matrix of their own."""
-    rope_base: float = 10_000.0
-    """Base of the rotary wavelengths: order in time."""
+    rope: RopeConfig = RopeConfig()
+    """Rotary positions."""
+    learned_positions: int = 0
+    """Rows of a learnt table of positions in place of rotary ones (GPT-2); 0: rotary."""
+    window: int = 0
+    """Positions that layers with a sliding window look back, themselves included; 0: no layer has one."""
+    global_every: int = 1
+    """Of so many layers the last has no window (Gemma 2: 2, Gemma 3: 6)."""
+    embedding_scale: float | None = None
+    """Token embeddings are multiplied by it; None: the square root of the width."""
+    query_scale: float | None = None
+    """Attention scores are multiplied by it; None: one over the square root of the head size."""
+    attention_softcap: float = 0.0
+    """Bound of attention scores, by a tanh (Gemma 2); 0: none."""
+    logit_softcap: float = 0.0
+    """Bound of logits, alike."""
     local_positions: int = 512
     """Size of the table of positions within a timestep; its last row is shared by all action tokens."""
     frame_size: int = 84
@@ -81,9 +140,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, "int") and value < 1:
-                raise ValueError(f"model.{field.name} must be at least 1, got {value}")
+            value, least = getattr(self, field.name), int(field.name not in ("window", "learned_positions"))
+            if field.type in (int, "int") and value < least:
+                raise ValueError(f"model.{field.name} must be at least {least}, got {value}")
+        for name in ("attention_softcap", "logit_softcap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         if self.head_size % 2:

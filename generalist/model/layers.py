@@ -1,4 +1,4 @@
-"""The small parts: linear map, root-mean-square norm, gated feed-forward.
+"""The small parts: linear map, norms, feed-forwards.
 
 Dimension key: D width, F hidden width of the feed-forward.
 """
@@ -56,19 +56,6 @@ class RMSNorm(nnx.Module):
         return (y * gain).astype(x.dtype)
 
 
-class FeedForward(nnx.Module):
-    """Gated feed-forward (Shazeer, 2020): `(act(x W₁) ⊙ x W₂) W₃`, GEGLU or SwiGLU; `hidden` is the width of each branch."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.activation = jax.nn.gelu if config.activation == "geglu" else jax.nn.silu
-        self.up = Linear(config.width, 2 * config.hidden, rngs=rngs)
-        self.down = Linear(config.hidden, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate, value = jnp.split(self.up(x), 2, axis=-1)
-        return self.down(self.activation(gate) * value)
-
-
 class LayerNorm(nnx.Module):
     """Layer normalisation (Ba et al., 2016), computed in float32."""
 
@@ -83,6 +70,31 @@ class LayerNorm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         shape = (1,) * (y.ndim - 1) + (-1,)
         return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+
+def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
+    """The norm that the settings name, over the model's width."""
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.width, rngs=rngs, epsilon=config.norm_epsilon)
+
+
+class FeedForward(nnx.Module):
+    """`(act(x W₁) ⊙ x W₂) W₃` (Shazeer, 2020: GEGLU, SwiGLU), with W₁ and W₂ side by side in one kernel; or, without a gate,
+    `gelu(x W₁) W₃`. GELU by its tanh approximation, as published models have it."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.activation = jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu
+        self.gated = config.activation != "gelu"
+        inner = (1 + self.gated) * config.hidden
+        scale = (2 * config.layers) ** -0.5
+        self.up = Linear(config.width, inner, rngs=rngs, bias=config.bias)
+        self.down = Linear(config.hidden, config.width, rngs=rngs, scale=scale, bias=config.bias)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        if not self.gated:
+            return self.down(self.activation(self.up(x)))
+        gate, value = jnp.split(self.up(x), 2, axis=-1)
+        return self.down(self.activation(gate) * value)
 
 
 class SquaredReluFeedForward(nnx.Module):

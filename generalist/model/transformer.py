@@ -3,34 +3,71 @@
 Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
-from generalist.model.attention import Attention, Cache, attention_mask
+from generalist.model.attention import Angles, Attention, Cache, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, Linear, RMSNorm, stack
+from generalist.model.layers import FeedForward, make_norm, stack
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.vocabulary import Vocabulary
 
 
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, rngs=rngs)
+        self.attention_norm = make_norm(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.feed_forward_norm = RMSNorm(config.width, rngs=rngs)
+        self.feed_forward_norm = make_norm(config, rngs=rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
+        self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
+        self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, mask, position, cache=None, start=None):
-        mixed, cache = self.attention(self.attention_norm(x), mask, position, cache, start)
-        x = x + mixed
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+    def __call__(self, x, mask, angles, cache=None, start=None):
+        mixed, cache = self.attention(self.attention_norm(x), mask, angles, cache, start)
+        x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
+        mixed = self.feed_forward(self.feed_forward_norm(x))
+        return x + (mixed if self.feed_forward_post_norm is None else self.feed_forward_post_norm(mixed)), cache
+
+
+class Sight(NamedTuple):
+    """What the layers of a kind see: which positions, and the angles that tell how far away they are."""
+
+    mask: Bool[Array, "B L S"]
+    angles: Angles | None
+
+
+class TokenTable(nnx.Module):
+    """One row a token id. The text's rows, which a pretrained model brings, stand apart from those of all other tokens, which
+    it never has: the first may stay as they are while the others are learnt."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int, *, rngs: nnx.Rngs):
+        # As output matrix, rows of length about 1 give logits of order 1 at the start.
+        def rows(count: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), (count, width)) * width**-0.5)
+
+        self.text, self.other = rows(vocabulary.text), rows(vocabulary.size - vocabulary.text)
+
+    def __call__(self, tokens: Int[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
+        text, count = self.text[...], self.text.shape[0]
+        other = self.other[...].at[jnp.maximum(tokens - count, 0)].get(mode="clip").astype(dtype)
+        if not count:  # a vocabulary without text
+            return other
+        return jnp.where((tokens < count)[..., None], text.at[tokens].get(mode="clip").astype(dtype), other)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Products with all rows, in float32."""
+        products = [(hidden @ rows[...].T.astype(hidden.dtype)).astype(jnp.float32) for rows in (self.text, self.other)]
+        return jnp.concatenate(products, axis=-1)
 
 
 class Transformer(nnx.Module):
@@ -38,28 +75,31 @@ class Transformer(nnx.Module):
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         config = spec.config
-        self.config, self.vocabulary_size = config, spec.vocabulary.size
-
-        def table(rows: int, scale: float) -> nnx.Param:
-            return nnx.Param(jax.random.normal(rngs.params(), (rows, config.width)) * scale)
-
-        # The table is also the output matrix when tied: rows of length about 1 give logits of order 1 at the start.
-        self.token_table = table(self.vocabulary_size, config.width**-0.5)
-        self.position_table = table(config.local_positions, 0.1)
+        self.config = config
+        self.tokens = TokenTable(spec.vocabulary, config.width, rngs=rngs)
+        # A pretrained trunk starts as it is: nothing is added to its embeddings before training.
+        local = jax.random.normal(rngs.params(), (config.local_positions, config.width)) * 0.1
+        self.position_table = nnx.Param(local if config.trunk == "none" else jnp.zeros_like(local))
         self.tensor_embedder = TensorEmbedder(spec, rngs=rngs) if spec.projection_width else None
         self.patch_embedder = PatchEmbedder(config, rngs=rngs) if spec.patches else None
         self.frame_embedder = FrameEmbedder(config, rngs=rngs) if spec.frames else None
         # Parameters of all blocks stacked on a first axis, so that one compiled block serves every layer.
         self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.layers, rngs.params())
-        self.final_norm = RMSNorm(config.width, rngs=rngs)
-        self.output = None if config.tied_output else Linear(config.width, self.vocabulary_size, rngs=rngs)
+        self.final_norm = make_norm(config, rngs=rngs)
+        self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
+        self.time_table = None
+        if config.learned_positions:
+            self.time_table = nnx.Param(
+                jax.random.normal(rngs.params(), (config.learned_positions, config.width)) * 0.02
+            )
         # Last, so that the language model's own parameters are drawn alike with and without an encoder.
         self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
-        """Token embeddings, replaced where a payload speaks, plus the embedding of the local position."""
-        scale = self.config.width**0.5
-        x = self.token_table[...].at[batch.tokens].get(mode="clip").astype(dtype) * scale
+        """Token embeddings, replaced where a payload speaks, plus the embedding of the local position (and of the time, where it
+        is learnt)."""
+        scale = self.config.embedding_scale
+        x = self.tokens(batch.tokens, dtype) * (self.config.width**0.5 if scale is None else scale)
         payloads = (
             (Modality.TENSOR, len(batch.tensors), lambda: self._need("tensor")(batch.tensors.astype(dtype))),
             (Modality.FRAME, len(batch.frames), lambda: self._need("frame")(batch.frames, dtype)),
@@ -73,7 +113,27 @@ class Transformer(nnx.Module):
             if count:  # a batch without this payload pays nothing for it
                 embedded = embedder().at[batch.payload_index].get(mode="clip")
                 x = jnp.where((batch.modality == modality)[..., None], embedded, x)
+        if self.time_table is not None:
+            x = x + self.time_table[...].at[batch.position].get(mode="clip").astype(dtype)
         return x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
+
+    def sights(
+        self,
+        batch: Batch,
+        key_segment: Int[Array, "B S"],
+        key_position: Int[Array, "B S"],
+    ) -> tuple[Sight, Sight | None]:
+        """What layers without a window see, and those with one; None where no layer has one."""
+        mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
+        whole = Sight(mask, angles(batch.position, self.config))
+        if not self.config.window:
+            return whole, None
+        near = local_mask(mask, batch.position, key_position, self.config.window)
+        return whole, Sight(near, angles(batch.position, self.config, local=True))
+
+    def is_global(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has no window."""
+        return not self.config.window or (layer + 1) % self.config.global_every == 0
 
     def _need(self, payload: str):
         embedder = getattr(self, f"{payload}_embedder")
@@ -84,17 +144,20 @@ class Transformer(nnx.Module):
     def hidden(self, batch: Batch, dtype: DTypeLike = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
         """Final hidden states of whole sequences. `key` draws patch positions (training); None takes their means."""
         x = self.embed(batch, dtype, key)
-        mask = attention_mask(batch.segment, batch.position, batch.segment, batch.position)
+        whole, near = self.sights(batch, batch.segment, batch.position)
         graph, stacked = nnx.split(self.blocks)
+        is_global = jnp.array([self.is_global(layer) for layer in range(self.config.layers)])
 
-        def layer(x, params):
-            return nnx.merge(graph, params)(x, mask, batch.position)[0], None
+        def layer(x, of_layer):
+            params, is_global = of_layer
+            seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
+            return nnx.merge(graph, params)(x, *seen)[0], None
 
         step = jax.checkpoint(layer) if self.config.remat else layer
         if self.visual is None:
-            x, _ = jax.lax.scan(step, x, stacked)
+            x, _ = jax.lax.scan(step, x, (stacked, is_global))
         else:
-            x = self.visual.scan(step, x, stacked, batch)
+            x = self.visual.scan(step, x, (stacked, is_global), batch)
         return self.final_norm(x)
 
     def hidden_cached(
@@ -113,7 +176,7 @@ class Transformer(nnx.Module):
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        mask = attention_mask(batch.segment, batch.position, cache_segment, cache_position)
+        whole, near = self.sights(batch, cache_segment, cache_position)
         graph, stacked = nnx.split(self.blocks)
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
@@ -121,15 +184,16 @@ class Transformer(nnx.Module):
             if self.visual is not None and index % self.config.vision.every == 0:
                 x = self.visual.before(index, x, batch.image, images)
             block = nnx.merge(graph, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
-            x, cache = block(x, mask, batch.position, cache, start)
+            seen = whole if near is None or self.is_global(index) else near
+            x, cache = block(x, *seen, cache, start)
             updated.append(cache)
         return self.final_norm(x), updated
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""
-        if self.output is not None:
-            return self.output(hidden).astype(jnp.float32)
-        return (hidden @ self.token_table[...].T.astype(hidden.dtype)).astype(jnp.float32)
+        logits = (self.tokens if self.output is None else self.output).logits(hidden)
+        bound = self.config.logit_softcap
+        return bound * jnp.tanh(logits / bound) if bound else logits
 
     def empty_caches(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> list[Cache]:
         """One empty cache a layer."""

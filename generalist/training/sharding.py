@@ -17,8 +17,9 @@ BATCH = P(("data", "fsdp"))
 RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/.*(qkv|up)/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
-    (r"token_table", P("tensor", "fsdp")),
-    (r"output/kernel", P("fsdp", "tensor")),
+    (r"^(tokens|output)/", P("tensor", "fsdp")),
+    (r"^visual/.*(query|key_value|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"^visual/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
     (r"embedder/.*(projection|out|hidden)/kernel", P("fsdp", "tensor")),
 )
 SMALLEST_SPLIT = 2**16  # scalars: splitting less costs more in messages than it saves in memory

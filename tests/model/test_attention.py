@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from generalist.model.attention import attend_mapped, attention_mask, rotate
+from generalist.model.attention import angles, attend_mapped, attention_mask, local_mask, rotate
+from generalist.model.config import ModelConfig
 
 
 def test_mask_is_causal_inside_a_segment_and_hides_padding():
@@ -23,10 +24,11 @@ def test_mask_is_causal_inside_a_segment_and_hides_padding():
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
+    config = ModelConfig(head_size=16)
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
 
     def score(q_at: int, k_at: int):
-        q, k = rotate(query, jnp.array([[q_at]]), 10_000.0), rotate(key, jnp.array([[k_at]]), 10_000.0)
+        q, k = (rotate(x, angles(jnp.array([[at]]), config)) for x, at in ((query, q_at), (key, k_at)))
         return jnp.sum(q * k)
 
     np.testing.assert_allclose(score(7, 3), score(104, 100), rtol=1e-4)
@@ -44,5 +46,14 @@ def test_mapped_attention_equals_the_library(heads: int, kv_heads: int):
     library = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
     visible = np.asarray(segment > 0)
     np.testing.assert_allclose(
-        np.asarray(attend_mapped(query, key, value, mask))[visible], np.asarray(library)[visible], atol=1e-5
+        np.asarray(attend_mapped(query, key, value, mask, 8**-0.5, 0.0))[visible],
+        np.asarray(library)[visible],
+        atol=1e-5,
     )
+
+
+def test_a_window_holds_so_many_positions():
+    segment, position = jnp.ones((1, 5), int), jnp.arange(5)[None]
+    mask = attention_mask(segment, position, segment, position)
+    seen = np.asarray(local_mask(mask, position, position, 2)[0])
+    np.testing.assert_array_equal(seen, np.tri(5, dtype=bool) & ~np.tri(5, k=-2, dtype=bool))

@@ -13,8 +13,8 @@ from generalist.training.sharding import make_mesh, parameter_spec
         ("blocks/attention/qkv/kernel", (4, 128, 256), P(None, "fsdp", "tensor")),
         ("blocks/feed_forward/down/kernel", (4, 384, 128), P(None, "tensor", "fsdp")),
         ("blocks/attention_norm/scale", (4, 128), P()),
-        ("token_table", (1024, 128), P("tensor", "fsdp")),
-        ("token_table", (1023, 128), P(None, "fsdp")),  # an axis that does not divide stays whole
+        ("tokens/text", (1024, 128), P("tensor", "fsdp")),
+        ("tokens/other", (1023, 128), P(None, "fsdp")),  # an axis that does not divide stays whole
         ("frame_embedder/out/kernel", (1600, 128), P("fsdp", "tensor")),
         ("position_table", (512, 128), P("fsdp", None)),  # no rule: the largest axis
         ("position_table", (16, 128), P()),  # too small to split
