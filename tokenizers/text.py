@@ -1,4 +1,4 @@
-"""Text as SentencePiece ids (Kudo & Richardson, 2018), such that every Unicode string comes back exactly."""
+"""Text as SentencePiece ids (Kudo & Richardson, 2018), or as a published model's ids, such that every string comes back exactly."""
 
 import dataclasses
 import io
@@ -31,18 +31,20 @@ _REMEMBERED = 4096
 
 @dataclasses.dataclass(frozen=True)
 class TextTokenizer:
-    """A trained SentencePiece model; its piece numbers are the text ids.
+    """A SentencePiece model, or a `tokenizer.json` of HuggingFace's `tokenizers`; its piece numbers are the text ids.
 
     Nothing is normalised, stripped or put in front, and what has no piece is spelled in UTF-8 bytes: `decode(encode(s))`
     is `s` for every string. Its own control pieces are ids that text never takes.
     """
 
     model: bytes = dataclasses.field(repr=False)
-    """The serialised SentencePiece model."""
+    """The serialised SentencePiece model, or the bytes of a `tokenizer.json`."""
 
     def __post_init__(self) -> None:
         try:
             processor = self._processor
+        except ImportError:
+            raise
         except Exception as error:
             raise ValueError("the text model is damaged: train it again, or restore the file") from error
         if processor.encode("\n \u00e9") != processor.encode(processor.decode(processor.encode("\n \u00e9"))):
@@ -108,7 +110,9 @@ class TextTokenizer:
         Path(path).write_bytes(self.model)
 
     @cached_property
-    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+    def _processor(self) -> "sentencepiece.SentencePieceProcessor | JsonProcessor":
+        if self.model[:1] == b"{":  # which begins no SentencePiece model
+            return JsonProcessor(self.model)
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @cached_property
@@ -151,6 +155,32 @@ class TextTokenizer:
 
     def __reduce__(self) -> tuple:
         return TextTokenizer, (self.model,)
+
+
+class JsonProcessor:
+    """A `tokenizer.json` with the three calls of a SentencePiece processor."""
+
+    def __init__(self, model: bytes):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ImportError(
+                'a tokenizer.json needs the package "tokenizers": install generalist[hf], or put the tokenizer.model beside it'
+            ) from error
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        # What a text says is text: nobody writes control tokens into a prompt.
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def get_piece_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
 
 
 def _escaped(text: str) -> str:

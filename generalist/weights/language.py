@@ -1,0 +1,369 @@
+"""Published language models as our trunk: GPT-2, Llama (SmolLM), Qwen 2 and 3, Gemma 2 and 3, in HuggingFace's layout.
+
+A family is settings of the one Transformer and a map of names. What a checkpoint asks for beyond them is refused, not guessed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generalist.config import Config
+from generalist.model.config import ModelConfig, RopeConfig
+from generalist.tokenizers.text import TextTokenizer
+from generalist.weights.folder import (
+    Recipe,
+    WeightsError,
+    WeightsFolder,
+    joined,
+    mapped,
+    nested,
+    stacked,
+    tensor,
+    transposed,
+)
+
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3")
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "geglu", "silu": "swiglu"}
+# Settings that an older config.json leaves out, as the families' own definitions have them.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpt2": {"layer_norm_epsilon": 1e-5},
+    "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"},
+    "qwen2": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"},
+    "qwen3": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "head_dim": 128},
+    "gemma2": {
+        "rms_norm_eps": 1e-6,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma3": {
+        "rms_norm_eps": 1e-6,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+}
+# Switches that change what the numbers mean, with the one value that we compute.
+REFUSED = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "use_sliding_window": False,
+    "use_bidirectional_attention": False,
+    "add_cross_attention": False,
+}
+UNUSED = (
+    r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask
+    r".*rotary_emb\.inv_freq",
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a Gemma 3 that sees
+)
+
+
+class LanguageModel:
+    """An opened folder with a language model: our settings for it, and its weights once they are asked for."""
+
+    def __init__(self, folder: Path | str):
+        """
+        Raises:
+            WeightsError: there is no such folder, it holds another architecture, or one of its settings is not supported.
+        """
+        self.folder = WeightsFolder(Path(folder))
+        self.family = self.folder.setting("model_type", str)
+        if self.family not in FAMILIES:
+            raise WeightsError(
+                f"{folder} holds a {self.folder.architecture} ({self.family}); the language models that can be loaded are "
+                f"{', '.join(FAMILIES)}"
+            )
+        self._section = "text_config." if self.family == "gemma3" else ""
+        self._defaults = DEFAULTS["gemma3" if self.family.startswith("gemma3") else self.family]
+        for name, value in REFUSED.items():
+            if self._get(name, bool, value) != value:
+                raise WeightsError(f"{folder} has {name} = {self._get(name, bool)}, which is not supported")
+
+    def _get(self, name: str, kind: type | tuple[type, ...] = int, default: Any = None) -> Any:
+        default = self._defaults.get(name, default)
+        given = {} if default is None else {"default": default}
+        return self.folder.setting(self._section + name, kind, **given)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the text's table."""
+        return self._get("vocab_size")
+
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """The fields of our `ModelConfig` that the model fixes."""
+        return self._gpt2_shape() if self.family == "gpt2" else self._llama_shape()
+
+    def _gpt2_shape(self) -> dict[str, Any]:
+        width, heads = self._get("n_embd"), self._get("n_head")
+        return {
+            "width": width,
+            "layers": self._get("n_layer"),
+            "heads": heads,
+            "kv_heads": heads,
+            "head_size": width // heads,
+            "hidden": self._get("n_inner", default=4 * width),
+            "activation": self._activation("activation_function", ("gelu_new",)),
+            "norm": "layer",
+            "norm_epsilon": float(self._get("layer_norm_epsilon", (int, float))),
+            "post_norms": False,
+            "qkv_bias": True,
+            "bias": True,
+            "qk_norm": False,
+            "tied_output": True,
+            "rope": RopeConfig(),
+            "learned_positions": self._get("n_positions"),
+            "window": 0,
+            "global_every": 1,
+            "embedding_scale": 1.0,
+            "query_scale": None,
+            "attention_softcap": 0.0,
+            "logit_softcap": 0.0,
+        }
+
+    def _llama_shape(self) -> dict[str, Any]:
+        width, heads = self._get("hidden_size"), self._get("num_attention_heads")
+        gemma = self.family.startswith("gemma")
+        window, every = self._windows()
+        scalar = self._get("query_pre_attn_scalar", (int, float)) if gemma else None
+        return {
+            "width": width,
+            "layers": self._get("num_hidden_layers"),
+            "heads": heads,
+            "kv_heads": self._get("num_key_value_heads", default=heads),
+            "head_size": self._get("head_dim", default=width // heads),
+            "hidden": self._get("intermediate_size"),
+            "activation": self._activation(
+                "hidden_activation" if gemma else "hidden_act", ("gelu_pytorch_tanh",) if gemma else ("silu",)
+            ),
+            "norm": "rms",
+            "norm_epsilon": float(self._get("rms_norm_eps", (int, float))),
+            "post_norms": gemma,
+            "qkv_bias": self.family == "qwen2",
+            "bias": False,
+            "qk_norm": self.family in ("qwen3", "gemma3", "gemma3_text"),
+            "tied_output": gemma or self._get("tie_word_embeddings", bool),
+            "rope": self._rope(),
+            "learned_positions": 0,
+            "window": window,
+            "global_every": every,
+            "embedding_scale": float(width**0.5) if gemma else 1.0,
+            "query_scale": float(scalar**-0.5) if scalar is not None else None,
+            "attention_softcap": self._softcap("attn_logit_softcapping"),
+            "logit_softcap": self._softcap("final_logit_softcapping"),
+        }
+
+    def _softcap(self, name: str) -> float:
+        if self.family != "gemma2":
+            return 0.0
+        section = self.folder.config.get(name, self._defaults[name])  # null means none
+        return float(section) if isinstance(section, (int, float)) else 0.0
+
+    def _activation(self, name: str, allowed: tuple[str, ...]) -> str:
+        # Early Gemma files say "gelu" and mean the approximation, as their own code does.
+        value = self._get(name, str, allowed[0])
+        if value not in allowed:
+            raise WeightsError(f"{self.folder.folder} has {name} = {value!r}; supported is {', '.join(allowed)}")
+        return ACTIVATIONS[value]
+
+    def _windows(self) -> tuple[int, int]:
+        """Size of the sliding window, and which layers have none: every so many."""
+        if not self.family.startswith("gemma"):
+            return 0, 1
+        layers, every = self._get("num_hidden_layers"), self._get("sliding_window_pattern")
+        kinds = ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
+        if self._get("layer_types", list, kinds) != kinds:
+            raise WeightsError(f"{self.folder.folder} has layer_types in which not every {every}th layer is the full one")
+        return self._get("sliding_window"), every
+
+    def _rope(self) -> RopeConfig:
+        stored: dict[str, Any] = self._get("rope_parameters", dict, {})
+        local: dict[str, Any] = {}
+        if "full_attention" in stored:
+            stored, local = stored["full_attention"], stored.get("sliding_attention", {})
+        older: dict[str, Any] = self._get("rope_scaling", dict, {})
+        base = stored.get("rope_theta", self._get("rope_theta", (int, float), 10_000.0))
+        local_base = local.get("rope_theta", self._get("rope_local_base_freq", (int, float), base))
+        scaling = stored if "rope_type" in stored else older
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind == "default":
+            return RopeConfig(base=float(base), local_base=float(local_base))
+        if kind not in ("linear", "llama3"):
+            raise WeightsError(
+                f"{self.folder.folder} stretches rotary positions by {kind!r}; supported are linear and llama3"
+            )
+        try:
+            names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            low, high, length = (scaling[name] for name in names) if kind == "llama3" else (1.0, 4.0, 8192)
+            return RopeConfig(
+                base=float(base),
+                local_base=float(local_base),
+                scaling=kind,
+                factor=float(scaling["factor"]),
+                low_frequency=float(low),
+                high_frequency=float(high),
+                length=int(length),
+            )
+        except KeyError as error:
+            raise WeightsError(f"{self.folder.folder / 'config.json'}: {kind} rotary positions lack {error}") from error
+
+    def text(self) -> TextTokenizer:
+        """Its tokenizer: `tokenizer.json` or, where there is none, a SentencePiece `tokenizer.model`.
+
+        Raises:
+            WeightsError: there is neither, it is damaged, or has more pieces than the model has rows.
+            ImportError: a `tokenizer.json` without the package `tokenizers`.
+        """
+        for name in ("tokenizer.json", "tokenizer.model"):
+            path = self.folder.folder / name
+            if path.is_file():
+                try:
+                    text = TextTokenizer.load(path)
+                except ValueError as error:
+                    raise WeightsError(str(error)) from error
+                if text.size > self.vocabulary:
+                    raise WeightsError(f"{path} has {text.size} pieces, but the model only {self.vocabulary} rows")
+                return text
+        raise WeightsError(f"{self.folder.folder} has neither tokenizer.json nor tokenizer.model: add one")
+
+    def marks(self) -> dict[str, int]:
+        """The ids of its own marks of a text's beginning and end, as far as it has them: "bos" and "eos"."""
+        found = {}
+        for name in ("bos", "eos"):
+            value = self.folder.config.get(f"{name}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int) and 0 <= value < self.vocabulary:
+                found[name] = value
+        return found
+
+    def load(self) -> dict[str, Any]:
+        """Our parameters that the checkpoint has, nested, float32.
+
+        Raises:
+            WeightsError: tensors are missing, left over or of other shapes than the settings say.
+        """
+        recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
+        unused = UNUSED if "output/text" in recipes else (*UNUSED, r"(language_model\.)?lm_head\.weight")
+        return nested({path: np.asarray(array, np.float32) for path, array in self.folder.read(recipes, unused).items()})
+
+    def _layered(self, layer: Callable[[int], Mapping[str, Recipe]]) -> dict[str, Recipe]:
+        layers = [layer(index) for index in range(self.shape["layers"])]
+        return {f"blocks/{name}": stacked([one[name] for one in layers]) for name in layers[0]}
+
+    def _gpt2_recipes(self) -> dict[str, Recipe]:
+        width, hidden = self.shape["width"], self.shape["hidden"]
+        prefix = "transformer." if "transformer.wte.weight" in self.folder.shapes else ""
+
+        def norm(ours: str, theirs: str) -> dict[str, Recipe]:
+            return {
+                f"{ours}/scale": tensor(f"{theirs}.weight", width),
+                f"{ours}/bias": tensor(f"{theirs}.bias", width),
+            }
+
+        def linear(ours: str, theirs: str, inputs: int, outputs: int) -> dict[str, Recipe]:
+            # GPT-2 alone keeps kernels as (inputs, outputs).
+            return {
+                f"{ours}/kernel": tensor(f"{theirs}.weight", inputs, outputs),
+                f"{ours}/bias": tensor(f"{theirs}.bias", outputs),
+            }
+
+        def layer(index: int) -> dict[str, Recipe]:
+            name = f"{prefix}h.{index}"
+            return {
+                **norm("attention_norm", f"{name}.ln_1"),
+                **linear("attention/qkv", f"{name}.attn.c_attn", width, 3 * width),
+                **linear("attention/out", f"{name}.attn.c_proj", width, width),
+                **norm("feed_forward_norm", f"{name}.ln_2"),
+                **linear("feed_forward/up", f"{name}.mlp.c_fc", width, hidden),
+                **linear("feed_forward/down", f"{name}.mlp.c_proj", hidden, width),
+            }
+
+        return {
+            "tokens/text": tensor(f"{prefix}wte.weight", self.vocabulary, width),
+            "time_table": tensor(f"{prefix}wpe.weight", self.shape["learned_positions"], width),
+            **norm("final_norm", f"{prefix}ln_f"),
+            **self._layered(layer),
+        }
+
+    def _llama_recipes(self) -> dict[str, Recipe]:
+        shape = self.shape
+        width, hidden, size = shape["width"], shape["hidden"], shape["head_size"]
+        inner, kv_inner = shape["heads"] * size, shape["kv_heads"] * size
+        gemma = self.family.startswith("gemma")
+        prefixes = ("language_model.model.", "model.language_model.", "model.", "")
+        prefix = next((one for one in prefixes if f"{one}embed_tokens.weight" in self.folder.shapes), "model.")
+
+        def norm(ours: str, theirs: str, length: int = width) -> dict[str, Recipe]:
+            # Our gain is 1 + scale, and so is Gemma's; the others store the gain itself.
+            stored = tensor(f"{theirs}.weight", length)
+            return {f"{ours}/scale": stored if gemma else mapped(stored, lambda gain: gain.astype(np.float32) - 1)}
+
+        def layer(index: int) -> dict[str, Recipe]:
+            name = f"{prefix}layers.{index}"
+            heads = [(f"{name}.self_attn.{which}_proj", inner if which == "q" else kv_inner) for which in "qkv"]
+            recipes = {
+                **norm("attention_norm", f"{name}.input_layernorm"),
+                "attention/qkv/kernel": joined([transposed(f"{one}.weight", rows, width) for one, rows in heads]),
+                "attention/out/kernel": transposed(f"{name}.self_attn.o_proj.weight", width, inner),
+                "feed_forward/up/kernel": joined(
+                    [transposed(f"{name}.mlp.{which}_proj.weight", hidden, width) for which in ("gate", "up")]
+                ),
+                "feed_forward/down/kernel": transposed(f"{name}.mlp.down_proj.weight", width, hidden),
+            }
+            if gemma:
+                recipes |= norm("attention_post_norm", f"{name}.post_attention_layernorm")
+                recipes |= norm("feed_forward_norm", f"{name}.pre_feedforward_layernorm")
+                recipes |= norm("feed_forward_post_norm", f"{name}.post_feedforward_layernorm")
+            else:
+                recipes |= norm("feed_forward_norm", f"{name}.post_attention_layernorm")
+            if shape["qkv_bias"]:
+                recipes["attention/qkv/bias"] = joined([tensor(f"{one}.bias", rows) for one, rows in heads])
+            if shape["qk_norm"]:
+                recipes |= norm("attention/query_norm", f"{name}.self_attn.q_norm", size)
+                recipes |= norm("attention/key_norm", f"{name}.self_attn.k_norm", size)
+            return recipes
+
+        recipes = {
+            "tokens/text": tensor(f"{prefix}embed_tokens.weight", self.vocabulary, width),
+            **norm("final_norm", f"{prefix}norm"),
+            **self._layered(layer),
+        }
+        if not shape["tied_output"]:
+            recipes["output/text"] = tensor("lm_head.weight", self.vocabulary, width)
+        return recipes
+
+
+def with_trunk(config: Config) -> Config:
+    """The settings with the shape and the vocabulary of the trunk that `model.trunk` names; unchanged without one.
+
+    Raises:
+        WeightsError: the folder holds no language model that can be loaded.
+        ValueError: rows are longer than the trunk's table of positions.
+    """
+    if config.model.trunk == "none":
+        return config
+    trunk = LanguageModel(config.model.trunk)
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert known >= trunk.shape.keys()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **trunk.shape),
+        tokens=dataclasses.replace(config.tokens, text_pieces=trunk.vocabulary),
+    )
