@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
 
     from generalist.config import Config, preset
+    from generalist.weights.language import with_trunk
 
     console = Console()
     name, rest = (
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     try:
         default = preset(name)
         config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
+        config = with_trunk(config)
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
         from generalist.experiment import run
 

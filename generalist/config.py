@@ -224,6 +224,10 @@ class Config:
                 f"model.vision.encoder = {self.model.vision.encoder}, but no image enters through it: "
                 "set tokens.documents or tokens.images to encoder"
             )
+        if 0 < self.model.learned_positions < self.data.length:
+            raise ValueError(
+                f"data.length = {self.data.length}, but the trunk knows only {self.model.learned_positions} positions: lower it"
+            )
         if self.data.features == "stored" and (not self.data.emoji.variants or "encoder" in self.tokens.images):
             raise ValueError(
                 "data.features = stored needs images that come again: set data.emoji.variants above 0, and let observed "

@@ -24,6 +24,7 @@ from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import FeatureStore
 from generalist.vision.load import load_encoder
+from generalist.weights.language import LanguageModel
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
 STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors
@@ -100,8 +101,12 @@ def stored_features(config: Config, encoder: VisionEncoder, console: Console) ->
 
 
 def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> Tokenizers:
-    """Text pieces from the run's own texts; layouts from the environments' spaces and the recordings' statistics."""
-    text = TextTokenizer.train(text_corpus(config, readers), config.tokens.text_pieces)
+    """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and the recordings'
+    statistics."""
+    if config.model.trunk == "none":
+        text = TextTokenizer.train(text_corpus(config, readers), config.tokens.text_pieces)
+    else:
+        text = LanguageModel(config.model.trunk).text()
     first: dict[str, Task] = {}
     by_layout: dict[str, list[EpisodeReader]] = {}
     for several in readers.values():

@@ -1,4 +1,4 @@
-"""Text as SentencePiece ids (Kudo & Richardson, 2018), or as a published model's ids, such that every string comes back exactly."""
+"""Text as SentencePiece ids (Kudo & Richardson, 2018) or those of a published model; every Unicode string comes back exactly."""
 
 import dataclasses
 import io

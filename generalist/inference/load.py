@@ -23,7 +23,8 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.checkpoint import restore_params
-from generalist.training.sharding import path_string
+from generalist.training.sharding import flat
+from generalist.training.step import divided, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
@@ -57,8 +58,8 @@ class Generalist:
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
-        params, step = restore_params(config.folder / "checkpoints", shapes, step)
-        return cls(config, tokenizers, graph, params, step, encoder=encoder)
+        params, frozen, step = restore_params(config.folder / "checkpoints", *divided(shapes, config.model), step)
+        return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Generalist":
@@ -82,7 +83,7 @@ class Generalist:
             )
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
-        recipes = {path: tensor(path, *leaf.shape) for path, leaf in _flat(shapes).items()}
+        recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
         return cls(config, tokenizers, graph, nested(arrays), int(card.get("step", 0)), encoder=encoder)
 
@@ -100,7 +101,7 @@ class Generalist:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "model"
             self.tokenizers.save(whole)
-            arrays = {path: np.asarray(leaf).astype(dtype) for path, leaf in _flat(self.params).items()}
+            arrays = {path: np.asarray(leaf).astype(dtype) for path, leaf in flat(self.params).items()}
             save_file(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
@@ -162,8 +163,3 @@ def _abstract(tokenizers: Tokenizers) -> tuple[nnx.GraphDef, Any]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)
     )
     return graph, shapes
-
-
-def _flat(params: Any) -> dict[str, Any]:
-    """Parameters by paths such as `blocks/attention/qkv/kernel`."""
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

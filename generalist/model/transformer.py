@@ -87,11 +87,8 @@ class Transformer(nnx.Module):
         self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.layers, rngs.params())
         self.final_norm = make_norm(config, rngs=rngs)
         self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
-        self.time_table = None
-        if config.learned_positions:
-            self.time_table = nnx.Param(
-                jax.random.normal(rngs.params(), (config.learned_positions, config.width)) * 0.02
-            )
+        times = config.learned_positions
+        self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
         # Last, so that the language model's own parameters are drawn alike with and without an encoder.
         self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
 

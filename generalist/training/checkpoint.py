@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import grain.checkpoint
-import jax
 import orbax.checkpoint as ocp
 
 from generalist.training.step import TrainState
@@ -93,8 +92,11 @@ class Checkpoints:
         )
 
 
-def restore_params(folder: Path, abstract_params: Any, step: int | None = None) -> tuple[Any, int]:
-    """The weights alone of a checkpoint, the newest unless `step` is given; returns them and their step.
+def restore_params(
+    folder: Path, abstract_params: Any, abstract_frozen: Any, step: int | None = None
+) -> tuple[Any, Any, int]:
+    """The weights alone of a checkpoint, the newest unless `step` is given; returns the trained ones, the frozen ones and their
+    step.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -104,7 +106,7 @@ def restore_params(folder: Path, abstract_params: Any, step: int | None = None) 
     path = folder.absolute() / str(step) / "state"
     if step is None or not path.exists():
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, with the same preset and run name")
-    item = {"params": abstract_params}
+    item = {"params": abstract_params, "frozen": abstract_frozen}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path,
@@ -112,7 +114,7 @@ def restore_params(folder: Path, abstract_params: Any, step: int | None = None) 
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
         )
-    return jax.tree.map(lambda leaf: leaf, restored["params"]), step
+    return restored["params"], restored["frozen"], step
 
 
 def first_line(error: Exception) -> str:

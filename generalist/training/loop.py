@@ -20,7 +20,8 @@ from generalist.training.checkpoint import Checkpoints
 from generalist.training.metrics import Metrics, model_flops, peak_flops
 from generalist.training.optimizer import make_optimizer, schedule
 from generalist.training.sharding import make_mesh
-from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer
+from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer, united
+from generalist.weights.language import LanguageModel
 
 
 class Interrupted(Exception):
@@ -134,6 +135,14 @@ def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
         )
 
 
+def load_trunk(config: Config, spec: ModelSpec, console: Console) -> dict[str, Any]:
+    """The parameters that the pretrained language model brings, nested; empty without one."""
+    if config.model.trunk == "none":
+        return {}
+    console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
+    return LanguageModel(config.model.trunk).load(spec.vocabulary)
+
+
 def train(
     config: Config,
     spec: ModelSpec,
@@ -159,15 +168,16 @@ def train(
     trainer = build_trainer(config, spec, len(names), encode)
     checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
     if checkpoints.latest is None:
-        state = trainer.initialize()
+        state = trainer.initialize(load_trunk(config, spec, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
         state = checkpoints.restore(trainer.abstract_state, iterator)
     start = int(state.step)
-    parameters = count_parameters(state.params)
-    flops, peak = model_flops(spec, batch_spec, state.params), peak_flops()
+    trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
+    held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
+    flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
     console.print(
-        f"{parameters / 1e6:.2f} M parameters, {batch_spec.rows} × {batch_spec.length} positions a step, "
+        f"{trained / 1e6:.2f} M parameters{held}, {batch_spec.rows} × {batch_spec.length} positions a step, "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), peak {peak / 1e9:.0f} GFLOP/s",
         highlight=False,
     )

@@ -55,13 +55,15 @@ def _seconds(call) -> float:
 
 def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
     """FLOPs of one training step by arithmetic, whatever the program really does: recomputation and padding's share count as
-    the shapes say. A matrix parameter costs 6 a position that passes through it (2 forward, 4 backward), causal attention
+    the shapes say. A matrix parameter costs 6 a position that passes through it (2 forward, 4 backward; 2 where it is frozen),
+    causal attention
     12 · width of all heads · length / 2 a position and layer (scores and mixing).
     """
     config = spec.config
     trunk = count_parameters(params["blocks"]) + config.width * spec.vocabulary.size
     attention = 6 * config.layers * batch.length * config.heads * config.head_size
-    total = batch.rows * batch.length * (6.0 * trunk + attention)
+    frozen = config.trunk != "none" and config.trunk_frozen
+    total = batch.rows * batch.length * ((4.0 if frozen else 6.0) * trunk + attention)
     if spec.projection_width:
         total += 6.0 * batch.tensors * count_parameters(params["tensor_embedder"])
     if spec.frames:

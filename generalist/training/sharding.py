@@ -53,6 +53,11 @@ def path_string(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
+def flat(tree) -> dict:
+    """A tree's leaves by their paths."""
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The mesh axes of one parameter: by the table, else the largest axis that divides goes to `fsdp`."""
     for pattern, spec in RULES:

@@ -4,6 +4,7 @@ Dimension key: B rows, L positions, V vocabulary, K kinds of token, S sources.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from generalist.data.batch import ArrayLike, Batch
-from generalist.model.config import ModelSpec
+from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import create
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.sharding import parameter_shardings, rows_sharding
+from generalist.training.sharding import flat, parameter_shardings, path_string, rows_sharding
+from generalist.weights.folder import nested
 
+TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
+"""Paths of what a pretrained language model brings."""
 KINDS = ("text", "continuous", "discrete")
 
 
@@ -33,6 +37,9 @@ class TrainState:
 
     step: Any
     params: Any
+    """What is trained."""
+    frozen: Any
+    """What stays as it is: no gradient, no optimizer state; empty unless a frozen trunk was given."""
     opt_state: Any
 
 
@@ -60,11 +67,37 @@ def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array,
     return log_partition - picked, log_partition
 
 
-def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: DTypeLike) -> Callable:
-    """The function that is differentiated: parameters, batch and key to the loss and its parts."""
+def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
+    """Nested parameters (or anything in their places) as those that are trained and those that are frozen, each nested."""
+    if config.trunk == "none" or not config.trunk_frozen:
+        return params, {}
 
-    def loss(params, batch: Batch, key: Array):
-        model = nnx.merge(graph, params)
+    def part(tree: Any, frozen: bool, prefix: str = "") -> Any:
+        found = {}
+        for name, value in tree.items():
+            path = f"{prefix}{name}"
+            if isinstance(value, dict):
+                if inner := part(value, frozen, f"{path}/"):
+                    found[name] = inner
+            elif bool(TRUNK.match(path)) == frozen:
+                found[name] = value
+        return found
+
+    return part(params, False), part(params, True)
+
+
+def united(params: Any, others: Any) -> Any:
+    """Two nests in one; where both have a parameter, the second one's."""
+    if not (isinstance(params, dict) and isinstance(others, dict)):
+        return others
+    return params | {name: united(params.get(name, {}), value) for name, value in others.items()}
+
+
+def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: DTypeLike) -> Callable:
+    """The function that is differentiated: parameters, frozen ones, batch and key to the loss and its parts."""
+
+    def loss(params, frozen, batch: Batch, key: Array):
+        model = nnx.merge(graph, united(params, frozen))
         logits = model.logits(model.hidden(batch, dtype, key))
         nll, log_partition = token_nll(logits, batch)
         weight = batch.loss_weight
@@ -95,7 +128,8 @@ class Trainer:
     """The compiled pieces of a run: how to start, how to step, and where everything lives on the mesh."""
 
     graph: nnx.GraphDef
-    initialize: Callable[[], TrainState]
+    initialize: Callable[[Any], TrainState]
+    """Fresh parameters, except for those of a pretrained trunk, given nested; {} without one."""
     step: Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]
     """Donates the state: use only the returned one."""
     state_shardings: TrainState
@@ -125,13 +159,20 @@ def make_trainer(
 ) -> Trainer:
     """Builds the trainer; nothing is computed before `initialize` is called."""
 
-    def fresh() -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    def fresh(trunk: Any) -> TrainState:
+        drawn = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
+        params, frozen = divided(united(drawn, trunk), spec.config)
+        # Numbers that are never updated need no more precision than they are computed with; norms and biases are small.
+        frozen = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if re.search(r"(scale|bias)$", path_string(path)) else leaf.astype(dtype), frozen
+        )
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, opt_state=optimizer.init(params))
 
     graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, seed)), nnx.Param)
-    abstract_params = nnx.to_pure_dict(abstract_model)
-    shardings = parameter_shardings(abstract_params, mesh)
+    abstract_all = nnx.to_pure_dict(abstract_model)
+    all_shardings = parameter_shardings(abstract_all, mesh)
+    abstract_params, _ = divided(abstract_all, spec.config)
+    shardings, frozen_shardings = divided(all_shardings, spec.config)
     replicated = NamedSharding(mesh, P())
     # Moments are sharded like their parameters: without this, jit would give them whole to every device.
     opt_shardings = optax.tree.map_params(
@@ -141,27 +182,32 @@ def make_trainer(
         shardings,
         transform_non_params=lambda _: replicated,
     )
-    state_shardings = TrainState(step=replicated, params=shardings, opt_state=opt_shardings)
+    state_shardings = TrainState(step=replicated, params=shardings, frozen=frozen_shardings, opt_state=opt_shardings)
     loss = make_loss(graph, spec.vocabulary, sources, z_loss, dtype)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, StepMetrics]:
         # One key a step, derived from its number: a resumed run draws what the uninterrupted one would have drawn.
         (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.params, batch, jax.random.fold_in(key, state.step)
+            state.params, state.frozen, batch, jax.random.fold_in(key, state.step)
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss=value, gradient_norm=optax.tree.norm(gradients), **parts)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    def initialize(trunk: Any) -> TrainState:
+        placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(trunk).items()}
+        return jax.jit(fresh, out_shardings=state_shardings)(nested(placed))
+
+    of_path = flat(all_shardings)
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(fresh),
+        jax.eval_shape(fresh, {}),
         state_shardings,
     )
     return Trainer(
         graph=graph,
-        initialize=jax.jit(fresh, out_shardings=state_shardings),
+        initialize=initialize,
         step=jax.jit(step, donate_argnums=(0,), out_shardings=(state_shardings, replicated)),
         state_shardings=state_shardings,
         abstract_state=abstract_state,

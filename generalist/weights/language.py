@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from generalist.config import Config
-from generalist.model.config import ModelConfig, RopeConfig
+from generalist.model.config import RopeConfig
 from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import (
     Recipe,
     WeightsError,
@@ -190,7 +191,9 @@ class LanguageModel:
         layers, every = self._get("num_hidden_layers"), self._get("sliding_window_pattern")
         kinds = ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
         if self._get("layer_types", list, kinds) != kinds:
-            raise WeightsError(f"{self.folder.folder} has layer_types in which not every {every}th layer is the full one")
+            raise WeightsError(
+                f"{self.folder.folder} has layer_types in which not every {every}th layer is the full one"
+            )
         return self._get("sliding_window"), every
 
     def _rope(self) -> RopeConfig:
@@ -253,15 +256,25 @@ class LanguageModel:
                 found[name] = value
         return found
 
-    def load(self) -> dict[str, Any]:
-        """Our parameters that the checkpoint has, nested, float32.
+    def load(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """Our parameters that the checkpoint has, nested, float32; with rows for the vocabulary's other tokens, drawn like the
+        text's own (each column's mean and deviation), so that their logits are no larger. Its marks of beginning and end are
+        the rows of ours.
 
         Raises:
             WeightsError: tensors are missing, left over or of other shapes than the settings say.
         """
         recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
         unused = UNUSED if "output/text" in recipes else (*UNUSED, r"(language_model\.)?lm_head\.weight")
-        return nested({path: np.asarray(array, np.float32) for path, array in self.folder.read(recipes, unused).items()})
+        arrays = {path: np.asarray(array, np.float32) for path, array in self.folder.read(recipes, unused).items()}
+        rng, count = np.random.default_rng(0), vocabulary.size - vocabulary.text
+        for table in ("tokens", "output"):
+            if (text := arrays.get(f"{table}/text")) is not None:
+                other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
+                for mark, row in self.marks().items():
+                    other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
+                arrays[f"{table}/other"] = other
+        return nested(arrays)
 
     def _layered(self, layer: Callable[[int], Mapping[str, Recipe]]) -> dict[str, Recipe]:
         layers = [layer(index) for index in range(self.shape["layers"])]
@@ -360,8 +373,6 @@ def with_trunk(config: Config) -> Config:
     if config.model.trunk == "none":
         return config
     trunk = LanguageModel(config.model.trunk)
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    assert known >= trunk.shape.keys()
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **trunk.shape),

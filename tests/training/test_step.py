@@ -55,7 +55,7 @@ def trainer_on(*mesh: int) -> Trainer:
 
 
 def losses(trainer: Trainer, steps: int) -> list[float]:
-    state, batch, key, seen = trainer.initialize(), trainer.place(counting_batch()), jax.random.key(0), []
+    state, batch, key, seen = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0), []
     with jax.set_mesh(trainer.mesh):
         for _ in range(steps):
             state, metrics = trainer.step(state, batch, key)
