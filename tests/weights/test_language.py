@@ -1,0 +1,291 @@
+"""Published language models against the reference implementation (tests/fixtures/make_language.py), frozen and refused ones."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from generalist.config import TrainingConfig, debug
+from generalist.data.batch import Batch
+from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.transformer import Transformer, create
+from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.optimizer import make_optimizer
+from generalist.training.sharding import flat, make_mesh
+from generalist.training.step import divided, make_trainer, united
+from generalist.weights.folder import WeightsError
+from generalist.weights.language import LanguageModel, with_trunk
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
+NAMES = ("gpt2", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3")
+VOCABULARY = Vocabulary(text=300, continuous=4, discrete=4)
+
+
+def spec_of(trunk: LanguageModel) -> ModelSpec:
+    config = dataclasses.replace(ModelConfig(), trunk=str(trunk.folder.folder), **trunk.shape)
+    return ModelSpec(config=config, vocabulary=VOCABULARY, projection_width=0, patches=False, frames=False)
+
+
+def text_batch(tokens: np.ndarray, present: np.ndarray) -> Batch:
+    zeros = np.zeros_like(tokens)
+    return Batch(
+        tokens=tokens,
+        targets=np.roll(tokens, -1, axis=1),
+        loss_weight=present.astype(np.float32),
+        modality=zeros,
+        local_position=zeros,
+        position=np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1)),
+        segment=present,
+        payload_index=zeros,
+        image=zeros,
+        source=zeros,
+        tensors=np.zeros((0, 0), np.float32),
+        frames=np.zeros((0, 0, 0, 3), np.uint8),
+        patches=np.zeros((0, 16, 16, 3), np.uint8),
+        intervals=np.zeros((0, 4), np.int32),
+        images=np.zeros((0, 0, 0, 3), np.uint8),
+        row_images=np.zeros((len(tokens), 0), np.int32),
+    )
+
+
+def stored(name: str) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """The fixture's batch, which positions are there, and the reference's logits."""
+    expected = np.load(FIXTURES / name / "expected.npz")
+    present = expected["present"].astype(np.int32)
+    return text_batch(expected["ids"].astype(np.int32), present), present > 0, expected["logits"]
+
+
+def loaded(name: str) -> tuple[nnx.GraphDef, Any]:
+    """Our model with the fixture's weights."""
+    trunk = LanguageModel(FIXTURES / name)
+    spec = spec_of(trunk)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
+    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create(spec, 0), nnx.Param)))()
+    return graph, united(fresh, trunk.load(VOCABULARY))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_the_reference_s(name: str):
+    graph, params = loaded(name)
+    batch, present, expected = stored(name)
+
+    @jax.jit
+    def logits(params, batch):
+        model = nnx.merge(graph, params)
+        return model.logits(model.hidden(batch))
+
+    ours = np.asarray(logits(params, batch))
+    np.testing.assert_allclose(ours[..., :300][present], expected[present], atol=1e-4)
+    # The tokens that the reference has not are no likelier than its own.
+    assert ours[..., 300:][present].max() < 2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3"])
+def test_cached_equals_uncached(name: str):
+    """Learnt positions, windows and bounds also hold one token at a time."""
+    graph, params = loaded(name)
+    batch, _, expected = stored(name)
+    batch = dataclasses.replace(batch, segment=np.ones_like(batch.segment))
+    length = batch.tokens.shape[1]
+    whole = jax.jit(lambda params, batch: nnx.merge(graph, params).hidden(batch))(params, batch)
+
+    @jax.jit
+    def step(params, one: Batch, caches, start):
+        model: Transformer = nnx.merge(graph, params)
+        at = jnp.arange(length)[None].repeat(2, 0)
+        return model.hidden_cached(one, caches, (at <= start).astype(jnp.int32), at, start)
+
+    caches = nnx.merge(graph, params).empty_caches(2, length)
+    names = [field.name for field in dataclasses.fields(Batch) if getattr(batch, field.name).shape == (2, length)]
+    for index in range(length):
+        one = dataclasses.replace(batch, **{name: getattr(batch, name)[:, index : index + 1] for name in names})
+        hidden, caches = step(params, one, caches, jnp.array(index))
+        np.testing.assert_allclose(hidden[:, 0], whole[:, index], atol=1e-4)
+    assert expected.shape[1] == length
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: bool):
+    trunk = LanguageModel(FIXTURES / "llama")
+    spec = spec_of(trunk)
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, trunk_frozen=frozen))
+    training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2)
+    mesh = make_mesh(1, 4, 2)
+    trainer = make_trainer(
+        spec, make_optimizer(training), mesh, sources=1, z_loss=1e-4, dtype=np.dtype(np.float32), seed=0
+    )
+    weights = trunk.load(VOCABULARY)
+    state = trainer.initialize(weights)
+    np.testing.assert_array_equal(state.params["tokens"]["other"], weights["tokens"]["other"])
+    batch = trainer.place(stored("llama")[0])
+    with jax.set_mesh(mesh):
+        for _ in range(3):
+            state, _ = trainer.step(state, batch, jax.random.key(0))
+    after = flat(united(state.params, state.frozen))
+    same = {path for path, value in flat(weights).items() if np.array_equal(after[path], value)}
+    brought = set(flat(weights)) - {"tokens/other", "output/other"}
+    assert same - {"tokens/other"} == (brought if frozen else set())  # whose tokens the batch has not
+    moments = {path for path in flat(state.opt_state) if any(path.endswith(name) for name in brought)}
+    assert bool(moments) != frozen
+    if frozen:
+        held = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+        assert held < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_frozen_matrices_are_kept_in_the_compute_type_and_norms_in_full():
+    trunk = LanguageModel(FIXTURES / "qwen2")
+    trainer = make_trainer(
+        spec_of(trunk),
+        make_optimizer(TrainingConfig()),
+        make_mesh(1, -1, 1),
+        sources=1,
+        z_loss=0.0,
+        dtype=jnp.bfloat16,
+        seed=0,
+    )
+    types = {path: leaf.dtype for path, leaf in flat(trainer.abstract_state.frozen).items()}
+    assert types["blocks/attention/qkv/kernel"] == types["tokens/text"] == jnp.bfloat16
+    assert types["blocks/attention_norm/scale"] == types["blocks/attention/qkv/bias"] == jnp.float32
+
+
+def test_division_and_union_are_inverse():
+    config = dataclasses.replace(ModelConfig(), trunk="x")
+    params = {
+        "blocks": {"up": {"kernel": 1}},
+        "tokens": {"text": 2, "other": 3},
+        "final_norm": {"scale": 4},
+        "visual": 5,
+    }
+    trained, frozen = divided(params, config)
+    assert trained == {"tokens": {"other": 3}, "visual": 5}
+    assert united(trained, frozen) == params
+    assert divided(params, dataclasses.replace(config, trunk_frozen=False)) == (params, {})
+
+
+def test_marks_of_beginning_and_end_are_the_trunk_s():
+    weights = LanguageModel(FIXTURES / "qwen3").load(VOCABULARY)
+    for table in ("tokens", "output"):
+        text, other = weights[table]["text"], weights[table]["other"]
+        np.testing.assert_array_equal(other[VOCABULARY.bos - 300], text[1])
+        np.testing.assert_array_equal(other[VOCABULARY.eos - 300], text[2])
+
+
+def test_settings_follow_the_trunk():
+    config = dataclasses.replace(debug(), model=dataclasses.replace(debug().model, trunk=str(FIXTURES / "gemma3")))
+    config = with_trunk(config)
+    assert (config.model.layers, config.model.window, config.model.global_every) == (7, 5, 6)
+    assert config.tokens.text_pieces == 300
+    with pytest.raises(ValueError, match="data.length = 128, but the trunk knows only 32 positions"):
+        with_trunk(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=str(FIXTURES / "gpt2"))))
+
+
+@pytest.mark.parametrize("said", ["a photo of a cat", "</s> is text here", "é\n\t🙂", "", "a\0b ▁"])
+def test_tokenizer_json_gives_every_text_back_and_no_control_token(said: str):
+    text = LanguageModel(FIXTURES / "llama").text()
+    ids = text.encode(said)
+    assert text.decode(ids) == said
+    assert not set(ids.tolist()) & {0, 1, 2}
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURES / "qwen2", tmp_path / "qwen2"))
+
+
+def test_a_sentencepiece_model_serves_as_well(copy: Path):
+    with (copy / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a photo of a cat"] * 9),
+            model_writer=file,
+            vocab_size=280,
+            model_type="bpe",
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    (copy / "tokenizer.json").unlink()
+    text = LanguageModel(copy).text()
+    assert text.decode(text.encode("a photo of é")) == "a photo of é"
+    (copy / "tokenizer.model").unlink()
+    with pytest.raises(WeightsError, match=r"neither tokenizer.json nor tokenizer.model"):
+        LanguageModel(copy).text()
+    (copy / "tokenizer.json").write_text("{broken")
+    with pytest.raises(WeightsError, match="text model is damaged"):
+        LanguageModel(copy).text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, r"qwen2\) holds|mamba"),
+        ({"attention_bias": True}, "attention_bias = True, which is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window = True"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'; supported is silu"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'; supported are linear and llama3"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "linear rotary positions lack 'factor'"),
+        ({"hidden_size": None}, "has no 'hidden_size'"),
+        ({"hidden_size": "16"}, "not of the expected type"),
+    ],
+)
+def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], message: str):
+    settings = json.loads((copy / "config.json").read_text()) | change
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightsError, match=message):
+        _ = LanguageModel(copy).shape
+
+
+def test_layers_with_windows_in_another_order(tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / "gemma2", tmp_path / "gemma2"))
+    settings = json.loads((folder / "config.json").read_text())
+    settings["layer_types"].reverse()
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightsError, match="layer_types in which not every 2th layer"):
+        _ = LanguageModel(folder).shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensors: model.norm.weight"),
+        (lambda tensors: tensors.update(lora=np.zeros(1)), "unknown tensors: lora"),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": np.zeros(3)}),
+            r"model.norm.weight is \(3,\) instead of \(16,\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(copy: Path, change, message: str):
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        LanguageModel(copy).load(VOCABULARY)
+
+
+def test_truncated_shards_and_pickles(tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / "llama", tmp_path / "llama"))
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:-10])
+    with pytest.raises(WeightsError, match="truncated"):
+        LanguageModel(folder)
+    shards[0].unlink()
+    with pytest.raises(WeightsError, match="lacks shards that its index names"):
+        LanguageModel(folder)
+    for path in (*shards[1:], folder / "model.safetensors.index.json"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(WeightsError, match=r"pytorch_model.bin, which could run code"):
+        LanguageModel(folder)
