@@ -83,6 +83,28 @@ class ProseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentsConfig:
+    """A user's own documents of texts and images (docs/data.md)."""
+
+    weight: float = 0.0
+    """Share of the tokens, relative to the other sources; 0 leaves it out."""
+    path: Path | None = None
+    """A JSONL file, or a folder with such files."""
+    images: int = 5
+    """Images of a document at most (Flamingo: 5)."""
+    next_probability: float = 0.5
+    """How often a document's texts belong to the image after them rather than the one before (Flamingo: 0.5)."""
+
+    def __post_init__(self) -> None:
+        if self.weight > 0 and self.path is None:
+            raise ValueError("data.documents.weight is above 0 but data.documents.path names no file: set it")
+        if not 0 <= self.next_probability <= 1:
+            raise ValueError(f"data.documents.next_probability must be from 0 to 1, got {self.next_probability}")
+        if self.images < 1:
+            raise ValueError(f"data.documents.images must be at least 1, got {self.images}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where examples come from and how they are packed."""
 
@@ -102,6 +124,8 @@ class DataConfig:
     """Images and their names."""
     prose: ProseConfig = ProseConfig()
     """Text."""
+    documents: DocumentsConfig = DocumentsConfig()
+    """Texts and images of one's own."""
     rows: int = 14
     """Rows of a batch."""
     length: int = 128
@@ -127,7 +151,7 @@ class DataConfig:
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
     def __post_init__(self) -> None:
-        for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose"):
+        for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
 
@@ -228,10 +252,17 @@ class Config:
             raise ValueError(
                 f"data.length = {self.data.length}, but the trunk knows only {self.model.learned_positions} positions: lower it"
             )
-        if self.data.features == "stored" and (not self.data.emoji.variants or "encoder" in self.tokens.images):
+        if self.data.documents.weight > 0 and self.data.documents.images > self.data.row_images and wanting:
+            raise ValueError(
+                f"data.documents.images = {self.data.documents.images}, but a row has room for data.row_images = "
+                f"{self.data.row_images}: raise that, or lower the first"
+            )
+        if self.data.features == "stored" and (
+            not self.data.emoji.variants or "encoder" in self.tokens.images or self.data.documents.weight > 0
+        ):
             raise ValueError(
                 "data.features = stored needs images that come again: set data.emoji.variants above 0, and let observed "
-                "images enter in another way than through the encoder (tokens.images)"
+                "images enter in another way than through the encoder (tokens.images), without documents of your own"
             )
 
     @property

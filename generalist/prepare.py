@@ -8,6 +8,7 @@ from rich.console import Console
 
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import BatchSpec
+from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.mixture import Source, mix
@@ -144,7 +145,7 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
 
 
 def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[str]:
-    """Instructions, names of drawings and a part of the prose."""
+    """Instructions, names of drawings, a part of the prose and of one's own documents."""
     instructions = [
         reader[index].instruction
         for several in readers.values()
@@ -153,7 +154,13 @@ def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReade
     ]
     named = training_texts() if config.data.emoji.weight > 0 else []
     written = [document.text for document in documents(config)]
-    return [*instructions, *named, "\n".join(written)[:TEXT_TRAINING_CHARACTERS]]
+    own = Documents(config.data.documents.path).texts() if config.data.documents.path is not None else []
+    return [
+        *instructions,
+        *named,
+        "\n".join(own)[:TEXT_TRAINING_CHARACTERS],
+        "\n".join(written)[:TEXT_TRAINING_CHARACTERS],
+    ]
 
 
 def documents(config: Config) -> list:
@@ -209,6 +216,15 @@ def open_sources(
         ids = np.concatenate([part for one in documents(config) for part in (tokenizers.text.encode(one.text), eos)])
         written = TextExamples(ids=ids, length=data.length - 1, assembler=assembler)
         sources.append(Source(name="prose", weight=data.prose.weight, parts=[written]))
+    if data.documents.weight > 0 and data.documents.path is not None:
+        own = DocumentExamples(
+            documents=Documents(data.documents.path),
+            assembler=assembler,
+            length=data.length,
+            images=data.documents.images,
+            next_probability=data.documents.next_probability,
+        )
+        sources.append(Source(name="documents", weight=data.documents.weight, parts=[own]))
     if not sources:
         raise ValueError("no source takes part: give at least one of data.*.weight a value above 0")
     return sources

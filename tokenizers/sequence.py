@@ -153,7 +153,8 @@ class Assembler:
         return self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
 
     def interleaved(self, parts: Sequences[np.ndarray | str], *, to_next: bool = False) -> Sequence:
-        """A document of images (uint8 H×W or H×W×C) and texts in any order, as Flamingo reads it (sections 2.4 and 3.1):
+        """A document of images (uint8 H×W or H×W×C) and texts (or their ids, int32 (n,)) in any order, as Flamingo reads it
+        (sections 2.4 and 3.1):
 
             bos  text  <image> text text chunk_end  <image> text chunk_end
 
@@ -163,7 +164,11 @@ class Assembler:
         Raises:
             ValueError: an image has a shape or type that no image has.
         """
-        total = sum(isinstance(part, np.ndarray) for part in parts)
+
+        def is_image(part: np.ndarray | str) -> bool:
+            return isinstance(part, np.ndarray) and part.ndim > 1
+
+        total = sum(map(is_image, parts))
         pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
         before = chunk = 0  # images so far; the image of the text that stands last
 
@@ -174,15 +179,15 @@ class Assembler:
                 attended.append(chunk)
 
         for part in parts:
-            if isinstance(part, np.ndarray):
+            if isinstance(part, np.ndarray) and part.ndim > 1:
                 close()
                 before, chunk, placed = before + 1, 0, self._image(part)
             else:
                 chunk = before if not to_next else before + 1 if before < total else 0
-                placed = [self._given(self._text_ids(part))]
+                placed = [self._given(self._text_ids(part) if isinstance(part, str) else part)]
             pieces += placed
             weights += [int(chunk > 0)] * len(placed)
-            attended += [chunk or (before if isinstance(part, np.ndarray) else 0)] * len(placed)
+            attended += [chunk or (before if is_image(part) else 0)] * len(placed)
         close()
         sequence = self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
         if self.visual is None:

@@ -1,0 +1,139 @@
+"""A user's own documents: what is read, how a stretch is cut, which image a text belongs to, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generalist.data.documents import DocumentError, DocumentExamples, Documents, read_image
+from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+TEXT = TextTokenizer.train(["a cat on a mat and a dog"] * 9, 300)
+VOCABULARY = Vocabulary(text=300, continuous=0, discrete=0)
+
+
+class Pixels:
+    """A `Visual` that gives every image as 8×8 pixels."""
+
+    empty = np.zeros((0, 8, 8, 3), np.uint8)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return images[:, :8, :8]
+
+
+ASSEMBLER = Assembler(vocabulary=VOCABULARY, text_tokenizer=TEXT, images="encoder", visual=Pixels())
+
+
+def write(folder: Path, *lines: object, images: int = 8) -> Path:
+    for number in range(images):
+        Image.fromarray(np.full((9, 12, 3), 20 * number, np.uint8)).save(folder / f"{number}.png")
+    path = folder / "own.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_content_pairs_and_texts(tmp_path: Path):
+    interleaved = {"content": ["a cat", {"image": "0.png"}, " on a mat", {"image": "1.png"}]}
+    path = write(tmp_path, interleaved, "", {"image": "2.png", "text": "a dog"}, {"text": "no image"})
+    documents = Documents(path)
+    assert [len(documents[index]) for index in range(len(documents))] == [4, 2, 1]
+    assert documents[0][1] == tmp_path.resolve() / "0.png"
+    assert documents.pairs() == [(tmp_path.resolve() / "2.png", "a dog")]
+    assert documents.texts() == ["a cat", " on a mat", "a dog", "no image"]
+    assert len(Documents(tmp_path)) == 3
+
+
+def test_each_text_belongs_to_the_image_before_or_the_one_after(tmp_path: Path):
+    content = ["a cat", {"image": "0.png"}, " on a mat", {"image": "1.png"}, " and a dog"]
+    documents = Documents(write(tmp_path, {"content": content}))
+    seen = {}
+    for probability in (0.0, 1.0):
+        examples = DocumentExamples(documents=documents, assembler=ASSEMBLER, next_probability=probability)
+        sequence = examples.example(0, np.random.default_rng(0))
+        assert len(sequence.images) == 2
+        assert (sequence.modality == Modality.IMAGE).sum() == 2
+        seen[probability] = sequence.image
+        # What has no image is not predicted, a marker of an image never.
+        targets = sequence.targets[sequence.loss_weight > 0]
+        assert VOCABULARY.image not in targets
+        assert (targets == VOCABULARY.chunk_end).sum() == 2
+    first = len(TEXT.encode("a cat"))
+    assert (seen[0.0][1 : 1 + first] == 0).all()
+    assert (seen[1.0][1 : 1 + first] == 1).all()
+    assert seen[0.0][-1] == 2
+    assert seen[1.0][-1] == 0
+
+
+def test_a_coin_is_tossed_a_document(tmp_path: Path):
+    documents = Documents(write(tmp_path, {"content": ["a cat", {"image": "0.png"}, " on a mat"]}))
+    examples = DocumentExamples(documents=documents, assembler=ASSEMBLER)
+    rng = np.random.default_rng(0)
+    following = [examples.example(0, rng).image[1] == 1 for _ in range(400)]
+    assert 160 < sum(following) < 240
+
+
+def test_a_stretch_has_its_length_and_the_first_images(tmp_path: Path):
+    content = [part for number in range(8) for part in ({"image": f"{number}.png"}, f" a cat number {number} on a mat")]
+    documents = Documents(write(tmp_path, {"content": content}))
+    rng, starts = np.random.default_rng(0), set()
+    for length, images in ((40, 5), (300, 5), (300, 8), (12, 1)):
+        examples = DocumentExamples(documents=documents, assembler=ASSEMBLER, length=length, images=images)
+        for _ in range(50):
+            sequence = examples.example(0, rng)
+            assert 0 < len(sequence.tokens) <= length
+            assert len(sequence.images) <= images
+            shown = sequence.images[:, 0, 0, 0] // 20
+            assert (np.diff(shown.astype(int)) == 1).all(), "images stand in order, none left out"
+            assert not len(shown) or sequence.image.max() <= len(shown)
+            starts.add(int(shown[0]) if len(shown) else -1)
+    assert len(starts) > 3, "stretches begin everywhere"
+
+
+def test_text_without_an_image_is_all_predicted(tmp_path: Path):
+    documents = Documents(write(tmp_path, {"text": "a cat on a mat"}))
+    sequence = DocumentExamples(documents=documents, assembler=ASSEMBLER).example(0, np.random.default_rng(0))
+    assert len(sequence.images) == 0
+    np.testing.assert_array_equal(sequence.targets[sequence.loss_weight > 0], TEXT.encode("a cat on a mat"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", r"own.jsonl line 1 is not JSON"),
+        ("[1]", "holds list instead of an object"),
+        ({"caption": "x"}, 'neither "content"'),
+        ({"content": []}, 'neither "content"'),
+        ({"content": ["a", 3]}, "3 is neither a text nor"),
+        ({"image": "absent.png", "text": "x"}, "line 1: there is no image .*absent.png"),
+        ({"image": "../secret.png", "text": "x"}, "outside the folder"),
+        ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
+    ],
+)
+def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
+    path = write(tmp_path, line)
+    with pytest.raises(DocumentError, match=message):
+        Documents(path)
+
+
+def test_nothing_to_read(tmp_path: Path):
+    with pytest.raises(DocumentError, match="neither a JSONL file nor a folder"):
+        Documents(tmp_path / "absent")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DocumentError, match="has no document"):
+        Documents(tmp_path)
+
+
+def test_broken_and_enormous_images(tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(DocumentError, match="no image that can be read"):
+        read_image(tmp_path / "broken.png")
+    Image.new("1", (10_000, 7_000)).save(tmp_path / "large.png")
+    with pytest.raises(DocumentError, match="10000 × 7000 pixels"):
+        read_image(tmp_path / "large.png")
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png") == 255).all()
