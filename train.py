@@ -1,11 +1,17 @@
 """Trains a preset and evaluates it: `train.py [PRESET] [--any.setting value]`; `--help` shows every setting.
 
+`train.py contrastive` trains an image tower and a text tower instead (docs/vision.md).
+
 The same command again goes on where the last one stopped, and reuses what was recorded.
 """
 
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def use_huge_pages() -> None:
@@ -31,6 +37,8 @@ def main(arguments: list[str]) -> int:
         (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
     )
     try:
+        if name == "contrastive":
+            return train_contrastive(rest, console)
         default = preset(name)
         config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
         config = with_trunk(config)
@@ -50,12 +58,31 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def train_contrastive(arguments: list[str], console: "Console") -> int:
+    """`train.py contrastive`."""
+    import tyro
+
+    from generalist.contrastive.config import ContrastiveConfig
+
+    description = "Trains an image tower and a text tower so that images and their texts are found by each other."
+    config = tyro.cli(ContrastiveConfig, args=arguments, prog="train.py contrastive", description=description)
+    console.print(f"generalist: contrastive pretraining, run {config.folder}; loading JAX ...", highlight=False)
+    from generalist.contrastive.run import run
+
+    run(config, ["train.py", "contrastive", *arguments], console)
+    return 0
+
+
 def preset_help() -> str:
     """What stands at the head of `--help`."""
     from generalist.config import PRESETS
 
     lines = [f"  {name}: {(build.__doc__ or '').strip().splitlines()[0]}" for name, build in PRESETS.items()]
-    return "Trains a preset and evaluates it. Presets (first argument, default pocket):\n" + "\n".join(lines)
+    return (
+        "Trains a preset and evaluates it. Presets (first argument, default pocket):\n"
+        + "\n".join(lines)
+        + "\n  contrastive: an image and a text tower; train.py contrastive --help"
+    )
 
 
 if __name__ == "__main__":

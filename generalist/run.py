@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from generalist.config import Config
 from generalist.model.config import ModelSpec
@@ -113,7 +113,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def check_same_settings(config: Config) -> bool:
+class RunSettings(Protocol):
+    """Settings of any kind of run."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def check_same_settings(config: RunSettings) -> bool:
     """Whether the run's folder exists already, with the same settings.
 
     Raises:

@@ -4,6 +4,8 @@ Dimension key: N images, S pixels on a side, L positions, T patches, D width, H 
 """
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
+from safetensors.numpy import save_file
 
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.vision.encoder import Preparation, VisionEncoder
@@ -254,3 +257,55 @@ def _linear(ours: str, theirs: str, outputs: int, inputs: int) -> dict[str, Reci
 
 def _norm(ours: str, theirs: str, width: int) -> dict[str, Recipe]:
     return {f"{ours}/scale": tensor(f"{theirs}.weight", width), f"{ours}/bias": tensor(f"{theirs}.bias", width)}
+
+
+def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
+    """Writes a SigLIP-like tower in HuggingFace's layout, for `load_vit` and whatever else reads it. `params` are nested."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def linear(name: str, ours: Any) -> None:
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["kernel"].T, ours["bias"]
+
+    def norm(name: str, ours: Any) -> None:
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["scale"], ours["bias"]
+
+    kernel = params["patches"]["kernel"].reshape(config.patch, config.patch, 3, config.width)
+    arrays["embeddings.patch_embedding.weight"] = kernel.transpose(3, 2, 0, 1)
+    arrays["embeddings.patch_embedding.bias"] = params["patches"]["bias"]
+    arrays["embeddings.position_embedding.weight"] = params["position_table"]
+    norm("post_layernorm", params["last_norm"])
+    for index in range(config.layers):
+        layer = jax.tree.map(lambda leaf, i=index: leaf[i], params["layers"])
+        name = f"encoder.layers.{index}"
+        norm(f"{name}.layer_norm1", layer["attention_norm"])
+        norm(f"{name}.layer_norm2", layer["feed_forward_norm"])
+        kernels, biases = (np.split(layer["qkv"][part], 3, axis=-1) for part in ("kernel", "bias"))
+        for which, one, bias in zip("qkv", kernels, biases, strict=True):
+            linear(f"{name}.self_attn.{which}_proj", {"kernel": one, "bias": bias})
+        linear(f"{name}.self_attn.out_proj", layer["out"])
+        linear(f"{name}.mlp.fc1", layer["up"])
+        linear(f"{name}.mlp.fc2", layer["down"])
+    settings = {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "image_size": config.size,
+        "patch_size": config.patch,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.hidden,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.epsilon,
+        "vision_use_head": False,
+    }
+    preparation = {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": config.size, "width": config.size},
+        "resample": int(Image.Resampling.BICUBIC),
+        "image_mean": list(config.mean),
+        "image_std": list(config.deviation),
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")

@@ -1,0 +1,77 @@
+"""Settings of contrastive pretraining."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from generalist.config import TrainingConfig
+
+Loss = Literal["clip", "siglip"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowersConfig:
+    """The shapes of the image tower and of the text tower."""
+
+    size: int = 72
+    """Height and width of an image, in pixels."""
+    patch: int = 12
+    """Height and width of one of its patches, in pixels."""
+    width: int = 128
+    """Width of both towers."""
+    layers: int = 4
+    """Layers of the image tower."""
+    text_layers: int = 2
+    """Layers of the text tower."""
+    heads: int = 4
+    """Heads of both towers."""
+    hidden: int = 512
+    """Width of the hidden layer of their feed-forwards."""
+    embedding: int = 128
+    """Width of the space that images and texts share."""
+    text_pieces: int = 1024
+    """Size of the text vocabulary; SentencePiece learns it from the texts."""
+    text_length: int = 32
+    """Text pieces at most; longer texts are cut."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"towers.{field.name} must be at least 1, got {getattr(self, field.name)}")
+        if self.size % self.patch:
+            raise ValueError(f"towers.size ({self.size}) must be a multiple of towers.patch ({self.patch})")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"towers.width ({self.width}) must be a multiple of twice towers.heads ({self.heads})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """A whole run."""
+
+    name: str = "contrastive"
+    """The run's folder under `runs`."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    loss: Loss = "siglip"
+    """Softmax over the batch in both directions (CLIP), or a sigmoid a pair (SigLIP), which is better in small batches."""
+    pairs: Path | None = None
+    """Images with texts of one's own: a JSONL file or a folder with such files (docs/data.md); none: emoji and their names."""
+    heldout: Path | None = None
+    """Pairs of one's own to be retrieved at the end; none with `pairs`: nothing is evaluated."""
+    batch: int = 128
+    """Pairs a step, each against all others."""
+    towers: TowersConfig = TowersConfig()
+    training: TrainingConfig = TrainingConfig(steps=1500, learning_rate=1e-3, checkpoint_every=500)
+
+    def __post_init__(self) -> None:
+        if self.batch < 2:
+            raise ValueError(
+                f"batch must be at least 2, as a pair is told from the others of its batch, got {self.batch}"
+            )
+        if self.heldout is not None and self.pairs is None:
+            raise ValueError("heldout without pairs: the emoji have held-out drawings of their own")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps everything; its `encoder/` is what `--model.vision.encoder` takes."""
+        return self.runs / self.name

@@ -1,0 +1,135 @@
+"""Pairs of an image and a text, drawn anew each epoch: emoji drawings with their names, or a user's own."""
+
+import dataclasses
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from generalist.contrastive.towers import PADDING
+from generalist.data.documents import Documents, read_image
+from generalist.data.emoji import Drawing, augment
+from generalist.tokenizers.text import TextTokenizer
+from generalist.vision.encoder import Preparation
+
+TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an emoji of {}", "a small icon: {}")
+"""What a name is set in: one of these in training, all of them together in zero-shot classification."""
+PREFETCH = 4  # batches made ahead
+
+
+class Pairs(Protocol):
+    """Images with texts."""
+
+    def __len__(self) -> int: ...
+
+    def shown(self, index: int) -> tuple[np.ndarray, str]:
+        """A pair as it is: image, uint8 (H, W, 3), and text."""
+
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        """A pair as training sees it, a little changed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmojiPairs:
+    """Drawings with their full names."""
+
+    drawings: tuple[Drawing, ...]
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def shown(self, index: int) -> tuple[np.ndarray, str]:
+        return self.drawings[index].image(), self.drawings[index].name
+
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        drawing = self.drawings[index]
+        return augment(drawing.rgba(), rng), TEMPLATES[rng.integers(len(TEMPLATES))].format(drawing.name)
+
+
+class OwnPairs:
+    """A user's own pairs."""
+
+    def __init__(self, documents: Documents):
+        self.pairs = documents.pairs()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def shown(self, index: int) -> tuple[np.ndarray, str]:
+        path, text = self.pairs[index]
+        return read_image(path), text
+
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        """A random window of at least 0.7 of either side; never mirrored: texts may say left and right."""
+        image, text = self.shown(index)
+        height, width = (max(1, round(length * rng.uniform(0.7, 1.0))) for length in image.shape[:2])
+        top, left = (int(rng.integers(room + 1)) for room in (image.shape[0] - height, image.shape[1] - width))
+        return image[top : top + height, left : left + width], text
+
+
+def text_ids(text: TextTokenizer, texts: list[str], length: int) -> Int[np.ndarray, "N L"]:
+    """Texts as ids, cut or padded to `length`: int32."""
+    ids = np.full((len(texts), length), PADDING, np.int32)
+    for row, one in zip(ids, texts, strict=True):
+        pieces = text.encode(one)[:length]
+        row[: len(pieces)] = pieces
+    return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw(grain.transforms.RandomMap):
+    """Number of a pair → its pixels and text ids."""
+
+    pairs: Pairs
+    prepare: Preparation
+    text: TextTokenizer
+    length: int
+
+    def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, text = self.pairs.drawn(int(element), rng)
+        return self.prepare(image), text_ids(self.text, [text], self.length)[0]
+
+
+class PairBatches(grain.DatasetIterator):
+    """Endless batches (pixels, uint8 (N, S, S, 3); text ids, int32 (N, L)), shuffled anew each epoch; threads make a few ahead.
+
+    Raises:
+        ValueError: there are fewer pairs than a batch has.
+    """
+
+    def __init__(self, pairs: Pairs, prepare: Preparation, text: TextTokenizer, *, length: int, batch: int, seed: int):
+        super().__init__()
+        if len(pairs) < batch:
+            raise ValueError(f"there are {len(pairs)} pairs for a batch of {batch}: lower --batch, or give more")
+        draw = _Draw(pairs, prepare, text, length)
+        # An epoch's rest that fills no batch is left out: a pair never stands twice in one batch.
+        epoch = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()
+        drawn = epoch.repeat().random_map(draw)
+        self._batch, self._whole, self._count = batch, len(pairs) // batch, len(pairs)
+        self._draw, self._step = drawn, 0
+        self._pool = ThreadPoolExecutor(2)
+        self._ahead: deque[Future] = deque()
+
+    def make(self, step: int) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
+        """The batch of a step."""
+        epoch, number = divmod(step, self._whole)
+        first = epoch * self._count + number * self._batch
+        items = [self._draw[index] for index in range(first, first + self._batch)]
+        return np.stack([pixels for pixels, _ in items]), np.stack([ids for _, ids in items])
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        while len(self._ahead) <= PREFETCH:
+            self._ahead.append(self._pool.submit(self.make, self._step + len(self._ahead)))
+        batch = self._ahead.popleft().result()
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._ahead.clear()
+        self._step = int(state["step"])
