@@ -1,0 +1,164 @@
+"""Contrastive pretraining: losses against plain numpy, the same on every mesh, exact resumption, export, refused input."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from generalist.config import TrainingConfig
+from generalist.contrastive.config import ContrastiveConfig, Loss, TowersConfig
+from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, text_ids
+from generalist.contrastive.run import DualEncoder, make_contrastive_trainer, run
+from generalist.contrastive.towers import PADDING, clip_loss, siglip_loss
+from generalist.data.documents import DocumentError, Documents
+from generalist.data.emoji import drawings
+from generalist.tokenizers.text import TextTokenizer
+from generalist.vision.encoder import Preparation
+from generalist.vision.load import load_encoder
+
+TINY = TowersConfig(
+    size=24,
+    patch=8,
+    width=32,
+    layers=2,
+    text_layers=1,
+    heads=2,
+    hidden=48,
+    embedding=16,
+    text_pieces=400,
+    text_length=12,
+)
+TEXT = TextTokenizer.train(["a red heart", "waving hand dark skin tone"] * 9, 300)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def embedded() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return unit(rng.normal(size=(6, 5))).astype(np.float32), unit(rng.normal(size=(6, 5))).astype(np.float32)
+
+
+def test_clip_loss_is_the_mean_of_two_cross_entropies(embedded):
+    images, texts = embedded
+    logits = 7.0 * images @ texts.T
+
+    def cross_entropy(rows: np.ndarray) -> float:
+        chances = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+        return float(-np.log(np.diagonal(chances)).mean())
+
+    expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+    np.testing.assert_allclose(clip_loss(images, texts, jnp.array(7.0)), expected, rtol=1e-5)
+
+
+def test_siglip_loss_sums_over_pairs_and_divides_by_the_batch(embedded):
+    images, texts = embedded
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            matches = 1 if i == j else -1
+            total += np.log1p(np.exp(-matches * (7.0 * images[i] @ texts[j] - 3.0)))
+    loss = siglip_loss(images, texts, jnp.array(7.0), jnp.array(-3.0))
+    np.testing.assert_allclose(loss, total / 6, rtol=1e-5)
+
+
+def config(loss: Loss, steps: int = 6, **mesh: int) -> ContrastiveConfig:
+    training = TrainingConfig(steps=steps, warmup=1, learning_rate=1e-3, checkpoint_every=3, log_every=3, **mesh)
+    return ContrastiveConfig(loss=loss, batch=16, towers=TINY, training=training)
+
+
+def batches(seed: int = 0) -> PairBatches:
+    pairs = EmojiPairs(drawings("train")[:40])
+    return PairBatches(pairs, Preparation(size=24, crop=False), TEXT, length=12, batch=16, seed=seed)
+
+
+def losses(settings: ContrastiveConfig, steps: int = 3) -> list[float]:
+    trainer, source, seen = make_contrastive_trainer(settings), batches(), []
+    state = trainer.initialize()
+    with jax.set_mesh(trainer.mesh):
+        for _ in range(steps):
+            state, metrics = trainer.step(state, *trainer.place(next(source)))
+            seen.append(float(metrics["loss"]))
+    return seen
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_eight_devices_give_the_losses_of_one(loss: Loss):
+    """Two pairs a device, each against the pairs of all, or the whole batch on every device."""
+    split = losses(config(loss, data_axis=4, fsdp_axis=2))
+    whole = losses(config(loss, data_axis=1, fsdp_axis=1, tensor_axis=8))
+    np.testing.assert_allclose(split, whole, rtol=1e-5)
+
+
+def test_batches_follow_from_their_number_and_hold_no_pair_twice():
+    first, again = batches(), batches()
+    seen = [next(first) for _ in range(5)]
+    again.set_state({"step": 3})
+    for mine, theirs in zip(seen[3:], (next(again), next(again)), strict=True):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    assert first.get_state() == {"step": 5}
+    for pixels, ids in seen:
+        assert pixels.shape == (16, 24, 24, 3)
+        assert len(np.unique(pixels.reshape(16, -1), axis=0)) == 16
+        assert ids.shape == (16, 12)
+    assert not np.array_equal(seen[0][0], seen[2][0])
+    with pytest.raises(ValueError, match="40 pairs for a batch of 64"):
+        PairBatches(EmojiPairs(drawings("train")[:40]), first._draw, TEXT, length=12, batch=64, seed=0)
+
+
+def test_texts_are_cut_and_padded():
+    ids = text_ids(TEXT, ["a", "a red heart " * 9], 12)
+    assert (ids[0] == PADDING).sum() == 12 - len(TEXT.encode("a"))
+    assert (ids[1] != PADDING).all()
+
+
+def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "text": f"thing number {number}"}))
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    quiet = Console(quiet=True)
+    settings = dataclasses.replace(
+        config("siglip"), name="cut", runs=tmp_path, pairs=tmp_path / "own.jsonl", heldout=tmp_path / "own.jsonl"
+    )
+    run(dataclasses.replace(settings, training=dataclasses.replace(settings.training, steps=3)), ["test"], quiet)
+    run(settings, ["test"], quiet)
+    results = json.loads((tmp_path / "cut" / "results.json").read_text())
+    assert results["step"] == 6
+    assert results["retrieval"]["heldout"]["items"] == 24
+    dual = DualEncoder.load(tmp_path / "cut")
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    embedded = dual.embed_images([image])
+    np.testing.assert_allclose(np.linalg.norm(embedded), 1.0, rtol=1e-5)
+    # The exported tower gives the features that the embedding is the mean of.
+    encoder = load_encoder(str(tmp_path / "cut" / "encoder"), 0)
+    assert encoder is not None
+    features = np.asarray(encoder.compiled()(encoder(image[None])))
+    assert features.shape == (1, 9, 32)
+    projected = features.mean(axis=1) @ np.asarray(dual.params["projection"]["kernel"])
+    np.testing.assert_allclose(unit(projected), embedded, atol=1e-5)
+    with pytest.raises(ValueError, match="loss"):
+        run(dataclasses.replace(settings, loss="clip"), ["test"], quiet)
+
+
+def test_settings_that_make_no_sense(tmp_path: Path):
+    with pytest.raises(ValueError, match="batch must be at least 2"):
+        ContrastiveConfig(batch=1)
+    with pytest.raises(ValueError, match="heldout without pairs"):
+        ContrastiveConfig(heldout=tmp_path)
+    with pytest.raises(ValueError, match=r"towers.size \(72\) must be a multiple of towers.patch \(10\)"):
+        TowersConfig(patch=10)
+    (tmp_path / "own.jsonl").write_text('{"text": "alone"}\n')
+    with pytest.raises(DocumentError, match="no pair of an image and a text"):
+        OwnPairs(Documents(tmp_path))
