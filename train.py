@@ -66,10 +66,10 @@ def train_contrastive(arguments: list[str], console: "Console") -> int:
 
     description = "Trains an image tower and a text tower so that images and their texts are found by each other."
     config = tyro.cli(ContrastiveConfig, args=arguments, prog="train.py contrastive", description=description)
-    console.print(f"generalist: contrastive pretraining, run {config.folder}; loading JAX ...", highlight=False)
-    from generalist.contrastive.run import run
+    console.print(f"generalist: contrastive pretraining, run {config.folder}", highlight=False)
+    from generalist.experiment import run_contrastive
 
-    run(config, ["train.py", "contrastive", *arguments], console)
+    run_contrastive(config, ["train.py", "contrastive", *arguments], console)
     return 0
 
 

@@ -1,10 +1,13 @@
-"""A whole run: prepare, train, evaluate. Every part is skipped when it is done already."""
+"""Whole runs: prepare, train, evaluate. Every part is skipped when it is done already."""
 
 from rich.console import Console
 
 from generalist.config import Config
+from generalist.contrastive.config import ContrastiveConfig
 from generalist.experts import record_missing
-from generalist.run import check_same_settings
+from generalist.run import check_same_settings, write_json
+from generalist.settings import plain
+from generalist.tokenizers.text import TextTokenizer
 
 
 def run(config: Config, command: list[str], console: Console) -> None:
@@ -40,3 +43,46 @@ def run(config: Config, command: list[str], console: Console) -> None:
     from generalist.eval.run import evaluate
 
     evaluate(config, command, console)
+
+
+def run_contrastive(config: ContrastiveConfig, command: list[str], console: Console) -> None:
+    """Contrastive pretraining: trains both towers to `training.steps`, exports the image tower, and scores held-out pairs.
+
+    runs/<name>/config.json  text.model  checkpoints/  metrics.jsonl  tensorboard/  results.json
+                encoder/     the image tower in SigLIP's layout, for --model.vision.encoder
+                towers.safetensors   all weights, for `DualEncoder.load`
+
+    Raises:
+        ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
+        KeyboardInterrupt: stopped; everything finished so far is on disk.
+    """
+    again = check_same_settings(config)
+    console.print("loading JAX ...", highlight=False)
+    from generalist.contrastive.data import OwnPairs, learn_text, open_batches, open_pairs
+    from generalist.contrastive.dual import DualEncoder
+    from generalist.contrastive.train import export, train
+    from generalist.data.documents import Documents
+    from generalist.eval.contrastive import evaluate, show
+    from generalist.training.loop import Interrupted
+
+    pairs = open_pairs(config)
+    heldout = OwnPairs(Documents(config.heldout)) if config.heldout is not None else None
+    if not again:
+        console.print("learning the text tokenizer ...", highlight=False)
+        text = learn_text(config, pairs)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        text.save(config.folder / "text.model")
+        write_json(config.folder / "config.json", plain(config))
+    else:
+        text = TextTokenizer.load(config.folder / "text.model")
+    try:
+        state = train(config, open_batches(config, pairs, text), console)
+    except Interrupted as interrupted:
+        console.print(str(interrupted), highlight=False)
+        raise KeyboardInterrupt from interrupted
+    export(config, state.params)
+    results = evaluate(DualEncoder.load(config.folder), heldout, console)
+    write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
+    show(results, console)
+    console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
+    console.print(f"every number: {config.folder / 'results.json'}", highlight=False)

@@ -9,9 +9,10 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.towers import PADDING
 from generalist.data.documents import Documents, read_image
-from generalist.data.emoji import Drawing, augment
+from generalist.data.emoji import Drawing, augment, drawings
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 
@@ -24,6 +25,9 @@ class Pairs(Protocol):
     """Images with texts."""
 
     def __len__(self) -> int: ...
+
+    def texts(self) -> list[str]:
+        """All texts."""
 
     def shown(self, index: int) -> tuple[np.ndarray, str]:
         """A pair as it is: image, uint8 (H, W, 3), and text."""
@@ -41,6 +45,9 @@ class EmojiPairs:
     def __len__(self) -> int:
         return len(self.drawings)
 
+    def texts(self) -> list[str]:
+        return [drawing.name for drawing in self.drawings]
+
     def shown(self, index: int) -> tuple[np.ndarray, str]:
         return self.drawings[index].image(), self.drawings[index].name
 
@@ -57,6 +64,9 @@ class OwnPairs:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def texts(self) -> list[str]:
+        return [text for _, text in self.pairs]
 
     def shown(self, index: int) -> tuple[np.ndarray, str]:
         path, text = self.pairs[index]
@@ -133,3 +143,25 @@ class PairBatches(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._ahead.clear()
         self._step = int(state["step"])
+
+
+def open_pairs(config: ContrastiveConfig) -> Pairs:
+    """What is trained on.
+
+    Raises:
+        DocumentError: the user's own pairs cannot be read.
+        MissingImages: the packages with the drawings are not installed.
+    """
+    return EmojiPairs(drawings("train")) if config.pairs is None else OwnPairs(Documents(config.pairs))
+
+
+def learn_text(config: ContrastiveConfig, pairs: Pairs) -> TextTokenizer:
+    """Text pieces from the pairs' own texts."""
+    return TextTokenizer.train([*pairs.texts(), *TEMPLATES], config.towers.text_pieces)
+
+
+def open_batches(config: ContrastiveConfig, pairs: Pairs, text: TextTokenizer) -> PairBatches:
+    """The stream that is trained on."""
+    towers = config.towers
+    prepare = Preparation(size=towers.size, crop=False)
+    return PairBatches(pairs, prepare, text, length=towers.text_length, batch=config.batch, seed=config.training.seed)

@@ -14,10 +14,12 @@ from rich.console import Console
 from generalist.config import TrainingConfig
 from generalist.contrastive.config import ContrastiveConfig, Loss, TowersConfig
 from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, text_ids
-from generalist.contrastive.run import DualEncoder, make_contrastive_trainer, run
+from generalist.contrastive.dual import DualEncoder
 from generalist.contrastive.towers import PADDING, clip_loss, siglip_loss
+from generalist.contrastive.train import make_contrastive_trainer
 from generalist.data.documents import DocumentError, Documents
 from generalist.data.emoji import drawings
+from generalist.experiment import run_contrastive
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 from generalist.vision.load import load_encoder
@@ -132,8 +134,10 @@ def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
     settings = dataclasses.replace(
         config("siglip"), name="cut", runs=tmp_path, pairs=tmp_path / "own.jsonl", heldout=tmp_path / "own.jsonl"
     )
-    run(dataclasses.replace(settings, training=dataclasses.replace(settings.training, steps=3)), ["test"], quiet)
-    run(settings, ["test"], quiet)
+    run_contrastive(
+        dataclasses.replace(settings, training=dataclasses.replace(settings.training, steps=3)), ["test"], quiet
+    )
+    run_contrastive(settings, ["test"], quiet)
     results = json.loads((tmp_path / "cut" / "results.json").read_text())
     assert results["step"] == 6
     assert results["retrieval"]["heldout"]["items"] == 24
@@ -149,7 +153,7 @@ def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
     projected = features.mean(axis=1) @ np.asarray(dual.params["projection"]["kernel"])
     np.testing.assert_allclose(unit(projected), embedded, atol=1e-5)
     with pytest.raises(ValueError, match="loss"):
-        run(dataclasses.replace(settings, loss="clip"), ["test"], quiet)
+        run_contrastive(dataclasses.replace(settings, loss="clip"), ["test"], quiet)
 
 
 def test_settings_that_make_no_sense(tmp_path: Path):

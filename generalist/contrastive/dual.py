@@ -1,0 +1,81 @@
+"""Trained towers in use: images and texts to embeddings."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from generalist.contrastive.config import ContrastiveConfig
+from generalist.contrastive.data import text_ids
+from generalist.contrastive.towers import Towers
+from generalist.settings import from_plain
+from generalist.tokenizers.text import TextTokenizer
+from generalist.training.sharding import flat
+from generalist.vision.encoder import Preparation
+from generalist.weights.folder import WeightsFolder, nested, tensor
+
+EMBEDDED_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoder:
+    """Trained towers: images and texts to embeddings in one space."""
+
+    config: ContrastiveConfig
+    text: TextTokenizer
+    params: Any
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "DualEncoder":
+        """A finished run's folder.
+
+        Raises:
+            WeightsError: it holds no such run, or damaged weights.
+            ValueError: its settings are damaged.
+        """
+        weights = WeightsFolder(Path(folder))
+        config = from_plain(ContrastiveConfig, weights.config)
+        shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param))
+        recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
+        params = nested({path: jnp.asarray(array) for path, array in weights.read(recipes).items()})
+        return cls(config, TextTokenizer.load(weights.folder / "text.model"), params)
+
+    @cached_property
+    def prepare(self) -> Preparation:
+        """How an image becomes pixels."""
+        return Preparation(size=self.config.towers.size, crop=False)
+
+    def embed_images(self, images: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        """Unit embeddings of images, uint8 (H, W, C) each."""
+        return self._embed(Towers.images, np.stack([self.prepare(image) for image in images]))
+
+    def embed_texts(self, texts: list[str]) -> Float[np.ndarray, "N E"]:
+        """Unit embeddings of texts."""
+        return self._embed(Towers.texts, text_ids(self.text, texts, self.config.towers.text_length))
+
+    @cached_property
+    def _compiled(self) -> Callable:
+        graph, _ = nnx.split(nnx.eval_shape(lambda: fresh_towers(self.config)), nnx.Param)
+        run = jax.jit(lambda method, params, x: method(nnx.merge(graph, params), x, jnp.float32), static_argnums=0)
+        return run
+
+    def _embed(self, method: Callable, inputs: np.ndarray) -> np.ndarray:
+        """A few at a time, always as many, so that all share one compilation."""
+        found = []
+        for start in range(0, len(inputs), EMBEDDED_AT_ONCE):
+            chunk = inputs[start : start + EMBEDDED_AT_ONCE]
+            filled = np.resize(chunk, (EMBEDDED_AT_ONCE, *chunk.shape[1:]))
+            found.append(np.asarray(self._compiled(method, self.params, filled))[: len(chunk)])
+        return np.concatenate(found)
+
+
+def fresh_towers(config: ContrastiveConfig) -> Towers:
+    """Both towers, freshly drawn."""
+    return Towers(config.towers, config.loss, rngs=nnx.Rngs(config.training.seed))
