@@ -74,8 +74,8 @@ class Towers(nnx.Module):
         self.projection = Linear(config.width, config.embedding, rngs=rngs)
         self.text = TextTower(config, rngs=rngs)
         # CLIP starts at 1/0.07, SigLIP at 10 with a bias that says: nearly all pairs do not match.
-        self.log_scale = nnx.Param(jnp.log(jnp.array(1 / 0.07 if loss == "clip" else 10.0)))
-        self.bias = nnx.Param(jnp.array(-10.0)) if loss == "siglip" else None
+        self.log_scale = nnx.Param(jnp.log(jnp.array(1 / 0.07 if loss == "clip" else 10.0, jnp.float32)))
+        self.bias = nnx.Param(jnp.array(-10.0, jnp.float32)) if loss == "siglip" else None
 
     def images(self, pixels: UInt8[Array, "N S S 3"], dtype: jnp.dtype) -> Float[Array, "N E"]:
         """Unit embeddings: the mean of the patches' features, projected."""

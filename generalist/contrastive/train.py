@@ -178,7 +178,7 @@ def _steps(
 
 
 def export(config: ContrastiveConfig, params: Any) -> None:
-    """Writes all weights, nested, and the image tower as a folder that loaders of SigLIP read; each appears whole or not at all."""
+    """Writes all weights, nested, and the image tower as a folder that loaders of SigLIP read; each is whole or not there."""
     params = jax.device_get(params)
     with tempfile.TemporaryDirectory(dir=config.folder, prefix=".export.") as temporary:
         whole = Path(temporary)
