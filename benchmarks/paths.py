@@ -48,7 +48,8 @@ def main() -> None:
         if not (arguments.runs / run / "results.json").exists():
             subprocess.run(command, cwd=ROOT, check=True)
         rows.append((name, *figures(arguments.runs / run)))
-    headers = ["path", "drawings %", "never named %", "caption gain, nats", "atari %", "ms a step", "tokens a step"]
+    headers = ["path", "drawings %", "wrong image %", "no image %", "never named %"]
+    headers += ["caption gain over wrong, nats", "over none, nats", "atari %", "ms a step", "tokens a step"]
     print("\n| " + " | ".join(headers) + " |\n|" + "---|" * len(headers))
     for row in rows:
         print("| " + " | ".join(row) + " |")
@@ -68,8 +69,11 @@ def figures(folder: Path) -> list[str]:
 
     return [
         interval(naming["drawings"]["accuracy"]),
+        interval(naming["drawings"]["blind_accuracy"]),
+        interval(naming["drawings"]["imageless_accuracy"]),
         interval(naming["names"]["accuracy"]),
         interval(naming["drawings"]["caption_gain_over_wrong"]),
+        interval(naming["drawings"]["caption_gain_over_none"]),
         interval(atari["percent"]),
         f"{1000 * seconds:.0f}",
         f"{tokens:.0f}",
