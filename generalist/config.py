@@ -320,6 +320,39 @@ def gato_pocket() -> Config:
     )
 
 
+def gato_79m() -> Config:
+    """Gato's smallest published model (appendix C.1, table 5), with its scheme and optimisation; for accelerators."""
+    return _gato("gato_79m", ModelConfig(width=768, layers=8, heads=24, kv_heads=24, head_size=32, hidden=1536), 1e-4)
+
+
+def gato_364m() -> Config:
+    """Gato's middle published model, alike."""
+    return _gato(
+        "gato_364m", ModelConfig(width=1536, layers=12, heads=12, kv_heads=12, head_size=128, hidden=3328), 2e-4
+    )
+
+
+def gato_1b() -> Config:
+    """Gato's largest published model of 1.18 B parameters, alike."""
+    return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4736), 1e-4)
+
+
+def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
+    """Widths, layers and heads as published. The published counts hold a relative-position matrix a layer, which rotary
+    positions do without; the feed-forward is as much wider, so that the counts agree."""
+    pocket_sized = gato_pocket()
+    return dataclasses.replace(
+        pocket_sized,
+        name=name,
+        model=dataclasses.replace(model, qk_norm=False, remat=True),
+        tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000),
+        data=dataclasses.replace(pocket_sized.data, rows=512, patches=131_072),
+        training=TrainingConfig(
+            steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
+        ),
+    )
+
+
 def debug() -> Config:
     """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
     return Config(
@@ -348,7 +381,9 @@ def debug() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {preset.__name__: preset for preset in (pocket, gato_pocket, debug)}
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (pocket, gato_pocket, gato_79m, gato_364m, gato_1b, debug)
+}
 
 
 def preset(name: str) -> Config:
