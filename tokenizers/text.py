@@ -172,6 +172,10 @@ class JsonProcessor:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # Control tokens, which text never takes, may have ids beyond the rows of a model that has no use for them (Gemma 3).
+        pieces = set(self._tokenizer.get_vocab(with_added_tokens=False).values())
+        written = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
+        self._size = 1 + max(pieces | written, default=-1)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -180,7 +184,7 @@ class JsonProcessor:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def get_piece_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        return self._size
 
 
 def _escaped(text: str) -> str:

@@ -18,6 +18,7 @@ from generalist.config import TrainingConfig, debug
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
+from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.optimizer import make_optimizer
 from generalist.training.sharding import flat, make_mesh
@@ -194,6 +195,21 @@ def test_tokenizer_json_gives_every_text_back_and_no_control_token(said: str):
     ids = text.encode(said)
     assert text.decode(ids) == said
     assert not set(ids.tolist()) & {0, 1, 2}
+
+
+def test_control_tokens_beyond_the_rows_are_left_aside(tmp_path: Path):
+    """As in Gemma 3 without eyes, whose tokenizer still has a token for images."""
+    tokenizer = json.loads((FIXTURES / "llama" / "tokenizer.json").read_text())
+    common = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer["added_tokens"] += [
+        {"id": 295, "content": "<tool>", "special": False, **common},
+        {"id": 400, "content": "<image>", "special": True, **common},
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    text = TextTokenizer.load(tmp_path / "tokenizer.json")
+    said = "a <tool> and an <image>"
+    assert text.decode(text.encode(said)) == said
+    assert text.size == text.encode(said).max() + 1
 
 
 @pytest.fixture
