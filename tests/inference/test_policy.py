@@ -66,7 +66,7 @@ def make_generalist(hide_actions: float, steps: int = 4, images: Images = "frame
         visual=encoder,
         channels=encoder.channels if encoder is not None else 0,
     )
-    graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
+    graph, params = nnx.split(create(tokenizers.model_spec(), 1), nnx.Param)
     # Larger than at initialisation, so that the choices depend on what was seen.
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
