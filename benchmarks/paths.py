@@ -19,8 +19,8 @@ LONG = "--data.rows 5 --data.length 384 --data.patches 1900"
 PATHS = {
     "frame": "",
     "frame, documents frame+encoder": f"--tokens.documents frame+encoder {ENCODER} --data.images 72 --data.row-images 16",
-    "patches": f"--tokens.images patches --tokens.documents patches {LONG}",
     "encoder": f"--tokens.images encoder --tokens.documents encoder {ENCODER} --data.images 208 --data.row-images 64",
+    "patches": f"--tokens.images patches --tokens.documents patches {LONG}",
     "patches+encoder": f"--tokens.images patches+encoder --tokens.documents patches+encoder {LONG} {ENCODER} --data.images 128 "
     "--data.row-images 32",
 }
