@@ -194,10 +194,14 @@ class TrainingConfig:
     """Checkpoints kept."""
     log_every: int = 20
     """Steps between metric lines."""
+    skip_limit: int = 10
+    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"training.steps must be at least 1, got {self.steps}")
+        if self.skip_limit < 0:
+            raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
         if sum(axis == -1 for axis in (self.data_axis, self.fsdp_axis, self.tensor_axis)) > 1:
             raise ValueError("at most one of training.data_axis, fsdp_axis and tensor_axis may be -1")
 

@@ -58,6 +58,10 @@ class StepMetrics:
     source_correct: Float[ArrayLike, "S"]
     tokens: Float[ArrayLike, ""]
     """Positions that are not padding."""
+    skipped: Float[ArrayLike, ""]
+    """1 where the loss or a gradient was not finite: the parameters are as before, and all sums above are 0; else 0."""
+    skipped_sources: Float[ArrayLike, "S"]
+    """Of a skipped step: how much of the loss's weight each source had; else 0."""
 
 
 def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
@@ -190,9 +194,20 @@ def make_trainer(
         (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.frozen, batch, jax.random.fold_in(key, state.step)
         )
+        norm = optax.tree.norm(gradients)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss=value, gradient_norm=optax.tree.norm(gradients), **parts)
+        # One bad batch must not end a long run, nor leave anything in the moments: the step is as if it had not been.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        counted = {"loss": value, "gradient_norm": norm, **parts}
+        metrics = StepMetrics(
+            **jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), counted),
+            skipped=1.0 - sound,
+            skipped_sources=jnp.where(sound, 0, parts["source_weight"]),
+        )
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def initialize(trunk: Any) -> TrainState:
