@@ -75,6 +75,7 @@ def build_trainer(config: Config, spec: ModelSpec, sources: int, encode: Callabl
         z_loss=training.z_loss,
         dtype=compute_dtype(training.dtype),
         seed=training.seed,
+        ema=training.ema,
         encode=encode,
     )
 

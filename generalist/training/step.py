@@ -40,6 +40,8 @@ class TrainState:
     """What is trained."""
     frozen: Any
     """What stays as it is: no gradient, no optimizer state; empty unless a frozen trunk was given."""
+    mean_params: Any
+    """Exponential moving average of `params`, which evaluation uses; empty unless it is asked for."""
     opt_state: Any
 
 
@@ -159,9 +161,14 @@ def make_trainer(
     z_loss: float,
     dtype: DTypeLike,
     seed: int,
+    ema: float = 0.0,
     encode: Callable[[Array], Array] | None = None,
 ) -> Trainer:
-    """Builds the trainer; nothing is computed before `initialize` is called."""
+    """Builds the trainer; nothing is computed before `initialize` is called.
+
+    Args:
+        ema: decay of the moving average of the parameters; 0 keeps none.
+    """
 
     def fresh(trunk: Any) -> TrainState:
         drawn = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
@@ -170,7 +177,13 @@ def make_trainer(
         frozen = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if re.search(r"(scale|bias)$", path_string(path)) else leaf.astype(dtype), frozen
         )
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, opt_state=optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            frozen=frozen,
+            mean_params=jax.tree.map(jnp.copy, params) if ema else {},
+            opt_state=optimizer.init(params),
+        )
 
     graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, seed)), nnx.Param)
     abstract_all = nnx.to_pure_dict(abstract_model)
@@ -186,7 +199,13 @@ def make_trainer(
         shardings,
         transform_non_params=lambda _: replicated,
     )
-    state_shardings = TrainState(step=replicated, params=shardings, frozen=frozen_shardings, opt_state=opt_shardings)
+    state_shardings = TrainState(
+        step=replicated,
+        params=shardings,
+        frozen=frozen_shardings,
+        mean_params=shardings if ema else {},
+        opt_state=opt_shardings,
+    )
     loss = make_loss(graph, spec.vocabulary, sources, z_loss, dtype)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, StepMetrics]:
@@ -202,13 +221,21 @@ def make_trainer(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
         )
+        # Young averages follow faster: the first weights, which are random, are soon forgotten.
+        share = jnp.where(sound, jnp.maximum(1 - ema, 9 / (10 + state.step)), 0)
+        mean_params = jax.tree.map(
+            lambda mean, new: mean + share * (new - mean), state.mean_params, params if ema else {}
+        )
         counted = {"loss": value, "gradient_norm": norm, **parts}
         metrics = StepMetrics(
             **jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), counted),
             skipped=1.0 - sound,
             skipped_sources=jnp.where(sound, 0, parts["source_weight"]),
         )
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        following = dataclasses.replace(
+            state, step=state.step + 1, params=params, mean_params=mean_params, opt_state=opt_state
+        )
+        return following, metrics
 
     def initialize(trunk: Any) -> TrainState:
         placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(trunk).items()}

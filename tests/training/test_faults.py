@@ -58,6 +58,7 @@ def test_a_batch_that_is_not_finite_leaves_no_trace():
         SPEC, make_optimizer(training), make_mesh(1, -1, 1), sources=3, z_loss=1e-4, dtype=np.dtype(np.float32), seed=0
     )
     state, key = trainer.initialize({}), jax.random.key(0)
+    assert state.mean_params == {}
     with jax.set_mesh(trainer.mesh):
         state, good = trainer.step(state, trainer.place(batch(1.0)), key)
         before = jax.tree.map(np.asarray, (state.params, state.opt_state))
