@@ -50,8 +50,8 @@ class Generalist:
 
     @classmethod
     def from_run(cls, config: Config, step: int | None = None) -> "Generalist":
-        """The newest checkpoint of a run (or that of `step`), on this machine's first device; or their moving average, where the run
-        keeps one.
+        """The newest checkpoint of a run (or that of `step`), on this machine's first device: the weights or, where the run keeps
+        it, their moving average.
 
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
