@@ -176,6 +176,8 @@ class TrainingConfig:
     """AdamW's second-moment decay."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what evaluation uses (0.999 is common); 0: none."""
     z_loss: float = 1e-4
     """Weight of the squared log-partition, which keeps logits from drifting (PaLM, section 5)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -194,10 +196,16 @@ class TrainingConfig:
     """Checkpoints kept."""
     log_every: int = 20
     """Steps between metric lines."""
+    skip_limit: int = 10
+    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"training.steps must be at least 1, got {self.steps}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"training.ema must be at least 0 and below 1, got {self.ema}")
+        if self.skip_limit < 0:
+            raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
         if sum(axis == -1 for axis in (self.data_axis, self.fsdp_axis, self.tensor_axis)) > 1:
             raise ValueError("at most one of training.data_axis, fsdp_axis and tensor_axis may be -1")
 

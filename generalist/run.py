@@ -33,7 +33,14 @@ FREE = (
         "data.*.temperature",
         "data.features",
     ),
-    *("training.steps", "training.checkpoint_every", "training.keep", "training.log_every", "training.*_axis"),
+    *(
+        "training.steps",
+        "training.checkpoint_every",
+        "training.keep",
+        "training.log_every",
+        "training.*_axis",
+        "training.skip_limit",
+    ),
 )
 
 

@@ -56,7 +56,9 @@ def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
 
     def fresh() -> TrainState:
         params = nnx.to_pure_dict(nnx.state(fresh_towers(config), nnx.Param))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt_state=optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32), params=params, frozen={}, mean_params={}, opt_state=optimizer.init(params)
+        )
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param)
     abstract = jax.eval_shape(fresh)
@@ -66,6 +68,7 @@ def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
         step=replicated,
         params=shardings,
         frozen={},
+        mean_params={},
         opt_state=optax.tree.map_params(
             optimizer,
             lambda _, sharding: sharding,

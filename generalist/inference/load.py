@@ -50,7 +50,8 @@ class Generalist:
 
     @classmethod
     def from_run(cls, config: Config, step: int | None = None) -> "Generalist":
-        """The newest checkpoint of a run (or that of `step`), on this machine's first device.
+        """The newest checkpoint of a run (or that of `step`), on this machine's first device: the weights or, where the run keeps
+        it, their moving average.
 
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
@@ -58,7 +59,9 @@ class Generalist:
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
-        params, frozen, step = restore_params(config.folder / "checkpoints", *divided(shapes, config.model), step)
+        params, frozen, step = restore_params(
+            config.folder / "checkpoints", *divided(shapes, config.model), step, mean=config.training.ema > 0
+        )
         return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
 
     @classmethod

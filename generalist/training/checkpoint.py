@@ -93,10 +93,10 @@ class Checkpoints:
 
 
 def restore_params(
-    folder: Path, abstract_params: Any, abstract_frozen: Any, step: int | None = None
+    folder: Path, abstract_params: Any, abstract_frozen: Any, step: int | None = None, *, mean: bool = False
 ) -> tuple[Any, Any, int]:
-    """The weights alone of a checkpoint, the newest unless `step` is given; returns the trained ones, the frozen ones and their
-    step.
+    """The weights alone of a checkpoint, the newest unless `step` is given; returns the trained ones (or their moving average,
+    with `mean`), the frozen ones and their step.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -106,7 +106,8 @@ def restore_params(
     path = folder.absolute() / str(step) / "state"
     if step is None or not path.exists():
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, with the same preset and run name")
-    item = {"params": abstract_params, "frozen": abstract_frozen}
+    trained = "mean_params" if mean else "params"
+    item = {trained: abstract_params, "frozen": abstract_frozen}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path,
@@ -114,7 +115,7 @@ def restore_params(
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
         )
-    return restored["params"], restored["frozen"], step
+    return restored[trained], restored["frozen"], step
 
 
 def first_line(error: Exception) -> str:

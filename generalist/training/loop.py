@@ -23,23 +23,31 @@ from generalist.training.sharding import make_mesh
 from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer, united
 from generalist.weights.language import LanguageModel
 
+SETTLED = 50  # steps before a loss can be called unusual
+SPIKE = 6.0  # standard deviations above the usual
+
 
 class Interrupted(Exception):
     """The user asked to stop; everything up to the last finished step is saved."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a cluster sends before it takes a machine away."""
+
+
 @dataclasses.dataclass
 class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that a step is never cut in half; the second one ends at once."""
+    """Turns the first signal to stop into a flag, so that a step is never cut in half; the second one ends at once."""
 
     asked: bool = False
 
     def __enter__(self) -> "Interrupt":
-        self._previous = signal.signal(signal.SIGINT, self._ask)
+        self._previous = {number: signal.signal(number, self._ask) for number in STOPS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -67,6 +75,7 @@ def build_trainer(config: Config, spec: ModelSpec, sources: int, encode: Callabl
         z_loss=training.z_loss,
         dtype=compute_dtype(training.dtype),
         seed=training.seed,
+        ema=training.ema,
         encode=encode,
     )
 
@@ -85,9 +94,11 @@ class Window:
         entries = jax.device_get(self.entries)
         total = jax.tree.map(lambda *leaves: np.asarray(np.sum(leaves, axis=0)), *entries)
         count, positions = len(entries), config.data.rows * config.data.length * len(entries)
+        sound = max(1, count - total.skipped)
         values = {
-            "loss": total.loss / count,
-            "gradient_norm": total.gradient_norm / count,
+            "loss": total.loss / sound,
+            "gradient_norm": total.gradient_norm / sound,
+            "skipped": total.skipped,
             "learning_rate": float(schedule(config.training)(step - 1)),
             "tokens_per_second": total.tokens / seconds,
             "mfu": flops * count / seconds / peak,
@@ -125,14 +136,52 @@ def gate_openings(params: Any) -> dict[str, float]:
     }
 
 
-def require_finite(entry: StepMetrics, step: int, names: list[str]) -> None:
-    """Raises FloatingPointError naming the step and the sources of its batch when the loss is not finite."""
-    if not np.isfinite(entry.loss):
-        involved = [name for name, weight in zip(names, np.asarray(entry.source_weight), strict=True) if weight > 0]
-        raise FloatingPointError(
-            f"the loss at step {step} is {float(entry.loss)}; its batch came from {', '.join(involved)}. The last checkpoint is "
-            "intact: lower training.learning_rate, or look at that source's data"
-        )
+class Watch:
+    """Looks at every step's loss: skipped steps are told and counted, and a loss far above the usual is told with its sources.
+
+    Args:
+        names: the sources' names.
+        limit: skipped steps in a row that are borne.
+        say: shows a line.
+    """
+
+    def __init__(self, names: list[str], limit: int, say: Callable[[str], None]):
+        self.names, self.limit, self.say = names, limit, say
+        self.in_a_row = self.seen = 0
+        self.mean = self.variance = 0.0
+
+    def look(self, entry: StepMetrics, step: int) -> None:
+        """Waits for a step and looks at it.
+
+        Raises:
+            FloatingPointError: more than `limit` steps in a row had to be skipped; names the step and its sources.
+        """
+        loss, skipped = float(entry.loss), bool(entry.skipped)
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if skipped:
+            sources = ", ".join(self._involved(entry.skipped_sources)) or "no source"
+            if self.in_a_row > self.limit:
+                raise FloatingPointError(
+                    f"the loss or its gradient is not finite at step {step}, the {self.in_a_row}th in a row; its batch came from "
+                    f"{sources}. The last checkpoint is whole: lower training.learning_rate, or look at those sources' data"
+                )
+            self.say(f"step {step} skipped: its loss or gradient is not finite; its batch came from {sources}")
+            return
+        usual, spread = self.mean, self.variance**0.5
+        if self.seen >= SETTLED and loss > usual + SPIKE * spread + 0.1 * abs(usual):
+            weights = np.asarray(entry.source_weight)
+            each = np.asarray(entry.source_nll) / np.maximum(weights, 1e-9)
+            told = [
+                f"{name} {nll:.2f}" for name, nll, weight in zip(self.names, each, weights, strict=True) if weight > 0
+            ]
+            self.say(f"step {step}: the loss is {loss:.2f}, usually {usual:.2f}; nats a token: {', '.join(told)}")
+        self.seen += 1
+        share = max(0.02, 1 / self.seen)  # a mean over about fifty steps
+        self.variance = (1 - share) * (self.variance + share * (loss - self.mean) ** 2)
+        self.mean += share * (loss - self.mean)
+
+    def _involved(self, weights: Any) -> list[str]:
+        return [name for name, weight in zip(self.names, np.asarray(weights), strict=True) if weight > 0]
 
 
 def load_trunk(config: Config, spec: ModelSpec, console: Console) -> dict[str, Any]:
@@ -160,8 +209,8 @@ def train(
         encode: a frozen encoder's pixels to features, where batches carry pixels.
 
     Raises:
-        Interrupted: Ctrl-C; the position is saved.
-        FloatingPointError: the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the position is saved.
+        FloatingPointError: the loss was not finite for too many steps in a row.
         OSError: a checkpoint could not be written.
     """
     training = config.training
@@ -205,7 +254,7 @@ def run_steps(
     """Steps until the end or until asked to stop."""
     training = config.training
     key = jax.random.key(training.seed)
-    window = Window()
+    window, watch = Window(), Watch(names, training.skip_limit, metrics.say)
     with jax.set_mesh(trainer.mesh):
         for step in range(int(state.step) + 1, training.steps + 1):
             begun = time.perf_counter()
@@ -213,14 +262,13 @@ def run_steps(
             window.waited += time.perf_counter() - begun
             state, entry = trainer.step(state, trainer.place(batch), key)
             window.entries.append(entry)
+            watch.look(entry, step)  # one step in flight: the bar tells the truth
             if step % training.log_every == 0 or step == training.steps:
-                require_finite(window.entries[-1], step, names)
                 values = window.summarize(config, names, *speed, step) | gate_openings(state.params)
                 metrics.write(step, values)
                 metrics.advance(step, describe(values))
                 window = Window()
             else:
-                jax.block_until_ready(entry.loss)  # one step in flight: the bar tells the truth
                 metrics.advance(step)
             if step % training.checkpoint_every == 0 and step < training.steps:
                 checkpoints.save(state, iterator)

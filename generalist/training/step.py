@@ -40,6 +40,8 @@ class TrainState:
     """What is trained."""
     frozen: Any
     """What stays as it is: no gradient, no optimizer state; empty unless a frozen trunk was given."""
+    mean_params: Any
+    """Exponential moving average of `params`, which evaluation uses; empty unless it is asked for."""
     opt_state: Any
 
 
@@ -58,6 +60,10 @@ class StepMetrics:
     source_correct: Float[ArrayLike, "S"]
     tokens: Float[ArrayLike, ""]
     """Positions that are not padding."""
+    skipped: Float[ArrayLike, ""]
+    """1 where the loss or a gradient was not finite: the parameters are as before, and all sums above are 0; else 0."""
+    skipped_sources: Float[ArrayLike, "S"]
+    """Of a skipped step: how much of the loss's weight each source had; else 0."""
 
 
 def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
@@ -155,9 +161,14 @@ def make_trainer(
     z_loss: float,
     dtype: DTypeLike,
     seed: int,
+    ema: float = 0.0,
     encode: Callable[[Array], Array] | None = None,
 ) -> Trainer:
-    """Builds the trainer; nothing is computed before `initialize` is called."""
+    """Builds the trainer; nothing is computed before `initialize` is called.
+
+    Args:
+        ema: decay of the moving average of the parameters; 0 keeps none.
+    """
 
     def fresh(trunk: Any) -> TrainState:
         drawn = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
@@ -166,7 +177,13 @@ def make_trainer(
         frozen = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if re.search(r"(scale|bias)$", path_string(path)) else leaf.astype(dtype), frozen
         )
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, opt_state=optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            frozen=frozen,
+            mean_params=jax.tree.map(jnp.copy, params) if ema else {},
+            opt_state=optimizer.init(params),
+        )
 
     graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, seed)), nnx.Param)
     abstract_all = nnx.to_pure_dict(abstract_model)
@@ -182,7 +199,13 @@ def make_trainer(
         shardings,
         transform_non_params=lambda _: replicated,
     )
-    state_shardings = TrainState(step=replicated, params=shardings, frozen=frozen_shardings, opt_state=opt_shardings)
+    state_shardings = TrainState(
+        step=replicated,
+        params=shardings,
+        frozen=frozen_shardings,
+        mean_params=shardings if ema else {},
+        opt_state=opt_shardings,
+    )
     loss = make_loss(graph, spec.vocabulary, sources, z_loss, dtype)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, StepMetrics]:
@@ -190,10 +213,29 @@ def make_trainer(
         (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.frozen, batch, jax.random.fold_in(key, state.step)
         )
+        norm = optax.tree.norm(gradients)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss=value, gradient_norm=optax.tree.norm(gradients), **parts)
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        # One bad batch must not end a long run, nor leave anything in the moments: the step is as if it had not been.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        # Young averages follow faster: the first weights, which are random, are soon forgotten.
+        share = jnp.where(sound, jnp.maximum(1 - ema, 9 / (10 + state.step)), 0)
+        mean_params = jax.tree.map(
+            lambda mean, new: mean + share * (new - mean), state.mean_params, params if ema else {}
+        )
+        counted = {"loss": value, "gradient_norm": norm, **parts}
+        metrics = StepMetrics(
+            **jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), counted),
+            skipped=1.0 - sound,
+            skipped_sources=jnp.where(sound, 0, parts["source_weight"]),
+        )
+        following = dataclasses.replace(
+            state, step=state.step + 1, params=params, mean_params=mean_params, opt_state=opt_state
+        )
+        return following, metrics
 
     def initialize(trunk: Any) -> TrainState:
         placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(trunk).items()}

@@ -89,3 +89,23 @@ def test_schedule_warms_up_and_ends_low():
     assert float(rate(0)) == 0
     np.testing.assert_allclose(float(rate(3)), CONFIG.learning_rate, rtol=1e-6)
     np.testing.assert_allclose(float(rate(30)), CONFIG.learning_rate * CONFIG.final_fraction, rtol=1e-5)
+
+
+def test_the_moving_average_follows_the_weights():
+    trainer = make_trainer(
+        SPEC, make_optimizer(CONFIG), make_mesh(1, 8, 1), sources=2, z_loss=1e-4, dtype=np.float32, seed=0, ema=0.75
+    )
+    state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
+
+    def weights(params) -> np.ndarray:
+        return np.asarray(params["blocks"]["attention"]["qkv"]["kernel"])
+
+    expected = weights(state.mean_params)
+    np.testing.assert_array_equal(expected, weights(state.params))
+    with jax.set_mesh(trainer.mesh):
+        for step in range(30):
+            state, _ = trainer.step(state, batch, key)
+            share = max(0.25, 9 / (10 + step))
+            expected = expected + share * (weights(state.params) - expected)
+    np.testing.assert_allclose(weights(state.mean_params), expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(weights(state.mean_params), weights(state.params), atol=1e-6)
