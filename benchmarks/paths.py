@@ -36,9 +36,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the recordings")
     parser.add_argument("--runs", type=Path, default=Path("runs/paths"))
+    parser.add_argument("--only", nargs="+", choices=PATHS, default=list(PATHS), metavar="PATH", help="all by default")
     arguments = parser.parse_args()
     rows = []
-    for name, settings in PATHS.items():
+    for name in arguments.only:
+        settings = PATHS[name]
         run = name.replace(", ", "-").replace(" ", "-")
         where = (
             f"--name {run} --runs {arguments.runs} --data.folder {arguments.data} --training.steps {arguments.steps}"
