@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -22,6 +23,8 @@ from generalist.run import Tokenizers
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
+from generalist.training.hosts import is_first, wait_for_all
+from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import FeatureStore
 from generalist.vision.load import load_encoder
@@ -38,8 +41,8 @@ class Prepared:
     tokenizers: Tokenizers
     batch_spec: BatchSpec
     iterator: BatchIterator
-    names: list[str]
-    """The sources, in the order of the batches' `source` ids."""
+    sources: dict[str, float]
+    """The sources and their shares, in the order of the batches' `source` ids."""
     encoder: VisionEncoder | None = None
     """The frozen encoder, where there is one."""
 
@@ -54,12 +57,11 @@ def prepare(config: Config, console: Console) -> Prepared:
         }
         for suite, several in suite_tasks(config).items()
     }
-    if (config.folder / "config.json").exists():
-        tokenizers = Tokenizers.load(config.folder, config)
-    else:
+    if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
-        tokenizers = learn_tokenizers(config, readers)
-        tokenizers.save(config.folder)
+        learn_tokenizers(config, readers).save(config.folder)
+    wait_for_all("tokenizers")
+    tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is not None:
         visual = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
@@ -79,14 +81,15 @@ def prepare(config: Config, console: Console) -> Prepared:
         row_images=data.row_images if encoder is not None else 0,
         image_shape=tokenizers.visual.empty.shape[1:] if tokenizers.visual is not None else (0, 0, 3),
         image_dtype=str(tokenizers.visual.empty.dtype) if tokenizers.visual is not None else "uint8",
+        shards=data.shards,
     )
-    draw = mix(sources, seed=config.training.seed)
-    iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
+    own = own_shards(make_mesh(config.training), data.shards)
+    streams = mix(sources, seed=config.training.seed, own=own, shards=data.shards)
     return Prepared(
         tokenizers=tokenizers,
         batch_spec=spec,
-        iterator=iterator,
-        names=[source.name for source in sources],
+        iterator=BatchIterator(streams, spec, tokenizers.assembler.vocabulary.pad, fixed=jax.process_count() > 1),
+        sources={source.name: source.weight for source in sources},
         encoder=encoder,
     )
 

@@ -81,14 +81,22 @@ class VisionEncoder:
         """Images, uint8 (N, H, W, C) → pixels as the encoder takes them, uint8 (N, S, S, 3)."""
         return np.stack([self.prepare(image) for image in images]) if len(images) else self.empty
 
-    def compiled(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
-        """Pixels to features. On a CPU a few images at a time, whose activations stay in the caches: half the time."""
+    def compiled(
+        self, params: Any = None, *, alone: bool = True
+    ) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
+        """Pixels to features.
+
+        Args:
+            params: the parameters as they were laid out on devices; None: on the first one.
+            alone: whether one device does it. On a CPU it takes a few images at a time, whose activations stay in the caches:
+                half the time.
+        """
 
         def encode(params: Any, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
-            if jax.default_backend() != "cpu" or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
+            if jax.default_backend() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
                 return self.apply(params, pixels)
             chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
             return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)
 
-        compiled = jax.jit(encode)
-        return lambda pixels: compiled(self.params, pixels)
+        compiled, placed = jax.jit(encode), self.params if params is None else params
+        return lambda pixels: compiled(placed, pixels)
