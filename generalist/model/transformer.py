@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
+from generalist.model.attend import Packed
 from generalist.model.attention import Angles, Attention, Cache, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
@@ -32,8 +33,8 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, mask, angles, cache=None, start=None):
-        mixed, cache = self.attention(self.attention_norm(x), mask, angles, cache, start)
+    def __call__(self, x, seen, angles, cache=None, start=None):
+        mixed, cache = self.attention(self.attention_norm(x), seen, angles, cache, start)
         x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
         mixed = self.feed_forward(self.feed_forward_norm(x))
         return x + (mixed if self.feed_forward_post_norm is None else self.feed_forward_post_norm(mixed)), cache
@@ -42,7 +43,7 @@ class Block(nnx.Module):
 class Sight(NamedTuple):
     """What the layers of a kind see: which positions, and the angles that tell how far away they are."""
 
-    mask: Bool[Array, "B L S"]
+    seen: Packed | Bool[Array, "B L S"]
     angles: Angles | None
 
 
@@ -114,13 +115,20 @@ class Transformer(nnx.Module):
             x = x + self.time_table[...].at[batch.position].get(mode="clip").astype(dtype)
         return x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
 
-    def sights(
+    def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
+        """What layers without a window see of whole rows, and those with one; None where no layer has one."""
+        whole = Sight(Packed(batch.segment, jnp.array(False)), angles(batch.position, self.config))
+        if not self.config.window:
+            return whole, None
+        return whole, Sight(Packed(batch.segment, jnp.array(True)), angles(batch.position, self.config, local=True))
+
+    def cached_sights(
         self,
         batch: Batch,
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
     ) -> tuple[Sight, Sight | None]:
-        """What layers without a window see, and those with one; None where no layer has one."""
+        """The same of new positions, that see a cache's slots."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
         whole = Sight(mask, angles(batch.position, self.config))
         if not self.config.window:
@@ -141,7 +149,7 @@ class Transformer(nnx.Module):
     def hidden(self, batch: Batch, dtype: DTypeLike = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
         """Final hidden states of whole sequences. `key` draws patch positions (training); None takes their means."""
         x = self.embed(batch, dtype, key)
-        whole, near = self.sights(batch, batch.segment, batch.position)
+        whole, near = self.sights(batch)
         graph, stacked = nnx.split(self.blocks)
         is_global = jnp.array([self.is_global(layer) for layer in range(self.config.layers)])
 
@@ -173,7 +181,7 @@ class Transformer(nnx.Module):
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        whole, near = self.sights(batch, cache_segment, cache_position)
+        whole, near = self.cached_sights(batch, cache_segment, cache_position)
         graph, stacked = nnx.split(self.blocks)
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
