@@ -41,23 +41,22 @@ def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout:
     parts = mesh_parts(layout.queries)
     mask = masks.LocalMask((length, length), (window - 1 if window else None, 0), offset=0, shard_count=parts)
     queries, keys = block(length // parts), block(length)
-    with jax.ensure_compile_time_eval():  # tables, whatever is being traced around them
-        return kernels.make_splash_mha(
-            masks.MultiHeadMask([mask] * heads),
-            block_sizes=kernels.BlockSizes(
-                block_q=queries,
-                block_kv=keys,
-                block_q_dkv=queries,
-                block_kv_dkv=keys,
-                block_q_dq=queries,
-                block_kv_dq=keys,
-            ),
-            attn_logits_soft_cap=softcap or None,
-            head_shards=mesh_parts(layout.heads),
-            q_seq_shards=parts,
-            residual_checkpoint_name="attention",
-            interpret=interpret,
-        )
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=kernels.BlockSizes(
+            block_q=queries,
+            block_kv=keys,
+            block_q_dkv=queries,
+            block_kv_dkv=keys,
+            block_q_dq=queries,
+            block_kv_dq=keys,
+        ),
+        attn_logits_soft_cap=softcap or None,
+        head_shards=mesh_parts(layout.heads),
+        q_seq_shards=parts,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
 
 
 def splash_attention(
