@@ -27,7 +27,7 @@ from generalist.weights.folder import WeightsError
 from generalist.weights.language import LanguageModel, with_trunk
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
-NAMES = ("gpt2", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3")
+NAMES = ("gpt2", "gpt2_untied", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_bounded")
 VOCABULARY = Vocabulary(text=300, continuous=4, discrete=4)
 
 
@@ -90,7 +90,7 @@ def test_logits_are_the_reference_s(name: str):
     assert ours[..., 300:][present].max() < 2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3", "gemma3_bounded"])
 def test_cached_equals_uncached(name: str):
     """Learnt positions, windows and bounds also hold one token at a time."""
     graph, params = loaded(name)
@@ -252,6 +252,14 @@ def test_a_sentencepiece_model_serves_as_well(copy: Path):
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "linear rotary positions lack 'factor'"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "16"}, "not of the expected type"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers = -2: it must be above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
+        ({"num_attention_heads": 5}, "5 heads, which do not divide its width of 16"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, r"model\.heads \(8\) must be a multiple of"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "much"}}, "settings that do not fit: could not convert"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "model.rope.factor must be above 0"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "model.rope.base must be above 0"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types of which"),
     ],
 )
 def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], message: str):
@@ -266,8 +274,23 @@ def test_layers_with_windows_in_another_order(tmp_path: Path):
     settings = json.loads((folder / "config.json").read_text())
     settings["layer_types"].reverse()
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(WeightsError, match="layer_types in which not every 2th layer"):
+    with pytest.raises(WeightsError, match="layer_types of which not every nth is the full one"):
         _ = LanguageModel(folder).shape
+
+
+def test_windows_whose_positions_are_stretched(tmp_path: Path):
+    for name, positions in (
+        ("gemma2", {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
+        (
+            "gemma3",
+            {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        ),
+    ):
+        folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+        settings = json.loads((folder / "config.json").read_text()) | {"rope_parameters": positions}
+        (folder / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(WeightsError, match="stretches rotary positions of layers with a window"):
+            _ = LanguageModel(folder).shape
 
 
 @pytest.mark.parametrize(
