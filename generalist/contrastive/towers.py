@@ -13,7 +13,8 @@ from generalist.model.attention import angles
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack
 from generalist.model.transformer import Block
-from generalist.vision.vit import DEVIATIONS, MEANS, ViT, ViTConfig
+from generalist.vision.processor import DEVIATIONS, MEANS
+from generalist.vision.vit import ViT, ViTConfig
 
 PADDING = -1
 """Stands where a text has no piece."""

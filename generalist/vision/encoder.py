@@ -62,7 +62,7 @@ class VisionEncoder:
     channels: int
     """F."""
     weights_hash: str
-    """SHA-256 of the files that the weights came from."""
+    """What they are known by: SHA-256 of the files that they came from, and how they standardise pixels where that may vary."""
     params: Any
     apply: Callable[[Any, UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]
     """Parameters and prepared pixels to features; can be compiled."""
