@@ -19,7 +19,7 @@ from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.metrics import Metrics, model_flops, peak_flops
 from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import make_mesh
+from generalist.training.sharding import flat, make_mesh
 from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer, united
 from generalist.weights.language import LanguageModel
 
@@ -184,12 +184,18 @@ class Watch:
         return [name for name, weight in zip(self.names, np.asarray(weights), strict=True) if weight > 0]
 
 
-def load_trunk(config: Config, spec: ModelSpec, console: Console) -> dict[str, Any]:
-    """The parameters that the pretrained language model brings, nested; empty without one."""
+def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
+    """The parameters that the pretrained language model brings, nested, each on the devices as soon as it is read, in the type
+    and parts that the trainer keeps; empty without one."""
     if config.model.trunk == "none":
         return {}
     console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
-    return LanguageModel(config.model.trunk).load(spec.vocabulary)
+    kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
+
+    return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
 
 
 def train(
@@ -217,7 +223,7 @@ def train(
     trainer = build_trainer(config, spec, len(names), encode)
     checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
     if checkpoints.latest is None:
-        state = trainer.initialize(load_trunk(config, spec, console))
+        state = trainer.initialize(load_trunk(config, spec, trainer, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
         state = checkpoints.restore(trainer.abstract_state, iterator)

@@ -138,8 +138,8 @@ class WeightsFolder:
             raise WeightsError(
                 f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
             )
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and (not 0 <= value < math.inf or (value == 0 and kind is int)):
+        number: Any = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
+        if not 0 <= number < math.inf or (number == 0 and kind is int):
             raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
         return value
 

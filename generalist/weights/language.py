@@ -286,31 +286,43 @@ class LanguageModel:
                 found[name] = value
         return found
 
-    def load(self, vocabulary: Vocabulary) -> dict[str, Any]:
+    def load(self, vocabulary: Vocabulary, place: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
         """Our parameters that the checkpoint has, nested, float32; with rows for the vocabulary's other tokens, drawn like the
         text's own (each column's mean and deviation), so that their logits are no larger. Its marks of beginning and end are
         the rows of ours.
+
+        Args:
+            place: path and array, in the file's type → what is kept of it, as soon as it is read: no more than two of them are
+                then in this machine's memory at once. None keeps float32 here.
 
         Raises:
             WeightsError: tensors are missing, left over or of other shapes than the settings say.
         """
         recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
+        unused: tuple[str, ...] = UNUSED
         if self.shape["tied_output"]:
             unused = (*UNUSED, r"(language_model\.)?lm_head\.weight")
         else:
             heads = ("language_model.lm_head.weight", "lm_head.weight")
             name = next((one for one in heads if one in self.folder.shapes), heads[1])
             recipes["output/text"] = tensor(name, self.vocabulary, self.shape["width"])
-            unused = UNUSED
-        arrays = {path: np.asarray(array, np.float32) for path, array in self.folder.read(recipes, unused).items()}
-        rng, count = np.random.default_rng(0), vocabulary.size - vocabulary.text
-        for table in ("tokens", "output"):
-            if (text := arrays.get(f"{table}/text")) is not None:
-                other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
-                for mark, row in self.marks().items():
-                    other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
-                arrays[f"{table}/other"] = other
+        keep = place or (lambda path, array: np.asarray(array, np.float32))
+        rng, arrays = np.random.default_rng(0), {}
+        for path, array in self.folder.stream(recipes, unused):
+            if path in ("tokens/text", "output/text"):
+                table = path.removesuffix("/text")
+                arrays[f"{table}/other"] = keep(f"{table}/other", self._other_rows(array, vocabulary, rng))
+            arrays[path] = keep(path, array)
         return nested(arrays)
+
+    def _other_rows(self, text: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the tokens that the text's table has not."""
+        text = text.astype(np.float32)
+        count = vocabulary.size - vocabulary.text
+        other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
+        for mark, row in self.marks().items():
+            other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
+        return other
 
     def _layered(self, layer: Callable[[int], Mapping[str, Recipe]]) -> dict[str, Recipe]:
         layers = [layer(index) for index in range(self.shape["layers"])]

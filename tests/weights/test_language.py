@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from flax import nnx
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from generalist.config import TrainingConfig, debug
@@ -20,10 +22,11 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.loop import load_trunk
 from generalist.training.optimizer import make_optimizer
 from generalist.training.sharding import flat, make_mesh
 from generalist.training.step import divided, make_trainer, united
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel, with_trunk
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
@@ -156,6 +159,37 @@ def test_frozen_matrices_are_kept_in_the_compute_type_and_norms_in_full():
     types = {path: leaf.dtype for path, leaf in flat(trainer.abstract_state.frozen).items()}
     assert types["blocks/attention/qkv/kernel"] == types["tokens/text"] == jnp.bfloat16
     assert types["blocks/attention_norm/scale"] == types["blocks/attention/qkv/bias"] == jnp.float32
+
+
+def test_a_trunk_is_placed_one_parameter_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """A large one never stands on the host as a whole, and lies on the devices in its parts and in the compute type."""
+    model = dataclasses.replace(debug().model, trunk=str(FIXTURES / "llama"))
+    config = with_trunk(dataclasses.replace(debug(), model=model))
+    trunk, mesh = LanguageModel(FIXTURES / "llama"), make_mesh(1, 4, 2)
+    optimizer = make_optimizer(TrainingConfig())
+    trainer = make_trainer(spec_of(trunk), optimizer, mesh, sources=1, z_loss=0.0, dtype=jnp.bfloat16, seed=0)
+    alive: list[weakref.ref] = []
+    stream = WeightsFolder.stream
+
+    def watched(*arguments):
+        for path, array in stream(*arguments):
+            assert sum(one() is not None for one in alive) <= 2, "earlier arrays are gone"
+            if array.ndim == 3:  # kernels; norms stay float32, which a CPU need not copy
+                alive.append(weakref.ref(array))
+            yield path, array
+            del array
+
+    monkeypatch.setattr(WeightsFolder, "stream", watched)
+    placed = load_trunk(config, spec_of(trunk), trainer, Console(quiet=True))
+    whole = flat(united(trainer.state_shardings.params, trainer.state_shardings.frozen))
+    for path, array in flat(placed).items():
+        assert array.sharding == whole[path]
+    kernel = placed["blocks"]["attention"]["qkv"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    state = trainer.initialize(placed)
+    expected = trunk.load(VOCABULARY)["blocks"]["attention"]["qkv"]["kernel"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(state.frozen["blocks"]["attention"]["qkv"]["kernel"], expected)
 
 
 def test_division_and_union_are_inverse():
