@@ -181,6 +181,7 @@ def test_a_trunk_is_placed_one_parameter_at_a_time(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(WeightsFolder, "stream", watched)
     placed = load_trunk(config, spec_of(trunk), trainer, Console(quiet=True))
+    monkeypatch.undo()
     whole = flat(united(trainer.state_shardings.params, trainer.state_shardings.frozen))
     for path, array in flat(placed).items():
         assert array.sharding == whole[path]
