@@ -7,6 +7,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from generalist.tokenizers.image import to_frame
+from generalist.tokenizers.pieces import PATCH_SIZE
 from generalist.tokenizers.sequence import Assembler, Sequence
 
 LARGEST_IMAGE = 64_000_000  # pixels: more is a mistake, or meant to exhaust the memory
@@ -193,7 +196,7 @@ class DocumentExamples:
         if not any(isinstance(part, Path) for part in stretch):
             texts = [part for part in stretch if isinstance(part, np.ndarray)]
             return self.assembler.text(np.concatenate([np.zeros(0, np.int32), *texts]), eos=False)
-        parts = [read_image(part) if isinstance(part, Path) else part for part in stretch]
+        parts = [self._sized(read_image(part)) if isinstance(part, Path) else part for part in stretch]
         return self.assembler.interleaved(parts, to_next=to_next)
 
     def _stretch(self, document: list[Part], rng: np.random.Generator) -> list[Path | np.ndarray]:
@@ -220,6 +223,13 @@ class DocumentExamples:
                 taken.append(part[low:high])
         return taken
 
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        """As patches, where every pixel costs positions, an image is stretched to a square that takes a quarter of the length
+        at most, as 256 pixels a side do in a stretch of 1024; in all other ways it stays as it is."""
+        if "patches" not in self.assembler.images.split("+"):
+            return image
+        return to_frame(image, PATCH_SIZE * max(1, math.isqrt(self.length // 4)))
+
     @cached_property
     def _image_positions(self) -> int:
-        return len(self.assembler.interleaved([np.zeros((16, 16, 3), np.uint8)])) - 1
+        return len(self.assembler.interleaved([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1

@@ -1,5 +1,6 @@
 """A user's own documents: what is read, how a stretch is cut, which image a text belongs to, and what is refused."""
 
+import dataclasses
 import json
 import struct
 import zlib
@@ -11,7 +12,7 @@ from PIL import Image
 
 from generalist.data.documents import DocumentError, DocumentExamples, Documents, read_image
 from generalist.tokenizers.pieces import Modality
-from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.sequence import Assembler, Images
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -31,7 +32,8 @@ class Pixels:
 ASSEMBLER = Assembler(vocabulary=VOCABULARY, text_tokenizer=TEXT, images="encoder", visual=Pixels())
 
 
-def write(folder: Path, *lines: object, images: int = 8) -> Path:
+def write(folder: Path, *lines: object, images: int = 8, photo: tuple[int, int] = (9, 12)) -> Path:
+    Image.new("RGB", photo[::-1]).save(folder / "photo.png")
     for number in range(images):
         Image.fromarray(np.full((9, 12, 3), 20 * number, np.uint8)).save(folder / f"{number}.png")
     path = folder / "own.jsonl"
@@ -94,6 +96,16 @@ def test_a_stretch_has_its_length_and_the_first_images(tmp_path: Path):
             assert not len(shown) or sequence.image.max() <= len(shown)
             starts.add(int(shown[0]) if len(shown) else -1)
     assert len(starts) > 3, "stretches begin everywhere"
+
+
+@pytest.mark.parametrize("images", ["patches", "patches+encoder", "frame+encoder"])
+def test_photographs_of_any_size_fit_a_stretch(tmp_path: Path, images: Images):
+    documents = Documents(write(tmp_path, {"content": ["a cat", {"image": "photo.png"}, "on a mat"]}, photo=(480, 640)))
+    assembler = dataclasses.replace(ASSEMBLER, images=images)
+    examples = DocumentExamples(documents=documents, assembler=assembler, length=128)
+    sequence = examples.example(0, np.random.default_rng(0))
+    assert len(sequence) <= 128
+    assert len(sequence.patches) == (25 if "patches" in images else 0)
 
 
 def test_text_without_an_image_is_all_predicted(tmp_path: Path):
