@@ -54,7 +54,9 @@ class DualEncoder:
 
     def embed_images(self, images: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
         """Unit embeddings of images, uint8 (H, W, C) each."""
-        return self._embed(Towers.images, np.stack([self.prepare(image) for image in images]))
+        size = self.prepare.size
+        pixels = [self.prepare(image) for image in images]
+        return self._embed(Towers.images, np.reshape(pixels, (-1, size, size, 3)).astype(np.uint8))
 
     def embed_texts(self, texts: list[str]) -> Float[np.ndarray, "N E"]:
         """Unit embeddings of texts."""
@@ -68,7 +70,7 @@ class DualEncoder:
 
     def _embed(self, method: Callable, inputs: np.ndarray) -> np.ndarray:
         """A few at a time, always as many, so that all share one compilation."""
-        found = []
+        found = [np.zeros((0, self.config.towers.embedding), np.float32)]
         for start in range(0, len(inputs), EMBEDDED_AT_ONCE):
             chunk = inputs[start : start + EMBEDDED_AT_ONCE]
             filled = np.resize(chunk, (EMBEDDED_AT_ONCE, *chunk.shape[1:]))
