@@ -43,11 +43,13 @@ class TextTokenizer:
     def __post_init__(self) -> None:
         try:
             processor = self._processor
+            ids = processor.encode("\n \u00e9")
+            changed = processor.encode(processor.decode(ids)) != ids
         except ImportError:
             raise
         except Exception as error:
             raise ValueError("the text model is damaged: train it again, or restore the file") from error
-        if processor.encode("\n \u00e9") != processor.encode(processor.decode(processor.encode("\n \u00e9"))):
+        if changed:
             raise ValueError(
                 "the text model changes text (it normalises, or has no bytes): train it with TextTokenizer.train"
             )

@@ -19,7 +19,7 @@ from generalist.settings import from_plain
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.sharding import flat
 from generalist.vision.encoder import Preparation
-from generalist.weights.folder import WeightsFolder, nested, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
 
 EMBEDDED_AT_ONCE = 64
 
@@ -37,11 +37,14 @@ class DualEncoder:
         """A finished run's folder.
 
         Raises:
-            WeightsError: it holds no such run, or damaged weights.
-            ValueError: its settings are damaged.
+            WeightsError: it holds no such run, or damaged settings or weights.
+            ValueError: its text tokenizer is damaged.
         """
         weights = WeightsFolder(Path(folder))
-        config = from_plain(ContrastiveConfig, weights.config)
+        try:
+            config = from_plain(ContrastiveConfig, weights.config)
+        except ValueError as error:
+            raise WeightsError(f"{weights.folder / 'config.json'}: {error}") from error
         shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param))
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         params = nested({path: jnp.asarray(array) for path, array in weights.read(recipes).items()})

@@ -113,7 +113,7 @@ class WeightsFolder:
     def architecture(self) -> str:
         """The name under `architectures` or, where there is none, the `model_type`."""
         names = self.config.get("architectures")
-        return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "unknown"))
+        return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "model"))
 
     def setting(self, name: str, kind: type | tuple[type, ...] = int, **default: Any) -> Any:
         """A value of `config.json`.
@@ -133,7 +133,7 @@ class WeightsFolder:
         if value is None:
             if "default" in default:
                 return default["default"]
-            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which {self.architecture} needs")
+            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which its {self.architecture} needs")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise WeightsError(
                 f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
