@@ -102,6 +102,7 @@ class Generalist:
 
         Raises:
             FileExistsError: the folder is there already.
+            FileNotFoundError: the encoder's folder is not there any more.
         """
         folder = Path(folder)
         if folder.exists():
@@ -116,10 +117,12 @@ class Generalist:
             save_file(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
-            source = Path(self.config.model.vision.encoder)
-            if self.encoder is not None and source.is_dir():
+            source = self.encoder.folder if self.encoder is not None else None
+            if source is not None:
                 files = [*source.glob("*.json"), *source.glob("*.safetensors")]
                 (whole / ENCODER_FOLDER).mkdir()
+                if not files:
+                    raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
                 for file in files:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
             whole.rename(folder)

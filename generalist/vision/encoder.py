@@ -6,6 +6,7 @@ Dimension key: N images, S pixels on a side, T grid cells, F channels.
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,6 +67,8 @@ class VisionEncoder:
     params: Any
     apply: Callable[[Any, UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]
     """Parameters and prepared pixels to features; can be compiled."""
+    folder: Path | None = None
+    """Where its files lie, for whoever copies them; None where a package brings them."""
 
     @property
     def fingerprint(self) -> str:

@@ -163,6 +163,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
         weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
         params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
+        folder=folder.folder,
     )
 
 

@@ -40,11 +40,16 @@ OBSERVATION = gym.spaces.Dict(
 ACTION = gym.spaces.Box(-1, 1, (2,))
 
 
-def make_generalist(hide_actions: float, steps: int = 4, images: Images = "frame") -> Generalist:
+CLIP = Path(__file__).parent.parent / "fixtures" / "vision" / "clip"
+
+
+def make_generalist(
+    hide_actions: float, steps: int = 4, images: Images = "frame", encoder_name: str = "efficientnet_lite0"
+) -> Generalist:
     """Random weights for one layout with a camera and a state; gates are open."""
     base: Config = debug()
     if "encoder" in images:
-        vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
+        vision = VisionConfig(encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2)
         base = dataclasses.replace(
             base,
             tokens=dataclasses.replace(base.tokens, images=images, documents=images),
@@ -155,6 +160,22 @@ def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     with pytest.raises(FileExistsError, match="name another folder"):
         generalist.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_keeps_its_encoder_when_the_original_is_gone(tmp_path: Path):
+    """Also when what was loaded is saved again."""
+    original = Path(shutil.copytree(CLIP, tmp_path / "clip"))
+    generalist = make_generalist(1.0, images="encoder", encoder_name=str(original))
+    generalist.save(tmp_path / "first")
+    shutil.rmtree(original)
+    Generalist.load(tmp_path / "first").save(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    loaded = Generalist.load(tmp_path / "second")
+    assert loaded.encoder is not None and generalist.encoder is not None
+    assert loaded.encoder.fingerprint == generalist.encoder.fingerprint
+    with pytest.raises(FileNotFoundError, match="encoder are gone from .*clip"):
+        generalist.save(tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_damaged_folder_is_not_loaded(tmp_path: Path):
