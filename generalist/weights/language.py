@@ -298,22 +298,27 @@ class LanguageModel:
         Raises:
             WeightsError: tensors are missing, left over or of other shapes than the settings say.
         """
-        recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
-        unused: tuple[str, ...] = UNUSED
-        if self.shape["tied_output"]:
-            unused = (*UNUSED, r"(language_model\.)?lm_head\.weight")
-        else:
-            heads = ("language_model.lm_head.weight", "lm_head.weight")
-            name = next((one for one in heads if one in self.folder.shapes), heads[1])
-            recipes["output/text"] = tensor(name, self.vocabulary, self.shape["width"])
         keep = place or (lambda path, array: np.asarray(array, np.float32))
         rng, arrays = np.random.default_rng(0), {}
-        for path, array in self.folder.stream(recipes, unused):
+        for path, array in self.folder.stream(*self._recipes()):
             if path in ("tokens/text", "output/text"):
                 table = path.removesuffix("/text")
                 arrays[f"{table}/other"] = keep(f"{table}/other", self._other_rows(array, vocabulary, rng))
             arrays[path] = keep(path, array)
         return nested(arrays)
+
+    def check(self) -> None:
+        """Raises `WeightsError` unless its tensors are those that its settings say; reads no number."""
+        self.folder.check(*self._recipes())
+
+    def _recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
+        """How our parameters are made of its tensors, and which others it may have."""
+        recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
+        if self.shape["tied_output"]:
+            return recipes, (*UNUSED, r"(language_model\.)?lm_head\.weight")
+        heads = ("language_model.lm_head.weight", "lm_head.weight")
+        name = next((one for one in heads if one in self.folder.shapes), heads[1])
+        return recipes | {"output/text": tensor(name, self.vocabulary, self.shape["width"])}, UNUSED
 
     def _other_rows(self, text: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
         """Rows of the tokens that the text's table has not."""
@@ -417,12 +422,13 @@ def with_trunk(config: Config) -> Config:
     """The settings with the shape and the vocabulary of the trunk that `model.trunk` names; unchanged without one.
 
     Raises:
-        WeightsError: the folder holds no language model that can be loaded.
+        WeightsError: the folder holds no language model that can be loaded, or not its tensors.
         ValueError: rows are longer than the trunk's table of positions.
     """
     if config.model.trunk == "none":
         return config
     trunk = LanguageModel(config.model.trunk)
+    trunk.check()  # here, before data are made for it
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **trunk.shape),

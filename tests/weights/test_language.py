@@ -345,6 +345,9 @@ def test_tensors_that_do_not_fit(copy: Path, change, message: str):
     save_file(tensors, copy / "model.safetensors")
     with pytest.raises(WeightsError, match=message):
         LanguageModel(copy).load(VOCABULARY)
+    config = dataclasses.replace(debug(), model=dataclasses.replace(debug().model, trunk=str(copy)))
+    with pytest.raises(WeightsError, match=message):  # before any data are made
+        with_trunk(config)
 
 
 def test_truncated_shards_and_pickles(tmp_path: Path):
