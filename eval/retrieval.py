@@ -77,7 +77,8 @@ def zero_shot(
     """
     if not len(images) or not len(classes) or len(images) != len(labels):
         raise ValueError(
-            f"zero-shot classification needs images, a label each, and classes, got {len(images)}, {len(labels)} and {len(classes)}"
+            "zero-shot classification needs images, a label each, and classes, "
+            f"got {len(images)}, {len(labels)} and {len(classes)}"
         )
     if not (np.isfinite(images).all() and np.isfinite(classes).all()):
         raise ValueError("an embedding is not finite: nothing is more or less similar to it")
