@@ -32,6 +32,7 @@ from generalist.training.hosts import (
 from generalist.training.loss import KINDS
 from generalist.training.metrics import Metrics, model_flops, peak_flops
 from generalist.training.optimizer import schedule
+from generalist.training.sharding import flat
 from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.weights.language import LanguageModel
@@ -174,12 +175,18 @@ class Watch:
         return [name for name, weight in zip(self.names, np.asarray(weights), strict=True) if weight > 0]
 
 
-def load_trunk(config: Config, spec: ModelSpec, console: Console) -> dict[str, Any]:
-    """The parameters that the pretrained language model brings, nested; empty without one."""
+def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
+    """The parameters that the pretrained language model brings, nested, each on the devices as soon as it is read, in the type
+    and parts that the trainer keeps; empty without one."""
     if config.model.trunk == "none":
         return {}
     console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
-    return LanguageModel(config.model.trunk).load(spec.vocabulary)
+    kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
+
+    return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
 
 
 def train(
@@ -207,7 +214,7 @@ def train(
     trainer = make_trainer(spec, training, weights=list(sources.values()), encoder=encoder)
     checkpoints = Checkpoints(config.checkpoints, training)
     if checkpoints.latest is None:
-        state = trainer.initialize(load_trunk(config, spec, console))
+        state = trainer.initialize(load_trunk(config, spec, trainer, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
         state, position = checkpoints.restore(trainer.abstract_state)
