@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.loop import load_trunk
 from generalist.training.sharding import flat
 from generalist.training.step import divided, make_trainer, united
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel, with_trunk
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
