@@ -23,9 +23,9 @@ from generalist.training.checkpoint import Checkpoints
 from generalist.training.hosts import (
     WAITING_FOR_DATA,
     WAITING_FOR_DEVICES,
+    Vote,
     Watchdog,
     all_positions,
-    any_process,
     is_first,
     positions_from,
 )
@@ -268,8 +268,8 @@ class Run:
 
     def steps(self, state: TrainState) -> TrainState:
         """Steps until the end or until a process is asked to stop."""
-        training = self.config.training
-        key, window = jax.random.key(training.seed), Window()
+        training, key = self.config.training, jax.random.key(self.config.training.seed)
+        window, vote, unseen = Window(), Vote(), None
         first = int(state.step) + 1
         trace = Trace(self.config.folder / "profile", first) if self.config.profile and is_first() else None
         with jax.set_mesh(self.trainer.mesh):
@@ -278,9 +278,13 @@ class Run:
                 state, entry = self.trainer.step(state, batch, key)
                 window.entries.append(entry)
                 self.watchdog.phase(step, WAITING_FOR_DEVICES)
-                self.watch.look(entry, step)  # one step in flight: the bar tells the truth
+                # The devices have the next step before they are asked for the last one: they never wait for this loop.
+                if unseen is not None:
+                    self.watch.look(unseen, step - 1)
+                unseen = entry
                 if trace is not None:
                     trace.after(step)
+                self.stopped = vote(self.interrupt.asked)
                 if step % training.log_every == 0 or step == training.steps:
                     self._log(window, state, step)
                     window = Window()
@@ -289,9 +293,10 @@ class Run:
                 if step % training.checkpoint_every == 0 and step < training.steps:
                     self.watchdog.phase(step, "saving")
                     self.save(state)
-                self.stopped = any_process(self.interrupt.asked)
                 if self.stopped:
                     break
+            if unseen is not None:
+                self.watch.look(unseen, step)
         if trace is not None:
             trace.close()
         return state
