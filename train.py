@@ -6,22 +6,13 @@ The same command again goes on where the last one stopped, and reuses what was r
 """
 
 import os
-import platform
 import sys
 from typing import TYPE_CHECKING
 
+from generalist.pages import use_huge_pages
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def use_huge_pages() -> None:
-    """Starts Python anew with huge memory pages: a CPU training step allocates and frees gigabytes, and with 4 KiB pages a third
-    of its time goes into page faults. glibc reads the setting once, when a process starts."""
-    setting = "glibc.malloc.hugetlb=1"
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] == "glibc" and "hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main(arguments: list[str]) -> int:

@@ -188,8 +188,9 @@ class TrainingConfig:
     if gradients of a batch a source were added up (Flamingo, section 3.2)."""
     micro_batches: int = 1
     """Parts of a batch that are computed one after the other, their gradients added up: less memory, the same step."""
-    loss_chunks: int = 1
-    """Pieces of the rows whose logits are held one after the other, and computed again backwards: for large vocabularies."""
+    loss_chunks: int = 0
+    """Pieces of the rows whose logits are held one after the other, and computed again backwards; 0: as many as leave a piece of
+    16 MiB a device on a CPU, of 1 GiB on accelerators."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of activations; auto is bfloat16 on TPU and GPU and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0
@@ -222,10 +223,10 @@ class TrainingConfig:
     """A step that takes longer is told, with what it waits for, and with the processes that are behind."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batches", "loss_chunks", "checkpoint_every", "keep", "log_every"):
+        for name in ("steps", "micro_batches", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_every", "keep_best"):
+        for name in ("loss_chunks", "keep_every", "keep_best"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
         if self.stall_seconds <= 0:
@@ -310,7 +311,7 @@ class Config:
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
                 "a micro-batch is made of whole shards"
             )
-        if self.data.length % self.training.loss_chunks:
+        if self.training.loss_chunks and self.data.length % self.training.loss_chunks:
             raise ValueError(
                 f"data.length = {self.data.length} must be a multiple of training.loss_chunks = {self.training.loss_chunks}"
             )

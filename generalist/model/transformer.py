@@ -24,10 +24,15 @@ from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 
+_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attention"),  # its kernels' results: they are no plain products
+)
+# A scan keeps forward and backward apart by itself; barriers against merging them would only keep operations from fusing.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda layer: layer,
-    "products": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-    "block": jax.checkpoint,
+    "products": functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False),
+    "block": functools.partial(jax.checkpoint, prevent_cse=False),
 }
 """What the backward pass finds of a layer's activations, by `model.remat`."""
 
@@ -71,6 +76,11 @@ class TokenTable(nnx.Module):
             return nnx.Param(jax.random.normal(rngs.params(), (count, width)) * width**-0.5)
 
         self.text, self.other = rows(vocabulary.text), rows(vocabulary.size - vocabulary.text)
+
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return self.text.shape[0] + self.other.shape[0]
 
     def __call__(self, tokens: Int[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
         text, count = self.text[...], self.text.shape[0]

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
+from generalist.model.attend import target_platform
 from generalist.model.transformer import Transformer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -36,6 +37,15 @@ def by_source(x: Float[Array, "B L"], batch: Batch, sources: int) -> Float[Array
     return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
 
 
+def fitting(length: int, logits: int) -> int:
+    """Into how many pieces, a power of two that divides `length`, a device's logits are cut: until a piece has 4 million of them
+    on a CPU (16 MiB: beyond its caches they cost a third of a step), 256 million elsewhere (1 GiB)."""
+    most, chunks = 2**22 if target_platform() == "cpu" else 2**28, 1
+    while logits > most * chunks and length % (2 * chunks) == 0:
+        chunks *= 2
+    return chunks
+
+
 def token_losses(
     model: Transformer, hidden: Float[Array, "B L D"], batch: Batch, chunks: int
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
@@ -43,21 +53,22 @@ def token_losses(
 
     Args:
         chunks: pieces of the rows, one after the other: logits of one piece at a time are held, and computed again in the
-            backward pass.
+            backward pass; 0: as many as `fitting` finds.
     """
 
     def of(hidden: Array, targets: Array) -> tuple[Array, Array, Array]:
         logits = model.logits(hidden)
         log_partition = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        right = jnp.argmax(logits, axis=-1) == targets
+        right = picked >= logits.max(axis=-1)  # a maximum is at hand; where it stands would be searched for one by one
         return log_partition - picked, log_partition, right.astype(jnp.float32)
 
-    if chunks == 1:
-        return of(hidden, batch.targets)
     rows, length = batch.targets.shape
     mesh = jax.sharding.get_abstract_mesh()
     across = 1 if mesh.empty else mesh.shape["sequence"]  # every device along the sequence has a part of each piece
+    chunks = chunks or fitting(length // across, batch.targets.size * model.tokens.size // max(1, mesh.size))
+    if chunks == 1:
+        return of(hidden, batch.targets)
     if length % (across * chunks):
         raise ValueError(
             f"data.length = {length} must be a multiple of training.sequence_axis × loss_chunks = {across} × {chunks}"
