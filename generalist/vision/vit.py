@@ -79,6 +79,22 @@ class ViTConfig:
         return (self.size // self.patch) ** 2
 
 
+SO400M = ViTConfig(
+    family="siglip",
+    size=224,
+    patch=14,
+    width=1152,
+    layers=27,
+    heads=16,
+    hidden=4304,
+    activation="gelu_pytorch_tanh",
+    epsilon=1e-6,
+    mean=MEANS["siglip"],
+    deviation=DEVIATIONS["siglip"],
+)
+"""SigLIP So400m/14 (Zhai et al., 2023): the nearest published relative, in size, of Flamingo's encoder."""
+
+
 class ViTLayer(nnx.Module):
     """Pre-norm attention over all positions and feed-forward, each added."""
 
