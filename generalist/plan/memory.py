@@ -1,0 +1,146 @@
+"""Memory of a training step by arithmetic, without a compiler: for one GPU, and to rank what is worth compiling.
+
+Dimension key of the formulas: B rows, L positions, D width, V vocabulary, F hidden width.
+"""
+
+import dataclasses
+import math
+
+from generalist.config import Config
+from generalist.data.batch import BatchSpec
+from generalist.model.config import ModelSpec
+from generalist.model.embedders import PATCH
+from generalist.model.transformer import count_parameters
+from generalist.plan.estimate import abstract_parameters
+from generalist.training.step import divided
+from generalist.vision.encoder import VisionEncoder
+
+FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+LOGITS_COPIES = 2  # of a whole batch's logits in float32: they, and their gradient
+SCORES_COPIES = 3  # of one block's attention scores: scores, softmax, gradient
+PAYLOADS = ("tensors", "frames", "patches", "images")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Bytes on one device."""
+
+    trained: int
+    """Parameters that are trained."""
+    frozen: int
+    encoder: int
+    parameter_bytes: float
+    frozen_bytes: float
+    optimizer_bytes: float
+    gradient_bytes: float
+    activation_bytes: float
+    logits_bytes: float
+    batch_bytes: float
+    limit: float | None
+
+    def parts(self) -> dict[str, float]:
+        """By what they are for."""
+        return {
+            "parameters": self.parameter_bytes,
+            "frozen": self.frozen_bytes,
+            "optimizer": self.optimizer_bytes,
+            "gradients": self.gradient_bytes,
+            "activations": self.activation_bytes,
+            "logits": self.logits_bytes,
+            "batch": self.batch_bytes,
+        }
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+    @property
+    def fits(self) -> bool:
+        return self.limit is None or self.total <= self.limit
+
+
+def arithmetic(
+    config: Config,
+    spec: ModelSpec,
+    batch: BatchSpec,
+    encoder: VisionEncoder | None,
+    *,
+    limit: float | None,
+    width: int = HALF,
+    shards: int = 1,
+    replicas: int = 1,
+) -> Arithmetic:
+    """Memory of a device.
+
+    Args:
+        width: bytes of an activation.
+        shards: devices that parameters, gradients and moments are split over.
+        replicas: devices that the batch is split over.
+    """
+    nested = abstract_parameters(spec)
+    trained, frozen = (count_parameters(part) for part in divided(nested, spec.config))
+    seen = 0 if encoder is None else count_parameters(encoder.params)
+    copies = 2 if config.training.ema else 1
+    # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
+    cast = width if width != FULL else 0
+    positions = batch.rows * batch.length / replicas
+    images = math.prod((batch.images, *batch.image_shape)) / replicas
+    payloads = batch.tensors * batch.projection_width * FULL + 3 * (
+        batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
+    )
+    return Arithmetic(
+        trained=trained,
+        frozen=frozen,
+        encoder=seen,
+        parameter_bytes=copies * FULL * trained / shards,
+        frozen_bytes=width * frozen / shards + FULL * seen,
+        optimizer_bytes=2 * FULL * trained / shards,
+        gradient_bytes=(FULL + cast) * trained / shards,
+        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch) / replicas),
+        logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size,
+        batch_bytes=positions * 10 * FULL + images + payloads / replicas,
+        limit=limit,
+    )
+
+
+def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
+    """Numbers that the blocks keep for the backward pass: with remat the input of each, and all of one at a time."""
+    model = spec.config
+    inner = (model.heads + 2 * model.kv_heads) * model.head_size
+    gated = model.activation != "gelu"
+    # Two norms with their inputs, queries to values (also rotated), what attention gives, both hidden layers.
+    one = 4 * model.width + 2 * inner + model.heads * model.head_size + (2 + 2 * gated) * model.hidden
+    scores = SCORES_COPIES * model.heads * batch.length * FULL / HALF
+    layers = model.layers * (model.width if model.remat else one + scores)
+    if not spec.channels:
+        return positions * (layers + (one + scores if model.remat else 0))
+    vision = model.vision
+    heads, size = vision.cross_attention
+    hidden = vision.gated_hidden or vision.hidden_factor * model.width
+    # A gated layer keeps its own: it is not recomputed.
+    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
+    return positions * (layers + (one + scores if model.remat else 0) + -(-model.layers // vision.every) * seen)
+
+
+def _embedded(spec: ModelSpec, batch: BatchSpec) -> float:
+    """Numbers that the embedders of payloads keep."""
+    model, kept = spec.config, 0.0
+    if spec.patches:
+        kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
+    if spec.frames:
+        cells = (model.frame_size // 4) ** 2
+        kept += batch.frames * 3 * cells * model.frame_channels
+    if spec.channels:
+        vision = model.vision
+        hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
+        cells = 2 * vision.width * (math.isqrt(batch.image_shape[0] ** 2) // 14) ** 2
+        kept += batch.images * vision.layers * (cells + vision.latents * (2 * hidden + 6 * vision.width))
+    return kept
+
+
+def with_rows(config: Config, rows: int) -> Config:
+    """The settings with so many rows, and payloads in proportion."""
+    share = rows / config.data.rows
+    payloads = {name: math.ceil(getattr(config.data, name) * share) for name in PAYLOADS}
+    payloads["images"] = max(payloads["images"], min(config.data.row_images, config.data.images))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows, **payloads))
