@@ -26,8 +26,8 @@ class Chip:
 
 
 # Google's documentation of each (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). Links: a chip's published interconnect bandwidth
-# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) over its links (v4, v5p 6: a 3-D torus; v5e, v6e 4: a
-# 2-D one). A v4 or v5p chip has two cores that JAX shows as one device.
+# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) over its links (v4, v5p 6: a 3-D torus; v5e, v6e
+# 4: a 2-D one). A v4 or v5p chip has two cores that JAX shows as one device.
 TPUS = {
     chip.name: chip
     for chip in (
@@ -84,7 +84,7 @@ def parse_slice(text: str) -> Slice:
         raise ValueError(f"unknown TPU {name!r} in --topology {text}.{hint} There are: {', '.join(TPUS)}")
     flat = name in ("v5e", "v6e")
     example = "16x16" if flat else "4x4x8"
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){%d}" % (1 if flat else 2), sides):
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * (2 if flat else 3)), sides):
         raise ValueError(
             f"--topology {text}: a slice of {name} has {2 if flat else 3} sides; write {name}:{example} for one"
         )

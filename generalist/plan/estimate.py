@@ -1,4 +1,4 @@
-"""From compiled programs to the figures of a plan: time by the roofline, tokens a second, utilisation, memory against the device."""
+"""From compiled programs to the figures of a plan: time by the roofline, tokens/s, utilisation, memory against the device."""
 
 import dataclasses
 import math
@@ -107,7 +107,7 @@ def estimate(
     """
     spec, batch_spec, encoder = shapes
     mesh = make_mesh(config, devices)
-    known = {
+    known: dict[str, Any] = {
         "mesh": dict(mesh.shape),
         "rows": batch_spec.rows,
         "length": batch_spec.length,

@@ -12,6 +12,7 @@ from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
+from generalist.shapes import batch_spec
 from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder
 
@@ -84,7 +85,8 @@ def arithmetic(
     # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas
-    images = math.prod((batch.images, *batch.image_shape)) / replicas
+    cells = 0 if encoder is None else encoder.cells
+    images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
     )
@@ -96,7 +98,7 @@ def arithmetic(
         frozen_bytes=width * frozen / shards + FULL * seen,
         optimizer_bytes=2 * FULL * trained / shards,
         gradient_bytes=(FULL + cast) * trained / shards,
-        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch) / replicas),
+        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / replicas),
         logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size,
         batch_bytes=positions * 10 * FULL + images + payloads / replicas,
         limit=limit,
@@ -122,20 +124,34 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
     return positions * (layers + (one + scores if model.remat else 0) + -(-model.layers // vision.every) * seen)
 
 
-def _embedded(spec: ModelSpec, batch: BatchSpec) -> float:
-    """Numbers that the embedders of payloads keep."""
+def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
+    """Numbers that the embedders of payloads keep, and the resampler of grids of so many cells."""
     model, kept = spec.config, 0.0
     if spec.patches:
         kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
     if spec.frames:
-        cells = (model.frame_size // 4) ** 2
-        kept += batch.frames * 3 * cells * model.frame_channels
+        kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
     if spec.channels:
         vision = model.vision
         hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
-        cells = 2 * vision.width * (math.isqrt(batch.image_shape[0] ** 2) // 14) ** 2
-        kept += batch.images * vision.layers * (cells + vision.latents * (2 * hidden + 6 * vision.width))
+        heads = vision.heads * vision.head_size
+        read = (cells + vision.latents) * (vision.width + 2 * heads)
+        kept += batch.images * vision.layers * (read + vision.latents * (2 * hidden + 4 * vision.width + heads))
     return kept
+
+
+def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: VisionEncoder | None, limit: float) -> int:
+    """The most rows a step whose memory fits one device; 0 where not even one does."""
+
+    def fits(rows: int) -> bool:
+        sized = batch_spec(with_rows(config, rows), spec, batch.image_shape, batch.image_dtype)
+        return arithmetic(config, spec, sized, encoder, limit=limit).fits
+
+    most = 0
+    for step in (2**power for power in range(16, -1, -1)):
+        if fits(most + step):
+            most += step
+    return most
 
 
 def with_rows(config: Config, rows: int) -> Config:

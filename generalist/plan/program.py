@@ -139,9 +139,7 @@ def compile_encoder(encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target:
         OutOfMemory: it does not fit.
     """
     whole = NamedSharding(mesh, P())
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), encoder.params
-    )
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), encoder.params)
     shape = (spec.images, *spec.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows_sharding(shape, mesh))
     with jax.set_mesh(mesh):
@@ -153,9 +151,7 @@ def compile_encoder(encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target:
 def device_bytes(tree: Any) -> float:
     """Bytes of a tree of sharded shapes on one device."""
     return float(
-        sum(
-            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)
-        )
+        sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
     )
 
 

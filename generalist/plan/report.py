@@ -1,6 +1,6 @@
 """A plan on the screen: tables, and what to change where it does not fit or leaves much of the machine idle."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +9,7 @@ from generalist.config import Config
 from generalist.plan.chips import GIB
 from generalist.plan.estimate import Estimate
 from generalist.plan.memory import Arithmetic
+from generalist.plan.search import Candidate
 from generalist.plan.target import Target
 
 WAITING = 0.1  # share of the step spent waiting for exchanges that is worth a word
@@ -43,6 +44,21 @@ def show(config: Config, target: Target, found: Estimate, console: Console) -> N
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
 
 
+def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) -> None:
+    """What a search compiled."""
+    table = Table(title="compiled, the best first", title_justify="left")
+    for name in ("mesh and rows", "GiB a device", "ms a step", "tokens/s", "utilisation"):
+        table.add_column(name, justify="left" if name == "mesh and rows" else "right")
+    for candidate, one in found:
+        size = f"{one.needed / GIB:.2f}" if one.needed else "?"
+        if one.fits and one.seconds is not None:
+            times = (f"{one.seconds * 1e3:.1f}", f"{one.tokens_per_second:,.0f}", f"{one.utilisation:.1%}")
+        else:
+            times = ("" if one.fits else "does not fit", "", "")
+        table.add_row(candidate.name, size, *times)
+    console.print(table)
+
+
 def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Console) -> None:
     """One GPU's memory, by arithmetic."""
     show_counts(found.trained, found.frozen, found.encoder, console)
@@ -67,15 +83,16 @@ def memory_table(parts: dict[str, float], limit: float | None) -> Table:
     """Bytes on a device by what they are for, against what it has."""
     table = Table(title="memory a device", title_justify="left")
     table.add_column("")
-    table.add_column("GiB", justify="right")
-    for name, size in parts.items():
-        if size:
-            table.add_row(PARTS[name], f"{size / GIB:.3f}")
     total = sum(parts.values())
+    unit, name = (GIB, "GiB") if total > GIB / 8 else (2**20, "MiB")
+    table.add_column(name, justify="right")
+    for part, size in parts.items():
+        if size:
+            table.add_row(PARTS[part], f"{size / unit:,.3f}")
     table.add_section()
-    table.add_row("all", f"{total / GIB:.3f}")
+    table.add_row("all", f"{total / unit:,.3f}")
     if limit is not None:
-        table.add_row("the device has", f"{limit / GIB:.2f}")
+        table.add_row("the device has", f"{limit / unit:,.2f}")
         table.add_row("it fits" if total <= limit else "it does NOT fit", f"{total / limit:.0%}")
     return table
 

@@ -133,7 +133,8 @@ def _count(
     if one.operation in FREE or one.operation.endswith("-done"):
         return
     for within, part, beside in collectives(module, computation, one):
-        # A TPU moves a collective that runs beside compute in pieces, each fused with another operation: one channel, one exchange.
+        # A TPU moves a collective that runs beside compute in pieces, each fused with another operation: one channel, one
+        # exchange.
         channel = part.attribute("channel_id", r"(\d+)")
         if channel is not None and channel in seen:
             continue
