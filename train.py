@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, ImportError, OSError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("GENERALIST_TRACEBACK"):
             raise
+        console.quiet = False  # of several processes only the first one speaks, but errors are told by all
         console.print("error:", error, style="bold red", highlight=False, markup=False, soft_wrap=True)
         console.print("(GENERALIST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
         return 1

@@ -140,6 +140,9 @@ class DataConfig:
     """Images for the frozen encoder that a batch has room for."""
     row_images: int = 8
     """Those that one of its rows has room for."""
+    shards: int = 1
+    """Equal pieces that a batch is made of, each from a stream of its own; processes share them out, and the batches are the same
+    for any number of processes. With many devices: a multiple of data axis × fsdp axis × micro-batches."""
     features: Literal["computed", "stored"] = "computed"
     """A frozen encoder's features: computed in every step, or once, and kept in the data folder (needs data.emoji.variants)."""
     cache_megabytes: int = 1024
@@ -180,6 +183,13 @@ class TrainingConfig:
     """Decay of a moving average of the weights, which is then what evaluation uses (0.999 is common); 0: none."""
     z_loss: float = 1e-4
     """Weight of the squared log-partition, which keeps logits from drifting (PaLM, section 5)."""
+    average: Literal["tokens", "sources"] = "tokens"
+    """What the loss is a mean over: all tokens of the batch; or each source's tokens, and then the sources by their weights, as
+    if gradients of a batch a source were added up (Flamingo, section 3.2)."""
+    micro_batches: int = 1
+    """Parts of a batch that are computed one after the other, their gradients added up: less memory, the same step."""
+    loss_chunks: int = 1
+    """Pieces of the rows whose logits are held one after the other, and computed again backwards: for large vocabularies."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of activations; auto is bfloat16 on TPU and GPU and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0
@@ -189,25 +199,72 @@ class TrainingConfig:
     fsdp_axis: int = -1
     """Devices along the fsdp axis (batch and weights sharded)."""
     tensor_axis: int = 1
-    """Devices along the tensor axis (matrices split)."""
+    """Devices along the tensor axis (matrices and heads split)."""
+    sequence_axis: int = 1
+    """Devices along the sequence axis (positions split, for long rows)."""
+    checkpoints: str = ""
+    """Folder of the checkpoints, a bucket (gs://..., s3://...) if all processes reach it; empty: in the run's folder."""
     checkpoint_every: int = 400
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Also kept for good: the checkpoint of every so many steps; 0: none."""
+    keep_best: int = 0
+    """Also kept: so many of those with the lowest `best_metric`."""
+    best_metric: str = "loss"
+    """A metric of metrics.jsonl, as of the last line before the checkpoint: loss, loss/prose, ..."""
     log_every: int = 20
     """Steps between metric lines."""
     skip_limit: int = 10
     """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
+    stall_seconds: float = 300.0
+    """A step that takes longer is told, with what it waits for, and with the processes that are behind."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"training.steps must be at least 1, got {self.steps}")
+        for name in ("steps", "micro_batches", "loss_chunks", "checkpoint_every", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("keep_every", "keep_best"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        if self.stall_seconds <= 0:
+            raise ValueError(f"training.stall_seconds must be above 0, got {self.stall_seconds}")
+        axes = {name: getattr(self, name) for name in ("data_axis", "fsdp_axis", "tensor_axis", "sequence_axis")}
+        for name, size in axes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"training.{name} must be at least 1, or -1 for what the others leave, got {size}")
+        if sum(size == -1 for size in axes.values()) > 1:
+            raise ValueError(f"at most one of {', '.join(f'training.{name}' for name in axes)} may be -1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"training.ema must be at least 0 and below 1, got {self.ema}")
         if self.skip_limit < 0:
             raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
-        if sum(axis == -1 for axis in (self.data_axis, self.fsdp_axis, self.tensor_axis)) > 1:
-            raise ValueError("at most one of training.data_axis, fsdp_axis and tensor_axis may be -1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Several processes that train together (docs/clusters.md). Slurm, GKE and multi-slice TPUs tell each process its place."""
+
+    coordinator: str | None = None
+    """host:port of process 0; `auto` asks the machine (a TPU pod without GKE)."""
+    processes: int | None = None
+    """How many processes there are, where the machine does not say."""
+    process: int | None = None
+    """Which of them this is, counted from 0."""
+
+    def __post_init__(self) -> None:
+        by_hand = self.coordinator not in (None, "auto")
+        if by_hand != (self.processes is not None) or by_hand != (self.process is not None):
+            raise ValueError(
+                "cluster.coordinator HOST:PORT, cluster.processes and cluster.process go together: give all three, or none"
+            )
+        if by_hand and ":" not in (self.coordinator or ""):
+            raise ValueError(f"cluster.coordinator must be HOST:PORT or auto, got {self.coordinator!r}")
+        if self.processes is not None and self.process is not None and not 0 <= self.process < self.processes:
+            raise ValueError(
+                f"cluster.process must be from 0 to cluster.processes - 1 = {self.processes - 1}, got {self.process}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,8 +300,20 @@ class Config:
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    profile: bool = False
+    """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
 
     def __post_init__(self) -> None:
+        if self.data.shards % self.training.micro_batches:
+            raise ValueError(
+                f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
+                "a micro-batch is made of whole shards"
+            )
+        if self.data.length % self.training.loss_chunks:
+            raise ValueError(
+                f"data.length = {self.data.length} must be a multiple of training.loss_chunks = {self.training.loss_chunks}"
+            )
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
         if wanting and self.model.vision.encoder == "none":
@@ -277,6 +346,11 @@ class Config:
     def folder(self) -> Path:
         """Where the run keeps its tokenizers, checkpoints, metrics and results."""
         return self.runs / self.name
+
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return self.training.checkpoints or str(self.folder / "checkpoints")
 
 
 def pocket() -> Config:
@@ -352,9 +426,9 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
     return dataclasses.replace(
         pocket_sized,
         name=name,
-        model=dataclasses.replace(model, qk_norm=False, remat=True),
+        model=dataclasses.replace(model, qk_norm=False, remat="block", stochastic_depth=0.1),
         tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
-        data=dataclasses.replace(pocket_sized.data, rows=512, patches=131_072),
+        data=dataclasses.replace(pocket_sized.data, rows=512, patches=131_072, shards=256),
         training=TrainingConfig(
             steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
         ),
@@ -419,7 +493,7 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
             head_size=128,
             activation="gelu",
             qk_norm=False,
-            remat=True,
+            remat="block",
             vision=VisionConfig(
                 encoder=REQUIRED,
                 width=1536,
@@ -448,9 +522,15 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
             length=256,
             images=2048,
             row_images=5,
+            shards=256,
         ),
         training=TrainingConfig(
-            steps=500_000, learning_rate=1e-4, final_fraction=1.0, warmup=5_000, checkpoint_every=5_000
+            steps=500_000,
+            learning_rate=1e-4,
+            final_fraction=1.0,
+            warmup=5_000,
+            average="sources",
+            checkpoint_every=5_000,
         ),
     )
 

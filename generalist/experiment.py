@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from generalist.cluster import join
 from generalist.config import Config
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.experts import record_missing
@@ -11,7 +12,8 @@ from generalist.tokenizers.text import TextTokenizer
 
 
 def run(config: Config, command: list[str], console: Console) -> None:
-    """Records what is missing, trains to `training.steps`, and scores the weights.
+    """Records what is missing, trains to `training.steps`, and scores the weights. Of several processes the first one records,
+    all train, and scoring is left to the same command in one process.
 
     Args:
         command: what the user typed, kept in the results file.
@@ -20,9 +22,18 @@ def run(config: Config, command: list[str], console: Console) -> None:
         ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
-    check_same_settings(config)
-    record_missing(config, console)
-    console.print("loading JAX ...", highlight=False)
+    several = join(config.cluster, console)
+    if not several:
+        check_same_settings(config)
+        record_missing(config, console)
+        console.print("loading JAX ...", highlight=False)
+    else:
+        from generalist.training.hosts import is_first, wait_for_all
+
+        if is_first():
+            check_same_settings(config)
+            record_missing(config, console)
+        wait_for_all("recorded")
     from generalist.prepare import prepare
     from generalist.training.loop import Interrupted, train
 
@@ -33,13 +44,16 @@ def run(config: Config, command: list[str], console: Console) -> None:
             prepared.tokenizers.model_spec(),
             prepared.batch_spec,
             prepared.iterator,
-            prepared.names,
+            prepared.sources,
             console,
-            prepared.encoder.compiled() if prepared.encoder is not None else None,
+            prepared.encoder,
         )
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
+    if several:
+        console.print("trained; the same command in one process scores the weights", highlight=False)
+        return
     from generalist.eval.run import evaluate
 
     evaluate(config, command, console)

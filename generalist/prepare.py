@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -23,6 +24,8 @@ from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
+from generalist.training.hosts import is_first, wait_for_all
+from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import FeatureStore
 from generalist.vision.load import load_encoder
@@ -39,8 +42,8 @@ class Prepared:
     tokenizers: Tokenizers
     batch_spec: BatchSpec
     iterator: BatchIterator
-    names: list[str]
-    """The sources, in the order of the batches' `source` ids."""
+    sources: dict[str, float]
+    """The sources and their shares, in the order of the batches' `source` ids."""
     encoder: VisionEncoder | None = None
     """The frozen encoder, where there is one."""
 
@@ -55,12 +58,11 @@ def prepare(config: Config, console: Console) -> Prepared:
         }
         for suite, several in suite_tasks(config).items()
     }
-    if (config.folder / "config.json").exists():
-        tokenizers = Tokenizers.load(config.folder, config)
-    else:
+    if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
-        tokenizers = learn_tokenizers(config, readers)
-        tokenizers.save(config.folder)
+        learn_tokenizers(config, readers).save(config.folder)
+    wait_for_all("tokenizers")
+    tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is not None:
         shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
@@ -69,13 +71,13 @@ def prepare(config: Config, console: Console) -> Prepared:
     visual = tokenizers.visual
     image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
     spec = batch_spec(config, tokenizers.model_spec(), *image)
-    draw = mix(sources, seed=config.training.seed)
-    iterator = BatchIterator(draw, spec, tokenizers.assembler.vocabulary.pad)
+    own = own_shards(make_mesh(config.training), config.data.shards)
+    streams = mix(sources, seed=config.training.seed, own=own, shards=config.data.shards)
     return Prepared(
         tokenizers=tokenizers,
         batch_spec=spec,
-        iterator=iterator,
-        names=[source.name for source in sources],
+        iterator=BatchIterator(streams, spec, tokenizers.assembler.vocabulary.pad, fixed=jax.process_count() > 1),
+        sources={source.name: source.weight for source in sources},
         encoder=encoder,
     )
 

@@ -36,10 +36,18 @@ FREE = (
     *(
         "training.steps",
         "training.checkpoint_every",
-        "training.keep",
+        "training.checkpoints",
+        "training.keep*",
+        "training.best_metric",
         "training.log_every",
         "training.*_axis",
         "training.skip_limit",
+        "training.stall_seconds",
+        "training.micro_batches",
+        "training.loss_chunks",
+        "cluster.*",
+        "profile",
+        "model.remat",
     ),
 )
 

@@ -43,6 +43,7 @@ def batch_spec(config: Config, spec: ModelSpec, image_shape: tuple[int, ...], im
         row_images=data.row_images if spec.channels else 0,
         image_shape=image_shape,
         image_dtype=image_dtype,
+        shards=data.shards,
     )
 
 

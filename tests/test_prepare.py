@@ -52,7 +52,7 @@ def test_documents_reach_the_batch_in_the_trunk_s_own_tokens(tmp_path: Path):
     prepared = prepare(own(tmp_path, documents="encoder"), Console(quiet=True))
     batch = next(prepared.iterator)
     prepared.iterator.close()
-    assert prepared.names == ["documents"]
+    assert list(prepared.sources) == ["documents"]
     vocabulary, text = prepared.tokenizers.assembler.vocabulary, prepared.tokenizers.text
     assert vocabulary.text == 300
     shown = batch.modality == Modality.IMAGE

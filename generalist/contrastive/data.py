@@ -3,7 +3,7 @@
 import dataclasses
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -103,7 +103,7 @@ class _Draw(grain.transforms.RandomMap):
         return self.prepare(image), text_ids(self.text, [text], self.length)[0]
 
 
-class PairBatches(grain.DatasetIterator):
+class PairBatches:
     """Endless batches (pixels, uint8 (N, S, S, 3); text ids, int32 (N, L)), shuffled anew each epoch; threads make a few ahead.
 
     Raises:
@@ -111,7 +111,6 @@ class PairBatches(grain.DatasetIterator):
     """
 
     def __init__(self, pairs: Pairs, prepare: Preparation, text: TextTokenizer, *, length: int, batch: int, seed: int):
-        super().__init__()
         if len(pairs) < batch:
             raise ValueError(f"there are {len(pairs)} pairs for a batch of {batch}: lower --batch, or give more")
         draw = _Draw(pairs, prepare, text, length)
@@ -119,7 +118,7 @@ class PairBatches(grain.DatasetIterator):
         epoch = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()
         drawn = epoch.repeat().random_map(draw)
         self._batch, self._whole, self._count = batch, len(pairs) // batch, len(pairs)
-        self._draw, self._step = drawn, 0
+        self._draw, self.step = drawn, 0
         self._pool = ThreadPoolExecutor(2)
         self._ahead: deque[Future] = deque()
 
@@ -130,19 +129,20 @@ class PairBatches(grain.DatasetIterator):
         items = [self._draw[index] for index in range(first, first + self._batch)]
         return np.stack([pixels for pixels, _ in items]), np.stack([ids for _, ids in items])
 
+    def __iter__(self) -> "PairBatches":
+        return self
+
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         while len(self._ahead) <= PREFETCH:
-            self._ahead.append(self._pool.submit(self.make, self._step + len(self._ahead)))
+            self._ahead.append(self._pool.submit(self.make, self.step + len(self._ahead)))
         batch = self._ahead.popleft().result()
-        self._step += 1
+        self.step += 1
         return batch
 
-    def get_state(self) -> dict[str, Any]:
-        return {"step": self._step}
-
-    def set_state(self, state: dict[str, Any]) -> None:
+    def go_to(self, step: int) -> None:
+        """Goes to before the batch of that step, counted from 0."""
         self._ahead.clear()
-        self._step = int(state["step"])
+        self.step = step
 
 
 def open_pairs(config: ContrastiveConfig) -> Pairs:

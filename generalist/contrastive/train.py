@@ -25,11 +25,11 @@ from generalist.contrastive.dual import fresh_towers
 from generalist.contrastive.towers import Towers, clip_loss, siglip_loss, vit_config
 from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
-from generalist.training.loop import Interrupt, Interrupted, compute_dtype
+from generalist.training.loop import Interrupt, Interrupted
 from generalist.training.metrics import Metrics
 from generalist.training.optimizer import make_optimizer, schedule
 from generalist.training.sharding import flat, make_mesh, parameter_shardings, rows_sharding
-from generalist.training.step import TrainState
+from generalist.training.step import TrainState, compute_dtype
 from generalist.vision.vit import save_vit
 
 
@@ -51,8 +51,8 @@ class ContrastiveTrainer:
 def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
     """Builds the trainer over all devices; nothing is computed yet."""
     training = config.training
-    mesh = make_mesh(training.data_axis, training.fsdp_axis, training.tensor_axis)
-    optimizer, dtype = make_optimizer(training), compute_dtype(training.dtype)
+    mesh = make_mesh(training)
+    optimizer, dtype = make_optimizer(training), compute_dtype(training.dtype, jax.default_backend())
 
     def fresh() -> TrainState:
         params = nnx.to_pure_dict(nnx.state(fresh_towers(config), nnx.Param))
@@ -110,12 +110,13 @@ def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
 def train(config: ContrastiveConfig, batches: PairBatches, console: Console) -> TrainState:
     """Trains to `training.steps`, from the run's newest checkpoint if it has one."""
     training, trainer = config.training, make_contrastive_trainer(config)
-    checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
+    checkpoints = Checkpoints(training.checkpoints or str(config.folder / "checkpoints"), training)
     if checkpoints.latest is None:
         state = trainer.initialize()
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
-        state = checkpoints.restore(trainer.abstract_state, batches)
+        state, position = checkpoints.restore(trainer.abstract_state)
+        batches.go_to(position["step"])
     start = int(state.step)
     console.print(
         f"{count_parameters(state.params) / 1e6:.2f} M parameters, {config.batch} pairs a step, {config.loss} loss, "
@@ -123,9 +124,9 @@ def train(config: ContrastiveConfig, batches: PairBatches, console: Console) -> 
         highlight=False,
     )
     with Metrics(config.folder, training.steps, start, console) as metrics, Interrupt() as interrupt:
-        state = _steps(config, trainer, state, batches, checkpoints, metrics, interrupt)
+        state, last = _steps(config, trainer, state, batches, checkpoints, metrics, interrupt)
         metrics.advance(int(state.step), "saving")
-        checkpoints.save(state, batches)
+        checkpoints.save(state, {"step": batches.step}, last)
         checkpoints.wait()
     checkpoints.close()
     if interrupt.asked:
@@ -141,9 +142,10 @@ def _steps(
     checkpoints: Checkpoints,
     metrics: Metrics,
     interrupt: Interrupt,
-) -> TrainState:
+) -> tuple[TrainState, dict[str, float]]:
     training = config.training
     rate = schedule(training)
+    values: dict[str, float] = {}
     begun, waited, since = time.perf_counter(), 0.0, int(state.step)
     with jax.set_mesh(trainer.mesh):
         for step in range(int(state.step) + 1, training.steps + 1):
@@ -174,10 +176,10 @@ def _steps(
                 jax.block_until_ready(entry["loss"])
                 metrics.advance(step)
             if step % training.checkpoint_every == 0 and step < training.steps:
-                checkpoints.save(state, batches)
+                checkpoints.save(state, {"step": batches.step}, values)
             if interrupt.asked:
                 break
-    return state
+    return state, values
 
 
 def export(config: ContrastiveConfig, params: Any) -> None:

@@ -1,5 +1,8 @@
 """The one structure at the model's door: a batch of packed sequences, and its sizes.
 
+A batch is made of equal *shards*, each packed from a stream of examples of its own: a host makes only the shards that its devices
+need, and a position's payload is always in its own shard, so that no device looks for it elsewhere.
+
 Dimension key: B rows, L positions, N tensors, F projection width, M frames, S pixels on a side, P patches, I images a row.
 """
 
@@ -7,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 
@@ -15,13 +19,13 @@ from generalist.tokenizers.pieces import PATCH_SIZE, Modality
 if TYPE_CHECKING:
     ArrayLike = Any  # numpy on the way to the devices, JAX on them: neither's methods are common to both
 else:
-    ArrayLike = np.ndarray | jax.Array
+    ArrayLike = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Sequences packed to a fixed shape. Payloads stand in flat arrays for the whole batch, padded with zero rows."""
+    """Sequences packed to a fixed shape. Payloads stand in flat arrays, shard after shard, each shard's padded with zero rows."""
 
     tokens: Int32[ArrayLike, "B L"]
     """Input ids."""
@@ -38,7 +42,7 @@ class Batch:
     segment: Int32[ArrayLike, "B L"]
     """0 is padding; sequences of a row count from 1."""
     payload_index: Int32[ArrayLike, "B L"]
-    """Row among the batch's embeddings of the position's modality; 0 where none."""
+    """Row among its shard's embeddings of the position's modality; 0 where none."""
     image: Int32[ArrayLike, "B L"]
     """1 + which of its row's images a position attends to; 0: none."""
     source: Int32[ArrayLike, "B L"]
@@ -51,13 +55,29 @@ class Batch:
     images: Shaped[ArrayLike, "J ..."]
     """For cross-attention: what the frozen encoder takes, uint8 (J, S, S, 3), or gave, float16 (J, cells, channels)."""
     row_images: Int32[ArrayLike, "B I"]
-    """Which of `images` are a row's, in the order of their positions; padding repeats the first one, and no position
-    attends to it."""
+    """Which of its shard's `images` are a row's, in the order of their positions; padding repeats the first one, and no
+    position attends to it."""
+    shards: int = dataclasses.field(default=1, metadata={"static": True})
+    """Equal pieces, in order, that rows and each payload array fall into."""
+
+    def gather(
+        self, payload: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "B ..."]
+    ) -> Shaped[jax.Array, "B ..."]:
+        """Rows of a payload array (or of what became of it) by their index within their shard."""
+        if self.shards == 1:
+            return jnp.asarray(payload).at[index].get(mode="clip")
+        pieces, within = (x.reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
+        found = jax.vmap(lambda piece, at: piece.at[at].get(mode="clip"))(pieces, within)
+        return found.reshape(*index.shape, *payload.shape[1:])
+
+
+BUDGETS = ("tensors", "frames", "patches", "images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """The sizes of a batch; `tensors`, `frames`, `patches` and `images` are budgets for the whole batch."""
+    """The sizes of a batch; `tensors`, `frames`, `patches` and `images` are budgets for the whole batch, which its shards share
+    equally."""
 
     rows: int
     length: int
@@ -73,16 +93,30 @@ class BatchSpec:
     image_shape: tuple[int, ...] = (0, 0, 3)
     """What one image is: see `Batch.images`."""
     image_dtype: str = "uint8"
+    shards: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rows", "length"):
+        for name in ("rows", "length", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rows", *BUDGETS):
+            if getattr(self, name) % self.shards:
+                raise ValueError(
+                    f"data.{name} = {getattr(self, name)} must be a multiple of data.shards = {self.shards}, "
+                    "since every shard has an equal part"
+                )
+
+    @property
+    def shard(self) -> "BatchSpec":
+        """The sizes of one shard."""
+        parts = {name: getattr(self, name) // self.shards for name in ("rows", *BUDGETS)}
+        return dataclasses.replace(self, **parts, shards=1)
 
     def zeros(self, pad: int) -> Batch:
         """A batch of padding, with room for every payload."""
         shape = (self.rows, self.length)
         fields = ("targets", "local_position", "position", "segment", "payload_index", "image", "source")
+        zeros: dict[str, Any] = {name: np.zeros(shape, np.int32) for name in fields}
         return Batch(
             tokens=np.full(shape, pad, np.int32),
             loss_weight=np.zeros(shape, np.float32),
@@ -93,5 +127,5 @@ class BatchSpec:
             intervals=np.zeros((self.patches, 4), np.int32),
             images=np.zeros((self.images, *self.image_shape), self.image_dtype),
             row_images=np.zeros((self.rows, self.row_images), np.int32),
-            **{name: np.zeros(shape, np.int32) for name in fields},
+            **zeros,
         )

@@ -32,27 +32,31 @@ def mean_length(examples: Examples) -> float:
     return float(np.mean([len(examples.example(int(rng.integers(len(examples))), rng).tokens) for _ in range(SAMPLES)]))
 
 
-def mix(sources: Sequence[Source], *, seed: int, rank: int = 0, world: int = 1) -> Draw:
-    """The stream of examples by number: (source id, sequence).
+def mix(sources: Sequence[Source], *, seed: int, own: Sequence[int] = (0,), shards: int = 1) -> dict[int, Draw]:
+    """The streams of examples by number, (source id, sequence), for a batch's shards that are `own`.
 
-    Every part is shuffled anew each epoch. Of `world` processes each reads its own share of every part.
-
-    Raises:
-        ValueError: a source is empty, or has fewer examples than there are processes.
+    Every part is shuffled anew each epoch. Of several shards each reads its own share of every part; a part with fewer examples
+    than shards is read whole by all, each in an order of its own.
     """
-    parts, weights = [], []
-    for number, source in enumerate(sources):
-        for index, examples in enumerate(source.parts):
-            if len(examples) < world:
-                raise ValueError(f"source {source.name} has a part with {len(examples)} examples for {world} processes")
-            order = grain.MapDataset.range(len(examples)).seed(seed + 1000 * number + index)
-            order = order[rank::world] if world > 1 else order
-            drawn = order.shuffle().repeat().random_map(_Draw(number, examples))
-            parts.append(drawn)
-            weights.append(source.weight / len(source.parts) / mean_length(examples))
-    total = sum(weights)
-    stream = grain.MapDataset.mix(parts, weights=[weight / total for weight in weights])
-    return lambda number: stream[number]
+    lengths = [[mean_length(examples) for examples in source.parts] for source in sources]
+    weights = [
+        source.weight / len(source.parts) / length
+        for source, several in zip(sources, lengths, strict=True)
+        for length in several
+    ]
+    shares = [weight / sum(weights) for weight in weights]
+
+    def stream(shard: int) -> Draw:
+        parts = []
+        for number, source in enumerate(sources):
+            for index, examples in enumerate(source.parts):
+                order = grain.MapDataset.range(len(examples)).seed(seed + 1000 * number + index + 1_000_000 * shard)
+                order = order[shard::shards] if 1 < shards <= len(examples) else order
+                parts.append(order.shuffle().repeat().random_map(_Draw(number, examples)))
+        mixed = grain.MapDataset.mix(parts, weights=shares)
+        return lambda number: mixed[number]
+
+    return {shard: stream(shard) for shard in own}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Packing: sequences of any lengths into batches of one shape.
 
-Rows are filled by first fit. A sequence that does not fit anywhere waits for the next batch, which it then opens; when
-`LOOK_AHEAD` of them wait, the batch is closed. Which sequences those were is part of the state, so that a restored
-iterator gives the very batches that an uninterrupted one would have given.
+Each shard of a batch is packed from its own stream of examples, whichever process makes it: the batches do not depend on how
+many processes there are. Rows are filled by first fit. A sequence that does not fit anywhere waits for the next batch, which
+it then opens; when `LOOK_AHEAD` of them wait, the shard is closed. Which sequences those were is part of the position, so that
+a restored iterator gives the very batches that an uninterrupted one would have given.
 """
 
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Sequences
 
-import grain
 import numpy as np
 
 from generalist.data.batch import Batch, BatchSpec
@@ -25,7 +25,7 @@ Draw = Callable[[int], tuple[int, Sequence]]
 
 
 class OpenBatch:
-    """A batch that is being filled."""
+    """A shard of a batch that is being filled."""
 
     def __init__(self, spec: BatchSpec, pad: int):
         self.spec, self.batch = spec, spec.zeros(pad)
@@ -35,14 +35,14 @@ class OpenBatch:
         self.images = np.zeros((spec.rows,), np.int64)
 
     def check(self, sequence: Sequence, source: int) -> None:
-        """Raises ValueError if the sequence would not fit into an empty batch."""
+        """Raises ValueError if the sequence would not fit into an empty shard."""
         sizes = {"length": len(sequence.tokens)} | {name: len(getattr(sequence, name)) for name in self.counts}
         sizes["row_images"] = len(sequence.images)
         for name, size in sizes.items():
             if size > getattr(self.spec, name):
                 raise ValueError(
-                    f"an example of source {source} has {name} {size}, more than data.{name} = {getattr(self.spec, name)}: "
-                    f"raise data.{name} or take fewer steps a window"
+                    f"an example of source {source} has {name} {size}, more than the {getattr(self.spec, name)} that a batch's "
+                    f"shard has room for: raise data.{name}, or take fewer steps a window"
                 )
 
     def add(self, sequence: Sequence, source: int) -> bool:
@@ -86,51 +86,82 @@ class OpenBatch:
         self.batch.source[row, at] = source
         self.used[row] += size
 
-    def close(self) -> Batch:
-        """The batch; without any frames (or patches, or images) it has no rows for them, and the step pays nothing for them."""
-        empty: dict[str, np.ndarray] = {}
-        if not self.counts["frames"]:
-            empty["frames"] = self.batch.frames[:0]
-        if not self.counts["patches"]:
-            empty |= {"patches": self.batch.patches[:0], "intervals": self.batch.intervals[:0]}
-        if not self.counts["images"]:
-            empty |= {"images": self.batch.images[:0], "row_images": self.batch.row_images[:, :0]}
-        return dataclasses.replace(self.batch, **empty)
+
+def joined(opened: Sequences[OpenBatch], *, fixed: bool) -> Batch:
+    """Shards as one batch. A payload that none of them has gets no rows, and the step pays nothing for it; unless shapes are
+    `fixed`, as they must be where other processes' shards belong to the same batch."""
+
+    def absent(payload: str) -> bool:
+        return not fixed and not any(one.counts[payload] for one in opened)
+
+    parts: dict[str, np.ndarray] = {}
+    for field in dataclasses.fields(Batch):
+        if field.name == "shards":
+            continue
+        arrays = [getattr(one.batch, field.name) for one in opened]
+        if field.name == "row_images" and absent("images"):
+            arrays = [array[:, :0] for array in arrays]
+        elif (field.name in PAYLOADS.values() and absent(field.name)) or (
+            field.name == "intervals" and absent("patches")
+        ):
+            arrays = [array[:0] for array in arrays]
+        parts[field.name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return Batch(**parts, shards=len(opened))
 
 
-class BatchIterator(grain.DatasetIterator):
-    """Endless batches; a thread makes a few ahead. The state is that of the batches already handed out.
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a shard's stream has been used."""
+
+    next: int = 0
+    """Number of its next example."""
+    waiting: tuple[int, ...] = ()
+    """Numbers of those that did not fit; at most `LOOK_AHEAD`."""
+
+
+class BatchIterator:
+    """Endless batches; a thread makes a few ahead. The position is that of the batches already handed out.
 
     Args:
-        draw: the stream of examples, by number.
-        spec: sizes of a batch.
+        streams: this process's shards, each with its stream of examples.
+        spec: sizes of a whole batch, of all processes.
         pad: id of padding.
+        fixed: whether every batch has the same shapes.
     """
 
-    def __init__(self, draw: Draw, spec: BatchSpec, pad: int):
-        super().__init__()
-        self._draw, self._spec, self._pad = draw, spec, pad
-        self._next, self._waiting = 0, []  # number of the next example; numbers of those that did not fit
+    def __init__(self, streams: Mapping[int, Draw], spec: BatchSpec, pad: int, *, fixed: bool = False):
+        self.spec = spec
+        self._streams, self._pad, self._fixed = dict(sorted(streams.items())), pad, fixed
+        self._positions = dict.fromkeys(self._streams, Position())
         self._queue: queue.Queue | None = None
+
+    @property
+    def shards(self) -> list[int]:
+        """This process's shards, in the order in which their rows stand in a batch."""
+        return list(self._streams)
+
+    def __iter__(self) -> "BatchIterator":
+        return self
 
     def __next__(self) -> Batch:
         if self._queue is None:
             self._start()
         assert self._queue is not None
-        batch, following, waiting = self._queue.get()
+        batch, positions = self._queue.get()
         if isinstance(batch, BaseException):
             raise batch
-        self._next, self._waiting = following, waiting
+        self._positions = positions
         return batch
 
-    def get_state(self) -> dict[str, Any]:
-        """The position after the last batch handed out."""
-        return {"next": self._next, "waiting": list(self._waiting)}
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where each shard stands after the last batch handed out."""
+        return dict(self._positions)
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position; batches made ahead are dropped."""
+    def go_to(self, positions: Mapping[int, Position]) -> None:
+        """Goes to a position; those of other processes' shards are passed over, and batches made ahead are dropped."""
         self.close()
-        self._next, self._waiting = int(state["next"]), [int(number) for number in state["waiting"]]
+        self._positions = {shard: positions[shard] for shard in self._streams}
 
     def close(self) -> None:
         """Stops the thread."""
@@ -143,32 +174,39 @@ class BatchIterator(grain.DatasetIterator):
                     continue
             self._queue = None
 
-    def make(self, following: int, waiting: list[int]) -> tuple[Batch, int, list[int]]:
+    def make(self, positions: Mapping[int, Position]) -> tuple[Batch, dict[int, Position]]:
         """One batch from a position, and the position after it."""
-        open_batch, left = OpenBatch(self._spec, self._pad), []
-        for number in waiting:
-            source, sequence = self._draw(number)
-            if not open_batch.add(sequence, source):
+        opened, after = [], {}
+        for shard, draw in self._streams.items():
+            filled, after[shard] = self._fill(draw, positions[shard])
+            opened.append(filled)
+        return joined(opened, fixed=self._fixed), after
+
+    def _fill(self, draw: Draw, position: Position) -> tuple[OpenBatch, Position]:
+        shard, left, following = OpenBatch(self.spec.shard, self._pad), [], position.next
+        for number in position.waiting:
+            source, sequence = draw(number)
+            if not shard.add(sequence, source):
                 left.append(number)
         while len(left) < LOOK_AHEAD:
-            source, sequence = self._draw(following)
-            open_batch.check(sequence, source)
-            if not open_batch.add(sequence, source):
+            source, sequence = draw(following)
+            shard.check(sequence, source)
+            if not shard.add(sequence, source):
                 left.append(following)
             following += 1
-        return open_batch.close(), following, left
+        return shard, Position(following, tuple(left))
 
     def _start(self) -> None:
         self._queue, self._stop = queue.Queue(maxsize=PREFETCH), threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(self._next, list(self._waiting)), daemon=True)
+        self._thread = threading.Thread(target=self._produce, args=(self._positions,), daemon=True)
         self._thread.start()
 
-    def _produce(self, following: int, waiting: list[int]) -> None:
+    def _produce(self, positions: dict[int, Position]) -> None:
         assert self._queue is not None
         try:
             while not self._stop.is_set():
-                item = self.make(following, waiting)
-                _, following, waiting = item
+                item = self.make(positions)
+                positions = item[1]
                 self._queue.put(item)
         except BaseException as error:  # handed over: the reader raises it where the user sees it
-            self._queue.put((error, following, waiting))
+            self._queue.put((error, positions))

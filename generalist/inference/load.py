@@ -60,7 +60,7 @@ class Generalist:
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
         params, frozen, step = restore_params(
-            config.folder / "checkpoints", *divided(shapes, config.model), step, mean=config.training.ema > 0
+            config.checkpoints, *divided(shapes, config.model), step, mean=config.training.ema > 0
         )
         return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
 

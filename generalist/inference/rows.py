@@ -5,6 +5,7 @@ Dimension key: B rows, L positions.
 
 import dataclasses
 from collections.abc import Sequence as Sequences
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         ValueError: a sequence is longer than `length`.
     """
     rows = len(sequences)
-    fields = {
+    fields: dict[str, Any] = {
         name: np.full((rows, length), fill, np.int32)
         for name, fill in (
             ("tokens", pad),
@@ -65,7 +66,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
             arrays.append(getattr(sequence, name))
         segment[row, :size] = 1
         weight[row, :size] = sequence.loss_weight
-    flat = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
+    flat: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
     position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
     source = np.zeros((rows, length), np.int32)
     return Batch(
@@ -100,17 +101,18 @@ def join(batches: list[Batch], frame_tokens: int) -> Batch:
             offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
         moved.append(dataclasses.replace(batch, payload_index=index, image=batch.image + held))
         held = held + (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True, dtype=np.int32)
-    rows = {name: np.concatenate([getattr(batch, name) for batch in moved], axis=1) for name in POSITIONAL}
-    flat = {name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT}
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(batch, name) for batch in moved], axis=1) for name in POSITIONAL
+    }
+    flat: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT}
     return Batch(**rows, **flat, row_images=row_images(rows["modality"], rows["payload_index"]))
 
 
 def shift_right(batch: Batch) -> Batch:
     """The same rows with their padding on the left, so that all end at the same place."""
     order = np.argsort(batch.segment > 0, axis=1, kind="stable")
-    return dataclasses.replace(
-        batch, **{name: np.take_along_axis(getattr(batch, name), order, axis=1) for name in POSITIONAL}
-    )
+    moved: dict[str, Any] = {name: np.take_along_axis(getattr(batch, name), order, axis=1) for name in POSITIONAL}
+    return dataclasses.replace(batch, **moved)
 
 
 def bucket(length: int, step: int = 16) -> int:

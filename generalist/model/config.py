@@ -154,14 +154,19 @@ class ModelConfig:
     """Channels of the patch embedder's ResNet block (not published by Gato)."""
     vision: VisionConfig = VisionConfig()
     """Images through a frozen encoder and cross-attention."""
-    remat: bool = False
-    """Recompute a block's activations in the backward pass: less memory for about a quarter more compute."""
+    stochastic_depth: float = 0.0
+    """Probability that a training row skips an attention or a feed-forward (Gato's pretraining: 0.1)."""
+    remat: Literal["none", "products", "block"] = "none"
+    """Which activations the backward pass computes again: none; all but matrix products; or all of a block but its input, which
+    takes the least memory, for about a third more compute."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name not in ("window", "learned_positions"))
             if field.type in (int, "int") and value < least:
                 raise ValueError(f"model.{field.name} must be at least {least}, got {value}")
+        if not 0 <= self.stochastic_depth < 1:
+            raise ValueError(f"model.stochastic_depth must be at least 0 and below 1, got {self.stochastic_depth}")
         for name in ("attention_softcap", "logit_softcap"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from generalist.model.config import ModelConfig
+from generalist.model.constrain import constrain
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -91,9 +92,10 @@ class FeedForward(nnx.Module):
         self.down = Linear(config.hidden, config.width, rngs=rngs, scale=scale, bias=config.bias)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        hidden = constrain(self.up(x), "batch", "length", "hidden")
         if not self.gated:
-            return self.down(self.activation(self.up(x)))
-        gate, value = jnp.split(self.up(x), 2, axis=-1)
+            return self.down(self.activation(hidden))
+        gate, value = jnp.split(hidden, 2, axis=-1)
         return self.down(self.activation(gate) * value)
 
 

@@ -3,6 +3,8 @@
 Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,11 +16,19 @@ from jaxtyping import Array, Bool, Float, Int
 from generalist.data.batch import Batch
 from generalist.model.attention import Angles, Attention, Cache, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, make_norm, stack
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
+
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda layer: layer,
+    "products": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "block": jax.checkpoint,
+}
+"""What the backward pass finds of a layer's activations, by `model.remat`."""
 
 
 class Block(nnx.Module):
@@ -32,11 +42,15 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, mask, angles, cache=None, start=None):
+    def __call__(self, x, mask, angles, cache=None, start=None, kept=None):
+        """`kept`: (2, B), what to multiply each row's attention and feed-forward by (stochastic depth); None: nothing."""
         mixed, cache = self.attention(self.attention_norm(x), mask, angles, cache, start)
-        x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
+        mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
+        x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
         mixed = self.feed_forward(self.feed_forward_norm(x))
-        return x + (mixed if self.feed_forward_post_norm is None else self.feed_forward_post_norm(mixed)), cache
+        mixed = mixed if self.feed_forward_post_norm is None else self.feed_forward_post_norm(mixed)
+        x = x + (mixed if kept is None else mixed * kept[1, :, None, None])
+        return constrain(x, "batch", "length", None), cache
 
 
 class Sight(NamedTuple):
@@ -108,11 +122,12 @@ class Transformer(nnx.Module):
         )
         for modality, count, embedder in payloads:
             if count:  # a batch without this payload pays nothing for it
-                embedded = embedder().at[batch.payload_index].get(mode="clip")
+                embedded = batch.gather(embedder(), batch.payload_index)
                 x = jnp.where((batch.modality == modality)[..., None], embedded, x)
         if self.time_table is not None:
             x = x + self.time_table[...].at[batch.position].get(mode="clip").astype(dtype)
-        return x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
+        x = x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
+        return constrain(x, "batch", "length", None)
 
     def sights(
         self,
@@ -139,23 +154,34 @@ class Transformer(nnx.Module):
         return embedder
 
     def hidden(self, batch: Batch, dtype: DTypeLike = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
-        """Final hidden states of whole sequences. `key` draws patch positions (training); None takes their means."""
+        """Final hidden states of whole sequences. `key` draws patch positions and skipped sub-layers (training); with None the
+        positions are their means, and nothing is skipped."""
         x = self.embed(batch, dtype, key)
         whole, near = self.sights(batch, batch.segment, batch.position)
         graph, stacked = nnx.split(self.blocks)
         is_global = jnp.array([self.is_global(layer) for layer in range(self.config.layers)])
+        kept = self._kept(len(x), dtype, key)
 
         def layer(x, of_layer):
-            params, is_global = of_layer
+            params, is_global, kept = of_layer
             seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
-            return nnx.merge(graph, params)(x, *seen)[0], None
+            return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
-        step = jax.checkpoint(layer) if self.config.remat else layer
+        remat = REMAT[self.config.remat]
         if self.visual is None:
-            x, _ = jax.lax.scan(step, x, (stacked, is_global))
+            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept))
         else:
-            x = self.visual.scan(step, x, (stacked, is_global), batch)
+            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat)
         return self.final_norm(x)
+
+    def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:
+        """Stochastic depth (Huang et al., 2016; Gato, appendix D): which rows skip which sub-layers, those kept scaled so that
+        the mean is as without; None where none is skipped."""
+        dropped = self.config.stochastic_depth
+        if not dropped or key is None:
+            return None
+        drawn = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - dropped, (self.config.layers, 2, rows))
+        return drawn.astype(dtype) / (1 - dropped)
 
     def hidden_cached(
         self,

@@ -66,10 +66,13 @@ class VisualPath(nnx.Module):
                 f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
             )
         visual = self.resampler(batch.images.astype(dtype)[:, None])
-        return visual.at[batch.row_images].get(mode="clip")
+        return batch.gather(visual, batch.row_images)
 
-    def scan(self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch) -> Float[Array, "B L D"]:
-        """All blocks (stacked parameters, stepped by `layer`), with a gated cross-attention before every few of them."""
+    def scan(
+        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable
+    ) -> Float[Array, "B L D"]:
+        """All blocks (stacked parameters, stepped by `layer`), with a gated cross-attention before every few of them, whose
+        activations are kept or computed again as `remat` decides."""
         visual, mask = None, None
         if len(batch.images):  # a batch without images pays nothing for them
             visual = self.tokens(batch, x.dtype)
@@ -77,11 +80,14 @@ class VisualPath(nnx.Module):
             mask = image_mask(batch.image, first, visual.shape[1], self.config.attend_to)
         graph, gated = nnx.split(self.gated)
 
+        @remat
+        def look(x, gate_params):
+            module = nnx.merge(graph, gate_params)
+            return module(x, None if visual is None else module.keys(visual), mask)
+
         def group(x, params):
             gate_params, block_params = params
-            module = nnx.merge(graph, gate_params)
-            x = module(x, None if visual is None else module.keys(visual), mask)
-            return jax.lax.scan(layer, x, block_params)[0], None
+            return jax.lax.scan(layer, look(x, gate_params), block_params)[0], None
 
         count = jax.tree.leaves(blocks)[0].shape[0]
         whole = count // self.every

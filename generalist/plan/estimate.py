@@ -19,7 +19,6 @@ from generalist.plan.program import (
     abstract_batch,
     compile_encoder,
     compile_step,
-    make_mesh,
     make_planned_trainer,
 )
 from generalist.plan.target import Target
@@ -106,7 +105,8 @@ def estimate(
         devices: of `open_devices`.
     """
     spec, batch_spec, encoder = shapes
-    mesh = make_mesh(config, devices)
+    trainer = make_planned_trainer(config, spec, devices)
+    mesh = trainer.mesh
     known: dict[str, Any] = {
         "mesh": dict(mesh.shape),
         "rows": batch_spec.rows,
@@ -114,10 +114,9 @@ def estimate(
         "counts": count(spec, encoder),
         "limit": target.memory,
     }
-    trainer = make_planned_trainer(config, spec, mesh, target.platform)
     try:
-        step = compile_step(trainer, abstract_batch(batch_spec, mesh, encoder), target)
-        seen = compile_encoder(encoder, batch_spec, mesh, target) if encoder is not None else None
+        step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder), target)
+        seen = compile_encoder(config, encoder, batch_spec, mesh, target) if encoder is not None else None
     except OutOfMemory as error:
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
     return _measured(known, spec, step, seen, target, speeds_of(target, mesh.devices.flat), batch_spec)

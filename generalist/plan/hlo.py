@@ -130,14 +130,15 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry = None
-    name, begun = "", None
+    name, begun = "", list[Instruction]()
+    inside = False
     for line in text.splitlines():
-        if begun is None:
+        if not inside:
             if head := _COMPUTATION.match(line):
-                name, begun = head.group(2), []
+                inside, name, begun = True, head.group(2), []
                 entry = name if head.group(1) else entry
         elif line.startswith("}"):
-            computations[name], begun = Computation(name, tuple(begun)), None
+            inside, computations[name] = False, Computation(name, tuple(begun))
         elif instruction := _instruction(line):
             begun.append(instruction)
     if entry is None:

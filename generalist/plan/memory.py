@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from generalist.config import Config
-from generalist.data.batch import BatchSpec
+from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
@@ -19,7 +19,6 @@ from generalist.vision.encoder import VisionEncoder
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
 LOGITS_COPIES = 2  # of a whole batch's logits in float32: they, and their gradient
 SCORES_COPIES = 3  # of one block's attention scores: scores, softmax, gradient
-PAYLOADS = ("tensors", "frames", "patches", "images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,9 @@ def arithmetic(
     copies = 2 if config.training.ema else 1
     # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
     cast = width if width != FULL else 0
-    positions = batch.rows * batch.length / replicas
+    positions = batch.rows * batch.length / replicas / config.training.micro_batches
     cells = 0 if encoder is None else encoder.cells
+    micro = replicas * config.training.micro_batches
     images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
@@ -98,9 +98,9 @@ def arithmetic(
         frozen_bytes=width * frozen / shards + FULL * seen,
         optimizer_bytes=2 * FULL * trained / shards,
         gradient_bytes=(FULL + cast) * trained / shards,
-        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / replicas),
-        logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size,
-        batch_bytes=positions * 10 * FULL + images + payloads / replicas,
+        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / micro),
+        logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size / config.training.loss_chunks,
+        batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
     )
 
@@ -110,18 +110,25 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
     model = spec.config
     inner = (model.heads + 2 * model.kv_heads) * model.head_size
     gated = model.activation != "gelu"
-    # Two norms with their inputs, queries to values (also rotated), what attention gives, both hidden layers.
-    one = 4 * model.width + 2 * inner + model.heads * model.head_size + (2 + 2 * gated) * model.hidden
+    # Products: queries to values, what attention and feed-forward give, both hidden layers. Beside them two norms with their
+    # inputs, rotated queries and keys, what attention mixes, the hidden layer after its activation.
+    products = inner + 2 * model.width + (1 + gated) * model.hidden
+    one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
     scores = SCORES_COPIES * model.heads * batch.length * FULL / HALF
-    layers = model.layers * (model.width if model.remat else one + scores)
+    kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
+    again = 0.0 if model.remat == "none" else one + scores
     if not spec.channels:
-        return positions * (layers + (one + scores if model.remat else 0))
+        return positions * (model.layers * kept + again)
     vision = model.vision
     heads, size = vision.cross_attention
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
-    # A gated layer keeps its own: it is not recomputed.
+    # A gated layer: its scores against all images of the row, queries and what is mixed, both hidden layers, norms.
     seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
-    return positions * (layers + (one + scores if model.remat else 0) + -(-model.layers // vision.every) * seen)
+    groups = -(-model.layers // vision.every)
+    if model.remat == "none":
+        return positions * (model.layers * kept + groups * seen)
+    # Recomputed a group at a time: the inputs of its blocks stand beside it.
+    return positions * (groups * model.width + vision.every * kept + again + seen)
 
 
 def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
@@ -154,9 +161,10 @@ def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: Vis
     return most
 
 
-def with_rows(config: Config, rows: int) -> Config:
-    """The settings with so many rows, and payloads in proportion."""
+def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
+    """The settings with so many rows in so many shards, and payloads in proportion."""
     share = rows / config.data.rows
-    payloads = {name: math.ceil(getattr(config.data, name) * share) for name in PAYLOADS}
-    payloads["images"] = max(payloads["images"], min(config.data.row_images, config.data.images))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows, **payloads))
+    sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
+    if sizes["images"]:
+        sizes["images"] = max(sizes["images"], shards * config.data.row_images)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows, shards=shards, **sizes))

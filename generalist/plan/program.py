@@ -9,17 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from generalist.config import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
-from generalist.plan.target import Target, mesh_sizes
-from generalist.training.optimizer import make_optimizer
-from generalist.training.sharding import AXES, rows_sharding
-from generalist.training.step import Trainer, make_trainer
+from generalist.plan.target import Target
+from generalist.training.sharding import make_mesh, parameter_shardings, rows_sharding
+from generalist.training.step import Trainer, compute_dtype, computed, make_trainer
 from generalist.vision.encoder import VisionEncoder
 
 
@@ -64,52 +61,55 @@ class Program:
     """Spent compiling."""
 
 
-def sources_of(config: Config) -> int:
-    """How many data sources take part."""
-    others = (config.data.emoji, config.data.prose, config.data.documents)
-    return len(config.data.control()) + sum(one.weight > 0 for one in others)
+def source_weights(config: Config) -> dict[str, float]:
+    """The data's sources that take part, with their weights."""
+    names = ("emoji", "prose", "documents")
+    weights = {name: suite.weight for name, suite in config.data.control().items()}
+    return weights | {
+        name: getattr(config.data, name).weight for name in names if getattr(config.data, name).weight > 0
+    }
 
 
-def compute_dtype(config: Config, platform: str) -> Any:
-    """The activations' dtype on a platform, which need not be this process's."""
-    name = config.training.dtype
-    return jnp.dtype(("float32" if platform == "cpu" else "bfloat16") if name == "auto" else name)
+def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Trainer:
+    """The trainer that a run on these devices would have. The frozen encoder is planned apart: see `compile_encoder`.
+
+    Raises:
+        ValueError: the mesh's axes do not multiply to the devices, or cannot be laid along the slice's sides.
+    """
+    try:
+        mesh = make_mesh(config.training, devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
+            "sides"
+        ) from error
+    return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
 
 
-def make_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
-    """The mesh that the settings lay over the devices, neighbours beside each other."""
-    training = config.training
-    sizes = mesh_sizes((training.data_axis, training.fsdp_axis, training.tensor_axis), len(devices))
-    placed = mesh_utils.create_device_mesh(sizes, list(devices), allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:
+    """A batch's shapes and shardings as the step takes it: images as features."""
+    batch = trainer.abstract_batch(spec)
+    if encoder is None or not spec.images:
+        return batch
+    features = jax.eval_shape(encoder.apply, encoder_shapes(config, trainer.mesh, encoder), batch.images)
+    sharding = rows_sharding(features.shape, trainer.mesh)
+    placed = jax.ShapeDtypeStruct(features.shape, features.dtype, sharding=sharding)
+    return dataclasses.replace(batch, images=placed)
 
 
-def make_planned_trainer(config: Config, spec: ModelSpec, mesh: Mesh, platform: str) -> Trainer:
-    """The trainer that a run would have."""
-    training = config.training
-    return make_trainer(
-        spec,
-        make_optimizer(training),
-        mesh,
-        sources=sources_of(config),
-        z_loss=training.z_loss,
-        dtype=compute_dtype(config, platform),
-        seed=training.seed,
-        ema=training.ema,
+def encoder_shapes(config: Config, mesh: Mesh, encoder: VisionEncoder) -> Any:
+    """A frozen encoder's parameters as a run lays them out (`training.step.encoder_on`), as shapes."""
+    dtype = compute_dtype(config.training.dtype, mesh.devices.flat[0].platform)
+    shapes = jax.eval_shape(lambda: computed(jax.tree.map(_zeros, encoder.params), dtype))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(shapes, mesh),
     )
 
 
-def abstract_batch(spec: BatchSpec, mesh: Mesh, encoder: VisionEncoder | None) -> Batch:
-    """A batch's shapes and shardings as the step takes it: images as features."""
-
-    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows_sharding(leaf.shape, mesh))
-
-    batch = jax.tree.map(placed, spec.zeros(0))
-    if encoder is None or not spec.images:
-        return batch
-    pixels = jax.ShapeDtypeStruct((spec.images, *spec.image_shape), jnp.uint8)
-    return dataclasses.replace(batch, images=placed(jax.eval_shape(encoder.apply, encoder.params, pixels)))
+def _zeros(leaf: Any) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def compile_step(trainer: Trainer, batch: Batch, target: Target) -> Program:
@@ -131,19 +131,17 @@ def compile_step(trainer: Trainer, batch: Batch, target: Target) -> Program:
     return _compile(lowered, parts, target)
 
 
-def compile_encoder(encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target: Target) -> Program:
-    """Compiles the frozen encoder's own program, which runs before each step: parameters whole on every device, images split
-    like the batch.
+def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target: Target) -> Program:
+    """Compiles the frozen encoder's own program, which runs before each step.
 
     Raises:
         OutOfMemory: it does not fit.
     """
-    whole = NamedSharding(mesh, P())
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), encoder.params)
-    shape = (spec.images, *spec.image_shape)
+    params, shape = encoder_shapes(config, mesh, encoder), (spec.images, *spec.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows_sharding(shape, mesh))
+    alone = mesh.size == 1
     with jax.set_mesh(mesh):
-        lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels)).lower(params, pixels)
+        lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
     parts = {"parameters": 0.0, "frozen": device_bytes(params), "optimizer": 0.0, "batch": device_bytes(pixels)}
     return _compile(lowered, parts, target)
 

@@ -57,6 +57,7 @@ def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) ->
             times = ("" if one.fits else "does not fit", "", "")
         table.add_row(candidate.name, size, *times)
     console.print(table)
+    console.print(f"the best: {found[0][0].settings}", highlight=False, soft_wrap=True)
 
 
 def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Console) -> None:
@@ -143,18 +144,27 @@ def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
             f"{sum(waited.values()) / found.seconds:.0%} of the step waits for exchanges, most for {slowest} "
             f"({waited[slowest] * 1e3:.1f} ms): more --data.rows a step, or another mesh (--search tries several)"
         )
-    if config.model.remat and found.limit and found.needed and found.needed < 0.4 * found.limit:
-        yield (
-            f"{1 - found.needed / found.limit:.0%} of the memory is free: --model.no-remat saves recomputation, if it fits then"
-        )
+    less = {"block": "products", "products": "none"}.get(config.model.remat)
+    if less and found.limit and found.needed and found.needed < 0.4 * found.limit:
+        free = 1 - found.needed / found.limit
+        yield f"{free:.0%} of the memory is free: --model.remat {less} computes less a second time, if it fits then"
 
 
 def shrinking(config: Config, found: Estimate | None = None, target: Target | None = None) -> Iterator[str]:
     """What takes less memory a device."""
-    if not config.model.remat:
-        yield "--model.remat: activations of a block are recomputed, not kept"
+    if config.model.remat != "block":
+        yield "--model.remat block: activations of a block are computed again, not kept"
     if found is not None and found.mesh.get("data", 1) > 1:
         yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
+    parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
+    micro = 2 * config.training.micro_batches
+    if config.data.rows % (parts * micro) == 0:
+        yield (
+            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, its batch in {micro} parts, one "
+            "after the other"
+        )
+    if config.training.loss_chunks == 1 and config.data.length % 8 == 0:
+        yield "--training.loss-chunks 8: the logits of an eighth of the positions at a time"
     if config.data.rows > 1:
         yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) by half as well"
     if config.training.ema:

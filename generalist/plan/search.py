@@ -2,26 +2,26 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from generalist.config import Config
-from generalist.data.batch import BatchSpec
+from generalist.config import Config, TrainingConfig
+from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.config import ModelSpec
+from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate
 from generalist.plan.memory import FULL, HALF, arithmetic, with_rows
 from generalist.plan.target import Target
 from generalist.shapes import batch_spec
 from generalist.training.metrics import model_flops
+from generalist.training.sharding import AXES, make_mesh
 from generalist.vision.encoder import VisionEncoder
 
 Shapes = tuple[ModelSpec, BatchSpec, VisionEncoder | None]
 ROWS = (0.25, 0.5, 1.0, 2.0)
 """Of the preset's rows, what is tried."""
-LARGEST_TENSOR_AXIS = 16
-RECOMPUTED = 4 / 3  # products of a step that computes each block's forward pass twice, against one that does not
-SPARE = 1.5  # how far arithmetic may be above what the compiler then needs
+MICRO_BATCHES = (1, 2, 4, 8)
+LARGEST_SPLIT = 16  # of heads and of positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,59 +41,103 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        training = self.config.training
-        return (
-            f"data {training.data_axis} × fsdp {training.fsdp_axis} × tensor {training.tensor_axis}, "
-            f"{self.config.data.rows} rows"
-        )
+        training, data = self.config.training, self.config.data
+        axes = {axis: getattr(training, f"{axis}_axis") for axis in AXES}
+        mesh = " × ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "one device"
+        parts = f" in {training.micro_batches} micro-batches" if training.micro_batches > 1 else ""
+        return f"{mesh}, {data.rows} rows{parts}"
+
+    @property
+    def settings(self) -> str:
+        """As `train.py` takes them."""
+        training, data = self.config.training, self.config.data
+        budgets = {name: getattr(data, name) for name in ("rows", "shards", *BUDGETS)}
+        axes = {f"{axis}-axis": getattr(training, f"{axis}_axis") for axis in AXES}
+        axes["micro-batches"] = training.micro_batches
+        given = [f"--training.{name} {size}" for name, size in axes.items()]
+        return " ".join([*given, *(f"--data.{name} {size}" for name, size in budgets.items() if size)])
 
 
-def candidates(config: Config, shapes: Shapes, target: Target) -> list[Candidate]:
-    """Meshes and rows that fit by arithmetic, the fastest first."""
+def candidates(config: Config, shapes: Shapes, target: Target, devices: Sequence[Any]) -> list[Candidate]:
+    """Meshes, rows and micro-batches that fit by arithmetic, the fastest first."""
     spec, batch, encoder = shapes
+    params = abstract_parameters(spec)
     found = []
-    for mesh, share in itertools.product(meshes(config, target.count), ROWS):
-        rows = int(config.data.rows * share)
-        if rows < 1 or rows % (mesh[0] * mesh[1]):
-            continue
-        data, fsdp, tensor = mesh
-        training = dataclasses.replace(config.training, data_axis=data, fsdp_axis=fsdp, tensor_axis=tensor)
-        sized = dataclasses.replace(with_rows(config, rows), training=training)
-        own = (spec, batch_spec(sized, spec, batch.image_shape, batch.image_dtype), encoder)
-        needed = arithmetic(sized, *own, limit=target.memory, shards=fsdp * tensor, replicas=data * fsdp)
-        if needed.limit is None or needed.total <= SPARE * needed.limit:
-            found.append(Candidate(config=sized, shapes=own, seconds=step_seconds(sized, own, target)))
+    for mesh in meshes(config, devices):
+        training = on_mesh(config.training, mesh)
+        parts = mesh["data"] * mesh["fsdp"]
+        for share, micro in itertools.product(ROWS, MICRO_BATCHES):
+            rows = int(config.data.rows * share)
+            if rows < 1 or rows % (parts * micro):
+                continue
+            own = dataclasses.replace(
+                with_rows(config, rows, parts * micro), training=dataclasses.replace(training, micro_batches=micro)
+            )
+            sized = batch_spec(own, spec, batch.image_shape, batch.image_dtype)
+            needed = arithmetic(
+                own,
+                spec,
+                sized,
+                encoder,
+                limit=target.memory,
+                shards=mesh["fsdp"] * mesh["tensor"],
+                replicas=parts * mesh["sequence"],
+            )
+            if needed.fits:
+                seconds = step_seconds(own, spec, sized, params, target)
+                found.append(Candidate(config=own, shapes=(spec, sized, encoder), seconds=seconds))
+                break  # fewer micro-batches are faster
     return sorted(found, key=lambda one: -one.tokens_per_second)
 
 
-def meshes(config: Config, count: int) -> Iterator[tuple[int, int, int]]:
-    """Sizes of (data, fsdp, tensor) that multiply to `count`; heads must divide among the tensor axis."""
+def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
+    """Sizes of the four axes that multiply to the number of devices and can be laid along the sides of the slice; heads must
+    divide among the tensor axis, positions among the sequence axis."""
+    count = len(devices)
     sizes = [size for size in range(1, count + 1) if count % size == 0]
-    for data, tensor in itertools.product(sizes, sizes):
-        if count % (data * tensor) == 0 and tensor <= LARGEST_TENSOR_AXIS and config.model.kv_heads % tensor == 0:
-            yield data, count // (data * tensor), tensor
+    for data, tensor, sequence in itertools.product(sizes, sizes, sizes):
+        others = data * tensor * sequence
+        if (
+            count % others
+            or tensor > LARGEST_SPLIT
+            or sequence > LARGEST_SPLIT
+            or config.model.kv_heads % tensor
+            or config.data.length % (sequence * config.training.loss_chunks)
+        ):
+            continue
+        mesh = {"data": data, "fsdp": count // others, "tensor": tensor, "sequence": sequence}
+        try:
+            make_mesh(on_mesh(config.training, mesh), devices)
+        except NotImplementedError:  # no way to lay it along the links
+            continue
+        yield mesh
 
 
-def step_seconds(config: Config, shapes: Shapes, target: Target) -> float:
+def on_mesh(training: TrainingConfig, mesh: dict[str, int]) -> TrainingConfig:
+    """The settings with these sizes of the mesh's axes."""
+    axes: dict[str, Any] = {f"{axis}_axis": size for axis, size in mesh.items()}
+    return dataclasses.replace(training, **axes)
+
+
+def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, params: Any, target: Target) -> float:
     """A step's time by arithmetic: products at the peak or gathering weights, whichever is longer, and the sums that must be
     waited for."""
-    spec, batch, _ = shapes
     training, chip = config.training, target.chip
-    params = abstract_parameters(spec)
-    weights = sum(math.prod(leaf.shape) for leaf in _leaves(params))
+    weights, flops = count_parameters(params), model_flops(spec, batch, params)
     if chip is None or not chip.link:
-        return model_flops(spec, batch, params)
-    data, fsdp, tensor = training.data_axis, training.fsdp_axis, training.tensor_axis
-    compute = model_flops(spec, batch, params) * (RECOMPUTED if config.model.remat else 1) / (target.count * chip.flops)
-    ring = 4 * chip.link  # two sides of a slice, each a ring
-    passes = 3 if config.model.remat else 2
-    gathered = passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
-    summed = HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
-    rows = batch.rows / (data * fsdp)
-    layer = rows * batch.length * spec.config.width * HALF
-    split = 2 * passes * spec.config.layers * 2 * layer / (2 * chip.link) if tensor > 1 else 0.0
-    traffic = FULL * 6 * weights / (fsdp * tensor) / chip.bandwidth
-    return max(compute, gathered) + summed + split + traffic
+        return flops  # of simulated devices any order will do
+    passes = 2 if config.model.remat == "none" else 3
+    compute = flops * (4 / 3 if passes == 3 else 1) / (target.count * chip.flops)
+    data, fsdp, tensor, sequence = (getattr(training, f"{axis}_axis") for axis in AXES)
+    ring, split = 4 * chip.link, 2 * chip.link  # two sides of a slice, or one, each a ring
+    gathered = training.micro_batches * passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
+    summed = training.micro_batches * HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
+    stream = HALF * spec.config.layers * batch.rows * batch.length / (data * fsdp * sequence)
+    summed += (tensor > 1) * 2 * passes * 2 * stream * spec.config.width / split
+    heads = 2 * spec.config.kv_heads * spec.config.head_size
+    summed += (sequence > 1) * 2 * passes * stream * sequence * heads / tensor / split
+    traffic = 6 * FULL * weights / (fsdp * tensor) / chip.bandwidth
+    return max(compute, gathered) + summed + traffic
 
 
 def search(
@@ -109,7 +153,7 @@ def search(
     Raises:
         ValueError: by arithmetic, none comes near fitting.
     """
-    ranked = candidates(config, shapes, target)
+    ranked = candidates(config, shapes, target, devices)
     if not ranked:
         raise ValueError(
             f"by arithmetic no mesh of {target.name} comes near fitting {config.name}: name a larger slice, or fewer --data.rows"
@@ -123,8 +167,3 @@ def search(
         say(f"{number} of {min(tries, len(ranked))}: {one.name}: {outcome}, {result.compile_seconds:.0f} s to compile")
         found.append((one, result))
     return sorted(found, key=lambda pair: (not pair[1].fits, -(pair[1].tokens_per_second or 0)))
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    for value in tree.values():
-        yield from _leaves(value) if isinstance(value, dict) else (value,)

@@ -1,7 +1,6 @@
 """What a plan is made for: a TPU slice that need not be there, simulated CPU devices, or one GPU's memory."""
 
 import dataclasses
-import math
 import os
 import re
 import sys
@@ -109,19 +108,3 @@ def open_devices(target: Target) -> Sequence[Any]:
     except Exception as error:  # the plugin raises errors of several kinds
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the TPU compiler knows no slice {target.name}: {reason}") from error
-
-
-def mesh_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """Sizes of the mesh's axes; one may be -1 and takes what the others leave.
-
-    Raises:
-        ValueError: they do not multiply to the number of devices.
-    """
-    known = math.prod(size for size in sizes if size != -1)
-    found = tuple(count // known if size == -1 else size for size in sizes)
-    if math.prod(found) != count:
-        raise ValueError(
-            f"the mesh {' × '.join(map(str, sizes))} does not cover the {count} devices: choose --training.*-axis that multiply "
-            "to that number, or set one of them to -1"
-        )
-    return found

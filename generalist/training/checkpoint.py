@@ -1,29 +1,63 @@
-"""Checkpoints: weights, optimizer and data position in one orbax step, written so that a half-written one is never read."""
+"""Checkpoints: weights, optimizer and data position in one orbax step, written so that a half-written one is never read.
+
+    <folder>/<step>/state     every process writes its part of the arrays
+                    position  where the data stood, all shards of it
+                    metrics   what `training.keep_best` compares
+
+A checkpoint does not depend on the mesh or the number of processes that wrote it. The folder may be in a bucket.
+"""
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import grain.checkpoint
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from generalist.config import TrainingConfig
 from generalist.training.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains every step at length
 
 
+def where(folder: str) -> epath.Path:
+    """The folder's absolute path; of a bucket, its address."""
+    return epath.Path(folder) if "://" in folder else epath.Path(folder).absolute()
+
+
+def kept(training: TrainingConfig) -> preservation_policy.AnyPreservationPolicy:
+    """Which checkpoints stay: the newest, those of every so many steps, those with the lowest metric."""
+    policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(training.keep)]
+    if training.keep_every:
+        policies.append(preservation_policy.EveryNSteps(training.keep_every))
+    if training.keep_best:
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: metrics[training.best_metric],
+            reverse=True,
+            n=training.keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies.append(best)
+    return preservation_policy.AnyPreservationPolicy(policies)
+
+
 class Checkpoints:
-    """The checkpoints of one run. A save goes on in the background; orbax renames it into place once it is whole.
+    """The checkpoints of one run. A save goes on in the background; orbax renames it into place once it is whole, and only then
+    removes older ones. Of several processes, all call every method together.
 
     Args:
-        folder: where they are kept, `<folder>/<step>`.
-        keep: how many of the newest are kept.
+        folder: a local folder or a bucket's address.
+        training: which of them are kept.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder = folder
+    def __init__(self, folder: str, training: TrainingConfig):
+        self.folder, self._best = folder, training.best_metric if training.keep_best else None
         self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+            where(folder),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=kept(training), enable_async_checkpointing=True, enable_background_delete=True
+            ),
         )
 
     @property
@@ -31,27 +65,33 @@ class Checkpoints:
         """The newest whole checkpoint's step, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, iterator: Any) -> None:
-        """Saves the state and the position of the data iterator that it has consumed up to; returns before it is on disk.
+    def save(self, state: TrainState, position: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Saves the state and the position in the data (JSON values) that it has consumed up to; returns before it is on disk.
+
+        Args:
+            metrics: what is known of the state; with `training.keep_best` it must have `training.best_metric`.
 
         Raises:
+            ValueError: the metric that decides which checkpoints are kept is not among them.
             OSError: an earlier save failed, for instance on a full disk; earlier checkpoints are untouched.
         """
         step = int(state.step)
         if step == self.latest:
             return
+        if self._best is not None and self._best not in (metrics or {}):
+            known = ", ".join(sorted(metrics or {})) or "none yet"
+            raise ValueError(f"training.best_metric = {self._best} is no metric of this run; there are: {known}")
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
-                ),
+                metrics=dict(metrics) if self._best is not None and metrics else None,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(dict(position))),
             )
         except Exception as error:
             raise OSError(self._explain(error)) from error
 
-    def restore(self, abstract_state: TrainState, iterator: Any) -> TrainState:
-        """The newest state, laid out as `abstract_state` says, on any mesh; sets the iterator's position.
+    def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, laid out as `abstract_state` says, on any mesh and by any number of processes; and the position.
 
         Raises:
             ValueError: the checkpoint does not fit the model, or is damaged.
@@ -61,15 +101,15 @@ class Checkpoints:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), data=grain.checkpoint.CheckpointRestore(iterator)
+                    state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore()
                 ),
             )
         except Exception as error:
             raise ValueError(
-                f"checkpoint {self.folder / str(step)} can't be read ({type(error).__name__}: {first_line(error)}); "
+                f"checkpoint {self.folder}/{step} can't be read ({type(error).__name__}: {first_line(error)}); "
                 "delete that folder to go on from the one before it"
             ) from error
-        return restored["state"]
+        return restored["state"], restored["position"]
 
     def wait(self) -> None:
         """Until every save is on disk.
@@ -93,7 +133,7 @@ class Checkpoints:
 
 
 def restore_params(
-    folder: Path, abstract_params: Any, abstract_frozen: Any, step: int | None = None, *, mean: bool = False
+    folder: str, abstract_params: Any, abstract_frozen: Any, step: int | None = None, *, mean: bool = False
 ) -> tuple[Any, Any, int]:
     """The weights alone of a checkpoint, the newest unless `step` is given; returns the trained ones (or their moving average,
     with `mean`), the frozen ones and their step.
@@ -101,9 +141,9 @@ def restore_params(
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    with ocp.CheckpointManager(where(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step() if step is None else step
-    path = folder.absolute() / str(step) / "state"
+    path = where(folder) / str(step) / "state"
     if step is None or not path.exists():
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, with the same preset and run name")
     trained = "mean_params" if mean else "params"

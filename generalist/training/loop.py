@@ -2,8 +2,10 @@
 
 import dataclasses
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -13,16 +15,28 @@ import numpy as np
 from rich.console import Console
 
 from generalist.config import Config
-from generalist.data.batch import BatchSpec
+from generalist.data.batch import Batch, BatchSpec
+from generalist.data.packing import BatchIterator
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
+from generalist.training.hosts import (
+    WAITING_FOR_DATA,
+    WAITING_FOR_DEVICES,
+    Watchdog,
+    all_positions,
+    any_process,
+    is_first,
+    positions_from,
+)
+from generalist.training.loss import KINDS
 from generalist.training.metrics import Metrics, model_flops, peak_flops
-from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import make_mesh
-from generalist.training.step import KINDS, StepMetrics, Trainer, TrainState, make_trainer, united
+from generalist.training.optimizer import schedule
+from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer, united
+from generalist.vision.encoder import VisionEncoder
 from generalist.weights.language import LanguageModel
 
+TRACED = 5  # steps in a profiler's trace
 SETTLED = 50  # steps before a loss can be called unusual
 SPIKE = 6.0  # standard deviations above the usual
 
@@ -54,30 +68,6 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-def compute_dtype(name: str) -> Any:
-    """The activations' dtype; `auto` is bfloat16 on accelerators and float32 on a CPU."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def build_trainer(config: Config, spec: ModelSpec, sources: int, encode: Callable | None = None) -> Trainer:
-    """The trainer that the settings describe, over all devices."""
-    training = config.training
-    mesh = make_mesh(training.data_axis, training.fsdp_axis, training.tensor_axis)
-    return make_trainer(
-        spec,
-        make_optimizer(training),
-        mesh,
-        sources=sources,
-        z_loss=training.z_loss,
-        dtype=compute_dtype(training.dtype),
-        seed=training.seed,
-        ema=training.ema,
-        encode=encode,
-    )
 
 
 class Window:
@@ -196,17 +186,17 @@ def train(
     config: Config,
     spec: ModelSpec,
     batch_spec: BatchSpec,
-    iterator: Iterator,
-    names: list[str],
+    iterator: BatchIterator,
+    sources: Mapping[str, float],
     console: Console,
-    encode: Callable | None = None,
+    encoder: VisionEncoder | None = None,
 ) -> None:
-    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one.
+    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one. Of several processes, all call it.
 
     Args:
-        iterator: gives batches and can save and restore its position (grain).
-        names: the sources' names in the order of the batches' `source` ids.
-        encode: a frozen encoder's pixels to features, where batches carry pixels.
+        iterator: gives this process's shards of the batches.
+        sources: the data's sources with their weights, in the order of the batches' `source` ids.
+        encoder: the frozen encoder, where batches carry pixels.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the position is saved.
@@ -214,64 +204,127 @@ def train(
         OSError: a checkpoint could not be written.
     """
     training = config.training
-    trainer = build_trainer(config, spec, len(names), encode)
-    checkpoints = Checkpoints(config.folder / "checkpoints", training.keep)
+    trainer = make_trainer(spec, training, weights=list(sources.values()), encoder=encoder)
+    checkpoints = Checkpoints(config.checkpoints, training)
     if checkpoints.latest is None:
         state = trainer.initialize(load_trunk(config, spec, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
-        state = checkpoints.restore(trainer.abstract_state, iterator)
-    start = int(state.step)
+        state, position = checkpoints.restore(trainer.abstract_state)
+        iterator.go_to(positions_from(position["shards"]))
     trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
     held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
     flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
     console.print(
         f"{trained / 1e6:.2f} M parameters{held}, {batch_spec.rows} × {batch_spec.length} positions a step, "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), peak {peak / 1e9:.0f} GFLOP/s",
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s) of {jax.process_count()} process(es), "
+        f"peak {peak / 1e9:.0f} GFLOP/s",
         highlight=False,
     )
-    with Metrics(config.folder, training.steps, start, console) as metrics, Interrupt() as interrupt:
-        state = run_steps(config, trainer, state, iterator, names, checkpoints, metrics, interrupt, (flops, peak))
-        metrics.advance(int(state.step), "saving")
-        checkpoints.save(state, iterator)
-        checkpoints.wait()
+    with Metrics(config.folder, training.steps, int(state.step), console) as metrics, Interrupt() as interrupt:
+        watch = Watch(list(sources), training.skip_limit, metrics.say)
+        say = metrics.say if is_first() else lambda line: print(line, file=sys.stderr, flush=True)
+        with Watchdog(config.folder / "processes", training.stall_seconds, say) as watchdog:
+            run = Run(config, trainer, iterator, checkpoints, metrics, interrupt, watch, watchdog, (flops, peak))
+            state = run.steps(state)
+            metrics.advance(int(state.step), "saving")
+            run.save(state)
+            checkpoints.wait()
     checkpoints.close()
-    if interrupt.asked:
+    if run.stopped:
         raise Interrupted(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
 
 
-def run_steps(
-    config: Config,
-    trainer: Trainer,
-    state: TrainState,
-    iterator: Iterator,
-    names: list[str],
-    checkpoints: Checkpoints,
-    metrics: Metrics,
-    interrupt: Interrupt,
-    speed: tuple[float, float],
-) -> TrainState:
-    """Steps until the end or until asked to stop."""
-    training = config.training
-    key = jax.random.key(training.seed)
-    window, watch = Window(), Watch(names, training.skip_limit, metrics.say)
-    with jax.set_mesh(trainer.mesh):
-        for step in range(int(state.step) + 1, training.steps + 1):
-            begun = time.perf_counter()
-            batch = next(iterator)
-            window.waited += time.perf_counter() - begun
-            state, entry = trainer.step(state, trainer.place(batch), key)
-            window.entries.append(entry)
-            watch.look(entry, step)  # one step in flight: the bar tells the truth
-            if step % training.log_every == 0 or step == training.steps:
-                values = window.summarize(config, names, *speed, step) | gate_openings(state.params)
-                metrics.write(step, values)
-                metrics.advance(step, describe(values))
-                window = Window()
-            else:
-                metrics.advance(step)
-            if step % training.checkpoint_every == 0 and step < training.steps:
-                checkpoints.save(state, iterator)
-            if interrupt.asked:
-                break
-    return state
+@dataclasses.dataclass
+class Run:
+    """All that the steps of one run work with."""
+
+    config: Config
+    trainer: Trainer
+    iterator: BatchIterator
+    checkpoints: Checkpoints
+    metrics: Metrics
+    interrupt: Interrupt
+    watch: Watch
+    watchdog: Watchdog
+    speed: tuple[float, float]
+    """FLOPs of a step, and the devices' peak in FLOP/s."""
+    stopped: bool = False
+    """Whether it ended because a process was asked to stop."""
+    last: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The last line of metrics."""
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint of the state and of the position in the data."""
+        positions = all_positions(self.iterator.positions, self.config.data.shards)
+        self.checkpoints.save(state, {"shards": positions}, self.last)
+
+    def steps(self, state: TrainState) -> TrainState:
+        """Steps until the end or until a process is asked to stop."""
+        training = self.config.training
+        key, window = jax.random.key(training.seed), Window()
+        first = int(state.step) + 1
+        trace = Trace(self.config.folder / "profile", first) if self.config.profile and is_first() else None
+        with jax.set_mesh(self.trainer.mesh):
+            for step in range(first, training.steps + 1):
+                batch = self._next(step, window)
+                state, entry = self.trainer.step(state, batch, key)
+                window.entries.append(entry)
+                self.watchdog.phase(step, WAITING_FOR_DEVICES)
+                self.watch.look(entry, step)  # one step in flight: the bar tells the truth
+                if trace is not None:
+                    trace.after(step)
+                if step % training.log_every == 0 or step == training.steps:
+                    self._log(window, state, step)
+                    window = Window()
+                else:
+                    self.metrics.advance(step)
+                if step % training.checkpoint_every == 0 and step < training.steps:
+                    self.watchdog.phase(step, "saving")
+                    self.save(state)
+                self.stopped = any_process(self.interrupt.asked)
+                if self.stopped:
+                    break
+        if trace is not None:
+            trace.close()
+        return state
+
+    def _next(self, step: int, window: Window) -> Batch:
+        self.watchdog.phase(step, WAITING_FOR_DATA)
+        begun = time.perf_counter()
+        batch = next(self.iterator)
+        window.waited += time.perf_counter() - begun
+        return self.trainer.place(batch, self.config.data.shards)
+
+    def _log(self, window: Window, state: TrainState, step: int) -> None:
+        values = window.summarize(self.config, self.watch.names, *self.speed, step) | gate_openings(state.params)
+        self.metrics.write(step, values)
+        self.metrics.advance(step, describe(values))
+        self.last = values
+
+
+class Trace:
+    """A profiler's trace of a few steps, once everything is compiled.
+
+    Args:
+        folder: gets the trace.
+        first: the run's first step, which compiles.
+    """
+
+    def __init__(self, folder: Path, first: int):
+        self.folder, self.begin, self.end = folder, first + 2, first + 2 + TRACED
+        self.running = False
+
+    def after(self, step: int) -> None:
+        """To be called when a step is done."""
+        if step == self.begin:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        elif step == self.end:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is."""
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False

@@ -96,7 +96,7 @@ def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
 
 
 class Metrics:
-    """Shows and stores what a run measures.
+    """Shows and stores what a run measures. Of several processes only the first one does.
 
     Args:
         folder: gets `metrics.jsonl` and `tensorboard/`.
@@ -105,10 +105,12 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, total: int, start: int, console: Console):
-        from tensorboardX import SummaryWriter  # slow to import, and only training needs it
+        self._file = self._board = None
+        if jax.process_index() == 0:
+            from tensorboardX import SummaryWriter  # slow to import, and only training needs it
 
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -128,8 +130,9 @@ class Metrics:
 
     def __exit__(self, *_) -> None:
         self.progress.stop()
-        self._board.close()
-        self._file.close()
+        if self._board is not None and self._file is not None:
+            self._board.close()
+            self._file.close()
 
     def advance(self, step: int, status: str | None = None) -> None:
         """Moves the bar; `status` is the short text beside it."""
@@ -138,6 +141,8 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON and one TensorBoard point a value."""
+        if self._board is None or self._file is None:
+            return
         self._file.write(
             json.dumps({"step": step, **{name: round(float(value), 6) for name, value in values.items()}}) + "\n"
         )

@@ -1,17 +1,22 @@
-"""Sharding is data: one ordered table from parameter paths to mesh axes, and the mesh they refer to.
+"""Sharding is data: one ordered table from parameter paths to mesh axes, the mesh they refer to, and where a batch goes.
 
-The axes are `data` (weights replicated, batch split), `fsdp` (weights and batch split) and `tensor` (matrices split).
+The axes are `data` (weights replicated, rows split), `fsdp` (weights and rows split), `tensor` (matrices and heads split) and
+`sequence` (positions split, for long contexts).
 """
 
+import math
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+from generalist.config import TrainingConfig
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+ROWS = ("data", "fsdp")
 
 # The first pattern that matches a parameter's path decides. Stacked block parameters carry a leading layer axis, never split.
 RULES: tuple[tuple[str, P], ...] = (
@@ -25,27 +30,26 @@ RULES: tuple[tuple[str, P], ...] = (
 SMALLEST_SPLIT = 2**16  # scalars: splitting less costs more in messages than it saves in memory
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all devices; one size may be -1 and takes what the others leave.
+def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that the settings describe, over all devices of all processes; one size may be -1 and takes what the others leave.
+
+    Args:
+        devices: others than those of this run, to compile for.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or there are several processes.
+        ValueError: the sizes do not multiply to the number of devices.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"training runs in one process so far, with all devices that it sees, but there are {jax.process_count()}: start one"
-        )
-    count = jax.device_count()
-    sizes = [data, fsdp, tensor]
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = [training.data_axis, training.fsdp_axis, training.tensor_axis, training.sequence_axis]
     if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
+        known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = max(1, count // known)
-    if int(np.prod(sizes)) != count:
+    if math.prod(sizes) != count:
         raise ValueError(
-            f"training.data_axis × fsdp_axis × tensor_axis = {' × '.join(map(str, sizes))} does not cover the {count} devices; "
-            "make them multiply to that number, or set one of them to -1"
+            f"training.data_axis × fsdp_axis × tensor_axis × sequence_axis = {' × '.join(map(str, sizes))} does not cover the "
+            f"{count} devices; make them multiply to that number, or set one of them to -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def path_string(path: tuple) -> str:
@@ -79,7 +83,57 @@ def parameter_shardings(params, mesh: Mesh):
     )
 
 
-def rows_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """A batch's array: rows or payloads are split over `data` and `fsdp` where they divide, else replicated."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return NamedSharding(mesh, BATCH if shape[0] and shape[0] % parts == 0 else P())
+def rows_sharding(shape: tuple[int, ...], mesh: Mesh, *, positions: bool = False) -> NamedSharding:
+    """A batch's array: rows or payloads are split over `data` and `fsdp`, and the second axis, where it is of `positions`, over
+    `sequence`; an axis that does not divide stays whole."""
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    spec: list[str | tuple[str, ...] | None] = [ROWS if shape[0] and shape[0] % parts == 0 else None]
+    if positions and shape[1] % mesh.shape["sequence"] == 0:
+        spec.append("sequence")
+    return NamedSharding(mesh, P(*spec))
+
+
+def own_shards(mesh: Mesh, shards: int) -> list[int]:
+    """Which of a batch's shards this process's devices need, in order.
+
+    Of several processes, those that a `tensor` or `sequence` axis spans need the same ones.
+
+    Raises:
+        ValueError: shards and rows do not divide among several processes' devices.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    if jax.process_count() > 1 and shards % parts and parts % shards:
+        raise ValueError(
+            f"data.shards = {shards} and the {parts} devices along training.data_axis × fsdp_axis do not divide each other: "
+            "make data.shards a multiple of their number"
+        )
+    rows = math.lcm(parts, shards)
+    index = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,))
+    each = rows // shards
+    return sorted({row // each for at in index.values() if at is not None for row in range(*at[0].indices(rows))})
+
+
+def place(name: str, leaf: np.ndarray, sharding: NamedSharding, own: Sequence[int], shards: int) -> jax.Array:
+    """An array whose first axis holds this process's own shards, as the part of the global one that its devices need.
+
+    Raises:
+        ValueError: the devices along `data` and `fsdp` do not share it equally, and so would need the shards of other processes.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    each = len(leaf) // len(own)
+    first = {shard: at * each for at, shard in enumerate(own)}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        if index is None or not each:
+            return leaf
+        rows = range(*index[0].indices(each * shards))
+        if len(rows) > len(leaf):
+            raise ValueError(
+                f"data.{name} = {each * shards} must be a multiple of training.data_axis × fsdp_axis, since there are "
+                f"{jax.process_count()} processes"
+            )
+        start = first[rows.start // each] + rows.start % each  # further shards of these rows stand behind it
+        return leaf[(slice(start, start + len(rows)), *index[1:])]
+
+    return jax.make_array_from_callback((each * shards, *leaf.shape[1:]), sharding, part)

@@ -5,7 +5,7 @@ Dimension key: B rows, L positions, V vocabulary, K kinds of token, S sources.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +18,26 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from generalist.data.batch import ArrayLike, Batch
+from generalist.config import TrainingConfig
+from generalist.data.batch import ArrayLike, Batch, BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import create
-from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.sharding import flat, parameter_shardings, path_string, rows_sharding
+from generalist.training.loss import make_loss, token_weights
+from generalist.training.optimizer import make_optimizer
+from generalist.training.sharding import (
+    flat,
+    make_mesh,
+    own_shards,
+    parameter_shardings,
+    path_string,
+    place,
+    rows_sharding,
+)
+from generalist.vision.encoder import VisionEncoder
 from generalist.weights.folder import nested
 
 TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
 """Paths of what a pretrained language model brings."""
-KINDS = ("text", "continuous", "discrete")
 
 
 @jax.tree_util.register_dataclass
@@ -66,13 +76,6 @@ class StepMetrics:
     """Of a skipped step: how much of the loss's weight each source had; else 0."""
 
 
-def token_nll(logits: Float[Array, "B L V"], batch: Batch) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """Negative log-likelihood of each target in nats, and the log-partition."""
-    log_partition = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-    return log_partition - picked, log_partition
-
-
 def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
     """Nested parameters (or anything in their places) as those that are trained and those that are frozen, each nested."""
     if config.trunk == "none" or not config.trunk_frozen:
@@ -99,36 +102,6 @@ def united(params: Any, others: Any) -> Any:
     return params | {name: united(params.get(name, {}), value) for name, value in others.items()}
 
 
-def make_loss(graph, vocabulary: Vocabulary, sources: int, z_loss: float, dtype: DTypeLike) -> Callable:
-    """The function that is differentiated: parameters, frozen ones, batch and key to the loss and its parts."""
-
-    def loss(params, frozen, batch: Batch, key: Array):
-        model = nnx.merge(graph, united(params, frozen))
-        logits = model.logits(model.hidden(batch, dtype, key))
-        nll, log_partition = token_nll(logits, batch)
-        weight = batch.loss_weight
-        total = jnp.maximum(weight.sum(), 1.0)
-        value = (weight * (nll + z_loss * jnp.square(log_partition))).sum() / total
-        correct = (jnp.argmax(logits, axis=-1) == batch.targets) * weight
-        kinds = [vocabulary.range(kind) for kind in KINDS]
-        of_kind = [weight * ((batch.targets >= ids.start) & (batch.targets < ids.stop)) for ids in kinds]
-
-        def by_source(x):
-            return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
-
-        parts = {
-            "kind_nll": jnp.stack([(mask * nll).sum() for mask in of_kind]),
-            "kind_weight": jnp.stack([mask.sum() for mask in of_kind]),
-            "source_nll": by_source(weight * nll),
-            "source_weight": by_source(weight),
-            "source_correct": by_source(correct),
-            "tokens": (batch.segment > 0).sum().astype(jnp.float32),
-        }
-        return value, parts
-
-    return loss
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
     """The compiled pieces of a run: how to start, how to step, and where everything lives on the mesh."""
@@ -144,75 +117,196 @@ class Trainer:
     encode: Callable[[Array], Array] | None = None
     """Pixels to features, by a frozen encoder. Outside the step: it has no gradient and no optimizer state."""
 
-    def place(self, batch: Batch) -> Batch:
-        """A host's part of a batch, moved to the devices as the step wants it, images as features."""
-        placed = jax.tree.map(lambda leaf: jax.device_put(leaf, rows_sharding(leaf.shape, self.mesh)), batch)
+    def abstract_batch(self, spec: BatchSpec, pad: int = 0) -> Batch:
+        """The shapes of a whole batch, where it lives on the mesh; with room for every payload."""
+        zeros = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, spec.zeros(pad)))
+
+        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = rows_sharding(leaf.shape, self.mesh, positions=leaf.shape == zeros.tokens.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return dataclasses.replace(jax.tree.map(placed, zeros), shards=spec.shards)
+
+    def place(self, batch: Batch, shards: int | None = None) -> Batch:
+        """This process's shards of a batch, moved to the devices as the step wants them, images as features.
+
+        Args:
+            shards: how many the whole batch has, if other processes have some of them.
+
+        Raises:
+            ValueError: its shapes do not divide among the processes' devices.
+        """
+        shards = batch.shards if shards is None else shards
+        own = own_shards(self.mesh, shards)
+
+        def put(path: tuple, leaf: np.ndarray) -> Array:
+            shape = (len(leaf) // len(own) * shards, *leaf.shape[1:])
+            sharding = rows_sharding(shape, self.mesh, positions=leaf.shape == batch.tokens.shape)
+            return place(path_string(path), leaf, sharding, own, shards)
+
+        placed = dataclasses.replace(jax.tree_util.tree_map_with_path(put, batch), shards=shards)
         if self.encode is None or not len(placed.images) or placed.images.dtype != np.uint8:
             return placed
         return dataclasses.replace(placed, images=self.encode(placed.images))
 
 
+def compute_dtype(name: str, platform: str) -> np.dtype:
+    """The activations' dtype; `auto` is bfloat16 on accelerators and float32 on a CPU."""
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
 def make_trainer(
     spec: ModelSpec,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    training: TrainingConfig,
+    mesh: Mesh | None = None,
     *,
-    sources: int,
-    z_loss: float,
-    dtype: DTypeLike,
-    seed: int,
-    ema: float = 0.0,
-    encode: Callable[[Array], Array] | None = None,
+    weights: Sequence[float],
+    encoder: VisionEncoder | None = None,
 ) -> Trainer:
     """Builds the trainer; nothing is computed before `initialize` is called.
 
     Args:
-        ema: decay of the moving average of the parameters; 0 keeps none.
+        mesh: None takes all devices.
+        weights: of the data's sources, in the order of the batches' `source` ids.
+        encoder: the frozen encoder, where batches carry pixels.
     """
-
-    def fresh(trunk: Any) -> TrainState:
-        drawn = nnx.to_pure_dict(nnx.state(create(spec, seed), nnx.Param))
-        params, frozen = divided(united(drawn, trunk), spec.config)
-        # Numbers that are never updated need no more precision than they are computed with; norms and biases are small.
-        frozen = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if re.search(r"(scale|bias)$", path_string(path)) else leaf.astype(dtype), frozen
-        )
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            frozen=frozen,
-            mean_params=jax.tree.map(jnp.copy, params) if ema else {},
-            opt_state=optimizer.init(params),
-        )
-
-    graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, seed)), nnx.Param)
+    mesh = make_mesh(training) if mesh is None else mesh
+    optimizer, dtype = make_optimizer(training), compute_dtype(training.dtype, mesh.devices.flat[0].platform)
+    graph, abstract_model = nnx.split(nnx.eval_shape(lambda: create(spec, training.seed)), nnx.Param)
     abstract_all = nnx.to_pure_dict(abstract_model)
     all_shardings = parameter_shardings(abstract_all, mesh)
-    abstract_params, _ = divided(abstract_all, spec.config)
-    shardings, frozen_shardings = divided(all_shardings, spec.config)
+    abstract_state = _abstract_state(spec, training, optimizer, dtype, all_shardings, abstract_all)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     replicated = NamedSharding(mesh, P())
-    # Moments are sharded like their parameters: without this, jit would give them whole to every device.
-    opt_shardings = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, abstract_params),
-        shardings,
-        transform_non_params=lambda _: replicated,
+    of_path = flat(all_shardings)
+
+    def initialize(trunk: Any) -> TrainState:
+        placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(trunk).items()}
+        with jax.set_mesh(mesh):
+            return jax.jit(
+                lambda trunk: fresh_state(spec, training, optimizer, dtype, trunk), out_shardings=state_shardings
+            )(nested(placed))
+
+    step = make_step(graph, spec, training, optimizer, dtype, weights, state_shardings.params)
+    return Trainer(
+        graph=graph,
+        initialize=initialize,
+        step=jax.jit(step, donate_argnums=(0,), out_shardings=(state_shardings, replicated)),
+        state_shardings=state_shardings,
+        abstract_state=abstract_state,
+        mesh=mesh,
+        encode=encoder.compiled(encoder_on(mesh, encoder, dtype), alone=mesh.size == 1)
+        if encoder is not None
+        else None,
     )
+
+
+def fresh_state(
+    spec: ModelSpec, training: TrainingConfig, optimizer: optax.GradientTransformation, dtype: DTypeLike, trunk: Any
+) -> TrainState:
+    """The state before the first step."""
+    drawn = nnx.to_pure_dict(nnx.state(create(spec, training.seed), nnx.Param))
+    params, frozen = divided(united(drawn, trunk), spec.config)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # Numbers that are never updated need no more precision than they are computed with.
+        frozen=computed(frozen, dtype),
+        mean_params=jax.tree.map(jnp.copy, params) if training.ema else {},
+        opt_state=optimizer.init(params),
+    )
+
+
+def _abstract_state(
+    spec: ModelSpec,
+    training: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    dtype: DTypeLike,
+    all_shardings: Any,
+    abstract_all: Any,
+) -> TrainState:
+    """Shapes and shardings of the state. Moments are sharded like their parameters: without being told, jit would give them whole
+    to every device."""
+    shardings, frozen_shardings = divided(all_shardings, spec.config)
+    params, _ = divided(abstract_all, spec.config)
+    replicated = NamedSharding(jax.tree.leaves(all_shardings)[0].mesh, P())
     state_shardings = TrainState(
         step=replicated,
         params=shardings,
         frozen=frozen_shardings,
-        mean_params=shardings if ema else {},
-        opt_state=opt_shardings,
+        mean_params=shardings if training.ema else {},
+        opt_state=optax.tree.map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            jax.eval_shape(optimizer.init, params),
+            shardings,
+            transform_non_params=lambda _: replicated,
+        ),
     )
-    loss = make_loss(graph, spec.vocabulary, sources, z_loss, dtype)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: fresh_state(spec, training, optimizer, dtype, {})),
+        state_shardings,
+    )
+
+
+def computed(params: Any, dtype: DTypeLike) -> Any:
+    """Parameters as they are computed with: matrices in `dtype`, so that half as many bytes are gathered from the devices that
+    hold them; norms and biases, which are small, as they are."""
+
+    def cast(path: tuple, leaf: Any) -> Any:
+        return leaf if re.search(r"(scale|bias|gate)$", path_string(path)) else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def encoder_on(mesh: Mesh, encoder: VisionEncoder, dtype: DTypeLike) -> Any:
+    """A frozen encoder's parameters, sharded and in the compute type."""
+    params = computed(encoder.params, dtype)
+    return jax.tree.map(jax.device_put, params, parameter_shardings(params, mesh))
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    spec: ModelSpec,
+    training: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    dtype: DTypeLike,
+    weights: Sequence[float],
+    shardings: Any,
+) -> Callable:
+    """The step that is compiled: state, batch and key to the next state and what was measured."""
+    loss = make_loss(graph, spec.vocabulary, len(weights), training.z_loss, training.loss_chunks)
+
+    def of_micro_batch(params: Any, frozen: Any, batch: Batch, weight: Array, key: Array):
+        return loss(united(computed(params, dtype), frozen), batch, weight, dtype, key)
+
+    def gradients_of(state: TrainState, batch: Batch, key: Array):
+        weight = token_weights(batch, weights, training.average)
+        differentiated = jax.value_and_grad(of_micro_batch, has_aux=True)
+        count = training.micro_batches
+        if count == 1:
+            return differentiated(state.params, state.frozen, batch, weight, key)
+
+        def add(total: Any, part: tuple[Batch, Array, Array]):
+            new = differentiated(state.params, state.frozen, part[0], part[1], part[2])
+            return on_mesh(jax.tree.map(jnp.add, total, new)), None
+
+        def on_mesh(total: Any) -> Any:
+            aux, gradients = total
+            return aux, jax.lax.with_sharding_constraint(gradients, shardings)
+
+        parts = (micro_batches(batch, count), split(weight, batch.shards, count), jax.random.split(key, count))
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(differentiated, state.params, state.frozen, *first)
+        zeros = on_mesh(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, StepMetrics]:
         # One key a step, derived from its number: a resumed run draws what the uninterrupted one would have drawn.
-        (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.frozen, batch, jax.random.fold_in(key, state.step)
-        )
+        (value, parts), gradients = gradients_of(state, batch, jax.random.fold_in(key, state.step))
         norm = optax.tree.norm(gradients)
         sound = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -222,9 +316,9 @@ def make_trainer(
             lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         # Young averages follow faster: the first weights, which are random, are soon forgotten.
-        share = jnp.where(sound, jnp.maximum(1 - ema, 9 / (10 + state.step)), 0)
+        share = jnp.where(sound, jnp.maximum(1 - training.ema, 9 / (10 + state.step)), 0)
         mean_params = jax.tree.map(
-            lambda mean, new: mean + share * (new - mean), state.mean_params, params if ema else {}
+            lambda mean, new: mean + share * (new - mean), state.mean_params, params if training.ema else {}
         )
         counted = {"loss": value, "gradient_norm": norm, **parts}
         metrics = StepMetrics(
@@ -237,22 +331,17 @@ def make_trainer(
         )
         return following, metrics
 
-    def initialize(trunk: Any) -> TrainState:
-        placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(trunk).items()}
-        return jax.jit(fresh, out_shardings=state_shardings)(nested(placed))
+    return step
 
-    of_path = flat(all_shardings)
-    abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(fresh, {}),
-        state_shardings,
-    )
-    return Trainer(
-        graph=graph,
-        initialize=initialize,
-        step=jax.jit(step, donate_argnums=(0,), out_shardings=(state_shardings, replicated)),
-        state_shardings=state_shardings,
-        abstract_state=abstract_state,
-        mesh=mesh,
-        encode=encode,
-    )
+
+def split(x: Array, shards: int, count: int) -> Array:
+    """An array of `shards` pieces as `count` arrays on a new first axis, each of every `count`-th piece: pieces stay on the
+    devices that have them."""
+    pieces = x.reshape(shards // count, count, x.shape[0] // shards, *x.shape[1:])
+    return jnp.moveaxis(pieces, 1, 0).reshape(count, x.shape[0] // count, *x.shape[1:])
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+    """A batch's shards dealt out to `count` batches, which stand on a new first axis."""
+    parts = jax.tree.map(lambda leaf: split(leaf, batch.shards, count), batch)
+    return dataclasses.replace(parts, shards=batch.shards // count)

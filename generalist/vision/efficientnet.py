@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from generalist.vision.encoder import Preparation, VisionEncoder, target_platform
+from generalist.model.constrain import target_platform
+from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.weights.folder import WeightsError
 from generalist.weights.legacy_torch import read_tensors
 
@@ -134,7 +135,7 @@ def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stri
 
 def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
     """The last grid, before it is pooled."""
-    x = (pixels.astype(params["_fc"]["bias"].dtype) - 127.0) / 128.0
+    x = (pixels.astype(params["_fc"]["kernel"].dtype) - 127.0) / 128.0
     x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))
     for block, stride, expand, residual in _blocks():
         y = jax.nn.relu6(_convolve(params, f"{block}._expand_conv", x)) if expand > 1 else x

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from generalist.model.constrain import target_platform
 from generalist.tokenizers.image import to_rgb
 
 AT_ONCE = 16  # images
@@ -81,21 +82,27 @@ class VisionEncoder:
         """Images, uint8 (N, H, W, C) → pixels as the encoder takes them, uint8 (N, S, S, 3)."""
         return np.stack([self.prepare(image) for image in images]) if len(images) else self.empty
 
-    def encode(self, params: Any, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
-        """`apply`, on a CPU a few images at a time, whose activations stay in the caches: half the time."""
-        if target_platform() != "cpu" or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
+    def compiled(
+        self, params: Any = None, *, alone: bool = True
+    ) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
+        """Pixels to features.
+
+        Args:
+            params: the parameters as they were laid out on devices; None: on the first one.
+            alone: see `encode`.
+        """
+        compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone))
+        placed = self.params if params is None else params
+        return lambda pixels: compiled(placed, pixels)
+
+    def encode(self, params: Any, pixels: UInt8[Array, "N S S 3"], *, alone: bool = True) -> Float[Array, "N T F"]:
+        """`apply`, as it suits the machine.
+
+        Args:
+            alone: whether one device does it. On a CPU it takes a few images at a time, whose activations stay in the caches:
+                half the time.
+        """
+        if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
             return self.apply(params, pixels)
         chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
         return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)
-
-    def compiled(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
-        """Pixels to features."""
-        compiled = jax.jit(lambda params, pixels: self.encode(params, pixels))
-        return lambda pixels: compiled(self.params, pixels)
-
-
-def target_platform() -> str:
-    """What the program being traced is for: the platform of the mesh that is set, which a plan compiles for without having it;
-    without a mesh, this process's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

@@ -103,11 +103,11 @@ def test_eight_devices_give_the_losses_of_one(loss: Loss):
 def test_batches_follow_from_their_number_and_hold_no_pair_twice():
     first, again = batches(), batches()
     seen = [next(first) for _ in range(5)]
-    again.set_state({"step": 3})
+    again.go_to(3)
     for mine, theirs in zip(seen[3:], (next(again), next(again)), strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])
         np.testing.assert_array_equal(mine[1], theirs[1])
-    assert first.get_state() == {"step": 5}
+    assert first.step == 5
     for pixels, ids in seen:
         assert pixels.shape == (16, 24, 24, 3)
         assert len(np.unique(pixels.reshape(16, -1), axis=0)) == 16

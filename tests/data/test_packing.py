@@ -51,7 +51,9 @@ def sequence(number: int, length: int, frames: int = 0, tensors: int = 0, images
 
 def iterator(lengths: list[int], **payload: int) -> BatchIterator:
     """Examples of these lengths over and over, numbered from 0, all of source 5."""
-    return BatchIterator(lambda number: (5, sequence(number, lengths[number % len(lengths)], **payload)), SPEC, PAD)
+    return BatchIterator(
+        {0: lambda number: (5, sequence(number, lengths[number % len(lengths)], **payload))}, SPEC, PAD
+    )
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
@@ -93,10 +95,10 @@ def test_resumed_equals_uninterrupted(cut: int):
     for _ in range(cut):
         next(first)
     second = iterator(lengths)
-    second.set_state(first.get_state())
+    second.go_to(first.positions)
     for batch in expected[cut:]:
         assert_equal(next(second), batch)
-    first.set_state(whole.get_state())  # also an iterator that has run ahead
+    first.go_to(whole.positions)  # also an iterator that has run ahead
     assert_equal(next(first), next(whole))
 
 
@@ -106,9 +108,9 @@ def test_nothing_is_lost_or_repeated():
     for _ in range(20):
         batches.append(next(source))
     seen = np.concatenate([np.unique(batch.tokens[batch.segment > 0]) for batch in batches])
-    waiting = source.get_state()["waiting"]
+    position = source.positions[0]
     assert len(seen) == len(set(seen))
-    assert sorted([*seen.tolist(), *waiting]) == list(range(source.get_state()["next"]))
+    assert sorted([*seen.tolist(), *position.waiting]) == list(range(position.next))
 
 
 @pytest.mark.parametrize(("payload", "name"), [({}, "length"), ({"frames": 3}, "frames"), ({"tensors": 5}, "tensors")])
@@ -127,17 +129,17 @@ def test_positions_attend_to_their_own_images():
     """Row 0: example 0 (5 positions, 2 images) and 2 (3 positions, none); row 1: example 1 (4 positions, 1 image)."""
     shapes = [(5, 2), (4, 1), (3, 0)]
     stream = BatchIterator(
-        lambda n: (0, sequence(n, shapes[n][0], images=shapes[n][1]) if n < 3 else sequence(9, 8)), SPEC, PAD
+        {0: lambda n: (0, sequence(n, shapes[n][0], images=shapes[n][1]) if n < 3 else sequence(9, 8))}, SPEC, PAD
     )
-    batch = stream.make(0, [])[0]
+    batch = stream.make(stream.positions)[0]
     assert batch.image.tolist() == [[1, 2, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.row_images.tolist() == [[0, 1, 0], [2, 0, 0]]
     assert batch.images[:, 0, 0, 0].tolist() == [0, 0, 1, 0, 0]
 
 
 def test_images_of_several_examples_in_a_row():
-    stream = BatchIterator(lambda n: (0, sequence(n, 3, images=1) if n < 4 else sequence(9, 8)), SPEC, PAD)
-    batch = stream.make(0, [])[0]
+    stream = BatchIterator({0: lambda n: (0, sequence(n, 3, images=1) if n < 4 else sequence(9, 8))}, SPEC, PAD)
+    batch = stream.make(stream.positions)[0]
     assert batch.image.tolist() == [[1, 1, 1, 2, 2, 2, 0, 0]] * 2
     assert batch.row_images.tolist() == [[0, 1, 0], [2, 3, 0]]
 
@@ -146,3 +148,50 @@ def test_without_images_there_is_no_room_for_them():
     batch = next(iterator([5, 4, 3, 4]))
     assert batch.images.shape == (0, 2, 2, 3)
     assert batch.row_images.shape == (2, 0)
+
+
+SHARDED = dataclasses.replace(SPEC, rows=4, tensors=8, frames=4, images=10, shards=2)
+
+
+def shards(own: list[int], *, fixed: bool = False, frames: int = 1) -> BatchIterator:
+    """Shard s has examples 100 s, 100 s + 1, ..., 5 positions each, every one with frames."""
+
+    def stream(shard: int):
+        return lambda number: (shard, sequence(100 * shard + number, 5, frames=frames, tensors=1))
+
+    return BatchIterator({shard: stream(shard) for shard in own}, SHARDED, PAD, fixed=fixed)
+
+
+def test_shards_stand_one_behind_the_other_with_their_payloads():
+    batch = next(shards([0, 1]))
+    assert batch.shards == 2 and batch.source[:, 0].tolist() == [0, 0, 1, 1]
+    assert batch.tokens[:, 0].tolist() == [0, 1, 100, 101]
+    assert batch.frames[:, 0, 0, 0].tolist() == [0, 1, 100, 101]
+    at = batch.modality == Modality.FRAME
+    assert batch.payload_index[at].tolist() == [0, 1, 0, 1]  # counted within a shard
+    found = batch.gather(batch.frames, batch.payload_index)[:, :, 0, 0, 0]
+    np.testing.assert_array_equal(np.asarray(found)[at], batch.tokens[at])
+
+
+def test_a_process_makes_its_own_shards_and_no_others():
+    whole, first, second = shards([0, 1]), shards([0]), shards([1])
+    for _ in range(3):
+        both, left, right = next(whole), next(first), next(second)
+        for name in ("tokens", "segment", "frames", "tensors", "payload_index"):
+            np.testing.assert_array_equal(
+                getattr(both, name), np.concatenate([getattr(left, name), getattr(right, name)])
+            )
+    again = shards([1])
+    again.go_to(whole.positions)  # the positions of all shards, as a checkpoint holds them
+    assert_equal(next(again), next(second))
+
+
+def test_fixed_shapes_keep_room_for_absent_payloads():
+    free, fixed = next(shards([0, 1], frames=0)), next(shards([0, 1], fixed=True, frames=0))
+    assert len(free.frames) == 0 and len(fixed.frames) == 4
+    assert free.row_images.shape == (4, 0) and fixed.row_images.shape == (4, 3)
+
+
+def test_budgets_that_shards_cannot_share():
+    with pytest.raises(ValueError, match=r"data.frames = 5 must be a multiple of data.shards = 2"):
+        dataclasses.replace(SHARDED, frames=5)

@@ -14,8 +14,6 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.loop import SETTLED, Interrupt, Watch
-from generalist.training.optimizer import make_optimizer
-from generalist.training.sharding import make_mesh
 from generalist.training.step import StepMetrics, make_trainer
 
 SPEC = ModelSpec(
@@ -54,9 +52,7 @@ def batch(value: float) -> Batch:
 
 def test_a_batch_that_is_not_finite_leaves_no_trace():
     training = TrainingConfig(steps=9, warmup=1, learning_rate=1e-2)
-    trainer = make_trainer(
-        SPEC, make_optimizer(training), make_mesh(1, -1, 1), sources=3, z_loss=1e-4, dtype=np.dtype(np.float32), seed=0
-    )
+    trainer = make_trainer(SPEC, training, weights=[1.0, 1.0, 1.0])
     state, key = trainer.initialize({}), jax.random.key(0)
     assert state.mean_params == {}
     with jax.set_mesh(trainer.mesh):

@@ -12,7 +12,8 @@ from rich.console import Console
 from generalist.config import Config, ControlConfig, debug
 from generalist.prepare import prepare
 from generalist.training.checkpoint import Checkpoints
-from generalist.training.loop import build_trainer, train
+from generalist.training.loop import train
+from generalist.training.step import make_trainer
 
 NO_CONTROL = ControlConfig(weight=0)
 
@@ -34,14 +35,15 @@ def run(config: Config) -> None:
     console = Console(quiet=True)
     prepared = prepare(config, console)
     spec = prepared.tokenizers.model_spec()
-    train(config, spec, prepared.batch_spec, prepared.iterator, prepared.names, console)
+    train(config, spec, prepared.batch_spec, prepared.iterator, prepared.sources, console)
 
 
 def final_params(config: Config) -> list[np.ndarray]:
     prepared = prepare(config, Console(quiet=True))
-    trainer = build_trainer(config, prepared.tokenizers.model_spec(), len(prepared.names))
-    checkpoints = Checkpoints(config.folder / "checkpoints", 2)
-    state = checkpoints.restore(trainer.abstract_state, prepared.iterator)
+    weights = list(prepared.sources.values())
+    trainer = make_trainer(prepared.tokenizers.model_spec(), config.training, weights=weights)
+    checkpoints = Checkpoints(config.checkpoints, config.training)
+    state, _ = checkpoints.restore(trainer.abstract_state)
     checkpoints.close()
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
@@ -53,8 +55,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeyp
 
     real = loop.Checkpoints.save
 
-    def save_and_die(self: Checkpoints, state: object, iterator: object) -> None:
-        real(self, state, iterator)
+    def save_and_die(self: Checkpoints, *arguments) -> None:
+        real(self, *arguments)
         self.wait()
         raise RuntimeError("killed")
 

@@ -2,9 +2,15 @@
 
 import jax
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from generalist.config import TrainingConfig
 from generalist.training.sharding import make_mesh, parameter_spec
+
+
+def mesh_of(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
+    return make_mesh(TrainingConfig(data_axis=data, fsdp_axis=fsdp, tensor_axis=tensor, sequence_axis=sequence))
 
 
 @pytest.mark.parametrize(
@@ -21,13 +27,18 @@ from generalist.training.sharding import make_mesh, parameter_spec
     ],
 )
 def test_rules(path: str, shape: tuple[int, ...], expected: P):
-    assert parameter_spec(path, shape, make_mesh(2, 2, 2)) == expected
+    assert parameter_spec(path, shape, mesh_of(2, 2, 2)) == expected
 
 
 def test_mesh_fills_the_open_axis():
-    assert dict(make_mesh(1, -1, 2).shape) == {"data": 1, "fsdp": jax.device_count() // 2, "tensor": 2}
+    assert dict(mesh_of(1, -1, 2).shape) == {
+        "data": 1,
+        "fsdp": jax.device_count() // 2,
+        "tensor": 2,
+        "sequence": 1,
+    }
 
 
 def test_mesh_that_does_not_cover_the_devices_says_so():
     with pytest.raises(ValueError, match="training.data_axis"):
-        make_mesh(3, 1, 1)
+        mesh_of(3, 1, 1)

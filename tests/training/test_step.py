@@ -1,5 +1,7 @@
 """The training step: it learns, and gives the same on every mesh."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,7 @@ from generalist.config import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import make_mesh
+from generalist.training.optimizer import schedule
 from generalist.training.step import Trainer, make_trainer
 
 TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
@@ -48,10 +49,9 @@ def counting_batch(rows: int = 8, length: int = 16) -> Batch:
     )
 
 
-def trainer_on(*mesh: int) -> Trainer:
-    return make_trainer(
-        SPEC, make_optimizer(CONFIG), make_mesh(*mesh), sources=2, z_loss=1e-4, dtype=np.float32, seed=0
-    )
+def trainer_on(data: int, fsdp: int, tensor: int, sequence: int = 1, spec: ModelSpec = SPEC, **changed) -> Trainer:
+    axes = {"data_axis": data, "fsdp_axis": fsdp, "tensor_axis": tensor, "sequence_axis": sequence}
+    return make_trainer(spec, dataclasses.replace(CONFIG, **axes, **changed), weights=[1.0, 3.0])
 
 
 def losses(trainer: Trainer, steps: int) -> list[float]:
@@ -92,9 +92,7 @@ def test_schedule_warms_up_and_ends_low():
 
 
 def test_the_moving_average_follows_the_weights():
-    trainer = make_trainer(
-        SPEC, make_optimizer(CONFIG), make_mesh(1, 8, 1), sources=2, z_loss=1e-4, dtype=np.float32, seed=0, ema=0.75
-    )
+    trainer = trainer_on(1, 8, 1, ema=0.75)
     state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
 
     def weights(params) -> np.ndarray:

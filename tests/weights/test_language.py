@@ -20,8 +20,7 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.optimizer import make_optimizer
-from generalist.training.sharding import flat, make_mesh
+from generalist.training.sharding import flat
 from generalist.training.step import divided, make_trainer, united
 from generalist.weights.folder import WeightsError
 from generalist.weights.language import LanguageModel, with_trunk
@@ -119,16 +118,13 @@ def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: boo
     trunk = LanguageModel(FIXTURES / "llama")
     spec = spec_of(trunk)
     spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, trunk_frozen=frozen))
-    training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2)
-    mesh = make_mesh(1, 4, 2)
-    trainer = make_trainer(
-        spec, make_optimizer(training), mesh, sources=1, z_loss=1e-4, dtype=np.dtype(np.float32), seed=0
-    )
+    training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2, fsdp_axis=4, tensor_axis=2)
+    trainer = make_trainer(spec, training, weights=[1.0])
     weights = trunk.load(VOCABULARY)
     state = trainer.initialize(weights)
     np.testing.assert_array_equal(state.params["tokens"]["other"], weights["tokens"]["other"])
     batch = trainer.place(stored("llama")[0])
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(trainer.mesh):
         for _ in range(3):
             state, _ = trainer.step(state, batch, jax.random.key(0))
     after = flat(united(state.params, state.frozen))
@@ -144,15 +140,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: boo
 
 def test_frozen_matrices_are_kept_in_the_compute_type_and_norms_in_full():
     trunk = LanguageModel(FIXTURES / "qwen2")
-    trainer = make_trainer(
-        spec_of(trunk),
-        make_optimizer(TrainingConfig()),
-        make_mesh(1, -1, 1),
-        sources=1,
-        z_loss=0.0,
-        dtype=jnp.bfloat16,
-        seed=0,
-    )
+    trainer = make_trainer(spec_of(trunk), TrainingConfig(dtype="bfloat16"), weights=[1.0])
     types = {path: leaf.dtype for path, leaf in flat(trainer.abstract_state.frozen).items()}
     assert types["blocks/attention/qkv/kernel"] == types["tokens/text"] == jnp.bfloat16
     assert types["blocks/attention_norm/scale"] == types["blocks/attention/qkv/bias"] == jnp.float32

@@ -1,0 +1,38 @@
+"""Where activations live on the mesh: one helper, names of axes instead of devices.
+
+The mesh has four axes (generalist/training/sharding.py): `data` and `fsdp` split a batch's rows, `sequence` its positions,
+`tensor` heads and hidden widths. Without a mesh, or where an axis does not divide, nothing is asked for.
+"""
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
+
+LOGICAL: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("sequence",),
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+}
+
+
+def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+    """`x` with its axes laid out by their logical names, one a dimension; None leaves a dimension whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for size, name in zip(x.shape, names, strict=True):
+        axes = LOGICAL[name] if name is not None else ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        spec.append(axes if axes and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def target_platform() -> str:
+    """What the program being traced is for: the platform of the mesh that is set, which a plan compiles for without having it;
+    without a mesh, this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
