@@ -176,34 +176,32 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     if stated:
         return int(stated.group(1))
     (condition,) = module.called(loop, "condition")
-    compare, bound = condition.root, None
+    compare, sides = condition.root, condition.operands(condition.root)
     if compare.operation == "fusion":
-        inner = module.called(compare, "calls")[0].root
-    else:
-        inner = compare
-    if inner.operation != "compare" or inner.attribute("direction") != "LT":
+        (body,) = module.called(compare, "calls")
+        compare = body.root
+        # A fused comparison's sides are parameters, which stand for the fusion's operands, or constants.
+        parts = body.operands(compare)
+        sides = [sides[int(part.argument)] if part.operation == "parameter" else part for part in parts]
+    if compare.operation != "compare" or compare.attribute("direction") != "LT" or len(sides) != 2:
         return None
-    counter, limit = condition.operands(compare)[:2]
-    bound = _constant(module, computation, loop, condition, limit)
-    start = _constant(module, computation, loop, condition, counter)
-    return None if bound is None else max(0, bound - (start or 0))
+    start, end = (_constant(computation, loop, condition, side) for side in sides)
+    return None if end is None or start is None else max(0, end - start)
 
 
-def _constant(
-    module: Module, computation: Computation, loop: Instruction, condition: Computation, part: Instruction
-) -> int | None:
-    """The number that a part of a loop's condition is at the start."""
-    while part.operation in ("copy", "convert", "bitcast"):
-        part = condition.operands(part)[0]
-    if part.operation == "constant":
-        return int(part.argument) if re.fullmatch(r"-?\d+", part.argument) else None
-    if part.operation != "get-tuple-element":
-        return None
-    given = computation.operands(loop)[0]
-    index = int(part.attribute("index", r"(\d+)") or 0)
-    if given.operation != "tuple":
-        return None
-    start = computation.operands(given)[index]
-    while start.operation in ("copy", "convert", "bitcast", "copy-done", "copy-start"):
-        start = computation.operands(start)[0]
-    return int(start.argument) if start.operation == "constant" and re.fullmatch(r"-?\d+", start.argument) else None
+def _constant(computation: Computation, loop: Instruction, condition: Computation, part: Instruction) -> int | None:
+    """The number that a part of a loop's condition is at the start; None where it is none."""
+    part = _origin(condition, part)
+    if part.operation == "get-tuple-element":
+        given, index = computation.operands(loop)[0], int(part.attribute("index", r"(\d+)") or 0)
+        if given.operation != "tuple":
+            return None
+        part = _origin(computation, computation.operands(given)[index])
+    return int(part.argument) if part.operation == "constant" and re.fullmatch(r"-?\d+", part.argument) else None
+
+
+def _origin(computation: Computation, part: Instruction) -> Instruction:
+    """What a part is a copy of."""
+    while part.operation in ("copy", "convert", "bitcast", "copy-done", "copy-start") and part.operands:
+        part = computation.by_name[part.operands[0]]
+    return part
