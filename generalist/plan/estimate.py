@@ -1,6 +1,7 @@
 """From compiled programs to the figures of a plan: time by the roofline, tokens/s, utilisation, memory against the device."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -74,6 +75,7 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
+@functools.cache
 def abstract_parameters(spec: ModelSpec) -> dict[str, Any]:
     """The model's parameters as shapes, nested."""
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param))

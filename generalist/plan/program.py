@@ -63,11 +63,9 @@ class Program:
 
 def source_weights(config: Config) -> dict[str, float]:
     """The data's sources that take part, with their weights."""
-    names = ("emoji", "prose", "documents")
-    weights = {name: suite.weight for name, suite in config.data.control().items()}
-    return weights | {
-        name: getattr(config.data, name).weight for name in names if getattr(config.data, name).weight > 0
-    }
+    others = {name: getattr(config.data, name) for name in ("emoji", "prose", "documents")}
+    weights = {name: float(source.weight) for name, source in (config.data.control() | others).items()}
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Trainer:
