@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", action="store_true", help="try meshes and rows a step; propose the best that fits")
     parser.add_argument("--tries", type=int, default=4, help="how many --search compiles (default 4)")
     parser.add_argument("--json", type=Path, help="write every number here as well")
+    parser.add_argument(
+        "--hlo", type=Path, help="write the compiled program here, for a closer look; not with --search"
+    )
 
 
 def run(arguments: argparse.Namespace, settings: list[str], console: Console) -> int:
@@ -85,7 +88,7 @@ def _plan(config: Config, target: Target, arguments: argparse.Namespace, console
             best, result = found[0]
             config = best.config
         else:
-            result = estimate(config, shapes, target, devices)
+            result = estimate(config, shapes, target, devices, arguments.hlo)
     if arguments.search:
         show_found(found, console)
     show(config, target, result, console)

@@ -21,8 +21,6 @@ FREE = frozenset(
 )
 """Operations that move nothing."""
 SLICES = ("dynamic-slice", "slice", "gather")
-CAUSAL = 0.5
-"""Share of the scores that a causal kernel computes."""
 # Products of the Pallas attention kernels, each of 2 · queries · keys · head size FLOPs: forward scores and mixing; backward the
 # scores again, then the gradients of values and weights, of keys, of queries.
 ATTENTION_PRODUCTS = {"dkv": 4, "dq": 3, "fwd": 2}
@@ -68,8 +66,8 @@ def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -
 
 
 def custom_call_flops(computation: Computation, one: Instruction) -> float:
-    """FLOPs of a Pallas kernel: its own estimate where it states one, else those of attention by its operands' shapes, half of
-    the scores being computed (causal)."""
+    """FLOPs of a Pallas kernel: its own estimate where it states one, else those of attention by its operands' shapes, and by the
+    blocks that a causal mask leaves. Blocks that segments empty as well depend on the data: they are counted."""
     if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
         return 0.0
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', one.attributes)
@@ -88,7 +86,15 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
     if "dkv" in name and "fused" in name:
         products = FUSED_BACKWARD
     query, key = arrays[:2]
-    return CAUSAL * products * 2.0 * _elements(query) * key.dims[-2]
+    return _causal_share(one, name, key.dims[-2]) * products * 2.0 * _elements(query) * key.dims[-2]
+
+
+def _causal_share(one: Instruction, name: str, length: int) -> float:
+    """Share of the blocks of scores that a causal kernel computes: those on the diagonal are whole."""
+    suffix = next((f"_{kind}" for kind in ("dkv", "dq") if kind in name), "")
+    stated = re.search(rf"block_kv{suffix}\W+(\d+)", one.attributes)
+    blocks = max(1, length // int(stated.group(1))) if stated else length
+    return (blocks + 1) / (2 * blocks)
 
 
 def is_counted(one: Instruction) -> bool:

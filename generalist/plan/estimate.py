@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -98,13 +99,18 @@ def speeds_of(target: Target, devices: Any) -> Speeds:
 
 
 def estimate(
-    config: Config, shapes: tuple[ModelSpec, BatchSpec, VisionEncoder | None], target: Target, devices: Any
+    config: Config,
+    shapes: tuple[ModelSpec, BatchSpec, VisionEncoder | None],
+    target: Target,
+    devices: Any,
+    hlo: Path | None = None,
 ) -> Estimate:
     """Compiles the step (and the frozen encoder) for the target and counts what came out.
 
     Args:
         shapes: of `generalist.shapes.without_data`.
         devices: of `open_devices`.
+        hlo: where to write the step's compiled program.
     """
     spec, batch_spec, encoder = shapes
     trainer = make_planned_trainer(config, spec, devices)
@@ -121,6 +127,8 @@ def estimate(
         seen = compile_encoder(config, encoder, batch_spec, mesh, target) if encoder is not None else None
     except OutOfMemory as error:
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
+    if hlo is not None:
+        hlo.write_text(step.text, encoding="utf-8")
     return _measured(known, spec, step, seen, target, speeds_of(target, mesh.devices.flat), batch_spec)
 
 

@@ -137,10 +137,12 @@ def parse(text: str) -> Module:
             if head := _COMPUTATION.match(line):
                 inside, name, begun = True, head.group(2), []
                 entry = name if head.group(1) else entry
-        elif line.startswith("}"):
+        elif line == "}" or line.startswith("}, execution_thread"):
             inside, computations[name] = False, Computation(name, tuple(begun))
         elif instruction := _instruction(line):
             begun.append(instruction)
+        elif begun:  # attributes of a kernel go on over several lines
+            begun[-1] = dataclasses.replace(begun[-1], attributes=begun[-1].attributes + line)
     if entry is None:
         raise ValueError("the compiled program's text has no entry computation")
     return Module(computations, computations[entry])

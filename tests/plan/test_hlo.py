@@ -80,18 +80,28 @@ def test_a_product_in_a_tpu_s_disguise():
     assert convolution_flops(one, image, kernel) == 2 * 2 * 16 * 8 * 8 * 4
 
 
-def test_a_kernel_of_attention_counts_half_of_its_scores():
-    text = (
-        "ENTRY %e (q: bf16[2,16,1024,128], k: bf16[2,16,1024,128], v: bf16[2,16,1024,128]) -> bf16[2,16,1024,128] {\n"
-        "  %q = bf16[2,16,1024,128]{3,2,1,0} parameter(0)\n"
-        "  %k = bf16[2,16,1024,128]{3,2,1,0} parameter(1)\n"
-        "  %v = bf16[2,16,1024,128]{3,2,1,0} parameter(2)\n"
-        "  ROOT %splash_mha_fwd.1 = bf16[2,16,1024,128]{3,2,1,0} custom-call(%q, %k, %v), "
-        'custom_call_target="tpu_custom_call"\n}\n'
-    )
-    entry = parse(text).entry
+KERNEL = """
+ENTRY %e (q: bf16[2,16,1024,128], k: bf16[2,16,1024,128], v: bf16[2,16,1024,128]) -> bf16[2,16,1024,128] {
+  %q = bf16[2,16,1024,128]{3,2,1,0} parameter(0)
+  %k = bf16[2,16,1024,128]{3,2,1,0} parameter(1)
+  %v = bf16[2,16,1024,128]{3,2,1,0} parameter(2)
+  %NAME.1 = bf16[2,16,1024,128]{3,2,1,0} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512, \\"block_kv_dkv\\": 256, \\"block_kv_dq\\": 1024}"
+}}, metadata={op_name="jit(step)/attention"}
+  ROOT %r = bf16[2,16,1024,128]{3,2,1,0} copy(%NAME.1)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "share"),
+    [("splash_mha_fwd", 2, 3 / 4), ("splash_mha_dkv_no_residuals", 4, 5 / 8), ("splash_mha_dq", 3, 1)],
+)
+def test_a_kernel_of_attention_counts_the_blocks_under_the_diagonal(name: str, products: int, share: float):
+    entry = parse(KERNEL.replace("NAME", name)).entry
+    assert [one.operation for one in entry.instructions[-2:]] == ["custom-call", "copy"]
     scores = 2 * 16 * 1024 * 1024 * 128
-    assert custom_call_flops(entry, entry.root) == 0.5 * 2 * 2 * scores
+    assert custom_call_flops(entry, entry.instructions[-2]) == share * products * 2 * scores
 
 
 def test_slices_and_updates_in_place_move_only_their_part():
