@@ -44,8 +44,10 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
         ValueError, ImportError: with a message for the user.
     """
     target = parse_target(arguments.topology, arguments.devices)
-    if arguments.search and target.platform == "gpu":
-        raise ValueError("--search is for several devices; of one GPU the largest rows that fit are told anyway")
+    if arguments.search and target.slice is None:
+        raise ValueError(
+            "--search compares speeds, which only a --topology has; of one GPU the largest rows that fit are told anyway"
+        )
     if arguments.tries < 1:
         raise ValueError(f"--tries must be at least 1, got {arguments.tries}")
     config = read_config(arguments.preset, settings)

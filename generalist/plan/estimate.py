@@ -123,8 +123,8 @@ def estimate(
         "limit": target.memory,
     }
     try:
-        step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder), target)
-        seen = compile_encoder(config, encoder, batch_spec, mesh, target) if encoder is not None else None
+        step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder))
+        seen = compile_encoder(config, encoder, batch_spec, mesh) if encoder is not None else None
     except OutOfMemory as error:
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
     if hlo is not None:

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from generalist.config import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
-from generalist.plan.target import Target
 from generalist.training.sharding import make_mesh, parameter_shardings, rows_sharding
 from generalist.training.step import Trainer, compute_dtype, computed, make_trainer
 from generalist.vision.encoder import VisionEncoder
@@ -110,7 +109,7 @@ def _zeros(leaf: Any) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def compile_step(trainer: Trainer, batch: Batch, target: Target) -> Program:
+def compile_step(trainer: Trainer, batch: Batch) -> Program:
     """Compiles the step.
 
     Raises:
@@ -126,7 +125,7 @@ def compile_step(trainer: Trainer, batch: Batch, target: Target) -> Program:
         "optimizer": device_bytes(state.opt_state),
         "batch": device_bytes(batch),
     }
-    return _compile(lowered, parts, target)
+    return _compile(lowered, parts, "the step")
 
 
 def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target: Target) -> Program:
@@ -141,7 +140,7 @@ def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mes
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
     parts = {"parameters": 0.0, "frozen": device_bytes(params), "optimizer": 0.0, "batch": device_bytes(pixels)}
-    return _compile(lowered, parts, target)
+    return _compile(lowered, parts, "the frozen encoder's program")
 
 
 def device_bytes(tree: Any) -> float:
@@ -151,7 +150,7 @@ def device_bytes(tree: Any) -> float:
     )
 
 
-def _compile(lowered: Any, parts: dict[str, float], target: Target) -> Program:
+def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -159,7 +158,7 @@ def _compile(lowered: Any, parts: dict[str, float], target: Target) -> Program:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
             raise
-        raise OutOfMemory(message.splitlines()[0], _needed(message)) from error
+        raise OutOfMemory(f"{what}: {message.splitlines()[0]}", _needed(message)) from error
     analysis = compiled.memory_analysis()
     memory = Memory(
         **parts,

@@ -60,34 +60,34 @@ class Candidate:
 
 def candidates(config: Config, shapes: Shapes, target: Target, devices: Sequence[Any]) -> list[Candidate]:
     """Meshes, rows and micro-batches that fit by arithmetic, the fastest first."""
+    tried = itertools.product(meshes(config, devices), ROWS)
+    found = [candidate(config, shapes, target, mesh, int(config.data.rows * share)) for mesh, share in tried]
+    return sorted((one for one in found if one is not None), key=lambda one: -one.tokens_per_second)
+
+
+def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, int], rows: int) -> Candidate | None:
+    """The fewest micro-batches that fit by arithmetic, which are the fastest; None where no number does."""
     spec, batch, encoder = shapes
-    params = abstract_parameters(spec)
-    found = []
-    for mesh in meshes(config, devices):
-        training = on_mesh(config.training, mesh)
-        parts = mesh["data"] * mesh["fsdp"]
-        for share, micro in itertools.product(ROWS, MICRO_BATCHES):
-            rows = int(config.data.rows * share)
-            if rows < 1 or rows % (parts * micro):
-                continue
-            own = dataclasses.replace(
-                with_rows(config, rows, parts * micro), training=dataclasses.replace(training, micro_batches=micro)
-            )
-            sized = batch_spec(own, spec, batch.image_shape, batch.image_dtype)
-            needed = arithmetic(
-                own,
-                spec,
-                sized,
-                encoder,
-                limit=target.memory,
-                shards=mesh["fsdp"] * mesh["tensor"],
-                replicas=parts * mesh["sequence"],
-            )
-            if needed.fits:
-                seconds = step_seconds(own, spec, sized, params, target)
-                found.append(Candidate(config=own, shapes=(spec, sized, encoder), seconds=seconds))
-                break  # fewer micro-batches are faster
-    return sorted(found, key=lambda one: -one.tokens_per_second)
+    training, parts = on_mesh(config.training, mesh), mesh["data"] * mesh["fsdp"]
+    for micro in MICRO_BATCHES:
+        if rows < 1 or rows % (parts * micro):
+            continue
+        own = dataclasses.replace(
+            with_rows(config, rows, parts * micro), training=dataclasses.replace(training, micro_batches=micro)
+        )
+        sized = batch_spec(own, spec, batch.image_shape, batch.image_dtype)
+        needed = arithmetic(
+            own,
+            spec,
+            sized,
+            encoder,
+            limit=target.memory,
+            shards=mesh["fsdp"] * mesh["tensor"],
+            replicas=parts * mesh["sequence"],
+        )
+        if needed.fits:
+            return Candidate(config=own, shapes=(spec, sized, encoder), seconds=step_seconds(own, spec, sized, target))
+    return None
 
 
 def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
@@ -119,10 +119,10 @@ def on_mesh(training: TrainingConfig, mesh: dict[str, int]) -> TrainingConfig:
     return dataclasses.replace(training, **axes)
 
 
-def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, params: Any, target: Target) -> float:
+def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Target) -> float:
     """A step's time by arithmetic: products at the peak or gathering weights, whichever is longer, and the sums that must be
     waited for."""
-    training, chip = config.training, target.chip
+    training, chip, params = config.training, target.chip, abstract_parameters(spec)
     weights, flops = count_parameters(params), model_flops(spec, batch, params)
     if chip is None or not chip.link:
         return flops  # of simulated devices any order will do
