@@ -128,7 +128,7 @@ def compile_step(trainer: Trainer, batch: Batch) -> Program:
     return _compile(lowered, parts, "the step")
 
 
-def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh, target: Target) -> Program:
+def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh) -> Program:
     """Compiles the frozen encoder's own program, which runs before each step.
 
     Raises:
