@@ -40,6 +40,10 @@ def join(cluster: ClusterConfig, console: Console) -> bool:
         process_id=cluster.process,
         initialization_timeout=JOIN_SECONDS,
     )
-    several = jax.process_count() > 1
-    console.quiet = several and jax.process_index() > 0
-    return several
+    if jax.process_count() == 1:
+        return False
+    console.quiet = jax.process_index() > 0
+    from generalist.training.hosts import wait_for_all
+
+    wait_for_all("joined")  # connects them while all are here: later they may wait for each other as long as it takes
+    return True

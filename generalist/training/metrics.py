@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,6 +96,22 @@ def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
     return positions * (count_parameters(gated) - keys) + visual * keys + scores + resampled
 
 
+def forget_later(path: Path, step: int) -> None:
+    """Takes out of a metrics file what a killed process wrote after the checkpoint of `step`, from which it is done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:  # cut off
+            continue
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class Metrics:
     """Shows and stores what a run measures. Of several processes only the first one does.
 
@@ -109,6 +126,7 @@ class Metrics:
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter  # slow to import, and only training needs it
 
+            forget_later(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.progress = Progress(

@@ -290,17 +290,22 @@ def make_step(
         if count == 1:
             return differentiated(state.params, state.frozen, batch, weight, key)
 
-        def add(total: Any, part: tuple[Batch, Array, Array]):
-            new = differentiated(state.params, state.frozen, part[0], part[1], part[2])
-            return on_mesh(jax.tree.map(jnp.add, total, new)), None
+        structure = jax.tree.structure(dataclasses.replace(batch, shards=batch.shards // count))
+
+        def of_part(part: tuple[list[Array], Array, Array]):
+            leaves, weight, key = part
+            return differentiated(state.params, state.frozen, jax.tree.unflatten(structure, leaves), weight, key)
 
         def on_mesh(total: Any) -> Any:
             aux, gradients = total
             return aux, jax.lax.with_sharding_constraint(gradients, shardings)
 
-        parts = (micro_batches(batch, count), split(weight, batch.shards, count), jax.random.split(key, count))
-        first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(differentiated, state.params, state.frozen, *first)
+        def add(total: Any, part: tuple[list[Array], Array, Array]):
+            return on_mesh(jax.tree.map(jnp.add, total, of_part(part))), None
+
+        leaves = [split(leaf, batch.shards, count) for leaf in jax.tree.leaves(batch)]
+        parts = (leaves, split(weight, batch.shards, count), jax.random.split(key, count))
+        shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
         zeros = on_mesh(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
         return jax.lax.scan(add, zeros, parts)[0]
 
@@ -335,13 +340,7 @@ def make_step(
 
 
 def split(x: Array, shards: int, count: int) -> Array:
-    """An array of `shards` pieces as `count` arrays on a new first axis, each of every `count`-th piece: pieces stay on the
-    devices that have them."""
+    """An array of `shards` pieces as those of `count` micro-batches on a new first axis, each with every `count`-th piece: pieces
+    stay on the devices that have them."""
     pieces = x.reshape(shards // count, count, x.shape[0] // shards, *x.shape[1:])
     return jnp.moveaxis(pieces, 1, 0).reshape(count, x.shape[0] // count, *x.shape[1:])
-
-
-def micro_batches(batch: Batch, count: int) -> Batch:
-    """A batch's shards dealt out to `count` batches, which stand on a new first axis."""
-    parts = jax.tree.map(lambda leaf: split(leaf, batch.shards, count), batch)
-    return dataclasses.replace(parts, shards=batch.shards // count)

@@ -1,6 +1,7 @@
 """The training step: it learns, and gives the same on every mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 from generalist.config import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.transformer import create
+from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.optimizer import schedule
-from generalist.training.step import Trainer, make_trainer
+from generalist.training.sharding import make_mesh
+from generalist.training.step import Trainer, TrainState, make_trainer
 
 TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
 SPEC = ModelSpec(
@@ -21,31 +25,39 @@ SPEC = ModelSpec(
     patches=False,
     frames=False,
 )
+STEPS = 20
 CONFIG = TrainingConfig(steps=30, warmup=3, learning_rate=1e-2)
 
 
-def counting_batch(rows: int = 8, length: int = 16) -> Batch:
-    """Every token is one more than the last: easy to learn."""
+def counting_batch(rows: int = 8, length: int = 16, shards: int = 1) -> Batch:
+    """Every token is one more than the last: easy to learn. Each row begins with a tensor; two thirds of the rows are of source
+    1, and the rows of source 0 have only half of their loss."""
     start = np.arange(rows, dtype=np.int32)[:, None]
     tokens = (start + np.arange(length, dtype=np.int32)[None]) % 40
     zeros = np.zeros_like(tokens)
+    modality = zeros + int(Modality.TEXT)
+    modality[:, 0] = Modality.TENSOR
+    source = zeros + (start % 3 > 0)
+    payload = zeros.copy()
+    payload[:, 0] = np.arange(rows) % (rows // shards)
     return Batch(
         tokens=tokens,
         targets=(tokens + 1) % 40,
-        loss_weight=np.ones(tokens.shape, np.float32),
-        modality=zeros,
+        loss_weight=np.where((source == 0) & (np.arange(length)[None] < length // 2), 0, 1).astype(np.float32),
+        modality=modality,
         local_position=zeros,
         position=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         segment=zeros + 1,
-        payload_index=zeros,
+        payload_index=payload,
         image=zeros,
-        source=zeros + (start % 2),
-        tensors=np.zeros((0, 5), np.float32),
+        source=source,
+        tensors=np.random.default_rng(0).normal(size=(rows, 5)).astype(np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),
         patches=np.zeros((0, 16, 16, 3), np.uint8),
         intervals=np.zeros((0, 4), np.int32),
         images=np.zeros((0, 0, 0, 3), np.uint8),
         row_images=np.zeros((rows, 0), np.int32),
+        shards=shards,
     )
 
 
@@ -54,23 +66,89 @@ def trainer_on(data: int, fsdp: int, tensor: int, sequence: int = 1, spec: Model
     return make_trainer(spec, dataclasses.replace(CONFIG, **axes, **changed), weights=[1.0, 3.0])
 
 
-def losses(trainer: Trainer, steps: int) -> list[float]:
-    state, batch, key, seen = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0), []
+@functools.cache
+def initial_state() -> TrainState:
+    """Drawn once: compiling it anew for each mesh would take most of the time."""
+    return jax.tree.map(np.asarray, on_one_device().initialize({}))
+
+
+def losses(trainer: Trainer, steps: int, batch: Batch | None = None) -> list[float]:
+    placed = trainer.place(counting_batch() if batch is None else batch)
+    state, key, seen = jax.device_put(initial_state(), trainer.state_shardings), jax.random.key(0), []
     with jax.set_mesh(trainer.mesh):
         for _ in range(steps):
-            state, metrics = trainer.step(state, batch, key)
+            state, metrics = trainer.step(state, placed, key)
             seen.append(float(metrics.loss))
     return seen
 
 
-def test_it_learns():
-    seen = losses(trainer_on(1, 8, 1), 30)
+def on_one_device() -> Trainer:
+    training = dataclasses.replace(CONFIG, fsdp_axis=1)
+    return make_trainer(SPEC, training, make_mesh(training, jax.devices()[:1]), weights=[1.0, 3.0])
+
+
+@functools.cache
+def one_device() -> list[float]:
+    return losses(on_one_device(), STEPS)
+
+
+def test_it_learns_and_starts_alike_on_every_mesh():
+    fresh = trainer_on(1, 4, 2).initialize({})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), fresh, initial_state())
+    seen = one_device()
     assert seen[-1] < 0.5 * seen[0]
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
-def test_every_mesh_gives_the_same_losses(mesh: tuple[int, ...]):
-    np.testing.assert_allclose(losses(trainer_on(*mesh), 4), losses(trainer_on(1, 8, 1), 4), rtol=2e-5)
+# Every axis alone, and mixtures; benchmarks/meshes.py goes through all twenty factorizations.
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 4, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_every_mesh_gives_the_losses_of_one_device(mesh: tuple[int, ...]):
+    np.testing.assert_allclose(losses(trainer_on(*mesh), STEPS), one_device(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shards", "changed"),
+    [
+        (4, {}),
+        (4, {"micro_batches": 4}),
+        (8, {"micro_batches": 2, "loss_chunks": 4}),
+        (1, {"loss_chunks": 2}),
+    ],
+    ids=str,
+)
+def test_shards_micro_batches_and_chunks_give_the_same_step(shards: int, changed: dict[str, int]):
+    trainer = trainer_on(1, 2, 2, 2, **changed)
+    np.testing.assert_allclose(losses(trainer, STEPS, counting_batch(shards=shards)), one_device(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mean_over_sources(count: int):
+    """However many tokens a source has, its share of the loss is its weight."""
+    trainer, batch = trainer_on(1, 8, 1, average="sources", micro_batches=count), counting_batch(shards=2)
+    state = jax.device_put(initial_state(), trainer.state_shardings)
+    with jax.set_mesh(trainer.mesh):
+        _, metrics = trainer.step(state, trainer.place(batch), jax.random.key(0))
+    means = np.asarray(metrics.source_nll) / np.asarray(metrics.source_weight)
+    assert float(metrics.source_weight[1]) > 3 * float(metrics.source_weight[0])
+    np.testing.assert_allclose(float(metrics.loss), means @ [0.25, 0.75], rtol=2e-3)  # and the z-loss
+
+
+def test_stochastic_depth_skips_in_training_alone_and_keeps_the_mean():
+    config = dataclasses.replace(TINY, stochastic_depth=0.5, layers=1)
+    spec = dataclasses.replace(SPEC, config=config)
+    batch = jax.tree.map(np.asarray, counting_batch())
+    model, plain = (
+        create(spec, 0),
+        create(dataclasses.replace(spec, config=dataclasses.replace(config, stochastic_depth=0.0)), 0),
+    )
+    np.testing.assert_array_equal(model.hidden(batch), plain.hidden(batch))
+    drawn = [np.asarray(model.hidden(batch, key=jax.random.key(seed))) for seed in range(3)]
+    assert not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[1], drawn[2])
+    kept = np.stack([np.asarray(model._kept(8, np.float32, jax.random.key(seed))) for seed in range(400)])
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    np.testing.assert_allclose(kept.mean(), 1.0, atol=0.05)
 
 
 def test_moments_are_sharded_like_their_parameters():
