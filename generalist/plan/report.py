@@ -12,6 +12,7 @@ from generalist.plan.memory import Arithmetic
 from generalist.plan.search import Candidate
 from generalist.plan.target import Target
 
+LONGEST, SMALLEST = 6, 0.005  # exchanges that are listed one by one, and the share of the step below which none is
 WAITING = 0.1  # share of the step spent waiting for exchanges that is worth a word
 PARTS = {
     "parameters": "trained parameters",
@@ -36,6 +37,8 @@ def show(config: Config, target: Target, found: Estimate, console: Console) -> N
         console.print(memory_table(parts, found.limit))
         console.print(_figures(target, found))
         console.print(_exchanges(found))
+        for line in _longest(found):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(f"it does not fit: {found.trouble}", style="bold red", highlight=False, markup=False)
     for note in found.totals.notes:
@@ -128,6 +131,15 @@ def _exchanges(found: Estimate) -> Table:
         times = (f"{one.seconds * 1e3:.1f}", f"{one.hidden * 1e3:.1f}") if found.seconds is not None else ("", "")
         table.add_row(kind, f"{one.count:,.0f}", f"{one.bytes / GIB:.3f}", *times)
     return table
+
+
+def _longest(found: Estimate) -> Iterator[str]:
+    """The exchanges that the step waits for longest, by the operation that asked for them."""
+    waited = {place: one.seconds - one.hidden for place, one in found.totals.places.items()}
+    for place in sorted(waited, key=lambda place: -waited[place])[:LONGEST]:
+        if found.seconds and waited[place] > SMALLEST * found.seconds:
+            one = found.totals.places[place]
+            yield f"waits {waited[place] * 1e3:.1f} ms for {one.count:,.0f} × {place}, {one.bytes / GIB:.3f} GiB"
 
 
 def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:

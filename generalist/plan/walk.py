@@ -56,14 +56,16 @@ class Totals:
     """Of the FLOPs alone, at the peak."""
     traffic: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     """By kind."""
+    places: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    """The same by kind and by the operation of the model that asked for it."""
     notes: tuple[str, ...] = ()
     """What could not be counted."""
 
     def __add__(self, other: "Totals") -> "Totals":
-        kinds = dict.fromkeys((*self.traffic, *other.traffic))
         return Totals(
             **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
-            traffic={kind: self.traffic.get(kind, Traffic()) + other.traffic.get(kind, Traffic()) for kind in kinds},
+            traffic=_added(self.traffic, other.traffic),
+            places=_added(self.places, other.places),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
@@ -71,8 +73,13 @@ class Totals:
         return Totals(
             **{name: getattr(self, name) * times for name in _SUMS},
             traffic={kind: one * times for kind, one in self.traffic.items()},
+            places={place: one * times for place, one in self.places.items()},
             notes=self.notes,
         )
+
+
+def _added(left: dict[str, Traffic], right: dict[str, Traffic]) -> dict[str, Traffic]:
+    return {key: left.get(key, Traffic()) + right.get(key, Traffic()) for key in dict.fromkeys((*left, *right))}
 
 
 _SUMS = ("flops", "bytes", "seconds", "matrix_seconds")
@@ -142,7 +149,8 @@ def _count(
         found = exchange(module, within, part)
         seconds = speeds.seconds(found)
         moved = Traffic(count=1, bytes=found.bytes, seconds=seconds, hidden=seconds * beside)
-        body.inner += Totals(traffic={found.kind: moved})
+        asked = part.attribute("op_name", r'"([^"]*)"') or "the compiler's own"
+        body.inner += Totals(traffic={found.kind: moved}, places={f"{found.kind}: {asked}": moved})
         body.beside, body.waiting = body.beside + seconds * beside, body.waiting + seconds * (not beside)
     if is_collective(one):
         return
