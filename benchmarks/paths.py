@@ -14,13 +14,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 ENCODER = "--model.vision.encoder efficientnet_lite0 --model.vision.size 96 --model.vision.hidden-factor 1 --model.vision.every 2"
+BLIND = "--model.vision.encoder none"
 # Patches make long windows: an Atari step has 36 of them.
 LONG = "--data.rows 5 --data.length 384 --data.patches 1900"
 PATHS = {
-    "frame": "",
+    "frame": f"--tokens.documents frame {BLIND}",
     "frame, documents frame+encoder": f"--tokens.documents frame+encoder {ENCODER} --data.images 72 --data.row-images 16",
     "encoder": f"--tokens.images encoder --tokens.documents encoder {ENCODER} --data.images 208 --data.row-images 64",
-    "patches": f"--tokens.images patches --tokens.documents patches {LONG}",
+    "patches": f"--tokens.images patches --tokens.documents patches {LONG} {BLIND}",
     "patches+encoder": f"--tokens.images patches+encoder --tokens.documents patches+encoder {LONG} {ENCODER} --data.images 128 "
     "--data.row-images 32",
 }

@@ -24,10 +24,13 @@ def retrieval(
         names: the texts; where two are the same, either is right.
 
     Raises:
-        ValueError: there are not as many texts as images, or none.
+        ValueError: there are not as many texts as images, or none, or an embedding is not finite.
     """
     if not len(images) or not len(images) == len(texts) == len(names):
         raise ValueError(f"retrieval needs pairs, got {len(images)} images, {len(texts)} texts and {len(names)} names")
+    for embeddings in (images, texts):
+        if not np.isfinite(embeddings).all():
+            raise ValueError("an embedding is not finite: nothing is more or less similar to it")
     same = np.array(names)[:, None] == np.array(names)[None]
     result: dict[str, Any] = {"items": len(names)}
     similar = np.asarray(images) @ np.asarray(texts).T
@@ -67,7 +70,18 @@ def class_embeddings(
 def zero_shot(
     images: Float[np.ndarray, "N E"], classes: Float[np.ndarray, "C E"], labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Accuracy in percent, with its interval, of taking the class whose embedding is the most similar."""
+    """Accuracy in percent, with its interval, of taking the class whose embedding is the most similar.
+
+    Raises:
+        ValueError: there is no image or class, a label is missing, or an embedding is not finite.
+    """
+    if not len(images) or not len(classes) or len(images) != len(labels):
+        raise ValueError(
+            "zero-shot classification needs images, a label each, and classes, "
+            f"got {len(images)}, {len(labels)} and {len(classes)}"
+        )
+    if not (np.isfinite(images).all() and np.isfinite(classes).all()):
+        raise ValueError("an embedding is not finite: nothing is more or less similar to it")
     right = (np.asarray(images) @ np.asarray(classes).T).argmax(axis=1) == np.asarray(labels)
     return {
         "accuracy": dataclasses.asdict(proportion(int(right.sum()), len(right))),

@@ -120,15 +120,19 @@ class Tokenizers:
         """
         try:
             stored = json.loads((folder / "tokenizers.json").read_text(encoding="utf-8"))
+            width, described = int(stored["projection_width"]), dict(stored["layouts"])
+            if width < 0:
+                raise ValueError(f"projection_width is {width}")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{folder / 'tokenizers.json'} is damaged ({error}): delete the run's folder and train again"
+                f"{folder / 'tokenizers.json'} is damaged ({type(error).__name__}: {error}): "
+                "delete the run's folder and train again"
             ) from error
         text = TextTokenizer.load(folder / "text.model")
-        layouts = {name: TaskLayout.from_json(layout, text) for name, layout in stored["layouts"].items()}
-        return cls(config=config, text=text, layouts=layouts, projection_width=stored["projection_width"])
+        layouts = {name: TaskLayout.from_json(layout, text) for name, layout in described.items()}
+        return cls(config=config, text=text, layouts=layouts, projection_width=width)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Settings as JSON and back. A settings file may come from anywhere: every name and type is checked."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and type(value) is float and not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
     if type(value) is not kind:
         raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
     return value

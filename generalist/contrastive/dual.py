@@ -19,7 +19,7 @@ from generalist.settings import from_plain
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.sharding import flat
 from generalist.vision.encoder import Preparation
-from generalist.weights.folder import WeightsFolder, nested, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
 
 EMBEDDED_AT_ONCE = 64
 
@@ -37,11 +37,14 @@ class DualEncoder:
         """A finished run's folder.
 
         Raises:
-            WeightsError: it holds no such run, or damaged weights.
-            ValueError: its settings are damaged.
+            WeightsError: it holds no such run, or damaged settings or weights.
+            ValueError: its text tokenizer is damaged.
         """
         weights = WeightsFolder(Path(folder))
-        config = from_plain(ContrastiveConfig, weights.config)
+        try:
+            config = from_plain(ContrastiveConfig, weights.config)
+        except ValueError as error:
+            raise WeightsError(f"{weights.folder / 'config.json'}: {error}") from error
         shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param))
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         params = nested({path: jnp.asarray(array) for path, array in weights.read(recipes).items()})
@@ -54,7 +57,9 @@ class DualEncoder:
 
     def embed_images(self, images: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
         """Unit embeddings of images, uint8 (H, W, C) each."""
-        return self._embed(Towers.images, np.stack([self.prepare(image) for image in images]))
+        size = self.prepare.size
+        pixels = [self.prepare(image) for image in images]
+        return self._embed(Towers.images, np.reshape(pixels, (-1, size, size, 3)).astype(np.uint8))
 
     def embed_texts(self, texts: list[str]) -> Float[np.ndarray, "N E"]:
         """Unit embeddings of texts."""
@@ -68,7 +73,7 @@ class DualEncoder:
 
     def _embed(self, method: Callable, inputs: np.ndarray) -> np.ndarray:
         """A few at a time, always as many, so that all share one compilation."""
-        found = []
+        found = [np.zeros((0, self.config.towers.embedding), np.float32)]
         for start in range(0, len(inputs), EMBEDDED_AT_ONCE):
             chunk = inputs[start : start + EMBEDDED_AT_ONCE]
             filled = np.resize(chunk, (EMBEDDED_AT_ONCE, *chunk.shape[1:]))

@@ -3,6 +3,8 @@
 Dimension key: N images or texts, S pixels on a side, L text pieces, D width, E embedding width.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,12 +15,14 @@ from generalist.model.attention import angles
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack
 from generalist.model.transformer import Block
-from generalist.vision.vit import DEVIATIONS, MEANS, ViT, ViTConfig
+from generalist.vision.processor import DEVIATIONS, MEANS
+from generalist.vision.vit import ViT, ViTConfig
 
 PADDING = -1
 """Stands where a text has no piece."""
-LARGEST_SCALE = 100.0
-"""Of the similarities; above it, training is unstable (CLIP, section 2.5)."""
+LARGEST_LOG_SCALE = math.log(100.0)
+"""Similarities are multiplied by 100 at most, to which each step clamps the parameter; above, training is unstable (CLIP,
+section 2.5)."""
 
 
 def vit_config(config: TowersConfig) -> ViTConfig:
@@ -88,7 +92,7 @@ class Towers(nnx.Module):
     @property
     def scale(self) -> Float[Array, ""]:
         """What similarities are multiplied by."""
-        return jnp.minimum(jnp.exp(self.log_scale[...]), LARGEST_SCALE)
+        return jnp.exp(self.log_scale[...])
 
 
 def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import PairBatches
 from generalist.contrastive.dual import fresh_towers
-from generalist.contrastive.towers import Towers, clip_loss, siglip_loss, vit_config
+from generalist.contrastive.towers import LARGEST_LOG_SCALE, Towers, clip_loss, siglip_loss, vit_config
 from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.loop import Interrupt, Interrupted
@@ -92,6 +92,8 @@ def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params, pixels, text)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # The parameter itself is clamped: a clamp in the loss would have no gradient that brings it back.
+        params |= {"log_scale": jnp.minimum(params["log_scale"], LARGEST_LOG_SCALE)}
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 

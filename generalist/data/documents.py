@@ -7,16 +7,26 @@
 
 import dataclasses
 import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from generalist.tokenizers.image import to_frame
+from generalist.tokenizers.pieces import PATCH_SIZE
 from generalist.tokenizers.sequence import Assembler, Sequence
 
 LARGEST_IMAGE = 64_000_000  # pixels: more is a mistake, or meant to exhaust the memory
+# No format that is a program (EPS is run by another one), and none that Pillow needs a plugin for.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Part = str | Path
 """A text, or an image's file."""
@@ -30,7 +40,8 @@ class Documents:
     """The documents of a file, or of all `*.jsonl` files of a folder. Only where each begins is kept in memory.
 
     Raises:
-        DocumentError: there is none, or one of them is not as described above. All are checked at once, images for being there.
+        DocumentError: there is none, or one of them is not as described above. All are checked at once, images for what their
+            first bytes say: that they are there, of a known format and of a bearable size.
     """
 
     def __init__(self, path: Path):
@@ -45,8 +56,8 @@ class Documents:
                 for row, line in enumerate(lines, start=1):
                     if line.strip():
                         for part in self._parse(line, file, row):
-                            if isinstance(part, Path) and not part.is_file():
-                                raise DocumentError(f"{file} line {row}: there is no image {part}")
+                            if isinstance(part, Path):
+                                _check_image(part, f"{file} line {row}")
                         found.append((number, offset, row))
                     offset += len(line)
         if not found:
@@ -100,9 +111,16 @@ class Documents:
 
 def _part(part: Any, file: Path, row: int) -> Part:
     if isinstance(part, str) and part:
+        if _SURROGATE.search(part):
+            raise DocumentError(
+                f"{file} line {row}: {part!r:.60} has half a character (a lone surrogate): write it whole"
+            )
         return part
     if isinstance(part, dict) and isinstance(name := part.get("image"), str) and name:
-        path = (file.parent / name).resolve()
+        try:
+            path = (file.parent / name).resolve()
+        except (ValueError, OSError, RuntimeError) as error:  # a NUL, or links in a ring
+            raise DocumentError(f"{file} line {row}: {name!r:.60} is no file's name ({error})") from error
         if not path.is_relative_to(file.parent.resolve()):
             raise DocumentError(
                 f"{file} line {row}: the image {name!r} is outside the folder of the file: put it inside"
@@ -111,20 +129,49 @@ def _part(part: Any, file: Path, row: int) -> Part:
     raise DocumentError(f'{file} line {row}: {part!r:.60} is neither a text nor {{"image": "its file"}}')
 
 
+def _check_image(path: Path, where: str) -> None:
+    """Opens an image without reading its pixels.
+
+    Raises:
+        DocumentError: it is not there, no image, or too large.
+    """
+    try:
+        if not path.is_file():
+            raise DocumentError(f"there is no image {path}")
+        with _opened(path):
+            pass
+    except (OSError, DocumentError) as error:  # OSError: such as a name that is too long
+        raise DocumentError(f"{where}: {error}") from error
+
+
 def read_image(path: Path) -> np.ndarray:
-    """An image file, uint8 (H, W, 3); transparency is laid on white.
+    """An image file, uint8 (H, W, 3), upright as its camera says; transparency is laid on white, 16 bits become 8.
 
     Raises:
         DocumentError: it is no image, broken, or larger than 64 million pixels.
     """
+    with _opened(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16"):  # whose conversion would clip
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        layers = image.convert("RGBA")
+    white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, opened; whatever goes wrong with it until it is closed names it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
-            layers = image.convert("RGBA")
-            white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-            return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            yield image
+    except DocumentError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DocumentError(f"{path} has too many pixels: make it smaller ({error})") from error
+    except Exception as error:  # a broken file ends Pillow's decoders in many ways
         raise DocumentError(f"{path} is no image that can be read ({error})") from error
 
 
@@ -149,7 +196,7 @@ class DocumentExamples:
         if not any(isinstance(part, Path) for part in stretch):
             texts = [part for part in stretch if isinstance(part, np.ndarray)]
             return self.assembler.text(np.concatenate([np.zeros(0, np.int32), *texts]), eos=False)
-        parts = [read_image(part) if isinstance(part, Path) else part for part in stretch]
+        parts = [self._sized(read_image(part)) if isinstance(part, Path) else part for part in stretch]
         return self.assembler.interleaved(parts, to_next=to_next)
 
     def _stretch(self, document: list[Part], rng: np.random.Generator) -> list[Path | np.ndarray]:
@@ -176,6 +223,13 @@ class DocumentExamples:
                 taken.append(part[low:high])
         return taken
 
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        """As patches, where every pixel costs positions, an image is stretched to a square that takes a quarter of the length
+        at most, as 256 pixels a side do in a stretch of 1024; in all other ways it stays as it is."""
+        if "patches" not in self.assembler.images.split("+"):
+            return image
+        return to_frame(image, PATCH_SIZE * max(1, math.isqrt(self.length // 4)))
+
     @cached_property
     def _image_positions(self) -> int:
-        return len(self.assembler.interleaved([np.zeros((16, 16, 3), np.uint8)])) - 1
+        return len(self.assembler.interleaved([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.load import Generalist
-from generalist.model.attention import MASKED, Cache
+from generalist.model.attention import Cache
+from generalist.model.blocked_attention import MASKED
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality

@@ -70,25 +70,31 @@ class Generalist:
 
         Raises:
             WeightsError: it is no such folder, or its tensors are not those that its settings say.
-            ValueError: its settings or tokenizers are damaged.
+            ValueError: its tokenizers are damaged.
             ImportError: its frozen encoder needs a package that is not installed.
         """
         weights = WeightsFolder(Path(folder))
-        config = from_plain(Config, weights.config)
+        try:
+            config = from_plain(Config, weights.config)
+        except ValueError as error:
+            raise WeightsError(f"{weights.folder / 'config.json'}: {error}") from error
         card = weights.beside("model.json")
+        if type(card.get("step")) is not int or card["step"] < 0:
+            raise WeightsError(f"{weights.folder / 'model.json'} does not say how many steps the weights have seen")
         vision = config.model.vision
         own = weights.folder / ENCODER_FOLDER
         encoder = load_encoder(str(own) if own.is_dir() else vision.encoder, vision.size)
-        if encoder is not None and encoder.fingerprint != card.get("encoder"):
+        fingerprint = encoder.fingerprint if encoder is not None else None
+        if fingerprint != card.get("encoder"):
             raise WeightsError(
                 f"{folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but here it is "
-                f"{encoder.fingerprint}: install the same version of its weights"
+                f"{fingerprint}: install the same version of its weights"
             )
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
-        return cls(config, tokenizers, graph, nested(arrays), int(card.get("step", 0)), encoder=encoder)
+        return cls(config, tokenizers, graph, nested(arrays), card["step"], encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes one folder = one model: `config.json` (every setting), `model.safetensors` (`dtype`: float32 or bfloat16), the
@@ -96,6 +102,7 @@ class Generalist:
 
         Raises:
             FileExistsError: the folder is there already.
+            FileNotFoundError: the encoder's folder is not there any more.
         """
         folder = Path(folder)
         if folder.exists():
@@ -104,14 +111,18 @@ class Generalist:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "model"
             self.tokenizers.save(whole)
-            arrays = {path: np.asarray(leaf).astype(dtype) for path, leaf in flat(self.params).items()}
+            arrays = {
+                path: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for path, leaf in flat(self.params).items()
+            }
             save_file(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
-            source = Path(self.config.model.vision.encoder)
-            if self.encoder is not None and source.is_dir():
+            source = self.encoder.folder if self.encoder is not None else None
+            if source is not None:
                 files = [*source.glob("*.json"), *source.glob("*.safetensors")]
                 (whole / ENCODER_FOLDER).mkdir()
+                if not files:
+                    raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
                 for file in files:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
             whole.rename(folder)

@@ -11,10 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from generalist.model.attend import Packed, attend, attend_packed
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
-
-MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
 
 
 def attention_mask(
@@ -79,49 +78,6 @@ def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend_mapped(
-    query: Float[Array, "B L N H"],
-    key: Float[Array, "B S M H"],
-    value: Float[Array, "B S M H"],
-    mask: Bool[Array, "B L S"],
-    scale: float,
-    softcap: float,
-) -> Float[Array, "B L N H"]:
-    """Attention one batch row at a time.
-
-    On a CPU the score matrices of a whole batch leave the caches and attention takes half the step; a row's stay.
-    """
-
-    @jax.checkpoint
-    def one_row(row):
-        q, k, v, visible = row
-        scores = jnp.einsum("lmgh,smh->mgls", q, k).astype(jnp.float32) * scale
-        if softcap:
-            scores = softcap * jnp.tanh(scores / softcap)
-        weights = jax.nn.softmax(jnp.where(visible[None, None], scores, MASKED), axis=-1).astype(v.dtype)
-        return jnp.einsum("mgls,smh->lmgh", weights, v)
-
-    batch, length, heads, size = query.shape
-    groups = query.reshape(batch, length, key.shape[2], heads // key.shape[2], size)
-    return jax.lax.map(one_row, (groups, key, value, mask)).reshape(batch, length, heads, size)
-
-
-def attend(
-    query: Float[Array, "B L N H"],
-    key: Float[Array, "B S M H"],
-    value: Float[Array, "B S M H"],
-    mask: Bool[Array, "B L S"],
-    *,
-    scale: float,
-    softcap: float = 0.0,
-) -> Float[Array, "B L N H"]:
-    """Scaled dot-product attention with grouped queries (N a multiple of M), by what suits the machine; the fused kernels know
-    no `softcap`."""
-    if softcap or (jax.default_backend() == "cpu" and query.shape[1] > 1):
-        return attend_mapped(query, key, value, mask, scale, softcap)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
-
-
 class Cache(NamedTuple):
     """Keys (already rotated) and values of one layer; `S` slots, filled from the left at the same place in every lane."""
 
@@ -140,6 +96,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
         self.scale, self.softcap = config.query_scale or config.head_size**-0.5, config.attention_softcap
+        self.window = config.window
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         # One 2-D kernel for all three: a third of the calls, and no slow many-dimensional layout on a CPU.
         self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs, bias=config.qkv_bias)
@@ -153,12 +110,13 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "B L S"],
+        seen: Packed | Bool[Array, "B L S"],
         angles: Angles | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """With a cache, the new keys and values are written at slot `start` and the whole cache is attended to."""
+        """Whole packed rows; or, with a cache, new positions: their keys and values are written at slot `start`, and the whole
+        cache is attended to where a mask shows it."""
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         query, key, value = jnp.split(self.qkv(x), [inner, inner + kv_inner], axis=-1)
@@ -175,5 +133,8 @@ class Attention(nnx.Module):
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
             key, value = cache
-        mixed = attend(query, key, value, mask, scale=self.scale, softcap=self.softcap)
+        if isinstance(seen, Packed):
+            mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
+        else:
+            mixed = attend(query, key, value, seen, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.reshape(batch, length, inner)), cache

@@ -172,7 +172,7 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
-        if self.head_size % 2:
+        if self.head_size % 2 and not self.learned_positions:
             raise ValueError(f"model.head_size must be even for rotary positions, got {self.head_size}")
         if self.frame_size % 4:
             raise ValueError(f"model.frame_size must be a multiple of 4, got {self.frame_size}")

@@ -32,7 +32,6 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
 
 
 def target_platform() -> str:
-    """What the program being traced is for: the platform of the mesh that is set, which a plan compiles for without having it;
-    without a mesh, this process's own."""
+    """`cpu`, `gpu` or `tpu`: the mesh's, which need not be this machine's when a program is compiled ahead of time."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

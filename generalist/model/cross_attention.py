@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.attention import MASKED
+from generalist.model.blocked_attention import MASKED
 from generalist.model.layers import LayerNorm, Linear, SquaredReluFeedForward
 
 AttendTo = Literal["last", "all"]

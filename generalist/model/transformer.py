@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
+from generalist.model.attend import Packed
 from generalist.model.attention import Angles, Attention, Cache, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
@@ -42,9 +43,9 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, mask, angles, cache=None, start=None, kept=None):
+    def __call__(self, x, seen, angles, cache=None, start=None, kept=None):
         """`kept`: (2, B), what to multiply each row's attention and feed-forward by (stochastic depth); None: nothing."""
-        mixed, cache = self.attention(self.attention_norm(x), mask, angles, cache, start)
+        mixed, cache = self.attention(self.attention_norm(x), seen, angles, cache, start)
         mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
         x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
         mixed = self.feed_forward(self.feed_forward_norm(x))
@@ -56,7 +57,7 @@ class Block(nnx.Module):
 class Sight(NamedTuple):
     """What the layers of a kind see: which positions, and the angles that tell how far away they are."""
 
-    mask: Bool[Array, "B L S"]
+    seen: Packed | Bool[Array, "B L S"]
     angles: Angles | None
 
 
@@ -129,13 +130,20 @@ class Transformer(nnx.Module):
         x = x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
         return constrain(x, "batch", "length", None)
 
-    def sights(
+    def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
+        """What layers without a window see of whole rows, and those with one; None where no layer has one."""
+        whole = Sight(Packed(batch.segment, jnp.array(False)), angles(batch.position, self.config))
+        if not self.config.window:
+            return whole, None
+        return whole, Sight(Packed(batch.segment, jnp.array(True)), angles(batch.position, self.config, local=True))
+
+    def cached_sights(
         self,
         batch: Batch,
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
     ) -> tuple[Sight, Sight | None]:
-        """What layers without a window see, and those with one; None where no layer has one."""
+        """The same of new positions, that see a cache's slots."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
         whole = Sight(mask, angles(batch.position, self.config))
         if not self.config.window:
@@ -157,7 +165,7 @@ class Transformer(nnx.Module):
         """Final hidden states of whole sequences. `key` draws patch positions and skipped sub-layers (training); with None the
         positions are their means, and nothing is skipped."""
         x = self.embed(batch, dtype, key)
-        whole, near = self.sights(batch, batch.segment, batch.position)
+        whole, near = self.sights(batch)
         graph, stacked = nnx.split(self.blocks)
         is_global = jnp.array([self.is_global(layer) for layer in range(self.config.layers)])
         kept = self._kept(len(x), dtype, key)
@@ -199,7 +207,7 @@ class Transformer(nnx.Module):
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        whole, near = self.sights(batch, cache_segment, cache_position)
+        whole, near = self.cached_sights(batch, cache_segment, cache_position)
         graph, stacked = nnx.split(self.blocks)
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from generalist.data.packing import LOOK_AHEAD, Position
 from generalist.run import write_json
@@ -30,11 +33,22 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all get the same answer."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+class Vote:
+    """Whether any process wants to stop: all get the same answer in the same step. Votes are counted by the devices, behind the
+    step that they are working on, and read one step later, so that nobody waits for them."""
+
+    def __init__(self) -> None:
+        mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+        self._each, self._pending = NamedSharding(mesh, P("all")), None
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+
+    def __call__(self, flag: bool) -> bool:
+        """Gives this process's vote; returns the outcome of the last one, or, of a process alone, the vote itself."""
+        if jax.process_count() == 1:
+            return flag
+        votes = jax.make_array_from_callback((jax.device_count(),), self._each, lambda _: np.asarray([flag]))
+        before, self._pending = self._pending, self._any(votes)
+        return before is not None and bool(before)
 
 
 def all_positions(own: Mapping[int, Position], shards: int) -> list[list[int]]:

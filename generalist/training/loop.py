@@ -23,15 +23,16 @@ from generalist.training.checkpoint import Checkpoints
 from generalist.training.hosts import (
     WAITING_FOR_DATA,
     WAITING_FOR_DEVICES,
+    Vote,
     Watchdog,
     all_positions,
-    any_process,
     is_first,
     positions_from,
 )
 from generalist.training.loss import KINDS
 from generalist.training.metrics import Metrics, model_flops, peak_flops
 from generalist.training.optimizer import schedule
+from generalist.training.sharding import flat
 from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.weights.language import LanguageModel
@@ -174,12 +175,18 @@ class Watch:
         return [name for name, weight in zip(self.names, np.asarray(weights), strict=True) if weight > 0]
 
 
-def load_trunk(config: Config, spec: ModelSpec, console: Console) -> dict[str, Any]:
-    """The parameters that the pretrained language model brings, nested; empty without one."""
+def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
+    """The parameters that the pretrained language model brings, nested, each on the devices as soon as it is read, in the type
+    and parts that the trainer keeps; empty without one."""
     if config.model.trunk == "none":
         return {}
     console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
-    return LanguageModel(config.model.trunk).load(spec.vocabulary)
+    kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
+
+    return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
 
 
 def train(
@@ -207,7 +214,7 @@ def train(
     trainer = make_trainer(spec, training, weights=list(sources.values()), encoder=encoder)
     checkpoints = Checkpoints(config.checkpoints, training)
     if checkpoints.latest is None:
-        state = trainer.initialize(load_trunk(config, spec, console))
+        state = trainer.initialize(load_trunk(config, spec, trainer, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
         state, position = checkpoints.restore(trainer.abstract_state)
@@ -261,8 +268,8 @@ class Run:
 
     def steps(self, state: TrainState) -> TrainState:
         """Steps until the end or until a process is asked to stop."""
-        training = self.config.training
-        key, window = jax.random.key(training.seed), Window()
+        training, key = self.config.training, jax.random.key(self.config.training.seed)
+        window, vote, unseen = Window(), Vote(), None
         first = int(state.step) + 1
         trace = Trace(self.config.folder / "profile", first) if self.config.profile and is_first() else None
         with jax.set_mesh(self.trainer.mesh):
@@ -271,9 +278,13 @@ class Run:
                 state, entry = self.trainer.step(state, batch, key)
                 window.entries.append(entry)
                 self.watchdog.phase(step, WAITING_FOR_DEVICES)
-                self.watch.look(entry, step)  # one step in flight: the bar tells the truth
+                # The devices have the next step before they are asked for the last one: they never wait for this loop.
+                if unseen is not None:
+                    self.watch.look(unseen, step - 1)
+                unseen = entry
                 if trace is not None:
                     trace.after(step)
+                self.stopped = vote(self.interrupt.asked)
                 if step % training.log_every == 0 or step == training.steps:
                     self._log(window, state, step)
                     window = Window()
@@ -282,9 +293,10 @@ class Run:
                 if step % training.checkpoint_every == 0 and step < training.steps:
                     self.watchdog.phase(step, "saving")
                     self.save(state)
-                self.stopped = any_process(self.interrupt.asked)
                 if self.stopped:
                     break
+            if unseen is not None:
+                self.watch.look(unseen, step)
         if trace is not None:
             trace.close()
         return state

@@ -6,6 +6,7 @@ Dimension key: N images, S pixels on a side, T grid cells, F channels.
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,10 +64,12 @@ class VisionEncoder:
     channels: int
     """F."""
     weights_hash: str
-    """SHA-256 of the files that the weights came from."""
+    """What they are known by: SHA-256 of the files that they came from, and how they standardise pixels where that may vary."""
     params: Any
     apply: Callable[[Any, UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]
     """Parameters and prepared pixels to features; can be compiled."""
+    folder: Path | None = None
+    """Where its files lie, for whoever copies them; None where a package brings them."""
 
     @property
     def fingerprint(self) -> str:

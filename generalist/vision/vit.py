@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from generalist.model.layers import LayerNorm, Linear, stack
-from generalist.vision.encoder import Preparation, VisionEncoder
+from generalist.vision.encoder import VisionEncoder
+from generalist.vision.processor import Family, processor
 from generalist.weights.folder import (
     Recipe,
     WeightsError,
@@ -36,8 +37,6 @@ ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": jax.nn.gelu,
 }
-MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
-DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
 UNUSED = (
     r"text_model\..*",
     r"logit_scale",
@@ -53,7 +52,7 @@ UNUSED = (
 class ViTConfig:
     """The shape of a Vision Transformer."""
 
-    family: Literal["clip", "siglip"]
+    family: Family
     """CLIP has a class position and a norm before the first layer; SigLIP has neither, and biased patches."""
     size: int
     patch: int
@@ -68,6 +67,8 @@ class ViTConfig:
     deviation: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if self.patch > self.size:
+            raise ValueError(f"patch_size ({self.patch}) must be at most image_size ({self.size})")
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if self.activation not in ACTIVATIONS:
@@ -171,12 +172,14 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
     graph, _ = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
-        prepare=preparation(folder, config),
+        prepare=processor(folder, config.family, config.size).preparation,
         cells=config.cells,
         channels=config.width,
-        weights_hash=folder.content_hash(),
+        # Features are of standardised pixels: another mean gives others.
+        weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
         params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
+        folder=folder.folder,
     )
 
 
@@ -187,9 +190,13 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
         WeightsError: another architecture, or a setting that is missing or unknown.
     """
     kind = folder.setting("model_type", str)
-    family = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip"}.get(
-        kind
-    )
+    families: dict[str, Family] = {
+        "clip": "clip",
+        "clip_vision_model": "clip",
+        "siglip": "siglip",
+        "siglip_vision_model": "siglip",
+    }
+    family = families.get(kind)
     if family is None:
         raise WeightsError(
             f"{folder.folder} holds a {folder.architecture} ({kind}); the vision encoders that can be loaded are CLIP and "
@@ -201,11 +208,12 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
         return folder.setting(section + name, kind, default=default)
 
     clip = family == "clip"
-    stored = folder.beside("preprocessor_config.json")
+    size = setting("image_size", 224)
+    prepared = processor(folder, family, size)
     try:
         return ViTConfig(
-            family="clip" if clip else "siglip",
-            size=setting("image_size", 224),
+            family=family,
+            size=size,
             patch=setting("patch_size", 32 if clip else 16),
             width=setting("hidden_size", 768),
             layers=setting("num_hidden_layers", 12),
@@ -213,20 +221,11 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
             hidden=setting("intermediate_size", 3072),
             activation=setting("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh", str),
             epsilon=setting("layer_norm_eps", 1e-5 if clip else 1e-6, (int, float)),
-            mean=tuple(stored.get("image_mean", MEANS[family])),
-            deviation=tuple(stored.get("image_std", DEVIATIONS[family])),
+            mean=prepared.mean,
+            deviation=prepared.deviation,
         )
     except ValueError as error:
         raise WeightsError(f"{folder.folder}: {error}") from error
-
-
-def preparation(folder: WeightsFolder, config: ViTConfig) -> Preparation:
-    """How the family's own image processor resizes: CLIP the shorter side and crops the middle, SigLIP both sides."""
-    stored = folder.beside("preprocessor_config.json")
-    size, resample = stored.get("size", {}), Image.Resampling(stored.get("resample", Image.Resampling.BICUBIC))
-    shortest = size if isinstance(size, int) else size.get("shortest_edge", config.size)
-    crop = config.family == "clip" and stored.get("do_center_crop", True)
-    return Preparation(size=config.size, crop=crop, shortest=shortest if crop else 0, resample=resample)
 
 
 def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:

@@ -7,8 +7,9 @@ weights (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) is refused by name and never o
 import dataclasses
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+NUMBERS = ("F64", "F32", "F16", "BF16")
+"""Types of tensors that are read; others (int8, float8) are quantised weights, whose scales stand elsewhere."""
 SHOWN = 5  # names in an error message; the rest is a number
 
 
@@ -96,14 +99,21 @@ class WeightsFolder:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Name → shape of every tensor of every shard."""
-        for path in self._shards():
+        self._types: dict[str, str] = {}
+        index = self._index()
+        for path in self._shards(index):
             self._enter(path)
+        if astray := [name for name, file in index.items() if self._files.get(name) != self.folder / file]:
+            raise WeightsError(
+                f"{self.folder} lacks tensors where its index says they are: "
+                + _few([f"{name} in {index[name]}" for name in astray])
+            )
 
     @property
     def architecture(self) -> str:
         """The name under `architectures` or, where there is none, the `model_type`."""
         names = self.config.get("architectures")
-        return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "unknown"))
+        return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "model"))
 
     def setting(self, name: str, kind: type | tuple[type, ...] = int, **default: Any) -> Any:
         """A value of `config.json`.
@@ -114,7 +124,8 @@ class WeightsFolder:
             default: `default=...` is returned where the key is missing or null.
 
         Raises:
-            WeightsError: it is missing and there is no default, or it has another type.
+            WeightsError: it is missing and there is no default, has another type, or is a number that is not finite, is negative,
+                or, for a whole one, zero.
         """
         value: Any = self.config
         for part in name.split("."):
@@ -122,11 +133,14 @@ class WeightsFolder:
         if value is None:
             if "default" in default:
                 return default["default"]
-            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which {self.architecture} needs")
+            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which its {self.architecture} needs")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise WeightsError(
-                f"{self.folder / 'config.json'} has {name} = {value!r}, which is not of the expected type"
+                f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
             )
+        number: Any = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
+        if not 0 <= number < math.inf or (number == 0 and kind is int):
+            raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
         return value
 
     def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, np.ndarray]:
@@ -138,8 +152,13 @@ class WeightsFolder:
             ignored: regular expressions of whole tensor names that may be present and are not used.
 
         Raises:
-            WeightsError: tensors are missing, left over or have other shapes than the settings say.
+            WeightsError: tensors are missing, left over, of other shapes than the settings say or of types that hold no plain
+                numbers, or a number is not finite.
         """
+        return dict(self.stream(recipes, ignored))
+
+    def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
+        """What `read` gives, one array at a time, for whoever needs no two of them in memory."""
         self.check(recipes, ignored)
         with ExitStack() as stack:
             opened = {
@@ -147,15 +166,19 @@ class WeightsFolder:
             }
 
             def fetch(name: str) -> np.ndarray:
-                return opened[self._files[name]].get_tensor(name)
+                array = opened[self._files[name]].get_tensor(name)
+                if not np.isfinite(array).all():
+                    raise WeightsError(
+                        f"{self._files[name]} has numbers in {name} that are not finite: get another copy"
+                    )
+                return array
 
-            return {
-                key: np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
-                for key, recipe in recipes.items()
-            }
+            for key, recipe in recipes.items():
+                yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
 
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
-        """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name."""
+        """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in types that
+        are read."""
         wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
         missing = [name for name in wanted if name not in self.shapes]
         pattern = re.compile("|".join(f"(?:{one})" for one in ignored) or r"(?!)")
@@ -165,11 +188,16 @@ class WeightsFolder:
             for name, shape in wanted.items()
             if name in self.shapes and self.shapes[name] != tuple(shape)
         ]
-        faults = [
-            f"{title}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-            for title, names in (("missing tensors", missing), ("unknown tensors", extra), ("wrong shapes", wrong))
-            if names
+        packed = [
+            f"{name} is {self._types[name]}" for name in wanted if self._types.get(name, NUMBERS[0]) not in NUMBERS
         ]
+        found = {
+            "missing tensors": missing,
+            "unknown tensors": extra,
+            "wrong shapes": wrong,
+            f"types other than {', '.join(NUMBERS)}": packed,
+        }
+        faults = [f"{title}: {_few(names)}" for title, names in found.items() if names]
         if faults:
             raise WeightsError(
                 f"{self.folder} does not hold a {self.architecture} as its config.json says; {'; '.join(faults)}"
@@ -193,28 +221,37 @@ class WeightsFolder:
             raise WeightsError(f"{self.folder} has no {name}: give a folder in HuggingFace's layout")
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise WeightsError(f"{path} is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise WeightsError(f"{path} holds {type(value).__name__} instead of an object")
         return value
 
-    def _shards(self) -> list[Path]:
+    def _index(self) -> dict[str, str]:
+        """Name of a tensor → its shard, as the index says; empty where there is no index."""
+        path = self.folder / "model.safetensors.index.json"
+        if not path.is_file():
+            return {}
+        index = self._read_json(path.name).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise WeightsError(f"{path} has no weight_map")
+        for name in index.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise WeightsError(f"{path} names {name!r:.80}, which is no *.safetensors file of its own folder")
+        return index
+
+    def _shards(self, index: Mapping[str, str]) -> list[Path]:
         """The safetensors files: those the index names, or all there are."""
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = self._read_json(index.name).get("weight_map")
-            if not isinstance(names, dict) or not names:
-                raise WeightsError(f"{index} has no weight_map")
-            paths = [self.folder / Path(str(name)).name for name in sorted(set(names.values()), key=str)]
+        if index:
+            paths = [self.folder / name for name in sorted(set(index.values()))]
             if absent := [path.name for path in paths if not path.is_file()]:
-                raise WeightsError(f"{self.folder} lacks shards that its index names: {', '.join(absent[:SHOWN])}")
+                raise WeightsError(f"{self.folder} lacks shards that its index names: {_few(absent)}")
             return paths
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
             pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLES)
             why = (
-                f"only {', '.join(pickles[:SHOWN])}, which could run code when opened and is refused; convert it to safetensors"
+                f"only {_few(pickles)}, which could run code when opened and is refused; convert it to safetensors"
                 if pickles
                 else "no *.safetensors file"
             )
@@ -229,7 +266,13 @@ class WeightsFolder:
                         raise WeightsError(
                             f"{self.folder} has {name} twice, in {self._files[name].name} and {path.name}"
                         )
-                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+                    entry = opened.get_slice(name)
+                    self.shapes[name], self._types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from generalist.config import Config
-from generalist.model.config import RopeConfig
+from generalist.model.config import ModelConfig, RopeConfig
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import (
@@ -28,7 +28,12 @@ from generalist.weights.folder import (
 )
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3")
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "geglu", "silu": "swiglu"}
+ACTIVATIONS = {
+    "gpt2": ("gelu", ("gelu_new", "gelu_pytorch_tanh")),
+    "gemma": ("geglu", ("gelu_pytorch_tanh",)),
+    "others": ("swiglu", ("silu",)),
+}
+"""Family → our name, and theirs."""
 # Settings that an older config.json leaves out, as the families' own definitions have them.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {"layer_norm_epsilon": 1e-5},
@@ -109,8 +114,27 @@ class LanguageModel:
 
     @cached_property
     def shape(self) -> dict[str, Any]:
-        """The fields of our `ModelConfig` that the model fixes."""
-        return self._gpt2_shape() if self.family == "gpt2" else self._llama_shape()
+        """The fields of our `ModelConfig` that the model fixes.
+
+        Raises:
+            WeightsError: a setting is missing, not supported, or at odds with another.
+        """
+        try:
+            shape = self._gpt2_shape() if self.family == "gpt2" else self._llama_shape()
+            ModelConfig(**shape)
+        except WeightsError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"{self.folder.folder / 'config.json'} has settings that do not fit: {error}") from error
+        return shape
+
+    def _head_size(self, width: int, heads: int) -> int:
+        if width % heads:
+            raise WeightsError(f"{self.folder.folder} has {heads} heads, which do not divide its width of {width}")
+        return width // heads
+
+    def _tied(self, default: bool) -> bool:
+        return self._get("tie_word_embeddings", bool, self.folder.setting("tie_word_embeddings", bool, default=default))
 
     def _gpt2_shape(self) -> dict[str, Any]:
         width, heads = self._get("n_embd"), self._get("n_head")
@@ -119,16 +143,16 @@ class LanguageModel:
             "layers": self._get("n_layer"),
             "heads": heads,
             "kv_heads": heads,
-            "head_size": width // heads,
+            "head_size": self._head_size(width, heads),
             "hidden": self._get("n_inner", default=4 * width),
-            "activation": self._activation("activation_function", ("gelu_new",)),
+            "activation": self._activation("activation_function", "gpt2"),
             "norm": "layer",
             "norm_epsilon": float(self._get("layer_norm_epsilon", (int, float))),
             "post_norms": False,
             "qkv_bias": True,
             "bias": True,
             "qk_norm": False,
-            "tied_output": True,
+            "tied_output": self._tied(True),
             "rope": RopeConfig(),
             "learned_positions": self._get("n_positions"),
             "window": 0,
@@ -149,63 +173,69 @@ class LanguageModel:
             "layers": self._get("num_hidden_layers"),
             "heads": heads,
             "kv_heads": self._get("num_key_value_heads", default=heads),
-            "head_size": self._get("head_dim", default=width // heads),
+            "head_size": self._get("head_dim", default=0) or self._head_size(width, heads),
             "hidden": self._get("intermediate_size"),
-            "activation": self._activation(
-                "hidden_activation" if gemma else "hidden_act", ("gelu_pytorch_tanh",) if gemma else ("silu",)
-            ),
+            "activation": self._activation(*(("hidden_activation", "gemma") if gemma else ("hidden_act", "others"))),
             "norm": "rms",
             "norm_epsilon": float(self._get("rms_norm_eps", (int, float))),
             "post_norms": gemma,
             "qkv_bias": self.family == "qwen2",
             "bias": False,
             "qk_norm": self.family in ("qwen3", "gemma3", "gemma3_text"),
-            "tied_output": gemma or self._get("tie_word_embeddings", bool),
+            "tied_output": self._tied(gemma),
             "rope": self._rope(),
             "learned_positions": 0,
             "window": window,
             "global_every": every,
             "embedding_scale": float(width**0.5) if gemma else 1.0,
             "query_scale": float(scalar**-0.5) if scalar is not None else None,
-            "attention_softcap": self._softcap("attn_logit_softcapping"),
+            # Gemma 3 has the setting too, and its definition does not use it.
+            "attention_softcap": self._softcap("attn_logit_softcapping") if self.family == "gemma2" else 0.0,
             "logit_softcap": self._softcap("final_logit_softcapping"),
         }
 
     def _softcap(self, name: str) -> float:
-        if self.family != "gemma2":
+        settings = self.folder.setting("text_config", dict) if self._section else self.folder.config
+        if not self.family.startswith("gemma") or (name in settings and settings[name] is None):  # null means none
             return 0.0
-        section = self.folder.config.get(name, self._defaults[name])  # null means none
-        return float(section) if isinstance(section, (int, float)) else 0.0
+        return float(self._get(name, (int, float), 0.0))
 
-    def _activation(self, name: str, allowed: tuple[str, ...]) -> str:
+    def _activation(self, name: str, family: str) -> str:
         # Early Gemma files say "gelu" and mean the approximation, as their own code does.
+        ours, allowed = ACTIVATIONS[family]
         value = self._get(name, str, allowed[0])
         if value not in allowed:
             raise WeightsError(f"{self.folder.folder} has {name} = {value!r}; supported is {', '.join(allowed)}")
-        return ACTIVATIONS[value]
+        return ours
 
     def _windows(self) -> tuple[int, int]:
         """Size of the sliding window, and which layers have none: every so many."""
-        if not self.family.startswith("gemma"):
-            return 0, 1
-        layers, every = self._get("num_hidden_layers"), self._get("sliding_window_pattern")
-        kinds = ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
-        if self._get("layer_types", list, kinds) != kinds:
+        layers, gemma = self._get("num_hidden_layers"), self.family.startswith("gemma")
+        every = self._get("sliding_window_pattern") if gemma else 1
+        kinds = self._get("layer_types", list, _kinds(layers, every))
+        every = kinds.index("full_attention") + 1 if "full_attention" in kinds else layers + 1
+        if kinds != _kinds(layers, every) or (every > 1 and not gemma):
             raise WeightsError(
-                f"{self.folder.folder} has layer_types in which not every {every}th layer is the full one"
+                f"{self.folder.folder} has layer_types of which not every nth is the full one, the others having a window: "
+                "other orders are not supported"
             )
-        return self._get("sliding_window"), every
+        return (self._get("sliding_window"), every) if every > 1 else (0, 1)
 
     def _rope(self) -> RopeConfig:
         stored: dict[str, Any] = self._get("rope_parameters", dict, {})
         local: dict[str, Any] = {}
         if "full_attention" in stored:
-            stored, local = stored["full_attention"], stored.get("sliding_attention", {})
+            local = self._get("rope_parameters.sliding_attention", dict, {})
+            stored = self._get("rope_parameters.full_attention", dict)
         older: dict[str, Any] = self._get("rope_scaling", dict, {})
         base = stored.get("rope_theta", self._get("rope_theta", (int, float), 10_000.0))
         local_base = local.get("rope_theta", self._get("rope_local_base_freq", (int, float), base))
         scaling = stored if "rope_type" in stored else older
         kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if local.get("rope_type", "default") != "default" or (self.family == "gemma2" and kind != "default"):
+            raise WeightsError(
+                f"{self.folder.folder} stretches rotary positions of layers with a window, which is not supported"
+            )
         if kind == "default":
             return RopeConfig(base=float(base), local_base=float(local_base))
         if kind not in ("linear", "llama3"):
@@ -248,33 +278,56 @@ class LanguageModel:
 
     def marks(self) -> dict[str, int]:
         """The ids of its own marks of a text's beginning and end, as far as it has them: "bos" and "eos"."""
-        found = {}
+        found, own = {}, self.folder.setting("text_config", dict, default={})
         for name in ("bos", "eos"):
-            value = self.folder.config.get(f"{name}_token_id")
+            value = own.get(f"{name}_token_id", self.folder.config.get(f"{name}_token_id"))
             value = value[0] if isinstance(value, list) and value else value
             if isinstance(value, int) and 0 <= value < self.vocabulary:
                 found[name] = value
         return found
 
-    def load(self, vocabulary: Vocabulary) -> dict[str, Any]:
+    def load(self, vocabulary: Vocabulary, place: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
         """Our parameters that the checkpoint has, nested, float32; with rows for the vocabulary's other tokens, drawn like the
         text's own (each column's mean and deviation), so that their logits are no larger. Its marks of beginning and end are
         the rows of ours.
 
+        Args:
+            place: path and array, in the file's type → what is kept of it, as soon as it is read: no more than two of them are
+                then in this machine's memory at once. None keeps float32 here.
+
         Raises:
             WeightsError: tensors are missing, left over or of other shapes than the settings say.
         """
-        recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
-        unused = UNUSED if "output/text" in recipes else (*UNUSED, r"(language_model\.)?lm_head\.weight")
-        arrays = {path: np.asarray(array, np.float32) for path, array in self.folder.read(recipes, unused).items()}
-        rng, count = np.random.default_rng(0), vocabulary.size - vocabulary.text
-        for table in ("tokens", "output"):
-            if (text := arrays.get(f"{table}/text")) is not None:
-                other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
-                for mark, row in self.marks().items():
-                    other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
-                arrays[f"{table}/other"] = other
+        keep = place or (lambda path, array: np.asarray(array, np.float32))
+        rng, arrays = np.random.default_rng(0), {}
+        for path, array in self.folder.stream(*self._recipes()):
+            if path in ("tokens/text", "output/text"):
+                table = path.removesuffix("/text")
+                arrays[f"{table}/other"] = keep(f"{table}/other", self._other_rows(array, vocabulary, rng))
+            arrays[path] = keep(path, array)
         return nested(arrays)
+
+    def check(self) -> None:
+        """Raises `WeightsError` unless its tensors are those that its settings say; reads no number."""
+        self.folder.check(*self._recipes())
+
+    def _recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
+        """How our parameters are made of its tensors, and which others it may have."""
+        recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
+        if self.shape["tied_output"]:
+            return recipes, (*UNUSED, r"(language_model\.)?lm_head\.weight")
+        heads = ("language_model.lm_head.weight", "lm_head.weight")
+        name = next((one for one in heads if one in self.folder.shapes), heads[1])
+        return recipes | {"output/text": tensor(name, self.vocabulary, self.shape["width"])}, UNUSED
+
+    def _other_rows(self, text: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the tokens that the text's table has not."""
+        text = text.astype(np.float32)
+        count = vocabulary.size - vocabulary.text
+        other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
+        for mark, row in self.marks().items():
+            other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
+        return other
 
     def _layered(self, layer: Callable[[int], Mapping[str, Recipe]]) -> dict[str, Recipe]:
         layers = [layer(index) for index in range(self.shape["layers"])]
@@ -353,26 +406,29 @@ class LanguageModel:
                 recipes |= norm("attention/key_norm", f"{name}.self_attn.k_norm", size)
             return recipes
 
-        recipes = {
+        return {
             "tokens/text": tensor(f"{prefix}embed_tokens.weight", self.vocabulary, width),
             **norm("final_norm", f"{prefix}norm"),
             **self._layered(layer),
         }
-        if not shape["tied_output"]:
-            recipes["output/text"] = tensor("lm_head.weight", self.vocabulary, width)
-        return recipes
+
+
+def _kinds(layers: int, every: int) -> list[str]:
+    """The kinds of layers where each `every`th is full and the others have a window."""
+    return ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
 
 
 def with_trunk(config: Config) -> Config:
     """The settings with the shape and the vocabulary of the trunk that `model.trunk` names; unchanged without one.
 
     Raises:
-        WeightsError: the folder holds no language model that can be loaded.
+        WeightsError: the folder holds no language model that can be loaded, or not its tensors.
         ValueError: rows are longer than the trunk's table of positions.
     """
     if config.model.trunk == "none":
         return config
     trunk = LanguageModel(config.model.trunk)
+    trunk.check()  # here, before data are made for it
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **trunk.shape),

@@ -100,6 +100,23 @@ def test_eight_devices_give_the_losses_of_one(loss: Loss):
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+def test_the_scale_is_clamped_and_comes_back():
+    """Mismatched pairs drive it down again from the clamp, where a gradient of zero would hold it."""
+    settings = config("clip")
+    settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, learning_rate=0.1))
+    trainer = make_contrastive_trainer(settings)
+    state, seen = trainer.initialize(), []
+    state.params["log_scale"] = jnp.array(9.0)
+    with jax.set_mesh(trainer.mesh):
+        batch = trainer.place(next(batches()))
+        for _ in range(4):
+            state, metrics = trainer.step(state, *batch)
+            seen.append(float(metrics["scale"]))
+    assert seen[0] > 8000
+    np.testing.assert_allclose(seen[1], 100, rtol=1e-5)
+    assert seen[-1] < 99
+
+
 def test_batches_follow_from_their_number_and_hold_no_pair_twice():
     first, again = batches(), batches()
     seen = [next(first) for _ in range(5)]

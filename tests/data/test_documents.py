@@ -1,6 +1,9 @@
 """A user's own documents: what is read, how a stretch is cut, which image a text belongs to, and what is refused."""
 
+import dataclasses
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from PIL import Image
 
 from generalist.data.documents import DocumentError, DocumentExamples, Documents, read_image
 from generalist.tokenizers.pieces import Modality
-from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.sequence import Assembler, Images
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -29,7 +32,8 @@ class Pixels:
 ASSEMBLER = Assembler(vocabulary=VOCABULARY, text_tokenizer=TEXT, images="encoder", visual=Pixels())
 
 
-def write(folder: Path, *lines: object, images: int = 8) -> Path:
+def write(folder: Path, *lines: object, images: int = 8, photo: tuple[int, int] = (9, 12)) -> Path:
+    Image.new("RGB", photo[::-1]).save(folder / "photo.png")
     for number in range(images):
         Image.fromarray(np.full((9, 12, 3), 20 * number, np.uint8)).save(folder / f"{number}.png")
     path = folder / "own.jsonl"
@@ -94,6 +98,16 @@ def test_a_stretch_has_its_length_and_the_first_images(tmp_path: Path):
     assert len(starts) > 3, "stretches begin everywhere"
 
 
+@pytest.mark.parametrize("images", ["patches", "patches+encoder", "frame+encoder"])
+def test_photographs_of_any_size_fit_a_stretch(tmp_path: Path, images: Images):
+    documents = Documents(write(tmp_path, {"content": ["a cat", {"image": "photo.png"}, "on a mat"]}, photo=(480, 640)))
+    assembler = dataclasses.replace(ASSEMBLER, images=images)
+    examples = DocumentExamples(documents=documents, assembler=assembler, length=128)
+    sequence = examples.example(0, np.random.default_rng(0))
+    assert len(sequence) <= 128
+    assert len(sequence.patches) == (25 if "patches" in images else 0)
+
+
 def test_text_without_an_image_is_all_predicted(tmp_path: Path):
     documents = Documents(write(tmp_path, {"text": "a cat on a mat"}))
     sequence = DocumentExamples(documents=documents, assembler=ASSEMBLER).example(0, np.random.default_rng(0))
@@ -112,11 +126,36 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"image": "absent.png", "text": "x"}, "line 1: there is no image .*absent.png"),
         ({"image": "../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
+        ({"image": "link.png", "text": "x"}, "outside the folder"),
+        ({"image": "a\0b.png", "text": "x"}, "line 1: .* is no file's name"),
+        ({"image": "ring.png", "text": "x"}, "line 1: "),
+        ({"image": "x" * 5000, "text": "x"}, "line 1: .*File name too long"),
+        ({"image": ".", "text": "x"}, "line 1: there is no image"),
+        ({"image": "broken.png", "text": "x"}, r"line 1: .*broken\.png is no image"),
+        ({"image": "program.eps", "text": "x"}, r"line 1: .*program\.eps is no image"),
+        ({"image": "large.png", "text": "x"}, "line 1: .*large.png has 10000 × 7000 pixels"),
+        ('{"text": "half a \\ud83d"}', r"line 1: 'half a \\ud83d' has half a character"),
+        ({"text": ""}, "'' is neither a text nor"),
+        ({"text": None}, "None is neither a text nor"),
     ],
 )
 def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
     path = write(tmp_path, line)
+    (tmp_path / "link.png").symlink_to("/etc/passwd")
+    (tmp_path / "ring.png").symlink_to("ring.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("RGB", (4, 4)).save(tmp_path / "program.eps")
+    Image.new("1", (10_000, 7_000)).save(tmp_path / "large.png")
     with pytest.raises(DocumentError, match=message):
+        Documents(path)
+
+
+def test_lines_as_other_systems_write_them(tmp_path: Path):
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "\xc3\xa9"}')
+    assert Documents(path).texts() == ["a", "é"]
+    path.write_bytes('{"text": "é"}'.encode("latin-1"))
+    with pytest.raises(DocumentError, match="own.jsonl line 1 is not JSON"):
         Documents(path)
 
 
@@ -137,3 +176,31 @@ def test_broken_and_enormous_images(tmp_path: Path):
         read_image(tmp_path / "large.png")
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_image(tmp_path / "clear.png") == 255).all()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    with pytest.raises(DocumentError, match="cut.png is no image that can be read"):
+        read_image(tmp_path / "cut.png")
+    (tmp_path / "odd.ppm").write_bytes(b"P6 2x 2 255\n")
+    with pytest.raises(DocumentError, match="odd.ppm is no image that can be read"):
+        read_image(tmp_path / "odd.ppm")
+
+
+@pytest.mark.parametrize("width", [9_200, 20_000])  # Pillow warns of the first and refuses the second
+def test_an_image_that_would_exhaust_the_memory(tmp_path: Path, width: int):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 10_000, 8, 2, 0, 0, 0))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 99)))
+    with pytest.raises(DocumentError, match="bomb.png has (too many|9200 × 10000) pixels: make it smaller"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_photographs_are_upright_and_deep_greys_keep_their_order(tmp_path: Path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=turned)
+    assert read_image(tmp_path / "photo.jpg").shape == (6, 4, 3)
+    Image.fromarray(np.array([[0, 256, 30_000, 65_535]], np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[0, :, 0], [0, 1, 117, 255])

@@ -48,3 +48,14 @@ def test_classes_are_means_of_their_templates():
 def test_no_pairs():
     with pytest.raises(ValueError, match="retrieval needs pairs"):
         retrieval(np.zeros((0, 2)), np.zeros((0, 2)), [])
+    with pytest.raises(ValueError, match="needs images, a label each, and classes, got 0, 0 and 1"):
+        zero_shot(np.zeros((0, 2)), np.ones((1, 2)), [])
+
+
+def test_embeddings_that_are_no_numbers_are_no_success():
+    good, bad = np.eye(2), np.array([[np.nan, np.nan], [0, 1]])
+    for images, texts in ((bad, good), (good, bad)):
+        with pytest.raises(ValueError, match="not finite"):
+            retrieval(images, texts, ["a", "b"])
+        with pytest.raises(ValueError, match="not finite"):
+            zero_shot(images, texts, [0, 1])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.load import load_encoder
+from generalist.weights.folder import WeightsError
 
 LAYOUT = "classic/test"
 OBSERVATION = gym.spaces.Dict(
@@ -38,11 +40,16 @@ OBSERVATION = gym.spaces.Dict(
 ACTION = gym.spaces.Box(-1, 1, (2,))
 
 
-def make_generalist(hide_actions: float, steps: int = 4, images: Images = "frame") -> Generalist:
+CLIP = Path(__file__).parent.parent / "fixtures" / "vision" / "clip"
+
+
+def make_generalist(
+    hide_actions: float, steps: int = 4, images: Images = "frame", encoder_name: str = "efficientnet_lite0"
+) -> Generalist:
     """Random weights for one layout with a camera and a state; gates are open."""
     base: Config = debug()
     if "encoder" in images:
-        vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
+        vision = VisionConfig(encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2)
         base = dataclasses.replace(
             base,
             tokens=dataclasses.replace(base.tokens, images=images, documents=images),
@@ -155,6 +162,22 @@ def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_keeps_its_encoder_when_the_original_is_gone(tmp_path: Path):
+    """Also when what was loaded is saved again."""
+    original = Path(shutil.copytree(CLIP, tmp_path / "clip"))
+    generalist = make_generalist(1.0, images="encoder", encoder_name=str(original))
+    generalist.save(tmp_path / "first")
+    shutil.rmtree(original)
+    Generalist.load(tmp_path / "first").save(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    loaded = Generalist.load(tmp_path / "second")
+    assert loaded.encoder is not None and generalist.encoder is not None
+    assert loaded.encoder.fingerprint == generalist.encoder.fingerprint
+    with pytest.raises(FileNotFoundError, match="encoder are gone from .*clip"):
+        generalist.save(tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_damaged_folder_is_not_loaded(tmp_path: Path):
     generalist = make_generalist(1.0)
     generalist.save(tmp_path / "model", ml_dtypes.bfloat16)
@@ -164,10 +187,45 @@ def test_a_damaged_folder_is_not_loaded(tmp_path: Path):
         ({"model": settings["model"] | {"width": 64}}, "wrong shapes: blocks/attention"),
         ({"model": settings["model"] | {"width": "64"}}, "model.width must be of type int, got '64'"),
         ({"model": settings["model"] | {"depth": 3}}, "unknown setting model.depth"),
+        ({"model": settings["model"] | {"norm_epsilon": float("nan")}}, "model.norm_epsilon must be a number, got nan"),
     ]:
         path.write_text(json.dumps(settings | change))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(WeightsError, match=message):
             Generalist.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", r"config\.json: the settings: .*'name'"),
+        ("model.json", "{}", r"model\.json does not say how many steps"),
+        ("model.json", '{"step": "9", "encoder": null}', r"model\.json does not say how many steps"),
+        (
+            "model.json",
+            '{"step": 9, "encoder": "0123"}',
+            r"trained with the encoder 0123 \(none\), but here it is None",
+        ),
+        ("tokenizers.json", "[]", r"tokenizers\.json is damaged \(TypeError"),
+        ("tokenizers.json", "{}", r"tokenizers\.json is damaged \(KeyError: 'projection_width'"),
+        ("tokenizers.json", b"\x80", r"tokenizers\.json is damaged \(UnicodeDecodeError"),
+        ("tokenizers.json", '{"projection_width": 3, "layouts": [1]}', r"tokenizers\.json is damaged"),
+        ("tokenizers.json", '{"projection_width": -3, "layouts": {}}', "projection_width is -3"),
+        ("text.model", "", r"text\.model: the text model is damaged"),
+        ("model.safetensors", b"\x80\x04.", r"model\.safetensors is truncated or not a safetensors file"),
+    ],
+)
+def test_any_damaged_file_is_named(saved: Path, tmp_path: Path, name: str, content: str | bytes, message: str):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        Generalist.load(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    make_generalist(1.0).save(folder)
+    return folder
 
 
 def test_actions_are_always_of_the_space():

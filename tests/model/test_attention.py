@@ -1,12 +1,18 @@
-"""Attention: the mask's pattern, rotary positions, and that every implementation gives the same."""
+"""Attention: the mask's pattern, rotary positions, and that every implementation gives the same, on every mesh."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from generalist.model.attention import angles, attend_mapped, attention_mask, local_mask, rotate
+from generalist.model.attend import Layout, Packed, attend, attend_packed, masked_attention
+from generalist.model.attention import angles, attention_mask, local_mask, rotate
+from generalist.model.blocked_attention import blocked_attention
 from generalist.model.config import ModelConfig
+from generalist.model.splash_attention import splash_attention, splash_takes
 
 
 def test_mask_is_causal_inside_a_segment_and_hides_padding():
@@ -35,25 +41,107 @@ def test_rotation_makes_scores_depend_on_distance_alone():
     assert abs(score(7, 3) - score(7, 5)) > 1e-3
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_mapped_attention_equals_the_library(heads: int, kv_heads: int):
-    keys = jax.random.split(jax.random.key(1), 3)
-    query = jax.random.normal(keys[0], (3, 10, heads, 8))
-    key, value = (jax.random.normal(k, (3, 10, kv_heads, 8)) for k in keys[1:])
-    segment = jnp.array([[1] * 10, [1] * 4 + [2] * 6, [1] * 7 + [0] * 3])
-    position = jnp.tile(jnp.arange(10)[None], (3, 1))
-    mask = attention_mask(segment, position, segment, position)
-    library = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
-    visible = np.asarray(segment > 0)
-    np.testing.assert_allclose(
-        np.asarray(attend_mapped(query, key, value, mask, 8**-0.5, 0.0))[visible],
-        np.asarray(library)[visible],
-        atol=1e-5,
-    )
-
-
 def test_a_window_holds_so_many_positions():
     segment, position = jnp.ones((1, 5), int), jnp.arange(5)[None]
     mask = attention_mask(segment, position, segment, position)
     seen = np.asarray(local_mask(mask, position, position, 2)[0])
     np.testing.assert_array_equal(seen, np.tri(5, dtype=bool) & ~np.tri(5, k=-2, dtype=bool))
+
+
+def operands(batch: int, length: int, heads: int, kv_heads: int, size: int = 8):
+    """Queries, keys, values and segments: rows of one, of two segments, and with padding."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    query = jax.random.normal(keys[0], (batch, length, heads, size))
+    key, value = (jax.random.normal(k, (batch, length, kv_heads, size)) for k in keys[1:])
+    at = jnp.arange(length)[None] + jnp.zeros((batch, 1), int)
+    row = jnp.arange(batch)[:, None] % 3
+    segment = jnp.where(row == 0, 1, jnp.where(at < length // 3, 1, jnp.where(row == 1, 2, 0)))
+    return query, key, value, segment
+
+
+def by_mask(query, key, value, segment, window: int, softcap: float):
+    """What every implementation must give, from the mask that the documentation draws."""
+    position = jnp.broadcast_to(jnp.arange(query.shape[1])[None], segment.shape)
+    # Padding sees padding where no mask is made; here it is a segment of its own.
+    mask = attention_mask(segment + 1, position, segment + 1, position)
+    mask = local_mask(mask, position, position, window) if window else mask
+    groups = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
+    scores = jnp.einsum("blnh,bsnh->bnls", query, groups) * query.shape[-1] ** -0.5
+    scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnls,bsnh->blnh", weights, jnp.repeat(value, query.shape[2] // key.shape[2], axis=2))
+
+
+def with_gradients(attention, query, key, value):
+    """The output and its pull on the operands, for a gradient that differs from place to place."""
+    mixed, pull = jax.vjp(attention, query, key, value)
+    return mixed, *pull(jnp.sin(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape))
+
+
+def assert_same(ours, theirs):
+    for name, our, their in zip(("mixed", "query", "key", "value"), ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("implementation", [blocked_attention, masked_attention])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "window", "softcap"), [(4, 4, 0, 0.0), (4, 2, 40, 0.0), (4, 1, 0, 2.0), (2, 2, 9, 5.0)]
+)
+def test_implementations_give_what_the_mask_says(implementation, heads, kv_heads, window, softcap):
+    query, key, value, segment = operands(3, 300, heads, kv_heads)  # three blocks, the last one shorter
+
+    def ours(query, key, value):
+        return implementation(query, key, value, segment, segment, scale=8**-0.5, softcap=softcap, reach=window or None)
+
+    theirs = functools.partial(by_mask, segment=segment, window=window, softcap=softcap)
+    assert_same(with_gradients(jax.jit(ours), query, key, value), with_gradients(jax.jit(theirs), query, key, value))
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (100, 3.0)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 2, 2)])
+def test_the_kernel_for_tpus_gives_the_same_on_every_mesh(sizes, window, softcap):
+    query, key, value, segment = operands(2, 512, 4, 2, 16)
+    mesh = jax.make_mesh(
+        sizes,
+        ("data", "fsdp", "tensor", "sequence"),
+        axis_types=(AxisType.Auto,) * 4,
+        devices=jax.devices()[: np.prod(sizes)],
+    )
+    split = Layout(rows=("data",), queries="sequence", heads="tensor") if max(sizes) > 1 else Layout()
+
+    def ours(query, key, value):
+        return splash_attention(
+            query * 16**-0.5, key, value, segment, window=window, softcap=softcap, layout=split, interpret=True
+        )
+
+    with jax.set_mesh(mesh):
+        assert splash_takes(512, split.queries)
+        found = with_gradients(jax.jit(ours), query, key, value)
+    theirs = functools.partial(by_mask, segment=segment, window=window, softcap=softcap)
+    assert_same(found, with_gradients(jax.jit(theirs), query, key, value))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4), (1, 1, 2, 4)])
+@pytest.mark.parametrize("near", [False, True])
+def test_rows_heads_and_queries_may_be_divided_over_a_mesh(sizes, near):
+    query, key, value, segment = operands(8, 256, 4, 2)
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+
+    def ours(query, key, value):
+        seen = Packed(segment, jnp.array(near))
+        return attend_packed(query, key, value, seen, window=20, scale=8**-0.5, softcap=0.0)
+
+    with jax.set_mesh(mesh):
+        found = with_gradients(jax.jit(ours), query, key, value)
+    theirs = functools.partial(by_mask, segment=segment, window=20 if near else 0, softcap=0.0)
+    assert_same(found, with_gradients(jax.jit(theirs), query, key, value))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_a_mask_of_a_cache_is_seen_as_the_rows_are(softcap: float):
+    query, key, value, segment = operands(3, 12, 4, 2)
+    position = jnp.broadcast_to(jnp.arange(12)[None], segment.shape)
+    mask = attention_mask(segment + 1, position, segment + 1, position)
+    cached = attend(query[:, 8:], key, value, mask[:, 8:], scale=8**-0.5, softcap=softcap)
+    whole = by_mask(query, key, value, segment, 0, softcap)
+    np.testing.assert_allclose(cached, whole[:, 8:], atol=1e-5)

@@ -1,10 +1,12 @@
 """Text comes back exactly, whatever it holds; the vocabulary is what it says."""
 
+import io
 import pickle
 import time
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +91,7 @@ def test_a_small_corpus_gives_fewer_pieces_and_says_so():
 def test_a_corpus_of_many_characters_fits_a_small_vocabulary():
     text = TextTokenizer.train(["".join(map(chr, range(0x4E00, 0x5600)))], 300)
     assert text.size <= 300
-    assert text.decode(text.encode("\u4e00\u5000")) == "\u4e00\u5000"
+    assert text.decode(text.encode("\u4e00 \u5000  a ")) == "\u4e00 \u5000  a "  # spaces too, of which it saw none
 
 
 def test_training_is_quick_and_quiet(capfd):
@@ -123,3 +125,26 @@ def test_damaged_and_missing_files(tmp_path):
         TextTokenizer.load(tmp_path / "text.model")
     with pytest.raises(FileNotFoundError):
         TextTokenizer.load(tmp_path / "nothing.model")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"byte_fallback": True},  # SentencePiece's defaults: folds characters and strips spaces
+        {"byte_fallback": True, "normalization_rule_name": "identity"},  # strips
+        {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"},  # has no bytes
+    ],
+)
+def test_a_model_that_changes_text_is_refused(settings):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a cat on a mat"] * 9),
+        model_writer=model,
+        vocab_size=290 if "byte_fallback" in settings else 40,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
+    with pytest.raises(ValueError, match="the text model changes text"):
+        TextTokenizer(model.getvalue())

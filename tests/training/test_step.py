@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -138,7 +139,7 @@ def test_a_mean_over_sources(count: int):
 def test_stochastic_depth_skips_in_training_alone_and_keeps_the_mean():
     config = dataclasses.replace(TINY, stochastic_depth=0.5, layers=1)
     spec = dataclasses.replace(SPEC, config=config)
-    batch = jax.tree.map(np.asarray, counting_batch())
+    batch = jax.tree.map(jnp.asarray, counting_batch())
     model, plain = (
         create(spec, 0),
         create(dataclasses.replace(spec, config=dataclasses.replace(config, stochastic_depth=0.0)), 0),

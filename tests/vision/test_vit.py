@@ -1,5 +1,6 @@
 """CLIP and SigLIP vision towers against the reference implementation (tests/fixtures/make_vision.py), and broken folders."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.load import load_encoder
-from generalist.weights.folder import WeightsError
+from generalist.vision.vit import vit_config
+from generalist.weights.folder import WeightsError, WeightsFolder
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "vision"
 NAMES = ("clip", "clip_gelu", "siglip")
@@ -55,12 +57,61 @@ def test_a_whole_model_s_other_half_is_left_aside(copy: Path):
     np.testing.assert_allclose(encoder.compiled()(prepared(encoder, stored)), stored["features"], atol=1e-4)
 
 
+def test_a_newer_folder_s_processor(copy: Path):
+    path = copy / "preprocessor_config.json"
+    before = load(copy).prepare
+    settings = json.loads(path.read_text()) | {"size": {"shortest_edge": 50}}
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    path.unlink()
+    assert load(copy).prepare == dataclasses.replace(before, shortest=50)
+
+
+def test_pixels_that_are_not_standardised(copy: Path):
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
+    config = vit_config(WeightsFolder(copy))
+    assert (config.mean, config.deviation) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("clip", {"size": {"height": 30, "width": 34}}, "size must be {'height': 24, 'width': 24}, as the tower takes"),
+        ("clip", {"crop_size": {"height": 20, "width": 24}}, "crop_size must be {'height': 24"),
+        ("clip", {"do_center_crop": False}, "do_center_crop must be True"),
+        ("clip", {"size": {"shortest_edge": "28"}}, "size.shortest_edge must be a whole number above 0"),
+        ("siglip", {"size": {"height": 48, "width": 48}}, "size must be {'height': 32"),
+        ("siglip", {"rescale_factor": 1 / 127.5}, "rescale_factor must be 0.0039"),
+        ("siglip", {"do_resize": False}, "do_resize must be True"),
+        ("siglip", {"image_mean": [0.5, 0.5]}, "must be three numbers"),
+        ("siglip", {"image_std": [0.5, 0.0, 0.5]}, "image_std must be above 0"),
+        ("siglip", {"image_std": "wide"}, "could not convert"),
+        ("siglip", {"resample": 77}, "77 is not a valid Resampling"),
+        ("siglip", {"size": [32]}, "size must be"),
+    ],
+)
+def test_another_preparation_is_refused(tmp_path: Path, name: str, settings: dict, message: str):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(WeightsError, match=message):
+        load(folder)
+
+
 def test_other_weights_have_another_fingerprint(copy: Path):
     tensors = load_file(copy / "model.safetensors")
     before = load(copy).fingerprint
     assert before == load(FIXTURES / "clip").fingerprint
     tensors["post_layernorm.bias"] = tensors["post_layernorm.bias"] + 1
     save_file(tensors, copy / "model.safetensors")
+    assert load(copy).fingerprint != before
+
+
+@pytest.mark.parametrize("change", [{"image_mean": [0.1, 0.2, 0.3]}, {"size": {"shortest_edge": 40}}, {"resample": 2}])
+def test_another_preparation_has_another_fingerprint(copy: Path, change: dict):
+    path = copy / "preprocessor_config.json"
+    before = load(copy).fingerprint
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert load(copy).fingerprint != before
 
 
@@ -90,6 +141,8 @@ def test_tensors_that_do_not_fit(copy: Path, change, message: str):
         ({"hidden_act": "swish"}, "hidden_act must be one of quick_gelu"),
         ({"num_attention_heads": 3}, "must be a multiple of heads"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
+        ({"patch_size": 30}, r"patch_size \(30\) must be at most image_size \(24\)"),
     ],
 )
 def test_settings_that_do_not_fit(copy: Path, settings: dict, message: str):

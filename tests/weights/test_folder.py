@@ -52,6 +52,13 @@ def test_settings(folder: Path):
         opened.setting("size", str)
 
 
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), -0.5])
+def test_sizes_are_above_zero(folder: Path, value: float):
+    (folder / "config.json").write_text(json.dumps({"size": value}))
+    with pytest.raises(WeightsError, match=r"config\.json has size = .*: it must be above 0"):
+        WeightsFolder(folder).setting("size", int if isinstance(value, int) else (int, float))
+
+
 @pytest.mark.parametrize(
     ("recipes", "ignored", "message"),
     [
@@ -86,6 +93,55 @@ def test_a_tensor_twice(folder: Path):
         WeightsFolder(folder)
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            {"a": "../model-1.safetensors"},
+            r"names '\.\./model-1\.safetensors', which is no \*\.safetensors file of its own",
+        ),
+        ({"a": "/model-1.safetensors"}, "of its own folder"),
+        ({"a": "pytorch_model.bin"}, "names 'pytorch_model.bin'"),
+        ({"a": ["model-1.safetensors"]}, "of its own folder"),
+        ({"a": "model-2.safetensors", "b": "model-2.safetensors"}, r"index says they are: a in model-2\.safetensors"),
+        ({"a": "model-1.safetensors", "c": "model-1.safetensors"}, r"index says they are: c in model-1\.safetensors"),
+        ([], "has no weight_map"),
+    ],
+)
+def test_an_index_that_leads_elsewhere(folder: Path, index, message: str):
+    (folder.parent / "model-1.safetensors").write_bytes((folder / "model-1.safetensors").read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(WeightsError, match=message):
+        WeightsFolder(folder)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, ml_dtypes.float8_e4m3fn])
+def test_quantised_weights_are_not_taken_for_numbers(folder: Path, kind):
+    save_file({"a": np.ones((2, 3), kind)}, folder / "model-1.safetensors")
+    with pytest.raises(WeightsError, match="types other than F64, F32, F16, BF16: a is [IUF]8"):
+        WeightsFolder(folder).read({"a": tensor("a", 2, 3)}, ["b"])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_numbers_that_are_not_finite(folder: Path, kind):
+    save_file({"a": np.array([[1, 2, np.nan]], kind)}, folder / "model-1.safetensors")
+    with pytest.raises(WeightsError, match=r"model-1\.safetensors has numbers in a that are not finite"):
+        WeightsFolder(folder).read({"a": tensor("a", 1, 3)}, ["b"])
+
+
+def test_a_header_that_says_it_is_huge(folder: Path):
+    path = folder / "model-1.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(WeightsError, match=r"model-1\.safetensors is truncated or not a safetensors file"):
+        WeightsFolder(folder)
+
+
+def test_links_as_in_a_download_cache_are_followed(folder: Path):
+    real = (folder / "model-1.safetensors").rename(folder / "blob")
+    (folder / "model-1.safetensors").symlink_to(real)
+    np.testing.assert_array_equal(WeightsFolder(folder).read({"a": tensor("a", 2, 3)}, ["b"])["a"], A)
+
+
 class Bomb:
     """Its pickle would write a file when loaded."""
 
@@ -109,7 +165,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "list instead of an object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "list instead of an object")]
+)
 def test_a_broken_config(tmp_path: Path, text: str, message: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=message):

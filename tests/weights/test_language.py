@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from flax import nnx
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from generalist.config import TrainingConfig, debug
@@ -20,13 +22,14 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.loop import load_trunk
 from generalist.training.sharding import flat
 from generalist.training.step import divided, make_trainer, united
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel, with_trunk
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
-NAMES = ("gpt2", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3")
+NAMES = ("gpt2", "gpt2_untied", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_bounded")
 VOCABULARY = Vocabulary(text=300, continuous=4, discrete=4)
 
 
@@ -89,7 +92,7 @@ def test_logits_are_the_reference_s(name: str):
     assert ours[..., 300:][present].max() < 2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3", "gemma3_bounded"])
 def test_cached_equals_uncached(name: str):
     """Learnt positions, windows and bounds also hold one token at a time."""
     graph, params = loaded(name)
@@ -144,6 +147,37 @@ def test_frozen_matrices_are_kept_in_the_compute_type_and_norms_in_full():
     types = {path: leaf.dtype for path, leaf in flat(trainer.abstract_state.frozen).items()}
     assert types["blocks/attention/qkv/kernel"] == types["tokens/text"] == jnp.bfloat16
     assert types["blocks/attention_norm/scale"] == types["blocks/attention/qkv/bias"] == jnp.float32
+
+
+def test_a_trunk_is_placed_one_parameter_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """A large one never stands on the host as a whole, and lies on the devices in its parts and in the compute type."""
+    model = dataclasses.replace(debug().model, trunk=str(FIXTURES / "llama"))
+    config = with_trunk(dataclasses.replace(debug(), model=model))
+    trunk, training = LanguageModel(FIXTURES / "llama"), TrainingConfig(dtype="bfloat16", fsdp_axis=4, tensor_axis=2)
+    trainer = make_trainer(spec_of(trunk), training, weights=[1.0])
+    alive: list[weakref.ref] = []
+    stream = WeightsFolder.stream
+
+    def watched(*arguments):
+        for path, array in stream(*arguments):
+            assert sum(one() is not None for one in alive) <= 2, "earlier arrays are gone"
+            if array.ndim == 3:  # kernels; norms stay float32, which a CPU need not copy
+                alive.append(weakref.ref(array))
+            yield path, array
+            del array
+
+    monkeypatch.setattr(WeightsFolder, "stream", watched)
+    placed = load_trunk(config, spec_of(trunk), trainer, Console(quiet=True))
+    monkeypatch.undo()
+    whole = flat(united(trainer.state_shardings.params, trainer.state_shardings.frozen))
+    for path, array in flat(placed).items():
+        assert array.sharding == whole[path]
+    kernel = placed["blocks"]["attention"]["qkv"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    state = trainer.initialize(placed)
+    expected = trunk.load(VOCABULARY)["blocks"]["attention"]["qkv"]["kernel"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(state.frozen["blocks"]["attention"]["qkv"]["kernel"], expected)
 
 
 def test_division_and_union_are_inverse():
@@ -240,6 +274,14 @@ def test_a_sentencepiece_model_serves_as_well(copy: Path):
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "linear rotary positions lack 'factor'"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "16"}, "not of the expected type"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers = -2: it must be above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
+        ({"num_attention_heads": 5}, "5 heads, which do not divide its width of 16"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, r"model\.heads \(8\) must be a multiple of"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "much"}}, "settings that do not fit: could not convert"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "model.rope.factor must be above 0"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "model.rope.base must be above 0"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types of which"),
     ],
 )
 def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], message: str):
@@ -254,8 +296,23 @@ def test_layers_with_windows_in_another_order(tmp_path: Path):
     settings = json.loads((folder / "config.json").read_text())
     settings["layer_types"].reverse()
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(WeightsError, match="layer_types in which not every 2th layer"):
+    with pytest.raises(WeightsError, match="layer_types of which not every nth is the full one"):
         _ = LanguageModel(folder).shape
+
+
+def test_windows_whose_positions_are_stretched(tmp_path: Path):
+    for name, positions in (
+        ("gemma2", {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
+        (
+            "gemma3",
+            {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        ),
+    ):
+        folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+        settings = json.loads((folder / "config.json").read_text()) | {"rope_parameters": positions}
+        (folder / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(WeightsError, match="stretches rotary positions of layers with a window"):
+            _ = LanguageModel(folder).shape
 
 
 @pytest.mark.parametrize(
@@ -275,6 +332,9 @@ def test_tensors_that_do_not_fit(copy: Path, change, message: str):
     save_file(tensors, copy / "model.safetensors")
     with pytest.raises(WeightsError, match=message):
         LanguageModel(copy).load(VOCABULARY)
+    config = dataclasses.replace(debug(), model=dataclasses.replace(debug().model, trunk=str(copy)))
+    with pytest.raises(WeightsError, match=message):  # before any data are made
+        with_trunk(config)
 
 
 def test_truncated_shards_and_pickles(tmp_path: Path):

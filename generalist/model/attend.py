@@ -1,0 +1,156 @@
+"""Attention's products, by what suits the platform that they are compiled for, and over the mesh.
+
+Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, H head size.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.model.blocked_attention import MASKED, blocked_attention
+from generalist.model.constrain import target_platform
+from generalist.model.splash_attention import splash_attention, splash_takes
+
+
+class Packed(NamedTuple):
+    """What the positions of whole rows see: those of their segment that stand no later in the row.
+
+    A segment's positions stand together and in order, so that distance in the row is distance in time. Padding, segment 0, sees
+    padding: nobody reads what it makes of it.
+    """
+
+    segment: Int[Array, "B L"]
+    near: Bool[Array, ""]
+    """Whether the layer has the model's window. An array, because one scan goes over layers with and without one."""
+
+
+class Layout(NamedTuple):
+    """Mesh axes over which rows, queries and heads are divided; None: not at all. All keys of a row are with its queries."""
+
+    rows: tuple[str, ...] | None = None
+    queries: str | None = None
+    heads: str | None = None
+
+    @property
+    def query(self) -> P:
+        """Of (B, L, N, H)."""
+        return P(self.rows, self.queries, self.heads, None)
+
+    @property
+    def key(self) -> P:
+        """Of (B, S, M, H)."""
+        return P(self.rows, None, self.heads, None)
+
+
+def mesh_layout(batch: int, length: int, kv_heads: int) -> Layout:
+    """Rows over data and fsdp, queries over sequence, heads over tensor, each where the mesh has the axis and it divides."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+
+    def divides(names: tuple[str, ...], size: int) -> bool:
+        parts = math.prod(sizes.get(name, 1) for name in names)
+        return parts > 1 and size % parts == 0
+
+    rows = tuple(name for name in ("data", "fsdp") if sizes.get(name, 1) > 1)
+    return Layout(
+        rows=rows if divides(rows, batch) else None,
+        queries="sequence" if divides(("sequence",), length) else None,
+        heads="tensor" if divides(("tensor",), kv_heads) else None,
+    )
+
+
+def fused_on_gpu(query: Float[Array, "B L N H"], keys: int, softcap: float) -> bool:
+    """Whether cuDNN's kernel takes these shapes on every generation since Ampere (jax.nn.dot_product_attention)."""
+    length, size = query.shape[1], query.shape[3]
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return half and size % 8 == 0 and size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
+
+
+def attend(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    mask: Bool[Array, "B L S"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Float[Array, "B L N H"]:
+    """Scaled dot-product attention with grouped queries (N a multiple of M) to what a mask shows."""
+    if softcap:  # which the library does not know
+        groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
+        scores = jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
+        scores = jnp.where(mask[:, None, None], softcap * jnp.tanh(scores / softcap), MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("bmgls,bsmh->blmgh", weights, value).reshape(query.shape)
+    fused = target_platform() == "gpu" and fused_on_gpu(query, key.shape[1], softcap)
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn" if fused else "xla"
+    )
+
+
+def masked_attention(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    query_segment: Int[Array, "B L"],
+    key_segment: Int[Array, "B S"],
+    *,
+    scale: float,
+    softcap: float,
+    start: Int[Array, ""] | int = 0,
+    reach: Int[Array, ""] | int | None = None,
+) -> Float[Array, "B L N H"]:
+    """What `blocked_attention` computes, by a mask of all queries by all keys."""
+    back = jnp.arange(query.shape[1])[:, None] + start - jnp.arange(key.shape[1])[None]
+    mask = (query_segment[:, :, None] == key_segment[:, None, :]) & (back >= 0)[None]
+    if reach is not None:
+        mask = mask & (back < reach)[None]
+    return attend(query, key, value, mask, scale=scale, softcap=softcap)
+
+
+def attend_packed(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B L M H"],
+    value: Float[Array, "B L M H"],
+    seen: Packed,
+    *,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> Float[Array, "B L N H"]:
+    """Causal attention of whole packed rows: Pallas' splash kernel on a TPU, cuDNN's on a GPU, blocks on a CPU; no device holds
+    more than its rows, queries and heads, and the keys that these need.
+
+    Args:
+        window: positions that a layer looks back where `seen.near`, its own included; 0: no layer has a window.
+    """
+    batch, length = query.shape[:2]
+    layout, platform = mesh_layout(batch, length, key.shape[2]), target_platform()
+    if platform == "tpu" and splash_takes(length, layout.queries):
+        take = functools.partial(
+            splash_attention, query * scale, key, value, seen.segment, softcap=softcap, layout=layout
+        )
+        if not window:
+            return take(window=0)
+        return jax.lax.cond(seen.near, lambda: take(window=window), lambda: take(window=0))
+    kernel = functools.partial(
+        blocked_attention if platform == "cpu" else masked_attention, scale=scale, softcap=softcap
+    )
+    reach = jnp.where(seen.near, window, length) if window else None
+    if layout == Layout():
+        return kernel(query, key, value, seen.segment, seen.segment, reach=reach)
+
+    def local(query, key, value, query_segment, key_segment, reach):
+        start = jax.lax.axis_index(layout.queries) * query.shape[1] if layout.queries else 0
+        return kernel(query, key, value, query_segment, key_segment, start=start, reach=reach)
+
+    return jax.shard_map(
+        local,
+        in_specs=(layout.query, layout.key, layout.key, P(*layout.query[:2]), P(*layout.key[:2]), P()),
+        out_specs=layout.query,
+        check_vma=False,
+    )(query, key, value, seen.segment, seen.segment, reach)

@@ -1,0 +1,147 @@
+"""Causal attention of packed rows on a CPU, in blocks that stay in its caches and with what no query can see left out.
+
+As in FlashAttention (Dao et al., 2022) the backward pass knows the softmax from its logarithmic sum and computes scores once
+more; memory grows with the length, not with its square.
+
+Dimension key: B rows, L queries, S keys, N query heads, M key-value heads, G query heads that share keys, H head size.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
+BLOCK = 128  # queries: with 512 keys their scores take 256 KiB, a part of one core's second-level cache
+
+
+def blocked_attention(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    query_segment: Int[Array, "B L"],
+    key_segment: Int[Array, "B S"],
+    *,
+    scale: float,
+    softcap: float,
+    start: Int[Array, ""] | int = 0,
+    reach: Int[Array, ""] | int | None = None,
+) -> Float[Array, "B L N H"]:
+    """Attention inside segments to keys that stand no later in the row.
+
+    Args:
+        start: the row's position of the first query; where it is 0 and known, blocks skip the keys that come later.
+        reach: how many positions a query looks back, its own included; None: all.
+    """
+    batch, length, heads, size = query.shape
+    groups = (query * scale).reshape(batch, length, key.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
+    span = key.shape[1] if reach is None else reach
+    mixed = _rows(
+        groups,
+        key.transpose(0, 2, 1, 3),
+        value.transpose(0, 2, 1, 3),
+        query_segment,
+        key_segment,
+        jnp.asarray(start, jnp.int32),
+        jnp.asarray(span, jnp.int32),
+        softcap,
+        isinstance(start, int) and start == 0 and length == key.shape[1],
+    )
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
+def _blocks(length: int, keys: int, skip: bool) -> Iterator[tuple[slice, slice]]:
+    """Slices of the queries, and of the keys that some of them see."""
+    for first in range(0, length, BLOCK):
+        last = min(length, first + BLOCK)
+        yield slice(first, last), slice(0, last if skip else keys)
+
+
+def _biases(query_segment, key_segment, start, reach, skip: bool) -> list[Float[Array, "1 L S"]]:
+    """What is added to a block's scores: 0 where a key is seen. One row's, made once and used by all its heads."""
+
+    def bias(queries: slice, keys: slice):
+        back = jnp.arange(queries.start, queries.stop)[:, None] + start - jnp.arange(keys.start, keys.stop)[None]
+        same = query_segment[queries, None] == key_segment[None, keys]
+        return jnp.where(same & (back >= 0) & (back < reach), 0.0, MASKED)[None]
+
+    return [bias(*block) for block in _blocks(len(query_segment), len(key_segment), skip)]
+
+
+def _capped(scores, softcap: float):
+    return softcap * jnp.tanh(scores / softcap) if softcap else scores
+
+
+def _forward_head(biases, softcap: float, skip: bool, head):
+    """One key-value head with its queries (G, L, H): what they mix, and the logarithmic sums of their softmax (G, L)."""
+    query, key, value = head
+    mixed, sums = [], []
+    for (queries, keys), bias in zip(_blocks(query.shape[1], len(key), skip), biases, strict=True):
+        scores = jnp.einsum("glh,sh->gls", query[:, queries], key[keys], preferred_element_type=jnp.float32)
+        scores = _capped(scores, softcap) + bias
+        highest = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = weights.sum(axis=-1, keepdims=True)
+        product = jnp.einsum("gls,sh->glh", weights.astype(value.dtype), value[keys])
+        mixed.append((product / total).astype(value.dtype))
+        sums.append((highest + jnp.log(total))[..., 0])
+    return jnp.concatenate(mixed, axis=1), jnp.concatenate(sums, axis=1)
+
+
+def _backward_head(biases, softcap: float, skip: bool, head):
+    """The gradients of one head's queries, keys and values."""
+    query, key, value, mixed, sums, gradient = head
+    # Every softmax's gradient is shifted by this, its mean under the weights (Dao et al., 2022, section 3.1).
+    mean = jnp.einsum("glh,glh->gl", mixed, gradient, preferred_element_type=jnp.float32)
+    of_query, of_key, of_value = [], jnp.zeros(key.T.shape, jnp.float32), jnp.zeros(value.T.shape, jnp.float32)
+    for (queries, keys), bias in zip(_blocks(query.shape[1], len(key), skip), biases, strict=True):
+        q, g = query[:, queries], gradient[:, queries]
+        scores = jnp.einsum("glh,sh->gls", q, key[keys], preferred_element_type=jnp.float32)
+        capped = _capped(scores, softcap)
+        weights = jnp.exp(capped + bias - sums[:, queries, None])
+        of_weights = jnp.einsum("glh,sh->gls", g, value[keys], preferred_element_type=jnp.float32)
+        of_scores = weights * (of_weights - mean[:, queries, None])
+        if softcap:
+            of_scores = of_scores * (1 - jnp.square(capped / softcap))
+        of_scores, weights = of_scores.astype(q.dtype), weights.astype(g.dtype)
+        of_query.append(jnp.einsum("gls,sh->glh", of_scores, key[keys]))
+        # Head by position: transposing the scores, which the other order asks for, costs more than the products.
+        of_key = of_key.at[:, keys].add(jnp.einsum("glh,gls->hs", q, of_scores, preferred_element_type=jnp.float32))
+        of_value = of_value.at[:, keys].add(jnp.einsum("glh,gls->hs", g, weights, preferred_element_type=jnp.float32))
+    return jnp.concatenate(of_query, axis=1), of_key.T.astype(key.dtype), of_value.T.astype(value.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _rows(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
+    """Heads of all rows, one after another: query (B, M, G, L, H), key and value (B, M, S, H)."""
+    return _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap, skip)[0]
+
+
+def _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
+    def row(operands):
+        *heads, own, others = operands
+        biases = _biases(own, others, start, reach, skip)
+        return jax.lax.map(functools.partial(_forward_head, biases, softcap, skip), tuple(heads))
+
+    mixed, sums = jax.lax.map(row, (query, key, value, query_segment, key_segment))
+    # Named, so that a policy of what to recompute can keep them: the backward pass then needs no second forward one.
+    mixed, sums = checkpoint_name(mixed, "attention"), checkpoint_name(sums, "attention")
+    return mixed, (query, key, value, query_segment, key_segment, start, reach, mixed, sums)
+
+
+def _rows_backward(softcap: float, skip: bool, kept, gradient):
+    query, key, value, query_segment, key_segment, start, reach, mixed, sums = kept
+
+    def row(operands):
+        *heads, own, others = operands
+        biases = _biases(own, others, start, reach, skip)
+        return jax.lax.map(functools.partial(_backward_head, biases, softcap, skip), tuple(heads))
+
+    gradients = jax.lax.map(row, (query, key, value, mixed, sums, gradient, query_segment, key_segment))
+    return (*gradients, None, None, None, None)
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
