@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.processor import Family, processor
+from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
 from generalist.weights.folder import (
     Recipe,
     WeightsError,
