@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from safetensors.numpy import save_file
 
+from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
@@ -115,6 +116,8 @@ class ViTLayer(nnx.Module):
         )
         mixed = jax.nn.dot_product_attention(query, key, value)
         x = x + self.out(mixed.reshape(x.shape))
+        # Images stay where they are and weights come to them; left alone, the compiler sums activations over all devices.
+        x = constrain(x, "batch", None, None)
         return x + self.down(ACTIVATIONS[self.activation](self.up(self.feed_forward_norm(x))))
 
 
@@ -149,7 +152,7 @@ class ViT(nnx.Module):
         if self.class_embedding is not None:
             start = jnp.broadcast_to(self.class_embedding[...][None, None], (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([start, x], axis=1)
-        x = x + self.position_table[...][None]
+        x = constrain(x + self.position_table[...][None], "batch", None, None)
         if self.first_norm is not None:
             x = self.first_norm(x)
         graph, stacked_layers = nnx.split(self.layers)
