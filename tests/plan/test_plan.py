@@ -67,7 +67,7 @@ def test_flops_of_a_training_step_are_those_of_arithmetic():
     found, (spec, _, _) = planned("none"), language()[1]
     blocks = abstract_parameters(spec)["blocks"]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(blocks) if leaf.ndim == 3) + MODEL.width * spec.vocabulary.size
-    # Attention of short rows on a CPU scores them whole: 2 products forward, and 4 or, where scores are computed again, 5 backward.
+    # Attention of short rows on a CPU scores them whole: 2 products forward; backward 4, and more where it scores again.
     attention = 2 * MODEL.layers * LENGTH * MODEL.heads * MODEL.head_size
     positions = ROWS * LENGTH
     assert (
