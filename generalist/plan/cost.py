@@ -36,8 +36,12 @@ def flops(module: Module, computation: Computation, one: Instruction) -> float:
         return convolution_flops(one, *(operand.shapes[0] for operand in computation.operands(one)[:2]))
     if one.operation == "custom-call":
         return custom_call_flops(computation, one)
-    inner = module.called(one, "calls") if one.operation in ("fusion", "async-start") else []
-    return sum(flops(module, body, part) for body in inner for part in body.instructions)
+    return sum(flops(module, body, part) for body in inside(module, one) for part in body.instructions)
+
+
+def inside(module: Module, one: Instruction) -> list[Computation]:
+    """The computations that run as one operation: a fusion's, or one that is started and awaited (a TPU's SparseCore has such)."""
+    return module.called(one, "calls", "to_apply") if one.operation in ("fusion", "async-start", "call-start") else []
 
 
 def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from generalist.plan.cost import FREE, flops, hbm_bytes, is_collective, is_counted
+from generalist.plan.cost import FREE, flops, hbm_bytes, inside, is_collective, is_counted
 from generalist.plan.groups import Exchange, exchange
 from generalist.plan.hlo import Computation, Instruction, Module
 
@@ -168,12 +168,10 @@ def collectives(
     """The collectives that an instruction is or holds, each with where it stands and whether it runs beside compute."""
     if is_collective(one):
         return [(computation, one, one.operation.endswith("-start"))]
-    if one.operation not in ("fusion", "async-start"):
-        return []
-    inner = [(body, part) for body in module.called(one, "calls") for part in body.instructions if is_collective(part)]
+    inner = [(body, part) for body in inside(module, one) for part in body.instructions if is_collective(part)]
     # A fusion that is nothing but the collective, or one and what scatters its sum, is waited for.
     chained = (
-        one.operation == "async-start" or "async" in one.name or "chain_id" in "".join(p.attributes for _, p in inner)
+        one.operation.endswith("-start") or "async" in one.name or "chain_id" in "".join(p.attributes for _, p in inner)
     )
     return [(body, part, chained) for body, part in inner]
 
