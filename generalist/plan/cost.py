@@ -40,7 +40,7 @@ def flops(module: Module, computation: Computation, one: Instruction) -> float:
 
 
 def inside(module: Module, one: Instruction) -> list[Computation]:
-    """The computations that run as one operation: a fusion's, or one that is started and awaited (a TPU's SparseCore has such)."""
+    """The computations that run as one operation: a fusion's, or one that is started and awaited (a SparseCore's are such)."""
     return module.called(one, "calls", "to_apply") if one.operation in ("fusion", "async-start", "call-start") else []
 
 
