@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     import tyro
     from rich.console import Console
 
-    from generalist.config import Config, check_complete, preset
+    from generalist.config import Config, check_complete
+    from generalist.presets import preset
     from generalist.weights.language import with_trunk
 
     console = Console()
@@ -68,7 +69,7 @@ def train_contrastive(arguments: list[str], console: "Console") -> int:
 
 def preset_help() -> str:
     """What stands at the head of `--help`."""
-    from generalist.config import PRESETS
+    from generalist.presets import PRESETS
 
     lines = [f"  {name}: {(build.__doc__ or '').strip().splitlines()[0]}" for name, build in PRESETS.items()]
     return (

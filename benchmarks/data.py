@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from generalist.config import preset
 from generalist.prepare import prepare
+from generalist.presets import preset
 
 
 def main() -> None:

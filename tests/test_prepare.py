@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from generalist.config import Config, ControlConfig, DataConfig, DocumentsConfig, EmojiConfig, ProseConfig, debug
+from generalist.config import Config, ControlConfig, DataConfig, DocumentsConfig, EmojiConfig, ProseConfig
 from generalist.prepare import prepare
+from generalist.presets import debug
 from generalist.tokenizers.pieces import Modality
 from generalist.weights.language import with_trunk
 

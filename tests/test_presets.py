@@ -4,8 +4,9 @@ import jax
 import pytest
 from flax import nnx
 
-from generalist.config import PRESETS, check_complete, preset
+from generalist.config import check_complete
 from generalist.model.transformer import count_parameters, create
+from generalist.presets import PRESETS, preset
 from generalist.shapes import without_data
 from generalist.training.step import divided
 from generalist.vision.vit import SO400M

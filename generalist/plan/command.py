@@ -64,8 +64,8 @@ def read_config(name: str, settings: list[str]) -> Config:
     """The preset with the settings given after it; a trunk's folder brings its shape."""
     import tyro
 
-    from generalist.config import preset
     from generalist.model.config import REQUIRED
+    from generalist.presets import preset
 
     config = tyro.cli(Config, default=preset(name), args=settings, prog=f"generalist plan {name}")
     if config.model.trunk in ("none", REQUIRED):

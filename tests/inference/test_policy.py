@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from generalist.config import Config, ControlConfig, debug
+from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow, confine
 from generalist.inference.generate import generate
@@ -25,6 +25,7 @@ from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
 from generalist.model.config import VisionConfig
 from generalist.model.transformer import create
+from generalist.presets import debug
 from generalist.run import Tokenizers
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.sequence import Predicted

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from generalist.cli import main
-from generalist.config import Config, TrainingConfig, debug, preset
+from generalist.config import Config, TrainingConfig
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
@@ -27,6 +27,7 @@ from generalist.plan.memory import FULL, arithmetic, largest_rows
 from generalist.plan.search import candidates
 from generalist.plan.target import open_devices, parse_target, prepare_environment
 from generalist.plan.walk import walk
+from generalist.presets import debug, preset
 from generalist.shapes import without_data
 
 ROWS, LENGTH = 16, 128

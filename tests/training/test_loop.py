@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from generalist.config import Config, ControlConfig, debug
+from generalist.config import Config, ControlConfig
 from generalist.prepare import prepare
+from generalist.presets import debug
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.loop import train
 from generalist.training.step import make_trainer

@@ -16,10 +16,11 @@ from flax import nnx
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from generalist.config import TrainingConfig, debug
+from generalist.config import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
+from generalist.presets import debug
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.loop import load_trunk
