@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     import tyro
     from rich.console import Console
 
-    from generalist.config import Config, preset
+    from generalist.config import Config, check_complete, preset
     from generalist.weights.language import with_trunk
 
     console = Console()
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
             return train_contrastive(rest, console)
         default = preset(name)
         config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
+        check_complete(config)
         config = with_trunk(config)
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
         from generalist.experiment import run

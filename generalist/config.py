@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from generalist.model.config import ModelConfig, VisionConfig
+from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ class DocumentsConfig:
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves it out."""
     path: Path | None = None
-    """A JSONL file, or a folder with such files."""
+    """A JSONL file, or a folder with such files; `required`: a preset leaves it to you."""
     images: int = 5
     """Images of a document at most (Flamingo: 5)."""
     next_probability: float = 0.5
@@ -431,8 +431,8 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
     return dataclasses.replace(
         pocket_sized,
         name=name,
-        model=dataclasses.replace(model, qk_norm=False, remat="block", stochastic_depth=0.1),
-        tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000),
+        model=dataclasses.replace(model, qk_norm=False, remat="products", stochastic_depth=0.1),
+        tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
         # Room for a window of nothing but frames in each shard of two rows.
         data=dataclasses.replace(pocket_sized.data, rows=512, patches=262_144, shards=256),
         training=TrainingConfig(
@@ -469,8 +469,81 @@ def debug() -> Config:
     )
 
 
+def flamingo_3b() -> Config:
+    """Flamingo's smallest published model (section 2 and table 5): only what is new beside a frozen language model is trained."""
+    model = ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, hidden=9472)
+    return _flamingo("flamingo_3b", model, every=1, gated_hidden=8704)
+
+
+def flamingo_9b() -> Config:
+    """Flamingo's middle published model, alike."""
+    model = ModelConfig(width=4096, layers=40, heads=32, kv_heads=32, hidden=13_056)
+    return _flamingo("flamingo_9b", model, every=4, gated_hidden=13_824)
+
+
+def flamingo_80b() -> Config:
+    """Flamingo's largest published model, alike."""
+    model = ModelConfig(width=8192, layers=80, heads=64, kv_heads=64, hidden=36_864)
+    return _flamingo("flamingo_80b", model, every=7, gated_hidden=41_216)
+
+
+def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -> Config:
+    """Layers, widths, heads, latents and places of the gated layers as published. The published counts do not follow from them
+    (40 layers of width 4096 with a fourfold feed-forward are 8.2 B, not 7.1 B): the hidden widths are chosen so that they do."""
+    absent = ControlConfig(weight=0.0)
+    return Config(
+        name=name,
+        model=dataclasses.replace(
+            model,
+            trunk=REQUIRED,
+            head_size=128,
+            activation="gelu",
+            qk_norm=False,
+            remat="block",
+            vision=VisionConfig(
+                encoder=REQUIRED,
+                width=1536,
+                latents=64,
+                layers=6,
+                heads=16,
+                head_size=96,
+                gated_heads=model.heads,
+                gated_head_size=128,
+                resampler_hidden=7424,
+                gated_hidden=gated_hidden,
+                every=every,
+            ),
+        ),
+        tokens=TokenConfig(text_pieces=32_000, images="encoder", documents="encoder"),
+        data=DataConfig(
+            metaworld=absent,
+            babyai=absent,
+            atari=absent,
+            classic=absent,
+            emoji=EmojiConfig(weight=0.0),
+            prose=ProseConfig(weight=0.1),
+            documents=DocumentsConfig(weight=0.9, path=Path(REQUIRED)),
+            # Rows as long as the published chunks of pages. Their number is not published as one: each data set had its own.
+            rows=1024,
+            length=256,
+            images=2048,
+            row_images=5,
+            shards=256,
+        ),
+        training=TrainingConfig(
+            steps=500_000,
+            learning_rate=1e-4,
+            final_fraction=1.0,
+            warmup=5_000,
+            average="sources",
+            checkpoint_every=5_000,
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (pocket, gato_pocket, gato_79m, gato_364m, gato_1b, debug)
+    preset.__name__: preset
+    for preset in (pocket, gato_pocket, gato_79m, gato_364m, gato_1b, flamingo_3b, flamingo_9b, flamingo_80b, debug)
 }
 
 
@@ -485,3 +558,18 @@ def preset(name: str) -> Config:
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown preset {name!r}.{hint} There are: {', '.join(PRESETS)}.")
+
+
+def check_complete(config: Config) -> None:
+    """Whether a preset's `required` folders are named.
+
+    Raises:
+        ValueError: one is not; the message lists them all.
+    """
+    needed = {
+        "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
+        "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
+        "--data.documents.path FILE (texts and images, docs/data.md)": str(config.data.documents.path) == REQUIRED,
+    }
+    if missing := [what for what, is_missing in needed.items() if is_missing]:
+        raise ValueError(f"{config.name} needs {', '.join(missing)}; `generalist plan` plans it without them")

@@ -20,6 +20,7 @@ from generalist.envs.rlds import dataset_folder
 from generalist.envs.task import Task
 from generalist.experts import suite_tasks
 from generalist.run import Tokenizers
+from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
@@ -64,27 +65,14 @@ def prepare(config: Config, console: Console) -> Prepared:
     tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is not None:
-        visual = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
-        tokenizers = dataclasses.replace(tokenizers, visual=visual, channels=encoder.channels)
+        shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
+        tokenizers = dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
     sources = open_sources(config, tokenizers, readers)
-    data, model, shape = config.data, config.model, tokenizers.model_spec()
-    spec = BatchSpec(
-        rows=data.rows,
-        length=data.length,
-        tensors=data.tensors if tokenizers.projection_width else 0,
-        projection_width=tokenizers.projection_width,
-        frames=data.frames if shape.frames else 0,
-        frame_size=model.frame_size,
-        frame_tokens=model.frame_tokens,
-        patches=data.patches if shape.patches else 0,
-        images=data.images if encoder is not None else 0,
-        row_images=data.row_images if encoder is not None else 0,
-        image_shape=tokenizers.visual.empty.shape[1:] if tokenizers.visual is not None else (0, 0, 3),
-        image_dtype=str(tokenizers.visual.empty.dtype) if tokenizers.visual is not None else "uint8",
-        shards=data.shards,
-    )
-    own = own_shards(make_mesh(config.training), data.shards)
-    streams = mix(sources, seed=config.training.seed, own=own, shards=data.shards)
+    visual = tokenizers.visual
+    image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
+    spec = batch_spec(config, tokenizers.model_spec(), *image)
+    own = own_shards(make_mesh(config.training), config.data.shards)
+    streams = mix(sources, seed=config.training.seed, own=own, shards=config.data.shards)
     return Prepared(
         tokenizers=tokenizers,
         batch_spec=spec,
@@ -117,11 +105,7 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
         for task, reader in several.items():
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
-    spaces = {}
-    for name, task in first.items():
-        env = task.make()
-        spaces[name] = (env.observation_space, env.action_space)
-        env.close()
+    spaces = {name: spaces_of(task) for name, task in first.items()}
     projected = config.tokens.tensors == "projected"
     offsets, width = (
         assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)

@@ -52,6 +52,24 @@ FREE = (
 )
 
 
+def model_spec(config: Config, projection_width: int, channels: int) -> ModelSpec:
+    """The model that the settings describe.
+
+    Args:
+        projection_width: columns of the tensor projection.
+        channels: of the frozen encoder's features; 0 without one.
+    """
+    ways = f"{config.tokens.images}+{config.tokens.documents}".split("+")
+    return ModelSpec(
+        config=config.model,
+        vocabulary=config.tokens.vocabulary(),
+        projection_width=projection_width,
+        patches="patches" in ways,
+        frames="frame" in ways,
+        channels=channels,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizers:
     """All that turns values into tokens and back in one run."""
@@ -82,15 +100,7 @@ class Tokenizers:
 
     def model_spec(self) -> ModelSpec:
         """The model that reads these tokens."""
-        ways = f"{self.config.tokens.images}+{self.config.tokens.documents}".split("+")
-        return ModelSpec(
-            config=self.config.model,
-            vocabulary=self.config.tokens.vocabulary(),
-            projection_width=self.projection_width,
-            patches="patches" in ways,
-            frames="frame" in ways,
-            channels=self.channels,
-        )
+        return model_spec(self.config, self.projection_width, self.channels)
 
     def save(self, folder: Path) -> None:
         """Writes the three files; the settings last, so that a folder with them is complete."""

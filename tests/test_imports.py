@@ -62,6 +62,7 @@ FORBIDDEN = {
     "generalist.training": ("generalist.envs", "generalist.inference"),
     "generalist.inference": ("generalist.envs",),
     "generalist.contrastive": ("generalist.envs", "generalist.inference"),
+    "generalist.plan": ("generalist.envs", "generalist.inference"),
 }
 # What may be imported all the same: a folder's own modules, the one structure at the model's door, and how progress is shown.
 ALLOWED = {"generalist.model": ("generalist.data.batch",), "generalist.envs": ("generalist.progress",)}

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
+from generalist.model.constrain import target_platform
 from generalist.model.splash_attention import splash_attention, splash_takes
 
 
@@ -44,12 +45,6 @@ class Layout(NamedTuple):
     def key(self) -> P:
         """Of (B, S, M, H)."""
         return P(self.rows, None, self.heads, None)
-
-
-def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: the mesh's, which need not be this machine's when a program is compiled ahead of time."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def mesh_layout(batch: int, length: int, kv_heads: int) -> Layout:

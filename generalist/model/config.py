@@ -5,13 +5,18 @@ from typing import Literal
 
 from generalist.tokenizers.vocabulary import Vocabulary
 
+REQUIRED = "required"
+"""Stands in a preset for a folder that only its user can name: sizes are known, weights are not. Training refuses it, planning
+takes it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """Images through a frozen encoder, the Perceiver resampler and gated cross-attention (Flamingo, section 2)."""
 
     encoder: str = "none"
-    """The frozen encoder: none, efficientnet_lite0, or a folder of CLIP or SigLIP weights (config.json, *.safetensors)."""
+    """The frozen encoder: none, efficientnet_lite0, or a folder of CLIP or SigLIP weights (config.json, *.safetensors); required:
+    a preset leaves that folder to you."""
     size: int = 128
     """Height and width that efficientnet_lite0 sees, in pixels (a multiple of 32); published folders know their own."""
     width: int = 128
@@ -21,11 +26,19 @@ class VisionConfig:
     layers: int = 2
     """Layers of the resampler (Flamingo: 6)."""
     heads: int = 4
-    """Heads of the resampler and of the cross-attention."""
+    """Heads of the resampler, and of the cross-attention unless `gated_heads` says otherwise."""
     head_size: int = 32
     """Size of one of these heads."""
+    gated_heads: int = 0
+    """Heads of the cross-attention; 0: as many as the resampler has."""
+    gated_head_size: int = 0
+    """Size of one of these; 0: the resampler's."""
     hidden_factor: int = 4
     """Hidden width of the new feed-forwards, in widths."""
+    resampler_hidden: int = 0
+    """The same of the resampler's feed-forwards alone, in numbers; 0: `hidden_factor` decides."""
+    gated_hidden: int = 0
+    """The same of the feed-forwards beside the gated cross-attention, alike."""
     every: int = 1
     """Blocks that share one gated cross-attention, which stands before the first of them."""
     attend_to: Literal["last", "all"] = "last"
@@ -33,11 +46,16 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, "int") and value < 1:
-                raise ValueError(f"model.vision.{field.name} must be at least 1, got {value}")
+            value, least = getattr(self, field.name), int(not field.name.startswith(("gated_", "resampler_")))
+            if field.type in (int, "int") and value < least:
+                raise ValueError(f"model.vision.{field.name} must be at least {least}, got {value}")
         if self.size % 32:
             raise ValueError(f"model.vision.size must be a multiple of 32, got {self.size}")
+
+    @property
+    def cross_attention(self) -> tuple[int, int]:
+        """Heads of the cross-attention, and the size of one."""
+        return self.gated_heads or self.heads, self.gated_head_size or self.head_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +94,8 @@ class ModelConfig:
 
     trunk: str = "none"
     """A folder with a pretrained language model (GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3): it brings the blocks, the text's
-    embeddings, its tokenizer and its own values of the settings from `width` to `logit_softcap`; none: all is learnt."""
+    embeddings, its tokenizer and its own values of the settings from `width` to `logit_softcap`; none: all is learnt;
+    required: a preset leaves that folder to you."""
     trunk_frozen: bool = True
     """Keep what the trunk brings as it is; only what is new is trained (Flamingo, section 2)."""
     width: int = 128

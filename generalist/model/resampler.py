@@ -55,6 +55,7 @@ class PerceiverResampler(nnx.Module):
 
     Args:
         width_in: F, the encoder's channels; projected to `width` where they differ.
+        hidden: width of the feed-forwards' hidden layer; None: 4 · `width`.
         frames: time embeddings learnt; a video of another length interpolates them linearly (appendix A.1.1).
     """
 
@@ -68,7 +69,7 @@ class PerceiverResampler(nnx.Module):
         heads: int,
         head_size: int,
         frames: int = 1,
-        hidden_factor: int = 4,
+        hidden: int | None = None,
         rngs: nnx.Rngs,
     ):
         self.projection = Linear(width_in, width, rngs=rngs) if width_in != width else None
@@ -76,7 +77,7 @@ class PerceiverResampler(nnx.Module):
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (frames, width)))
 
         def layer(rngs: nnx.Rngs) -> ResamplerLayer:
-            return ResamplerLayer(width, heads, head_size, hidden_factor * width, rngs=rngs)
+            return ResamplerLayer(width, heads, head_size, hidden or 4 * width, rngs=rngs)
 
         self.layers = stack(layer, layers, rngs.params())
         self.norm = LayerNorm(width, rngs=rngs)

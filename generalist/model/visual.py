@@ -41,17 +41,19 @@ class VisualPath(nnx.Module):
             latents=vision.latents,
             heads=vision.heads,
             head_size=vision.head_size,
-            hidden_factor=vision.hidden_factor,
+            hidden=vision.resampler_hidden or vision.hidden_factor * vision.width,
             rngs=rngs,
         )
+
+        heads, head_size = vision.cross_attention
 
         def gated(rngs: nnx.Rngs) -> GatedCrossAttention:
             return GatedCrossAttention(
                 config.width,
                 vision.width,
-                heads=vision.heads,
-                head_size=vision.head_size,
-                hidden=vision.hidden_factor * config.width,
+                heads=heads,
+                head_size=head_size,
+                hidden=vision.gated_hidden or vision.hidden_factor * config.width,
                 rngs=rngs,
             )
 

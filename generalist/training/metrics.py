@@ -1,6 +1,7 @@
 """Where metrics go: one line on the screen with the time left, JSONL, TensorBoard."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
     visual = batch.rows * batch.row_images * vision.latents
     positions = batch.rows * batch.length
     keys = count_parameters(gated["key_value"])
-    scores = 2 * layers * positions * batch.row_images * vision.latents * vision.heads * vision.head_size
+    scores = 2 * layers * positions * batch.row_images * vision.latents * math.prod(vision.cross_attention)
     resampled = count_parameters(params["resampler"]["layers"]) * batch.images * vision.latents
     return positions * (count_parameters(gated) - keys) + visual * keys + scores + resampled
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from generalist.model.constrain import target_platform
 from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.weights.folder import WeightsError
 from generalist.weights.legacy_torch import read_tensors
@@ -104,7 +105,7 @@ def _layers() -> list[tuple[str, str]]:
 def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int = 1, groups: int = 1) -> Array:
     layer = params[name]
     kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)[None, None, None]
-    if groups > 1 and jax.default_backend() == "cpu":
+    if groups > 1 and target_platform() == "cpu":
         return _depthwise(kernel, x, stride) + bias
     y = jax.lax.conv_general_dilated(
         x,

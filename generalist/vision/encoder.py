@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from generalist.model.constrain import target_platform
 from generalist.tokenizers.image import to_rgb
 
 AT_ONCE = 16  # images
@@ -91,15 +92,20 @@ class VisionEncoder:
 
         Args:
             params: the parameters as they were laid out on devices; None: on the first one.
+            alone: see `encode`.
+        """
+        compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone))
+        placed = self.params if params is None else params
+        return lambda pixels: compiled(placed, pixels)
+
+    def encode(self, params: Any, pixels: UInt8[Array, "N S S 3"], *, alone: bool = True) -> Float[Array, "N T F"]:
+        """`apply`, as it suits the machine.
+
+        Args:
             alone: whether one device does it. On a CPU it takes a few images at a time, whose activations stay in the caches:
                 half the time.
         """
-
-        def encode(params: Any, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
-            if jax.default_backend() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
-                return self.apply(params, pixels)
-            chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
-            return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)
-
-        compiled, placed = jax.jit(encode), self.params if params is None else params
-        return lambda pixels: compiled(placed, pixels)
+        if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
+            return self.apply(params, pixels)
+        chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
+        return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)

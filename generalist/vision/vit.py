@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from safetensors.numpy import save_file
 
+from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.processor import Family, processor
+from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
 from generalist.weights.folder import (
     Recipe,
     WeightsError,
@@ -80,6 +81,22 @@ class ViTConfig:
         return (self.size // self.patch) ** 2
 
 
+SO400M = ViTConfig(
+    family="siglip",
+    size=224,
+    patch=14,
+    width=1152,
+    layers=27,
+    heads=16,
+    hidden=4304,
+    activation="gelu_pytorch_tanh",
+    epsilon=1e-6,
+    mean=MEANS["siglip"],
+    deviation=DEVIATIONS["siglip"],
+)
+"""SigLIP So400m/14 (Zhai et al., 2023): the nearest published relative, in size, of Flamingo's encoder."""
+
+
 class ViTLayer(nnx.Module):
     """Pre-norm attention over all positions and feed-forward, each added."""
 
@@ -99,6 +116,8 @@ class ViTLayer(nnx.Module):
         )
         mixed = jax.nn.dot_product_attention(query, key, value)
         x = x + self.out(mixed.reshape(x.shape))
+        # Images stay where they are and weights come to them; left alone, the compiler sums activations over all devices.
+        x = constrain(x, "batch", None, None)
         return x + self.down(ACTIVATIONS[self.activation](self.up(self.feed_forward_norm(x))))
 
 
@@ -133,7 +152,7 @@ class ViT(nnx.Module):
         if self.class_embedding is not None:
             start = jnp.broadcast_to(self.class_embedding[...][None, None], (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([start, x], axis=1)
-        x = x + self.position_table[...][None]
+        x = constrain(x + self.position_table[...][None], "batch", None, None)
         if self.first_norm is not None:
             x = self.first_norm(x)
         graph, stacked_layers = nnx.split(self.layers)

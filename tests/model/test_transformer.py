@@ -1,6 +1,7 @@
 """The model: packing changes nothing, payloads stand where they belong, the cache gives what the whole gives."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp

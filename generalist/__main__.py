@@ -1,0 +1,5 @@
+"""`python -m generalist`."""
+
+from generalist.cli import script
+
+script()

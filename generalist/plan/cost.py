@@ -1,0 +1,205 @@
+"""What one instruction costs: matrix FLOPs, and bytes between the chip and its main memory (HBM).
+
+FLOPs are those of matrix products and convolutions alone: what the matrix units do. Bytes are those of operands and results at
+the outside of a fusion; what stays within it, or lies in the chip's own memory, moves nothing.
+"""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+
+from generalist.plan.hlo import ArrayShape, Computation, Instruction, Module
+
+FREE = frozenset(
+    (
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
+        *("opt-barrier", "iota", "domain", "add-dependency", "get-dimension-size"),
+    )
+)
+"""Operations that move nothing."""
+SLICES = ("dynamic-slice", "slice", "gather")
+# Products of the Pallas attention kernels, each of 2 · queries · keys · head size FLOPs: forward scores and mixing; backward the
+# scores again, then the gradients of values and weights, of keys, of queries.
+ATTENTION_PRODUCTS = {"dkv": 4, "dq": 3, "fwd": 2}
+FUSED_BACKWARD = 5
+
+
+def flops(module: Module, computation: Computation, one: Instruction) -> float:
+    """Matrix FLOPs of an instruction and of what it calls; loops and conditionals are left to the walk."""
+    if one.operation == "dot":
+        left = computation.operands(one)[0].shapes[0]
+        return 2.0 * _elements(one.shapes[0]) * math.prod(left.dims[dim] for dim in one.sizes("lhs_contracting_dims"))
+    if one.operation == "convolution":
+        return convolution_flops(one, *(operand.shapes[0] for operand in computation.operands(one)[:2]))
+    if one.operation == "custom-call":
+        return custom_call_flops(computation, one)
+    return sum(flops(module, body, part) for body in inside(module, one) for part in body.instructions)
+
+
+def inside(module: Module, one: Instruction) -> list[Computation]:
+    """The computations that run as one operation: a fusion's, or one that is started and awaited (a SparseCore's are such)."""
+    return module.called(one, "calls", "to_apply") if one.operation in ("fusion", "async-start", "call-start") else []
+
+
+def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -> float:
+    """FLOPs of a convolution; products with padding and with the holes of dilation are none (a TPU's batched products come
+    as such)."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    assert labels is not None, one.attributes
+    images, kernels, outputs = labels.groups()
+    window = one.attribute("window", r"\{([^}]*)\}") or ""
+    spatial = sorted(label for label in kernels if label.isdigit())
+    given = {name: values.split("x") for name, values in re.findall(r"(\w+)=([\w\-]+)", window)}
+    valid = 1
+    for index, label in enumerate(spatial):
+
+        def value(name: str, default: str, index: int = index) -> str:
+            return given[name][index] if name in given else default
+
+        low = int(value("pad", "0_0").split("_")[0])
+        stride, hole, gap = (int(value(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+        inside, outside = image.dims[images.index(label)], one.shapes[0].dims[outputs.index(label)]
+        at = np.arange(outside)[:, None] * stride + np.arange(int(value("size", "1")))[None] * gap - low
+        valid *= int(((at >= 0) & (at % hole == 0) & (at // hole < inside)).sum())
+    groups = int(one.attribute("batch_group_count", r"(\d+)") or 1)
+    batch, features = image.dims[images.index("b")] // groups, one.shapes[0].dims[outputs.index("f")]
+    return 2.0 * valid * batch * features * kernel.dims[kernels.index("i")]
+
+
+def custom_call_flops(computation: Computation, one: Instruction) -> float:
+    """FLOPs of a Pallas kernel: its own estimate where it states one, else those of attention by its operands' shapes, and by the
+    blocks that a causal mask leaves. Blocks that segments empty as well depend on the data: they are counted."""
+    if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
+        return 0.0
+    stated = re.search(r'"cost_estimate":(\{[^}]*\})', one.attributes)
+    if stated:
+        return float(json.loads(stated.group(1)).get("flops", 0))
+    name = " ".join((one.name, one.attribute("op_name", r'"([^"]*)"') or "", one.attribute("kernel_name") or ""))
+    products = next((count for kind, count in ATTENTION_PRODUCTS.items() if kind in name), 0)
+    arrays = [
+        shape
+        for operand in computation.operands(one)
+        for shape in operand.shapes
+        if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3
+    ]
+    if not products or len(arrays) < 2:
+        return 0.0
+    if "dkv" in name and "fused" in name:
+        products = FUSED_BACKWARD
+    query, key = arrays[:2]
+    return _causal_share(one, name, key.dims[-2]) * products * 2.0 * _elements(query) * key.dims[-2]
+
+
+def _causal_share(one: Instruction, name: str, length: int) -> float:
+    """Share of the blocks of scores that a causal kernel computes: those on the diagonal are whole."""
+    suffix = next((f"_{kind}" for kind in ("dkv", "dq") if kind in name), "")
+    stated = re.search(rf"block_kv{suffix}\W+(\d+)", one.attributes)
+    blocks = max(1, length // int(stated.group(1))) if stated else length
+    return (blocks + 1) / (2 * blocks)
+
+
+def is_counted(one: Instruction) -> bool:
+    """Whether a custom call's FLOPs are known, or there are none to know."""
+    if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
+        return True
+    return "cost_estimate" in one.attributes or any(kind in one.attributes + one.name for kind in ATTENTION_PRODUCTS)
+
+
+def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> float:
+    """Bytes an instruction reads from main memory and writes to it. Slices read only what they take, and updates in place write
+    only what they change."""
+    operands = computation.operands(one)
+    if one.operation in FREE or one.operation.endswith("-done"):
+        return 0.0
+    if one.operation == "fusion":
+        (body,) = module.called(one, "calls")
+        read = sum(_read(body, index, operand) for index, operand in enumerate(operands))
+        return read + sum(_written(body, shape, part) for shape, part in _results(body, one))
+    if one.operation in ("copy-start", "slice-start"):
+        moved = min(_outside(one.shapes[0]), _outside(one.shapes[1])) if len(one.shapes) > 1 else 0.0
+        return moved or max(_outside(shape) for shape in one.shapes[:2])
+    if one.operation in SLICES:
+        return 2 * sum(map(_outside, one.shapes))
+    if one.operation == "dynamic-update-slice":
+        return 2 * sum(map(_outside, operands[1].shapes))
+    return sum(_outside(shape) for operand in operands for shape in operand.shapes) + sum(map(_outside, one.shapes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """How a part of a fusion is used."""
+
+    moved: float
+    whole: bool
+
+
+def _read(body: Computation, index: int, operand: Instruction) -> float:
+    """Bytes that a fusion reads of its operand."""
+    if index not in body.parameters:
+        return 0.0
+    whole = sum(map(_outside, operand.shapes))
+    uses = [_use(body, user, body.parameters[index].name) for user in _through(body, body.parameters[index])]
+    if any(use.whole for use in uses):
+        return whole
+    return min(whole, sum(use.moved for use in uses))
+
+
+def _through(body: Computation, part: Instruction) -> list[Instruction]:
+    """Who reads a part, bitcasts looked through."""
+    found = []
+    for user in body.users.get(part.name, []):
+        found += _through(body, user) if user.operation == "bitcast" and not user.root else [user]
+    return found
+
+
+def _use(body: Computation, user: Instruction, name: str) -> _Use:
+    if user.operation in SLICES:
+        return _Use(user.bytes, False)
+    if user.operation == "dynamic-update-slice" and _source(body, user.operands[0]).name == name:
+        return _Use(0.0, False)
+    # Buffers of a collective that runs beside the fusion only pass through it.
+    passing = user.operation == "tuple" or is_collective(user) or user.operation in ("custom-call", "scatter")
+    return _Use(0.0, user.operation == "scatter" or not passing)
+
+
+def _source(body: Computation, name: str) -> Instruction:
+    part = body.by_name[name]
+    while part.operation == "bitcast":
+        part = body.by_name[part.operands[0]]
+    return part
+
+
+def _results(body: Computation, one: Instruction) -> list[tuple[ArrayShape, Instruction]]:
+    """A fusion's results, each with the part of its body that gives it."""
+    if body.root.operation != "tuple":
+        return [(shape, body.root) for shape in one.shapes]
+    return list(zip(one.shapes, body.operands(body.root), strict=False))
+
+
+def _written(body: Computation, shape: ArrayShape, part: Instruction) -> float:
+    source = _source(body, part.name)
+    if source.operation == "parameter" or is_collective(source) or source.operation == "custom-call":
+        return 0.0
+    if source.operation == "dynamic-update-slice":
+        return min(_outside(shape), body.by_name[source.operands[1]].bytes)
+    return _outside(shape)
+
+
+def is_collective(one: Instruction) -> bool:
+    """Whether an instruction exchanges data between devices."""
+    return one.operation.removesuffix("-start") in COLLECTIVES
+
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+
+def _outside(shape: ArrayShape) -> float:
+    """An array's bytes in main memory."""
+    return shape.bytes if shape.space == 0 else 0.0
+
+
+def _elements(shape: ArrayShape) -> int:
+    return math.prod(shape.dims)

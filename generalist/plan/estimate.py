@@ -1,0 +1,172 @@
+"""From compiled programs to the figures of a plan: time by the roofline, tokens/s, utilisation, memory against the device."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from generalist.config import Config
+from generalist.data.batch import BatchSpec
+from generalist.model.config import ModelSpec
+from generalist.model.transformer import count_parameters, create
+from generalist.plan.groups import Torus
+from generalist.plan.hlo import parse
+from generalist.plan.program import (
+    Memory,
+    OutOfMemory,
+    Program,
+    abstract_batch,
+    compile_encoder,
+    compile_step,
+    make_planned_trainer,
+)
+from generalist.plan.target import Target
+from generalist.plan.walk import Speeds, Totals, walk
+from generalist.training.metrics import model_flops
+from generalist.training.step import divided
+from generalist.vision.encoder import VisionEncoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters."""
+
+    trained: int
+    frozen: int
+    encoder: int
+    """Of the frozen encoder, which is a program of its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan's figures; times are None where a device has no speed of its own."""
+
+    mesh: dict[str, int]
+    rows: int
+    length: int
+    counts: Counts
+    fits: bool
+    memory: Memory | None
+    """Of a device; None where the compiler gave up for want of it."""
+    needed: float | None
+    """Bytes a device must have, as far as known."""
+    limit: float | None
+    """Bytes a device has."""
+    model_flops: float = 0.0
+    """Of a step of the whole mesh, by arithmetic (`training.metrics.model_flops`)."""
+    totals: Totals = Totals()
+    """Of a device, the encoder's included."""
+    encoder_seconds: float | None = None
+    """Of these, the encoder's."""
+    seconds: float | None = None
+    """Of a step."""
+    tokens_per_second: float | None = None
+    """Positions of whole batches, padding included."""
+    utilisation: float | None = None
+    """Model FLOPs against the peak of all devices."""
+    compile_seconds: float = 0.0
+    trouble: str = ""
+    """What the compiler said when it gave up."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+
+@functools.cache
+def abstract_parameters(spec: ModelSpec) -> dict[str, Any]:
+    """The model's parameters as shapes, nested."""
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param))
+
+
+def count(spec: ModelSpec, encoder: VisionEncoder | None) -> Counts:
+    """How many parameters a model has."""
+    trained, frozen = divided(abstract_parameters(spec), spec.config)
+    seen = 0 if encoder is None else count_parameters(encoder.params)
+    return Counts(trained=count_parameters(trained), frozen=count_parameters(frozen), encoder=seen)
+
+
+def speeds_of(target: Target, devices: Any) -> Speeds:
+    """A device's peaks. Simulated ones have none: their time is 0."""
+    if target.chip is None or target.slice is None:
+        return Speeds(flops=math.inf, bandwidth=math.inf, seconds=lambda _: 0.0)
+    sides = len(target.slice.shape)
+    torus = Torus(slice=target.slice, places=[tuple(device.coords[:sides]) for device in devices])
+    return Speeds(flops=target.chip.flops, bandwidth=target.chip.bandwidth, seconds=torus.seconds)
+
+
+def estimate(
+    config: Config,
+    shapes: tuple[ModelSpec, BatchSpec, VisionEncoder | None],
+    target: Target,
+    devices: Any,
+    hlo: Path | None = None,
+) -> Estimate:
+    """Compiles the step (and the frozen encoder) for the target and counts what came out.
+
+    Args:
+        shapes: of `generalist.shapes.without_data`.
+        devices: of `open_devices`.
+        hlo: where to write the step's compiled program.
+    """
+    spec, batch_spec, encoder = shapes
+    trainer = make_planned_trainer(config, spec, devices)
+    mesh = trainer.mesh
+    known: dict[str, Any] = {
+        "mesh": dict(mesh.shape),
+        "rows": batch_spec.rows,
+        "length": batch_spec.length,
+        "counts": count(spec, encoder),
+        "limit": target.memory,
+    }
+    try:
+        step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder))
+        seen = compile_encoder(config, encoder, batch_spec, mesh) if encoder is not None else None
+    except OutOfMemory as error:
+        return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
+    if hlo is not None:
+        hlo.write_text(step.text, encoding="utf-8")
+    return _measured(known, spec, step, seen, target, speeds_of(target, mesh.devices.flat), batch_spec)
+
+
+def _measured(
+    known: dict[str, Any],
+    spec: ModelSpec,
+    step: Program,
+    seen: Program | None,
+    target: Target,
+    speeds: Speeds,
+    batch: BatchSpec,
+) -> Estimate:
+    totals = walk(parse(step.text), speeds)
+    memory, encoder_seconds = step.memory, None
+    if seen is not None:
+        of_encoder = walk(parse(seen.text), speeds)
+        totals, encoder_seconds = totals + of_encoder, of_encoder.seconds
+        # Its parameters stay beside the step's; its activations are gone before the step begins.
+        memory = dataclasses.replace(
+            memory,
+            frozen=memory.frozen + seen.memory.frozen,
+            batch=memory.batch + seen.memory.batch,
+            code=memory.code + seen.memory.code,
+            temporary=max(memory.temporary, seen.memory.temporary),
+        )
+    flops = model_flops(spec, batch, abstract_parameters(spec))
+    timed = target.chip is not None and totals.seconds > 0
+    seconds = totals.seconds if timed else None
+    return Estimate(
+        **known,
+        fits=target.memory is None or memory.total <= target.memory,
+        memory=memory,
+        needed=memory.total,
+        model_flops=flops,
+        totals=totals,
+        encoder_seconds=encoder_seconds if timed else None,
+        seconds=seconds,
+        tokens_per_second=batch.rows * batch.length / seconds if seconds else None,
+        utilisation=flops / seconds / (target.count * speeds.flops) if seconds else None,
+        compile_seconds=step.seconds + (seen.seconds if seen is not None else 0.0),
+    )

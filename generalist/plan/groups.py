@@ -1,0 +1,105 @@
+"""Exchanges between devices: of what kind, among how many, how much, and how long on a torus of links."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from generalist.plan.chips import Slice
+from generalist.plan.hlo import Computation, Instruction, Module
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One collective, as one device sees it."""
+
+    kind: str
+    bytes: float
+    """Of the larger side, input or output."""
+    group: tuple[int, ...]
+    """The partitions of one of its groups; empty: all."""
+
+
+def exchange(module: Module, computation: Computation, one: Instruction) -> Exchange:
+    """What a collective moves."""
+    kind = one.operation.removesuffix("-start")
+    given = sum(operand.bytes for operand in computation.operands(one))
+    # A started one gives its operands back beside its results.
+    result = one.bytes - given if one.operation.endswith("-start") and len(one.shapes) > 1 else one.bytes
+    if kind == "all-reduce" and _is_scattered(computation, one):
+        kind = "reduce-scatter"
+    return Exchange(kind=kind, bytes=max(given, result), group=first_group(one.attributes))
+
+
+def _is_scattered(computation: Computation, one: Instruction) -> bool:
+    """A TPU's reduce-scatter is a fusion of an all-reduce and the slice that a device keeps."""
+    users = computation.users.get(one.name, [])
+    return computation.root is not one and bool(users) and all(user.operation == "dynamic-slice" for user in users)
+
+
+def first_group(attributes: str) -> tuple[int, ...]:
+    """The first of `replica_groups`, in any of its spellings: lists, a reshaped and transposed range, or axes of a mesh."""
+    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
+        return tuple(map(int, found.groups()))
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return tuple(map(int, found.group(1).split(",")))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        sizes = [int(size) for size in found.group(3).split(",")]
+        order = [int(axis) for axis in found.group(4).split(",")] if found.group(4) else list(range(len(sizes)))
+        numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+        return tuple(numbers.reshape(int(found.group(1)), int(found.group(2)))[0].tolist())
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:\([^)]*\)\s*)?\{([^}]*)\}", attributes):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
+        return _mesh_group(axes, found.group(2))
+    return ()
+
+
+def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
+    """The partitions that differ only along the named axes, or along parts of them, written `'a':(2)4`: 4 of the places left
+    after the first 2."""
+    numbers = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+    index: list[np.ndarray] = [np.zeros(1, int)] * len(axes)
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):
+        place, whole = list(axes).index(name), axes[name]
+        if size:
+            inner = whole // (int(before) * int(size))
+            index[place] = np.unique(np.add.outer(index[place], np.arange(int(size)) * inner))
+        else:
+            index[place] = np.arange(whole)
+    return tuple(numbers[np.ix_(*index)].reshape(-1).tolist())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Torus:
+    """Where each partition sits in a slice, and how long an exchange then takes.
+
+    Along each side that a group spans it has two links a chip where the side closes to a ring, and one otherwise (the ends of a
+    line have but one). With B the bandwidth of these links in one direction, n the devices of a group and V the larger side:
+
+        all-gather, reduce-scatter   V (n - 1)/n / B       every chip takes in what the others hold
+        all-reduce                   twice that            a reduce-scatter and an all-gather
+        all-to-all                   V side / 8 links      a half of all crosses the middle of the longest side
+        collective-permute           V / one link          to a neighbour
+    """
+
+    slice: Slice
+    places: Sequence[tuple[int, ...]]
+    """Each partition's chip."""
+
+    def seconds(self, one: Exchange) -> float:
+        """Seconds of an exchange, without its latency."""
+        group = one.group or tuple(range(len(self.places)))
+        if len(group) < 2 or not one.bytes:
+            return 0.0
+        link, wraps = self.slice.chip.link, self.slice.chip.wraps
+        sides = list(zip(*(self.places[number] for number in group), strict=True))
+        spanned = [index for index, side in enumerate(sides) if len(set(side)) > 1]
+        links = {index: 2 if self.slice.shape[index] % wraps == 0 else 1 for index in spanned}
+        if one.kind == "collective-permute" or not spanned:
+            return one.bytes / link
+        if one.kind.endswith("all-to-all"):
+            return max(one.bytes * len(set(sides[index])) / (4 * links[index] * link) for index in spanned)
+        share = one.bytes * (len(group) - 1) / len(group) / (link * sum(links.values()))
+        return 2 * share if one.kind == "all-reduce" else share

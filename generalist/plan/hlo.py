@@ -1,0 +1,186 @@
+"""The compiler's optimised program (HLO text) as data: computations, their instructions, shapes and attributes.
+
+Only what counting needs is read. The text is the one form that every backend gives and that needs no protocol buffers.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8"), 1.0),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2.0),
+    **dict.fromkeys(("f32", "s32", "u32"), 4.0),
+    **dict.fromkeys(("f64", "s64", "u64", "c64"), 8.0),
+    **dict.fromkeys(("s4", "u4", "f4e2m1fn"), 0.5),
+    **dict.fromkeys(("s2", "u2"), 0.25),
+    "c128": 16.0,
+}
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_NAME = re.compile(r"%([\w.\-]+)")
+_SPACE = re.compile(r"S\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayShape:
+    """One array: its element type, sizes, and the memory it lies in (0: HBM; 1: the chip's own, on a TPU)."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def bytes(self) -> float:
+        """Size without the padding of tiles."""
+        return BYTES.get(self.dtype, 1.0 if self.dtype.startswith("f8") else 0.0) * math.prod(self.dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One operation: what it gives, of what, and the rest of its line."""
+
+    name: str
+    shapes: tuple[ArrayShape, ...]
+    """One, or those of a tuple in order, flattened."""
+    operation: str
+    operands: tuple[str, ...]
+    argument: str
+    """What stands in the parentheses: a parameter's number, a constant's value."""
+    attributes: str
+    root: bool
+
+    def attribute(self, name: str, pattern: str = r"%?([\w.\-]+)") -> str | None:
+        """The value of `name=`; None without it."""
+        found = re.search(rf"\b{name}={pattern}", self.attributes)
+        return found.group(1) if found else None
+
+    def sizes(self, name: str) -> tuple[int, ...]:
+        """A list of numbers such as `lhs_contracting_dims={1,2}`."""
+        found = self.attribute(name, r"\{([\d,]*)\}")
+        return tuple(int(number) for number in found.split(",")) if found else ()
+
+    @property
+    def bytes(self) -> float:
+        return sum(shape.bytes for shape in self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """A named list of instructions, in the order they run."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {one.name: one for one in self.instructions}
+
+    @cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """By name, the instructions that read it."""
+        found: dict[str, list[Instruction]] = {}
+        for one in self.instructions:
+            for operand in dict.fromkeys(one.operands):
+                found.setdefault(operand, []).append(one)
+        return found
+
+    @cached_property
+    def parameters(self) -> dict[int, Instruction]:
+        return {int(one.argument): one for one in self.instructions if one.operation == "parameter"}
+
+    @cached_property
+    def root(self) -> Instruction:
+        return next(one for one in self.instructions if one.root)
+
+    def operands(self, one: Instruction) -> list[Instruction]:
+        """The instructions that `one` reads, in order."""
+        return [self.by_name[name] for name in one.operands if name in self.by_name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A whole program."""
+
+    computations: dict[str, Computation]
+    entry: Computation
+
+    def called(self, one: Instruction, *attributes: str) -> list[Computation]:
+        """The computations that an instruction names by these attributes."""
+        found = (one.attribute(name) for name in attributes)
+        return [self.computations[name] for name in found if name in self.computations]
+
+    def branches(self, one: Instruction) -> list[Computation]:
+        """What a conditional chooses among."""
+        listed = one.attribute("branch_computations", r"\{([^}]*)\}")
+        names = _NAME.findall(listed) if listed else []
+        named = [self.computations[name] for name in names if name in self.computations]
+        return named or self.called(one, "true_computation", "false_computation")
+
+
+def parse(text: str) -> Module:
+    """The program that `compiled.as_text()` gave.
+
+    Raises:
+        ValueError: it has no entry computation: it is no HLO text.
+    """
+    computations: dict[str, Computation] = {}
+    entry = None
+    name, begun = "", list[Instruction]()
+    inside = False
+    for line in text.splitlines():
+        if not inside:
+            if head := _COMPUTATION.match(line):
+                inside, name, begun = True, head.group(2), []
+                entry = name if head.group(1) else entry
+        elif line == "}" or line.startswith("}, execution_thread"):
+            inside, computations[name] = False, Computation(name, tuple(begun))
+        elif instruction := _instruction(line):
+            begun.append(instruction)
+        elif begun:  # attributes of a kernel go on over several lines
+            begun[-1] = dataclasses.replace(begun[-1], attributes=begun[-1].attributes + line)
+    if entry is None:
+        raise ValueError("the compiled program's text has no entry computation")
+    return Module(computations, computations[entry])
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = _INSTRUCTION.match(line)
+    if not found:
+        return None
+    rest = _COMMENT.sub("", found.group(3))
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    argument = rest[opening + 1 : closing - 1]
+    return Instruction(
+        name=found.group(2),
+        shapes=tuple(_shapes(shape)),
+        operation=rest[:opening],
+        operands=tuple(_NAME.findall(argument)),
+        argument=argument,
+        attributes=rest[closing:],
+        root=bool(found.group(1)),
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """The place after the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"the compiled program's text has an open parenthesis: {text[:80]}")
+
+
+def _shapes(text: str) -> Iterator[ArrayShape]:
+    for dtype, dims, layout in _ARRAY.findall(text):
+        space = _SPACE.search(layout)
+        sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
+        yield ArrayShape(dtype, sizes, int(space.group(1)) if space else 0)

@@ -1,0 +1,170 @@
+"""Memory of a training step by arithmetic, without a compiler: for one GPU, and to rank what is worth compiling.
+
+Dimension key of the formulas: B rows, L positions, D width, V vocabulary, F hidden width.
+"""
+
+import dataclasses
+import math
+
+from generalist.config import Config
+from generalist.data.batch import BUDGETS, BatchSpec
+from generalist.model.config import ModelSpec
+from generalist.model.embedders import PATCH
+from generalist.model.transformer import count_parameters
+from generalist.plan.estimate import abstract_parameters
+from generalist.shapes import batch_spec
+from generalist.training.step import divided
+from generalist.vision.encoder import VisionEncoder
+
+FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+LOGITS_COPIES = 2  # of a whole batch's logits in float32: they, and their gradient
+SCORES_COPIES = 3  # of one block's attention scores: scores, softmax, gradient
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Bytes on one device."""
+
+    trained: int
+    """Parameters that are trained."""
+    frozen: int
+    encoder: int
+    parameter_bytes: float
+    frozen_bytes: float
+    optimizer_bytes: float
+    gradient_bytes: float
+    activation_bytes: float
+    logits_bytes: float
+    batch_bytes: float
+    limit: float | None
+
+    def parts(self) -> dict[str, float]:
+        """By what they are for."""
+        return {
+            "parameters": self.parameter_bytes,
+            "frozen": self.frozen_bytes,
+            "optimizer": self.optimizer_bytes,
+            "gradients": self.gradient_bytes,
+            "activations": self.activation_bytes,
+            "logits": self.logits_bytes,
+            "batch": self.batch_bytes,
+        }
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+    @property
+    def fits(self) -> bool:
+        return self.limit is None or self.total <= self.limit
+
+
+def arithmetic(
+    config: Config,
+    spec: ModelSpec,
+    batch: BatchSpec,
+    encoder: VisionEncoder | None,
+    *,
+    limit: float | None,
+    width: int = HALF,
+    shards: int = 1,
+    replicas: int = 1,
+) -> Arithmetic:
+    """Memory of a device.
+
+    Args:
+        width: bytes of an activation.
+        shards: devices that parameters, gradients and moments are split over.
+        replicas: devices that the batch is split over.
+    """
+    nested = abstract_parameters(spec)
+    trained, frozen = (count_parameters(part) for part in divided(nested, spec.config))
+    seen = 0 if encoder is None else count_parameters(encoder.params)
+    copies = 2 if config.training.ema else 1
+    # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
+    cast = width if width != FULL else 0
+    positions = batch.rows * batch.length / replicas / config.training.micro_batches
+    cells = 0 if encoder is None else encoder.cells
+    micro = replicas * config.training.micro_batches
+    images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
+    payloads = batch.tensors * batch.projection_width * FULL + 3 * (
+        batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
+    )
+    return Arithmetic(
+        trained=trained,
+        frozen=frozen,
+        encoder=seen,
+        parameter_bytes=copies * FULL * trained / shards,
+        frozen_bytes=width * frozen / shards + FULL * seen,
+        optimizer_bytes=2 * FULL * trained / shards,
+        gradient_bytes=(FULL + cast) * trained / shards,
+        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / micro),
+        logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size / config.training.loss_chunks,
+        batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
+        limit=limit,
+    )
+
+
+def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
+    """Numbers that the blocks keep for the backward pass: with remat the input of each, and all of one at a time."""
+    model = spec.config
+    inner = (model.heads + 2 * model.kv_heads) * model.head_size
+    gated = model.activation != "gelu"
+    # Products: queries to values, what attention and feed-forward give, both hidden layers. Beside them two norms with their
+    # inputs, rotated queries and keys, what attention mixes, the hidden layer after its activation.
+    products = inner + 2 * model.width + (1 + gated) * model.hidden
+    one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
+    scores = SCORES_COPIES * model.heads * batch.length * FULL / HALF
+    kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
+    again = 0.0 if model.remat == "none" else one + scores
+    if not spec.channels:
+        return positions * (model.layers * kept + again)
+    vision = model.vision
+    heads, size = vision.cross_attention
+    hidden = vision.gated_hidden or vision.hidden_factor * model.width
+    # A gated layer: its scores against all images of the row, queries and what is mixed, both hidden layers, norms.
+    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
+    groups = -(-model.layers // vision.every)
+    if model.remat == "none":
+        return positions * (model.layers * kept + groups * seen)
+    # Recomputed a group at a time: the inputs of its blocks stand beside it.
+    return positions * (groups * model.width + vision.every * kept + again + seen)
+
+
+def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
+    """Numbers that the embedders of payloads keep, and the resampler of grids of so many cells."""
+    model, kept = spec.config, 0.0
+    if spec.patches:
+        kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
+    if spec.frames:
+        kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
+    if spec.channels:
+        vision = model.vision
+        hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
+        heads = vision.heads * vision.head_size
+        read = (cells + vision.latents) * (vision.width + 2 * heads)
+        kept += batch.images * vision.layers * (read + vision.latents * (2 * hidden + 4 * vision.width + heads))
+    return kept
+
+
+def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: VisionEncoder | None, limit: float) -> int:
+    """The most rows a step whose memory fits one device; 0 where not even one does."""
+
+    def fits(rows: int) -> bool:
+        sized = batch_spec(with_rows(config, rows), spec, batch.image_shape, batch.image_dtype)
+        return arithmetic(config, spec, sized, encoder, limit=limit).fits
+
+    most = 0
+    for step in (2**power for power in range(16, -1, -1)):
+        if fits(most + step):
+            most += step
+    return most
+
+
+def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
+    """The settings with so many rows in so many shards, and payloads in proportion."""
+    share = rows / config.data.rows
+    sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
+    if sizes["images"]:
+        sizes["images"] = max(sizes["images"], shards * config.data.row_images)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows, shards=shards, **sizes))

@@ -1,0 +1,175 @@
+"""The real training step, lowered from shapes alone and compiled for devices that need not be there."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from generalist.config import Config
+from generalist.data.batch import Batch, BatchSpec
+from generalist.model.config import ModelSpec
+from generalist.training.sharding import make_mesh, parameter_shardings, rows_sharding
+from generalist.training.step import Trainer, compute_dtype, computed, make_trainer
+from generalist.vision.encoder import VisionEncoder
+
+
+class OutOfMemory(Exception):
+    """The compiler could not fit the program into a device.
+
+    Args:
+        needed: bytes a device, as far as the compiler says; else None.
+    """
+
+    def __init__(self, message: str, needed: float | None):
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device, by what they are for."""
+
+    parameters: float
+    """Trained ones, and their moving average if there is one."""
+    frozen: float
+    optimizer: float
+    batch: float
+    temporary: float
+    """Gradients, activations, and all else the step holds meanwhile: the compiler's own figure."""
+    code: float
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.asdict(self).values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program, as far as a plan reads it."""
+
+    text: str
+    """Optimised HLO."""
+    memory: Memory
+    seconds: float
+    """Spent compiling."""
+
+
+def source_weights(config: Config) -> dict[str, float]:
+    """The data's sources that take part, with their weights."""
+    others = {name: getattr(config.data, name) for name in ("emoji", "prose", "documents")}
+    weights = {name: float(source.weight) for name, source in (config.data.control() | others).items()}
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Trainer:
+    """The trainer that a run on these devices would have. The frozen encoder is planned apart: see `compile_encoder`.
+
+    Raises:
+        ValueError: the mesh's axes do not multiply to the devices, or cannot be laid along the slice's sides.
+    """
+    try:
+        mesh = make_mesh(config.training, devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
+            "sides"
+        ) from error
+    return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
+
+
+def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:
+    """A batch's shapes and shardings as the step takes it: images as features."""
+    batch = trainer.abstract_batch(spec)
+    if encoder is None or not spec.images:
+        return batch
+    features = jax.eval_shape(encoder.apply, encoder_shapes(config, trainer.mesh, encoder), batch.images)
+    sharding = rows_sharding(features.shape, trainer.mesh)
+    placed = jax.ShapeDtypeStruct(features.shape, features.dtype, sharding=sharding)
+    return dataclasses.replace(batch, images=placed)
+
+
+def encoder_shapes(config: Config, mesh: Mesh, encoder: VisionEncoder) -> Any:
+    """A frozen encoder's parameters as a run lays them out (`training.step.encoder_on`), as shapes."""
+    dtype = compute_dtype(config.training.dtype, mesh.devices.flat[0].platform)
+    shapes = jax.eval_shape(lambda: computed(jax.tree.map(_zeros, encoder.params), dtype))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(shapes, mesh),
+    )
+
+
+def _zeros(leaf: Any) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def compile_step(trainer: Trainer, batch: Batch) -> Program:
+    """Compiles the step.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = trainer.abstract_state
+    with jax.set_mesh(trainer.mesh):
+        lowered = trainer.step.lower(state, batch, key)  # type: ignore[attr-defined]
+    parts = {
+        "parameters": device_bytes((state.params, state.mean_params)),
+        "frozen": device_bytes(state.frozen),
+        "optimizer": device_bytes(state.opt_state),
+        "batch": device_bytes(batch),
+    }
+    return _compile(lowered, parts, "the step")
+
+
+def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh) -> Program:
+    """Compiles the frozen encoder's own program, which runs before each step.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    params, shape = encoder_shapes(config, mesh, encoder), (spec.images, *spec.image_shape)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows_sharding(shape, mesh))
+    alone = mesh.size == 1
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
+    parts = {"parameters": 0.0, "frozen": device_bytes(params), "optimizer": 0.0, "batch": device_bytes(pixels)}
+    return _compile(lowered, parts, "the frozen encoder's program")
+
+
+def device_bytes(tree: Any) -> float:
+    """Bytes of a tree of sharded shapes on one device."""
+    return float(
+        sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    )
+
+
+def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
+    begun = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+            raise
+        raise OutOfMemory(f"{what}: {message.splitlines()[0]}", _needed(message)) from error
+    analysis = compiled.memory_analysis()
+    memory = Memory(
+        **parts,
+        # What is given back beside the donated state: metrics, or features.
+        temporary=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
+    return Program(text=compiled.as_text(), memory=memory, seconds=time.perf_counter() - begun)
+
+
+def _needed(message: str) -> float | None:
+    """Bytes that the compiler says the program needs of a device's main memory."""
+    found = re.search(r"(?:temporaries \(|Used )(\d+(?:\.\d+)?)([KMGT])", message)
+    return float(found.group(1)) * 2 ** (10 * ("KMGT".index(found.group(2)) + 1)) if found else None

@@ -1,0 +1,191 @@
+"""A plan on the screen: tables, and what to change where it does not fit or leaves much of the machine idle."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from generalist.config import Config
+from generalist.plan.chips import GIB
+from generalist.plan.estimate import Estimate
+from generalist.plan.memory import Arithmetic
+from generalist.plan.search import Candidate
+from generalist.plan.target import Target
+
+LONGEST, SMALLEST = 6, 0.005  # exchanges that are listed one by one, and the share of the step below which none is
+WAITING = 0.1  # share of the step spent waiting for exchanges that is worth a word
+PARTS = {
+    "parameters": "trained parameters",
+    "frozen": "frozen parameters",
+    "optimizer": "optimizer",
+    "gradients": "gradients",
+    "batch": "batch",
+    "activations": "activations",
+    "logits": "logits",
+    "temporary": "gradients, activations, temporaries",
+    "code": "program",
+}
+
+
+def show(config: Config, target: Target, found: Estimate, console: Console) -> None:
+    """A compiled plan."""
+    show_counts(found.counts.trained, found.counts.frozen, found.counts.encoder, console)
+    shape = " × ".join(f"{name} {size}" for name, size in found.mesh.items() if size > 1) or "one device"
+    console.print(f"mesh {shape}; {found.rows} × {found.length} positions a step", highlight=False)
+    if found.memory is not None:
+        parts = {name: getattr(found.memory, name) for name in found.memory.__dataclass_fields__}
+        console.print(memory_table(parts, found.limit))
+        console.print(_figures(target, found))
+        console.print(_exchanges(found))
+        for line in _longest(found):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        console.print(f"it does not fit: {found.trouble}", style="bold red", highlight=False, markup=False)
+    for note in found.totals.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for line in advice(config, target, found):
+        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) -> None:
+    """What a search compiled."""
+    table = Table(title="compiled, the best first", title_justify="left")
+    for name in ("mesh and rows", "GiB a device", "ms a step", "tokens/s", "utilisation"):
+        table.add_column(name, justify="left" if name == "mesh and rows" else "right")
+    for candidate, one in found:
+        size = f"{one.needed / GIB:.2f}" if one.needed else "?"
+        if one.fits and one.seconds is not None:
+            times = (f"{one.seconds * 1e3:.1f}", f"{one.tokens_per_second:,.0f}", f"{one.utilisation:.1%}")
+        else:
+            times = ("" if one.fits else "does not fit", "", "")
+        table.add_row(candidate.name, size, *times)
+    console.print(table)
+    console.print(f"the best: {found[0][0].settings}", highlight=False, soft_wrap=True)
+
+
+def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Console) -> None:
+    """One GPU's memory, by arithmetic."""
+    show_counts(found.trained, found.frozen, found.encoder, console)
+    console.print(f"one device; {config.data.rows} × {config.data.length} positions a step", highlight=False)
+    console.print(memory_table(found.parts(), found.limit))
+    if most:
+        console.print(f"largest --data.rows that fits, payloads in proportion: {most}", highlight=False)
+        return
+    console.print("not even one row fits:", highlight=False)
+    for line in shrinking(config):
+        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_counts(trained: int, frozen: int, encoder: int, console: Console) -> None:
+    """How many parameters there are."""
+    held = f", {_count(frozen)} frozen" if frozen else ""
+    seen = f", {_count(encoder)} of the frozen encoder" if encoder else ""
+    console.print(f"parameters: {_count(trained)} trained{held}{seen}", highlight=False)
+
+
+def memory_table(parts: dict[str, float], limit: float | None) -> Table:
+    """Bytes on a device by what they are for, against what it has."""
+    table = Table(title="memory a device", title_justify="left")
+    table.add_column("")
+    total = sum(parts.values())
+    unit, name = (GIB, "GiB") if total > GIB / 8 else (2**20, "MiB")
+    table.add_column(name, justify="right")
+    for part, size in parts.items():
+        if size:
+            table.add_row(PARTS[part], f"{size / unit:,.3f}")
+    table.add_section()
+    table.add_row("all", f"{total / unit:,.3f}")
+    if limit is not None:
+        table.add_row("the device has", f"{limit / unit:,.2f}")
+        table.add_row("it fits" if total <= limit else "it does NOT fit", f"{total / limit:.0%}")
+    return table
+
+
+def _figures(target: Target, found: Estimate) -> Table:
+    table = Table(title="a step", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("model FLOPs, all devices", f"{found.model_flops:.3g}")
+    table.add_row("FLOPs of the program, a device", f"{found.totals.flops:.3g}")
+    table.add_row("memory traffic, a device", f"{found.totals.bytes / GIB:.2f} GiB")
+    if found.seconds is None or target.chip is None:
+        table.add_row("time", "a simulated device has no speed of its own")
+        return table
+    waited = sum(one.seconds - one.hidden for one in found.totals.traffic.values())
+    table.add_row("estimated time", f"{found.seconds * 1e3:.1f} ms")
+    table.add_row("  products at the peak", f"{found.totals.matrix_seconds * 1e3:.1f} ms")
+    table.add_row("  memory traffic at full bandwidth", f"{found.totals.bytes / target.chip.bandwidth * 1e3:.1f} ms")
+    table.add_row("  waiting for exchanges", f"{waited * 1e3:.1f} ms")
+    if found.encoder_seconds is not None:
+        table.add_row("  of all this, the frozen encoder", f"{found.encoder_seconds * 1e3:.1f} ms")
+    table.add_row("estimated tokens/s", f"{found.tokens_per_second:,.0f}")
+    table.add_row("estimated model-FLOPs utilisation", f"{found.utilisation:.1%}")
+    return table
+
+
+def _exchanges(found: Estimate) -> Table:
+    table = Table(title="exchanges between devices, a step", title_justify="left")
+    for name in ("kind", "count", "GiB a device", "ms", "of these beside compute"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for kind, one in sorted(found.totals.traffic.items()):
+        times = (f"{one.seconds * 1e3:.1f}", f"{one.hidden * 1e3:.1f}") if found.seconds is not None else ("", "")
+        table.add_row(kind, f"{one.count:,.0f}", f"{one.bytes / GIB:.3f}", *times)
+    return table
+
+
+def _longest(found: Estimate) -> Iterator[str]:
+    """The exchanges that the step waits for longest, by the operation that asked for them."""
+    waited = {place: one.seconds - one.hidden for place, one in found.totals.places.items()}
+    for place in sorted(waited, key=lambda place: -waited[place])[:LONGEST]:
+        if found.seconds and waited[place] > SMALLEST * found.seconds:
+            one = found.totals.places[place]
+            yield f"waits {waited[place] * 1e3:.1f} ms for {one.count:,.0f} × {place}, {one.bytes / GIB:.3f} GiB"
+
+
+def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
+    """Settings to change, most useful first; none where all is well."""
+    if not found.fits:
+        yield from shrinking(config, found, target)
+        return
+    if found.seconds is None:
+        return
+    waited = {kind: one.seconds - one.hidden for kind, one in found.totals.traffic.items()}
+    slowest = max(waited, key=lambda kind: waited[kind], default="")
+    if slowest and sum(waited.values()) > WAITING * found.seconds:
+        yield (
+            f"{sum(waited.values()) / found.seconds:.0%} of the step waits for exchanges, most for {slowest} "
+            f"({waited[slowest] * 1e3:.1f} ms): more --data.rows a step, or another mesh (--search tries several)"
+        )
+    less = {"block": "products", "products": "none"}.get(config.model.remat)
+    if less and found.limit and found.needed and found.needed < 0.4 * found.limit:
+        free = 1 - found.needed / found.limit
+        yield f"{free:.0%} of the memory is free: --model.remat {less} computes less a second time, if it fits then"
+
+
+def shrinking(config: Config, found: Estimate | None = None, target: Target | None = None) -> Iterator[str]:
+    """What takes less memory a device."""
+    if config.model.remat != "block":
+        yield "--model.remat block: activations of a block are computed again, not kept"
+    if found is not None and found.mesh.get("data", 1) > 1:
+        yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
+    parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
+    micro = 2 * config.training.micro_batches
+    if config.data.rows % (parts * micro) == 0:
+        yield (
+            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, its batch in {micro} parts, one "
+            "after the other"
+        )
+    if config.training.loss_chunks == 1 and config.data.length % 8 == 0:
+        yield "--training.loss-chunks 8: the logits of an eighth of the positions at a time"
+    if config.data.rows > 1:
+        yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) by half as well"
+    if config.training.ema:
+        yield "--training.ema 0: one copy of the weights less"
+    if target is not None and target.slice is not None:
+        larger = list(target.slice.shape)
+        larger[larger.index(min(larger))] *= 2
+        yield f"a larger slice: --topology {target.slice.chip.name}:{'x'.join(map(str, larger))}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"

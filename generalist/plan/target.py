@@ -1,0 +1,110 @@
+"""What a plan is made for: a TPU slice that need not be there, simulated CPU devices, or one GPU's memory."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from generalist.plan.chips import GIB, Chip, Slice, parse_gpu, parse_slice
+
+RESERVED = 0.25 * GIB
+"""Of a TPU's main memory, what the runtime keeps: the compiler fills 15.75 GiB of 16."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """The devices that a plan is made for."""
+
+    name: str
+    """As it was asked for."""
+    platform: str
+    """tpu, cpu or gpu."""
+    count: int
+    chip: Chip | None = None
+    """None for simulated devices, which have no memory and no speed of their own."""
+    slice: Slice | None = None
+    """How TPUs are wired."""
+
+    @property
+    def memory(self) -> float | None:
+        """Bytes of a device that a program may fill; None where there is no such limit."""
+        if self.chip is None:
+            return None
+        return self.chip.memory - (RESERVED if self.slice is not None else 0.0)
+
+
+def parse_target(topology: str | None, devices: str | None) -> Target:
+    """The target of `--topology v5e:16x16`, `--devices cpu:8`, `--devices gpu:24GiB` or `--devices h100`.
+
+    Raises:
+        ValueError: both or neither are given, or one is unknown.
+    """
+    if (topology is None) == (devices is None):
+        raise ValueError("give either --topology, such as v5e:16x16, or --devices, such as cpu:8, gpu:24GiB or h100")
+    if topology is not None:
+        found = parse_slice(topology)
+        return Target(name=found.name, platform="tpu", count=found.count, chip=found.chip, slice=found)
+    assert devices is not None
+    if devices == "cpu" or devices.startswith("cpu:"):
+        count = devices.removeprefix("cpu").removeprefix(":") or "1"
+        if not re.fullmatch(r"[1-9]\d{0,3}", count):
+            raise ValueError(f"--devices {devices}: write the number of simulated devices, such as cpu:8")
+        return Target(name=devices, platform="cpu", count=int(count))
+    chip = parse_gpu(devices)
+    return Target(name=chip.name, platform="gpu", count=1, chip=chip)
+
+
+def prepare_environment(target: Target) -> None:
+    """What must stand in the environment before JAX is imported: programs are only compiled here, never run on an accelerator."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if target.platform == "cpu" and "jax" not in sys.modules:
+        flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}".strip()
+    if target.slice is not None:
+        # Without a TPU there is nothing to ask the machine about, and nothing to lock; the rest only silences the questions.
+        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        quiet = {
+            "TPU_ACCELERATOR_TYPE": f"{target.slice.chip.name}-{target.count}",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "TPU_STDERR_LOG_LEVEL": "3",
+            "TPU_MIN_LOG_LEVEL": "3",
+        }
+        for name, value in quiet.items():
+            os.environ.setdefault(name, value)
+
+
+def open_devices(target: Target) -> Sequence[Any]:
+    """The devices, as JAX describes them.
+
+    Raises:
+        ImportError: libtpu is not installed.
+        ValueError: the TPU compiler knows no such slice, or too few devices are simulated.
+    """
+    import jax
+
+    if target.slice is None:
+        found = jax.devices("cpu")
+        if len(found) < target.count:
+            raise ValueError(
+                f"--devices {target.name}, but JAX was started with {len(found)}: "
+                f"set XLA_FLAGS=--xla_force_host_platform_device_count={target.count} before it is imported"
+            )
+        return found[: target.count]
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "planning for a TPU needs its compiler: pip install 'generalist[tpu]', or uv sync --extra tpu"
+        ) from error
+    from jax.experimental import topologies
+
+    # A v4 chip's two cores as one device, which the later chips are by themselves.
+    settings = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.name, **settings).devices
+    except Exception as error:  # the plugin raises errors of several kinds
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the TPU compiler knows no slice {target.name}: {reason}") from error

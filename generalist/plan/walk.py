@@ -1,0 +1,213 @@
+"""A whole compiled program: every loop's body times its trips, every collective once, and the time a roofline gives it.
+
+The compiler's own cost analysis counts the body of a scan once (and so a 24-layer model as one layer): this walks instead.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from generalist.plan.cost import FREE, flops, hbm_bytes, inside, is_collective, is_counted
+from generalist.plan.groups import Exchange, exchange
+from generalist.plan.hlo import Computation, Instruction, Module
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """What a roofline is made of, a device."""
+
+    flops: float
+    """FLOP/s."""
+    bandwidth: float
+    """Bytes/s of main memory."""
+    seconds: Callable[[Exchange], float]
+    """How long an exchange takes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Exchanges of one kind."""
+
+    count: float = 0.0
+    bytes: float = 0.0
+    """Of the larger side of each, input or output, on one device."""
+    seconds: float = 0.0
+    hidden: float = 0.0
+    """Seconds of those that run beside compute."""
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
+
+    def __mul__(self, times: float) -> "Traffic":
+        return Traffic(**{f.name: getattr(self, f.name) * times for f in dataclasses.fields(self)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What a program costs one device."""
+
+    flops: float = 0.0
+    """Of matrix products and convolutions."""
+    bytes: float = 0.0
+    """To and from main memory."""
+    seconds: float = 0.0
+    """By the roofline, see `body_seconds`."""
+    matrix_seconds: float = 0.0
+    """Of the FLOPs alone, at the peak."""
+    traffic: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    """By kind."""
+    places: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    """The same by kind and by the operation of the model that asked for it."""
+    notes: tuple[str, ...] = ()
+    """What could not be counted."""
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            traffic=_added(self.traffic, other.traffic),
+            places=_added(self.places, other.places),
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
+    def __mul__(self, times: float) -> "Totals":
+        return Totals(
+            **{name: getattr(self, name) * times for name in _SUMS},
+            traffic={kind: one * times for kind, one in self.traffic.items()},
+            places={place: one * times for place, one in self.places.items()},
+            notes=self.notes,
+        )
+
+
+def _added(left: dict[str, Traffic], right: dict[str, Traffic]) -> dict[str, Traffic]:
+    return {key: left.get(key, Traffic()) + right.get(key, Traffic()) for key in dict.fromkeys((*left, *right))}
+
+
+_SUMS = ("flops", "bytes", "seconds", "matrix_seconds")
+
+
+@dataclasses.dataclass
+class _Body:
+    """One pass through a computation, before it is turned into time."""
+
+    inner: Totals = dataclasses.field(default_factory=Totals)
+    compute: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+    waiting: float = 0.0
+    beside: float = 0.0
+
+    def seconds(self, speeds: Speeds) -> float:
+        """The roofline's assumptions, in one place. An operation takes the longer of its products and its memory traffic.
+        Copies ahead of their use, and exchanges that the compiler started early, run beside all operations of the same body; but
+        all of a body's traffic shares the memory. Exchanges that the compiler waits for are added. Loops follow one another."""
+        return max(self.compute, self.bytes / speeds.bandwidth, self.beside) + self.waiting
+
+
+def walk(module: Module, speeds: Speeds) -> Totals:
+    """Costs of the whole program on one device."""
+    return _walk(module, module.entry, speeds)
+
+
+def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
+    body, seen = _Body(), set[str]()
+    for one in computation.instructions:
+        if one.operation == "while":
+            trips = trip_count(module, computation, one)
+            (repeated,) = module.called(one, "body")
+            note = () if trips is not None else (f"the trips of the loop {one.name} are unknown: counted once",)
+            body.inner += _walk(module, repeated, speeds) * (1 if trips is None else trips) + Totals(notes=note)
+        elif one.operation == "conditional":
+            branches = [_walk(module, branch, speeds) for branch in module.branches(one)]
+            body.inner += max(branches, key=lambda branch: branch.seconds, default=Totals())
+        elif one.operation == "call":
+            for called in module.called(one, "to_apply"):
+                body.inner += _walk(module, called, speeds)
+        else:
+            _count(module, computation, one, speeds, body, seen)
+    own = Totals(
+        flops=body.flops,
+        bytes=body.bytes,
+        seconds=body.seconds(speeds),
+        matrix_seconds=body.flops / speeds.flops,
+    )
+    return own + body.inner
+
+
+def _count(
+    module: Module, computation: Computation, one: Instruction, speeds: Speeds, body: _Body, seen: set[str]
+) -> None:
+    """Adds an instruction without a body of its own."""
+    if one.operation in FREE or one.operation.endswith("-done"):
+        return
+    for within, part, beside in collectives(module, computation, one):
+        # A TPU moves a collective that runs beside compute in pieces, each fused with another operation: one channel, one
+        # exchange.
+        channel = part.attribute("channel_id", r"(\d+)")
+        if channel is not None and channel in seen:
+            continue
+        seen.add(channel or part.name)
+        found = exchange(module, within, part)
+        seconds = speeds.seconds(found)
+        moved = Traffic(count=1, bytes=found.bytes, seconds=seconds, hidden=seconds * beside)
+        asked = part.attribute("op_name", r'"([^"]*)"') or "the compiler's own"
+        body.inner += Totals(traffic={found.kind: moved}, places={f"{found.kind}: {asked}": moved})
+        body.beside, body.waiting = body.beside + seconds * beside, body.waiting + seconds * (not beside)
+    if is_collective(one):
+        return
+    products, moved_bytes = flops(module, computation, one), hbm_bytes(module, computation, one)
+    body.flops, body.bytes = body.flops + products, body.bytes + moved_bytes
+    if not one.operation.endswith("-start"):
+        body.compute += max(products / speeds.flops, moved_bytes / speeds.bandwidth)
+    if not is_counted(one):
+        body.inner += Totals(notes=(f"FLOPs of the kernel {one.name} are unknown: counted as none",))
+
+
+def collectives(
+    module: Module, computation: Computation, one: Instruction
+) -> list[tuple[Computation, Instruction, bool]]:
+    """The collectives that an instruction is or holds, each with where it stands and whether it runs beside compute."""
+    if is_collective(one):
+        return [(computation, one, one.operation.endswith("-start"))]
+    inner = [(body, part) for body in inside(module, one) for part in body.instructions if is_collective(part)]
+    # A fusion that is nothing but the collective, or one and what scatters its sum, is waited for.
+    chained = (
+        one.operation.endswith("-start") or "async" in one.name or "chain_id" in "".join(p.attributes for _, p in inner)
+    )
+    return [(body, part, chained) for body, part in inner]
+
+
+def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """How often a loop's body runs: as the compiler states it, else by the bound in its condition; None where neither says."""
+    stated = re.search(r'"?known_trip_count"?:?\s*=?\s*\{\s*"?n"?:\s*"?(\d+)', loop.attributes)
+    if stated:
+        return int(stated.group(1))
+    (condition,) = module.called(loop, "condition")
+    compare, sides = condition.root, condition.operands(condition.root)
+    if compare.operation == "fusion":
+        (body,) = module.called(compare, "calls")
+        compare = body.root
+        # A fused comparison's sides are parameters, which stand for the fusion's operands, or constants.
+        parts = body.operands(compare)
+        sides = [sides[int(part.argument)] if part.operation == "parameter" else part for part in parts]
+    if compare.operation != "compare" or compare.attribute("direction") != "LT" or len(sides) != 2:
+        return None
+    start, end = (_constant(computation, loop, condition, side) for side in sides)
+    return None if end is None or start is None else max(0, end - start)
+
+
+def _constant(computation: Computation, loop: Instruction, condition: Computation, part: Instruction) -> int | None:
+    """The number that a part of a loop's condition is at the start; None where it is none."""
+    part = _origin(condition, part)
+    if part.operation == "get-tuple-element":
+        given, index = computation.operands(loop)[0], int(part.attribute("index", r"(\d+)") or 0)
+        if given.operation != "tuple":
+            return None
+        part = _origin(computation, computation.operands(given)[index])
+    return int(part.argument) if part.operation == "constant" and re.fullmatch(r"-?\d+", part.argument) else None
+
+
+def _origin(computation: Computation, part: Instruction) -> Instruction:
+    """What a part is a copy of."""
+    while part.operation in ("copy", "convert", "bitcast", "copy-done", "copy-start") and part.operands:
+        part = computation.by_name[part.operands[0]]
+    return part
