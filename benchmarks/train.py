@@ -62,7 +62,8 @@ def main() -> None:
         print(json.dumps(measure(json.loads(arguments.case), arguments)))
         return
     rows = []
-    print(HEADER.format(*(("PyTorch's time / ours",) if arguments.torch else ("",))), flush=True)
+    columns = [*COLUMNS, *(["PyTorch's time / ours"] if arguments.torch else [])]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for size in arguments.sizes:
         for length in arguments.lengths:
             rows.append(both(size, length))
@@ -71,19 +72,25 @@ def main() -> None:
         plot(rows, arguments.plot)
 
 
-HEADER = (
-    "| model | length | tokens/s | MFU, full attention | MFU, causal | peak memory, MiB | compile, s | from the cache, s | {} |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "model",
+    "length",
+    "tokens/s",
+    "MFU, full attention",
+    "MFU, causal",
+    "peak memory, MiB",
+    "compile, s",
+    "from the cache, s",
 )
 
 
 def describe(row: dict[str, Any], torch: bool) -> str:
     """A line of the table."""
     model = f"{row['size']}, {row['parameters'] / 1e6:.1f} M"
-    ratio = f"{row['torch_ratio']:.2f}" if torch else ""
+    ratio = f" {row['torch_ratio']:.2f} |" if torch else ""
     return (
         f"| {model} | {row['length']} | {row['tokens_per_second']:.0f} | {row['full']:.1%} | {row['causal']:.1%} "
-        f"| {row['memory']:.0f} | {row['compile']:.1f} | {row['cached']:.1f} | {ratio} |"
+        f"| {row['memory']:.0f} | {row['compile']:.1f} | {row['cached']:.1f} |{ratio}"
     )
 
 

@@ -19,7 +19,7 @@ from generalist.model.attention import Angles, Attention, Cache, angles, attenti
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, make_norm, stack
+from generalist.model.layers import FeedForward, make_norm, product, stack
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -91,7 +91,8 @@ class TokenTable(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32."""
-        products = [(hidden @ rows[...].T.astype(hidden.dtype)).astype(jnp.float32) for rows in (self.text, self.other)]
+        tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))
+        products = [product(hidden, table).astype(jnp.float32) for table in tables]
         return jnp.concatenate(products, axis=-1)
 
 

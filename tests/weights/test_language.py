@@ -109,7 +109,7 @@ def test_cached_equals_uncached(name: str):
         return model.hidden_cached(one, caches, (at <= start).astype(jnp.int32), at, start)
 
     caches = nnx.merge(graph, params).empty_caches(2, length)
-    names = [field.name for field in dataclasses.fields(Batch) if getattr(batch, field.name).shape == (2, length)]
+    names = [field.name for field in dataclasses.fields(Batch) if np.shape(getattr(batch, field.name)) == (2, length)]
     for index in range(length):
         one = dataclasses.replace(batch, **{name: getattr(batch, name)[:, index : index + 1] for name in names})
         hidden, caches = step(params, one, caches, jnp.array(index))
