@@ -13,6 +13,7 @@ from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.shapes import batch_spec
+from generalist.training.loss import fitting
 from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder
 
@@ -84,6 +85,8 @@ def arithmetic(
     # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.micro_batches
+    logits = positions * spec.vocabulary.size
+    chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
     cells = 0 if encoder is None else encoder.cells
     micro = replicas * config.training.micro_batches
     images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
@@ -99,7 +102,7 @@ def arithmetic(
         optimizer_bytes=2 * FULL * trained / shards,
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / micro),
-        logits_bytes=LOGITS_COPIES * FULL * positions * spec.vocabulary.size / config.training.loss_chunks,
+        logits_bytes=LOGITS_COPIES * FULL * logits / chunks,
         batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
     )

@@ -175,8 +175,8 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
             f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, its batch in {micro} parts, one "
             "after the other"
         )
-    if config.training.loss_chunks == 1 and config.data.length % 8 == 0:
-        yield "--training.loss-chunks 8: the logits of an eighth of the positions at a time"
+    if config.training.loss_chunks < 16 and config.data.length % 16 == 0:
+        yield "--training.loss-chunks 16: the logits of a sixteenth of the positions at a time"
     if config.data.rows > 1:
         yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) by half as well"
     if config.training.ema:

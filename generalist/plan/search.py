@@ -102,7 +102,7 @@ def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
             or tensor > LARGEST_SPLIT
             or sequence > LARGEST_SPLIT
             or config.model.kv_heads % tensor
-            or config.data.length % (sequence * config.training.loss_chunks)
+            or config.data.length % (sequence * max(1, config.training.loss_chunks))
         ):
             continue
         mesh = {"data": data, "fsdp": count // others, "tensor": tensor, "sequence": sequence}

@@ -37,10 +37,10 @@ def by_source(x: Float[Array, "B L"], batch: Batch, sources: int) -> Float[Array
     return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
 
 
-def fitting(length: int, logits: int) -> int:
+def fitting(length: int, logits: float | int, platform: str) -> int:
     """Into how many pieces, a power of two that divides `length`, a device's logits are cut: until a piece has 4 million of them
     on a CPU (16 MiB: beyond its caches they cost a third of a step), 256 million elsewhere (1 GiB)."""
-    most, chunks = 2**22 if target_platform() == "cpu" else 2**28, 1
+    most, chunks = 2**22 if platform == "cpu" else 2**28, 1
     while logits > most * chunks and length % (2 * chunks) == 0:
         chunks *= 2
     return chunks
@@ -66,7 +66,8 @@ def token_losses(
     rows, length = batch.targets.shape
     mesh = jax.sharding.get_abstract_mesh()
     across = 1 if mesh.empty else mesh.shape["sequence"]  # every device along the sequence has a part of each piece
-    chunks = chunks or fitting(length // across, batch.targets.size * model.tokens.size // max(1, mesh.size))
+    logits = batch.targets.size * model.tokens.size / max(1, mesh.size)
+    chunks = chunks or fitting(length // across, logits, target_platform())
     if chunks == 1:
         return of(hidden, batch.targets)
     if length % (across * chunks):

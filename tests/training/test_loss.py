@@ -16,4 +16,4 @@ from generalist.training.loss import fitting
     ],
 )
 def test_logits_are_cut_until_a_piece_fits_a_cpus_caches(length: int, logits: int, pieces: int):
-    assert fitting(length, logits) == pieces
+    assert fitting(length, logits, "cpu") == pieces
