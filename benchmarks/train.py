@@ -35,6 +35,7 @@ from generalist.training.step import make_trainer
 
 HEAD = 32
 VOCABULARY = 8192
+WARM = 4  # steps before any is timed: their memory is fetched from the system page by page
 
 
 def main() -> None:
@@ -179,13 +180,15 @@ def measure(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, An
             state, metrics = compiled(state, batch, key)
             jax.block_until_ready((state, metrics))
 
-        ours()
+        for _ in range(WARM):
+            ours()
         memory = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         )  # of the process; what torch takes comes later
         theirs = torch_step(spec.config, training, batch) if arguments.torch else None
         if theirs:
-            theirs()
+            for _ in range(WARM):
+                theirs()
         rounds = [one_round(ours, theirs) for _ in range(arguments.rounds)]
     seconds, peaks, other = np.array(rounds).T
     flops = model_flops(spec, sizes, state.params)
