@@ -4,6 +4,7 @@ The axes are `data` (weights replicated, rows split), `fsdp` (weights and rows s
 `sequence` (positions split, for long contexts).
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -93,7 +94,8 @@ def rows_sharding(shape: tuple[int, ...], mesh: Mesh, *, positions: bool = False
     return NamedSharding(mesh, P(*spec))
 
 
-def own_shards(mesh: Mesh, shards: int) -> list[int]:
+@functools.cache
+def own_shards(mesh: Mesh, shards: int) -> tuple[int, ...]:
     """Which of a batch's shards this process's devices need, in order.
 
     Of several processes, those that a `tensor` or `sequence` axis spans need the same ones.
@@ -110,7 +112,8 @@ def own_shards(mesh: Mesh, shards: int) -> list[int]:
     rows = math.lcm(parts, shards)
     index = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,))
     each = rows // shards
-    return sorted({row // each for at in index.values() if at is not None for row in range(*at[0].indices(rows))})
+    owned = {row // each for at in index.values() if at is not None for row in range(*at[0].indices(rows))}
+    return tuple(sorted(owned))
 
 
 def place(name: str, leaf: np.ndarray, sharding: NamedSharding, own: Sequence[int], shards: int) -> jax.Array:
