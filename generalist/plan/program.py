@@ -73,13 +73,7 @@ def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]
     Raises:
         ValueError: the mesh's axes do not multiply to the devices, or cannot be laid along the slice's sides.
     """
-    try:
-        mesh = make_mesh(config.training, devices)
-    except NotImplementedError as error:
-        raise ValueError(
-            "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
-            "sides"
-        ) from error
+    mesh = make_mesh(config.training, devices)
     return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
 
 

@@ -38,7 +38,7 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
         devices: others than those of this run, to compile for.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or cannot be laid along a TPU slice's links.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = [training.data_axis, training.fsdp_axis, training.tensor_axis, training.sequence_axis]
@@ -50,7 +50,13 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
             f"training.data_axis × fsdp_axis × tensor_axis × sequence_axis = {' × '.join(map(str, sizes))} does not cover the "
             f"{count} devices; make them multiply to that number, or set one of them to -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    except NotImplementedError as error:  # what JAX says of a TPU slice
+        raise ValueError(
+            "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
+            "sides"
+        ) from error
 
 
 def path_string(path: tuple) -> str:
