@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, what another mesh reads, and that a failed save costs nothing."""
 
 import dataclasses
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,8 +103,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# The library's own threads end with the error as well; the one that counts is raised where the user sees it.
+# The library's own threads and coroutines end with the error as well; the one that counts is raised where the user sees it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_leaves_the_last_good_one(tmp_path: Path):
     training, width = TrainingConfig(keep=1), 1_000_000
     noise = jax.random.normal(jax.random.key(0), (width,))  # which does not compress
@@ -124,3 +126,4 @@ def test_a_save_that_fails_leaves_the_last_good_one(tmp_path: Path):
     again.wait()
     assert again.latest == 2
     again.close()
+    gc.collect()  # while this test's filters hold
