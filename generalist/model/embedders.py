@@ -38,8 +38,8 @@ class GroupNorm(nnx.Module):
 def column_convolution(
     x: Float[Array, "N H W C"], kernel: Float[Array, "K K C O"], stride: int
 ) -> Float[Array, "N h w O"]:
-    """A convolution with "SAME" padding as one matrix product of all neighbourhoods, laid out side by side: forwards and backwards
-    together 1.3 to 1.5 times as fast on a CPU as XLA's own."""
+    """A convolution with "SAME" padding as one matrix product of all neighbourhoods, laid out side by side: forwards and
+    backwards together 1.3 to 1.5 times as fast on a CPU as XLA's own."""
     count, height, width, channels = x.shape
     size = len(kernel)
     rows, columns = -(-height // stride), -(-width // stride)
