@@ -8,6 +8,9 @@ from generalist.model.config import REQUIRED, ModelConfig
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
+SUITES = ("metaworld", "babyai", "atari", "classic", "fetch")
+"""The suites of control tasks, each a field of `DataConfig` of that name."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenConfig:
@@ -115,6 +118,8 @@ class DataConfig:
     """Atari 2600 from pixels."""
     classic: ControlConfig = ControlConfig()
     """Classic control, Box2D and MuJoCo from state."""
+    fetch: ControlConfig = ControlConfig()
+    """Fetch: a robot arm that reaches, pushes and carries, from state."""
     emoji: EmojiConfig = EmojiConfig()
     """Images and their names."""
     prose: ProseConfig = ProseConfig()
@@ -145,11 +150,11 @@ class DataConfig:
 
     def control(self) -> dict[str, ControlConfig]:
         """The control suites that take part, by name."""
-        suites = {name: getattr(self, name) for name in ("metaworld", "babyai", "atari", "classic")}
+        suites = {name: getattr(self, name) for name in SUITES}
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
     def __post_init__(self) -> None:
-        for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose", "documents"):
+        for name in (*SUITES, "emoji", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
 
@@ -275,6 +280,8 @@ class EvaluationConfig:
     """Episodes an Atari game."""
     classic_episodes: int = 10
     """Episodes a classic, Box2D or MuJoCo task."""
+    fetch_episodes: int = 20
+    """Episodes a Fetch task."""
     naming_items: int = 400
     """Held-out drawings named."""
     naming_choices: int = 10
