@@ -25,30 +25,30 @@ def move(right: float, down: float, *, slack: tuple[float, float] = (2, 2), fire
 
 
 def column(byte: int) -> int:
-    """The place across the screen that a byte in the video chip's form means: 15 pixels a step, −8 to 7 fewer by its high half."""
+    """The place across the screen that a byte in the video chip's form means: 15 pixels a step, less its upper half (−8 to 7)."""
     fine = byte >> 4
     return 15 * (byte & 15) - (fine - 16 if fine > 7 else fine)
 
 
 class Pong:
-    """Follows the ball, one decision ahead."""
+    """Keeps a point below the paddle's middle at the ball's height, one decision ahead, within a slack that leaves the paddle
+    still: a paddle at rest off its middle returns the ball steeply, and an action that comes late costs little."""
 
-    BALL_Y, BALL_X, PADDLE_Y = 54, 49, 51
+    BALL_Y, PADDLE_Y = 54, 51
+    POINT, SLACK = 7, 7
 
     def __init__(self) -> None:
         self._ball: int | None = None
-        self._paddle: int | None = None
 
     def __call__(self, memory: Memory) -> str:
         """LEFT moves the paddle down, RIGHT up."""
-        ball, paddle = memory[self.BALL_Y], memory[self.PADDLE_Y]
-        ball_speed = 0 if self._ball is None else ball - self._ball
-        paddle_speed = 0 if self._paddle is None else paddle - self._paddle
-        self._ball, self._paddle = ball or None, paddle
+        ball = memory[self.BALL_Y]
+        speed = 0 if self._ball is None else ball - self._ball
+        self._ball = ball or None
         if ball == 0:  # between two points
             return "NOOP"
-        distance = ball + ball_speed - (paddle + 6) - paddle_speed
-        return "LEFT" if distance > 6 else "RIGHT" if distance < -6 else "NOOP"
+        distance = ball + speed - memory[self.PADDLE_Y] - self.POINT
+        return "LEFT" if distance > self.SLACK else "RIGHT" if distance < -self.SLACK else "NOOP"
 
 
 class Breakout:
