@@ -66,9 +66,10 @@ def _play(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generator, ob
     """The loop of `play_expert`."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
+    disturb = task.disturbance(env.action_space, rng)
     while not (terminated or truncated or len(rewards) == max_steps):
         action = policy(observation)
-        done = task.disturb(action, env.action_space, rng) if noisy else action
+        done = disturb(action) if noisy else action
         observations.append(observation)
         actions.append(action)
         executed.append(done)

@@ -127,6 +127,10 @@ class Task(abc.ABC):
         assert isinstance(space, gym.spaces.Discrete), f"{self.name}: no action noise for {space}"
         return int(rng.integers(space.n)) if rng.random() < self.noise else action
 
+    def disturbance(self, space: gym.Space, rng: np.random.Generator) -> Policy:
+        """The noise of one episode: a function from the expert's action to the one that is executed; by default `disturb`."""
+        return lambda action: self.disturb(action, space, rng)
+
 
 class Instructed(gym.Wrapper):
     """Puts the instruction into the info of `reset`, unless the environment has done so."""
