@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.envs.task import get
+from generalist.envs.task import Task
 from generalist.envs.workers import WorkerError, start
 
 Step = tuple[Any, float, bool, dict[str, Any]]
@@ -17,11 +17,11 @@ class EnvPool:
     """One environment a *lane*, each with its task and seed; a worker owns every n-th lane and steps them in turn.
 
     Args:
-        lanes: (task's name, seed) each.
+        lanes: (task, seed) each.
         workers: processes at most.
     """
 
-    def __init__(self, lanes: Sequence[tuple[str, int]], workers: int):
+    def __init__(self, lanes: Sequence[tuple[Task, int]], workers: int):
         if not lanes:
             raise ValueError("an EnvPool needs at least one lane")
         self._lanes = list(lanes)
@@ -79,13 +79,13 @@ class EnvPool:
     def _died(self, index: int) -> WorkerError:
         process, _ = self._workers[index]
         process.join(timeout=5)
-        names = sorted({self._lanes[lane][0] for lane in self._owned[index]})
+        names = sorted({self._lanes[lane][0].name for lane in self._owned[index]})
         return WorkerError(
             f"the process that played {', '.join(names)} died (exit code {process.exitcode}); run the same command again"
         )
 
 
-def _serve(connection: Connection, lanes: Sequence[tuple[str, int]]) -> None:
+def _serve(connection: Connection, lanes: Sequence[tuple[Task, int]]) -> None:
     """A worker's loop: (command, actions) in, (failed, results or exception) out."""
     envs: list[Any] = [None] * len(lanes)
     while True:
@@ -93,17 +93,17 @@ def _serve(connection: Connection, lanes: Sequence[tuple[str, int]]) -> None:
         results: list[Any] = []
         lane = 0
         try:
-            for lane, (name, seed) in enumerate(lanes):
+            for lane, (task, seed) in enumerate(lanes):
                 if command == "reset":
                     if envs[lane] is None:
-                        envs[lane] = get(name).make()
+                        envs[lane] = task.make()
                     observation, info = envs[lane].reset(seed=seed)
                     results.append((observation, info["instruction"]))
                 else:
                     results.append(None if actions[lane] is None else _step(envs[lane], actions[lane]))
             connection.send((False, results))
         except Exception as error:
-            connection.send((True, WorkerError(f"{lanes[lane][0]} failed ({type(error).__name__}: {error})")))
+            connection.send((True, WorkerError(f"{lanes[lane][0].name} failed ({type(error).__name__}: {error})")))
 
 
 def _step(env: Any, action: Any) -> Step:

@@ -131,7 +131,7 @@ def _play(
     """One episode in each lane of a group."""
     lanes = [_Lane(task=task, seed=seed) for task, seed in group]
     with _STARTING:
-        started = EnvPool([(task.name, seed) for task, seed in group], workers)
+        started = EnvPool(group, workers)
     with contextlib.closing(started) as pool:
         observations, instructions = pool.reset()
         policy = make_policy(group[0][0].layout, len(group))

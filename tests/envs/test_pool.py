@@ -7,17 +7,17 @@ from generalist.envs.pool import EnvPool
 from generalist.envs.task import get
 from generalist.envs.workers import WorkerError
 
-LANES = [("classic/cartpole", 1), ("classic/cartpole", 2), ("classic/cartpole", 3)]
+LANES = [(get("classic/cartpole"), seed) for seed in (1, 2, 3)]
 
 
 def test_lanes_play_like_single_environments():
     pool = EnvPool(LANES, workers=2)
     observations, instructions = pool.reset()
     assert instructions == [get("classic/cartpole").instruction] * 3
-    for lane, (name, seed) in enumerate(LANES):
-        env = get(name).make()
+    for lane, (task, seed) in enumerate(LANES):
+        env = task.make()
         np.testing.assert_array_equal(env.reset(seed=seed)[0], observations[lane])
-    envs = [get(name).make() for name, _ in LANES]
+    envs = [task.make() for task, _ in LANES]
     for env, (_, seed) in zip(envs, LANES, strict=True):
         env.reset(seed=seed)
     for _ in range(3):
