@@ -40,7 +40,6 @@ from generalist.progress import counting
 FORMAT = 1
 RANDOM_EPISODES = 30  # for the lower end of every percentage
 EPISODES_A_FILE = 50
-NOISY_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,12 +94,15 @@ def record_demonstrations(
     place = _free_place(folder, replace)
     task, env = _undescribed(id, place, instruction, max_steps, arguments, noise)
 
+    def act(observation: Any) -> Any:
+        return _action(env.action_space, policy(observation))
+
     def play() -> Iterator[Episode]:
         for seed in range(episodes):
             observation, info = env.reset(seed=seed)
             noisy, rng = noise > 0 and seed % 2 == 1, np.random.default_rng(seed)
             yield play_policy(
-                task, env, policy, rng, observation, info["instruction"], seed, noisy=noisy, max_steps=task.max_steps
+                task, env, act, rng, observation, info["instruction"], seed, noisy=noisy, max_steps=task.max_steps
             )
 
     with contextlib.closing(env):
@@ -131,7 +133,7 @@ def save_demonstrations(
                     f"demonstration {index} has {len(one.observations)} observations, {steps} actions and {len(one.rewards)} "
                     "rewards: as many of each are needed, at least one, and the last observation may be left in"
                 )
-            actions = list(one.actions)
+            actions = [_action(env.action_space, action) for action in one.actions]
             yield Episode(
                 seed=index,
                 noisy=False,
@@ -180,8 +182,7 @@ def join_demonstrations(
     with contextlib.closing(env):
         try:
             builder = tfds.builder_from_directory(str(place))
-            only = tfds.decode.PartialDecoding({"steps": {"reward": True}})
-            source = builder.as_data_source(split="train", decoders=only)
+            source = builder.as_data_source(split="train")
             steps = builder.info.features["steps"].feature
             _check_features(place, steps, (env.observation_space, env.action_space))
             scores = [task.score([step["reward"] for step in episode["steps"]], []) for episode in source]
@@ -313,7 +314,7 @@ def _write_shards(
         for index in range(files):
             part: list[Episode] = []
             for episode in itertools.islice(played, EPISODES_A_FILE):
-                part.append(_fitted(task, spaces, episode))
+                part.append(episode)
                 progress.advance(bar)
             records = [serialize(episode) for episode in part]
             rlds.write_shard(work / rlds.shard_name(task, index, files), records)
@@ -323,16 +324,20 @@ def _write_shards(
     return shards, kept
 
 
-def _fitted(task: OwnTask, spaces: rlds.Spaces, episode: Episode) -> Episode:
-    """The episode, once its actions are of their space. Observations outside their bounds are common, and do no harm."""
-    actions = [_cast(spaces[1], action) for action in episode.actions]
-    for step, action in enumerate(actions):
-        if not spaces[1].contains(action):
-            raise ValueError(
-                f"step {step} of episode {episode.seed} of {task.id} has the action {action!r}, which is not of {spaces[1]}"
-            )
-    executed = [_cast(spaces[1], action) for action in episode.executed]
-    return dataclasses.replace(episode, actions=actions, executed=executed)
+def _action(space: gym.Space, value: Any) -> Any:
+    """An action as the environment takes it.
+
+    Raises:
+        ValueError: it is not of the space.
+    """
+    try:
+        action = _cast(space, value)
+        fits = space.contains(action)
+    except (KeyError, IndexError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"the action {value!r} is not of the action space {space}")
+    return action
 
 
 def _cast(space: gym.Space, value: Any) -> Any:
@@ -384,9 +389,11 @@ def _check_features(folder: Path, steps: Mapping[str, Any], spaces: rlds.Spaces)
     for name, space in zip(("observation", "action"), spaces, strict=True):
         recorded, wanted = dict(_leaves(steps[name])), dict(_leaves(rlds.feature(space)))
         for key in sorted(recorded.keys() | wanted.keys()):
-            if recorded.get(key) != wanted.get(key):
+            has, needs = (side.get(key, "nothing") for side in (recorded, wanted))
+            if has != needs:
                 raise ValueError(
-                    f"{folder} has the {name} part {key!r} as {recorded.get(key)}, but the environment has {wanted.get(key)}"
+                    f"{folder} has {has} as the {name} part {key!r}, but the environment has {needs}: give the id and the "
+                    "arguments of the environment that was recorded"
                 )
 
 
