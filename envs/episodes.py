@@ -52,7 +52,7 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
     observation, info = env.reset(seed=seed)
     try:
         with time_limit(task.time_limit):
-            return _play(
+            return play_policy(
                 task, env, task.expert(env, rng), rng, observation, info["instruction"], seed, noisy, max_steps
             )
     except (OutOfTime, AssertionError):  # BabyAI's bot asserts when its plan fails
@@ -61,9 +61,9 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
         return None
 
 
-def _play(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generator, observation: Any, instruction: str, seed: int,
-          noisy: bool, max_steps: int) -> Episode:  # fmt: skip
-    """The loop of `play_expert`."""
+def play_policy(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generator, observation: Any, instruction: str,
+                seed: int, noisy: bool, max_steps: int) -> Episode:  # fmt: skip
+    """An episode of any policy, from what `env.reset(seed=seed)` returned."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
     disturb = task.disturbance(env.action_space, rng)

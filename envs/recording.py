@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from generalist.envs import rlds
-from generalist.envs.episodes import Episode, play_expert
+from generalist.envs.episodes import Episode, environment, play_expert
 from generalist.envs.task import EVALUATION_SEED, Task, get
 from generalist.envs.workers import run_jobs
 from generalist.progress import Progress
@@ -175,7 +175,7 @@ def play_chunk(chunk: Chunk) -> dict[str, Any]:
             f"the expert of {chunk.task} succeeded only {len(played)} times in {TRIES * chunk.episodes} episodes, but "
             f"{chunk.episodes} were wanted: ask for fewer, or for other tasks"
         )
-    records = [rlds.serialize(task, episode, episode.seed) for episode in played]
+    records = [*map(rlds.Serializer(task, _spaces(task)), played)]
     rlds.write_shard(Path(chunk.path), records)
     return {"bytes": sum(map(len, records)), **summary(played)}
 
@@ -202,10 +202,16 @@ def finish(task: Task, folder: Path, parts: Sequence[Mapping[str, Any]], setting
         "fingerprint": settings,
     }
     work, place = working_folder(folder, task), rlds.dataset_folder(folder, task)
-    rlds.write_dataset_files(work, task, [(len(part["lengths"]), part["bytes"]) for part in parts], metadata)
+    shards = [(len(part["lengths"]), part["bytes"]) for part in parts]
+    rlds.write_dataset_files(work, task, _spaces(task), shards, metadata)
     shutil.rmtree(place, ignore_errors=True)  # recorded with other settings
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work, place)
+
+
+def _spaces(task: Task) -> rlds.Spaces:
+    env = environment(task.name)
+    return env.observation_space, env.action_space
 
 
 def working_folder(folder: Path, task: Task) -> Path:

@@ -6,8 +6,10 @@ The measure is evaluation's: the same cut-off after `max_steps`, the same score 
 import dataclasses
 import re
 
+import gymnasium as gym
+
 from generalist.envs.episodes import environment, play_expert
-from generalist.envs.task import get, suites, tasks
+from generalist.envs.task import Task, get, suites, tasks
 
 FIRST_SEED = 5_000_000  # neither recording nor evaluation comes here
 
@@ -29,14 +31,13 @@ def play(job: Job) -> list[float]:
     task = get(job.task)
     seeds = range(FIRST_SEED, FIRST_SEED + job.episodes)
     if not job.expert:
-        return [play_random(job.task, seed) for seed in seeds]
+        return [play_random(task, environment(job.task), seed) for seed in seeds]
     played = [play_expert(task, seed, noisy=False, max_steps=task.max_steps) for seed in seeds]
     return [0.0 if episode is None else episode.score for episode in played]
 
 
-def play_random(name: str, seed: int) -> float:
-    """An episode of uniformly random actions."""
-    env, task = environment(name), get(name)
+def play_random(task: Task, env: gym.Env, seed: int) -> float:
+    """The score of an episode of uniformly random actions."""
     env.reset(seed=seed)
     env.action_space.seed(seed)
     rewards, infos, done = [], [], False

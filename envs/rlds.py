@@ -10,7 +10,6 @@ expert chose), executed_action (what was done), reward, discount, is_first, is_l
 """
 
 import errno
-import functools
 import io
 import json
 import os
@@ -23,10 +22,12 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from generalist.envs.episodes import Episode, environment
-from generalist.envs.task import Task, get
+from generalist.envs.episodes import Episode
+from generalist.envs.task import Task
 
 VERSION = "1.0.0"
+Spaces = tuple[gym.Space, gym.Space]
+"""What is observed and what is done."""
 PNG_LEVEL = 1  # a third of the time of the usual level, for files a few percent larger
 
 
@@ -45,16 +46,16 @@ def shard_name(task: Task, index: int, count: int) -> str:
     return f"{dataset_name(task)}-train.array_record-{index:05d}-of-{count:05d}"
 
 
-def features(task: Task) -> Any:
-    """The `tfds.features.FeaturesDict` of a task."""
+def features(spaces: Spaces) -> Any:
+    """The `tfds.features.FeaturesDict` of episodes with these spaces."""
     import tensorflow_datasets as tfds
 
-    env = environment(task.name)
+    observation, action = (feature(space) for space in spaces)
     flag, number = tfds.features.Scalar(np.bool_), tfds.features.Scalar(np.float32)
     steps = {
-        "observation": _feature(env.observation_space),
-        "action": _feature(env.action_space),
-        "executed_action": _feature(env.action_space),
+        "observation": observation,
+        "action": action,
+        "executed_action": action,
         "reward": number,
         "discount": number,
         "is_first": flag,
@@ -73,28 +74,44 @@ def features(task: Task) -> Any:
     )
 
 
-def _feature(space: gym.Space) -> Any:
-    """The TFDS feature of a space's values."""
+def feature(space: gym.Space) -> Any:
+    """The TFDS feature of a space's values; a Tuple's parts are named by their places."""
     import tensorflow_datasets as tfds
 
     if _is_image(space):
         return tfds.features.Image(shape=space.shape, encoding_format="png")
     if isinstance(space, gym.spaces.Dict):
-        return tfds.features.FeaturesDict({key: _feature(part) for key, part in space.items()})
+        return tfds.features.FeaturesDict({key: feature(part) for key, part in space.items()})
+    if isinstance(space, gym.spaces.Tuple):
+        return tfds.features.FeaturesDict({str(place): feature(part) for place, part in enumerate(space)})
     if isinstance(space, gym.spaces.Discrete):
         return tfds.features.Scalar(np.int64)
+    if isinstance(space, gym.spaces.Text):
+        return tfds.features.Text()
     return tfds.features.Tensor(shape=space.shape, dtype=space.dtype.type)
 
 
 def _is_image(space: gym.Space) -> bool:
-    """Whether a space's values are stored as PNG."""
-    return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    """Whether a space's values are stored as PNG, which has 1, 3 or 4 channels."""
+    box = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
+    return box and len(space.shape) == 3 and space.shape[-1] in (1, 3, 4)
 
 
 def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
-    """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images."""
+    """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images and texts.
+
+    Raises:
+        ValueError: a value has another shape than the space.
+    """
     if isinstance(space, gym.spaces.Dict):
         return {key: _stack(part, [value[key] for value in values]) for key, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return {str(place): _stack(part, [value[place] for value in values]) for place, part in enumerate(space)}
+    if isinstance(space, gym.spaces.Text):
+        return [str(value).encode() for value in values]
+    if any(np.shape(value) != space.shape for value in values):
+        wrong = next(np.shape(value) for value in values if np.shape(value) != space.shape)
+        raise ValueError(f"a value of {space} must have shape {space.shape}, got {wrong}")
     if _is_image(space):
         return [_png(value) for value in values]
     return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)
@@ -107,41 +124,42 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@functools.lru_cache(maxsize=1)
-def _serializer(name: str) -> Any:
-    """TFDS's serializer for a task's records.
+class Serializer:
+    """Turns a task's episodes into records.
 
-    It takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a hundred times
-    the cost.
+    TFDS's serializer takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a
+    hundred times the cost.
     """
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    return ExampleSerializer(features(get(name)).get_serialized_info())
+    def __init__(self, task: Task, spaces: Spaces) -> None:
+        from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+        self._task, self._spaces = task, spaces
+        self._serializer = ExampleSerializer(features(spaces).get_serialized_info())
 
-def serialize(task: Task, episode: Episode, episode_id: int) -> bytes:
-    """An episode as a record."""
-    env, length = environment(task.name), len(episode.rewards)
-    index = np.arange(length)
-    terminal = (index == length - 1) & episode.terminated
-    record = {
-        "episode_id": episode_id,
-        "task": task.name,
-        "instruction": episode.instruction,
-        "success": bool(episode.score > 0) if task.only_successes else episode.terminated,
-        "return": episode.rewards.sum(dtype=np.float32),
-        "steps": {
-            "observation": _stack(env.observation_space, episode.observations),
-            "action": _stack(env.action_space, episode.actions),
-            "executed_action": _stack(env.action_space, episode.executed),
-            "reward": episode.rewards,
-            "discount": 1.0 - terminal.astype(np.float32),
-            "is_first": index == 0,
-            "is_last": index == length - 1,
-            "is_terminal": terminal,
-        },
-    }
-    return _serializer(task.name).serialize_example(record)
+    def __call__(self, episode: Episode) -> bytes:
+        """An episode as a record."""
+        length, (observation, action) = len(episode.rewards), self._spaces
+        index = np.arange(length)
+        terminal = (index == length - 1) & episode.terminated
+        record = {
+            "episode_id": episode.seed,
+            "task": self._task.name,
+            "instruction": episode.instruction,
+            "success": bool(episode.score > 0) if self._task.only_successes else episode.terminated,
+            "return": episode.rewards.sum(dtype=np.float32),
+            "steps": {
+                "observation": _stack(observation, episode.observations),
+                "action": _stack(action, episode.actions),
+                "executed_action": _stack(action, episode.executed),
+                "reward": episode.rewards,
+                "discount": 1.0 - terminal.astype(np.float32),
+                "is_first": index == 0,
+                "is_last": index == length - 1,
+                "is_terminal": terminal,
+            },
+        }
+        return self._serializer.serialize_example(record)
 
 
 def write_shard(path: Path, records: Sequence[bytes]) -> None:
@@ -178,13 +196,14 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 def write_dataset_files(
-    folder: Path, task: Task, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]
+    folder: Path, task: Task, spaces: Spaces, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]
 ) -> None:
     """Writes what makes a folder of shards a TFDS data set.
 
     Args:
         folder: holds the shards already.
         task: what was recorded.
+        spaces: what it observes and does.
         shards: (episodes, bytes) of each file.
         metadata: kept as metadata.json.
     """
@@ -196,8 +215,8 @@ def write_dataset_files(
     )
     info = tfds.core.DatasetInfo(
         builder=identity,
-        features=features(task),
-        description=f"{task.name}: {task.instruction}. Episodes of a scripted expert.",
+        features=features(spaces),
+        description=f"{task.name}: {task.instruction}. Episodes of an expert.",
         metadata=tfds.core.MetadataDict(metadata),
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)

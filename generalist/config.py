@@ -61,6 +61,23 @@ class ControlConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnConfig(ControlConfig):
+    """A user's own environments with their demonstrations (docs/environments.md)."""
+
+    weight: float = 0.1
+    """Share of the tokens, relative to the other sources; 0 leaves the suite out altogether."""
+    demonstrations: tuple[str, ...] = ()
+    """Folders that `record_demonstrations` wrote; `ID=FOLDER` for another tool's, with the environment's Gymnasium id."""
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None:
+            raise ValueError(
+                f"data.own.episodes = {self.episodes}, but demonstrations are taken as they are: leave it out, and record "
+                "as many as are wanted"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiConfig:
     """Emoji drawings with their names: captions, and naming as question and answer."""
 
@@ -120,6 +137,8 @@ class DataConfig:
     """Classic control, Box2D and MuJoCo from state."""
     fetch: ControlConfig = ControlConfig()
     """Fetch: a robot arm that reaches, pushes and carries, from state."""
+    own: OwnConfig = OwnConfig()
+    """Environments of one's own; none without demonstrations."""
     emoji: EmojiConfig = EmojiConfig()
     """Images and their names."""
     prose: ProseConfig = ProseConfig()
@@ -150,11 +169,11 @@ class DataConfig:
 
     def control(self) -> dict[str, ControlConfig]:
         """The control suites that take part, by name."""
-        suites = {name: getattr(self, name) for name in SUITES}
+        suites = {name: getattr(self, name) for name in SUITES} | ({"own": self.own} if self.own.demonstrations else {})
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
     def __post_init__(self) -> None:
-        for name in (*SUITES, "emoji", "prose", "documents"):
+        for name in (*SUITES, "own", "emoji", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
 
@@ -282,6 +301,8 @@ class EvaluationConfig:
     """Episodes a classic, Box2D or MuJoCo task."""
     fetch_episodes: int = 20
     """Episodes a Fetch task."""
+    own_episodes: int = 20
+    """Episodes an environment of one's own."""
     naming_items: int = 400
     """Held-out drawings named."""
     naming_choices: int = 10

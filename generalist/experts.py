@@ -1,11 +1,16 @@
-"""Which tasks a run takes part in, and recording their experts. Imports no JAX: the first episodes are under way at once."""
+"""Which tasks a run takes part in, where their episodes are, and recording the experts. Imports no JAX: the first episodes are
+under way at once."""
 
 import os
+from pathlib import Path
 
 from rich.console import Console
 
 from generalist.config import Config
+from generalist.envs.own import own_tasks
+from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import record
+from generalist.envs.rlds import dataset_folder
 from generalist.envs.task import Task, tasks
 
 
@@ -13,14 +18,32 @@ def suite_tasks(config: Config) -> dict[str, list[Task]]:
     """The tasks of each control suite that takes part.
 
     Raises:
-        ValueError: a pattern matches no task.
+        ValueError: a pattern matches no task, or a folder of demonstrations does not fit its environment.
+        FileNotFoundError: a folder of demonstrations holds no data set.
     """
-    return {suite: tasks(f"{suite}/{control.tasks}") for suite, control in config.data.control().items()}
+    listed = {suite: control for suite, control in config.data.control().items() if suite != "own"}
+    found = {suite: tasks(f"{suite}/{control.tasks}") for suite, control in listed.items()}
+    if "own" in config.data.control():
+        found["own"] = [*own_tasks(config.data.own.demonstrations, config.data.own.tasks)]
+    return found
+
+
+def episodes_folder(config: Config, task: Task) -> Path:
+    """Where a task's episodes are: recorded by us, or its user's demonstrations."""
+    if isinstance(task, OwnTask):
+        return task.folder
+    return dataset_folder(config.data.folder / "episodes", task)
 
 
 def record_missing(config: Config, console: Console) -> None:
-    """Records the experts' episodes that are not on disk yet."""
+    """Records the experts' episodes that are not on disk yet.
+
+    Raises:
+        ValueError: an environment of one's own can't be made, or is not the one that was recorded.
+    """
     wanted = suite_tasks(config)
+    for task in wanted.pop("own", []):
+        task.make().close()  # what is wrong with it is said before anything is played
     episodes = {
         task.name: config.data.control()[suite].episodes or task.episodes
         for suite, several in wanted.items()

@@ -16,9 +16,8 @@ from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator
 from generalist.data.prose import prose
 from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
-from generalist.envs.rlds import dataset_folder
 from generalist.envs.task import Task
-from generalist.experts import suite_tasks
+from generalist.experts import episodes_folder, suite_tasks
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.tokenizers.continuous import fit_statistics
@@ -52,10 +51,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there."""
     cache = EpisodeCache(config.data.cache_megabytes)
     readers = {
-        suite: {
-            task: EpisodeReader(dataset_folder(config.data.folder / "episodes", task), cache, task.instruction)
-            for task in several
-        }
+        suite: {task: EpisodeReader(episodes_folder(config, task), cache, task.instruction) for task in several}
         for suite, several in suite_tasks(config).items()
     }
     if is_first() and not (config.folder / "config.json").exists():

@@ -14,6 +14,8 @@ def plain(value: Any) -> Any:
     """Settings as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -49,6 +51,9 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if value not in get_args(kind):
             raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
         return value
+    if get_origin(kind) is tuple and isinstance(value, list):
+        (one, _) = get_args(kind)  # all of one kind: tuple[one, ...]
+        return tuple(_value(one, each, f"{name}[{index}]") for index, each in enumerate(value))
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) is int:

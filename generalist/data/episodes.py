@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 Column = np.ndarray | list[bytes]
-"""(T, ...) values of one part of every step; T encoded images as bytes."""
+"""(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,7 @@ class EpisodeReader:
         if "steps" not in features or not {"observation", "action"} <= set(features["steps"].feature.keys()):
             raise ValueError(f"{folder} is not RLDS: it needs `steps` with `observation` and `action`")
         self._parser = ExampleParserNp(features.get_serialized_info())
+        self._steps = features["steps"].feature
         self._source = self._open()
         self.lengths = self._read_lengths()
 
@@ -165,17 +166,26 @@ class EpisodeReader:
             instruction = instruction.item()
         return Episode(
             instruction=instruction.decode() if isinstance(instruction, bytes) else str(instruction),
-            observations=dict(columns(steps["observation"])),
-            actions=dict(columns(steps["action"])),
+            observations=dict(columns(steps["observation"], self._steps["observation"])),
+            actions=dict(columns(steps["action"], self._steps["action"])),
             nbytes=len(record),
         )
 
 
-def columns(value: Any, key: str = "") -> list[tuple[str, Column]]:
-    """Nested step values as flat columns; byte strings (images) as lists."""
+def columns(value: Any, feature: Any, key: str = "") -> list[tuple[str, Column]]:
+    """Nested step values as flat columns.
+
+    Args:
+        value: T steps as TFDS parses them.
+        feature: their `tfds.features`, which tells images from texts: both are byte strings.
+        key: of the value within the step.
+    """
+    import tensorflow_datasets as tfds
+
     if isinstance(value, Mapping):
-        return [column for name in value for column in columns(value[name], f"{key}/{name}" if key else str(name))]
+        nested = [columns(value[name], feature[name], f"{key}/{name}" if key else str(name)) for name in value]
+        return [column for several in nested for column in several]
     array = np.asarray(value)
-    if array.dtype.kind in "OS":
+    if isinstance(feature, tfds.features.Image):
         return [(key, [bytes(item) for item in array.reshape(-1)])]
     return [(key, array)]
