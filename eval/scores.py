@@ -81,7 +81,9 @@ def _resampled(tasks: Sequence[np.ndarray], seed: int) -> Iterator[np.ndarray]:
     if not tasks or not all(len(scores) for scores in tasks):
         raise ValueError("every task needs at least one episode")
     rng = np.random.default_rng(seed)
-    for scores in sorted((np.asarray(scores, np.float64) for scores in tasks), key=lambda one: (len(one), one.tolist())):
+    for scores in sorted(
+        (np.asarray(scores, np.float64) for scores in tasks), key=lambda one: (len(one), one.tolist())
+    ):
         yield scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))]
 
 
