@@ -24,7 +24,7 @@ _IDLE, _RANDOM = 30, 10  # most decisions before an episode: the no-op starts of
 class AtariEnv(gym.Env):
     """One game. `memory` is what experts read, `press` how they name an action."""
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60 / FRAMESKIP}
     observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
 
     def __init__(self, game: str) -> None:
@@ -65,6 +65,10 @@ class AtariEnv(gym.Env):
         """Holds one of the game's actions for four frames; the reward is the score gained."""
         reward = self._decide(int(action))
         return self._observation(), reward, self._machine.game_over(), False, {}
+
+    def render(self) -> np.ndarray:
+        """The screen as it is on a television, (210, 160, 3) uint8 in most games."""
+        return np.maximum(self._frames[0], self._frames[1])
 
     @property
     def memory(self) -> list[int]:
