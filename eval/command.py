@@ -90,8 +90,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from generalist.eval import html
+    from generalist.eval import page
 
-    html.write(results_path(arguments.source), arguments.out, console, videos=arguments.videos)
+    page.write(results_path(arguments.source), arguments.out, console, videos=arguments.videos)
     console.print(f"report: {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)", highlight=False)
     return 0
