@@ -97,9 +97,9 @@ def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: 
     Generalist.from_run(dataclasses.replace(stored, runs=trained / "runs")).save(tmp_path / "model")
     weights = Generalist.load(tmp_path / "model")  # the folder demos/beacon is not here
     assert not Path("demos/beacon").exists()
-    env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, "own/beacon", lanes=1)
+    env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, ["own/beacon"])
     observation, _ = env.reset(seed=1_000_000)
-    policy.reset(["name the lit beacon"])
+    policy.reset([0], ["name the lit beacon"], [0])
     assert env.action_space.contains(policy.act([observation])[0])
 
 
