@@ -15,6 +15,7 @@ import numpy as np
 
 from generalist.envs.babyai import BabyAIEnv, BabyAITask
 from generalist.envs.episodes import OutOfTime, time_limit
+from generalist.envs.task import GaveUp
 from generalist.envs.workers import cores
 
 MAX_STEPS = 400
@@ -58,7 +59,7 @@ def play(job: Job) -> list[tuple[int, float]]:
                     action = task.disturb(policy(observation), env.action_space, rng)
                     observation, _, terminated, truncated, info = env.step(action)
                     steps, done, success = steps + 1, terminated or truncated, info["success"]
-        except (OutOfTime, AssertionError):
+        except (OutOfTime, GaveUp):
             success = False
         found.append((steps if success else 0, time.process_time() - start))
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from generalist.envs.workers import cores
 
 PATH = Path(__file__).parent.parent / "envs" / "linear_experts.json"
-TEST_SEED, TEST_EPISODES = 7_000_000, 8  # none of those of recording, evaluation and reference scores
+TEST_SEED, TEST_EPISODES = 7_000_000, 24  # none of those of recording, evaluation and reference scores
 ROUND = 5  # decimals that are kept
 
 
@@ -50,7 +50,6 @@ SEARCHES = {
     "half-cheetah": Search("HalfCheetah-v5", 0.02, 0.03, 16, 4),
     "hopper": Search("Hopper-v5", 0.01, 0.025, 8, 4, alive=1.0),
     "walker": Search("Walker2d-v5", 0.03, 0.025, 40, 30, alive=1.0),
-    "bipedal-walker": Search("BipedalWalker-v3", 0.02, 0.03, 16, 8, steps=1600),
 }
 
 

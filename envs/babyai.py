@@ -12,7 +12,8 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from generalist.envs.task import Policy, Task
+from generalist.envs.episodes import OutOfTime
+from generalist.envs.task import GaveUp, Policy, Task
 
 CELLS = 7 * 7
 _CELL = (11, 6, 3)  # types, colours, states
@@ -72,13 +73,24 @@ class BabyAITask(Task):
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
         """The bot; it is told what was really executed, so that it plans on after action noise.
 
-        On some grids it replans forever or gives up with an AssertionError: callers set a time limit.
+        On some grids it replans forever: callers set a time limit.
         """
         from minigrid.utils.baby_ai_bot import BabyAIBot
 
         world: BabyAIEnv = env.unwrapped
         bot = BabyAIBot(world.grid)
-        return lambda observation: int(bot.replan(world.last_action))
+
+        def act(observation: np.ndarray) -> int:
+            try:
+                return int(bot.replan(world.last_action))
+            except OutOfTime:
+                raise
+            except (
+                Exception
+            ) as error:  # failed assertions, and errors where it looks for an object that it has not seen
+                raise GaveUp("BabyAI's bot has no plan") from error
+
+        return act
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
         """A random turn or step forward: other actions could spoil the mission for good (a wrong door, a box opened)."""

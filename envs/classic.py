@@ -1,7 +1,10 @@
 """Classic control, Box2D and MuJoCo tasks from state, with experts that are short formulas of the observation."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -97,6 +100,22 @@ def reacher(observation: np.ndarray) -> np.ndarray:
     return np.clip(0.3 * error - 0.06 * speed, -1, 1).astype(np.float32)
 
 
+# What `benchmarks/linear_experts.py` found: weights (actions, n) and offset (actions,) by the task's name.
+_LINEAR = json.loads(Path(__file__).with_name("linear_experts.json").read_text(encoding="utf-8"))
+
+
+def linear(observation: np.ndarray, *, name: str) -> np.ndarray:
+    """Linear feedback, clipped: enough to swim, run and hop (Mania, Guez & Recht 2018)."""
+    weights, offset = _matrix(name)
+    return np.clip(weights @ observation + offset, -1, 1).astype(np.float32)
+
+
+@functools.cache
+def _matrix(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and offset as arrays."""
+    return np.array(_LINEAR[name]["weights"]), np.array(_LINEAR[name]["offset"])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassicTask(Task):
     """A task of Gymnasium itself."""
@@ -152,4 +171,10 @@ TASKS = (
     _task("inverted-double-pendulum", "InvertedDoublePendulum-v5", inverted_double_pendulum, 1000, "hold both poles up",
           episodes=40),
     _task("reacher", "Reacher-v5", reacher, 50, "reach the target with the fingertip", episodes=100),
+    _task("swimmer", "Swimmer-v5", functools.partial(linear, name="swimmer"), 1000, "swim to the right",
+          record_steps=300, noise=0.1),
+    _task("half-cheetah", "HalfCheetah-v5", functools.partial(linear, name="half-cheetah"), 1000, "run to the right",
+          episodes=40, record_steps=300, noise=0.1),
+    _task("hopper", "Hopper-v5", functools.partial(linear, name="hopper"), 1000, "hop to the right",
+          episodes=60, record_steps=300, noise=0.1),
 )  # fmt: skip

@@ -70,10 +70,10 @@ def with_tables(page: str) -> str:
         ValueError: a suite has no marks.
     """
     for suite in suites():
-        marks = re.compile(f"(<!-- table of {suite} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not marks.search(page):
+        marks = re.search(f"(<!-- table of {suite} -->\n).*?(?=<!-- end -->)", page, re.DOTALL)
+        if marks is None:
             raise ValueError(
                 f"the page has no table of {suite}: write <!-- table of {suite} --> and <!-- end --> in it"
             )
-        page = marks.sub(lambda found, suite=suite: f"{found[1]}{table(suite)}\n{found[2]}", page)
+        page = f"{page[: marks.end(1)]}{table(suite)}\n{page[marks.end() :]}"
     return page

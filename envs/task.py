@@ -25,6 +25,10 @@ Policy = Callable[[Any], Any]
 _SCORES = Path(__file__).with_name("reference_scores.json")
 
 
+class GaveUp(Exception):
+    """An expert has no answer in this episode."""
+
+
 class MissingExtra(ImportError):
     """A package of the environments is not installed."""
 
@@ -86,6 +90,9 @@ class Task(abc.ABC):
         Args:
             env: what `make` returned; an expert may read its state.
             rng: for experts that draw.
+
+        Raises:
+            GaveUp: the policy, when it has no answer.
         """
 
     def __reduce__(self) -> str | tuple[Any, ...]:
