@@ -26,7 +26,7 @@ PATHS = {
     "--data.row-images 32",
 }
 ONLY = (
-    "--data.metaworld.weight 0 --data.babyai.weight 0 --data.classic.weight 0 --data.prose.weight 0 "
+    "--data.metaworld.weight 0 --data.babyai.weight 0 --data.classic.weight 0 --data.fetch.weight 0 --data.prose.weight 0 "
     "--data.emoji.weight 0.5 --data.atari.weight 0.5"
 )
 

@@ -1,6 +1,7 @@
 """Measures what a random policy and the expert score in every task, and writes `envs/reference_scores.json`.
 
     python benchmarks/reference_scores.py --tasks 'atari/*' --episodes 10
+    python benchmarks/reference_scores.py --table      # only writes the tables of docs/tasks.md
 
 The measure is evaluation's: the same cut-off after `max_steps`, the same score of an episode; no action noise. The seeds are
 neither those of recording nor those of evaluation. Tasks that are not asked for keep their rows.
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from generalist.envs.reference import Job, play
+from generalist.envs.reference import Job, play, with_tables
 from generalist.envs.task import get, tasks
 from generalist.envs.workers import cores, run_jobs
 
-PATH = Path(__file__).parent.parent / "envs" / "reference_scores.json"
+ROOT = Path(__file__).parent.parent
+PATH, DOCS = ROOT / "envs" / "reference_scores.json", ROOT / "docs" / "tasks.md"
+COLUMNS = ("random", "expert", "episodes", "max_steps")
 
 
 def main() -> None:
@@ -26,7 +29,11 @@ def main() -> None:
     parser.add_argument("--tasks", default="*", help="shell pattern of the tasks' names")
     parser.add_argument("--episodes", type=int, default=20, help="episodes a task and policy")
     parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--table", action="store_true", help="measure nothing: write the tables of docs/tasks.md")
     arguments = parser.parse_args()
+    if arguments.table:
+        DOCS.write_text(with_tables(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     jobs = [Job(task.name, expert, arguments.episodes) for task in tasks(arguments.tasks) for expert in (False, True)]
     rows = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     for job, scores in track(run_jobs(play, jobs, workers=arguments.workers), total=len(jobs), description="playing"):
@@ -34,7 +41,13 @@ def main() -> None:
         row |= {"expert" if job.expert else "random": round(float(np.mean(scores)), 4)}
         row |= {"episodes": job.episodes, "max_steps": get(job.task).max_steps}
         print(f"{job}: mean {np.mean(scores):.2f}, from {min(scores):.2f} to {max(scores):.2f}", flush=True)
-        PATH.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n", encoding="utf-8")
+        PATH.write_text(lines(rows), encoding="utf-8")
+
+
+def lines(rows: dict[str, dict[str, float]]) -> str:
+    """A row a line, sorted, so that changes of different tasks can be merged."""
+    ordered = {name: {key: rows[name][key] for key in COLUMNS if key in rows[name]} for name in sorted(rows)}
+    return "{\n" + ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in ordered.items()) + "\n}\n"
 
 
 if __name__ == "__main__":

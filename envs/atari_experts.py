@@ -24,25 +24,31 @@ def move(right: float, down: float, *, slack: tuple[float, float] = (2, 2), fire
     return (vertical + horizontal + ("FIRE" if fire else "")) or "NOOP"
 
 
-class Pong:
-    """Follows the ball, one decision ahead."""
+def column(byte: int) -> int:
+    """The place across the screen that a byte in the video chip's form means: 15 pixels a step, less its upper half (−8 to 7)."""
+    fine = byte >> 4
+    return 15 * (byte & 15) - (fine - 16 if fine > 7 else fine)
 
-    BALL_Y, BALL_X, PADDLE_Y = 54, 49, 51
+
+class Pong:
+    """Keeps a point below the paddle's middle at the ball's height, one decision ahead, within a slack that leaves the paddle
+    still: a paddle at rest off its middle returns the ball steeply, and an action that comes late costs little."""
+
+    BALL_Y, PADDLE_Y = 54, 51
+    POINT, SLACK = 7, 7
 
     def __init__(self) -> None:
         self._ball: int | None = None
-        self._paddle: int | None = None
 
     def __call__(self, memory: Memory) -> str:
         """LEFT moves the paddle down, RIGHT up."""
-        ball, paddle = memory[self.BALL_Y], memory[self.PADDLE_Y]
-        ball_speed = 0 if self._ball is None else ball - self._ball
-        paddle_speed = 0 if self._paddle is None else paddle - self._paddle
-        self._ball, self._paddle = ball or None, paddle
+        ball = memory[self.BALL_Y]
+        speed = 0 if self._ball is None else ball - self._ball
+        self._ball = ball or None
         if ball == 0:  # between two points
             return "NOOP"
-        distance = ball + ball_speed - (paddle + 6) - paddle_speed
-        return "LEFT" if distance > 6 else "RIGHT" if distance < -6 else "NOOP"
+        distance = ball + speed - memory[self.PADDLE_Y] - self.POINT
+        return "LEFT" if distance > self.SLACK else "RIGHT" if distance < -self.SLACK else "NOOP"
 
 
 class Breakout:
@@ -76,9 +82,11 @@ class Breakout:
         return self.LEFT_WALL + min(folded, 2 * width - folded)
 
 
-def freeway(memory: Memory) -> str:
+class Freeway:
     """Up, always: being hit costs less time than waiting."""
-    return "UP"
+
+    def __call__(self, memory: Memory) -> str:
+        return "UP"
 
 
 class Boxing:
@@ -194,12 +202,200 @@ class Gopher:
         return move(gopher + lead - (memory[self.X] - 12), 0, slack=(8, 99), fire=self._shovel)
 
 
+class Tennis:
+    """Keeps under the ball, whichever side of the net it plays on, with the racket swinging all the time."""
+
+    BALL_X, FAR_SIDE = 16, 80
+    NEAR_X, FAR_X = 26, 27
+
+    def __call__(self, memory: Memory) -> str:
+        """FIRE serves."""
+        ball = memory[self.BALL_X]
+        if ball <= 2:
+            return "FIRE"
+        player = memory[self.FAR_X if memory[self.FAR_SIDE] else self.NEAR_X]
+        return move(ball - player - 8, 0, slack=(4, 99), fire=True)
+
+
+class Atlantis:
+    """Fires one shot at a time at the lowest ship, from the outpost that it has still to pass."""
+
+    SHIPS, BARREL = 36, 68  # four rows of ships, the lowest last; the barrel's picture, READY when nothing is in flight
+    READY = 140
+
+    def __init__(self) -> None:
+        self._before: Memory | None = None
+
+    def __call__(self, memory: Memory) -> str:
+        """LEFTFIRE and RIGHTFIRE fire from the outposts at the edges."""
+        ships = memory[self.SHIPS : self.SHIPS + 4]
+        before, self._before = self._before or ships, ships
+        if memory[self.BARREL] != self.READY:
+            return "NOOP"
+        speeds = [now - then for now, then in zip(ships, before, strict=True) if now and then and now != then]
+        if not speeds:
+            return "NOOP"
+        return "LEFTFIRE" if speeds[-1] > 0 else "RIGHTFIRE"
+
+
+def up_n_down(memory: Memory) -> str:
+    """Jumps whenever the car is on the road: in the air nothing hits it, and landing on another car scores."""
+    height, ground = memory[56], 88
+    return "FIRE" if height == ground else "NOOP"
+
+
+class Kaboom:
+    """Holds the buckets under the lowest bomb; the paddle runs on a little when it is let go."""
+
+    BUCKETS, BOMBS, BOMB_X = 29, 59, 50  # nine rows from the top down: the bomb's picture, 0 without one, and its place
+    LEFT, CENTRE = 28, 24
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def __call__(self, memory: Memory) -> str:
+        """FIRE starts a wave."""
+        buckets = memory[self.BUCKETS]
+        speed = 0 if self._before is None else buckets - self._before
+        self._before = buckets
+        lowest = max((row for row in range(9) if memory[self.BOMBS + row]), default=None)
+        if lowest is None:
+            return "FIRE"
+        bomb = column(memory[self.BOMB_X + lowest] & 0xF7) + self.LEFT
+        return move(bomb - (buckets + self.CENTRE) - 0.4 * speed, 0, slack=(5, 99))
+
+
+class Carnival:
+    """Stands where the next shot meets a target, the diving duck before all others, and shoots when no shot is in flight."""
+
+    X, SHOT, DUCK_X, DUCK_Y = 2, 55, 111, 1
+    TARGET_X, KIND, PATTERN = 18, 24, 36  # six groups, two a row, from the lowest row up
+    KINDS, BULLETS, DUCK = (0, 16, 32, 48), 48, 92
+    COPIES = (
+        (0,),
+        (0, 16),
+        (0, 32),
+        (0, 16, 32),
+        (0, 64),
+        (0,),
+        (0, 32, 64),
+        (0,),
+    )  # of a group's target, by its pattern
+    FLIGHT = 5  # decisions to the lowest row
+
+    def __init__(self) -> None:
+        self._before: Memory | None = None
+
+    def __call__(self, memory: Memory) -> str:
+        """LEFT, RIGHT, and FIRE when one of them stands ready."""
+        distance = self._distance(memory)
+        if distance is None:
+            return "NOOP"
+        return move(distance, 0, slack=(3, 99), fire=abs(distance) <= 5 and memory[self.SHOT] == 0)
+
+    def _distance(self, memory: Memory) -> float | None:
+        """How far the best target is when a shot comes to it; bullets count as nearer."""
+        places = memory[self.TARGET_X : self.TARGET_X + 6]
+        before, self._before = self._before or places, places
+        kinds = memory[self.KIND : self.KIND + 12 : 2]
+        x = memory[self.X]
+        if self.DUCK in kinds and memory[self.DUCK_Y] not in (0, 79):
+            return memory[self.DUCK_X] + 2 - x
+        found = []
+        for group, (place, then, kind) in enumerate(zip(places, before, kinds, strict=True)):
+            if kind not in self.KINDS:
+                continue
+            speed = 0 if abs(place - then) > 4 else 1.25 * ((place > then) - (place < then))
+            for copy in self.COPIES[memory[self.PATTERN + group] % 8]:
+                target = place + copy + 4.5 + speed * (self.FLIGHT + group // 2)
+                if 8 < target < 152:
+                    found.append((abs(target - x) - 12 * (kind == self.BULLETS), target - x))
+        return min(found)[1] if found else None
+
+
+def bowling(memory: Memory) -> str:
+    """Throws from one place and hooks the ball up before the pins: a line that strikes."""
+    phase, ball_x, player_y = memory[13], memory[30], memory[40]
+    ready, rolling = 0, 5
+    if phase == ready:
+        return "DOWN" if player_y > 8 else "UP" if player_y < 8 else "FIRE"
+    return "UP" if phase == rolling and ball_x > 90 else "NOOP"
+
+
+class Assault:
+    """Shoots at the lowest ship, aiming where it will be when the shot arrives; never rests below it, where it bombs."""
+
+    X, SHIP_X, SHIP = 16, 33, 54  # three rows of ships, from the lowest up
+    LEFT, RIGHT, FLIGHT = 10, 150, 5  # where ships turn round; decisions to the lowest row
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None  # the row and the place of the ship last aimed at
+
+    def __call__(self, memory: Memory) -> str:
+        """UP shoots upwards."""
+        row = next((row for row in range(3) if memory[self.SHIP + row]), None)
+        if row is None:
+            self._before = None
+            return "NOOP"
+        place = column(memory[self.SHIP_X + row])
+        same = self._before is not None and self._before[0] == row
+        speed = place - self._before[1] if self._before is not None and same else 0
+        self._before = (row, place)
+        target = place + (speed if abs(speed) <= 12 else 0) * (self.FLIGHT + 2 * row)
+        target = (
+            2 * self.RIGHT - target if target > self.RIGHT else 2 * self.LEFT - target if target < self.LEFT else target
+        )
+        distance = target - (column(memory[self.X]) - 9)
+        return "UP" if abs(distance) <= 8 else move(distance, 0, slack=(4, 99))
+
+
+class NameThisGame:
+    """Fetches air when a pipe hangs down; otherwise shoots at the shark when it is deep, or at the longest tentacle."""
+
+    X, BOAT_X, PIPE, SHARK_X, SHARK_ROW = 99, 100, 117, 60, 59
+    COLUMNS = (
+        (16, False),
+        (48, True),
+        (80, False),
+        (96, False),
+        (128, True),
+    )  # left edge, and whether bits run leftwards
+    ROWS = 10
+
+    def __call__(self, memory: Memory) -> str:
+        """Always with FIRE."""
+        x = memory[self.X]
+        if memory[self.PIPE]:
+            return move(memory[self.BOAT_X] - x, 0, slack=(2, 99), fire=True)
+        depth = next((row for row in range(7) if memory[self.SHARK_ROW - row]), 7)
+        tips = [tip for number in range(5) if (tip := self._tip(memory, number))]
+        target = min(tips)[1] - 6 if tips and not 3 <= depth < 7 else memory[self.SHARK_X]
+        return move(target - x, 0, slack=(3, 99), fire=True)
+
+    def _tip(self, memory: Memory, number: int) -> tuple[int, int] | None:
+        """The lowest tentacle's row (0 is the lowest) and place in one of the five columns of the picture."""
+        left, mirrored = self.COLUMNS[number]
+        for row in range(self.ROWS):
+            bits = f"{memory[number * self.ROWS + row]:08b}"
+            if "1" in bits:
+                return row, left + 4 * (bits[::-1] if mirrored else bits).index("1")
+        return None
+
+
 RULES: dict[str, Callable[[], Rule]] = {
     "pong": Pong,
     "breakout": Breakout,
-    "freeway": lambda: freeway,
+    "freeway": Freeway,
     "boxing": Boxing,
     "skiing": Skiing,
     "asterix": Asterix,
     "gopher": Gopher,
+    "tennis": Tennis,
+    "atlantis": Atlantis,
+    "up_n_down": lambda: up_n_down,
+    "kaboom": Kaboom,
+    "carnival": Carnival,
+    "bowling": lambda: bowling,
+    "assault": Assault,
+    "name_this_game": NameThisGame,
 }

@@ -66,9 +66,10 @@ def play_policy(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generat
     """An episode of any policy, from what `env.reset(seed=seed)` returned."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
+    disturb = task.disturbance(env.action_space, rng)
     while not (terminated or truncated or len(rewards) == max_steps):
         action = policy(observation)
-        done = task.disturb(action, env.action_space, rng) if noisy else action
+        done = disturb(action) if noisy else action
         observations.append(observation)
         actions.append(action)
         executed.append(done)

@@ -1,6 +1,7 @@
 """Many environments at once, spread over worker processes."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -9,43 +10,84 @@ import numpy as np
 from generalist.envs.task import Task
 from generalist.envs.workers import WorkerError, start
 
-Step = tuple[Any, float, bool, dict[str, Any]]
-"""Observation, reward, whether the episode is over, info."""
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Begin an episode, in whatever environment it takes."""
+
+    task: Task
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """An episode has begun."""
+
+    observation: Any
+    instruction: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Act:
+    """Take an action."""
+
+    action: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Acted:
+    """What an action brought."""
+
+    observation: Any
+    reward: float
+    done: bool
+    """The episode is over, by itself or by a limit."""
+    info: dict[str, Any]
+    """Plain values only."""
 
 
 class EnvPool:
-    """One environment a *lane*, each with its task and seed; a worker owns every n-th lane and steps them in turn.
+    """`lanes` environments at most, each playing one episode after the other; a worker owns every n-th lane and steps them in
+    turn.
 
     Args:
-        lanes: (task, seed) each.
+        lanes: how many.
         workers: processes at most.
     """
 
-    def __init__(self, lanes: Sequence[tuple[Task, int]], workers: int):
-        if not lanes:
+    def __init__(self, lanes: int, workers: int):
+        if lanes < 1:
             raise ValueError("an EnvPool needs at least one lane")
-        self._lanes = list(lanes)
-        count = max(1, min(workers, len(lanes)))
-        # A worker's lanes, and with them its tasks, are neighbours in no order: work is even when long tasks stand together.
-        self._owned = [list(range(index, len(lanes), count)) for index in range(count)]
-        self._workers = [start(_serve, [self._lanes[lane] for lane in owned]) for owned in self._owned]
+        self._count = max(1, min(workers, lanes))
+        self._workers = [start(_serve) for _ in range(self._count)]
+        self._playing = [""] * lanes
 
-    def reset(self) -> tuple[list[Any], list[str]]:
-        """Starts every lane's episode: observations and instructions."""
-        self._send([("reset", None)] * len(self._workers))
-        results = self._receive()
-        return [observation for observation, _ in results], [instruction for _, instruction in results]
-
-    def step(self, actions: Sequence[Any]) -> list[Step | None]:
-        """Takes an action in every lane; None for a lane whose episode is over, and its result is None.
+    def run(self, commands: Mapping[int, Start | Act]) -> dict[int, Started | Acted]:
+        """Carries out at most one command a lane, all workers at once; what came of each.
 
         Raises:
             WorkerError: a worker died or an environment failed; the message names the task.
         """
-        if len(actions) != len(self._lanes):
-            raise ValueError(f"{len(self._lanes)} lanes take as many actions, got {len(actions)}")
-        self._send([("step", [actions[lane] for lane in owned]) for owned in self._owned])
-        return self._receive()
+        for lane, command in commands.items():
+            if isinstance(command, Start):
+                self._playing[lane] = command.task.name
+        shares = [{lane: commands[lane] for lane in commands if lane % self._count == own} for own in range(self._count)]
+        busy = [index for index, share in enumerate(shares) if share]
+        for index in busy:
+            try:
+                self._workers[index][1].send(shares[index])
+            except (BrokenPipeError, OSError) as error:
+                raise self._died(index) from error
+        results: dict[int, Started | Acted] = {}
+        for index in busy:
+            try:
+                failed, values = self._workers[index][1].recv()
+            except (EOFError, ConnectionResetError) as error:
+                raise self._died(index) from error
+            if failed:
+                raise values
+            results |= values
+        return results
 
     def close(self) -> None:
         """Ends the workers."""
@@ -55,59 +97,39 @@ class EnvPool:
             process.join()
         self._workers = []
 
-    def _send(self, messages: Sequence[tuple[str, Any]]) -> None:
-        for index, message in enumerate(messages):
-            try:
-                self._workers[index][1].send(message)
-            except (BrokenPipeError, OSError) as error:
-                raise self._died(index) from error
-
-    def _receive(self) -> list[Any]:
-        """Results in the order of the lanes."""
-        results: list[Any] = [None] * len(self._lanes)
-        for index, (_, connection) in enumerate(self._workers):
-            try:
-                failed, values = connection.recv()
-            except (EOFError, ConnectionResetError) as error:
-                raise self._died(index) from error
-            if failed:
-                raise values
-            for lane, value in zip(self._owned[index], values, strict=True):
-                results[lane] = value
-        return results
-
     def _died(self, index: int) -> WorkerError:
         process, _ = self._workers[index]
         process.join(timeout=5)
-        names = sorted({self._lanes[lane][0].name for lane in self._owned[index]})
+        names = sorted({name for name in self._playing[index :: self._count] if name})
         return WorkerError(
             f"the process that played {', '.join(names)} died (exit code {process.exitcode}); run the same command again"
         )
 
 
-def _serve(connection: Connection, lanes: Sequence[tuple[Task, int]]) -> None:
-    """A worker's loop: (command, actions) in, (failed, results or exception) out."""
-    envs: list[Any] = [None] * len(lanes)
+def _serve(connection: Connection) -> None:
+    """A worker's loop: commands of its lanes in, (failed, results or exception) out."""
+    playing: dict[int, tuple[Task, Any]] = {}
     while True:
-        command, actions = connection.recv()
-        results: list[Any] = []
-        lane = 0
+        commands: dict[int, Start | Act] = connection.recv()
+        results: dict[int, Started | Acted] = {}
+        name = ""
         try:
-            for lane, (task, seed) in enumerate(lanes):
-                if command == "reset":
-                    if envs[lane] is None:
-                        envs[lane] = task.make()
-                    observation, info = envs[lane].reset(seed=seed)
-                    results.append((observation, info["instruction"]))
-                else:
-                    results.append(None if actions[lane] is None else _step(envs[lane], actions[lane]))
+            for lane, command in commands.items():
+                name = command.task.name if isinstance(command, Start) else playing[lane][0].name
+                results[lane] = _carry_out(playing, lane, command)
             connection.send((False, results))
         except Exception as error:
-            connection.send((True, WorkerError(f"{lanes[lane][0].name} failed ({type(error).__name__}: {error})")))
+            connection.send((True, WorkerError(f"{name} failed ({type(error).__name__}: {error})")))
 
 
-def _step(env: Any, action: Any) -> Step:
-    """One step; of the info only plain values cross to the other process."""
-    observation, reward, terminated, truncated, info = env.step(action)
-    plain = {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
-    return observation, float(reward), bool(terminated or truncated), plain
+def _carry_out(playing: dict[int, tuple[Task, Any]], lane: int, command: Start | Act) -> Started | Acted:
+    if isinstance(command, Act):
+        observation, reward, terminated, truncated, info = playing[lane][1].step(command.action)
+        plain = {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
+        return Acted(observation, float(reward), bool(terminated or truncated), plain)
+    if lane not in playing or playing[lane][0] != command.task:
+        if lane in playing:
+            playing.pop(lane)[1].close()
+        playing[lane] = (command.task, command.task.make())
+    observation, info = playing[lane][1].reset(seed=command.seed)
+    return Started(observation, info["instruction"])

@@ -34,6 +34,7 @@ PACKAGES = {
     "babyai": ("minigrid",),
     "atari": ("ale-py",),
     "classic": ("gymnasium", "box2d", "mujoco"),
+    "fetch": ("gymnasium-robotics", "mujoco"),
 }
 
 

@@ -4,11 +4,12 @@ The measure is evaluation's: the same cut-off after `max_steps`, the same score 
 """
 
 import dataclasses
+import re
 
 import gymnasium as gym
 
 from generalist.envs.episodes import environment, play_expert
-from generalist.envs.task import Task, get
+from generalist.envs.task import Task, get, suites, tasks
 
 FIRST_SEED = 5_000_000  # neither recording nor evaluation comes here
 
@@ -46,3 +47,33 @@ def play_random(task: Task, env: gym.Env, seed: int) -> float:
         infos.append(info)
         done = terminated or truncated
     return task.score(rewards, infos)
+
+
+def table(suite: str) -> str:
+    """A suite's tasks with their scores, in Markdown."""
+    listed = tasks(f"{suite}/*")
+    human = any(task.human_score is not None for task in listed)
+    head = ["task", "instruction", "random", "expert", *(["human"] if human else []), "episodes", "steps at most"]
+    rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for task in listed:
+        scores = [task.random_score, task.expert_score, *([task.human_score] if human else [])]
+        cells = ["" if score is None else f"{score:,.2f}".rstrip("0").rstrip(".") for score in scores]
+        name = task.name.partition("/")[2]
+        rows.append([f"`{name}`", task.instruction, *cells, str(task.scored_episodes), str(task.max_steps)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def with_tables(page: str) -> str:
+    """The page with every suite's table between its marks, `<!-- table of SUITE -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: a suite has no marks.
+    """
+    for suite in suites():
+        marks = re.compile(f"(<!-- table of {suite} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not marks.search(page):
+            raise ValueError(
+                f"the page has no table of {suite}: write <!-- table of {suite} --> and <!-- end --> in it"
+            )
+        page = marks.sub(lambda found, suite=suite: f"{found[1]}{table(suite)}\n{found[2]}", page)
+    return page

@@ -70,6 +70,8 @@ class Task(abc.ABC):
     """Mean score of uniformly random actions (`benchmarks/reference_scores.py`)."""
     expert_score: float = float("nan")
     """Mean score of the expert, by the same measure."""
+    scored_episodes: int = 0
+    """Episodes that each of the two is the mean of."""
     human_score: float | None = None
     """Score of a human tester over a whole game, where the literature has one."""
 
@@ -129,6 +131,10 @@ class Task(abc.ABC):
         assert isinstance(space, gym.spaces.Discrete), f"{self.name}: no action noise for {space}"
         return int(rng.integers(space.n)) if rng.random() < self.noise else action
 
+    def disturbance(self, space: gym.Space, rng: np.random.Generator) -> Policy:
+        """The noise of one episode: a function from the expert's action to the one that is executed; by default `disturb`."""
+        return lambda action: self.disturb(action, space, rng)
+
 
 class Instructed(gym.Wrapper):
     """Puts the instruction into the info of `reset`, unless the environment has done so."""
@@ -185,13 +191,14 @@ def _unknown(name: str) -> str:
 @functools.cache
 def _all() -> dict[str, Task]:
     """Every task with its measured scores, in order of suite; within one, in the suite's own order."""
-    from generalist.envs import atari, babyai, classic, metaworld  # they import Task from here
+    from generalist.envs import atari, babyai, classic, fetch, metaworld  # they import Task from here
 
     measured = json.loads(_SCORES.read_text(encoding="utf-8")) if _SCORES.exists() else {}
     listed: dict[str, Task] = {}
-    for suite in (atari, babyai, classic, metaworld):
+    for suite in (atari, babyai, classic, fetch, metaworld):
         for task in suite.TASKS:
             row = measured.get(task.name)
-            scores = {"random_score": row["random"], "expert_score": row["expert"]} if row else {}
+            names = {"random_score": "random", "expert_score": "expert", "scored_episodes": "episodes"}
+            scores = {field: row[name] for field, name in names.items()} if row else {}
             listed[task.name] = dataclasses.replace(task, **scores)
     return listed

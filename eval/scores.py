@@ -50,7 +50,10 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    tasks: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray] = mean, seed: int = 0
+    tasks: Sequence[np.ndarray],
+    statistic: Callable[[np.ndarray], np.ndarray] = mean,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """A statistic of the tasks' mean scores, with a stratified bootstrap interval (Agarwal et al. 2021, section 4.1).
 
@@ -61,6 +64,7 @@ def bootstrap(
     Args:
         tasks: the episodes' scores of each task, (N,) each; N may differ.
         statistic: tasks' means (R, T) → (R,).
+        resamples: R.
 
     Raises:
         ValueError: there is no task, or one without episodes.
@@ -70,7 +74,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     columns = []
     for scores in tasks:
-        drawn = rng.integers(len(scores), size=(RESAMPLES, len(scores)))
+        drawn = rng.integers(len(scores), size=(resamples, len(scores)))
         columns.append(np.asarray(scores, np.float64)[drawn].mean(axis=1))
     resampled = statistic(np.stack(columns, axis=1))
     means = np.array([np.mean(scores, dtype=np.float64) for scores in tasks])

@@ -8,6 +8,9 @@ from generalist.model.config import REQUIRED, ModelConfig
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
+SUITES = ("metaworld", "babyai", "atari", "classic", "fetch")
+"""The suites of control tasks, each a field of `DataConfig` of that name."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenConfig:
@@ -132,6 +135,8 @@ class DataConfig:
     """Atari 2600 from pixels."""
     classic: ControlConfig = ControlConfig()
     """Classic control, Box2D and MuJoCo from state."""
+    fetch: ControlConfig = ControlConfig()
+    """Fetch: a robot arm that reaches, pushes and carries, from state."""
     own: OwnConfig = OwnConfig()
     """Environments of one's own; none without demonstrations."""
     emoji: EmojiConfig = EmojiConfig()
@@ -164,12 +169,11 @@ class DataConfig:
 
     def control(self) -> dict[str, ControlConfig]:
         """The control suites that take part, by name."""
-        suites = {name: getattr(self, name) for name in ("metaworld", "babyai", "atari", "classic")}
-        suites |= {"own": self.own} if self.own.demonstrations else {}
+        suites = {name: getattr(self, name) for name in SUITES} | ({"own": self.own} if self.own.demonstrations else {})
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
     def __post_init__(self) -> None:
-        for name in ("metaworld", "babyai", "atari", "classic", "own", "emoji", "prose", "documents"):
+        for name in (*SUITES, "own", "emoji", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
 
@@ -295,6 +299,8 @@ class EvaluationConfig:
     """Episodes an Atari game."""
     classic_episodes: int = 10
     """Episodes a classic, Box2D or MuJoCo task."""
+    fetch_episodes: int = 20
+    """Episodes a Fetch task."""
     own_episodes: int = 20
     """Episodes an environment of one's own."""
     naming_items: int = 400

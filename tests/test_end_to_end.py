@@ -29,15 +29,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_everything_is_recorded_trained_and_evaluated(trained: tuple[Path, str]):
     folder, printed = trained
     results = json.loads((folder / "runs/debug/results.json").read_text())
-    assert set(results["control"]) == {"metaworld", "babyai", "atari", "classic"}
+    assert set(results["control"]) == {"metaworld", "babyai", "atari", "classic", "fetch"}
     assert set(results["naming"]) == {"drawings", "names"} and "prose" in results["language"]
     assert results["failed"] == {}
     assert results["command"] == "train.py debug" or results["command"] == ["train.py", "debug"]
     lines = [json.loads(line) for line in (folder / "runs/debug/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20
-    assert {f"loss/{name}" for name in ("metaworld", "babyai", "atari", "classic", "emoji", "prose")} <= set().union(
-        *lines
-    )
+    assert {
+        f"loss/{name}" for name in ("metaworld", "babyai", "atari", "classic", "fetch", "emoji", "prose")
+    } <= set().union(*lines)
     for word in ("recording", "training", "evaluation"):
         assert word in printed
 
@@ -46,7 +46,7 @@ def test_a_second_command_reuses_the_recordings_and_goes_on_with_more_steps(trai
     folder, _ = trained
     more = train(folder, "debug", "--training.steps", "24")
     assert more.returncode == 0, more.stdout[-2000:] + more.stderr[-2000:]
-    assert "4 of 4 tasks are recorded already" in more.stdout
+    assert "5 of 5 tasks are recorded already" in more.stdout
     assert "going on from the checkpoint of step 20" in more.stdout
     assert json.loads((folder / "runs/debug/metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
     assert json.loads((folder / "runs/debug/results.json").read_text())["step"] == 24

@@ -119,6 +119,7 @@ def test_root_folders_are_imported_by_their_full_names() -> None:
 def test_packages_of_extras_are_imported_late() -> None:
     extras = (
         "ale_py",
+        "gymnasium_robotics",
         "metaworld",
         "minigrid",
         "mujoco",

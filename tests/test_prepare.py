@@ -35,6 +35,7 @@ def own(tmp_path: Path, **tokens: str) -> Config:
         babyai=absent,
         atari=absent,
         classic=absent,
+        fetch=absent,
         emoji=EmojiConfig(weight=0.0),
         prose=ProseConfig(weight=0.0),
         documents=DocumentsConfig(weight=1.0, path=tmp_path / "own.jsonl"),

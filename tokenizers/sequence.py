@@ -96,11 +96,21 @@ class Assembler:
         The loss is on the window's actions alone, and on the prompt's with `prompt_loss`. A prompt's actions are shown
         even where the window's are hidden: with them hidden it would demonstrate nothing.
         """
-        parts = [self.instruction(instruction)]
-        if prompt is not None:
-            parts.append(self._steps(layout, *prompt, hide=False, weight=float(prompt_loss)))
-        parts.append(self._steps(layout, observations, actions, hide=hide_actions))
-        return self.concatenate(parts)
+        prompts = [] if prompt is None else [prompt]
+        before = self.prefix(layout, instruction, prompts, prompt_loss=prompt_loss)
+        return self.concatenate([before, self._steps(layout, observations, actions, hide=hide_actions)])
+
+    def prefix(
+        self,
+        layout: TaskLayout,
+        instruction: str,
+        prompts: Sequences[tuple[Values, Values]] = (),
+        *,
+        prompt_loss: bool = False,
+    ) -> Sequence:
+        """What stands before an episode's own steps: the instruction, and steps of other episodes, observations and actions."""
+        shown = [self._steps(layout, *prompt, hide=False, weight=float(prompt_loss)) for prompt in prompts]
+        return self.concatenate([self.instruction(instruction), *shown])
 
     def instruction(self, text: str) -> Sequence:
         """What the agent is told: given, never predicted, with no special tokens. An empty text gives no positions."""

@@ -1,6 +1,6 @@
-"""Decoding from a key-value cache: rows that grow together, read at their last positions.
+"""Decoding from a key-value cache: the compiled steps, and rows that grow together from the left.
 
-Dimension key: B rows, S cache slots, A positions read, V vocabulary.
+Dimension key: B rows, L new positions, S cache slots, A positions read, V vocabulary, I image slots.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
 from generalist.inference.load import Generalist
@@ -22,7 +22,7 @@ from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 
 
-@partial(jax.jit, static_argnames=("graph",), donate_argnames=("caches",))
+@partial(jax.jit, static_argnames=("graph", "sample"), donate_argnames=("caches",))
 def extend(
     graph: nnx.GraphDef,
     params: Any,
@@ -32,50 +32,57 @@ def extend(
     start: Int[Array, ""],
     batch: Batch,
     images: ImageCache | None,
-    allowed: Bool[Array, "A V"],
-    temperature: Float[Array, ""],
-    key: Array,
-) -> tuple[Int[Array, "B A"], list[Cache]]:
-    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest at temperature 0, else
-    drawn from the distribution at that temperature."""
+    allowed: Bool[Array, "#B A V"],
+    *,
+    sample: bool = False,
+    temperature: Float[Array, ""] | float = 0.0,
+    draws: UInt[Array, "B 2"] | None = None,
+) -> tuple[Int[Array, "B A"], Float[Array, "B A V"], list[Cache]]:
+    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest, or drawn at a temperature.
+    Also the logits there, of all ids.
+
+    Args:
+        sample: draw.
+        draws: two numbers a row, which alone decide what is drawn in it.
+    """
     model = nnx.merge(graph, params)
     hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images)
-    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[0] :])
-    # The likeliest of logits with Gumbel noise is a draw from their softmax.
-    noise = temperature * jax.random.gumbel(key, logits.shape)
-    return jnp.argmax(confine(logits + noise, allowed), axis=-1).astype(jnp.int32), caches
+    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
+    chosen = logits
+    if sample:
+        # The likeliest of logits with Gumbel noise is a draw from their softmax.
+        keys = jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(draws)
+        chosen = logits + temperature * jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    return jnp.argmax(confine(chosen, allowed), axis=-1).astype(jnp.int32), logits, caches
 
 
-@partial(jax.jit, static_argnames=("graph", "slots", "dtype"))
+@partial(jax.jit, static_argnames=("graph",), donate_argnames=("held",))
 def hold_images(
-    graph: nnx.GraphDef,
-    params: Any,
-    batch: Batch,
-    held: ImageCache | None,
-    used: Int[Array, ""],
-    slots: int,
-    dtype: Any,
-) -> ImageCache:
-    """The images of a batch added to those held, at slot `used` of `slots`."""
-    keys = nnx.merge(graph, params).visual.keys(batch, dtype)
-    rows, new = batch.row_images.shape
-    if held is None:
-        empty = [
-            VisualKeys(*(jnp.zeros((rows, slots, *leaf.shape[2:]), leaf.dtype) for leaf in layer)) for layer in keys
-        ]
-        held = ImageCache(empty, jnp.zeros((rows, slots), bool))
-    counts = (batch.modality == Modality.IMAGE).sum(axis=1)
-    present = jnp.arange(new)[None] < counts[:, None]
-
-    def put(whole: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, part, used, axis=1)
-
-    return ImageCache(jax.tree.map(put, held.keys, keys), put(held.held, present))
+    graph: nnx.GraphDef, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
+) -> list[VisualKeys]:
+    """The keys of a batch's images put among those held, from `slot` on."""
+    keys = nnx.merge(graph, params).visual.keys(batch, held[0].key.dtype)
+    return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
 
 
-def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "A V"]) -> Float[Array, "B A V"]:
+def empty_images(generalist: Generalist, rows: int, slots: int) -> list[VisualKeys]:
+    """Room for so many images a row, in every gated layer."""
+    config = generalist.config.model
+    heads, size = config.vision.cross_attention
+    shape = (rows, slots, config.vision.latents, heads, size)
+    layers = -(-config.layers // config.vision.every)
+    return [VisualKeys(*(jnp.zeros(shape, generalist.dtype) for _ in range(2))) for _ in range(layers)]
+
+
+def empty_caches(generalist: Generalist, rows: int, slots: int) -> list[Cache]:
+    """One empty cache a layer."""
+    config = generalist.config.model
+    return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
+
+
+def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "#B A V"]) -> Float[Array, "B A V"]:
     """Logits with the ids that are not allowed masked: an action is always one that the task has."""
-    return jnp.where(allowed[None], logits, MASKED)
+    return jnp.where(allowed, logits, MASKED)
 
 
 def allow(ranges: np.ndarray, size: int) -> np.ndarray:
@@ -84,43 +91,34 @@ def allow(ranges: np.ndarray, size: int) -> np.ndarray:
     return (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
 
 
+def without_images(batch: Batch) -> Batch:
+    """A batch whose images are held already."""
+    return dataclasses.replace(batch, images=batch.images[:0], row_images=batch.row_images[:, :0])
+
+
 class CachedRows:
     """The caches of a batch of rows, filled from the left; every append takes the same slots in all rows.
 
     Padding (segment 0) takes slots but no positions: rows of different lengths keep their own count.
 
     Args:
-        temperature: 0 chooses the likeliest ids.
-        key: what is drawn at a temperature above 0 depends on it and on the slot alone.
         images: images a row has room for.
     """
 
-    def __init__(
-        self,
-        generalist: Generalist,
-        rows: int,
-        slots: int,
-        *,
-        temperature: float = 0.0,
-        key: Array | None = None,
-        images: int = 0,
-    ):
-        self._generalist, self._temperature = generalist, temperature
-        self._key = jax.random.key(0) if key is None else key
-        config = generalist.config.model
-        self._caches = [
-            Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)
-        ]
+    def __init__(self, generalist: Generalist, rows: int, slots: int, *, images: int = 0):
+        self._generalist = generalist
+        self._caches = empty_caches(generalist, rows, slots)
         self._segment = np.zeros((rows, slots), np.int32)
         self._position = np.zeros((rows, slots), np.int32)
         self._count = np.zeros((rows,), np.int32)
         self.used = 0
-        self._images: ImageCache | None = None
-        self._image_slots, self._images_used = images, 0
+        self._images = empty_images(generalist, rows, images) if images else None
+        self._number = np.zeros((rows, images), np.int32)
+        self._images_used = 0
         self._last_image = np.zeros((rows, 1), np.int32)  # number of the newest image of each row
 
     def append(self, batch: Batch, allowed: np.ndarray) -> np.ndarray:
-        """Feeds positions to all rows; the allowed ids chosen at the last A of them, int32 (B, A).
+        """Feeds positions to all rows; the likeliest of the allowed ids at the last A of them, int32 (B, A).
 
         Args:
             batch: its positions are counted on from those before.
@@ -130,7 +128,8 @@ class CachedRows:
         position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)
         slots = slice(self.used, self.used + size)
         self._segment[:, slots], self._position[:, slots] = batch.segment, position
-        ids, self._caches = extend(
+        placed = self._held(dataclasses.replace(batch, position=position))
+        ids, _, self._caches = extend(
             self._generalist.graph,
             self._generalist.params,
             self._caches,
@@ -138,11 +137,9 @@ class CachedRows:
             jnp.array(self._segment),
             jnp.array(self._position),
             jnp.int32(self.used),
-            self._held(dataclasses.replace(batch, position=position)),
-            self._images,
-            jnp.asarray(allowed),
-            jnp.float32(self._temperature),
-            jax.random.fold_in(self._key, self.used),
+            placed,
+            None if self._images is None else ImageCache(self._images, jnp.array(self._number)),
+            jnp.asarray(allowed)[None],
         )
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)
@@ -154,20 +151,15 @@ class CachedRows:
         placed = self._generalist.on_device(batch)
         image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
         if new:
-            if self._images_used + new > self._image_slots:
-                raise ValueError(f"the rows have room for {self._image_slots} images, not {self._images_used + new}")
+            first, room = self._images_used, self._number.shape[1]
+            if self._images is None or first + new > room:
+                raise ValueError(f"the rows have room for {room} images, not {first + new}")
             self._images = hold_images(
-                self._generalist.graph,
-                self._generalist.params,
-                placed,
-                self._images,
-                jnp.int32(self._images_used),
-                self._image_slots,
-                self._generalist.dtype,
+                self._generalist.graph, self._generalist.params, placed, self._images, jnp.int32(first)
             )
             counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
-            self._last_image = np.where(counts > 0, self._images_used + counts, self._last_image).astype(np.int32)
+            number = np.arange(first + 1, first + new + 1)[None]
+            self._number[:, first : first + new] = np.where(number <= first + counts, number, 0)
+            self._last_image = np.where(counts > 0, first + counts, self._last_image).astype(np.int32)
             self._images_used += new
-        return dataclasses.replace(
-            placed, image=jnp.asarray(image, jnp.int32), images=placed.images[:0], row_images=placed.row_images[:, :0]
-        )
+        return without_images(dataclasses.replace(placed, image=jnp.asarray(image, jnp.int32)))

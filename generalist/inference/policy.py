@@ -1,128 +1,184 @@
-"""A batched policy: many environments of one layout act together, each in its own row of a key-value cache.
+"""A batched policy: many environments act together, each in its own row of a key-value cache with its own sliding window.
 
-All rows share one clock. A step appends one observation (and the actions) to the caches; once they hold `steps` steps they
-are rebuilt from the newest half, so the context is always between half a window and a whole one, as in training, where
-windows begin anywhere. Positions start over with it.
+Lanes of one batch may play different tasks, also of different layouts, as long as a step looks alike: as many positions of
+the same kinds, as many action tokens, and the same settings of acting (`shape_of`).
 
-Dimension key: B lanes, S positions of a step, A action dimensions, V vocabulary.
+Dimension key: B lanes, N positions of a step, A action dimensions, V vocabulary.
 """
 
 import dataclasses
-from collections import deque
+import itertools
+from collections.abc import Sequence as Sequences
 from typing import Any
 
-import jax
+import gymnasium as gym
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
-from generalist.inference.decode import CachedRows, allow
+from generalist.inference.decode import allow
 from generalist.inference.load import Generalist
-from generalist.inference.rows import POSITIONAL, bucket, join, row_images, stack_rows
+from generalist.inference.rows import POSITIONAL, row_images, side_by_side, stack_rows
+from generalist.inference.window import StepWindow
 from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.sequence import Sequence
+from generalist.tokenizers.spaces import TaskLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """What the steps of a batch have in common."""
+
+    modalities: tuple[int, ...]
+    """Of a step's positions before its action is chosen."""
+    dimensions: int
+    """Tokens of an action."""
+    window: int
+    """Steps of context."""
+    hidden: bool
+    """Actions are not fed back, and all dimensions are read at once."""
+    temperature: float
+
+
+def shape_of(generalist: Generalist, name: str) -> StepShape:
+    """The shape of a layout's steps.
+
+    Raises:
+        ValueError: the weights do not know the layout, or its steps vary in length.
+    """
+    if name not in generalist.layouts:
+        raise ValueError(
+            f"these weights know no layout {name!r}: they act in {', '.join(sorted(generalist.layouts))}; train with its tasks"
+        )
+    layout, control = generalist.layouts[name], generalist.control(name)
+    if layout.observation.tokens_per_step is None or layout.action.tokens_per_step is None:
+        raise ValueError(
+            f"{name} has text in its observations or actions, whose length varies, but a step of the policy is of one length: "
+            "give such text in the instruction"
+        )
+    hidden = control.hide_actions > 0
+    observed = layout.observation.stack([some_value(layout.observation.space)])
+    step = generalist.assembler.step(layout, observed, hide_actions=hidden)
+    dimensions = layout.action.tokens_per_step
+    return StepShape(tuple(step.modality.tolist()), dimensions, control.steps, hidden, control.temperature)
+
+
+def some_value(space: gym.Space) -> Any:
+    """The same value of a space every time; for lanes that have not seen anything yet."""
+    space.seed(0)
+    return space.sample()
 
 
 class ControlPolicy:
-    """Acts in `lanes` environments of one layout: the likeliest actions, or drawn ones if the suite has a temperature.
+    """Acts in several environments: the likeliest actions, or drawn ones if the suite has a temperature.
 
     Args:
         generalist: the weights with their tokenizers.
-        layout: name of the layout that all lanes share.
-        lanes: how many environments.
+        layouts: the name of each lane's layout; those of one layout stand together.
+
+    Raises:
+        ValueError: the layouts' steps do not look alike.
     """
 
-    def __init__(self, generalist: Generalist, layout: str, lanes: int):
-        self.generalist, self.lanes = generalist, lanes
-        self.layout = generalist.layouts[layout]
-        control = generalist.control(layout)
-        self.window, self.hidden = control.steps, control.hide_actions > 0
-        self._temperature = control.temperature
-        self._allowed = allow(self.layout.action.valid_ranges, generalist.vocabulary.size)
-        self._rows: CachedRows | None = None
-        self._prefix: Batch | None = None
-        self._held = 0  # steps in the caches
-        self._rebuilt = 0  # times since the reset
-        self._history: deque[Batch] = deque(maxlen=self.window // 2)
+    def __init__(self, generalist: Generalist, layouts: Sequences[str]):
+        self.generalist, self.lanes = generalist, len(layouts)
+        self._runs = [(name, len(list(run))) for name, run in itertools.groupby(layouts)]
+        shapes = {name: shape_of(generalist, name) for name, _ in self._runs}
+        self.shape = next(iter(shapes.values()))
+        for name, shape in shapes.items():
+            if shape != self.shape:
+                raise ValueError(
+                    f"steps of {name} and {self._runs[0][0]} do not look alike: give each a policy of its own"
+                )
+        allowed = [
+            np.broadcast_to(self._allowed(name), (count, self.shape.dimensions, generalist.vocabulary.size))
+            for name, count in self._runs
+        ]
+        self._choices = jnp.asarray(np.concatenate(allowed))
+        observed = len(self.shape.modalities)
+        self._window = StepWindow(
+            generalist,
+            self.lanes,
+            steps=self.shape.window,
+            positions=observed if self.shape.hidden else observed + self.shape.dimensions,
+            images=self.shape.modalities.count(Modality.IMAGE),
+            temperature=self.shape.temperature,
+        )
+        self.logits: Float[Array, "B A V"] | None = None
+        """What the last actions were chosen from, of all ids."""
+        self._last: list[Any] = [
+            some_value(layout.observation.space) for layout, count in self._layouts() for _ in range(count)
+        ]
 
-    def reset(self, instructions: list[str]) -> None:
-        """Starts an episode in every lane, each with its instruction."""
-        if len(instructions) != self.lanes:
-            raise ValueError(f"the policy has {self.lanes} lanes but got {len(instructions)} instructions")
-        sequences = [self.generalist.assembler.instruction(text) for text in instructions]
-        length = bucket(max(1, *(len(sequence.tokens) for sequence in sequences)), 4)
-        self._prefix = self._stack(sequences, length)
-        self._history.clear()
-        self._rows, self._rebuilt = None, 0
+    def reset(self, lanes: Sequences[int], prefixes: Sequences[Sequence | str], seeds: Sequences[int]) -> None:
+        """Begins an episode in some lanes.
 
-    def act(self, observations: list[Any], active: np.ndarray | None = None) -> list[Any]:
-        """One action a lane. Lanes that are not `active` (bool (B,)) get one too, for nobody to use.
-
-        Raises:
-            ValueError: there was no `reset`.
+        Args:
+            prefixes: what stands before the first step: an instruction, or one with demonstrations (`Assembler.prefix`).
+            seeds: of the episodes; what is drawn in one depends on nothing else.
         """
-        del active  # all lanes share the compiled step: leaving some out would cost more than it saves
-        step = self._observe(observations)
-        tokens = self._decode_at_once(step) if self.hidden else self._decode_in_turn(step)
-        return self.layout.action.decode_batch(tokens)
+        sequences = [self.generalist.assembler.instruction(one) if isinstance(one, str) else one for one in prefixes]
+        self._window.start(lanes, sequences, seeds)
 
-    def _observe(self, observations: list[Any]) -> Batch:
-        """All lanes' observations in one call of the tokenizer, as if they were the steps of one episode."""
-        values = self.layout.observation.stack(observations)
-        flat = self.generalist.assembler.step(self.layout, values, hide_actions=self.hidden)
-        return self._split(self._stack([flat], len(flat.tokens)))
-
-    def _decode_at_once(self, step: Batch) -> np.ndarray:
-        """Past actions are hidden, so one pass reads every dimension."""
-        tokens = self._feed(step, step.tokens.shape[1], self._allowed)
-        self._history.append(step)
-        return tokens
-
-    def _decode_in_turn(self, step: Batch) -> np.ndarray:
-        """Every dimension is fed back before the next is chosen, as Gato does (section 2.5)."""
-        dimensions = len(self._allowed)
-        token = self._feed(step, step.tokens.shape[1] + dimensions, self._allowed[:1])
-        chosen = [token]
-        assert self._rows is not None
-        for allowed in self._allowed[1:]:
-            chosen.append(self._rows.append(self._action(chosen[-1]), allowed[None]))
-        self._rows.append(self._action(chosen[-1]), self._allowed[-1:])  # context for the next step
-        actions = np.concatenate(chosen, axis=1)
-        self._history.append(join([step, self._action(actions)], self._frame_tokens))
+    def act(self, observations: Sequences[Any]) -> list[Any]:
+        """One action a lane. None stands for the observation of a lane that does not act; it gets an action for nobody to use."""
+        if len(observations) != self.lanes:
+            raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
+        self._last = [old if new is None else new for old, new in zip(self._last, observations, strict=True)]
+        tokens = self._decode(self._observe())
+        actions, at = [], 0
+        for layout, count in self._layouts():
+            actions += layout.action.decode_batch(tokens[at : at + count])
+            at += count
         return actions
 
-    def _feed(self, step: Batch, positions: int, allowed: np.ndarray) -> np.ndarray:
-        """Appends a step; to fresh caches with the newest steps when the old ones are full. `positions` a whole step takes."""
-        if self._prefix is None:
-            raise ValueError("call reset() with the instructions before act()")
-        if self._rows is None or self._held == self.window:
-            slots = self._prefix.tokens.shape[1] + self.window * positions
-            images = self.window * step.row_images.shape[1]
-            key = jax.random.fold_in(
-                jax.random.key(0), self._rebuilt
-            )  # the same draws every time the episodes are played
-            self._rows = CachedRows(
-                self.generalist, self.lanes, bucket(slots, 8), temperature=self._temperature, key=key, images=images
-            )
-            self._rebuilt += 1
-            self._held = len(self._history)
-            step = join([self._prefix, *self._history, step], self._frame_tokens)
-        self._held += 1
-        return self._rows.append(step, allowed)
+    def _decode(self, step: Batch) -> np.ndarray:
+        """The action ids (B, A): all at once; or in turn, every dimension fed back before the next is chosen, as Gato does
+        (section 2.5)."""
+        if self.shape.hidden:
+            tokens, self.logits = self._window.append(step, self._choices)
+            return tokens
+        read = [self._window.append(step, self._choices[:, :1])]
+        for dimension in range(1, self.shape.dimensions):
+            chosen = self._action(read[-1][0])
+            read.append(self._window.append(chosen, self._choices[:, dimension : dimension + 1]))
+        self._window.append(self._action(read[-1][0]), self._choices[:, -1:])  # context for the next step
+        self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
+        return np.concatenate([tokens for tokens, _ in read], axis=1)
+
+    def _observe(self) -> Batch:
+        """All lanes' observations, those of one layout by one call of the tokenizer, as if they were the steps of an episode."""
+        batches, at = [], 0
+        for layout, count in self._layouts():
+            values = layout.observation.stack(self._last[at : at + count])
+            flat = self.generalist.assembler.step(layout, values, hide_actions=self.shape.hidden)
+            batches.append(self._split(flat, count))
+            at += count
+        return side_by_side(batches, self.generalist.config.model.frame_tokens)
 
     def _action(self, tokens: np.ndarray) -> Batch:
         """Action ids (B, n) as positions to append."""
-        sequence = self.generalist.assembler.action(self.layout, tokens.reshape(-1))
-        return self._split(self._stack([sequence], tokens.size))
+        layout = self._layouts()[0][0]
+        return self._split(self.generalist.assembler.action(layout, tokens.reshape(-1)), self.lanes)
 
-    def _split(self, whole: Batch) -> Batch:
-        """One row with all lanes one after the other, as one row a lane, which sees no other lane's images."""
-        rows = {name: getattr(whole, name).reshape(self.lanes, -1) for name in POSITIONAL}
+    def _split(self, flat: Sequence, lanes: int) -> Batch:
+        """Steps one after the other as one row a lane, which sees no other lane's images."""
+        whole = stack_rows(
+            [flat],
+            len(flat.tokens),
+            pad=self.generalist.vocabulary.pad,
+            frame_tokens=self.generalist.config.model.frame_tokens,
+        )
+        rows = {name: getattr(whole, name).reshape(lanes, -1) for name in POSITIONAL}
         shown = (rows["modality"] == Modality.IMAGE).sum(axis=1, keepdims=True)
         rows["image"] = np.maximum(rows["image"] - (np.cumsum(shown, axis=0) - shown), 0).astype(np.int32)
         return dataclasses.replace(whole, **rows, row_images=row_images(rows["modality"], rows["payload_index"]))
 
-    def _stack(self, sequences: list[Any], length: int) -> Batch:
-        return stack_rows(sequences, length, pad=self.generalist.vocabulary.pad, frame_tokens=self._frame_tokens)
+    def _layouts(self) -> list[tuple[TaskLayout, int]]:
+        """Each run of lanes of one layout."""
+        return [(self.generalist.layouts[name], count) for name, count in self._runs]
 
-    @property
-    def _frame_tokens(self) -> int:
-        return self.generalist.config.model.frame_tokens
+    def _allowed(self, name: str) -> np.ndarray:
+        """bool (A, V)."""
+        return allow(self.generalist.layouts[name].action.valid_ranges, self.generalist.vocabulary.size)

@@ -108,6 +108,38 @@ def join(batches: list[Batch], frame_tokens: int) -> Batch:
     return Batch(**rows, **flat, row_images=row_images(rows["modality"], rows["payload_index"]))
 
 
+def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
+    """Batches of equally long rows, one below the other; payloads are concatenated and their indices moved along."""
+    if len(batches) == 1:
+        return batches[0]
+    offsets, rows = dict.fromkeys(PAYLOADS, 0), {name: [] for name in POSITIONAL}
+    widest = max(batch.row_images.shape[1] for batch in batches)
+    tables: list[np.ndarray] = []
+    for batch in batches:
+        index = batch.payload_index.copy()
+        table = batch.row_images + np.int32(offsets[Modality.IMAGE])
+        tables.append(np.pad(table, ((0, 0), (0, widest - table.shape[1]))))
+        for modality, payload in PAYLOADS.items():
+            index[batch.modality == modality] += offsets[modality]
+            offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
+        for name in POSITIONAL:
+            rows[name].append(index if name == "payload_index" else getattr(batch, name))
+    fields: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in rows.items()}
+    flat: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FLAT}
+    return Batch(**fields, **flat, row_images=np.concatenate(tables))
+
+
+def pad_payloads(batch: Batch, images: int = 0) -> Batch:
+    """The batch with its payloads padded by zeros to few sizes, and room for `images` a row: few shapes, few compilations."""
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, [(0, bucket(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+    flat: dict[str, Any] = {name: padded(getattr(batch, name)) for name in FLAT}
+    more = max(0, images - batch.row_images.shape[1]) if len(batch.images) else 0
+    return dataclasses.replace(batch, **flat, row_images=np.pad(batch.row_images, ((0, 0), (0, more))))
+
+
 def shift_right(batch: Batch) -> Batch:
     """The same rows with their padding on the left, so that all end at the same place."""
     order = np.argsort(batch.segment > 0, axis=1, kind="stable")

@@ -79,7 +79,8 @@ def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"
 
 
 class Cache(NamedTuple):
-    """Keys (already rotated) and values of one layer; `S` slots, filled from the left at the same place in every lane."""
+    """Keys and values of one layer in `S` slots. Keys are not rotated yet: a slot's position may change while it is held, as that
+    of everything does when a window slides."""
 
     key: Float[Array, "B S M H"]
     value: Float[Array, "B S M H"]
@@ -112,11 +113,17 @@ class Attention(nnx.Module):
         x: Float[Array, "B L D"],
         seen: Packed | Bool[Array, "B L S"],
         angles: Angles | None,
+        key_angles: Angles | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         """Whole packed rows; or, with a cache, new positions: their keys and values are written at slot `start`, and the whole
-        cache is attended to where a mask shows it."""
+        cache is attended to where a mask shows it.
+
+        Args:
+            angles: of the new positions.
+            key_angles: of all keys: those of the cache's slots (B, S), or `angles` again.
+        """
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         query, key, value = jnp.split(self.qkv(x), [inner, inner + kv_inner], axis=-1)
@@ -125,14 +132,14 @@ class Attention(nnx.Module):
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None and start is not None:
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
             key, value = cache
+        if angles is not None and key_angles is not None:
+            query, key = rotate(query, angles), rotate(key, key_angles)
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
         else:

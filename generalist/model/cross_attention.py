@@ -17,9 +17,9 @@ AttendTo = Literal["last", "all"]
 
 
 def image_mask(
-    image: Int[Array, "B L"], first: Int[Array, "B L"], images: int, attend_to: AttendTo
+    image: Int[Array, "B L"], first: Int[Array, "B L"], number: Int[Array, "#B I"], attend_to: AttendTo
 ) -> Bool[Array, "B L I"]:
-    """Which images a position sees, of `images` in its row, where 0 in `image` is none and 1 the row's first.
+    """Which images a position sees. A row's images are numbered from 1 in their order; 0 is none.
 
     Two packed examples, the first with text before its image, the second with two images (section 2.4):
 
@@ -33,13 +33,13 @@ def image_mask(
     Args:
         image: the image each position belongs to.
         first: the first image of the position's segment, counted alike.
+        number: of the images that are there, in any order.
         attend_to: the position's own image alone (Flamingo's choice), or all of its segment up to it.
     """
-    number = jnp.arange(1, images + 1)[None, None]
-    last = number == image[..., None]
+    number, image = number[:, None], image[..., None]
     if attend_to == "last":
-        return last
-    return (number <= image[..., None]) & (number >= first[..., None])
+        return (number == image) & (number > 0)
+    return (number <= image) & (number >= first[..., None])
 
 
 def first_image(is_image: Bool[Array, "B L"], position: Int[Array, "B L"]) -> Int[Array, "B L"]:

@@ -48,9 +48,9 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, seen, angles, cache=None, start=None, kept=None):
+    def __call__(self, x, seen, angles, key_angles, cache=None, start=None, kept=None):
         """`kept`: (2, B), what to multiply each row's attention and feed-forward by (stochastic depth); None: nothing."""
-        mixed, cache = self.attention(self.attention_norm(x), seen, angles, cache, start)
+        mixed, cache = self.attention(self.attention_norm(x), seen, angles, key_angles, cache, start)
         mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
         x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
         mixed = self.feed_forward(self.feed_forward_norm(x))
@@ -64,6 +64,7 @@ class Sight(NamedTuple):
 
     seen: Packed | Bool[Array, "B L S"]
     angles: Angles | None
+    key_angles: Angles | None
 
 
 class TokenTable(nnx.Module):
@@ -143,10 +144,12 @@ class Transformer(nnx.Module):
 
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
         """What layers without a window see of whole rows, and those with one; None where no layer has one."""
-        whole = Sight(Packed(batch.segment, jnp.array(False)), angles(batch.position, self.config))
-        if not self.config.window:
-            return whole, None
-        return whole, Sight(Packed(batch.segment, jnp.array(True)), angles(batch.position, self.config, local=True))
+
+        def sight(near: bool) -> Sight:
+            turned = angles(batch.position, self.config, local=near)
+            return Sight(Packed(batch.segment, jnp.array(near)), turned, turned)
+
+        return sight(False), sight(True) if self.config.window else None
 
     def cached_sights(
         self,
@@ -156,11 +159,15 @@ class Transformer(nnx.Module):
     ) -> tuple[Sight, Sight | None]:
         """The same of new positions, that see a cache's slots."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
-        whole = Sight(mask, angles(batch.position, self.config))
+
+        def sight(mask: Bool[Array, "B L S"], local: bool) -> Sight:
+            turned = (angles(position, self.config, local=local) for position in (batch.position, key_position))
+            return Sight(mask, *turned)
+
+        whole = sight(mask, False)
         if not self.config.window:
             return whole, None
-        near = local_mask(mask, batch.position, key_position, self.config.window)
-        return whole, Sight(near, angles(batch.position, self.config, local=True))
+        return whole, sight(local_mask(mask, batch.position, key_position, self.config.window), True)
 
     def is_global(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has no window."""
@@ -211,10 +218,10 @@ class Transformer(nnx.Module):
         start: Int[Array, ""],
         images: ImageCache | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
-        """Final hidden states of new positions, appended to the caches at slot `start`.
+        """Final hidden states of new positions, written into the caches from slot `start` on.
 
-        `cache_segment` and `cache_position` describe the slots with the new positions already entered; `images` holds all
-        images so far (None: there are none), with `batch.image` counting among them.
+        `cache_segment` and `cache_position` describe the slots with the new positions already entered; `images` holds the images
+        that may be seen (None: there are none), whose numbers `batch.image` means.
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.model.config import ModelSpec
@@ -22,10 +22,10 @@ from generalist.tokenizers.pieces import Modality
 
 
 class ImageCache(NamedTuple):
-    """Images held while decoding: their keys in every gated layer, and which of the slots hold one."""
+    """Images held while decoding: their keys in every gated layer, and each one's number in its row (0: the slot is empty)."""
 
     keys: list[VisualKeys]
-    held: Bool[Array, "B I"]
+    number: Int[Array, "B I"]
 
 
 class VisualPath(nnx.Module):
@@ -77,7 +77,7 @@ class VisualPath(nnx.Module):
         if len(batch.images):  # a batch without images pays nothing for them
             visual = self.tokens(batch, x.dtype)
             first = first_image(batch.modality == Modality.IMAGE, batch.position)
-            mask = image_mask(batch.image, first, visual.shape[1], self.config.attend_to)
+            mask = image_mask(batch.image, first, jnp.arange(1, visual.shape[1] + 1)[None], self.config.attend_to)
         graph, gated = nnx.split(self.gated)
 
         @remat
@@ -107,8 +107,8 @@ class VisualPath(nnx.Module):
         layer = block // self.every
         if images is None:
             return self._layer(layer)(x, None, None)
-        mask = image_mask(image, jnp.ones_like(image), images.held.shape[1], self.config.attend_to)
-        return self._layer(layer)(x, images.keys[layer], mask & images.held[:, None])
+        mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
+        return self._layer(layer)(x, images.keys[layer], mask)
 
     def keys(self, batch: Batch, dtype: DTypeLike) -> list[VisualKeys]:
         """Keys of a batch's images in every gated layer, for an `ImageCache`."""

@@ -3,46 +3,48 @@
 import numpy as np
 import pytest
 
-from generalist.envs.pool import EnvPool
+from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import get
 from generalist.envs.workers import WorkerError
 
-LANES = [(get("classic/cartpole"), seed) for seed in (1, 2, 3)]
+CARTPOLE = get("classic/cartpole")
+SEEDS = [1, 2, 3]
 
 
 def test_lanes_play_like_single_environments():
-    pool = EnvPool(LANES, workers=2)
-    observations, instructions = pool.reset()
-    assert instructions == [get("classic/cartpole").instruction] * 3
-    for lane, (task, seed) in enumerate(LANES):
-        env = task.make()
-        np.testing.assert_array_equal(env.reset(seed=seed)[0], observations[lane])
-    envs = [task.make() for task, _ in LANES]
-    for env, (_, seed) in zip(envs, LANES, strict=True):
-        env.reset(seed=seed)
+    pool = EnvPool(3, workers=2)
+    begun = pool.run({lane: Start(CARTPOLE, seed) for lane, seed in enumerate(SEEDS)})
+    envs = [CARTPOLE.make() for _ in SEEDS]
+    for lane, (env, seed) in enumerate(zip(envs, SEEDS, strict=True)):
+        started = begun[lane]
+        assert isinstance(started, Started) and started.instruction == CARTPOLE.instruction
+        np.testing.assert_array_equal(env.reset(seed=seed)[0], started.observation)
     for _ in range(3):
-        results = pool.step([1, 0, None])
-        assert results[2] is None
-        for env, action, result in zip(envs, (1, 0), results, strict=False):
-            observation, reward, *_ = env.step(action)
-            np.testing.assert_array_equal(observation, result[0])
-            assert reward == result[1]
+        results = pool.run({0: Act(1), 1: Act(0)})
+        assert results.keys() == {0, 1}
+        for lane, action in ((0, 1), (1, 0)):
+            observation, reward, *_ = envs[lane].step(action)
+            acted = results[lane]
+            assert isinstance(acted, Acted) and acted.reward == reward
+            np.testing.assert_array_equal(observation, acted.observation)
+    pool.close()
+
+
+def test_a_lane_takes_another_task():
+    pool, other = EnvPool(1, workers=1), get("classic/pendulum")
+    pool.run({0: Start(CARTPOLE, 1)})
+    started = pool.run({0: Start(other, 5)})[0]
+    assert isinstance(started, Started) and started.instruction == other.instruction
+    np.testing.assert_array_equal(other.make().reset(seed=5)[0], started.observation)
     pool.close()
 
 
 def test_a_failing_environment_is_named():
-    pool = EnvPool(LANES[:1], workers=1)
-    pool.reset()
-    with pytest.raises(WorkerError, match="classic/cartpole"):
-        pool.step(["left"])
+    pool = EnvPool(1, workers=1)
+    pool.run({0: Start(CARTPOLE, 1)})
+    with pytest.raises(WorkerError, match="classic/cartpole failed"):
+        pool.run({0: Act("left")})
     pool._workers[0][0].kill()
-    with pytest.raises(WorkerError, match=r"classic/cartpole died|classic/cartpole"):
-        pool.step([1])
-    pool.close()
-
-
-def test_the_number_of_actions_is_checked():
-    pool = EnvPool(LANES, workers=1)
-    with pytest.raises(ValueError, match="3 lanes"):
-        pool.step([1])
+    with pytest.raises(WorkerError, match="classic/cartpole died"):
+        pool.run({0: Act(1)})
     pool.close()

@@ -1,20 +1,33 @@
 """The tasks: what the list says, that a seed decides an episode, and that experts do what they are for."""
 
+from pathlib import Path
+
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from generalist.envs import task as registry
 from generalist.envs.episodes import play_expert
+from generalist.envs.reference import with_tables
 from generalist.envs.task import EVALUATION_SEED, MissingExtra
 
-ONE_A_SUITE = ("metaworld/reach", "babyai/GoToObj", "atari/freeway", "classic/lunar-lander", "classic/reacher")
+ONE_A_SUITE = (
+    *("metaworld/reach", "babyai/GoToObj", "atari/freeway", "classic/lunar-lander", "classic/reacher"),
+    *("fetch/push", "fetch/pick-and-place"),
+)
+EXPERTS = (
+    *("metaworld/reach", "babyai/GoToObj", "babyai/KeyCorridorS3R1", "classic/cartpole", "classic/lunar-lander"),
+    *("fetch/reach", "fetch/push", "fetch/pick-and-place"),
+)
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
 def test_the_suites_are_complete():
     names = [task.name for task in registry.tasks()]
-    assert registry.suites() == ["atari", "babyai", "classic", "metaworld"]
+    assert registry.suites() == ["atari", "babyai", "classic", "fetch", "metaworld"]
     count = {suite: sum(name.startswith(suite) for name in names) for suite in registry.suites()}
-    assert count["metaworld"] == 50 and count["babyai"] >= 12 and count["atari"] >= 7 and count["classic"] >= 10
+    assert count["metaworld"] == 50 and count["babyai"] == 84 and count["atari"] >= 7 and count["classic"] >= 10
+    assert count["fetch"] == 3
     games = {"pong", "breakout", "freeway", "boxing", "skiing", "asterix", "gopher"}
     assert {f"atari/{game}" for game in games} <= set(names)
 
@@ -23,9 +36,17 @@ def test_every_task_has_an_instruction_and_measured_scores():
     for task in registry.tasks():
         assert task.instruction
         assert task.expert_score > task.random_score, task.name
+        assert task.scored_episodes >= 10, task.name
         assert task.normalized(task.expert_score) == pytest.approx(100) and task.normalized(task.random_score) == 0
-    ours = [task.instruction for task in registry.tasks(["metaworld/*", "classic/*", "atari/*"])]
+    ours = [task.instruction for task in registry.tasks(["metaworld/*", "classic/*", "atari/*", "fetch/*"])]
     assert len(ours) == len(set(ours))  # a policy must be able to tell them apart
+
+
+def test_the_page_has_the_measured_scores():
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page) == page, "run benchmarks/reference_scores.py --table"
+    with pytest.raises(ValueError, match="no table of fetch"):
+        with_tables(page.replace("<!-- table of fetch -->", ""))
 
 
 def test_an_unknown_name_gets_the_nearest_one():
@@ -39,13 +60,16 @@ def test_an_unknown_name_gets_the_nearest_one():
 def test_a_seed_decides_the_episode(name: str):
     env = registry.get(name).make()
 
+    def flat(observation: object) -> np.ndarray:
+        return gym.spaces.flatten(env.observation_space, observation)
+
     def play(seed: int) -> list[np.ndarray]:
         observation, info = env.reset(seed=seed)
         assert isinstance(info["instruction"], str) and env.observation_space.contains(observation)
-        seen = [observation]
+        seen = [flat(observation)]
         for _ in range(5):
             observation, *_ = env.step(env.action_space.sample() * 0)
-            seen.append(observation)
+            seen.append(flat(observation))
         return seen
 
     first, second, again = play(1), play(EVALUATION_SEED), play(1)
@@ -55,7 +79,7 @@ def test_a_seed_decides_the_episode(name: str):
     env.close()
 
 
-@pytest.mark.parametrize("name", ["metaworld/reach", "babyai/GoToObj", "classic/cartpole", "classic/lunar-lander"])
+@pytest.mark.parametrize("name", EXPERTS)
 def test_the_expert_is_far_above_random(name: str):
     task = registry.get(name)
     episode = play_expert(task, EVALUATION_SEED, noisy=False, max_steps=task.max_steps)

@@ -1,6 +1,7 @@
 """Control: real environments, policies that are easy to foresee."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,24 @@ import pytest
 from rich.progress import Progress
 
 from generalist.envs.task import EVALUATION_SEED, get
-from generalist.eval.control import Episode, evaluate_control, summarize
+from generalist.eval.control import Begun, Episode, Stop, evaluate_control, summarize
 
 
 class Balance:
     """Balances CartPole: pushes to where the pole falls."""
 
-    def __init__(self, layout: str, lanes: int):
-        assert layout == "classic/cartpole"
-        self.lanes = lanes
-        self.seen_active: list[np.ndarray] = []
+    def __init__(self, layouts: list[str]):
+        assert set(layouts) == {"classic/cartpole"}
+        self.lanes = len(layouts)
+        self.begun: list[Begun] = []
 
-    def reset(self, instructions: list[str]) -> None:
-        assert len(instructions) == self.lanes and all(instructions)
+    def start(self, begun: Mapping[int, Begun]) -> None:
+        assert all(0 <= lane < self.lanes for lane in begun) and all(one.instruction for one in begun.values())
+        self.begun += begun.values()
 
-    def act(self, observations: list[Any], active: np.ndarray) -> list[Any]:
-        assert len(observations) == self.lanes and active.any()
-        return [self.push(observation) for observation in observations]
+    def act(self, observations: list[Any]) -> list[Any]:
+        assert len(observations) == self.lanes and any(one is not None for one in observations)
+        return [None if observation is None else self.push(observation) for observation in observations]
 
     def push(self, observation: np.ndarray) -> int:
         """Right if the pole falls to the right."""
@@ -60,7 +62,7 @@ def test_a_policy_that_balances_is_cut_off_and_the_bar_is_full() -> None:
 
 def test_an_error_of_the_policy_ends_the_evaluation() -> None:
     class Broken(Balance):
-        def act(self, observations: list[Any], active: np.ndarray) -> list[Any]:
+        def act(self, observations: list[Any]) -> list[Any]:
             raise FloatingPointError("no finite logits")
 
     with pytest.raises(FloatingPointError, match="no finite logits"):
@@ -81,3 +83,37 @@ def test_summary_by_hand() -> None:
     assert own["percent"]["low"] < 75.0 < own["percent"]["high"]
     assert [row["score"] for row in own["episodes"]] == scores
     assert math.isclose(own["random_score"], task.random_score)
+
+
+def test_lanes_are_used_again_and_tasks_of_one_shape_share_a_batch() -> None:
+    """Six episodes of two tasks in two lanes: what each scores does not depend on where or beside whom it is played."""
+    tasks, made = [get("babyai/GoToObj"), get("babyai/GoToRedBall")], []
+
+    class Forward(Balance):
+        def __init__(self, layouts: list[str]):
+            assert set(layouts) == {"babyai"}
+            self.lanes, self.begun = len(layouts), []
+            made.append(self)
+
+        def push(self, observation: np.ndarray) -> int:
+            return int(observation.sum()) % 3  # turns and steps
+
+    played = evaluate_control(Forward, tasks, 3, workers=1, lanes=2)
+    assert len(played) == 6 and len(made) == 1 and made[0].lanes == 2
+    assert {(one.task.name, one.seed) for one in made[0].begun} == {(one.task, one.seed) for one in played}
+    assert evaluate_control(Forward, tasks, 3, workers=2, lanes=6) == played
+
+
+def test_a_stop_finishes_what_is_being_played() -> None:
+    """All three lanes end their episodes, and none begins another; the rest are not missing by their length."""
+    stop = Stop()
+
+    class Stopping(PushLeft):
+        def act(self, observations: list[Any]) -> list[Any]:
+            stop.request()
+            return super().act(observations)
+
+    task = get("classic/cartpole")
+    played = evaluate_control(Stopping, [task], 9, workers=1, lanes=3, stop=stop)
+    assert [episode.seed for episode in played] == [EVALUATION_SEED + index for index in range(3)]
+    assert summarize([task, get("classic/pendulum")], played)["tasks"].keys() == {task.name}

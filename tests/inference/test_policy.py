@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,14 @@ from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
+from generalist.model.attend import attend
+from generalist.model.attention import angles, rotate
 from generalist.model.config import VisionConfig
+from generalist.model.cross_attention import AttendTo
 from generalist.model.transformer import create
 from generalist.presets import debug
 from generalist.run import Tokenizers
-from generalist.tokenizers.pieces import Images
+from generalist.tokenizers.pieces import Images, Modality
 from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
@@ -45,19 +47,26 @@ CLIP = Path(__file__).parent.parent / "fixtures" / "vision" / "clip"
 
 
 def make_generalist(
-    hide_actions: float, steps: int = 4, images: Images = "frame", encoder_name: str = "efficientnet_lite0"
+    hide_actions: float,
+    steps: int = 4,
+    images: Images = "frame",
+    encoder_name: str = "efficientnet_lite0",
+    attend_to: AttendTo = "last",
+    temperature: float = 0.0,
 ) -> Generalist:
     """Random weights for one layout with a camera and a state; gates are open."""
     base: Config = debug()
+    tokens, model = dataclasses.replace(base.tokens, images=images, documents=images), base.model
     if "encoder" in images:
-        vision = VisionConfig(encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2)
-        base = dataclasses.replace(
-            base,
-            tokens=dataclasses.replace(base.tokens, images=images, documents=images),
-            model=dataclasses.replace(base.model, vision=vision),
+        vision = VisionConfig(
+            encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2, attend_to=attend_to
         )
+        model = dataclasses.replace(model, vision=vision)
+    base = dataclasses.replace(base, tokens=tokens, model=model)
     encoder = load_encoder(base.model.vision.encoder, base.model.vision.size)
-    data = dataclasses.replace(base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions))
+    data = dataclasses.replace(
+        base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions, temperature=temperature)
+    )
     config = dataclasses.replace(base, data=data)
     text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
     settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
@@ -89,61 +98,131 @@ def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]
     ]
 
 
-LONGEST = 48  # positions of the longest whole pass: one shape, one compilation
-
-
-@partial(jax.jit, static_argnums=0)
-def uncached_logits(graph: nnx.GraphDef, params: Any, batch: Batch) -> jax.Array:
-    model = nnx.merge(graph, params)
-    return model.logits(model.hidden(batch))
-
-
-def whole_pass(
+def episode_batch(
     generalist: Generalist, instruction: str, steps: list, chosen: list[np.ndarray], hidden: bool
-) -> np.ndarray:
-    """The action ids that one uncached pass over one lane's steps gives for the last of them."""
+) -> tuple[Batch, np.ndarray]:
+    """One row with a whole episode up to the choice of its last step's action, and each position's step (-1: instruction)."""
     layout, assembler = generalist.layouts[LAYOUT], generalist.assembler
-    parts, ids = [assembler.instruction(instruction)], []
+    parts, number = [assembler.instruction(instruction)], [-1]
     for index, observation in enumerate(steps):
         parts.append(assembler.step(layout, layout.observation.stack([observation]), hide_actions=hidden))
-        if not hidden and index < len(steps) - 1:
-            parts.append(assembler.action(layout, chosen[index]))
-    dimensions = len(layout.action.valid_ranges)
-    for dimension in range(dimensions if not hidden else 1):
-        sequence = assembler.concatenate(parts)
-        batch = generalist.on_device(stack_rows([sequence], LONGEST, pad=generalist.vocabulary.pad))
-        logits = uncached_logits(generalist.graph, generalist.params, batch)[:, : len(sequence.tokens)]
-        rows = slice(-dimensions, None) if hidden else slice(-1, None)
-        ranges = layout.action.valid_ranges if hidden else layout.action.valid_ranges[dimension : dimension + 1]
-        ids.append(
-            np.asarray(jnp.argmax(confine(logits[:, rows], jnp.asarray(allow(ranges, logits.shape[-1]))), -1))[0]
-        )
-        parts.append(assembler.action(layout, ids[-1]))
-    return np.concatenate(ids)
+        number.append(index)
+        if not hidden:
+            action = chosen[index] if index < len(steps) - 1 else chosen[index][:-1]
+            parts.append(assembler.action(layout, action))
+            number.append(index)
+    sequence = assembler.concatenate(parts)
+    batch = generalist.on_device(stack_rows([sequence], len(sequence), pad=generalist.vocabulary.pad))
+    return batch, np.repeat(number, [len(part) for part in parts])
 
 
-@pytest.mark.parametrize(("hidden", "images"), [(True, "frame"), (False, "frame"), (False, "encoder")])
-def test_cached_equals_uncached(hidden: bool, images: Images):
-    generalist = make_generalist(float(hidden), images=images)
-    lanes, instructions = 3, ["push the red block", "lift", "lift the blue block to the left"]
-    policy, rng = ControlPolicy(generalist, LAYOUT, lanes), np.random.default_rng(0)
-    policy.reset(instructions)
-    seen: list[list] = [[] for _ in range(lanes)]
-    chosen: list[list] = [[] for _ in range(lanes)]
-    codec = generalist.layouts[LAYOUT].action
-    for step in range(6):  # beyond the window of 4, so that the caches are rebuilt
-        observations = observe(rng, lanes)
+def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, window: int) -> np.ndarray:
+    """Logits (L, V) of one row, computed without a cache as the window is defined: a position sees the prefix and the newest
+    `window` steps up to its own, and counts positions from the prefix on, as if older steps had never been."""
+    length, prefix, newest = len(step), int((step < 0).sum()), step.max()
+    begin = np.array([np.argmax(step == max(one, 0)) for one in step])  # where each position's step begins
+    positions = np.argmax(step == 1) - np.argmax(step == 0) if newest else 0
+    oldest = np.maximum(0, step - window + 1)[:, None]  # of what each position sees
+    place = prefix + (step[None] - oldest) * positions + np.arange(length) - begin
+    place = np.where(step < 0, np.arange(length), place)  # (L, L): of every key, for each query
+    sees = (np.arange(length) <= np.arange(length)[:, None]) & ((step < 0) | (step[None] >= oldest))
+    is_image = np.asarray(batch.modality[0]) == Modality.IMAGE
+    number, image = np.arange(1, is_image.sum() + 1), np.asarray(batch.image[0])[:, None]
+    looks = number == image
+    if generalist.config.model.vision.attend_to == "all":
+        looks = (number <= image) & (step[is_image] >= oldest)
+
+    @jax.jit
+    def run(params: Any, batch: Batch) -> jax.Array:
+        model = nnx.merge(generalist.graph, params)
+        config = model.config
+        keys = model.visual.keys(batch, jnp.float32) if is_image.any() else None
+        x = model.embed(batch, jnp.float32)
+        graph, stacked = nnx.split(model.blocks)
+        for layer in range(config.layers):
+            if model.visual is not None and layer % config.vision.every == 0:
+                gated = layer // config.vision.every
+                seen = None if keys is None else keys[gated]
+                x = model.visual._layer(gated)(x, seen, jnp.asarray(looks)[None])
+            block = nnx.merge(graph, jax.tree.map(lambda leaf, i=layer: leaf[i], stacked))
+            attention = block.attention
+            inner, small = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
+            parts = jnp.split(attention.qkv(block.attention_norm(x)), [inner, inner + small], axis=-1)
+            query, key, value = (part.reshape(length, -1, attention.head_size) for part in parts)
+            own = angles(jnp.asarray(np.diagonal(place))[:, None], config)
+            query = rotate(attention.query_norm(query)[:, None], own)
+            every = jnp.broadcast_to(attention.key_norm(key)[None], (length, *key.shape))
+            key = rotate(every, angles(jnp.asarray(place), config))
+            value = jnp.broadcast_to(value[None], (length, *value.shape))
+            mixed = attend(query, key, value, jnp.asarray(sees)[:, None], scale=attention.scale)
+            x = x + attention.out(mixed.reshape(1, length, inner))
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        return model.logits(model.final_norm(x))[0]
+
+    return np.asarray(run(generalist.params, batch))
+
+
+WAYS = [
+    (True, "frame", "last"),
+    (False, "frame", "last"),
+    (False, "patches", "last"),
+    (False, "encoder", "last"),
+    (True, "encoder", "all"),
+]
+
+
+@pytest.mark.parametrize(("hidden", "images", "attend_to"), WAYS)
+def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: Images, attend_to: AttendTo):
+    """Also in lanes that begin later, with another instruction, in a row that was used before."""
+    generalist = make_generalist(float(hidden), images=images, attend_to=attend_to)
+    layout = generalist.layouts[LAYOUT]
+    instructions = ["push the red block", "", "lift the blue block to the left"]
+    policy, rng = ControlPolicy(generalist, [LAYOUT] * 3), np.random.default_rng(0)
+    policy.reset(range(3), instructions, range(3))
+    seen: list[list] = [[] for _ in range(3)]
+    chosen: list[list] = [[] for _ in range(3)]
+    for step in range(10):  # a window has 4
+        if step == 3:
+            instructions[1], seen[1], chosen[1] = "lift the red block to the left of the blue block", [], []
+            policy.reset([1], instructions[1:2], [7])
+        observations = observe(rng, 3)
         actions = policy.act(observations)
-        # The context is the last 1..4 steps: the caches start over from the newest 2 once they hold 4.
-        held = step + 1 if step < 4 else 3 + (step - 4) % 2
-        for lane in range(lanes):
+        assert policy.logits is not None
+        for lane in range(3):
             seen[lane].append(observations[lane])
-            expected = whole_pass(
-                generalist, instructions[lane], seen[lane][-held:], chosen[lane][len(chosen[lane]) - held + 1 :], hidden
-            )
-            np.testing.assert_array_equal(actions[lane], codec.decode(expected), err_msg=f"step {step} lane {lane}")
-            chosen[lane].append(expected)
+            logits = np.asarray(policy.logits[lane])
+            ids = np.where(allow(layout.action.valid_ranges, logits.shape[-1]), logits, -np.inf).argmax(-1)
+            chosen[lane].append(ids)
+            np.testing.assert_array_equal(actions[lane], layout.action.decode(ids))
+            if step == 9 or (step == 4 and lane == 1):
+                batch, number = episode_batch(generalist, instructions[lane], seen[lane], chosen[lane], hidden)
+                expected = uncached_logits(generalist, batch, number, window=4)[-len(ids) :]
+                np.testing.assert_allclose(logits, expected, atol=2e-4, err_msg=f"step {step} lane {lane}")
     assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
+
+
+def test_what_is_drawn_depends_on_the_episode_alone():
+    generalist = make_generalist(1.0, temperature=1.0)
+    observations = [observe(np.random.default_rng(step), 1)[0] for step in range(6)]
+
+    def play(lanes: int, lane: int, seed: int) -> list[tuple]:
+        policy, rng = ControlPolicy(generalist, [LAYOUT] * lanes), np.random.default_rng(9)
+        policy.reset(range(lanes), ["push"] * lanes, [seed if one == lane else one for one in range(lanes)])
+        acted = []
+        for observation in observations:
+            others = observe(rng, lanes)
+            others[lane] = observation
+            acted.append(tuple(np.ravel(policy.act(others)[lane])))
+        return acted
+
+    assert play(1, 0, 5) == play(3, 2, 5) != play(1, 0, 6)
+
+
+def test_learnt_positions_do_not_slide():
+    base = make_generalist(1.0)
+    model = dataclasses.replace(base.config.model, learned_positions=256)
+    with pytest.raises(ValueError, match="rotary positions"):
+        ControlPolicy(dataclasses.replace(base, config=dataclasses.replace(base.config, model=model)), [LAYOUT])
 
 
 @pytest.mark.parametrize("images", ["frame", "frame+encoder"])
@@ -233,16 +312,16 @@ def test_actions_are_always_of_the_space():
     generalist = make_generalist(1.0)
     ranges = generalist.layouts[LAYOUT].action.valid_ranges
     logits = jnp.zeros((1, 2, generalist.vocabulary.size)).at[:, :, 0].set(100.0)  # all for a text token
-    ids = np.asarray(jnp.argmax(confine(logits, jnp.asarray(allow(ranges, logits.shape[-1]))), -1))[0]
+    ids = np.asarray(jnp.argmax(confine(logits, jnp.asarray(allow(ranges, logits.shape[-1]))[None]), -1))[0]
     assert ((ids >= ranges[:, 0]) & (ids < ranges[:, 1])).all()
 
 
-def test_the_number_of_instructions_is_checked():
-    policy = ControlPolicy(make_generalist(1.0), LAYOUT, 2)
+def test_the_number_of_observations_and_the_layouts_are_checked():
+    policy = ControlPolicy(make_generalist(1.0), [LAYOUT] * 2)
     with pytest.raises(ValueError, match="2 lanes but got 1"):
-        policy.reset(["lift"])
-    with pytest.raises(ValueError, match="reset"):
-        ControlPolicy(make_generalist(1.0), LAYOUT, 2).act(observe(np.random.default_rng(0), 2))
+        policy.act(observe(np.random.default_rng(0), 1))
+    with pytest.raises(ValueError, match="know no layout 'atari/pong': they act in classic/test"):
+        ControlPolicy(make_generalist(1.0), ["atari/pong"])
 
 
 def test_log_likelihood_does_not_depend_on_the_company():

@@ -90,7 +90,7 @@ def test_masks_by_eye():
         "last": [".xx....", "...xx..", ".....xx"],
         "all": [".xx....", "...xxxx", ".....xx"],
     }.items():
-        mask = np.asarray(image_mask(image, first, 3, attend_to))[0].T
+        mask = np.asarray(image_mask(image, first, jnp.arange(1, 4)[None], attend_to))[0].T
         assert ["".join(".x"[int(cell)] for cell in row) for row in mask] == table
 
 
@@ -161,7 +161,7 @@ def test_cached_equals_uncached(attend_to: str):
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), packed())
     batch = dataclasses.replace(batch, images=jnp.asarray(packed().images))
     whole = model.hidden(batch)
-    images = ImageCache(model.visual.keys(batch, jnp.float32), jnp.ones((1, 2), bool))
+    images = ImageCache(model.visual.keys(batch, jnp.float32), jnp.arange(1, 3)[None])
     caches = model.empty_caches(1, 8)
     for at in range(8):
         part = {name: getattr(batch, name)[:, at : at + 1] for name in POSITIONAL}

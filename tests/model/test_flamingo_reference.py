@@ -88,7 +88,9 @@ def test_gated_cross_attention_is_the_reference_s(attend_to: AttendTo):
     @jax.jit
     def run(params, hidden, visual, image):
         module = nnx.merge(graph, params)
-        return module(hidden, module.keys(visual), image_mask(image, jnp.ones_like(image), 3, attend_to))
+        return module(
+            hidden, module.keys(visual), image_mask(image, jnp.ones_like(image), jnp.arange(1, 4)[None], attend_to)
+        )
 
     out = run(jax.tree.map(jnp.asarray, params), STORED["hidden"], STORED["visual"], STORED["image"])
     np.testing.assert_allclose(out, STORED[f"out_{attend_to}"], atol=1e-4)

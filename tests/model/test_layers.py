@@ -1,10 +1,11 @@
-"""The linear map's own backward pass."""
+"""The linear map's own backward pass, and convolution as a product."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from generalist.model.embedders import column_convolution
 from generalist.model.layers import product
 
 
@@ -18,3 +19,16 @@ def test_a_products_gradients_are_those_of_a_plain_one(outputs: int):
     np.testing.assert_array_equal(mixed, expected)
     for ours, theirs in zip(pull(gradient), plain_pull(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "height", "width"), [(3, 2, 21, 21), (3, 1, 16, 16), (1, 1, 5, 7), (3, 2, 8, 11)]
+)
+def test_a_convolution_by_columns_is_a_convolution(size: int, stride: int, height: int, width: int):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 5, 4)), jnp.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(column_convolution(x, kernel, stride), expected, atol=1e-4)

@@ -101,7 +101,8 @@ STEPS = 20
 def start(folder: Path, name: str, processes: int, devices: int) -> list[subprocess.Popen]:
     """`train.py debug` on drawings and prose, as a user starts it, in so many processes of so many simulated devices."""
     command = f"""train.py debug --name {name} --runs {folder} --data.folder {folder}/data --training.steps {STEPS}
-        --data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 --data.classic.weight 0 --data.frames 16
+        --data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 --data.classic.weight 0 --data.fetch.weight 0
+        --data.frames 16
         --data.shards 2 --training.log-every 1 --training.checkpoint-every 7 --training.stall-seconds 60
         --evaluation.naming-items 2 --evaluation.prose-windows 1"""
     coordinator = f"--cluster.coordinator 127.0.0.1:{free_port()} --cluster.processes {processes} --cluster.process"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from generalist.config import Config, ControlConfig
+from generalist.config import SUITES, Config, ControlConfig
 from generalist.prepare import prepare
 from generalist.presets import debug
 from generalist.training.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, name: str, data_folder: Path, steps: int) -> Config:
     base = debug()
-    suites = dict.fromkeys(("metaworld", "babyai", "atari", "classic"), NO_CONTROL)
+    suites = dict.fromkeys(SUITES, NO_CONTROL)
     data = dataclasses.replace(base.data, folder=data_folder, frames=16, **suites)
     training = dataclasses.replace(base.training, steps=steps, checkpoint_every=4, log_every=2)
     return dataclasses.replace(base, name=name, runs=folder, data=data, training=training)

@@ -1,0 +1,237 @@
+"""A key-value cache that slides over an episode: every row keeps its prefix and its newest steps, and nothing is computed twice.
+
+A row's slots are a ring of `steps` steps and, behind it, its prefix (instruction and prompt):
+
+    ring of 4   step 8   step 5   step 6   step 7  |  prefix          step 9 will overwrite step 5
+    position     p + 3    p        p + 1    p + 2  |  0 ... p - 1
+
+Positions tell the age of a step within the row's window: they never grow beyond those of training, no two are alike, and the
+prefix stays as far from the oldest step as it was in training. Keys are rotated when they are read, so a step's position may
+change while it is held. What a layer made of a step stays as it was made, with the steps that were held then: a step sees its
+window directly, and what came before through it, as with Transformer-XL's memory, which Gato acts with (section 2.5).
+
+Dimension key: B rows, R rows that start, W steps, N positions of a step, P prefix slots, S = W·N + P slots, A positions read.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Sequences
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.data.batch import Batch
+from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
+from generalist.inference.load import Generalist
+from generalist.inference.rows import bucket, pad_payloads, stack_rows
+from generalist.model.attention import Cache
+from generalist.model.cross_attention import VisualKeys
+from generalist.model.visual import ImageCache
+from generalist.tokenizers.sequence import Sequence
+
+STARTED_AT_ONCE = 4  # prefixes computed by one call: a single shape, a single compilation
+
+
+@partial(jax.jit, static_argnames=("graph", "images"), donate_argnames=("caches", "held"))
+def fill(
+    graph: nnx.GraphDef,
+    params: Any,
+    caches: list[Cache],
+    held: list[VisualKeys] | None,
+    rows: Int[Array, "R"],
+    batch: Batch,
+    images: int,
+) -> tuple[list[Cache], list[VisualKeys] | None]:
+    """Computes prefixes (R, P) and puts them behind the rings of their rows; `images` of the image slots are a ring as well.
+    A row that is not there is left out."""
+    model = nnx.merge(graph, params)
+    dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape
+    ring = caches[0].key.shape[1] - length
+    keys, seen = None, None
+    if held is not None and batch.row_images.shape[1]:
+        keys = model.visual.keys(batch, dtype)
+        number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
+        seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
+    fresh = model.empty_caches(count, length, dtype)
+    _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
+    caches = jax.tree.map(lambda whole, part: whole.at[rows, ring:].set(part, mode="drop"), caches, fresh)
+    if keys is not None:
+        held = jax.tree.map(
+            lambda whole, part: whole.at[rows, images : images + part.shape[1]].set(part, mode="drop"), held, keys
+        )
+    return caches, held
+
+
+class StepWindow:
+    """Rows that act, each with its own beginning, prefix and window.
+
+    Args:
+        rows: B.
+        steps: W.
+        positions: N, with the action's if they are fed.
+        images: images of a step for the frozen encoder.
+        temperature: 0 chooses the likeliest ids.
+
+    Raises:
+        ValueError: the model's positions are learnt, so that a step's can't change.
+    """
+
+    def __init__(
+        self,
+        generalist: Generalist,
+        rows: int,
+        *,
+        steps: int,
+        positions: int,
+        images: int = 0,
+        temperature: float = 0.0,
+    ):
+        if generalist.config.model.learned_positions:
+            raise ValueError(
+                "acting slides a window over the episode, which needs rotary positions, but those of this model's trunk are "
+                "learnt (GPT-2): act with another trunk"
+            )
+        self._generalist, self._temperature = generalist, temperature
+        self.rows, self.steps, self.positions, self.images = rows, steps, positions, images
+        self._caches = empty_caches(generalist, rows, steps * positions)
+        self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
+        self._prefix_slots = self._prefix_image_slots = 0
+        self._prefix = np.zeros((rows,), np.int32)  # positions of each row's prefix
+        self._prefix_images = np.zeros((rows,), np.int32)
+        self._first = np.zeros((rows,), np.int64)  # the clock when each row's first step is appended
+        self._seed = np.zeros((rows,), np.uint32)
+        self._clock, self._written = -1, positions  # steps appended so far, less one; positions of the newest one
+
+    def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
+        """Begins an episode in some rows: what they held is forgotten, and their prefixes are computed.
+
+        Args:
+            prefixes: of each of these rows, any length.
+            seeds: decide with the number of the step what is drawn in a row.
+        """
+        self._reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
+        for at in range(0, len(rows), STARTED_AT_ONCE):
+            self._fill(rows[at : at + STARTED_AT_ONCE], prefixes[at : at + STARTED_AT_ONCE])
+        for row, prefix, seed in zip(rows, prefixes, seeds, strict=True):
+            self._prefix[row], self._prefix_images[row] = len(prefix), _images_of(prefix)
+            self._first[row], self._seed[row] = self._clock + 1, np.uint32(seed % 2**32)
+
+    def append(
+        self, batch: Batch, allowed: Bool[Array, "#B A V"]
+    ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
+        """Feeds a step, or the next part of one, to all rows; the allowed ids chosen at its last A positions, and the logits."""
+        if self._written == self.positions:
+            self._clock, self._written = self._clock + 1, 0
+        size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions + self._written
+        index = self._index()  # of each ring slot's step within its row's window, below 0: not this row's
+        newest = index[:, self._clock % self.steps]
+        start = self._prefix + newest * self.positions + self._written
+        image = batch.image + (self._prefix_images + newest * self.images)[:, None]
+        if self._written:  # a later part of a step follows all its images
+            image += self.images
+        batch = dataclasses.replace(
+            batch,
+            position=(start[:, None] + np.arange(size)).astype(np.int32),
+            image=image.astype(np.int32),
+        )
+        placed = self._generalist.on_device(batch)
+        if batch.row_images.shape[1] and self._held is not None:
+            slot = np.int32((self._clock % self.steps) * self.images)
+            self._held = hold_images(self._generalist.graph, self._generalist.params, placed, self._held, slot)
+            placed = without_images(placed)
+        self._written += size
+        segment, position = self._slots(index)
+        ids, logits, self._caches = extend(
+            self._generalist.graph,
+            self._generalist.params,
+            self._caches,
+            segment,
+            position,
+            np.int32(at),
+            placed,
+            self._images(index),
+            allowed,
+            sample=self._temperature > 0,
+            temperature=self._temperature,
+            draws=self._draws(),
+        )
+        return np.asarray(ids), logits
+
+    def _index(self) -> np.ndarray:
+        """int (B, W): the place of each ring slot's step within its row's window, oldest first; -1 for what is not its own."""
+        age = (self._clock - np.arange(self.steps)) % self.steps
+        when = self._clock - age
+        oldest = np.maximum(self._first, self._clock - self.steps + 1)[:, None]
+        return np.where(when[None] >= oldest, when[None] - oldest, -1)
+
+    def _slots(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Segment and position of every slot, int32 (B, S): of the newest step only what is written so far."""
+        offset = np.arange(self.positions)
+        held = np.repeat((index >= 0)[..., None], self.positions, axis=2)
+        held[:, self._clock % self.steps, self._written :] = False
+        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset
+        behind = np.broadcast_to(np.arange(self._prefix_slots), (self.rows, self._prefix_slots))
+        segment = np.concatenate([held.reshape(self.rows, -1), behind < self._prefix[:, None]], axis=1)
+        position = np.concatenate([position.reshape(self.rows, -1), behind], axis=1)
+        return segment.astype(np.int32), np.where(segment, position, 0).astype(np.int32)
+
+    def _images(self, index: np.ndarray) -> ImageCache | None:
+        """The held images, each with its number in its row's window."""
+        if self._held is None or not self.steps * self.images + self._prefix_image_slots:
+            return None
+        number = self._prefix_images[:, None, None] + index[..., None] * self.images + np.arange(self.images) + 1
+        number = np.where(index[..., None] >= 0, number, 0).reshape(self.rows, -1)
+        behind = np.arange(1, self._prefix_image_slots + 1)[None]
+        behind = np.where(behind <= self._prefix_images[:, None], behind, 0)
+        return ImageCache(self._held, jnp.asarray(np.concatenate([number, behind], axis=1), jnp.int32))
+
+    def _draws(self) -> np.ndarray | None:
+        """Seed and number of the position within the episode, uint32 (B, 2)."""
+        if not self._temperature:
+            return None
+        number = np.maximum(self._clock - self._first, 0) * (self.positions + 1) + self._written
+        return np.stack([self._seed, number.astype(np.uint32)], axis=1)
+
+    def _reserve(self, prefix: int, images: int) -> None:
+        """Makes room for longer prefixes."""
+
+        def padded(leaf: Array, more: int) -> Array:
+            return jnp.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
+
+        if (more := bucket(prefix) - self._prefix_slots) > 0:
+            self._caches = jax.tree.map(partial(padded, more=more), self._caches)
+            self._prefix_slots += more
+        if self._held is not None and (more := bucket(images, 4) - self._prefix_image_slots) > 0:
+            self._held = jax.tree.map(partial(padded, more=more), self._held)
+            self._prefix_image_slots += more
+
+    def _fill(self, rows: Sequences[int], prefixes: Sequences[Sequence]) -> None:
+        """Up to `STARTED_AT_ONCE` prefixes by one call."""
+        if not self._prefix_slots:  # no row has one
+            return
+        missing = STARTED_AT_ONCE - len(rows)
+        batch = stack_rows(
+            [*prefixes, *[prefixes[0]] * missing],
+            self._prefix_slots,
+            pad=self._generalist.vocabulary.pad,
+            frame_tokens=self._generalist.config.model.frame_tokens,
+        )
+        placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots))
+        self._caches, self._held = fill(
+            self._generalist.graph,
+            self._generalist.params,
+            self._caches,
+            self._held,
+            jnp.asarray([*rows, *[self.rows] * missing], jnp.int32),
+            placed,
+            self.steps * self.images,
+        )
+
+
+def _images_of(sequence: Sequence) -> int:
+    """Images of a prefix, in the order of their positions."""
+    return int(sequence.image.max(initial=0))
