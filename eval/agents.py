@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import record
-from generalist.envs.rlds import dataset_folder
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.control import MAX_LANES, Episode, Policy, Stop, evaluate_control
 from generalist.eval.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
+from generalist.experts import episodes_folder
 from generalist.inference.load import Generalist
 from generalist.inference.policy import shape_of
 
@@ -49,27 +50,29 @@ def parse_agent(text: str) -> Agent:
     try:
         return Agent(Prompt.parse("none" if text == "model" else text))
     except ValueError:
-        raise ValueError(f"an agent is model, goal, whole, a number of demonstrations, or nearest, got {text!r}") from None
+        raise ValueError(
+            f"an agent is model, goal, whole, a number of demonstrations, or nearest, got {text!r}"
+        ) from None
 
 
 class Demonstrations:
     """The recorded episodes of tasks."""
 
     def __init__(self, generalist: Generalist):
-        data = generalist.config.data
-        self._folder, self._cache = data.folder / "episodes", EpisodeCache(data.cache_megabytes)
-        self._lock, self._control = threading.Lock(), data.control()
+        self._config, self._lock = generalist.config, threading.Lock()
+        self._cache = EpisodeCache(self._config.data.cache_megabytes)
         self._readers: dict[str, EpisodeReader] = {}
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
-        """Records what is missing."""
-        wanted = {task.name: self._control[task.suite].episodes or task.episodes for task in tasks}
-        record(list(tasks), self._folder, episodes=wanted, workers=workers, console=console)
+        """Records what is missing; demonstrations of one's own are there."""
+        ours, data = [task for task in tasks if not isinstance(task, OwnTask)], self._config.data
+        wanted = {task.name: data.control()[task.suite].episodes or task.episodes for task in ours}
+        record(ours, data.folder / "episodes", episodes=wanted, workers=workers, console=console)
 
     def __call__(self, task: Task) -> EpisodeReader:
         with self._lock:
             if task.name not in self._readers:
-                folder = dataset_folder(self._folder, task)
+                folder = episodes_folder(self._config, task)
                 self._readers[task.name] = EpisodeReader(folder, self._cache, task.instruction)
             return self._readers[task.name]
 
