@@ -28,7 +28,7 @@ _HOPS = ("RIGHT", "LEFT", "UP", "DOWN")
 class AtariEnv(gym.Env):
     """One game. `memory` is what experts read, `press` how they name an action."""
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60 / FRAMESKIP}
     observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
 
     def __init__(self, game: str, *, sticky: float = 0.0) -> None:
@@ -106,6 +106,10 @@ class AtariEnv(gym.Env):
     def names(self) -> list[str]:
         """The actions' names, in order of their indices."""
         return list(self._index)
+
+    def render(self) -> np.ndarray:
+        """The screen as it is on a television, (210, 160, 3) uint8 in most games."""
+        return np.maximum(self._frames[0], self._frames[1])
 
     @property
     def memory(self) -> list[int]:

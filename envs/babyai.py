@@ -22,7 +22,7 @@ _FORWARD = 2  # left, right and forward are actions 0, 1 and 2
 class BabyAIEnv(gym.Env):
     """One BabyAI level; every seed is a new grid and a new mission."""
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
     observation_space = gym.spaces.MultiDiscrete(np.array(_CELL * CELLS + (4,)), dtype=np.uint8)
     action_space = gym.spaces.Discrete(7)
 
@@ -47,6 +47,10 @@ class BabyAIEnv(gym.Env):
         self.last_action = int(action)
         observation, reward, terminated, truncated, _ = self.grid.step(self.last_action)
         return _flat(observation), float(reward), terminated, truncated, {"success": reward > 0}
+
+    def render(self) -> np.ndarray:
+        """The whole grid from above, what the agent sees brighter: 16 pixels a cell, (H, W, 3) uint8."""
+        return self.grid.get_frame(highlight=True, tile_size=16)
 
 
 def _flat(observation: dict[str, Any]) -> np.ndarray:

@@ -74,7 +74,7 @@ class MetaworldEnv(gym.Env):
     range, so that seeds that were not recorded are goals that were not recorded.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 40}
     observation_space = gym.spaces.Box(-np.inf, np.inf, (39,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
@@ -103,6 +103,12 @@ class MetaworldEnv(gym.Env):
         observation, reward, _, truncated, info = self.simulator.step(np.clip(action, -1.0, 1.0))
         success = bool(info["success"])
         return observation.astype(np.float32), float(reward), success, truncated, {"success": success}
+
+    def render(self) -> np.ndarray:
+        """The table over a corner, (H, W, 3) uint8; the camera hangs upside down. See `generalist.envs.rendering`."""
+        renderer = self.simulator.mujoco_renderer
+        renderer.camera_id = self.simulator.model.camera("corner4").id
+        return renderer.render("rgb_array")[::-1, ::-1]
 
     def close(self) -> None:
         """Frees the simulator."""

@@ -71,7 +71,9 @@ class EnvPool:
         for lane, command in commands.items():
             if isinstance(command, Start):
                 self._playing[lane] = command.task.name
-        shares = [{lane: commands[lane] for lane in commands if lane % self._count == own} for own in range(self._count)]
+        shares = [
+            {lane: commands[lane] for lane in commands if lane % self._count == own} for own in range(self._count)
+        ]
         busy = [index for index, share in enumerate(shares) if share]
         for index in busy:
             try:

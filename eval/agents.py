@@ -59,15 +59,16 @@ class Demonstrations:
     """The recorded episodes of tasks."""
 
     def __init__(self, generalist: Generalist):
-        self._config, self._lock = generalist.config, threading.Lock()
-        self._cache = EpisodeCache(self._config.data.cache_megabytes)
+        self._config, self._cache = generalist.config, EpisodeCache(generalist.config.data.cache_megabytes)
+        self._lock = threading.Lock()
         self._readers: dict[str, EpisodeReader] = {}
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
-        """Records what is missing; demonstrations of one's own are there."""
-        ours, data = [task for task in tasks if not isinstance(task, OwnTask)], self._config.data
-        wanted = {task.name: data.control()[task.suite].episodes or task.episodes for task in ours}
-        record(ours, data.folder / "episodes", episodes=wanted, workers=workers, console=console)
+        """Records what is missing."""
+        control, folder = self._config.data.control(), self._config.data.folder / "episodes"
+        missing = [task for task in tasks if not isinstance(task, OwnTask)]
+        wanted = {task.name: control[task.suite].episodes or task.episodes for task in missing}
+        record(missing, folder, episodes=wanted, workers=workers, console=console)
 
     def __call__(self, task: Task) -> EpisodeReader:
         with self._lock:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.eval.scores import Estimate, bootstrap, interquartile_mean, percent
+from generalist.eval.scores import Estimate, bootstrap, domain, percent
 
 MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
 
@@ -160,8 +160,10 @@ class _Bar:
             self._percents[task.name].append(percent(score, task.random_score, task.expert_score))
             done = sum(map(len, self._percents.values()))
             if self._progress is not None and (done % 10 == 0 or done == self._total):
-                sofar = bootstrap([np.array(own) for own in self._percents.values()], resamples=200)
-                self._progress.update(self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar}%")
+                sofar = np.mean([np.mean(own) for own in self._percents.values()])
+                self._progress.update(
+                    self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar:.1f}%"
+                )
 
 
 class _Aborted(Exception):
@@ -181,7 +183,13 @@ class _Group:
         stop: Stop,
         aborted: threading.Event,
     ):
-        self._make_policy, self._workers, self._bar, self._stop, self._aborted = make_policy, workers, bar, stop, aborted
+        self._make_policy, self._workers, self._bar, self._stop, self._aborted = (
+            make_policy,
+            workers,
+            bar,
+            stop,
+            aborted,
+        )
         self._waiting: dict[str, list[Start]] = defaultdict(list)
         for episode in episodes:
             self._waiting[episode.task.layout].append(episode)
@@ -308,8 +316,7 @@ def summarize(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, A
             "episodes": [{"seed": one.seed, "score": one.score, "steps": one.steps} for one in own],
         }
     return {
-        "percent": dataclasses.asdict(bootstrap(percents)),
-        "interquartile_mean": dataclasses.asdict(bootstrap(percents, interquartile_mean)),
+        **domain(percents),
         "tasks": by_task,
         "episodes": len(episodes),
         "cut_off": sum(episode.cut_off for episode in episodes),

@@ -80,7 +80,9 @@ class ModelPolicy:
         reader, shape = self._demonstrations(begun.task), shape_of(self._generalist, begun.task.layout)
         each = len(shape.modalities) - (shape.dimensions - 1 if shape.hidden else 0) + shape.dimensions
         own = len(assembler.instruction(begun.instruction)) + shape.window * (len(shape.modalities) + shape.dimensions)
-        room = max(control.prompt_steps, (self._generalist.config.data.length - own) // each // self._prompt.demonstrations)
+        room = max(
+            control.prompt_steps, (self._generalist.config.data.length - own) // each // self._prompt.demonstrations
+        )
         steps = control.prompt_steps if self._prompt.kind == "goal" else room
         rng = np.random.default_rng(begun.seed)
         chosen = rng.choice(len(reader), min(self._prompt.demonstrations, len(reader)), replace=False)

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.columns import Columns
@@ -15,8 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from generalist.eval import checks
 from generalist.eval.scores import CONFIDENCE, RESAMPLES, Estimate
 from generalist.run import write_json
+
+if TYPE_CHECKING:
+    from generalist.inference.load import Generalist
 
 # What decides a score besides the weights and the settings.
 PACKAGES = (
@@ -61,7 +65,12 @@ class Parts:
 
 
 def manifest(
-    command: Sequence[str], settings: Mapping[str, Any], step: int, seeds: Mapping[str, int], device: str
+    command: Sequence[str],
+    settings: Mapping[str, Any],
+    step: int,
+    seeds: Mapping[str, int],
+    device: str,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Everything from which the same command gives the same numbers.
 
@@ -71,9 +80,11 @@ def manifest(
         step: training steps the weights have seen.
         seeds: by what they are for.
         device: what the model ran on.
+        weights: their fingerprint (`generalist.inference.fingerprint`).
     """
     return {
         "command": list(command),
+        "weights": weights,
         "step": step,
         "settings": settings,
         "seeds": dict(seeds),
@@ -93,9 +104,58 @@ def _version(package: str) -> str | None:
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes the results file; it is never half written."""
+    """Writes the results file with its digest, and nothing else writes one; it is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, results)
+    stored = json.loads(json.dumps(results))  # as it will be read: keys are text, tuples are lists
+    write_json(path, stored | {"digest": checks.digest(stored)})
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a results file and checks that it fits together (see eval/checks.py).
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, was written without a digest, or was edited; the message names the first thing that does
+            not fit.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no results file {path}: evaluate the run first") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
+    if not isinstance(results, dict) or "control" not in results:
+        raise ValueError(f"{path} is no results file of an evaluation")
+    if "digest" not in results:
+        raise ValueError(
+            f"{path} has no digest: an earlier version wrote it, so nobody can tell whether it was edited; evaluate again "
+            "(the episodes that were played are kept)"
+        )
+    try:
+        checks.check(results)
+    except ValueError as error:
+        raise ValueError(f"{path} is not as it was written: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not as it was written: {type(error).__name__} {error}") from error
+    return results
+
+
+def check_weights(results: Mapping[str, Any], generalist: "Generalist") -> None:
+    """Whether results come from these weights.
+
+    Raises:
+        ValueError: they do not, or do not say.
+    """
+    from generalist.inference.fingerprint import fingerprint  # brings JAX along, which reading a file needs not
+
+    stored, own = results.get("weights"), fingerprint(generalist)
+    if stored is None:
+        raise ValueError("the results do not say which weights they are of: evaluate again")
+    if stored != own:
+        raise ValueError(
+            f"the results are of other weights: of {stored[:12]}… at step {results['step']:,}, but these are {own[:12]}… "
+            f"at step {generalist.step:,}"
+        )
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:

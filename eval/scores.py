@@ -1,16 +1,19 @@
-"""Scores and how sure they are: percent of the way from random to expert, means, interquartile means, intervals.
+"""Scores and how sure they are: percent of the way from random to expert, means, performance profiles, intervals.
 
-Dimension key: R resamples, T tasks, N episodes of a task.
+Dimension key: R resamples, T tasks, N episodes of a task, K thresholds.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+HALF = 50.0  # percent of the expert: Gato's threshold (Reed et al. 2022, section 4.1)
+THRESHOLDS = tuple(float(threshold) for threshold in range(0, 125, 5))  # of stored profiles, in percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,7 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    tasks: Sequence[np.ndarray],
-    statistic: Callable[[np.ndarray], np.ndarray] = mean,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    tasks: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray] = mean, seed: int = 0
 ) -> Estimate:
     """A statistic of the tasks' mean scores, with a stratified bootstrap interval (Agarwal et al. 2021, section 4.1).
 
@@ -61,25 +61,99 @@ def bootstrap(
     the number would move with other episodes of the same weights, not with other weights. With one episode a task it has
     no width: that is no certainty, but nothing to resample.
 
+    The interval does not depend on the order in which the tasks are listed.
+
     Args:
         tasks: the episodes' scores of each task, (N,) each; N may differ.
-        statistic: tasks' means (R, T) → (R,).
-        resamples: R.
+        statistic: tasks' means (R, T) → (R,), symmetric in the tasks.
 
     Raises:
         ValueError: there is no task, or one without episodes.
     """
+    resampled = statistic(np.stack([scores.mean(axis=1) for scores in _resampled(tasks, seed)], axis=1))
+    means = np.array([np.mean(scores, dtype=np.float64) for scores in tasks])
+    low, high = between(resampled)
+    return Estimate(value=float(statistic(means)), low=float(low), high=float(high))
+
+
+def _resampled(tasks: Sequence[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+    """Each task's episodes, drawn again with replacement: float64 (R, N) a task, in an order that the scores alone decide."""
     if not tasks or not all(len(scores) for scores in tasks):
         raise ValueError("every task needs at least one episode")
     rng = np.random.default_rng(seed)
-    columns = []
-    for scores in tasks:
-        drawn = rng.integers(len(scores), size=(resamples, len(scores)))
-        columns.append(np.asarray(scores, np.float64)[drawn].mean(axis=1))
-    resampled = statistic(np.stack(columns, axis=1))
+    for scores in sorted(
+        (np.asarray(scores, np.float64) for scores in tasks), key=lambda one: (len(one), one.tolist())
+    ):
+        yield scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))]
+
+
+def between(resampled: np.ndarray) -> np.ndarray:
+    """The interval of resampled values (R, ...): low and high (2, ...)."""
+    return np.percentile(resampled, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)], axis=0)
+
+
+def share_above(values: np.ndarray, threshold: float = HALF) -> np.ndarray:
+    """Percent of the values along the last axis that are above the threshold (not at it)."""
+    return 100.0 * np.mean(values > threshold, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A performance profile: the share in percent, (K,), that scores above each threshold, with pointwise 95% bands."""
+
+    thresholds: list[float]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def episode_profile(tasks: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS, seed: int = 0) -> Profile:
+    """How many episodes score above each threshold, every task counting the same: the run-score distribution of Agarwal
+    et al. 2021, section 4.2, with a stratified bootstrap band.
+
+    Args:
+        tasks: percents of each task's episodes, (N,) each.
+        thresholds: in percent, (K,).
+
+    Raises:
+        ValueError: there is no task, or one without episodes.
+    """
+    at = np.asarray(thresholds, np.float64)
+    resampled = [np.stack([share_above(drawn, one) for one in at], axis=-1) for drawn in _resampled(tasks, seed)]
+    value = np.mean([[share_above(np.asarray(scores), one) for one in at] for scores in tasks], axis=0)
+    return _profile(at, value, np.mean(resampled, axis=0))
+
+
+def task_profile(tasks: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS, seed: int = 0) -> Profile:
+    """How many tasks have a mean above each threshold (the average-score distribution of the same section); Gato's figure 5.
+
+    Args and errors: as of `episode_profile`.
+    """
+    at = np.asarray(thresholds, np.float64)
+    resampled = np.stack([drawn.mean(axis=1) for drawn in _resampled(tasks, seed)], axis=1)
     means = np.array([np.mean(scores, dtype=np.float64) for scores in tasks])
-    low, high = np.percentile(resampled, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return Estimate(value=float(statistic(means)), low=float(low), high=float(high))
+    shares = [np.stack([share_above(of, one) for one in at], axis=-1) for of in (means, resampled)]
+    return _profile(at, *shares)
+
+
+def _profile(thresholds: np.ndarray, value: np.ndarray, resampled: np.ndarray) -> Profile:
+    low, high = between(resampled)
+    return Profile(thresholds=thresholds.tolist(), value=value.tolist(), low=low.tolist(), high=high.tolist())
+
+
+def domain(tasks: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What a results file says of several tasks together, all of it from the percents of their episodes, (N,) each.
+
+    Raises:
+        ValueError: there is no task, or one without episodes.
+    """
+    return {
+        "percent": dataclasses.asdict(bootstrap(tasks)),
+        "interquartile_mean": dataclasses.asdict(bootstrap(tasks, interquartile_mean)),
+        "tasks_above_half": dataclasses.asdict(bootstrap(tasks, share_above)),
+        "episode_profile": dataclasses.asdict(episode_profile(tasks)),
+        "task_profile": dataclasses.asdict(task_profile(tasks)),
+    }
 
 
 def proportion(successes: int, trials: int) -> Estimate:
@@ -98,5 +172,5 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> Es
     """Sum over sum, such as nats a token over text windows (N,) (N,), with a bootstrap interval over the windows."""
     drawn = np.random.default_rng(seed).integers(len(numerators), size=(RESAMPLES, len(numerators)))
     resampled = numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1)
-    low, high = np.percentile(resampled, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = between(resampled)
     return Estimate(value=float(numerators.sum() / denominators.sum()), low=float(low), high=float(high))

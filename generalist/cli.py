@@ -12,12 +12,16 @@ Run = Callable[[argparse.Namespace, list[str], Console], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status."""
+    from generalist import play
+    from generalist.eval import command as evaluation
     from generalist.plan import command as plan
 
     parser = argparse.ArgumentParser(prog="generalist", description="Tools beside train.py.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs: dict[str, Run] = {}
     for name, module, summary in (
+        ("eval", evaluation, "compare results files, make a report"),
+        ("play", play, "watch the weights, an expert or chance play a task"),
         ("plan", plan, "memory, time and exchanges of a preset on a machine that need not be there"),
     ):
         sub = commands.add_parser(name, help=summary, description=module.DESCRIPTION, allow_abbrev=False)

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from generalist.eval.scores import bootstrap, interquartile_mean, percent, proportion, ratio
+from generalist.eval.scores import (
+    bootstrap,
+    domain,
+    episode_profile,
+    interquartile_mean,
+    percent,
+    proportion,
+    ratio,
+    share_above,
+    task_profile,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +84,37 @@ def test_ratio() -> None:
     wide = ratio(np.array([1.0, 9.0] * 20), np.ones(40))
     assert wide.value == 5.0 and 3.0 < wide.low < 4.5 and 5.5 < wide.high < 7.0
     assert str(wide).startswith("5.0 [")
+
+
+def test_profiles_by_hand() -> None:
+    tasks = [np.array([0.0, 100.0]), np.array([40.0, 50.0, 60.0, 90.0])]  # means 50 and 60
+    #                                thresholds:  -1     0     50     55     60    100
+    episodes = episode_profile(tasks, thresholds=[-1.0, 0.0, 50.0, 55.0, 60.0, 100.0])
+    # above:  first task   2/2   1/2    1/2    1/2    1/2     0
+    #        second task   4/4   4/4    2/4    2/4    1/4     0
+    assert episodes.value == [100.0, 75.0, 50.0, 50.0, 37.5, 0.0], "every task counts the same; at is not above"
+    whole = task_profile(tasks, thresholds=[-1.0, 0.0, 50.0, 55.0, 60.0, 100.0])
+    assert whole.value == [100.0, 100.0, 50.0, 50.0, 0.0, 0.0]
+    for profile in (episodes, whole):
+        bands = zip(profile.low, profile.value, profile.high, strict=True)
+        assert all(low <= value <= high for low, value, high in bands)
+        assert profile.low[0] == profile.high[0] == 100.0 and profile.low[-1] == profile.high[-1] == 0.0
+
+
+def test_a_profile_band_is_that_of_a_fair_coin() -> None:
+    (low,), (high,) = (getattr(episode_profile([np.array([0.0, 100.0] * 50)], [50.0]), end) for end in ("low", "high"))
+    assert low == pytest.approx(40.2, abs=1.5) and high == pytest.approx(59.8, abs=1.5)
+
+
+def test_share_of_tasks_above_half_of_the_expert() -> None:
+    tasks = [np.full(4, 51.0), np.full(4, 50.0), np.full(4, 10.0), np.array([0.0, 120.0] * 50)]  # the last: mean 60
+    estimate = bootstrap(tasks, share_above)
+    assert estimate.value == 50.0
+    assert (estimate.low, estimate.high) == (25.0, 50.0), "only the last one's mean can fall to 50 or below"
+    assert domain(tasks)["tasks_above_half"]["value"] == 50.0
+
+
+def test_intervals_do_not_depend_on_the_order_of_tasks() -> None:
+    rng = np.random.default_rng(0)
+    tasks = [rng.normal(50, 30, size=size) for size in (4, 9, 4, 20)]
+    assert domain(tasks) == domain(tasks[::-1])

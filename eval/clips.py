@@ -1,0 +1,74 @@
+"""A short film a task: the weights play an episode of the first evaluation seed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from generalist.envs.rendering import NoGraphics, frames_a_second, make
+from generalist.envs.task import EVALUATION_SEED, MissingExtra, get
+from generalist.eval.report import check_weights
+from generalist.progress import counting
+from generalist.video import small_webp
+
+SIDE = 176  # pixels at most, of width and height
+FRAMES = 90  # of a clip at most
+SECONDS = 6.0
+BYTES = 150_000
+
+
+def play_tasks(folder: Path, results: Mapping[str, Any], console: Console) -> dict[str, bytes | str]:
+    """An animated WebP of every task in the results, or the reason why there is none.
+
+    Args:
+        folder: of the run that the results are of.
+        results: as `report.load` gives them.
+        console: gets the progress.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+        ValueError: its weights are not those of the results.
+    """
+    from generalist.at_hand import load_run
+
+    console.print("loading JAX and the weights ...", highlight=False)
+    generalist = load_run(folder)
+    check_weights(results, generalist)
+    names = [name for summary in results["control"].values() for name in summary["tasks"]]
+    shown: dict[str, bytes | str] = {}
+    with counting(console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("playing for the report", total=len(names))
+        for name in names:
+            try:
+                shown[name] = _clip(name, generalist)
+            except (MissingExtra, NoGraphics) as error:
+                shown[name] = str(error)
+            progress.advance(bar)
+    return shown
+
+
+def _clip(name: str, generalist: Any) -> bytes:
+    """One task's episode: its beginning, if it takes longer than a clip may."""
+    from generalist.play import episode, player
+
+    task = get(name)
+    env = make(task)
+    try:
+        fps = frames_a_second(env)
+        steps = min(task.max_steps, round(SECONDS * fps))
+        every = max(1, -(-steps // FRAMES))
+        moments = episode(task, env, player(generalist, task), EVALUATION_SEED, every=every, steps=steps)
+        frames = [_small(moment.picture) for moment in moments]
+        return small_webp(frames, fps / every, BYTES)
+    finally:
+        env.close()
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 within `SIDE`."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((SIDE, SIDE))
+    return np.asarray(image)

@@ -1,0 +1,222 @@
+"""`generalist play`: the weights, an expert or chance plays a task, in a window or as a video."""
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+
+from generalist import video
+from generalist.at_hand import add_weights, load_weights
+from generalist.envs.episodes import OutOfTime, time_limit
+from generalist.envs.rendering import frame, frames_a_second, has_display, make
+from generalist.envs.task import EVALUATION_SEED, Policy, Task, get
+
+if TYPE_CHECKING:
+    from generalist.inference.load import Generalist
+
+DESCRIPTION = """Plays a task with trained weights (or with its expert, or at random) and shows it: in a window where there is a
+display, or as a video. Every frame says what the agent is told, the step and the rewards so far."""
+
+Begin = Callable[[Task, gym.Env, str, int], Policy]
+"""Task, environment just reset, instruction, seed → what plays this episode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is seen before the first action, and after each."""
+
+    instruction: str
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    step: int
+    """Actions so far."""
+    reward: float
+    """Sum of the rewards so far."""
+    score: float | None
+    """Of the episode, once it is over."""
+
+    def captioned(self) -> np.ndarray:
+        """The picture over its caption, (H', W', 3) uint8."""
+        end = "" if self.score is None else f"   over, score {self.score:.4g}"
+        return video.captioned(self.picture, self.instruction, f"step {self.step}   reward {self.reward:.4g}{end}")
+
+
+def episode(
+    task: Task, env: gym.Env, begin: Begin, seed: int, *, every: int = 1, steps: int | None = None
+) -> Iterator[Moment]:
+    """Plays an episode and shows every `every`-th moment of it, the first and the last in any case.
+
+    Args:
+        task: what is played.
+        env: what the task's `make` gave.
+        begin: makes what plays.
+        seed: of the episode.
+        every: drawing takes time.
+        steps: decisions at most; the task's own limit unless given.
+    """
+    observation, info = env.reset(seed=seed)
+    instruction, rewards, infos, done = info["instruction"], [], [], False
+
+    def moment(score: float | None) -> Moment:
+        return Moment(
+            instruction=instruction, picture=frame(env), step=len(rewards), reward=float(np.sum(rewards)), score=score
+        )
+
+    policy = begin(task, env, instruction, seed)
+    yield moment(None)
+    while not done and len(rewards) != steps:
+        observation, reward, terminated, truncated, info = env.step(policy(observation))
+        rewards.append(float(reward))
+        infos.append(info)
+        done = terminated or truncated
+        if done or len(rewards) % every == 0 or len(rewards) == steps:
+            yield moment(task.score(rewards, infos) if done else None)
+
+
+class GaveUp(ValueError):
+    """An expert found no answer."""
+
+
+def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+    """The task's own expert.
+
+    Raises:
+        GaveUp: when it acts; it thought for too long, or its plan failed (BabyAI's bot asserts then).
+    """
+    policy = task.expert(env, np.random.default_rng(seed))
+
+    def act(observation: Any) -> Any:
+        try:
+            with time_limit(task.time_limit):
+                return policy(observation)
+        except (OutOfTime, AssertionError) as error:
+            raise GaveUp(f"the expert of {task.name} gave up on seed {seed}: try another --seed") from error
+
+    return act if task.time_limit is not None else policy
+
+
+def chance(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+    """Uniformly random actions."""
+    env.action_space.seed(seed)
+    return lambda observation: env.action_space.sample()
+
+
+def player(generalist: "Generalist", task: Task) -> Begin:
+    """The weights, on a task that they know.
+
+    Raises:
+        ValueError: they do not know it.
+    """
+    from generalist.inference.policy import ControlPolicy
+
+    if task.layout not in generalist.layouts:
+        known = ", ".join(sorted(generalist.layouts)) or "none"
+        raise ValueError(f"the weights were not trained on {task.layout}; the layouts they know: {known}")
+    policy = ControlPolicy(generalist, [task.layout])
+
+    def begin(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+        policy.reset([0], [instruction], [seed])
+        return lambda observation: policy.act([observation])[0]
+
+    return begin
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "task", help="such as metaworld/door-open, babyai/GoToObj, atari/freeway or classic/lunar-lander"
+    )
+    who = add_weights(parser)
+    who.add_argument("--expert", action="store_true", help="the task's scripted expert plays; no weights are needed")
+    who.add_argument("--random", action="store_true", help="uniformly random actions; no weights are needed")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="write .mp4 (extra video), .gif or .webp; no window")
+    parser.add_argument(
+        "--seed", type=int, default=EVALUATION_SEED, help=f"of the first episode (default {EVALUATION_SEED:,}, unseen)"
+    )
+    parser.add_argument("--episodes", type=int, default=1, help="one after the other (default 1)")
+
+
+def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
+    """Plays; returns the exit status.
+
+    Raises:
+        ValueError, ImportError, OSError: with a message for the user.
+    """
+    task = get(arguments.task)
+    if rest:
+        raise ValueError(f"generalist play does not know {' '.join(rest)}")
+    if arguments.episodes < 1 or arguments.seed < 0:
+        raise ValueError(f"--episodes must be at least 1 and --seed 0, got {arguments.episodes} and {arguments.seed}")
+    if arguments.video is not None:
+        video.check_path(arguments.video)
+    elif not has_display():
+        raise ValueError("there is no display for a window: write a video with --video episode.mp4 (or .gif, .webp)")
+    begin = _who(arguments, task, console)
+    env = make(task)
+    try:
+        seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+        moments = itertools.chain.from_iterable(episode(task, env, begin, seed) for seed in seeds)
+        shown, fps = _told(task, moments, console), frames_a_second(env)
+        if arguments.video is None:
+            show(shown, fps, task.name)
+        else:
+            count = video.write(arguments.video, (moment.captioned() for moment in shown), fps)
+            console.print(
+                f"video: {arguments.video} ({count} frames, {count / fps:.1f} s)", highlight=False, soft_wrap=True
+            )
+    finally:
+        env.close()
+    return 0
+
+
+def _who(arguments: argparse.Namespace, task: Task, console: Console) -> Begin:
+    """What the arguments ask to play."""
+    if arguments.expert or arguments.random:
+        return expert if arguments.expert else chance
+    return player(load_weights(arguments, console), task)
+
+
+def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[Moment]:
+    """The same moments; what is told and how it ends is printed on the way."""
+    for moment in moments:
+        if moment.step == 0:
+            console.print(f"{task.name}: {moment.instruction}", highlight=False, markup=False)
+        if moment.score is not None:
+            percent = task.normalized(moment.score)
+            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:.0f}% of the way from random to expert"
+            console.print(line, highlight=False)
+        yield moment
+
+
+def show(moments: Iterable[Moment], fps: float, title: str) -> None:
+    """A window at the environment's own pace, until the episodes end or it is closed (or Escape is pressed).
+
+    Raises:
+        ImportError: pygame, which comes with the environments, is not installed.
+    """
+    try:
+        import pygame
+    except ImportError as error:
+        raise ImportError("a window needs pygame: pip install 'generalist[envs]', or write a --video") from error
+    clock, window = pygame.time.Clock(), None
+    try:
+        for moment in moments:
+            picture = moment.captioned()
+            if window is None:
+                pygame.display.init()
+                pygame.display.set_caption(title)
+                window = pygame.display.set_mode(picture.shape[1::-1])
+            window.blit(pygame.surfarray.make_surface(picture.swapaxes(0, 1)), (0, 0))
+            pygame.display.flip()
+            for event in pygame.event.get():
+                if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
+                    return
+            clock.tick(fps)
+    finally:
+        pygame.display.quit()

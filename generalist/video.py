@@ -1,0 +1,145 @@
+"""Episodes as pictures: a caption under each frame, and frames as MP4, GIF or animated WebP.
+
+Dimension key: H, W height and width of a frame in pixels.
+"""
+
+import io
+import itertools
+import textwrap
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SUFFIXES = (".mp4", ".gif", ".webp")
+LEAST_WIDTH = 320  # of a captioned frame; smaller ones are enlarged
+_FONT, _LINE, _MARGIN = 13, 17, 6  # pixels
+_INSTRUCTION_LINES = 3  # always as many, so that every frame of a video has the same size
+
+
+class MissingVideo(ImportError):
+    """PyAV is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "MP4 needs the package av: pip install 'generalist[video]', or name a .gif or .webp, which need nothing more"
+        )
+
+
+def check_path(path: Path) -> None:
+    """Whether a video can be written there, before an episode is played.
+
+    Raises:
+        ValueError: the name says no format that can be written.
+        MissingVideo: the format's package is not installed.
+        FileNotFoundError: its folder does not exist.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--video must end in {', '.join(SUFFIXES)}, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    if path.suffix.lower() == ".mp4":
+        try:
+            import av  # noqa: F401
+        except ImportError as error:
+            raise MissingVideo from error
+
+
+def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int = LEAST_WIDTH) -> np.ndarray:
+    """A frame, enlarged by a whole number if it is small, over a strip with the instruction and what stands.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        instruction: what the agent is told; at most three lines of it are shown.
+        status: one line.
+
+    Returns:
+        (H', W', 3) uint8 with even H' and W', as video wants it; of one size for frames of one size.
+    """
+    scale = max(1, -(-least_width // frame.shape[1]))
+    picture = Image.fromarray(np.ascontiguousarray(frame)).resize(
+        (scale * frame.shape[1], scale * frame.shape[0]), Image.Resampling.NEAREST
+    )
+    strip = _LINE * (_INSTRUCTION_LINES + 1) + 2 * _MARGIN
+    width, height = (size + size % 2 for size in (picture.width, picture.height + strip))
+    canvas = Image.new("RGB", (width, height), (24, 26, 31))
+    canvas.paste(picture, (0, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
+    letters = int((width - 2 * _MARGIN) / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
+    lines = textwrap.wrap(instruction, letters, max_lines=_INSTRUCTION_LINES, placeholder=" …")
+    for row, (text, colour) in enumerate([*((line, (240, 240, 240)) for line in lines), (status, (150, 190, 255))]):
+        draw.text((_MARGIN, picture.height + _MARGIN + row * _LINE), text, colour, font)
+    return np.asarray(canvas)
+
+
+def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
+    """Writes a video as its frames come; returns how many there were. The file appears whole or not at all.
+
+    Args:
+        path: ends in `.mp4`, `.gif` or `.webp`.
+        frames: (H, W, 3) uint8 of one size; H and W even.
+        fps: frames a second.
+
+    Raises:
+        ValueError: there are no frames. And see `check_path`.
+    """
+    check_path(path)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        count = (_write_mp4 if path.suffix.lower() == ".mp4" else _write_animation)(temporary, iter(frames), fps)
+        if not count:
+            raise ValueError(f"there are no frames to write to {path}")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
+    """H.264 in MP4, as every browser plays it."""
+    import av
+
+    count, stream = 0, None
+    with av.open(str(path), "w") as container:
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode())  # what the encoder still holds
+    return count
+
+
+def _write_animation(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
+    """GIF or WebP, played over and over."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if pictures:
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+    return len(pictures)
+
+
+def small_webp(frames: Sequence[np.ndarray], fps: float, limit: int) -> bytes:
+    """An animated WebP of at most `limit` bytes: of lower quality, then of fewer frames at the same pace, until it fits.
+
+    Args:
+        frames: (H, W, 3) uint8 of one size.
+        fps: frames a second.
+        limit: bytes.
+
+    Raises:
+        ValueError: not even one frame fits.
+    """
+    for every, quality in itertools.product((1, 2, 4, 8, len(frames)), (60, 30)):
+        pictures = [Image.fromarray(frame) for frame in frames[::every]]
+        buffer = io.BytesIO()
+        pictures[0].save(
+            buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 * every / fps), loop=0,
+            quality=quality, method=4,
+        )  # fmt: skip
+        if buffer.tell() <= limit:
+            return buffer.getvalue()
+    raise ValueError(f"a frame of {frames[0].shape} takes more than {limit} bytes")
