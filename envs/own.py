@@ -47,9 +47,9 @@ class Demonstration:
     """An episode that somebody played, of T decisions."""
 
     observations: Sequence[Any]
-    """T values of the observation space, or one more, which is left out: nothing was decided on it."""
+    """T values of the observation space, or their array (T, ...); one more is left out: nothing was decided on it."""
     actions: Sequence[Any]
-    """T values of the action space."""
+    """T values of the action space, or their array (T, ...)."""
     rewards: Sequence[float]
     """T rewards."""
     terminated: bool = False

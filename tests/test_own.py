@@ -25,6 +25,7 @@ from generalist.envs.own import (
     record_demonstrations,
     save_demonstrations,
 )
+from generalist.eval.agents import Demonstrations, parse_agent, play
 from generalist.experts import record_missing
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -33,8 +34,8 @@ from generalist.settings import from_plain, plain
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
-NO_OTHERS = "--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 --data.classic.weight 0 "
-NO_OTHERS += "--data.emoji.weight 0 --data.prose.weight 0"
+NO_OTHERS = "--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 "
+NO_OTHERS += "--data.classic.weight 0 --data.fetch.weight 0 --data.emoji.weight 0 --data.prose.weight 0"
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +100,18 @@ def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: 
     assert not Path("demos/beacon").exists()
     env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, ["own/beacon"])
     observation, _ = env.reset(seed=1_000_000)
-    policy.reset([0], ["name the lit beacon"], [0])
+    policy.reset([0], ["name the lit beacon"], [1_000_000])
     assert env.action_space.contains(policy.act([observation])[0])
+
+
+def test_demonstrations_serve_prompts_and_the_nearest_neighbour(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(trained)
+    stored = from_plain(Config, json.loads(Path("runs/debug/config.json").read_text()))
+    weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.own.demonstrations)
+    demonstrations = Demonstrations(weights)
+    demonstrations.ensure([task], 1, Console(quiet=True))
+    played, _ = play(weights, parse_agent("nearest"), [task], 1, demonstrations, workers=1)
+    assert played[0].score > 8  # the lit beacon is in every observation
 
 
 def test_every_value_comes_back(tmp_path: Path):
