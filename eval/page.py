@@ -13,6 +13,7 @@ from generalist.eval import clips, history, report
 from generalist.eval.charts import Line, bar, element, lines, short, written
 from generalist.eval.checks import percents
 from generalist.eval.scores import Estimate, domain
+from generalist.play import load_run
 
 Clips = Mapping[str, bytes | str]
 """Task → an animated WebP, or why there is none."""
@@ -64,7 +65,10 @@ def write(results_path: Path, out: Path, console: Console, *, videos: bool = Fal
     folder = results_path.parent
     evaluations = history.evaluations(folder / "evaluation", results)
     metrics = history.metrics(folder / "metrics.jsonl")
-    shown = clips.play_tasks(folder, results, console) if videos else {}
+    shown: Clips = {}
+    if videos:
+        console.print("loading JAX and the weights ...", highlight=False)
+        shown = clips.play_tasks(load_run(folder), results, console)
     text = build(results, evaluations=evaluations, metrics=metrics, clips=shown)
     temporary = out.with_name(f".{out.name}.part")
     temporary.write_text(text, encoding="utf-8")
