@@ -32,8 +32,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { 
 th, td { text-align: right; padding: .22rem .7rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .note, figcaption { color: var(--soft); font-size: .88rem } .failed { color: var(--poor) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem } figure { margin: 0 }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .8rem; margin: .8rem 0 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem } figure { margin: 0 }
+.clips { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 } .clips figure { width: 11rem }
 .clips img { width: 100%; border-radius: 4px; display: block } .chart svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: var(--soft) } svg .axis { font-style: italic } svg .grid { stroke: var(--rule) }
 .bar { vertical-align: middle } .track { fill: var(--track) } .good { fill: var(--good) } .fair { fill: var(--fair) }
