@@ -12,8 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from generalist.envs import task as registry
 from generalist.eval import report
 from generalist.eval.checks import digest
+from generalist.eval.control import Episode, summarize
 from generalist.inference.fingerprint import fingerprint
 from generalist.inference.load import Generalist
 
@@ -33,6 +35,18 @@ def test_an_untouched_file_is_read(path: Path) -> None:
     assert found["control"]["metaworld"]["tasks"][DOOR]["percent"]["value"] == 60.0
     report.save(path, found)
     assert report.load(path) == found, "saved again it is the same"
+
+
+def test_what_evaluation_writes_fits_together(tmp_path: Path, results: Callable) -> None:
+    rng, tasks = np.random.default_rng(0), registry.tasks(["classic/*", "atari/*"])
+    episodes = [
+        Episode(task=one.name, seed=seed, score=float(rng.normal(one.expert_score, 5)), steps=steps, cut_off=steps == one.max_steps)
+        for one in tasks
+        for seed, steps in enumerate((one.max_steps, 3, 4))
+    ]  # fmt: skip
+    found = results({}) | {"control": {"all": summarize(tasks, episodes)}}
+    report.save(tmp_path / "run" / "results.json", found)
+    assert report.load(tmp_path / "run" / "results.json")["control"]["all"]["cut_off"] == len(tasks)
 
 
 def task(found: dict[str, Any]) -> dict[str, Any]:
