@@ -40,10 +40,16 @@ def test_an_untouched_file_is_read(path: Path) -> None:
 def test_what_evaluation_writes_fits_together(tmp_path: Path, results: Callable) -> None:
     rng, tasks = np.random.default_rng(0), registry.tasks(["classic/*", "atari/*"])
     episodes = [
-        Episode(task=one.name, seed=seed, score=float(rng.normal(one.expert_score, 5)), steps=steps, cut_off=steps == one.max_steps)
+        Episode(
+            task=one.name,
+            seed=seed,
+            score=float(rng.normal(one.expert_score, 5)),
+            steps=steps,
+            cut_off=steps == one.max_steps,
+        )
         for one in tasks
         for seed, steps in enumerate((one.max_steps, 3, 4))
-    ]  # fmt: skip
+    ]
     found = results({}) | {"control": {"all": summarize(tasks, episodes)}}
     report.save(tmp_path / "run" / "results.json", found)
     assert report.load(tmp_path / "run" / "results.json")["control"]["all"]["cut_off"] == len(tasks)
