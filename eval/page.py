@@ -46,18 +46,21 @@ pre { font-size: .82rem; background: var(--track); padding: .8rem; border-radius
 """ + "".join(f".c{index} {{ --c: var(--c{index}) }}\n" for index in range(8))
 
 
-def write(results_path: Path, out: Path, console: Console, *, videos: bool = False) -> None:
+def write(
+    results_path: Path, out: Path, console: Console, *, videos: bool = False, weights: Path | None = None
+) -> None:
     """Writes the report of a results file; what lies beside it in a run's folder (losses, earlier evaluations) is shown too.
 
     Args:
         results_path: `runs/<name>/results.json`, or a copy of it somewhere else.
         out: the HTML file; it appears whole or not at all.
         console: gets the progress of videos.
-        videos: play an episode a task, with the weights of the run that the results are in.
+        videos: play an episode a task, with the weights of the run that the results are in,
+        weights: or with those of this folder, which `Generalist.save` wrote.
 
     Raises:
         FileNotFoundError: there are no results, or no folder to write into; for videos, no run.
-        ValueError: the results do not fit together, or the run's weights are others.
+        ValueError: the results do not fit together, or the weights are others.
     """
     results = report.load(results_path)
     if not out.parent.is_dir():
@@ -68,7 +71,9 @@ def write(results_path: Path, out: Path, console: Console, *, videos: bool = Fal
     shown: Clips = {}
     if videos:
         console.print("loading JAX and the weights ...", highlight=False)
-        shown = clips.play_tasks(load_run(folder), results, console)
+        from generalist.inference.load import Generalist
+
+        shown = clips.play_tasks(Generalist.load(weights) if weights else load_run(folder), results, console)
     text = build(results, evaluations=evaluations, metrics=metrics, clips=shown)
     temporary = out.with_name(f".{out.name}.part")
     temporary.write_text(text, encoding="utf-8")

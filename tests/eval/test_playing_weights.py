@@ -1,4 +1,4 @@
-"""`generalist play` with weights: they act on tasks they know, and say which those are."""
+"""Saved weights play: in `generalist play`, which tells the tasks they know, and in the report's clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,13 @@ import pytest
 from PIL import Image
 
 from generalist.cli import main
+from generalist.eval import report
+from generalist.inference.fingerprint import fingerprint
 
 
-def test_saved_weights_play(tmp_path: Path, weights: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_weights_play(
+    tmp_path: Path, weights: Callable, results: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, path = tmp_path / "weights", tmp_path / "episode.webp"
     weights(0).save(folder)
     command = ["play", "babyai/GoToObj", "--weights", str(folder), "--video", str(path)]
@@ -22,3 +26,10 @@ def test_saved_weights_play(tmp_path: Path, weights: Callable, capsys: pytest.Ca
     assert main([*command[:1], "classic/cartpole", *command[2:]]) == 1
     told = " ".join(capsys.readouterr().out.split())
     assert "the weights were not trained on classic/cartpole; the layouts they know: babyai" in told
+    report.save(tmp_path / "results.json", results({"babyai/GoToObj": [1.0]}, weights=fingerprint(weights(0))))
+    page = tmp_path / "report.html"
+    shown = ["eval", "report", str(tmp_path / "results.json"), "--videos", "--weights", str(folder), "--out", str(page)]
+    assert main(shown) == 0
+    assert page.read_text(encoding="utf-8").count("data:image/webp;base64,") == 1
+    report.save(tmp_path / "results.json", results({"babyai/GoToObj": [1.0]}))
+    assert main(shown) == 1 and "of other weights" in capsys.readouterr().out
