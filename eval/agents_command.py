@@ -43,8 +43,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["model"],
         metavar="AGENT",
-        help="model (the default); the model shown demonstrations: goal (the end of one), whole (all of one) or a number of them; "
-        "nearest: the nearest neighbour among all demonstrations",
+        help="model (the default); the model shown demonstrations: goal (the end of one), whole (all of one), or a number of "
+        "them; nearest: the nearest neighbour among all demonstrations",
     )
     parser.add_argument("--out", type=Path, default=Path("control.json"), help="results file (default control.json)")
     parser.add_argument(
@@ -100,7 +100,7 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
     Raises:
         ValueError: there are none.
     """
-    own = suite_tasks(generalist.config).get("own", [])
+    own = suite_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
     mine = [task for task in own if any(fnmatch.fnmatch(task.name, one) for one in patterns)]
     rest = [one for one in patterns if one == "*" or not any(fnmatch.fnmatch(task.name, one) for task in own)]
     matching = [*(tasks(rest) if rest else []), *mine]
@@ -111,6 +111,13 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
             f"{', '.join(sorted(generalist.layouts)) or 'nothing'}"
         )
     return known
+
+
+def _asks_for_own(generalist: "Generalist", patterns: Sequence[str]) -> bool:
+    """Whether a pattern means environments of one's own that the weights know; only then must their demonstrations be there."""
+    return "own" in generalist.config.data.control() and any(
+        fnmatch.fnmatch(layout, one) for one in patterns for layout in generalist.layouts if layout.startswith("own/")
+    )
 
 
 def evaluate(

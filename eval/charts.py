@@ -14,7 +14,7 @@ import numpy as np
 from generalist.eval.scores import Estimate
 
 WIDTH, HEIGHT = 640, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 36  # room around the plot for what is written there
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 8, 36  # room around the plot for what is written there
 COLOURS = 8  # the style has c0 to c7
 BAR_WIDTH, BAR_HEIGHT, BAR_TOP = 220, 14, 120.0  # pixels; percent at the right end
 
@@ -108,7 +108,7 @@ def _axes(
     return children
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def ticks(low: float, high: float, most: int = 8) -> list[float]:
     """Round numbers between two, `most` at most: multiples of 1, 2 or 5 times a power of ten.
 
     Raises:

@@ -1,8 +1,7 @@
 """A short film a task: the weights play an episode of the first evaluation seed."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -11,8 +10,12 @@ from rich.console import Console
 from generalist.envs.rendering import NoGraphics, frames_a_second, make
 from generalist.envs.task import EVALUATION_SEED, MissingExtra, get
 from generalist.eval.report import check_weights
+from generalist.play import episode, player
 from generalist.progress import counting
 from generalist.video import small_webp
+
+if TYPE_CHECKING:
+    from generalist.inference.load import Generalist
 
 SIDE = 176  # pixels at most, of width and height
 FRAMES = 90  # of a clip at most
@@ -20,22 +23,17 @@ SECONDS = 6.0
 BYTES = 150_000
 
 
-def play_tasks(folder: Path, results: Mapping[str, Any], console: Console) -> dict[str, bytes | str]:
+def play_tasks(generalist: "Generalist", results: Mapping[str, Any], console: Console) -> dict[str, bytes | str]:
     """An animated WebP of every task in the results, or the reason why there is none.
 
     Args:
-        folder: of the run that the results are of.
+        generalist: the weights that the results are of.
         results: as `report.load` gives them.
         console: gets the progress.
 
     Raises:
-        FileNotFoundError: there is no run in the folder.
-        ValueError: its weights are not those of the results.
+        ValueError: the results are of other weights.
     """
-    from generalist.at_hand import load_run
-
-    console.print("loading JAX and the weights ...", highlight=False)
-    generalist = load_run(folder)
     check_weights(results, generalist)
     names = [name for summary in results["control"].values() for name in summary["tasks"]]
     shown: dict[str, bytes | str] = {}
@@ -50,10 +48,8 @@ def play_tasks(folder: Path, results: Mapping[str, Any], console: Console) -> di
     return shown
 
 
-def _clip(name: str, generalist: Any) -> bytes:
+def _clip(name: str, generalist: "Generalist") -> bytes:
     """One task's episode: its beginning, if it takes longer than a clip may."""
-    from generalist.play import episode, player
-
     task = get(name)
     env = make(task)
     try:

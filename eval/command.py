@@ -100,11 +100,17 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
     )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FOLDER", help="for --videos: weights that are not in the run's folder"
+    )
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     from generalist.eval import page
 
-    page.write(results_path(arguments.source), arguments.out, console, videos=arguments.videos)
+    if arguments.weights and not arguments.videos:
+        raise ValueError("--weights are for --videos: name both or neither")
+    source = results_path(arguments.source)
+    page.write(source, arguments.out, console, videos=arguments.videos, weights=arguments.weights)
     console.print(f"report: {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)", highlight=False)
     return 0

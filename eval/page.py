@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 from rich.console import Console
 
+from generalist.at_hand import load_run
 from generalist.eval import clips, history, report
 from generalist.eval.charts import Line, bar, element, lines, short, written
 from generalist.eval.checks import percents
@@ -31,8 +32,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { 
 th, td { text-align: right; padding: .22rem .7rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .note, figcaption { color: var(--soft); font-size: .88rem } .failed { color: var(--poor) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem } figure { margin: 0 }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .8rem; margin: .8rem 0 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem } figure { margin: 0 }
+.clips { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 } .clips figure { width: 11rem }
 .clips img { width: 100%; border-radius: 4px; display: block } .chart svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: var(--soft) } svg .axis { font-style: italic } svg .grid { stroke: var(--rule) }
 .bar { vertical-align: middle } .track { fill: var(--track) } .good { fill: var(--good) } .fair { fill: var(--fair) }
@@ -45,18 +46,21 @@ pre { font-size: .82rem; background: var(--track); padding: .8rem; border-radius
 """ + "".join(f".c{index} {{ --c: var(--c{index}) }}\n" for index in range(8))
 
 
-def write(results_path: Path, out: Path, console: Console, *, videos: bool = False) -> None:
+def write(
+    results_path: Path, out: Path, console: Console, *, videos: bool = False, weights: Path | None = None
+) -> None:
     """Writes the report of a results file; what lies beside it in a run's folder (losses, earlier evaluations) is shown too.
 
     Args:
         results_path: `runs/<name>/results.json`, or a copy of it somewhere else.
         out: the HTML file; it appears whole or not at all.
         console: gets the progress of videos.
-        videos: play an episode a task, with the weights of the run that the results are in.
+        videos: play an episode a task, with the weights of the run that the results are in,
+        weights: or with those of this folder, which `Generalist.save` wrote.
 
     Raises:
         FileNotFoundError: there are no results, or no folder to write into; for videos, no run.
-        ValueError: the results do not fit together, or the run's weights are others.
+        ValueError: the results do not fit together, or the weights are others.
     """
     results = report.load(results_path)
     if not out.parent.is_dir():
@@ -64,7 +68,12 @@ def write(results_path: Path, out: Path, console: Console, *, videos: bool = Fal
     folder = results_path.parent
     evaluations = history.evaluations(folder / "evaluation", results)
     metrics = history.metrics(folder / "metrics.jsonl")
-    shown = clips.play_tasks(folder, results, console) if videos else {}
+    shown: Clips = {}
+    if videos:
+        console.print("loading JAX and the weights ...", highlight=False)
+        from generalist.inference.load import Generalist
+
+        shown = clips.play_tasks(Generalist.load(weights) if weights else load_run(folder), results, console)
     text = build(results, evaluations=evaluations, metrics=metrics, clips=shown)
     temporary = out.with_name(f".{out.name}.part")
     temporary.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.envs.workers import cores
 from generalist.eval import agents, control, language, naming, report
 from generalist.experts import suite_tasks
+from generalist.inference.fingerprint import fingerprint
 from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
 from generalist.inference.score import log_likelihood
@@ -59,7 +60,9 @@ def evaluate(config: Config, command: list[str], console: Console) -> dict[str, 
     kept = report.Parts(folder=config.folder / "evaluation" / f"step-{generalist.step}")
     done, failed = _compute(parts(generalist), kept, console)
     seeds = {"evaluation": EVALUATION_SEED, "naming": naming.SEED, "text": language.SEED}
-    results: dict[str, Any] = report.manifest(command, plain(config), generalist.step, seeds, str(jax.devices()[0]))
+    results: dict[str, Any] = report.manifest(
+        command, plain(config), generalist.step, seeds, str(jax.devices()[0]), fingerprint(generalist)
+    )
     tasks = suite_tasks(config)
     results["control"] = {
         suite: control.summarize(tasks[suite], [control.Episode(**episode) for episode in done[f"control-{suite}"]])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from generalist.eval import report
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_everything_is_recorded_trained_and_evaluated(trained: tuple[Path, str]):
     folder, printed = trained
-    results = json.loads((folder / "runs/debug/results.json").read_text())
+    results = report.load(folder / "runs/debug/results.json")
     assert set(results["control"]) == {"metaworld", "babyai", "atari", "classic", "fetch"}
     assert set(results["naming"]) == {"drawings", "names"} and "prose" in results["language"]
     assert results["failed"] == {}

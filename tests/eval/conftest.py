@@ -6,9 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from generalist.envs.babyai import BabyAIEnv
 from generalist.eval.report import manifest
 from generalist.eval.scores import bootstrap, domain, percent, proportion
+from generalist.inference.load import Generalist
+from generalist.model.transformer import create
+from generalist.presets import debug
+from generalist.run import Tokenizers
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.text import TextTokenizer
 
 
 def _task_summary(scores: Sequence[float], *, random: float = 0.0, expert: float = 1.0, seed: int = 1_000_000) -> dict:
@@ -34,6 +42,30 @@ def _suite_summary(tasks: Mapping[str, dict]) -> dict[str, Any]:
     ]
     episodes = sum(len(task["episodes"]) for task in tasks.values())
     return domain(scaled) | {"tasks": dict(tasks), "episodes": episodes, "cut_off": 0}
+
+
+Weights = Callable[[int], Generalist]
+
+
+@pytest.fixture(scope="session")
+def weights() -> Weights:
+    """Makes tiny random weights that know the layout of BabyAI: `weights(seed)`."""
+    config = debug()
+    text = TextTokenizer.train(["go to the red ball", "pick up the blue key"] * 20, 512)
+    settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
+    observation = SpaceTokenizer.from_space(
+        BabyAIEnv.observation_space, tensors="projected", images="frame", **settings
+    )
+    layout = TaskLayout("babyai", observation, SpaceTokenizer.from_space(BabyAIEnv.action_space, **settings))
+    tokenizers = Tokenizers(
+        config=config, text=text, layouts={"babyai": layout}, projection_width=49 * (11 + 6 + 3) + 4
+    )
+
+    def make(seed: int) -> Generalist:
+        graph, params = nnx.split(create(tokenizers.model_spec(), seed), nnx.Param)
+        return Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), step=7)
+
+    return make
 
 
 Results = Callable[..., dict[str, Any]]

@@ -11,16 +11,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 
+from generalist.envs import task as registry
 from generalist.eval import report
 from generalist.eval.checks import digest
+from generalist.eval.control import Episode, summarize
 from generalist.inference.fingerprint import fingerprint
 from generalist.inference.load import Generalist
-from generalist.model.transformer import create
-from generalist.presets import debug
-from generalist.run import Tokenizers
-from generalist.tokenizers.text import TextTokenizer
 
 DOOR = "metaworld/door-open"
 SCORES = {DOOR: [1, 1, 1, 0, 0], "metaworld/reach": [1, 1, 1, 1, 1], "babyai/GoTo": [0.5, 0.25]}
@@ -38,6 +35,24 @@ def test_an_untouched_file_is_read(path: Path) -> None:
     assert found["control"]["metaworld"]["tasks"][DOOR]["percent"]["value"] == 60.0
     report.save(path, found)
     assert report.load(path) == found, "saved again it is the same"
+
+
+def test_what_evaluation_writes_fits_together(tmp_path: Path, results: Callable) -> None:
+    rng, tasks = np.random.default_rng(0), registry.tasks(["classic/*", "atari/*"])
+    episodes = [
+        Episode(
+            task=one.name,
+            seed=seed,
+            score=float(rng.normal(one.expert_score, 5)),
+            steps=steps,
+            cut_off=steps == one.max_steps,
+        )
+        for one in tasks
+        for seed, steps in enumerate((one.max_steps, 3, 4))
+    ]
+    found = results({}) | {"control": {"all": summarize(tasks, episodes)}}
+    report.save(tmp_path / "run" / "results.json", found)
+    assert report.load(tmp_path / "run" / "results.json")["control"]["all"]["cut_off"] == len(tasks)
 
 
 def task(found: dict[str, Any]) -> dict[str, Any]:
@@ -99,15 +114,7 @@ def test_a_damaged_or_missing_file_has_a_remedy(path: Path) -> None:
         report.load(path.with_name("other.json"))
 
 
-def weights(seed: int) -> Generalist:
-    config = debug()
-    text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
-    tokenizers = Tokenizers(config=config, text=text, layouts={}, projection_width=4)
-    graph, params = nnx.split(create(tokenizers.model_spec(), seed), nnx.Param)
-    return Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), step=7)
-
-
-def test_weights_are_known_by_their_fingerprint(tmp_path: Path) -> None:
+def test_weights_are_known_by_their_fingerprint(tmp_path: Path, weights: Callable) -> None:
     one, same, other = weights(0), weights(0), weights(1)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
     one.save(tmp_path / "whole")
@@ -117,7 +124,7 @@ def test_weights_are_known_by_their_fingerprint(tmp_path: Path) -> None:
     assert rounded != fingerprint(one) and rounded == fingerprint(Generalist.load(tmp_path / "rounded"))
 
 
-def test_one_changed_number_or_shape_is_another_fingerprint() -> None:
+def test_one_changed_number_or_shape_is_another_fingerprint(weights: Callable) -> None:
     one = weights(0)
     leaves, tree = jax.tree.flatten(one.params)
     for changed in (
@@ -129,7 +136,7 @@ def test_one_changed_number_or_shape_is_another_fingerprint() -> None:
         assert fingerprint(other) != fingerprint(one)
 
 
-def test_results_of_other_weights_are_recognized(results: Callable) -> None:
+def test_results_of_other_weights_are_recognized(results: Callable, weights: Callable) -> None:
     own, other = weights(0), weights(1)
     found = results(SCORES, weights=fingerprint(own))
     report.check_weights(found, own)

@@ -51,12 +51,12 @@ def test_a_made_difference_is_found_in_the_task_that_has_it(results: Callable) -
 def test_two_draws_of_the_same_chance_seldom_differ(results: Callable) -> None:
     rng = np.random.default_rng(2)
     verdicts = []
-    for _ in range(20):
-        before, after = ({f"babyai/{i}": coins(rng, 0.6, 20) for i in range(4)} for _ in range(2))
+    for _ in range(10):
+        before, after = ({f"babyai/{i}": coins(rng, 0.6, 20) for i in range(3)} for _ in range(2))
         (domain,) = compare(results(before), results(after)).domains
         verdicts.append(domain.verdict.startswith("no difference"))
         assert not any(task.differs for task in domain.tasks)
-    assert sum(verdicts) >= 16, "at a level of 5%, 19 of 20 are expected"
+    assert sum(verdicts) >= 8, "at a level of 5%, 9.5 of 10 are expected"
 
 
 def test_pairs_find_what_unpaired_episodes_cannot(results: Callable) -> None:
