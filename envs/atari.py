@@ -22,7 +22,8 @@ FRAMESKIP = 4
 _IDLE, _RANDOM = 30, 10  # most decisions before an episode: the no-op starts of Mnih et al. 2015, and random ones
 _BURST = 6  # most decisions of a burst of noise
 _PLANNED_STEPS = 800  # a planned decision costs about fifty times a scripted one
-_HOPS = ("RIGHT", "LEFT", "UP", "DOWN")
+_WAYS = ("RIGHT", "LEFT", "UP", "DOWN")
+_SHOTS = ("FIRE", "RIGHTFIRE", "LEFTFIRE")
 
 
 class AtariEnv(gym.Env):
@@ -149,9 +150,14 @@ class AtariTask(Task):
     planner: Planner = Planner()
     """The expert of a game without a scripted one."""
 
+    @property
+    def game(self) -> str:
+        """The ROM's name."""
+        return self.name.partition("/")[2]
+
     def build(self) -> gym.Env:
         """See `Task.build`."""
-        return AtariEnv(self.name.partition("/")[2])
+        return AtariEnv(self.game)
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
         """The game's expert; a scripted one reads the memory, where things stand that the screen shows."""
@@ -214,22 +220,22 @@ _GAMES: Mapping[str, _Game] = {
     "ms_pacman": _Game(
         instruction="eat the dots and flee the ghosts",
         human=6951.6,
-        planner=Planner(actions=("RIGHT", "LEFT", "UP", "DOWN"), life=500),
+        planner=Planner(keep=3, actions=_WAYS, life=500),
     ),
     "qbert": _Game(
         instruction="hop on all the cubes of the pyramid",
         human=13455.0,
-        planner=Planner(horizon=16, hold=8, keep=4, actions=_HOPS, seconds=_HOPS, life=500),
+        planner=Planner(horizon=20, holds=(8,), keep=8, actions=_WAYS, seconds=_WAYS, life=500),
     ),
     "space_invaders": _Game(
         instruction="shoot the rows of invaders",
         human=1668.7,
-        planner=Planner(horizon=14, actions=("FIRE", "RIGHTFIRE", "LEFTFIRE"), seconds=("FIRE",), life=200),
+        planner=Planner(horizon=20, holds=(2, 5, 10), keep=5, actions=_SHOTS, seconds=("FIRE",), life=200),
     ),
-    "demon_attack": _Game(
-        instruction="shoot the winged demons",
-        human=1971.0,
-        planner=Planner(horizon=14, actions=("FIRE", "RIGHTFIRE", "LEFTFIRE"), seconds=("FIRE",), life=200),
+    "phoenix": _Game(
+        instruction="shoot the birds and raise the shield in time",
+        human=7242.6,
+        planner=Planner(horizon=16, holds=(3, 6), keep=4, actions=(*_SHOTS, "DOWN"), seconds=("FIRE",), life=200),
     ),
 }
 

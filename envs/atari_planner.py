@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Settings of a game's planning. A plan simulates at most (actions · seconds + 1) · `horizon` decisions."""
+    """Settings of a game's planning. A plan simulates at most (actions · holds · (seconds + 1) + 1) · `horizon` decisions."""
 
     horizon: int = 12
     """Decisions looked ahead."""
-    hold: int = 4
-    """Decisions for which a candidate holds its first action."""
+    holds: tuple[int, ...] = (4,)
+    """Decisions for which a candidate may hold its first action."""
     keep: int = 2
     """Decisions for which a plan is followed while all goes as foreseen."""
     actions: tuple[str, ...] = ()
@@ -41,12 +41,13 @@ class Plan:
 
     def __init__(self, settings: Planner, env: "AtariEnv") -> None:
         self._settings, self._env = settings, env
-        rest = settings.horizon - settings.hold
-        self._candidates = [
-            [first] * settings.hold + [second] * rest
+        candidates = (
+            (first,) * hold + (second,) * (settings.horizon - hold)
             for first in map(env.press, settings.actions or env.names)
-            for second in dict.fromkeys((first, *map(env.press, settings.seconds)))
-        ]
+            for hold in settings.holds
+            for second in (first, *map(env.press, settings.seconds))
+        )
+        self._candidates = [list(actions) for actions in dict.fromkeys(candidates)]
         self._plan: list[int] = []  # what is left of it
         self._kept = 0
         self._foreseen: list[int] | None = None

@@ -293,7 +293,7 @@ class EvaluationConfig:
 
     metaworld_episodes: int = 4
     """Episodes a Meta-World task."""
-    babyai_episodes: int = 20
+    babyai_episodes: int = 5
     """Episodes a BabyAI level."""
     atari_episodes: int = 4
     """Episodes an Atari game."""

@@ -28,8 +28,9 @@ def pocket() -> Config:
         tokens=TokenConfig(documents="frame+encoder"),
         data=DataConfig(
             metaworld=ControlConfig(weight=0.28, steps=8),
-            babyai=ControlConfig(weight=0.25, steps=32),
-            atari=ControlConfig(weight=0.17, steps=8, temperature=1.0),
+            # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
+            babyai=ControlConfig(weight=0.25, steps=32, episodes=150),
+            atari=ControlConfig(weight=0.17, steps=8, temperature=1.0, episodes=3),
             classic=ControlConfig(weight=0.10, steps=8),
             fetch=ControlConfig(weight=0.04, steps=8),
             emoji=EmojiConfig(weight=0.06),
