@@ -61,7 +61,7 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
     ]
     assert main([*command, "--agents", "model", "goal", "2", "nearest", "--workers", "1"]) == 0
     results = report.load(out)
-    assert list(results["policies"]) == ["model", "model, goal prompt", "model, 2 demonstrations", "nearest neighbour"]
+    assert set(results["policies"]) == {"model", "model, goal prompt", "model, 2 demonstrations", "nearest neighbour"}
     assert results["control"] == results["policies"]["model"]
     tasks = results["control"]["classic"]["tasks"]
     assert set(tasks) == {"classic/inverted-pendulum", "classic/inverted-double-pendulum"}
