@@ -1,0 +1,174 @@
+"""Acting at speed: many environments in a batch against one at a time, and a cached step against computing the window again.
+
+    python benchmarks/control.py
+
+Fresh weights of about 5 M parameters act in real environments. Ratios of one run count, not times: the parts take turns.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from generalist.config import Config, ControlConfig, EmojiConfig, ProseConfig
+from generalist.data.batch import Batch
+from generalist.envs.pool import Act, EnvPool, Start
+from generalist.envs.task import EVALUATION_SEED, get
+from generalist.envs.workers import cores
+from generalist.experts import record_missing
+from generalist.inference.load import Generalist
+from generalist.inference.policy import ControlPolicy, shape_of
+from generalist.inference.rows import stack_rows
+from generalist.model.config import ModelConfig
+from generalist.model.transformer import count_parameters, create
+from generalist.pages import use_huge_pages
+from generalist.prepare import prepare
+from generalist.presets import debug
+
+TASKS = {"metaworld": "metaworld/door-open", "babyai": "babyai/GoToLocal", "atari": "atari/freeway"}
+WINDOWS = {"metaworld": 8, "babyai": 32, "atari": 8}
+
+
+def settings(folder: Path) -> Config:
+    """One task a suite, windows as in `pocket`, about 5 M parameters."""
+    base, none = debug(), ControlConfig(weight=0)
+    suites = {
+        suite: ControlConfig(tasks=name.partition("/")[2], episodes=2, steps=WINDOWS[suite])
+        for suite, name in TASKS.items()
+    }
+    prose, emoji = ProseConfig(megabytes=0.3), EmojiConfig(weight=0)
+    data = dataclasses.replace(base.data, folder=folder, **suites, classic=none, fetch=none, prose=prose, emoji=emoji)
+    model = ModelConfig(width=256, layers=6, heads=8, kv_heads=4, head_size=32, hidden=704)
+    return dataclasses.replace(base, runs=folder / "runs", data=data, model=model)
+
+
+def make(folder: Path, console: Console) -> Generalist:
+    """Fresh weights with what they need to act."""
+    config = settings(folder)
+    record_missing(config, console)
+    tokenizers = prepare(config, console).tokenizers
+    graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    console.print(f"{count_parameters(params) / 1e6:.2f} M parameters on {jax.devices()[0]}", highlight=False)
+    return Generalist(config, tokenizers, graph, params, 0)
+
+
+class Playing:
+    """Environments with their policy, stepped on request."""
+
+    def __init__(self, generalist: Generalist, name: str, lanes: int):
+        self._task, self._lanes = get(name), lanes
+        self._policy = ControlPolicy(generalist, [self._task.layout] * lanes)
+        self._pool, self._next = EnvPool(lanes, cores()), EVALUATION_SEED
+        self._observations: list[Any] = [None] * lanes
+        self._begin(range(lanes))
+
+    def _begin(self, lanes) -> None:
+        starts = {}
+        for lane in lanes:
+            starts[lane], self._next = Start(self._task, self._next), self._next + 1
+        started = self._pool.run(starts)
+        for lane, one in started.items():
+            self._observations[lane] = one.observation
+        texts, seeds = [one.instruction for one in started.values()], [starts[lane].seed for lane in started]
+        self._policy.reset(list(started), texts, seeds)
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds of so many steps of all lanes: altogether, and of the policy alone."""
+        total, acting = time.perf_counter(), 0.0
+        for _ in range(steps):
+            begun = time.perf_counter()
+            actions = self._policy.act(self._observations)
+            acting += time.perf_counter() - begun
+            acted = self._pool.run({lane: Act(action) for lane, action in enumerate(actions)})
+            for lane, one in acted.items():
+                self._observations[lane] = one.observation
+            if over := [lane for lane, one in acted.items() if one.done]:
+                self._begin(over)
+        return time.perf_counter() - total, acting
+
+    def close(self) -> None:
+        """Ends the environments."""
+        self._pool.close()
+
+
+def whole_window(generalist: Generalist, name: str, lanes: int):
+    """A function that computes the last logits of a full window in every lane from its steps, without a cache."""
+    task = get(name)
+    layout, shape = generalist.layouts[task.layout], shape_of(generalist, task.layout)
+    space = layout.observation.space
+    space.seed(0)
+    values = layout.observation.stack([space.sample() for _ in range(shape.window)])
+    assembler = generalist.assembler
+    row = assembler.concatenate(
+        [assembler.instruction(task.instruction), assembler.step(layout, values, hide_actions=shape.hidden)]
+    )
+    frames = generalist.config.model.frame_tokens
+    batch = stack_rows([row] * lanes, len(row), pad=generalist.vocabulary.pad, frame_tokens=frames)
+
+    @jax.jit
+    def last(params: Any, batch: Batch) -> jax.Array:
+        model = nnx.merge(generalist.graph, params)
+        return model.logits(model.hidden(batch)[:, -shape.dimensions :]).argmax(-1)
+
+    return lambda: np.asarray(last(generalist.params, generalist.on_device(batch)))
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lanes", type=int, default=16, help="environments in a batch")
+    parser.add_argument("--steps", type=int, default=40, help="steps a turn")
+    parser.add_argument("--turns", type=int, default=7, help="how often the parts take turns; the median counts")
+    arguments = parser.parse_args()
+    use_huge_pages()
+    console = Console()
+    table = Table("", "one at a time, steps/s", f"{arguments.lanes} in a batch, steps/s", "ratio", "cached step, ms",
+                  "whole window, ms", "ratio")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        generalist = make(Path(folder), console)
+        for suite, name in TASKS.items():
+            table.add_row(suite, *measure(generalist, name, arguments.lanes, arguments.steps, arguments.turns))
+    console.print(table)
+
+
+def measure(generalist: Generalist, name: str, lanes: int, steps: int, turns: int) -> list[str]:
+    """One row of the table."""
+    single, many = Playing(generalist, name, 1), Playing(generalist, name, lanes)
+    window = whole_window(generalist, name, lanes)
+    for playing in (single, many):
+        playing.run(5)  # compiles
+    window()
+    taken: dict[str, list[float]] = {"single": [], "many": [], "cached": [], "window": []}
+    for _ in range(turns):
+        taken["single"].append(single.run(steps)[0] / steps)
+        total, acting = many.run(steps)
+        taken["many"].append(total / steps / lanes)
+        taken["cached"].append(acting / steps)
+        begun = time.perf_counter()
+        for _ in range(5):
+            window()
+        taken["window"].append((time.perf_counter() - begun) / 5)
+    single.close()
+    many.close()
+    median = {part: float(np.median(times)) for part, times in taken.items()}
+    return [
+        f"{1 / median['single']:.0f}",
+        f"{1 / median['many']:.0f}",
+        f"{median['single'] / median['many']:.1f}",
+        f"{1000 * median['cached']:.1f}",
+        f"{1000 * median['window']:.1f}",
+        f"{median['window'] / median['cached']:.1f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
