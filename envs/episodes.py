@@ -95,8 +95,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         OutOfTime: in the block.
     """
 
+    inside = True
+
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise OutOfTime(f"no answer within {seconds} s")
+        if inside:  # a signal may arrive while the block is being left
+            raise OutOfTime(f"no answer within {seconds} s")
 
     if seconds is None:
         yield
@@ -106,5 +109,6 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     try:
         yield
     finally:
+        inside = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -65,7 +65,7 @@ class TextTower(nnx.Module):
         turned = angles(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
         mask = present[:, :, None] & present[:, None, :]
         graph, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, mask, turned)[0], None), x, stacked)
+        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, mask, turned, turned)[0], None), x, stacked)
         x = jnp.where(present[..., None], self.norm(x), 0).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1)[:, None]
         return unit(self.projection(x))
 
