@@ -8,13 +8,14 @@ seeds without action noise, within the time limit and the number of steps.
 
 import argparse
 import dataclasses
+import importlib
 import multiprocessing
 import time
 
 import numpy as np
 
-from generalist.envs.babyai import BabyAIEnv, BabyAITask
-from generalist.envs.episodes import OutOfTime, time_limit
+from generalist.envs.babyai import BabyAITask
+from generalist.envs.episodes import OutOfTime, play_policy, time_limit
 from generalist.envs.task import GaveUp
 from generalist.envs.workers import cores
 
@@ -37,8 +38,8 @@ class Job:
 def levels() -> list[str]:
     """All ids, without the prefix; the debug variants end an episode as failed at the first wrong move, else they are equal."""
     import gymnasium as gym
-    import minigrid  # noqa: F401  (registers the levels)
 
+    importlib.import_module("minigrid")  # which registers them
     ids = [id.removeprefix("BabyAI-") for id in gym.registry if id.startswith("BabyAI-")]
     return [id for id in ids if "Debug" not in id]
 
@@ -48,20 +49,18 @@ def play(job: Job) -> list[tuple[int, float]]:
     task = BabyAITask(name=f"babyai/{job.level}", suite="babyai", layout="babyai", instruction="follow the instruction",
                       max_steps=MAX_STEPS, record_steps=MAX_STEPS, episodes=1, seconds=1.0, noise=job.noise,
                       only_successes=True, level=job.level)  # fmt: skip
-    env, found = BabyAIEnv(job.level, MAX_STEPS), []
+    env, found = task.make(), []
     for seed in range(job.seeds):
-        start, rng, steps, success = time.process_time(), np.random.default_rng(seed), 0, False
+        start, rng, steps = time.process_time(), np.random.default_rng(seed), 0
         try:
             with time_limit(job.seconds):
-                observation, _ = env.reset(seed=seed)
-                policy, done = task.expert(env, rng), False
-                while not done:
-                    action = task.disturb(policy(observation), env.action_space, rng)
-                    observation, _, terminated, truncated, info = env.step(action)
-                    steps, done, success = steps + 1, terminated or truncated, info["success"]
+                observation, info = env.reset(seed=seed)
+                policy, told = task.expert(env, rng), info["instruction"]
+                played = play_policy(task, env, policy, rng, observation, told, seed, job.noise > 0, MAX_STEPS)
+                steps = len(played.actions) if played.score > 0 else 0
         except (OutOfTime, GaveUp):
-            success = False
-        found.append((steps if success else 0, time.process_time() - start))
+            pass
+        found.append((steps, time.process_time() - start))
     return found
 
 

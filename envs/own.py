@@ -186,7 +186,11 @@ def join_demonstrations(
             steps = builder.info.features["steps"].feature
             _check_features(place, steps, (env.observation_space, env.action_space))
             scores = [task.score([step["reward"] for step in episode["steps"]], []) for episode in source]
-        except (KeyError, AttributeError, NotImplementedError) as error:
+        except (
+            KeyError,
+            AttributeError,
+            NotImplementedError,
+        ) as error:  # the last: TFDS, of files that are no ArrayRecord
             raise ValueError(f"{place} is not RLDS in ArrayRecord files ({type(error).__name__}: {error})") from error
         random = _random_score(task, env) if random_score is None else random_score
     described = _description(task, random, float(np.mean(scores)), len(scores))

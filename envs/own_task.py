@@ -56,7 +56,7 @@ class OwnTask(Task):
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
         """There is none: the demonstrations are all that is known of it."""
-        raise NotImplementedError(f"{self.name} has no scripted expert: its demonstrations are in {self.folder}")
+        raise ValueError(f"{self.name} has no scripted expert: its demonstrations are in {self.folder}")
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
         """As `Task.disturb`; an action that is no bounded Box is replaced as a whole."""

@@ -13,7 +13,7 @@ from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import record
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.eval.control import MAX_LANES, Episode, Policy, Stop, evaluate_control
+from generalist.eval.control import MAX_LANES, Episode, Policy, evaluate_control
 from generalist.eval.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
 from generalist.experts import episodes_folder
 from generalist.inference.load import Generalist
@@ -32,7 +32,7 @@ class Agent:
         """How results call it."""
         if self.prompt is None:
             return "nearest neighbour"
-        return "model" if self.prompt.kind == "none" else f"model, {self.prompt}"
+        return f"model, {self.prompt}" if self.prompt.demonstrations else "model"
 
     @property
     def needs_demonstrations(self) -> bool:
@@ -89,7 +89,7 @@ def play(
     lanes: int = MAX_LANES,
     first_seed: int = EVALUATION_SEED,
     progress: Progress | None = None,
-    stop: Stop | None = None,
+    stop: threading.Event | None = None,
 ) -> tuple[list[Episode], dict[str, Any]]:
     """An agent's episodes, and what else is to be told of them: demonstrations whose beginning did not fit.
 

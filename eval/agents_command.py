@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import fnmatch
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from generalist.settings import plain
 
 if TYPE_CHECKING:
     from generalist.eval.agents import Agent
-    from generalist.eval.control import Stop
     from generalist.inference.load import Generalist
 
 EPISODES = 20
@@ -72,7 +72,7 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
     for name in ("episodes", "workers", "lanes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    agents = [parse_agent(text) for text in dict.fromkeys(arguments.agents)]
+    agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))
     generalist = load_weights(arguments, console)
     asked = {
         "tasks": [task.name for task in known_tasks(generalist, arguments.tasks)],
@@ -82,7 +82,8 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
         "seed": arguments.seed,
     }
     source = {
-        "run": str(arguments.runs / arguments.run) if arguments.run is not None else None,
+        "runs": str(arguments.runs) if arguments.run is not None else None,
+        "run": arguments.run,
         "weights": str(arguments.weights) if arguments.weights is not None else None,
         "data": str(arguments.data) if arguments.data is not None else None,
     }
@@ -128,7 +129,7 @@ def evaluate(
     workers: int,
     console: Console,
 ) -> dict[str, Any]:
-    """What the results file holds: the first agent as `control`, all of them as `policies`.
+    """What the results file holds: the first agent as `control`, the others as `policies`.
 
     Args:
         asked: tasks, episodes, agents, lanes and seed, which decide the numbers.
@@ -139,7 +140,7 @@ def evaluate(
 
     from generalist.eval import report
     from generalist.eval.agents import Demonstrations, play
-    from generalist.eval.control import Stop, summarize
+    from generalist.eval.control import summarize
     from generalist.inference.fingerprint import fingerprint
     from generalist.progress import counting
 
@@ -149,13 +150,13 @@ def evaluate(
         generalist = dataclasses.replace(generalist, config=config)
     played_tasks = known_tasks(generalist, asked["tasks"])
     suite_of = {task.name: task.suite for task in played_tasks}
-    demonstrations, stop = Demonstrations(generalist), Stop()
+    demonstrations, stop = Demonstrations(generalist), threading.Event()
     if any(agent.needs_demonstrations for agent in agents):
         demonstrations.ensure(played_tasks, workers, console)
     policies: dict[str, Any] = {}
     notes: dict[str, Any] = {}
     for agent in agents:
-        if stop.requested:
+        if stop.is_set():
             break
         console.print(f"{agent.name}: {len(played_tasks)} tasks, {asked['episodes']} episodes each", highlight=False)
         with stopping(stop, console), counting(console, transient=True, disable=not console.is_terminal) as progress:
@@ -180,18 +181,24 @@ def evaluate(
             if any(task.name in mine for task in several)
         }
     seeds = {"evaluation": asked["seed"]}
-    command = ["generalist", "eval", "control"]
+    several = {"--tasks": asked["tasks"], "--agents": asked["agents"]}
+    given = {"--episodes": asked["episodes"], "--lanes": asked["lanes"], "--seed": asked["seed"]} | {
+        f"--{name}": path for name, path in source.items() if path is not None
+    }
+    command = ["generalist", "eval", "control", *(word for name, words in several.items() for word in (name, *words))]
+    command += [str(word) for pair in given.items() for word in pair]
     results = report.manifest(
         command, plain(generalist.config), generalist.step, seeds, str(jax.devices()[0]), fingerprint(generalist)
     )
-    first = next(iter(policies.values()), {})
+    main = agents[0].name
     return results | {
+        "agent": main,
         "asked": dict(asked),
         "source": dict(source),
-        "control": first,
+        "control": policies.pop(main),
         "policies": policies,
         "notes": notes,
-        "stopped": stop.requested,
+        "stopped": stop.is_set(),
         "naming": {},
         "language": {},
         "failed": {},
@@ -199,13 +206,13 @@ def evaluate(
 
 
 @contextmanager
-def stopping(stop: "Stop", console: Console) -> Iterator[None]:
+def stopping(stop: threading.Event, console: Console) -> Iterator[None]:
     """Ctrl-C asks for an end; a second one ends at once."""
 
     def request(signum: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.is_set():
             raise KeyboardInterrupt
-        stop.request()
+        stop.set()
         console.print(
             "\nstopping: the episodes that have begun are played to their end (Ctrl-C again: at once, nothing is kept)"
         )
@@ -217,15 +224,20 @@ def stopping(stop: "Stop", console: Console) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def every_agent(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Agent → suite → summary."""
+    return {results["agent"]: results["control"]} | results["policies"]
+
+
 def show_agents(results: Mapping[str, Any], console: Console) -> None:
     """A row a domain, a column an agent."""
     from generalist.eval.scores import Estimate
 
-    names = list(results["policies"])
-    if len(names) > 1:
-        table = Table("", *names, title="percent of expert by agent, with 95% intervals", title_justify="left")
+    agents = every_agent(results)
+    if len(agents) > 1:
+        table = Table("", *agents, title="percent of expert by agent, with 95% intervals", title_justify="left")
         for suite in results["control"]:
-            rows = (results["policies"][name].get(suite) for name in names)
+            rows = (of.get(suite) for of in agents.values())
             table.add_row(suite, *("" if one is None else str(Estimate(**one["percent"])) for one in rows))
         console.print(table)
     for name, note in results["notes"].items():
@@ -259,11 +271,10 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     if stored["stopped"]:
         raise ValueError(f"{arguments.results} is of an evaluation that was stopped early: where, nobody can repeat")
     source = stored["source"]
-    run = None if source["run"] is None else Path(source["run"])
     where = argparse.Namespace(
         weights=None if source["weights"] is None else Path(source["weights"]),
-        run=None if run is None else run.name,
-        runs=None if run is None else run.parent,
+        run=source["run"],
+        runs=None if source["runs"] is None else Path(source["runs"]),
     )
     generalist = load_weights(where, console)
     report.check_weights(stored, generalist)
@@ -273,10 +284,10 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"note: {name} was {stored['versions'].get(name)} and is {now.get(name)}", style="yellow")
     agents = [parse_agent(text) for text in stored["asked"]["agents"]]
     results = evaluate(generalist, agents, stored["asked"], source, arguments.workers, console)
-    differing = differences(stored["policies"], results["policies"])
+    differing = differences(every_agent(stored), every_agent(results))
     for line in differing[:20]:
         console.print(line, highlight=False, markup=False)
-    count = sum(one["episodes"] for suites in results["policies"].values() for one in suites.values())
+    count = sum(one["episodes"] for suites in every_agent(results).values() for one in suites.values())
     verdict = f"{len(differing)} of {count} episodes differ" if differing else f"identical: all {count} episodes"
     console.print(verdict, style="red" if differing else "green", highlight=False)
     return int(bool(differing))

@@ -62,21 +62,6 @@ class Episode:
     """It ended at the task's limit of steps."""
 
 
-class Stop:
-    """A request to end early: episodes that are being played are finished, so that the quick ones (often the successes) do not
-    stand for all; no further ones are begun."""
-
-    def __init__(self) -> None:
-        self._requested = threading.Event()
-
-    def request(self) -> None:
-        self._requested.set()
-
-    @property
-    def requested(self) -> bool:
-        return self._requested.is_set()
-
-
 def evaluate_control(
     make_policy: MakePolicy,
     tasks: Sequence[Task],
@@ -87,7 +72,7 @@ def evaluate_control(
     lanes: int = MAX_LANES,
     first_seed: int = EVALUATION_SEED,
     progress: Progress | None = None,
-    stop: Stop | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Episode]:
     """Plays every task's episodes, with the seeds `first_seed`, `first_seed + 1`, ...; sorted by task and seed.
 
@@ -100,14 +85,15 @@ def evaluate_control(
         lanes: environments of a group at most.
         first_seed: recordings use seeds from 0 upwards, so it must be far above.
         progress: gets one bar with the time left and the percent so far.
-        stop: lets another thread, or a signal, end it early.
+        stop: once it is set, episodes that are being played are finished, so that the quick ones (often the successes) do not
+            stand for all, and no further ones are begun.
 
     Raises:
         RuntimeError: an environment's process died; the message names the task.
     """
     groups = _groups(tasks, episodes, first_seed, shape_of)
     parallel = max(1, min(workers, len(groups)))
-    stop, aborted = stop or Stop(), threading.Event()
+    stop, aborted = stop or threading.Event(), threading.Event()
     bar = _Bar(progress, [one for group in groups for one in group])
 
     def play(group: list[Start]) -> list[Episode]:
@@ -180,7 +166,7 @@ class _Group:
         lanes: int,
         workers: int,
         bar: _Bar,
-        stop: Stop,
+        stop: threading.Event,
         aborted: threading.Event,
     ):
         self._make_policy, self._workers, self._bar, self._stop, self._aborted = (
@@ -220,7 +206,7 @@ class _Group:
         starts = {}
         for at, lane in enumerate(self._lanes):
             waiting = self._waiting[self._layouts[at]]
-            if lane is None and waiting and not self._stop.requested:
+            if lane is None and waiting and not self._stop.is_set():
                 own = (index for index, one in enumerate(waiting) if one.task == self._before[at])
                 starts[at] = waiting.pop(next(own, 0))
                 self._before[at] = starts[at].task

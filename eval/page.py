@@ -172,7 +172,7 @@ def _policies(results: Mapping[str, Any]) -> list[Element]:
     suites = list(results["control"])
     rows = [
         [name, *(_estimate(of[suite]["percent"]) if suite in of else "" for suite in suites)]
-        for name, of in {"the model": results["control"], **policies}.items()
+        for name, of in {results["agent"]: results["control"], **policies}.items()
     ]
     return [element("h2", "Prompts and baselines, mean %"), _table(("policy", *suites), rows)]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from generalist.eval.control import Begun
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy, shape_of
 from generalist.tokenizers.sequence import Sequence as Tokens
+from generalist.tokenizers.space_tree import assembled
 from generalist.tokenizers.spaces import TaskLayout
 
 Demonstrations = Callable[[Task], EpisodeReader]
@@ -24,29 +25,29 @@ Values = dict[str, np.ndarray]
 class Prompt:
     """What of other episodes of the task the model is shown before its own (Gato, section 2.4)."""
 
-    kind: Literal["none", "goal", "whole"] | int
-    """Nothing; the last `prompt_steps` steps of a demonstration, which show the goal; a whole one; or several whole ones."""
+    demonstrations: int = 0
+    """How many of them."""
+    goal: bool = False
+    """Only their last `prompt_steps` steps, which show the goal."""
 
     @classmethod
     def parse(cls, text: str) -> "Prompt":
-        """From the command line.
+        """From the command line: none, goal, whole, or a number.
 
         Raises:
             ValueError: it is no kind of prompt.
         """
-        if text in ("none", "goal", "whole"):
-            return cls(text)  # type: ignore[arg-type]
+        named = {"none": cls(), "goal": cls(1, goal=True), "whole": cls(1)}
+        if text in named:
+            return named[text]
         if text.isdecimal() and int(text) > 0:
             return cls(int(text))
         raise ValueError(f"a prompt is none, goal, whole or a number of demonstrations, got {text!r}")
 
-    @property
-    def demonstrations(self) -> int:
-        """How many episodes it takes from."""
-        return self.kind if isinstance(self.kind, int) else 0 if self.kind == "none" else 1
-
     def __str__(self) -> str:
-        return f"{self.kind} demonstrations" if isinstance(self.kind, int) else f"{self.kind} prompt"
+        if self.goal:
+            return "goal prompt"
+        return "whole demonstration" if self.demonstrations == 1 else f"{self.demonstrations} demonstrations"
 
 
 class ModelPolicy:
@@ -76,20 +77,26 @@ class ModelPolicy:
         layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler
         if not self._prompt.demonstrations:
             return assembler.instruction(begun.instruction)
-        control = self._generalist.control(begun.task.layout)
-        reader, shape = self._demonstrations(begun.task), shape_of(self._generalist, begun.task.layout)
-        each = len(shape.modalities) - (shape.dimensions - 1 if shape.hidden else 0) + shape.dimensions
-        own = len(assembler.instruction(begun.instruction)) + shape.window * (len(shape.modalities) + shape.dimensions)
-        room = max(
-            control.prompt_steps, (self._generalist.config.data.length - own) // each // self._prompt.demonstrations
-        )
-        steps = control.prompt_steps if self._prompt.kind == "goal" else room
-        rng = np.random.default_rng(begun.seed)
-        chosen = rng.choice(len(reader), min(self._prompt.demonstrations, len(reader)), replace=False)
+        reader, steps = self._demonstrations(begun.task), self._shown_steps(begun)
+        count = min(self._prompt.demonstrations, len(reader))
+        chosen = np.random.default_rng(begun.seed).choice(len(reader), count, replace=False)
         episodes = [reader[int(index)] for index in chosen]
-        self.cut += sum(len(episode) > steps for episode in episodes) if self._prompt.kind != "goal" else 0
+        if not self._prompt.goal:
+            self.cut += sum(len(episode) > steps for episode in episodes)
         shown = [episode.window(max(0, len(episode) - steps), len(episode)) for episode in episodes]
         return assembler.prefix(layout, begun.instruction, shown)
+
+    def _shown_steps(self, begun: Begun) -> int:
+        """Steps of each demonstration that a row of training has room for, beside the instruction and a whole window."""
+        generalist, layout = self._generalist, begun.task.layout
+        least = generalist.control(layout).prompt_steps
+        if self._prompt.goal:
+            return least
+        shape = shape_of(generalist, layout)
+        observed = len(shape.modalities) - (shape.dimensions - 1 if shape.hidden else 0)
+        taken = len(generalist.assembler.instruction(begun.instruction)) + shape.window * (observed + shape.dimensions)
+        room = generalist.config.data.length - taken
+        return max(least, room // ((observed + shape.dimensions) * self._prompt.demonstrations))
 
 
 class NearestNeighbour:
@@ -191,7 +198,5 @@ class Memory:
 
 def values(layout: TaskLayout, flat: Mapping[str, np.ndarray], steps: int) -> list[Any]:
     """Recorded actions as values of their space."""
-    from generalist.tokenizers.space_tree import assembled
-
     leaves = {part.path: np.asarray(flat[part.key]) for part in layout.action.parts}
     return [assembled(layout.action.space, (), leaves, step) for step in range(steps)]

@@ -1,36 +1,39 @@
-"""The command line `generalist`: one subcommand a file, imported when it is asked for."""
+"""The command line `generalist`: one module a subcommand, imported when it is asked for."""
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 
-Run = Callable[[argparse.Namespace, list[str], Console], int]
+# Name → its module, with DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status; what it does.
+COMMANDS = {
+    "eval": ("generalist.eval.command", "score agents, compare results files, make a report"),
+    "play": ("generalist.play", "watch the weights, an expert or chance play a task"),
+    "plan": ("generalist.plan.command", "memory, time and exchanges of a preset on a machine that need not be there"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status."""
-    from generalist import play
-    from generalist.eval import command as evaluation
-    from generalist.plan import command as plan
-
+    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="generalist", description="Tools beside train.py.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    runs: dict[str, Run] = {}
-    for name, module, summary in (
-        ("eval", evaluation, "compare results files, make a report"),
-        ("play", play, "watch the weights, an expert or chance play a task"),
-        ("plan", plan, "memory, time and exchanges of a preset on a machine that need not be there"),
-    ):
-        sub = commands.add_parser(name, help=summary, description=module.DESCRIPTION, allow_abbrev=False)
-        module.add_arguments(sub)
-        runs[name] = module.run
-    known, rest = parser.parse_known_args(arguments)
     console = Console()
     try:
-        return runs[known.command](known, rest, console)
+        subparsers = {
+            name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()
+        }
+        asked = given[0] if given else ""
+        if asked not in COMMANDS:
+            parser.parse_args(given)  # help, or what is wrong
+        module = importlib.import_module(COMMANDS[asked][0])
+        subparsers[asked].description = module.DESCRIPTION
+        module.add_arguments(subparsers[asked])
+        known, rest = parser.parse_known_args(given)
+        return module.run(known, rest, console)
     except KeyboardInterrupt:
         console.print("\nstopped")
         return 130

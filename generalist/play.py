@@ -15,7 +15,7 @@ from generalist import video
 from generalist.at_hand import add_weights, load_weights
 from generalist.envs.episodes import OutOfTime, time_limit
 from generalist.envs.rendering import frame, frames_a_second, has_display, make
-from generalist.envs.task import EVALUATION_SEED, Policy, Task, get
+from generalist.envs.task import EVALUATION_SEED, GaveUp, Policy, Task, get
 
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
@@ -79,15 +79,11 @@ def episode(
             yield moment(task.score(rewards, infos) if done else None)
 
 
-class GaveUp(ValueError):
-    """An expert found no answer."""
-
-
 def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
     """The task's own expert.
 
     Raises:
-        GaveUp: when it acts; it thought for too long, or its plan failed (BabyAI's bot asserts then).
+        ValueError: when it acts; it thought for too long, or has no answer.
     """
     policy = task.expert(env, np.random.default_rng(seed))
 
@@ -95,10 +91,10 @@ def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
         try:
             with time_limit(task.time_limit):
                 return policy(observation)
-        except (OutOfTime, AssertionError) as error:
-            raise GaveUp(f"the expert of {task.name} gave up on seed {seed}: try another --seed") from error
+        except (OutOfTime, GaveUp) as error:
+            raise ValueError(f"the expert of {task.name} gave up on seed {seed}: try another --seed") from error
 
-    return act if task.time_limit is not None else policy
+    return act
 
 
 def chance(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:

@@ -3,6 +3,7 @@
 Dimension key: H, W height and width of a frame in pixels.
 """
 
+import importlib.util
 import io
 import itertools
 import textwrap
@@ -40,11 +41,8 @@ def check_path(path: Path) -> None:
         raise ValueError(f"--video must end in {', '.join(SUFFIXES)}, got {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    if path.suffix.lower() == ".mp4":
-        try:
-            import av  # noqa: F401
-        except ImportError as error:
-            raise MissingVideo from error
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
+        raise MissingVideo
 
 
 def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int = LEAST_WIDTH) -> np.ndarray:

@@ -52,7 +52,7 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
         )
     try:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    except NotImplementedError as error:  # what JAX says of a TPU slice
+    except NotImplementedError as error:  # JAX's own for a mesh that it can't lay over a TPU slice's wiring
         raise ValueError(
             "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
             "sides"

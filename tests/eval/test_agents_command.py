@@ -61,15 +61,13 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
     ]
     assert main([*command, "--agents", "model", "goal", "2", "nearest", "--workers", "1"]) == 0
     results = report.load(out)
-    assert set(results["policies"]) == {"model", "model, goal prompt", "model, 2 demonstrations", "nearest neighbour"}
-    assert results["control"] == results["policies"]["model"]
+    assert set(results["policies"]) == {"model, goal prompt", "model, 2 demonstrations", "nearest neighbour"}
     tasks = results["control"]["classic"]["tasks"]
     assert set(tasks) == {"classic/inverted-pendulum", "classic/inverted-double-pendulum"}
     assert all(len(task["episodes"]) == 3 for task in tasks.values())
-    percents = {name: one["classic"]["percent"]["value"] for name, one in results["policies"].items()}
-    assert (
-        percents["nearest neighbour"] > percents["model"] + 3
-    )  # fresh weights can't balance, copied actions do for a while
+    # Fresh weights can't balance; copied actions do for a while.
+    model, nearest = (of["classic"]["percent"] for of in (results["control"], results["policies"]["nearest neighbour"]))
+    assert nearest["low"] > model["high"]
     assert results["notes"]["model, 2 demonstrations"]["cut_demonstrations"] > 0
 
     assert main([*command]) == 1 and "exists already" in capsys.readouterr().out
@@ -102,9 +100,13 @@ def test_what_is_wrong_is_said_before_anything_is_played(
 
 
 def test_agents_by_name():
-    assert parse_agent("3").prompt == Prompt(3) and parse_agent("nearest").prompt is None
+    assert (
+        parse_agent("3").prompt == Prompt(3)
+        and parse_agent("nearest").prompt is None
+        and parse_agent("whole") == parse_agent("1")
+    )
     assert [parse_agent(name).name for name in ("model", "goal", "1")] == [
         "model",
         "model, goal prompt",
-        "model, 1 demonstrations",
+        "model, whole demonstration",
     ]

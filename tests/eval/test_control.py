@@ -1,6 +1,7 @@
 """Control: real environments, policies that are easy to foresee."""
 
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from rich.progress import Progress
 
 from generalist.envs.task import EVALUATION_SEED, get
-from generalist.eval.control import Begun, Episode, Stop, evaluate_control, summarize
+from generalist.eval.control import Begun, Episode, evaluate_control, summarize
 
 
 class Balance:
@@ -106,11 +107,11 @@ def test_lanes_are_used_again_and_tasks_of_one_shape_share_a_batch() -> None:
 
 def test_a_stop_finishes_what_is_being_played() -> None:
     """All three lanes end their episodes, and none begins another; the rest are not missing by their length."""
-    stop = Stop()
+    stop = threading.Event()
 
     class Stopping(PushLeft):
         def act(self, observations: list[Any]) -> list[Any]:
-            stop.request()
+            stop.set()
             return super().act(observations)
 
     task = get("classic/cartpole")

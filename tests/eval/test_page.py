@@ -55,6 +55,7 @@ class Parsed(HTMLParser):
 
 def test_everything_is_in_it(results: Callable) -> None:
     found = results(SCORES, failed={"control-classic": "MissingExtra: <b>classic</b>"})
+    found["agent"] = "model"
     found["policies"] = {"nearest neighbour": {"babyai": found["control"]["babyai"]}}
     evaluations = {step: {"babyai": Estimate(value=step / 10, low=1.0, high=90.0)} for step in (100, 200)}
     metrics = {
