@@ -184,6 +184,8 @@ class TrainingConfig:
 
     steps: int = 2400
     """Optimizer steps."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3
     """Peak of the schedule."""
     final_fraction: float = 0.05
@@ -195,7 +197,7 @@ class TrainingConfig:
     beta1: float = 0.9
     """AdamW's first-moment decay."""
     beta2: float = 0.95
-    """AdamW's second-moment decay."""
+    """AdamW's second-moment decay, and Muon's momentum."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
     ema: float = 0.0

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from generalist.config import (
     Config,
@@ -36,6 +37,36 @@ def pocket() -> Config:
             emoji=EmojiConfig(weight=0.06),
             prose=ProseConfig(weight=0.14),
         ),
+        training=TrainingConfig(optimizer="muon"),
+    )
+
+
+def pocket_long() -> Config:
+    """`pocket` for hours rather than minutes, on all the episodes that the suites have: the shipped weights."""
+
+    def suite(weight: float, steps: int, **changed: Any) -> ControlConfig:
+        # Some windows begin with a demonstration, so that evaluation may begin with one.
+        return ControlConfig(weight=weight, steps=steps, prompt_fraction=0.1, **changed)
+
+    base = pocket()
+    return dataclasses.replace(
+        base,
+        name="pocket_long",
+        data=dataclasses.replace(
+            base.data,
+            metaworld=suite(0.25, 8, episodes=60),
+            babyai=suite(0.32, 32),
+            atari=suite(0.22, 8, temperature=1.0),
+            classic=suite(0.08, 8),
+            fetch=suite(0.03, 8),
+            emoji=EmojiConfig(weight=0.05, variants=8),
+            prose=ProseConfig(weight=0.05),
+            features="stored",
+        ),
+        training=dataclasses.replace(base.training, steps=10_000),
+        evaluation=EvaluationConfig(
+            metaworld_episodes=20, babyai_episodes=20, atari_episodes=20, classic_episodes=20, fetch_episodes=20
+        ),
     )
 
 
@@ -56,6 +87,7 @@ def gato_pocket() -> Config:
         pocket(),
         name="gato_pocket",
         model=ModelConfig(),
+        training=TrainingConfig(),
         tokens=TokenConfig(
             continuous_bins=1024, discrete_values=1024, separator=True, tensors="tokens", images="patches"
         ),
@@ -113,7 +145,9 @@ def debug() -> Config:
     """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
     return Config(
         name="debug",
-        model=ModelConfig(width=32, layers=2, heads=2, kv_heads=1, head_size=16, hidden=64, frame_channels=8),
+        model=ModelConfig(
+            width=32, layers=2, heads=2, kv_heads=1, head_size=16, hidden=64, tensor_hidden=64, frame_channels=8
+        ),
         tokens=TokenConfig(text_pieces=512),
         data=DataConfig(
             metaworld=ControlConfig(weight=1, tasks="reach", episodes=2),
@@ -214,7 +248,18 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
 
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
-    for preset in (pocket, gato_pocket, gato_79m, gato_364m, gato_1b, flamingo_3b, flamingo_9b, flamingo_80b, debug)
+    for preset in (
+        pocket,
+        pocket_long,
+        gato_pocket,
+        gato_79m,
+        gato_364m,
+        gato_1b,
+        flamingo_3b,
+        flamingo_9b,
+        flamingo_80b,
+        debug,
+    )
 }
 
 

@@ -28,7 +28,7 @@ from generalist.training.checkpoint import Checkpoints
 from generalist.training.loop import Interrupt, Interrupted
 from generalist.training.metrics import Metrics
 from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import flat, make_mesh, parameter_shardings, rows_sharding
+from generalist.training.sharding import flat, make_mesh, moment_shardings, parameter_shardings, rows_sharding
 from generalist.training.step import TrainState, compute_dtype
 from generalist.vision.vit import save_vit
 
@@ -69,13 +69,7 @@ def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
         params=shardings,
         frozen={},
         mean_params={},
-        opt_state=optax.tree.map_params(
-            optimizer,
-            lambda _, sharding: sharding,
-            abstract.opt_state,
-            shardings,
-            transform_non_params=lambda _: replicated,
-        ),
+        opt_state=moment_shardings(abstract.opt_state, shardings),
     )
 
     def loss(params, pixels, text):

@@ -144,6 +144,8 @@ class ModelConfig:
     """Bound of logits, alike."""
     local_positions: int = 512
     """Size of the table of positions within a timestep; its last row is shared by all action tokens."""
+    tensor_hidden: int = 512
+    """Width between the two maps that embed a projected tensor."""
     frame_size: int = 84
     """Height and width that an image is resized to for the frame embedder, in pixels (a multiple of 4)."""
     frame_tokens: int = 1

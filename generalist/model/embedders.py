@@ -78,18 +78,19 @@ class Convolution(nnx.Module):
 
 
 class TensorEmbedder(nnx.Module):
-    """One embedding a tensor: a linear map in which every layout's tensors own columns of their own (JAT, section 3)."""
+    """One embedding a tensor: a linear map in which every layout's tensors own columns of their own (JAT, section 3), to a width
+    in which conjunctions, as of a cell's type and its colour, have room, and from there a second one to the model's."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         # Standard deviation 0.2 a weight: a tensor has tens of standardised numbers among thousands of columns.
         spread = 0.2 * spec.projection_width**0.5
-        self.projection = Linear(spec.projection_width, spec.config.width, rngs=rngs, scale=spread)
-        self.norm = RMSNorm(spec.config.width, rngs=rngs)
-        self.hidden = Linear(spec.config.width, spec.config.width, rngs=rngs)
+        inner = spec.config.tensor_hidden
+        self.projection = Linear(spec.projection_width, inner, rngs=rngs, scale=spread)
+        self.norm = RMSNorm(inner, rngs=rngs)
+        self.hidden = Linear(inner, spec.config.width, rngs=rngs)
 
     def __call__(self, tensors: Float[Array, "N F"]) -> Float[Array, "N D"]:
-        x = self.projection(tensors)
-        return x + self.hidden(jax.nn.gelu(self.norm(x)))
+        return self.hidden(jax.nn.gelu(self.norm(self.projection(tensors))))
 
 
 class PatchEmbedder(nnx.Module):

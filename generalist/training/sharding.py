@@ -90,6 +90,25 @@ def parameter_shardings(params, mesh: Mesh):
     )
 
 
+def moment_shardings(opt_state, shardings):
+    """Shardings of an optimizer's state: what it keeps of a parameter, whose path ends as the parameter's, lies as that does; the
+    rest, counts, is everywhere. Without being told, jit would give all of it whole to every device.
+
+    Args:
+        opt_state: a tree of abstract arrays.
+        shardings: of the parameters.
+    """
+    of_path = flat(shardings)
+    replicated = NamedSharding(next(iter(of_path.values())).mesh, P())
+
+    def sharding(path: tuple, _) -> NamedSharding:
+        parts = path_string(path).split("/")
+        ends = ("/".join(parts[at:]) for at in range(len(parts)))
+        return next((of_path[end] for end in ends if end in of_path), replicated)
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
 def rows_sharding(shape: tuple[int, ...], mesh: Mesh, *, positions: bool = False) -> NamedSharding:
     """A batch's array: rows or payloads are split over `data` and `fsdp`, and the second axis, where it is of `positions`, over
     `sequence`; an axis that does not divide stays whole."""

@@ -27,6 +27,7 @@ from generalist.training.optimizer import make_optimizer
 from generalist.training.sharding import (
     flat,
     make_mesh,
+    moment_shardings,
     own_shards,
     parameter_shardings,
     path_string,
@@ -227,8 +228,7 @@ def _abstract_state(
     all_shardings: Any,
     abstract_all: Any,
 ) -> TrainState:
-    """Shapes and shardings of the state. Moments are sharded like their parameters: without being told, jit would give them whole
-    to every device."""
+    """Shapes and shardings of the state."""
     shardings, frozen_shardings = divided(all_shardings, spec.config)
     params, _ = divided(abstract_all, spec.config)
     replicated = NamedSharding(jax.tree.leaves(all_shardings)[0].mesh, P())
@@ -237,13 +237,7 @@ def _abstract_state(
         params=shardings,
         frozen=frozen_shardings,
         mean_params=shardings if training.ema else {},
-        opt_state=optax.tree.map_params(
-            optimizer,
-            lambda _, sharding: sharding,
-            jax.eval_shape(optimizer.init, params),
-            shardings,
-            transform_non_params=lambda _: replicated,
-        ),
+        opt_state=moment_shardings(jax.eval_shape(optimizer.init, params), shardings),
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -15,7 +15,7 @@ from generalist.model.transformer import create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.optimizer import schedule
-from generalist.training.sharding import make_mesh
+from generalist.training.sharding import flat, make_mesh
 from generalist.training.step import Trainer, TrainState, make_trainer
 
 TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
@@ -161,6 +161,36 @@ def test_moments_are_sharded_like_their_parameters():
     ]
     assert len(kernels) == 2  # first and second moment
     assert set(kernels) == {trainer.abstract_state.params["blocks"]["attention"]["qkv"]["kernel"].sharding.spec}
+
+
+def test_muon_orthogonalises_each_layers_matrices_and_leaves_the_rest_to_adamw():
+    trainer = trainer_on(1, 2, 4, optimizer="muon")
+    state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
+    held = {path for path, leaf in flat(state.opt_state).items() if leaf.size > 1}
+    assert sum("attention/qkv/kernel" in path for path in held) == 1  # a momentum, where AdamW has two moments
+    assert sum("tokens/text" in path for path in held) == 2
+    specs = {path: leaf.sharding.spec for path, leaf in flat(trainer.abstract_state.opt_state).items() if "qkv" in path}
+    assert set(specs.values()) == {trainer.abstract_state.params["blocks"]["attention"]["qkv"]["kernel"].sharding.spec}
+    before = np.asarray(state.params["blocks"]["attention"]["out"]["kernel"])
+    for _ in range(2):  # the first step has a learning rate of 0
+        state, _ = trainer.step(state, batch, key)
+    after = np.asarray(state.params["blocks"]["attention"]["out"]["kernel"])
+    rate = CONFIG.learning_rate / CONFIG.warmup
+    for old, new in zip(before, after, strict=True):
+        singular = np.linalg.svd((new - old * (1 - rate * CONFIG.weight_decay)) / rate, compute_uv=False)
+        expected = 0.2 * max(old.shape) ** 0.5
+        assert singular.max() < 1.3 * expected
+        assert np.median(singular) > 0.7 * expected  # five iterations do not reach the smallest
+
+
+def test_muon_learns():
+    trainer = trainer_on(1, 8, 1, optimizer="muon")
+    state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
+    losses = []
+    for _ in range(20):
+        state, metrics = trainer.step(state, batch, key)
+        losses.append(float(metrics.loss))
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_schedule_warms_up_and_ends_low():
