@@ -130,8 +130,7 @@ class CachedRows:
         self._segment[:, slots], self._position[:, slots] = batch.segment, position
         placed = self._held(dataclasses.replace(batch, position=position))
         ids, _, self._caches = extend(
-            self._generalist.graph,
-            self._generalist.params,
+            *self._generalist.decoder,
             self._caches,
             # Copies: a step may still be reading what the next append changes.
             jnp.array(self._segment),
@@ -154,9 +153,7 @@ class CachedRows:
             first, room = self._images_used, self._number.shape[1]
             if self._images is None or first + new > room:
                 raise ValueError(f"the rows have room for {room} images, not {first + new}")
-            self._images = hold_images(
-                self._generalist.graph, self._generalist.params, placed, self._images, jnp.int32(first)
-            )
+            self._images = hold_images(*self._generalist.decoder, placed, self._images, jnp.int32(first))
             counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
             number = np.arange(first + 1, first + new + 1)[None]
             self._number[:, first : first + new] = np.where(number <= first + counts, number, 0)

@@ -157,6 +157,14 @@ class Generalist:
         assert self.encoder is not None
         return self.encoder.compiled()
 
+    @cached_property
+    def decoder(self) -> tuple[nnx.GraphDef, Any]:
+        """The model for decoding, its layers apart (`Transformer.unstack`), and its parameters."""
+        model = nnx.merge(self.graph, self.params)
+        model.unstack()
+        graph, params = nnx.split(model, nnx.Param)
+        return graph, nnx.to_pure_dict(params)
+
     def control(self, layout: str) -> ControlConfig:
         """The settings of the suite that a layout belongs to (the part of its name before the slash)."""
         return getattr(self.config.data, layout.split("/")[0])

@@ -141,13 +141,12 @@ class StepWindow:
         placed = self._generalist.on_device(batch)
         if batch.row_images.shape[1] and self._held is not None:
             slot = np.int32((self._clock % self.steps) * self.images)
-            self._held = hold_images(self._generalist.graph, self._generalist.params, placed, self._held, slot)
+            self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)
             placed = without_images(placed)
         self._written += size
         segment, position = self._slots(index)
         ids, logits, self._caches = extend(
-            self._generalist.graph,
-            self._generalist.params,
+            *self._generalist.decoder,
             self._caches,
             segment,
             position,
@@ -222,8 +221,7 @@ class StepWindow:
         )
         placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots))
         self._caches, self._held = fill(
-            self._generalist.graph,
-            self._generalist.params,
+            *self._generalist.decoder,
             self._caches,
             self._held,
             jnp.asarray([*rows, *[self.rows] * missing], jnp.int32),

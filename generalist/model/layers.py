@@ -4,7 +4,7 @@ Dimension key: D width, F hidden width of the feed-forward.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,15 @@ def stack(make: Callable[[nnx.Rngs], Layer], count: int, key: Array) -> Layer:
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     states = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key)), nnx.Param))
     return nnx.merge(graph, states(jax.random.split(key, count)))
+
+
+def unstacked(layers: nnx.Pytree) -> list[Any]:
+    """The layers of a stack, each by itself: their parameters are cut out, which copies them; or those of a list, as they are."""
+    if isinstance(layers, nnx.List):
+        return list(layers)
+    graph, state = nnx.split(layers)
+    count = jax.tree.leaves(state)[0].shape[0]
+    return [nnx.merge(graph, jax.tree.map(lambda leaf, at=index: leaf[at], state)) for index in range(count)]
 
 
 @jax.custom_vjp

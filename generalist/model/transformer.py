@@ -19,7 +19,7 @@ from generalist.model.attention import Angles, Attention, Cache, angles, attenti
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, make_norm, product, stack
+from generalist.model.layers import FeedForward, make_norm, product, stack, unstacked
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -226,17 +226,22 @@ class Transformer(nnx.Module):
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
         whole, near = self.cached_sights(batch, cache_segment, cache_position)
-        graph, stacked = nnx.split(self.blocks)
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
-        for index, cache in enumerate(caches):
+        for index, (block, cache) in enumerate(zip(unstacked(self.blocks), caches, strict=True)):
             if self.visual is not None and index % self.config.vision.every == 0:
                 x = self.visual.before(index, x, batch.image, images)
-            block = nnx.merge(graph, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
             seen = whole if near is None or self.is_global(index) else near
             x, cache = block(x, *seen, cache, start)
             updated.append(cache)
         return self.final_norm(x), updated
+
+    def unstack(self) -> None:
+        """Keeps the layers' parameters apart, for decoding: a step computes so little that cutting them out of the stack would
+        take as long as the rest of it."""
+        self.blocks = nnx.List(unstacked(self.blocks))
+        if self.visual is not None:
+            self.visual.gated = nnx.List(unstacked(self.visual.gated))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""

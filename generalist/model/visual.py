@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from generalist.data.batch import Batch
 from generalist.model.config import ModelSpec
 from generalist.model.cross_attention import GatedCrossAttention, VisualKeys, first_image, image_mask
-from generalist.model.layers import stack
+from generalist.model.layers import stack, unstacked
 from generalist.model.resampler import PerceiverResampler
 from generalist.tokenizers.pieces import Modality
 
@@ -105,21 +105,13 @@ class VisualPath(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """The gated cross-attention that stands before a block, while decoding; a row is one segment."""
         layer = block // self.every
+        gated = unstacked(self.gated)[layer]
         if images is None:
-            return self._layer(layer)(x, None, None)
+            return gated(x, None, None)
         mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
-        return self._layer(layer)(x, images.keys[layer], mask)
+        return gated(x, images.keys[layer], mask)
 
     def keys(self, batch: Batch, dtype: DTypeLike) -> list[VisualKeys]:
         """Keys of a batch's images in every gated layer, for an `ImageCache`."""
         visual = self.tokens(batch, dtype)
-        return [self._layer(index).keys(visual) for index in range(self.layers)]
-
-    @property
-    def layers(self) -> int:
-        """How many gated layers there are."""
-        return self.gated.attention_gate.shape[0]
-
-    def _layer(self, index: int) -> GatedCrossAttention:
-        graph, stacked = nnx.split(self.gated)
-        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stacked))
+        return [layer.keys(visual) for layer in unstacked(self.gated)]

@@ -26,6 +26,7 @@ from generalist.model.attend import attend
 from generalist.model.attention import angles, rotate
 from generalist.model.config import VisionConfig
 from generalist.model.cross_attention import AttendTo
+from generalist.model.layers import unstacked
 from generalist.model.transformer import create
 from generalist.presets import debug
 from generalist.run import Tokenizers
@@ -143,7 +144,7 @@ def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, wind
             if model.visual is not None and layer % config.vision.every == 0:
                 gated = layer // config.vision.every
                 seen = None if keys is None else keys[gated]
-                x = model.visual._layer(gated)(x, seen, jnp.asarray(looks)[None])
+                x = unstacked(model.visual.gated)[gated](x, seen, jnp.asarray(looks)[None])
             block = nnx.merge(graph, jax.tree.map(lambda leaf, i=layer: leaf[i], stacked))
             attention = block.attention
             inner, small = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
