@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from generalist import at_hand
+from generalist.cli import main
 from generalist.eval import report
+from generalist.inference.load import Generalist
+from generalist.training.sharding import flat
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +57,23 @@ def test_a_second_command_reuses_the_recordings_and_goes_on_with_more_steps(trai
     assert "going on from the checkpoint of step 20" in more.stdout
     assert json.loads((folder / "runs/debug/metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
     assert json.loads((folder / "runs/debug/results.json").read_text())["step"] == 24
+
+
+def test_a_run_becomes_a_folder_that_tells_nothing_of_its_makers_machine(
+    trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    runs, out = trained[0] / "runs", tmp_path / "weights"
+    command = ["export", str(out), "--run", "debug", "--runs", str(runs), "--bfloat16"]
+    assert main(command) == 0
+    assert f"{out}: step" in capsys.readouterr().out.replace("\n", "")
+    for file in out.rglob("*"):
+        assert str(trained[0]).encode() not in file.read_bytes()
+    whole, rounded = at_hand.load_run(runs / "debug"), Generalist.load(out)
+    for path, leaf in flat(rounded.params).items():
+        np.testing.assert_allclose(leaf, flat(whole.params)[path], rtol=2**-8)
+    assert main(command) == 1 and "exists already" in capsys.readouterr().out
+    assert main([*command[:1], str(tmp_path / "other"), "--run", "none", "--runs", str(runs)]) == 1
+    assert "no run in" in capsys.readouterr().out and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

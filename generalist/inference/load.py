@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from generalist.at_hand import shipped_weights
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.model.transformer import create
@@ -65,15 +66,17 @@ class Generalist:
         return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Generalist":
-        """A folder that `save` wrote: the model, its tokenizers and its task layouts. Nothing in it is trusted or run.
+    def load(cls, folder: Path | str | None = None) -> "Generalist":
+        """A folder that `save` wrote: the model, its tokenizers and its task layouts. Nothing in it is trusted or run. None: the
+        weights that come with the package.
 
         Raises:
+            FileNotFoundError: no weights come with this installation.
             WeightsError: it is no such folder, or its tensors are not those that its settings say.
             ValueError: its tokenizers are damaged.
             ImportError: its frozen encoder needs a package that is not installed.
         """
-        weights = WeightsFolder(Path(folder))
+        weights = WeightsFolder(shipped_weights() if folder is None else Path(folder))
         try:
             config = from_plain(Config, weights.config)
         except ValueError as error:
@@ -87,7 +90,7 @@ class Generalist:
         fingerprint = encoder.fingerprint if encoder is not None else None
         if fingerprint != card.get("encoder"):
             raise WeightsError(
-                f"{folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but here it is "
+                f"{weights.folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but here it is "
                 f"{fingerprint}: install the same version of its weights"
             )
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
