@@ -241,7 +241,9 @@ def open_sources(
         sources.append(Source(name="emoji", weight=data.emoji.weight, parts=[shown]))
     if data.fewshot.weight > 0:
         few = data.fewshot
-        bound = FewShotExamples(assembler=assembler, images=few.images, ways=few.ways, variants=few.variants)
+        bound = FewShotExamples(
+            assembler=assembler, length=data.length, images=few.images, ways=few.ways, variants=few.variants
+        )
         sources.append(Source(name="fewshot", weight=few.weight, parts=[bound]))
     if data.prose.weight > 0:
         eos = np.array([assembler.vocabulary.eos], np.int32)

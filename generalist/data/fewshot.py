@@ -100,6 +100,8 @@ class FewShotExamples:
     """Endless episodes; an epoch has one about every class."""
 
     assembler: Assembler
+    length: int
+    """Positions at most; an episode ends earlier for it."""
     images: int
     """Of an episode at most."""
     ways: int
@@ -114,4 +116,7 @@ class FewShotExamples:
         # Few images as often as many: what is learnt from few is then carried over.
         images = int(rng.integers(2 * ways, max(self.images, 2 * ways) + 1))
         thing = list(classes("train"))[index]
-        return self.assembler.document(draw_episode(thing, images, ways, self.variants, rng).parts())
+        parts = draw_episode(thing, images, ways, self.variants, rng).parts()
+        while len(sequence := self.assembler.document(parts)) > self.length:
+            parts = parts[:-2]  # the last image and its name
+        return sequence
