@@ -212,12 +212,13 @@ class Generalist:
         distinct = np.unique(index, return_index=True)[1]
         at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
-        chunks = [self._encode(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
+        chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
         features = jnp.concatenate(chunks)[index]
         return jax.tree.map(jnp.asarray, dataclasses.replace(batch, images=features))
 
     @cached_property
-    def _encode(self) -> Callable:
+    def features(self) -> Callable:
+        """Prepared pixels uint8 (N, S, S, 3) to the frozen encoder's features (N, T, F), compiled."""
         assert self.encoder is not None
         return self.encoder.compiled()
 

@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,48 +20,11 @@ from generalist.inference.load import Generalist
 from generalist.inference.prompt import AgentPrompt, Decoding, draw
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
-from generalist.model.config import VisionConfig
-from generalist.model.transformer import create
-from generalist.presets import debug
-from generalist.run import Tokenizers
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.sequence import CHUNK_END, Predicted
-from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
-from generalist.tokenizers.text import TextTokenizer
-from generalist.vision.load import load_encoder
 
 LAYOUT = "classic/test"
 WAYS: tuple[Images, ...] = ("frame", "frame+encoder", "encoder", "patches")
-
-
-@functools.cache
-def model(images: Images = "frame") -> Generalist:
-    """Random weights, larger than at initialisation, so that the choices depend on what was seen; gates are open."""
-    base = debug()
-    shape = base.model
-    if "encoder" in images:
-        vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
-        shape = dataclasses.replace(shape, vision=vision)
-    tokens = dataclasses.replace(base.tokens, documents=images)
-    config = dataclasses.replace(base, tokens=tokens, model=shape)
-    text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
-    settings = {"vocabulary": tokens.vocabulary(), "text": text}
-    observation = SpaceTokenizer.from_space(gym.spaces.Box(-np.inf, np.inf, (3,)), tensors="projected", **settings)
-    layout = TaskLayout(LAYOUT, observation, SpaceTokenizer.from_space(gym.spaces.Discrete(5), **settings))
-    encoder = load_encoder(shape.vision.encoder, shape.vision.size)
-    tokenizers = Tokenizers(
-        config=config,
-        text=text,
-        layouts={LAYOUT: layout},
-        projection_width=3,
-        visual=encoder,
-        channels=encoder.channels if encoder is not None else 0,
-    )
-    graph, params = nnx.split(create(tokenizers.model_spec(), 1), nnx.Param)
-    params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
-    if encoder is not None:
-        params["visual"]["gated"]["attention_gate"] += 1.0
-    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
 
 
 def picture(seed: int) -> np.ndarray:
@@ -95,8 +58,8 @@ PROMPTS = [[picture(0), "what is this?"], ["push the"], [picture(1), " red", pic
 
 
 @pytest.mark.parametrize("images", WAYS)
-def test_batches_and_shared_shots_give_what_whole_passes_give(images: Images):
-    generalist = model(images)
+def test_batches_and_shared_shots_give_what_whole_passes_give(make_model: Callable[..., Generalist], images: Images):
+    generalist = make_model(images)
     documents = PROMPTS if images != "patches" else [list(PROMPTS[0]), PROMPTS[1]]
     expected = [plainly(generalist, parts, 4) for parts in documents]
     assert len(set(expected)) > 1
@@ -110,8 +73,8 @@ def test_batches_and_shared_shots_give_what_whole_passes_give(images: Images):
     assert generalist.prompt(asked[0], after=after, tokens=4) == whole[0], "what was read stays as it was"
 
 
-def test_one_beam_and_streaming_give_the_plain_text():
-    generalist = model()
+def test_one_beam_and_streaming_give_the_plain_text(make_model: Callable[..., Generalist]):
+    generalist = make_model()
     for parts in PROMPTS:
         plain = generalist.prompt(parts, tokens=6)
         assert "".join(generalist.stream(parts, tokens=6)) == plain
@@ -121,9 +84,11 @@ def test_one_beam_and_streaming_give_the_plain_text():
     assert "".join(generalist.stream(PROMPTS[0], **drawn)) == generalist.prompt(PROMPTS[0], **drawn)
 
 
-def test_a_wide_beam_finds_the_best_of_all_texts(monkeypatch: pytest.MonkeyPatch):
+def test_a_wide_beam_finds_the_best_of_all_texts(
+    make_model: Callable[..., Generalist], monkeypatch: pytest.MonkeyPatch
+):
     """Of all that three pieces can be written to, in three ids at most, by the mean log-likelihood an id, the end included."""
-    generalist = model()
+    generalist = make_model()
     pieces = [int(generalist.tokenizers.text.encode(word)[0]) for word in (" the", " block", "lift")]
     end, parts = generalist.vocabulary.chunk_end, PROMPTS[0]
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
@@ -169,8 +134,8 @@ def test_what_is_drawn_follows_the_distribution():
     np.testing.assert_allclose(shares(0.5, 0, 1.0)[:4], sharp / sharp.sum(), atol=0.03)
 
 
-def test_stop_texts_end_what_is_written():
-    generalist = model()
+def test_stop_texts_end_what_is_written(make_model: Callable[..., Generalist]):
+    generalist = make_model()
     plain = generalist.prompt(PROMPTS[1], tokens=8)
     assert len(plain) > 3
     stop = plain[2:4]
@@ -180,8 +145,8 @@ def test_stop_texts_end_what_is_written():
     assert generalist.prompt(PROMPTS[1], tokens=8, stop=["not in it"]) == plain
 
 
-def test_choices_are_ranked_as_whole_sequences_are():
-    generalist = model("frame+encoder")
+def test_choices_are_ranked_as_whole_sequences_are(make_model: Callable[..., Generalist]):
+    generalist = make_model("frame+encoder")
     shots, choices = [picture(4), " red"], [" red", " blue block", " left"]
     asked = [[picture(5)], [picture(6), "it is"]]
     scores = prompts.rank(generalist, asked, choices, generalist.read(shots))
@@ -192,17 +157,17 @@ def test_choices_are_ranked_as_whole_sequences_are():
     assert generalist.prompt(asked, after=generalist.read(shots), choices=choices) == best
 
 
-def test_two_text_examples_without_images():
+def test_two_text_examples_without_images(make_model: Callable[..., Generalist]):
     """Flamingo's zero shots."""
-    generalist = model()
+    generalist = make_model()
     parts = ["Output: a block", CHUNK_END, "Output: left", CHUNK_END, picture(0), "Output:"]
     sequence = generalist.assembler.document(parts, is_open=True)
     assert (sequence.tokens == generalist.vocabulary.chunk_end).sum() == 2 and not sequence.loss_weight.any()
     assert generalist.prompt(parts, tokens=4) == plainly(generalist, parts, 4)
 
 
-def test_an_agent_is_told_and_shown_and_acts():
-    generalist = model()
+def test_an_agent_is_told_and_shown_and_acts(make_model: Callable[..., Generalist]):
+    generalist = make_model()
     layout = generalist.layouts[LAYOUT]
     observed, acted = layout.observation.stack(list(np.eye(3, dtype=np.float32))), layout.action.stack([1, 2, 0])
     asked = AgentPrompt(
@@ -248,13 +213,15 @@ def test_an_agent_is_told_and_shown_and_acts():
         (["push"], {"choices": ["a"], "tokens": 3}, "choices are not written: leave out tokens"),
     ],
 )
-def test_a_prompt_that_can_not_be_read(parts: Any, settings: dict[str, Any], message: str):
+def test_a_prompt_that_can_not_be_read(
+    make_model: Callable[..., Generalist], parts: Any, settings: dict[str, Any], message: str
+):
     with pytest.raises(ValueError, match=message):
-        model().prompt(parts, **settings)
+        make_model().prompt(parts, **settings)
 
 
-def test_images_from_files(tmp_path: Path):
-    generalist, path = model(), tmp_path / "one.png"
+def test_images_from_files(make_model: Callable[..., Generalist], tmp_path: Path):
+    generalist, path = make_model(), tmp_path / "one.png"
     Image.fromarray(picture(0)).save(path)
     assert generalist.prompt([path, "what is this?"], tokens=4) == generalist.prompt(PROMPTS[0], tokens=4)
     path.write_bytes(path.read_bytes()[:90])
@@ -265,8 +232,8 @@ def test_images_from_files(tmp_path: Path):
         generalist.prompt([tmp_path / "huge.png"], tokens=4)
 
 
-def test_writing_ends_where_the_context_does():
-    generalist = model()
+def test_writing_ends_where_the_context_does(make_model: Callable[..., Generalist]):
+    generalist = make_model()
     length = len(generalist.assembler.document(["push the block " * 20], is_open=True))
     room = prompts.context(generalist) - length
     assert 0 < room < 60
