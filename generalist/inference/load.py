@@ -204,8 +204,9 @@ class Generalist:
 
     def on_device(self, batch: Batch) -> Batch:
         """A batch as the model takes it: on the device, its images as features. An image that comes several times is encoded
-        once, and a few at a time share one compilation; one or two alone, as an agent sees them, are not padded to more."""
-        if self.encoder is None or not len(batch.images):
+        once (stored features not at all), and a few at a time share one compilation; one or two, as an agent sees them, are not
+        padded to more."""
+        if self.encoder is None or not len(batch.images) or batch.images.dtype != np.uint8:
             return jax.tree.map(jnp.asarray, batch)
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])

@@ -186,35 +186,44 @@ def stream(generalist: Generalist, parts: Any, decoding: Decoding, after: Readin
 
 
 def rank(
-    generalist: Generalist, prompts: Sequences[Any], choices: Sequences[str], after: Reading | None = None
+    generalist: Generalist,
+    prompts: Sequences[Any],
+    choices: Sequences[str] | Sequences[Sequences[str]],
+    after: Reading | None = None,
 ) -> Float[np.ndarray, "B C"]:
     """Log-likelihood in nats of each choice, with the end of its chunk, after each prompt.
+
+    Args:
+        choices: the same for all prompts, or as many for each.
 
     Raises:
         ValueError: there is no choice, one is empty, or there is no room for one.
     """
-    if not choices or not all(choices) or isinstance(choices, str):
-        raise ValueError(f"choices must be texts that are not empty, got {choices!r}")
-    ids = [generalist.tokenizers.text.encode(choice) for choice in choices]
-    longest = max(len(one) for one in ids)
+    listed = [choices] * len(prompts) if choices and isinstance(choices[0], str) else list(choices)
+    counts = {len(several) for several in listed}
+    if isinstance(choices, str) or len(listed) != len(prompts) or len(counts) != 1 or not all(map(all, listed)):
+        raise ValueError(f"choices must be texts that are not empty, as many for each prompt, got {choices!r:.80}")
+    (count,) = counts
+    ids = [generalist.tokenizers.text.encode(str(choice)) for several in listed for choice in several]
+    if not ids:
+        raise ValueError("choices must be texts that are not empty, got none")
+    longest = max(map(len, ids))
     rows, logits, room = _begin(generalist, prompts, after, longest)
     if longest > room:
         raise ValueError(
             f"a choice has {longest} ids, but after the prompt the context of {context(generalist)} has room for {room}"
         )
-    count, vocabulary = len(prompts), generalist.vocabulary
-    first = np.asarray(jax.nn.log_softmax(logits))
-    rows = rows.take(np.repeat(np.arange(count), len(choices)))
-    steps = [generalist.assembler.text(one, bos=False, eos=False) for one in ids] * count
-    batch = stack_rows(steps, longest, pad=vocabulary.pad)
-    every = np.ones((longest, vocabulary.size), bool)
-    _, read = rows.append(batch, every)
-    later = np.asarray(jax.nn.log_softmax(read, axis=-1)).reshape(count, len(choices), longest, -1)
-    scores = np.zeros((count, len(choices)), np.float32)
-    for number, one in enumerate(ids):
-        following = np.append(one[1:], vocabulary.chunk_end)
-        scores[:, number] = first[:, one[0]] + later[:, number, np.arange(len(one)), following].sum(axis=-1)
-    return scores
+    vocabulary, longest = generalist.vocabulary, min(bucket(longest, 4), room)
+    first = np.repeat(np.asarray(jax.nn.log_softmax(logits)), count, axis=0)
+    rows = rows.take(np.repeat(np.arange(len(prompts)), count), longest)
+    steps = [generalist.assembler.text(one, bos=False, eos=False) for one in ids]
+    _, read = rows.append(stack_rows(steps, longest, pad=vocabulary.pad), np.ones((longest, vocabulary.size), bool))
+    later = np.asarray(jax.nn.log_softmax(read, axis=-1))
+    scores = [
+        first[row, one[0]] + later[row, np.arange(len(one)), np.append(one[1:], vocabulary.chunk_end)].sum()
+        for row, one in enumerate(ids)
+    ]
+    return np.array(scores, np.float32).reshape(len(prompts), count)
 
 
 def act(generalist: Generalist, asked: AgentPrompt) -> Any:
