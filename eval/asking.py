@@ -92,7 +92,8 @@ class Asked:
                 part if not isinstance(part, Path) else read_image(part) if by_size else np.zeros((16, 16, 3), np.uint8)
                 for part in self.parts(example, answered=answered, with_image=with_image)
             ]
-            self._lengths[key] = len(assembler.document(parts, is_open=not answered)) - 1  # without the beginning
+            parts += [CHUNK_END] if answered else []  # which is no second end where there is one
+            self._lengths[key] = len(assembler.document(parts, is_open=True)) - 1  # without the beginning
         return self._lengths[key]
 
     def fitting(self, query: int, shots: Sequence[int], *, with_images: bool) -> int:
@@ -137,20 +138,21 @@ def log_likelihoods(generalist: Generalist, prompts: list[list[Any]], choices: S
 
 def write(asked: Asked, prompts: list[list[list[Any]]]) -> list[dict[str, Any]]:
     """The text that is written after each prompt; of those after several orders the best by mean log-likelihood after all."""
-    decoding = Decoding(tokens=asked.tokens, beams=asked.asking.beams)
+    decoding, encode = Decoding(tokens=asked.tokens, beams=asked.asking.beams), asked.generalist.tokenizers.text.encode
     flat = [one for several in prompts for one in several]
     chunks = [_filled(flat[at : at + ASKED_AT_ONCE], ASKED_AT_ONCE) for at in range(0, len(flat), ASKED_AT_ONCE)]
     texts = [text for chunk in chunks for text in prompt(asked.generalist, chunk, decoding)]
     answers, start = [], 0
     for several in prompts:
-        written = list(dict.fromkeys(text for text in texts[start : start + len(several)] if text))
+        written = list(dict.fromkeys(text for text in texts[start : start + len(several)] if text.strip()))
         start += len(several)
-        best = 0
-        if len(written) > 1:
-            likelihoods = rank(asked.generalist, several, _filled(written, len(several))).mean(axis=0)[: len(written)]
-            ids = [len(asked.generalist.tokenizers.text.encode(text)) + 1 for text in written]  # with the end
-            best = int(np.argmax(likelihoods / np.array(ids)))
-        answers.append({"answer": written[best].strip() if written else ""})
+        # Encoded again, a text may have more ids than it was written with: more than there is room for.
+        lengths = {text: count for text in written if (count := len(encode(text))) <= asked.tokens}
+        if len(lengths) > 1:
+            ranked = rank(asked.generalist, several, _filled(list(lengths), len(several)))[:, : len(lengths)]
+            means = ranked.mean(axis=0) / (np.array(list(lengths.values())) + 1)  # an id, the end is one
+            written = [list(lengths)[int(means.argmax())]]
+        answers.append({"answer": written[0].strip() if written else ""})
     return answers
 
 
