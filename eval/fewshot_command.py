@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -170,9 +171,8 @@ def table(found: Mapping[str, Any]) -> Table:
 
     asked = found["asking"]
     title = f"{found['benchmark']}, {len(found['queries']):,} queries, with 95% intervals"
-    whole = Table("shots", METRICS[found["metric"]], "by seed", title=title, title_justify="left")
     captions, chance = found["kind"] == "caption", found["chance"]
-    whole.add_column("BLEU-4" if captions else "chance")
+    whole = _table(title, "shots", METRICS[found["metric"]], "by seed", "BLEU-4" if captions else "chance")
     for cell in found["cells"]:
         name = f"{cell['shots']}{' RICES' if asked['retrieve'] and cell['shots'] else ''}"
         last = f"{cell['bleu'][3]:.1f}" if captions else "" if chance is None else f"{chance:.1f}"
@@ -185,10 +185,18 @@ def new_words_table(found: Mapping[str, Any]) -> Table:
     """A row a number of ways and shots."""
     from generalist.eval.scores import Estimate
 
-    title = f"new words for new things, {found['questions']:,} questions each, accuracy % with 95% intervals"
-    whole = Table("ways", "shots", "model", "shuffled", "RICES", "nearest", "chance", title=title, title_justify="left")
+    title = f"new words for new things, {found['questions']:,} questions each: % right, 95% intervals"
+    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance")
     for cell in found["cells"]:
         values = (cell[name] for name in ("model", "shuffled", "rices", "nearest"))
         shown = ["" if value is None else str(Estimate(**value)) for value in values]
         whole.add_row(str(cell["ways"]), str(cell["shots"]), *shown, f"{cell['chance']:.0f}")
+    return whole
+
+
+def _table(title: str, *headers: str) -> Table:
+    """Within 80 columns."""
+    whole = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
+    for header in headers:
+        whole.add_column(header, no_wrap=True)
     return whole

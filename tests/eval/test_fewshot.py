@@ -208,6 +208,19 @@ def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFix
     assert "exists already" in capsys.readouterr().out
 
 
+def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFixture[str]):
+    make_model("frame+encoder").save(tmp_path / "weights")
+    out = tmp_path / "results.json"
+    given = ["--queries", "2", "--shots", "1", "--weights", str(tmp_path / "weights"), "--out", str(out)]
+    assert main(["eval", "fewshot", *given]) == 0
+    found = json.loads(out.read_text())["new_words"]
+    assert [(cell["ways"], cell["shots"]) for cell in found["cells"]] == [(2, 1), (5, 1)] and found["questions"] == 2
+    for cell in found["cells"]:
+        assert all(cell[name]["value"] in (0.0, 50.0, 100.0) for name in ("model", "shuffled", "rices", "nearest"))
+    shown = capsys.readouterr().out
+    assert "new words for new things" in shown and "RICES" in shown
+
+
 def test_captions(folder: Path, make_model: Models):
     benchmark = without_questions(read_benchmark("jsonl", folder, kind="caption"))
     found = evaluate(make_model("frame"), benchmark, Asking(**QUICK | {"shots": (1,), "seeds": 1}))
