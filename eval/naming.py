@@ -95,7 +95,7 @@ def evaluate_naming(
     is worth to a caption, and every answer.
 
     Args:
-        assemble: parts of a document → sequence (`Assembler.image_text`).
+        assemble: parts of a document → sequence (`Assembler.document`).
         log_likelihood: scores sequences.
         split: `drawings` or `names`.
         items: drawings at most.

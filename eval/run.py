@@ -16,8 +16,8 @@ from generalist.envs.workers import cores
 from generalist.eval import agents, control, language, naming, report
 from generalist.experts import suite_tasks
 from generalist.inference.fingerprint import fingerprint
-from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
+from generalist.inference.prompt import Decoding, prompt
 from generalist.inference.score import log_likelihood
 from generalist.progress import Progress, counting
 from generalist.settings import plain
@@ -138,12 +138,12 @@ def _naming_part(generalist: Generalist, split: Split) -> Part:
 
     def compute(progress: Progress) -> dict[str, Any]:
         return naming.evaluate_naming(
-            generalist.assembler.image_text,
+            generalist.assembler.document,
             partial(log_likelihood, generalist),
             split,
             items=wanted.naming_items,
             choices=wanted.naming_choices,
-            generate=partial(generate, generalist, tokens=NAME_TOKENS),
+            generate=partial(prompt, generalist, decoding=Decoding(tokens=NAME_TOKENS)),
             progress=progress,
         )
 

@@ -12,6 +12,7 @@ from rich.console import Console
 COMMANDS = {
     "eval": ("generalist.eval.command", "score agents, compare results files, make a report"),
     "play": ("generalist.play", "watch the weights, an expert or chance play a task"),
+    "prompt": ("generalist.prompt", "images, text and shots in, text out"),
     "export": ("generalist.export", "a run's weights as one folder, to use, share or publish"),
     "plan": ("generalist.plan.command", "memory, time and exchanges of a preset on a machine that need not be there"),
 }

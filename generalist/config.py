@@ -88,6 +88,25 @@ class EmojiConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """Episodes that bind made-up names to classes of drawings (docs/fewshot.md)."""
+
+    weight: float = 0.0
+    """Share of the tokens, relative to the other sources; 0 leaves them out."""
+    images: int = 20
+    """Images of an episode at most; each takes about five positions with its name."""
+    ways: int = 6
+    """Classes of an episode at most."""
+    variants: int = 10
+    """Fixed variants of each drawing."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 4), ("ways", 2), ("variants", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.fewshot.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProseConfig:
     """English prose from the documentation that the installed packages carry."""
 
@@ -141,6 +160,8 @@ class DataConfig:
     """Environments of one's own; none without demonstrations."""
     emoji: EmojiConfig = EmojiConfig()
     """Images and their names."""
+    fewshot: FewShotConfig = FewShotConfig()
+    """New words for new images."""
     prose: ProseConfig = ProseConfig()
     """Text."""
     documents: DocumentsConfig = DocumentsConfig()
@@ -173,7 +194,7 @@ class DataConfig:
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
     def __post_init__(self) -> None:
-        for name in (*SUITES, "own", "emoji", "prose", "documents"):
+        for name in (*SUITES, "own", "emoji", "fewshot", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
 
@@ -184,6 +205,9 @@ class TrainingConfig:
 
     steps: int = 2400
     """Optimizer steps."""
+    start: str = ""
+    """A folder of weights to begin with (`generalist export`), with their text pieces and the layouts that they know; empty: all
+    is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3
@@ -340,6 +364,11 @@ class Config:
             raise ValueError(
                 f"data.length = {self.data.length} must be a multiple of training.loss_chunks = {self.training.loss_chunks}"
             )
+        if self.training.start and self.model.trunk != "none":
+            raise ValueError(
+                "training.start and model.trunk both say what to begin with: leave one out (weights that were exported bring "
+                "their trunk along)"
+            )
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
         if wanting and self.model.vision.encoder == "none":
@@ -360,8 +389,15 @@ class Config:
                 f"data.documents.images = {self.data.documents.images}, but a row has room for data.row_images = "
                 f"{self.data.row_images}: raise that, or lower the first"
             )
+        if self.data.fewshot.weight > 0 and self.data.fewshot.images > self.data.row_images and wanting:
+            raise ValueError(
+                f"data.fewshot.images = {self.data.fewshot.images}, but a row has room for data.row_images = "
+                f"{self.data.row_images}: raise that, or lower the first"
+            )
         if self.data.features == "stored" and (
-            not self.data.emoji.variants or "encoder" in self.tokens.images or self.data.documents.weight > 0
+            (self.data.emoji.weight > 0 and not self.data.emoji.variants)
+            or "encoder" in self.tokens.images
+            or self.data.documents.weight > 0
         ):
             raise ValueError(
                 "data.features = stored needs images that come again: set data.emoji.variants above 0, and let observed "

@@ -47,6 +47,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
             prepared.sources,
             console,
             prepared.encoder,
+            prepared.start,
         )
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)

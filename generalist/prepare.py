@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from generalist.config import Config, ControlConfig
@@ -12,19 +14,24 @@ from generalist.data.batch import BatchSpec
 from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.fewshot import FewShotExamples
 from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator
 from generalist.data.prose import prose
 from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import episodes_folder, suite_tasks
+from generalist.inference.load import Generalist
+from generalist.model.config import ModelSpec
+from generalist.model.embedders import PROJECTION_SPREAD
+from generalist.model.transformer import create
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
-from generalist.training.sharding import make_mesh, own_shards
+from generalist.training.sharding import flat, make_mesh, own_shards
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import FeatureStore
 from generalist.vision.load import load_encoder
@@ -45,6 +52,8 @@ class Prepared:
     """The sources and their shares, in the order of the batches' `source` ids."""
     encoder: VisionEncoder | None = None
     """The frozen encoder, where there is one."""
+    start: Mapping[str, Any] | None = None
+    """Parameters to begin with, by their paths; None: they are drawn."""
 
 
 def prepare(config: Config, console: Console) -> Prepared:
@@ -54,9 +63,10 @@ def prepare(config: Config, console: Console) -> Prepared:
         suite: {task: EpisodeReader(episodes_folder(config, task), cache, task.instruction) for task in several}
         for suite, several in suite_tasks(config).items()
     }
+    start = Generalist.load(config.training.start) if config.training.start else None
     if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
-        learn_tokenizers(config, readers).save(config.folder)
+        learn_tokenizers(config, readers, start.tokenizers if start else None).save(config.folder)
     wait_for_all("tokenizers")
     tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
@@ -75,23 +85,54 @@ def prepare(config: Config, console: Console) -> Prepared:
         iterator=BatchIterator(streams, spec, tokenizers.assembler.vocabulary.pad, fixed=jax.process_count() > 1),
         sources={source.name: source.weight for source in sources},
         encoder=encoder,
+        start=None if start is None else fitted(start.params, tokenizers.model_spec(), console),
     )
+
+
+def fitted(params: Any, spec: ModelSpec, console: Console) -> dict[str, Any]:
+    """Weights to begin with, by their paths, as the run's model takes them: tensors of new layouts get fresh columns; what the
+    model has besides is drawn, and what it has not is left out.
+
+    Raises:
+        ValueError: a parameter has another shape in the run's model.
+    """
+    _, shapes = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
+    wanted, given = flat(nnx.to_pure_dict(shapes)), flat(params)
+    path = "tensor_embedder/projection/kernel"
+    if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
+        fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))
+        given[path] = np.concatenate([np.asarray(given[path]), fresh.astype(np.float32)])
+    for name in given.keys() & wanted.keys():
+        if given[name].shape != wanted[name].shape:
+            raise ValueError(
+                f"training.start: {name} has the shape {given[name].shape} there and {wanted[name].shape} in this run: use the "
+                "model's and the tokens' settings of those weights"
+            )
+    for what, names in (("drawn", wanted.keys() - given.keys()), ("left out", given.keys() - wanted.keys())):
+        if names:
+            console.print(f"{what}: {', '.join(sorted(names))}", highlight=False)
+    return {name: given[name] for name in given.keys() & wanted.keys()}
 
 
 def stored_features(config: Config, encoder: VisionEncoder, console: Console) -> FeatureStore:
     """The features of every image that training can show; computes what is missing."""
     store = FeatureStore(config.data.folder / "features", encoder)
-    if config.data.emoji.weight > 0:
-        shown, variants = drawings("train"), config.data.emoji.variants
+    counts = [one.variants for one in (config.data.emoji, config.data.fewshot) if one.weight > 0]
+    if counts:
+        shown, variants = drawings("train"), max(counts)
         images = (variant(drawing, number) for drawing in shown for number in range(variants))
         store.ensure(images, len(shown) * variants, console)
     return store
 
 
-def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> Tokenizers:
+def learn_tokenizers(
+    config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]], start: Tokenizers | None = None
+) -> Tokenizers:
     """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and the recordings'
-    statistics."""
-    if config.model.trunk == "none":
+    statistics. Those of the weights to begin with, if there are any, stay as they are."""
+    if start is not None:
+        text = start.text
+    elif config.model.trunk == "none":
         text = TextTokenizer.train(text_corpus(config, readers), config.tokens.text_pieces)
     else:
         text = LanguageModel(config.model.trunk).text()
@@ -101,12 +142,16 @@ def learn_tokenizers(config: Config, readers: Mapping[str, Mapping[Task, Episode
         for task, reader in several.items():
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
-    spaces = {name: spaces_of(task) for name, task in first.items()}
+    known = dict(start.layouts) if start is not None else {}
+    spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
     offsets, width = (
         assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
     )
-    vocabulary, layouts = config.tokens.vocabulary(), {}
+    if start is not None:  # new layouts' columns follow those that are there
+        offsets = {name: offset + start.projection_width for name, offset in offsets.items()}
+        width += start.projection_width
+    vocabulary, layouts = config.tokens.vocabulary(), known
     for name, (observation, action) in spaces.items():
         layouts[name] = TaskLayout(
             name,
@@ -194,6 +239,12 @@ def open_sources(
     if data.emoji.weight > 0:
         shown = EmojiExamples(drawings=drawings("train"), assembler=assembler, variants=data.emoji.variants)
         sources.append(Source(name="emoji", weight=data.emoji.weight, parts=[shown]))
+    if data.fewshot.weight > 0:
+        few = data.fewshot
+        bound = FewShotExamples(
+            assembler=assembler, length=data.length, images=few.images, ways=few.ways, variants=few.variants
+        )
+        sources.append(Source(name="fewshot", weight=few.weight, parts=[bound]))
     if data.prose.weight > 0:
         eos = np.array([assembler.vocabulary.eos], np.int32)
         ids = np.concatenate([part for one in documents(config) for part in (tokenizers.text.encode(one.text), eos)])

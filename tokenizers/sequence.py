@@ -34,7 +34,7 @@ from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import KINDS, Vocabulary
 
-__all__ = ["ACTION_POSITION", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
+__all__ = ["ACTION_POSITION", "CHUNK_END", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
 Values = Mapping[str, np.ndarray]
 """Flat key → (T, ...): what `SpaceTokenizer.stack` returns."""
@@ -50,6 +50,15 @@ class Predicted:
     """Text of a document that the model learns to write, not only to read."""
 
     text: str
+
+
+class ChunkEnd:
+    """Ends a chunk of a document that has no image; before an image and at the end of a document it goes without saying."""
+
+
+CHUNK_END = ChunkEnd()
+Part = np.ndarray | str | Predicted | ChunkEnd
+"""What a document is made of: images uint8 (H, W) or (H, W, C), ids int32 (n,), texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,67 +147,54 @@ class Assembler:
         weight = (targets != self.vocabulary.pad).astype(np.float32)
         return dataclasses.replace(sequence, targets=targets.astype(np.int32), loss_weight=weight)
 
-    def image_text(self, parts: Sequences["np.ndarray | str | Predicted"]) -> Sequence:
-        """A document of images (uint8 H×W or H×W×C), given text and `Predicted` text, in any order.
-
-        Each predicted text closes with a predicted end marker. A document that begins with text begins with the beginning
-        marker, so that its first word has a position to be predicted from.
-
-        Raises:
-            ValueError: an image has a shape or type that no image has.
-        """
-        pieces, weights = [], []
-        for index, part in enumerate(parts):
-            text = part.text if isinstance(part, Predicted) else part
-            if isinstance(text, np.ndarray):
-                pieces += self._image(text)
-                weights += [0] * (len(pieces) - len(weights))
-                continue
-            if index == 0:
-                pieces.append(self._given(np.array([self.vocabulary.bos], np.int32)))
-                weights.append(0)
-            ids, predicted = self._text_ids(text), isinstance(part, Predicted)
-            pieces.append(self._given(np.append(ids, self.vocabulary.eos).astype(np.int32) if predicted else ids))
-            weights.append(int(predicted))
-        return self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
-
-    def interleaved(self, parts: Sequences[np.ndarray | str], *, to_next: bool = False) -> Sequence:
-        """A document of images (uint8 H×W or H×W×C) and texts (or their ids, int32 (n,)) in any order, as Flamingo reads it
-        (sections 2.4 and 3.1):
+    def document(self, parts: Sequences[Part], *, to_next: bool = False, is_open: bool = False) -> Sequence:
+        """Images (uint8 H×W or H×W×C) and texts (or their ids, int32 (n,)) in any order, as Flamingo reads them (sections 2.4
+        and 3.1):
 
             bos  text  <image> text text chunk_end  <image> text chunk_end
 
-        Every text attends to the image before it or, with `to_next`, to the one after it, and is predicted unless there is
-        none (as OpenFlamingo does); so is the end of its chunk, an image's marker never.
+        Every text attends to the image before it or, with `to_next`, to the one after it. It is predicted unless there is none
+        (as OpenFlamingo does), and so is the end of its chunk, an image's marker never; but if some parts are `Predicted`, those
+        alone are, and the ends of their chunks.
+
+        Args:
+            parts: `CHUNK_END` ends a chunk that has no image.
+            is_open: the last chunk has no end, and nothing is predicted: what is to be written on.
 
         Raises:
             ValueError: an image has a shape or type that no image has.
         """
-
-        def is_image(part: np.ndarray | str) -> bool:
-            return isinstance(part, np.ndarray) and part.ndim > 1
-
-        total = sum(map(is_image, parts))
+        total, marked = sum(map(_is_image, parts)), any(isinstance(part, Predicted) for part in parts)
         pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
         before = chunk = 0  # images so far; the image of the text that stands last
+        written = predicted = False  # of the chunk: whether it has text, and whether the last of it is predicted
 
-        def close() -> None:
-            if chunk:
+        def end(always: bool = False) -> None:
+            if chunk or predicted or (always and written):
                 pieces.append(self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32)))
-                weights.append(1)
+                weights.append(int(predicted))
                 attended.append(chunk)
 
         for part in parts:
-            if isinstance(part, np.ndarray) and part.ndim > 1:
-                close()
-                before, chunk, placed = before + 1, 0, self._image(part)
+            if part is CHUNK_END or _is_image(part):
+                end(always=part is CHUNK_END)
+                chunk, written, predicted = 0, False, False
+            if part is CHUNK_END:
+                continue
+            if _is_image(part):
+                before += 1
+                placed = self._image(np.asarray(part))
             else:
+                text = part.text if isinstance(part, Predicted) else part
                 chunk = before if not to_next else before + 1 if before < total else 0
-                placed = [self._given(self._text_ids(part) if isinstance(part, str) else part)]
+                placed = [self._given(text if isinstance(text, np.ndarray) else self._text_ids(str(text)))]
+                written, predicted = True, isinstance(part, Predicted) if marked else chunk > 0
+            predicted = predicted and not is_open
             pieces += placed
-            weights += [int(chunk > 0)] * len(placed)
-            attended += [chunk or (before if is_image(part) else 0)] * len(placed)
-        close()
+            weights += [int(predicted)] * len(placed)
+            attended += [chunk or (before if _is_image(part) else 0)] * len(placed)
+        if not is_open:
+            end()
         sequence = self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
         if self.visual is None:
             return sequence
@@ -355,6 +351,11 @@ class Assembler:
         """Modality of action tokens, int32 like them. A special one is the end marker of a text."""
         kinds = np.searchsorted(self.vocabulary.boundaries, tokens, side="right") - 1
         return _MODALITY_OF_KIND[kinds]
+
+
+def _is_image(part: Part) -> bool:
+    """Whether a part is an image; the other arrays are ids."""
+    return isinstance(part, np.ndarray) and part.ndim > 1
 
 
 def _dimensions(layout: TaskLayout) -> int:

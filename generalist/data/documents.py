@@ -197,7 +197,7 @@ class DocumentExamples:
             texts = [part for part in stretch if isinstance(part, np.ndarray)]
             return self.assembler.text(np.concatenate([np.zeros(0, np.int32), *texts]), eos=False)
         parts = [self._sized(read_image(part)) if isinstance(part, Path) else part for part in stretch]
-        return self.assembler.interleaved(parts, to_next=to_next)
+        return self.assembler.document(parts, to_next=to_next)
 
     def _stretch(self, document: list[Part], rng: np.random.Generator) -> list[Path | np.ndarray]:
         """Text as ids int32 (n,), cut where the stretch begins and ends; an image is in it whole or not at all."""
@@ -232,4 +232,4 @@ class DocumentExamples:
 
     @cached_property
     def _image_positions(self) -> int:
-        return len(self.assembler.interleaved([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1
+        return len(self.assembler.document([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1

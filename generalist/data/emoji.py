@@ -85,7 +85,7 @@ class ImageText:
     answer: str
 
     def parts(self) -> list[Any]:
-        """What `Assembler.image_text` reads."""
+        """What `Assembler.document` reads."""
         return [self.image, self.given, Predicted(self.answer)]
 
 
@@ -144,7 +144,7 @@ def augment(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def variant(drawing: Drawing, number: int) -> np.ndarray:
     """A fixed change of a drawing, the same on every machine; uint8 (72, 72, 3)."""
-    return augment(drawing.rgba(), np.random.default_rng([_hash(drawing.code), number]))
+    return augment(drawing.rgba(), np.random.default_rng([stable_hash(drawing.code), number]))
 
 
 def _over(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
@@ -181,11 +181,11 @@ def _splits() -> dict[Split, tuple[Drawing, ...]]:
         shown[drawing.thing].append(drawing)
     splits: dict[Split, list[Drawing]] = {split: [] for split in SPLITS}
     for thing, several in sorted(shown.items()):
-        if _hash(thing) % 100 < HELD_OUT_THINGS:
+        if stable_hash(thing) % 100 < HELD_OUT_THINGS:
             splits["names"] += several
             continue
         held_out = 0 if len(several) == 1 else max(1, len(several) * HELD_OUT_DRAWINGS // 100)
-        several = sorted(several, key=lambda drawing: _hash(drawing.code))
+        several = sorted(several, key=lambda drawing: stable_hash(drawing.code))
         splits["drawings"] += several[:held_out]
         splits["train"] += several[held_out:]
     return {split: tuple(sorted(chosen, key=lambda drawing: drawing.code)) for split, chosen in splits.items()}
@@ -242,6 +242,6 @@ def _drawings_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "assets" / "72x72"
 
 
-def _hash(name: str) -> int:
-    """A number that is the same on every machine, unlike Python's own hash."""
+def stable_hash(name: str) -> int:
+    """A number of 64 bits that is the same on every machine, unlike Python's own hash."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

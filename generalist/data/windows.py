@@ -93,7 +93,7 @@ class EmojiExamples:
         return len(self.drawings)
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
-        return self.assembler.image_text(draw_example(self.drawings[index], rng, self.variants).parts())
+        return self.assembler.document(draw_example(self.drawings[index], rng, self.variants).parts())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

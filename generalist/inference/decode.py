@@ -21,6 +21,8 @@ from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 
+IMAGES = 8  # features of a batch's images come in multiples of this
+
 
 @partial(jax.jit, static_argnames=("graph", "sample"), donate_argnames=("caches",))
 def extend(
@@ -117,19 +119,20 @@ class CachedRows:
         self._images_used = 0
         self._last_image = np.zeros((rows, 1), np.int32)  # number of the newest image of each row
 
-    def append(self, batch: Batch, allowed: np.ndarray) -> np.ndarray:
-        """Feeds positions to all rows; the likeliest of the allowed ids at the last A of them, int32 (B, A).
+    def append(
+        self, batch: Batch, allowed: Bool[np.ndarray, "A V"]
+    ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
+        """Feeds positions to all rows; the likeliest of the allowed ids at the last A of them, and the logits there.
 
         Args:
             batch: its positions are counted on from those before.
-            allowed: bool (A, V).
         """
         size, valid = batch.tokens.shape[1], batch.segment > 0
         position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)
         slots = slice(self.used, self.used + size)
         self._segment[:, slots], self._position[:, slots] = batch.segment, position
         placed = self._held(dataclasses.replace(batch, position=position))
-        ids, _, self._caches = extend(
+        ids, logits, self._caches = extend(
             *self._generalist.decoder,
             self._caches,
             # Copies: a step may still be reading what the next append changes.
@@ -142,12 +145,41 @@ class CachedRows:
         )
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)
-        return np.asarray(ids)
+        return np.asarray(ids), logits
+
+    def take(self, rows: Int[np.ndarray, "R"], slots: int = 0, images: int = 0) -> "CachedRows":
+        """Copies of some rows, any of them also several times, with room for more; these stay as they are.
+
+        Args:
+            rows: which.
+            slots: more of them.
+            images: more of them a row.
+        """
+        taken = object.__new__(CachedRows)
+        taken._generalist, taken.used, taken._images_used = self._generalist, self.used, self._images_used
+
+        def padded(leaf: Any, more: int) -> Any:
+            space = jnp if isinstance(leaf, jax.Array) else np
+            return space.pad(leaf[rows], [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
+
+        taken._caches = jax.tree.map(partial(padded, more=slots), self._caches)
+        taken._segment, taken._position = padded(self._segment, slots), padded(self._position, slots)
+        taken._count, taken._last_image = self._count[rows], self._last_image[rows]
+        taken._number = padded(self._number, images)
+        held = self._images
+        if held is None and images:
+            held = empty_images(self._generalist, len(self._count), 0)
+        taken._images = None if held is None else jax.tree.map(partial(padded, more=images), held)
+        return taken
 
     def _held(self, batch: Batch) -> Batch:
         """Takes the batch's images in; the batch without them, every position counting among all that the row holds."""
         new = batch.row_images.shape[1]
         placed = self._generalist.on_device(batch)
+        count = len(placed.images)
+        if count:  # few shapes, few compilations
+            more = [(0, -count % IMAGES), *[(0, 0)] * (placed.images.ndim - 1)]
+            placed = dataclasses.replace(placed, images=jnp.pad(placed.images, more))
         image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
         if new:
             first, room = self._images_used, self._number.shape[1]

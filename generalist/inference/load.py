@@ -3,10 +3,10 @@
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
+
+if TYPE_CHECKING:
+    from generalist.inference.prompt import Reading
 
 ENCODED_AT_ONCE = 16  # images
 ENCODER_FOLDER = "encoder"
@@ -130,6 +133,63 @@ class Generalist:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
             whole.rename(folder)
 
+    def prompt(
+        self, parts: Any, *, after: "Reading | None" = None, choices: Sequence[str] | None = None, **decoding: Any
+    ) -> Any:
+        """What the model writes after a prompt, as text; the likeliest of the given choices; or, for an agent, its action.
+
+            model.prompt([image, "a picture of"])
+            model.prompt([[one, "a picture of"], [other, "a picture of"]], beams=3)   # several: a list of texts
+            model.prompt([image], after=model.read([shot, " tomi", shot, " zuka"]), choices=[" tomi", " zuka"])
+            model.prompt(AgentPrompt(layout="babyai", observation=..., instruction="go to the red ball"))
+
+        Args:
+            parts: images (uint8 arrays or paths) and texts in any order, or a list of such lists, or an `AgentPrompt`.
+            after: what was read before, such as shots.
+            choices: texts to choose among by their log-likelihood; nothing is written then.
+            decoding: see `generalist.inference.prompt.Decoding`.
+
+        Raises:
+            ValueError: the prompt is empty, too long, or has a part that is neither image nor text; nothing was computed.
+            DocumentError: an image file is broken or too large.
+        """
+        from generalist.inference import prompt
+
+        if isinstance(parts, prompt.AgentPrompt):
+            if after is not None or choices is not None or decoding:
+                raise ValueError("an agent's prompt has no choices, no reading before it and no settings of decoding")
+            return prompt.act(self, parts)
+        several = bool(len(parts)) and all(isinstance(part, (list, tuple)) for part in parts)
+        prompts = parts if several else [parts]
+        if choices is not None:
+            if decoding:
+                raise ValueError(f"choices are not written: leave out {', '.join(decoding)}")
+            best = prompt.rank(self, prompts, choices, after).argmax(axis=1)
+            texts = [choices[one] for one in best]
+        else:
+            texts = prompt.prompt(self, prompts, prompt.Decoding(**decoding), after)
+        return texts if several else texts[0]
+
+    def read(self, parts: Sequence[Any]) -> "Reading":
+        """Reads shots once; any number of prompts go on `after` them.
+
+        Raises:
+            ValueError, DocumentError: as `prompt`.
+        """
+        from generalist.inference.prompt import Reading
+
+        return Reading(self, parts)
+
+    def stream(self, parts: Sequence[Any], *, after: "Reading | None" = None, **decoding: Any) -> Iterator[str]:
+        """What `prompt` gives, a piece at a time.
+
+        Raises:
+            ValueError, DocumentError: as `prompt`.
+        """
+        from generalist.inference.prompt import Decoding, stream
+
+        return stream(self, parts, Decoding(**decoding), after)
+
     @cached_property
     def assembler(self) -> Assembler:
         return self.tokenizers.assembler
@@ -144,19 +204,22 @@ class Generalist:
 
     def on_device(self, batch: Batch) -> Batch:
         """A batch as the model takes it: on the device, its images as features. An image that comes several times is encoded
-        once, and a few at a time share one compilation."""
-        if self.encoder is None or not len(batch.images):
+        once (stored features not at all), and a few at a time share one compilation; one or two, as an agent sees them, are not
+        padded to more."""
+        if self.encoder is None or not len(batch.images) or batch.images.dtype != np.uint8:
             return jax.tree.map(jnp.asarray, batch)
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
         distinct = np.unique(index, return_index=True)[1]
-        filled = np.resize(distinct, (-(-len(distinct) // ENCODED_AT_ONCE) * ENCODED_AT_ONCE,))
-        chunks = [self._encode(batch.images[rows]) for rows in np.split(filled, len(filled) // ENCODED_AT_ONCE)]
+        at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
+        filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
+        chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
         features = jnp.concatenate(chunks)[index]
         return jax.tree.map(jnp.asarray, dataclasses.replace(batch, images=features))
 
     @cached_property
-    def _encode(self) -> Callable:
+    def features(self) -> Callable:
+        """Prepared pixels uint8 (N, S, S, 3) to the frozen encoder's features (N, T, F), compiled."""
         assert self.encoder is not None
         return self.encoder.compiled()
 

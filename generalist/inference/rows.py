@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from generalist.data.batch import Batch
+from generalist.tokenizers import pieces
 from generalist.tokenizers.pieces import PAYLOADS, Modality, Sequence
 
 # Fields of a batch with a (rows, positions) shape.
@@ -78,6 +79,23 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         row_images=row_images(fields["modality"], fields["payload_index"]),
         **flat,
     )
+
+
+def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
+    """What follows the first `start` positions: its images are counted anew, and 0 stands for one before."""
+    fields: dict[str, Any] = {name: getattr(sequence, name)[start:] for name in pieces.POSITIONAL}
+    before = sequence.modality[:start]
+    index = fields["payload_index"].copy()
+    for modality, payload in PAYLOADS.items():
+        each = frame_tokens if modality == Modality.FRAME else 1
+        used = int((before == modality).sum())
+        index[fields["modality"] == modality] -= used
+        fields[payload] = getattr(sequence, payload)[used // each :]
+    fields["intervals"] = sequence.intervals[int((before == Modality.PATCH).sum()) :]
+    fields["payload_index"] = index
+    seen = int((before == Modality.IMAGE).sum())
+    fields["image"] = np.maximum(fields["image"] - seen, 0).astype(np.int32)
+    return dataclasses.replace(sequence, **fields)
 
 
 def row_images(modality: np.ndarray, payload_index: np.ndarray) -> np.ndarray:

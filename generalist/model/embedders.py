@@ -14,6 +14,9 @@ from generalist.model.constrain import target_platform
 from generalist.model.layers import Linear, RMSNorm
 
 PATCH = 16  # pixels on a side (Gato, section 2.2)
+PROJECTION_SPREAD = (
+    0.2  # standard deviation of a weight: tensors have tens of standardised numbers among thousands of columns
+)
 POSITIONS = 128  # quantised rows and columns of a patch's place in its image (Gato, appendix C.3)
 
 
@@ -82,8 +85,7 @@ class TensorEmbedder(nnx.Module):
     in which conjunctions, as of a cell's type and its colour, have room, and from there a second one to the model's."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
-        # Standard deviation 0.2 a weight: a tensor has tens of standardised numbers among thousands of columns.
-        spread = 0.2 * spec.projection_width**0.5
+        spread = PROJECTION_SPREAD * spec.projection_width**0.5
         inner = spec.config.tensor_hidden
         self.projection = Linear(spec.projection_width, inner, rngs=rngs, scale=spread)
         self.norm = RMSNorm(inner, rngs=rngs)

@@ -35,6 +35,7 @@ from generalist.training.optimizer import schedule
 from generalist.training.sharding import flat
 from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer, united
 from generalist.vision.encoder import VisionEncoder
+from generalist.weights.folder import nested
 from generalist.weights.language import LanguageModel
 
 TRACED = 5  # steps in a profiler's trace
@@ -197,6 +198,7 @@ def train(
     sources: Mapping[str, float],
     console: Console,
     encoder: VisionEncoder | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains to `config.training.steps`, from the run's newest checkpoint if it has one. Of several processes, all call it.
 
@@ -204,6 +206,7 @@ def train(
         iterator: gives this process's shards of the batches.
         sources: the data's sources with their weights, in the order of the batches' `source` ids.
         encoder: the frozen encoder, where batches carry pixels.
+        start: parameters to begin with, by their paths.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the position is saved.
@@ -214,7 +217,7 @@ def train(
     trainer = make_trainer(spec, training, weights=list(sources.values()), encoder=encoder)
     checkpoints = Checkpoints(config.checkpoints, training)
     if checkpoints.latest is None:
-        state = trainer.initialize(load_trunk(config, spec, trainer, console))
+        state = trainer.initialize(nested(start) if start else load_trunk(config, spec, trainer, console))
     else:
         console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
         state, position = checkpoints.restore(trainer.abstract_state)

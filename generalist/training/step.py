@@ -209,7 +209,9 @@ def fresh_state(
 ) -> TrainState:
     """The state before the first step."""
     drawn = nnx.to_pure_dict(nnx.state(create(spec, training.seed), nnx.Param))
-    params, frozen = divided(united(drawn, trunk), spec.config)
+    given = flat(trunk)
+    whole = jax.tree_util.tree_map_with_path(lambda path, leaf: given.get(path_string(path), leaf), drawn)
+    params, frozen = divided(whole, spec.config)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

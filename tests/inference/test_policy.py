@@ -17,7 +17,6 @@ from flax import nnx
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow, confine
-from generalist.inference.generate import generate
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
@@ -234,7 +233,7 @@ def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     documents = [[picture, "push", Predicted(" the red block")], ["lift", Predicted(" the block")]]
     scores = [
-        log_likelihood(one, [one.assembler.image_text(parts) for parts in documents], 2) for one in (generalist, loaded)
+        log_likelihood(one, [one.assembler.document(parts) for parts in documents], 2) for one in (generalist, loaded)
     ]
     np.testing.assert_array_equal(*scores)
     assert loaded.config == generalist.config and loaded.layouts.keys() == generalist.layouts.keys()
@@ -329,30 +328,10 @@ def test_log_likelihood_does_not_depend_on_the_company():
     generalist = make_generalist(1.0)
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     sequences = [
-        generalist.assembler.image_text([image, "what?", Predicted(answer)])
+        generalist.assembler.document([image, "what?", Predicted(answer)])
         for answer in (" a block", " red", " the left one")
     ]
     together = log_likelihood(generalist, sequences, rows=4)
     alone = np.concatenate([log_likelihood(generalist, [sequence], rows=4) for sequence in sequences])
     np.testing.assert_allclose(together, alone, rtol=1e-4)
     assert (together < 0).all()
-
-
-def test_generation_equals_choosing_the_likeliest_next_token_over_and_over():
-    generalist = make_generalist(1.0)
-    image = np.random.default_rng(0).integers(0, 256, (84, 84, 3)).astype(np.uint8)
-    documents = [[image, "what is this?"], ["push the"], [image, image, "a"]]
-    texts = generate(generalist, documents, tokens=3)
-    model, assembler = nnx.merge(generalist.graph, generalist.params), generalist.assembler
-    for parts, written in zip(documents, texts, strict=True):
-        sequence, ids = assembler.image_text(parts), []
-        for _ in range(3):
-            batch = stack_rows([sequence], len(sequence.tokens), pad=generalist.vocabulary.pad)
-            logits = model.logits(model.hidden(jax.tree.map(jnp.asarray, batch)))[0, -1]
-            allowed = np.r_[0 : generalist.tokenizers.text.size, generalist.vocabulary.eos]
-            ids.append(int(allowed[np.argmax(np.asarray(logits)[allowed])]))
-            sequence = assembler.concatenate(
-                [sequence, assembler.text(np.array(ids[-1:], np.int32), bos=False, eos=False)]
-            )
-        stop = ids.index(generalist.vocabulary.eos) if generalist.vocabulary.eos in ids else 3
-        assert written == generalist.tokenizers.text.decode(np.array(ids[:stop], np.int32))

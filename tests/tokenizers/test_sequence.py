@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
+from generalist.inference.rows import tail
 from generalist.tokenizers.pieces import ACTION_POSITION, Modality
-from generalist.tokenizers.sequence import Assembler, Predicted, Sequence
+from generalist.tokenizers.sequence import CHUNK_END, Assembler, Predicted, Sequence
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -248,7 +249,7 @@ def test_concatenated_payloads_keep_their_rows():
     maker = assembler(images="frame", frame_tokens=2, projection_width=2)
     tensors = layout(gs.Box(-9, 9, (2,)), gs.Discrete(9), tensors="projected")
     step = maker.step(tensors, {"": np.array([[1.0, 2], [3, 4]])}, hide_actions=True)
-    picture = maker.image_text([np.full((16, 16, 3), 5, np.uint8)])
+    picture = tail(maker.document([np.full((16, 16, 3), 5, np.uint8)]), 1)
     joined = maker.concatenate([step, picture, maker.instruction(""), step, picture])
     assert joined.modality.tolist() == [4, 4, 6, 6, 4, 4, 6, 6]
     assert joined.payload_index.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
@@ -269,37 +270,59 @@ def test_text_is_predicted_whole():
     check_types(sequence)
 
 
-def test_an_image_text_document():
+def test_a_document_with_given_and_predicted_text():
     """An image, a given question and a predicted answer, twice."""
     image = np.full((20, 10, 4), 200, np.uint8)
     question, answer = TEXT.encode("what is it").tolist(), TEXT.encode("a red apple").tolist()
-    sequence = assembler(images="frame").image_text([image, "what is it", Predicted("a red apple")] * 2)
-    pad, eos = VOCABULARY.pad, VOCABULARY.eos
+    sequence = assembler(images="frame").document([image, "what is it", Predicted("a red apple")] * 2)
+    pad, bos, end = VOCABULARY.pad, VOCABULARY.bos, VOCABULARY.chunk_end
     asked, answered = len(question), len(answer)
-    # Every answer closes with a predicted end marker; the last one is a target only.
-    assert sequence.tokens.tolist() == [pad, *question, *answer, eos, pad, *question, *answer]
-    one = [pad] * asked + [*answer, eos]
-    assert sequence.targets.tolist() == [*one, pad, *one]
+    # Every answer closes with a predicted end of its chunk; the last one is a target only.
+    assert sequence.tokens.tolist() == [bos, pad, *question, *answer, end, pad, *question, *answer]
+    one = [pad] * asked + [*answer, end]
+    assert sequence.targets.tolist() == [pad, *one, pad, *one]
     weight = [0] * asked + [1] * (answered + 1)
-    assert sequence.loss_weight.tolist() == [*weight, 0, *weight]
+    assert sequence.loss_weight.tolist() == [0, *weight, 0, *weight]
     texts = [Modality.TEXT] * (asked + answered)
-    assert sequence.modality.tolist() == [Modality.FRAME, *texts, Modality.TEXT, Modality.FRAME, *texts]
-    second = 1 + asked + answered + 1
+    closed = [Modality.FRAME, *texts, Modality.SPECIAL, Modality.FRAME, *texts]
+    assert sequence.modality.tolist() == [Modality.TEXT, *closed]
+    second = 2 + asked + answered + 1
     assert sequence.payload_index[second] == 1 and sequence.payload_index.sum() == 1
     assert sequence.frames.shape == (2, 16, 16, 3) and not sequence.local_position.any()
     check_types(sequence)
 
 
-def test_documents_with_patches_and_those_that_begin_with_text():
-    sequence = assembler(images="patches").image_text([np.zeros((16, 48), np.uint8), Predicted("a")])
-    assert sequence.modality.tolist()[:3] == [Modality.PATCH] * 3
-    assert sequence.payload_index.tolist()[:3] == [0, 1, 2] and sequence.patches.shape == (3, 16, 16, 3)
-    assert sequence.targets.tolist() == [VOCABULARY.pad] * 2 + [*TEXT.encode("a"), VOCABULARY.eos]
+def test_documents_with_patches_and_those_without_images():
+    sequence = assembler(images="patches").document([np.zeros((16, 48), np.uint8), Predicted("a")])
+    assert sequence.modality.tolist()[1:4] == [Modality.PATCH] * 3
+    assert sequence.payload_index.tolist()[1:4] == [0, 1, 2] and sequence.patches.shape == (3, 16, 16, 3)
+    assert sequence.targets.tolist() == [VOCABULARY.pad] * 3 + [*TEXT.encode("a"), VOCABULARY.chunk_end]
     check_types(sequence)
     words = TEXT.encode("a").tolist()
-    assert assembler().image_text([Predicted("a")]).tokens.tolist() == [VOCABULARY.bos, *words]
-    assert assembler().image_text(["a"]).tokens.tolist() == [VOCABULARY.bos, *words]
-    assert not assembler().image_text(["a"]).loss_weight.any()
+    assert assembler().document([Predicted("a")]).tokens.tolist() == [VOCABULARY.bos, *words]
+    assert assembler().document(["a"]).tokens.tolist() == [VOCABULARY.bos, *words]
+    assert not assembler().document(["a"]).loss_weight.any()
+
+
+def test_an_open_document_is_the_beginning_of_one_that_goes_on():
+    maker = assembler(images="encoder", visual=Corner())
+    shots = [picture(1), " the", " door"]
+    begun = maker.document(shots, is_open=True)
+    assert begun.tokens.tolist() == [VOCABULARY.bos, VOCABULARY.image, *words(" the"), *words(" door")]
+    assert not begun.loss_weight.any()
+    more = maker.document([*shots, picture(2), " a"], is_open=True)
+    assert more.tokens.tolist()[: len(begun)] == begun.tokens.tolist()
+    assert more.tokens.tolist()[len(begun) :] == [VOCABULARY.chunk_end, VOCABULARY.image, *words(" a")]
+    rest = tail(more, len(begun))
+    assert rest.image.tolist() == [0, 1, *[1] * len(words(" a"))] and rest.images.tolist() == [[2, 2, 2]]
+    assert rest.payload_index.tolist()[1] == 0
+    check_types(rest)
+
+
+def test_text_examples_without_images_end_their_chunks():
+    sequence = assembler(images="frame").document([" the", CHUNK_END, " door", CHUNK_END, picture(1)], is_open=True)
+    end = VOCABULARY.chunk_end
+    assert sequence.tokens.tolist() == [VOCABULARY.bos, *words(" the"), end, *words(" door"), end, VOCABULARY.pad]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +373,7 @@ def picture(shade: int) -> np.ndarray:
 @pytest.mark.parametrize("to_next", [False, True])
 def test_an_interleaved_document(to_next: bool):
     """Flamingo's layout; what is predicted, and the image that every position attends to."""
-    document = assembler(images="encoder", visual=Corner()).interleaved(
+    document = assembler(images="encoder", visual=Corner()).document(
         [" open", picture(1), " the", picture(2), " door"], to_next=to_next
     )
     v = VOCABULARY
@@ -384,11 +407,11 @@ def test_images_in_both_ways():
 
 def test_what_follows_an_image_attends_to_it():
     maker = assembler(images="encoder", visual=Corner())
-    text, image = maker.text("a"), maker.image_text([picture(3)])
+    text, image = maker.text("a"), tail(maker.document([picture(3)]), 1)
     joined = maker.concatenate([text, image, text, image])
     assert joined.image.tolist() == [0] * len(text) + [1] * (1 + len(text)) + [2]
 
 
 def test_an_image_without_an_encoder():
     with pytest.raises(ValueError, match=r"set model\.vision\.encoder"):
-        assembler(images="encoder").image_text([picture(1)])
+        assembler(images="encoder").document([picture(1)])

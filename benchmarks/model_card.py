@@ -1,0 +1,143 @@
+"""Writes the model card of a folder of weights from its results files, and the tables for the documentation.
+
+    generalist export generalist/shipped --run pocket_long --bfloat16
+    generalist eval control --weights generalist/shipped --out scores.json
+    generalist eval control --weights generalist/shipped --agents model goal whole 3 nearest --episodes 4 --out prompts.json
+    python benchmarks/model_card.py generalist/shipped scores.json --prompts prompts.json --trained "train.py pocket_long"
+
+Every number is read from the files, which must be of these very weights.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generalist.eval import report
+from generalist.eval.scores import Estimate
+from generalist.inference.load import Generalist
+from generalist.model.transformer import count_parameters
+
+# What each source is, and under which licence.
+SOURCES = {
+    "metaworld": ("Meta-World MT50 from state, its scripted experts", "MIT"),
+    "babyai": ("BabyAI (minigrid), its bot", "Apache-2.0"),
+    "atari": ("Atari 2600 from pixels, experts by RAM and by planning, of this project", "ale-py GPL-2.0; no ROM ships"),
+    "classic": ("Gymnasium's classic control, Box2D and MuJoCo from state, controllers written for this project", "MIT"),
+    "fetch": ("Gymnasium-Robotics' Fetch from state, controllers written for this project", "MIT"),
+    "emoji": ("Twemoji drawings with their Unicode names", "CC-BY 4.0 (Twemoji); Unicode licence (names)"),
+    "fewshot": ("the same drawings under made-up names", "CC-BY 4.0"),
+    "prose": ("documentation of Python, NumPy, SciPy and JAX", "PSF, BSD-3, BSD-3, Apache-2.0"),
+}  # fmt: skip
+DOMAINS = {
+    "metaworld": "Meta-World MT50",
+    "babyai": "BabyAI",
+    "atari": "Atari",
+    "classic": "classic control, Box2D, MuJoCo",
+    "fetch": "Fetch",
+}
+PUBLISHED = {"metaworld": "JAT 65.5, Gato about 87", "babyai": "JAT 99.0", "atari": "JAT 14.1, with stronger experts"}
+
+
+def scores_table(control: Mapping[str, Any]) -> list[str]:
+    """A row a domain."""
+    lines = [
+        "| domain | tasks | episodes | percent of expert | middle half | tasks above 50 | published, own experts |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for suite, name in DOMAINS.items():
+        if suite in control:
+            one = control[suite]
+            cells = (str(Estimate(**one[key])) for key in ("percent", "interquartile_mean", "tasks_above_half"))
+            counts = (str(len(one["tasks"])), str(one["episodes"]))
+            lines.append(f"| {' | '.join((name, *counts, *cells, PUBLISHED.get(suite, '')))} |")
+    tasks = [task["percent"]["value"] for one in control.values() for task in one["tasks"].values()]
+    lines += [
+        "",
+        f"Of all {len(tasks)} tasks, {100 * np.mean(np.array(tasks) > 50):.0f}% are above half of their expert (Gato: 75%).",
+    ]
+    return lines
+
+
+def prompts_table(results: Mapping[str, Any]) -> list[str]:
+    """A row a domain, a column a kind of prompt."""
+    agents = {results["agent"]: results["control"]} | results["policies"]
+    lines = [f"| | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
+    for suite, name in DOMAINS.items():
+        cells = [Estimate(**of[suite]["percent"]) if suite in of else "" for of in agents.values()]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def tasks_table(control: Mapping[str, Any]) -> list[str]:
+    """All tasks, best first, in one paragraph a domain."""
+    lines = []
+    for suite, one in control.items():
+        ordered = sorted(one["tasks"].items(), key=lambda pair: -pair[1]["percent"]["value"])
+        listed = ", ".join(f"{name.partition('/')[2]} {task['percent']['value']:.0f}" for name, task in ordered)
+        lines += [f"**{DOMAINS[suite]}**: {listed}", ""]
+    return lines
+
+
+def main() -> None:
+    """Writes README.md into the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("scores", type=Path, help="results of `generalist eval control`")
+    parser.add_argument("--prompts", type=Path, help="the same, with several agents")
+    parser.add_argument("--trained", required=True, help="how they were trained")
+    parser.add_argument("--notes", type=Path, help="a text to put at the end: limits, other scores")
+    arguments = parser.parse_args()
+    generalist = Generalist.load(arguments.folder)
+    scores = report.load(arguments.scores)
+    report.check_weights(scores, generalist)
+    data = generalist.config.data
+    weights = {name: getattr(data, name).weight for name in SOURCES if getattr(data, name).weight > 0}
+    size = (arguments.folder / "model.safetensors").stat().st_size / 1e6
+    parameters = count_parameters(generalist.params) / 1e6
+    model = generalist.config.model
+    lines = [
+        "# Pocket weights",
+        f"One Transformer of {model.layers} layers and width {model.width}, {parameters:.2f} M parameters beside the frozen "
+        f"EfficientNet-Lite0 ({size:.1f} MB in bfloat16), that acts, names drawings and reads text. Apache-2.0.",
+        "",
+        f"Trained on two CPU cores: {arguments.trained}",
+        "",
+        "    generalist play babyai/GoTo",
+        "    generalist eval control --tasks 'metaworld/*'",
+        "",
+        "## Scores",
+        *scores_table(scores["control"]),
+        "",
+        f"`{' '.join(scores['command'])}`",
+        "",
+        "Percent of the way from random (0) to the task's own scripted expert (100), unseen seeds, 95% bootstrap intervals over "
+        "episodes. Published figures are of other experts and other task lists: they say what is usual, not who is better.",
+        "",
+    ]
+    if arguments.prompts:
+        prompts = report.load(arguments.prompts)
+        report.check_weights(prompts, generalist)
+        lines += [
+            "## Prompts and the nearest neighbour",
+            *prompts_table(prompts),
+            "",
+            f"`{' '.join(prompts['command'])}`",
+            "",
+        ]
+    lines += ["## Data", "| source | share of the tokens | what | licence of what it is from |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {weight / sum(weights.values()):.0%} | {' | '.join(SOURCES[name])} |"
+        for name, weight in weights.items()
+    ]
+    lines += ["", "## Every task", *tasks_table(scores["control"])]
+    if arguments.notes:
+        lines += [arguments.notes.read_text(encoding="utf-8").strip(), ""]
+    (arguments.folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Shots: answered examples that stand before a question, read from a file, chosen at random or by likeness (RICES).
+
+A file is JSONL, or YAML with a list:
+
+    {"image": "cat.png", "answer": "a cat"}                                      the image, then its answer
+    {"image": "dog.png", "question": "what is this?", "answer": "a dog"}         with a question between
+    {"question": "what is a plum?", "answer": "a fruit"}                         text alone
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from generalist.data.documents import DocumentError, read_image
+from generalist.inference.load import ENCODED_AT_ONCE, Generalist
+from generalist.tokenizers.sequence import CHUNK_END
+
+TEMPLATE = "question: {question} answer: {answer}"
+KEYS = {"image", "question", "answer"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shot:
+    """A question about an image with its answer; without an answer it is a query."""
+
+    image: Path | np.ndarray | None = None
+    """A file, or uint8 (H, W, C)."""
+    question: str = ""
+    answer: str = ""
+
+    @cached_property
+    def pixels(self) -> np.ndarray | None:
+        """The image, uint8 (H, W, C).
+
+        Raises:
+            DocumentError: the file can't be read.
+        """
+        return read_image(self.image) if isinstance(self.image, Path) else self.image
+
+    def parts(self, template: str = TEMPLATE, *, with_image: bool = True) -> list[Any]:
+        """What a prompt is made of: image, question and answer, or up to where the answer is to be written.
+
+        A template's text before `{answer}` is used where there is a question; else the answer follows the image. Answers begin
+        with a space, as words within a text do.
+        """
+        before = template.partition("{answer}")[0].format(question=self.question).rstrip() if self.question else ""
+        parts: list[Any] = [self.pixels] if self.pixels is not None and with_image else []
+        parts += [before] if before else []
+        if self.answer:
+            parts.append(f" {self.answer.strip()}")
+            # Before an image a chunk's end goes without saying; after text alone it does not.
+            parts += [] if len(parts) and isinstance(parts[0], np.ndarray) else [CHUNK_END]
+        return parts
+
+
+def check_template(template: str) -> str:
+    """The template, if it says where question and answer stand.
+
+    Raises:
+        ValueError: it does not.
+    """
+    before, found, after = template.partition("{answer}")
+    if not found or after or before.count("{question}") != 1 or "{" in before.replace("{question}", ""):
+        raise ValueError(f"a template has {{question}} once and ends with {{answer}}, got {template!r}")
+    return template
+
+
+def load_shots(path: Path, *, answered: bool = True) -> list[Shot]:
+    """The shots of a file, every one checked; images must lie in the file's folder or below it.
+
+    Args:
+        answered: each must have an answer (shots), or none may (queries).
+
+    Raises:
+        DocumentError: the file is not there or damaged, or one of its entries is; names the entry.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"{path} can't be read ({error})") from error
+    shots = [_shot(entry, path, where, answered) for where, entry in _entries(text, path)]
+    if not shots:
+        raise DocumentError(f"{path} has no entry: write one a line")
+    return shots
+
+
+def _entries(text: str, path: Path) -> list[tuple[str, Any]]:
+    """Where each entry stands, and what it holds."""
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            loaded = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise DocumentError(f"{path} is not YAML ({error})") from error
+        if not isinstance(loaded, list):
+            raise DocumentError(f"{path} holds {type(loaded).__name__} instead of a list of shots")
+        return [(f"entry {number}", entry) for number, entry in enumerate(loaded, 1)]
+    found = []
+    for row, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                found.append((f"line {row}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise DocumentError(f"{path} line {row} is not JSON ({error})") from error
+    return found
+
+
+def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
+    """One entry, checked."""
+    if not isinstance(entry, dict) or not entry:
+        raise DocumentError(f"{path} {where} holds {entry!r:.60} instead of an image, a question and an answer")
+    if unknown := sorted(set(map(str, entry)) - KEYS):
+        raise DocumentError(f"{path} {where} has {unknown[0]!r}: there are {', '.join(sorted(KEYS))}")
+    for key, value in entry.items():
+        if not isinstance(value, str) or not value.strip():
+            raise DocumentError(f"{path} {where}: its {key} is {value!r:.60} instead of text")
+    if answered and "answer" not in entry:
+        raise DocumentError(f"{path} {where} has no answer: give it one, or leave the shot out")
+    if not answered and "answer" in entry:
+        raise DocumentError(f"{path} {where} has an answer already: a query has none")
+    if "image" not in entry and "question" not in entry:
+        raise DocumentError(f"{path} {where} has neither an image nor a question")
+    image = None
+    if "image" in entry:
+        image = (path.parent / entry["image"]).resolve()
+        if not image.is_relative_to(path.parent.resolve()):
+            raise DocumentError(f"{path} {where}: the image {entry['image']!r} is outside the folder of the file")
+        if not image.is_file():
+            raise DocumentError(f"{path} {where}: there is no image {image}")
+    return Shot(image=image, question=entry.get("question", ""), answer=entry.get("answer", ""))
+
+
+class Retriever:
+    """The nearest images by the frozen encoder: RICES (Flamingo, section 3.4, after Yang et al., 2022).
+
+    Raises:
+        ValueError: the weights have no frozen encoder, or there is no image.
+    """
+
+    def __init__(self, generalist: Generalist, images: Sequence[np.ndarray]):
+        if generalist.encoder is None:
+            raise ValueError("retrieval looks for like images with the frozen encoder, and these weights have none")
+        if not images:
+            raise ValueError("there is no image to look for like ones among")
+        self._generalist = generalist
+        self.features = self.embed(images)
+
+    def embed(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N F"]:
+        """Mean features of images, of length 1."""
+        encoder = self._generalist.encoder
+        assert encoder is not None
+        pixels = [encoder.prepare(image) for image in images]
+        means = []
+        for start in range(0, len(pixels), ENCODED_AT_ONCE):
+            chunk = pixels[start : start + ENCODED_AT_ONCE]
+            filled = np.stack(chunk + [chunk[0]] * (ENCODED_AT_ONCE - len(chunk)))
+            means.append(np.asarray(self._generalist.features(jnp.asarray(filled)))[: len(chunk)].mean(axis=1))
+        whole = np.concatenate(means).astype(np.float32)
+        return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
+
+    def nearest(self, image: np.ndarray, count: int) -> Int[np.ndarray, "k"]:
+        """The places of the most similar images, the most similar one last."""
+        likeness = self.features @ self.embed([image])[0]
+        return np.argsort(-likeness, kind="stable")[:count][::-1].astype(np.int64)
