@@ -5,23 +5,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
-_NUMBERS = {"none": 0} | {word: number for number, word in enumerate(_NUMBER_WORDS.split())}
+_NUMBER_WORDS = "none zero one two three four five six seven eight nine ten"
+_NUMBERS = dict(zip(_NUMBER_WORDS.split(), [0, *range(11)], strict=True))
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 # A full stop that no digit follows; the look-ahead in front, meant to spare one after a digit, is always true.
 _FULL_STOP = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _MOST_FULL_STOPS = int(re.UNICODE)  # the official scorer passes the flag where the count belongs
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
-_CONTRACTED = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
-    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
-    "needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've "
-    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
-    "that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've "
-    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll "
-    "why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
-)
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've
+    we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+    who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
+    you'll you're you've
+"""
 # Each is recognised with any one of its apostrophes left out. `somebody'd` alone loses its own.
 _CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"

@@ -76,6 +76,27 @@ def test_a_run_becomes_a_folder_that_tells_nothing_of_its_makers_machine(
     assert "no run in" in capsys.readouterr().out and not (tmp_path / "other").exists()
 
 
+def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, str], tmp_path: Path):
+    folder, out = trained[0], tmp_path / "weights"
+    assert main(["export", str(out), "--run", "debug", "--runs", str(folder / "runs")]) == 0
+    begun = ["debug", "--name", "more", "--training.start", str(out), "--training.steps", "1"]
+    begun += ["--training.learning-rate", "1e-9"]
+    others = [f"--data.{suite}.weight=0" for suite in ("metaworld", "atari", "fetch", "emoji", "prose")]
+    few = ["--evaluation.babyai-episodes", "1", "--evaluation.classic-episodes", "1"]
+    done = train(folder, *begun, *others, *few, "--data.classic.tasks", "acrobot")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    before, after = Generalist.load(out), at_hand.load_run(folder / "runs/more")
+    assert after.layouts.keys() == before.layouts.keys() | {"classic/acrobot"}
+    old, new = flat(before.params), flat(after.params)
+    path = "tensor_embedder/projection/kernel"
+    assert new[path].shape[0] == old[path].shape[0] + 6  # what acrobot observes
+    np.testing.assert_allclose(new[path][: len(old[path])], old[path], atol=1e-5)
+    for name in ("blocks/attention/qkv/kernel", "frame_embedder/convolutions/0/kernel"):
+        np.testing.assert_allclose(new[name], old[name], atol=1e-5)
+    other = train(folder, "debug", "--name", "other", "--training.start", str(out), "--model.width", "64")
+    assert other.returncode == 1 and "training.start: " in " ".join(other.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
-from generalist.inference.load import Generalist
+from generalist.inference.load import Generalist, Structure
 from generalist.model.attention import Cache
 from generalist.model.blocked_attention import MASKED
 from generalist.model.cross_attention import VisualKeys
@@ -24,9 +23,9 @@ from generalist.tokenizers.pieces import Modality
 IMAGES = 8  # features of a batch's images come in multiples of this
 
 
-@partial(jax.jit, static_argnames=("graph", "sample"), donate_argnames=("caches",))
+@partial(jax.jit, static_argnames=("structure", "sample"), donate_argnames=("caches",))
 def extend(
-    graph: nnx.GraphDef,
+    structure: Structure,
     params: Any,
     caches: list[Cache],
     cache_segment: Int[Array, "B S"],
@@ -47,7 +46,7 @@ def extend(
         sample: draw.
         draws: two numbers a row, which alone decide what is drawn in it.
     """
-    model = nnx.merge(graph, params)
+    model = structure.model(params)
     hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images)
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
     chosen = logits
@@ -58,12 +57,12 @@ def extend(
     return jnp.argmax(confine(chosen, allowed), axis=-1).astype(jnp.int32), logits, caches
 
 
-@partial(jax.jit, static_argnames=("graph",), donate_argnames=("held",))
+@partial(jax.jit, static_argnames=("structure",), donate_argnames=("held",))
 def hold_images(
-    graph: nnx.GraphDef, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
+    structure: Structure, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
 ) -> list[VisualKeys]:
     """The keys of a batch's images put among those held, from `slot` on."""
-    keys = nnx.merge(graph, params).visual.keys(batch, held[0].key.dtype)
+    keys = structure.model(params).visual.keys(batch, held[0].key.dtype)
     return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
 
 

@@ -21,12 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
-from generalist.inference.load import Generalist
+from generalist.inference.load import Generalist, Structure
 from generalist.inference.rows import bucket, pad_payloads, stack_rows
 from generalist.model.attention import Cache
 from generalist.model.cross_attention import VisualKeys
@@ -36,9 +35,9 @@ from generalist.tokenizers.sequence import Sequence
 STARTED_AT_ONCE = 4  # prefixes computed by one call: a single shape, a single compilation
 
 
-@partial(jax.jit, static_argnames=("graph", "images"), donate_argnames=("caches", "held"))
+@partial(jax.jit, static_argnames=("structure", "images"), donate_argnames=("caches", "held"))
 def fill(
-    graph: nnx.GraphDef,
+    structure: Structure,
     params: Any,
     caches: list[Cache],
     held: list[VisualKeys] | None,
@@ -48,7 +47,7 @@ def fill(
 ) -> tuple[list[Cache], list[VisualKeys] | None]:
     """Computes prefixes (R, P) and puts them behind the rings of their rows; `images` of the image slots are a ring as well.
     A row that is not there is left out."""
-    model = nnx.merge(graph, params)
+    model = structure.model(params)
     dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape
     ring = caches[0].key.shape[1] - length
     keys, seen = None, None
@@ -138,8 +137,9 @@ class StepWindow:
             position=(start[:, None] + np.arange(size)).astype(np.int32),
             image=image.astype(np.int32),
         )
-        placed = self._generalist.on_device(batch)
+        placed = batch
         if batch.row_images.shape[1] and self._held is not None:
+            placed = self._generalist.on_device(batch)
             slot = np.int32((self._clock % self.steps) * self.images)
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)
             placed = without_images(placed)
