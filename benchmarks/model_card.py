@@ -82,6 +82,13 @@ def tasks_table(control: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def command(results: Mapping[str, Any]) -> str:
+    """What gives these numbers again; without the tasks, which are all that the weights know."""
+    words = list(results["command"])
+    first, last = words.index("--tasks"), words.index("--agents")
+    return f"`{' '.join(words[:first] + words[last:])}`"
+
+
 def main() -> None:
     """Writes README.md into the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +119,7 @@ def main() -> None:
         "## Scores",
         *scores_table(scores["control"]),
         "",
-        f"`{' '.join(scores['command'])}`",
+        command(scores),
         "",
         "Percent of the way from random (0) to the task's own scripted expert (100), unseen seeds, 95% bootstrap intervals over "
         "episodes. Published figures are of other experts and other task lists: they say what is usual, not who is better.",
@@ -125,7 +132,7 @@ def main() -> None:
             "## Prompts and the nearest neighbour",
             *prompts_table(prompts),
             "",
-            f"`{' '.join(prompts['command'])}`",
+            command(prompts),
             "",
         ]
     lines += ["## Data", "| source | share of the tokens | what | licence of what it is from |", "|---|---|---|---|"]

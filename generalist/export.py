@@ -54,7 +54,7 @@ def without_places(generalist: "Generalist") -> "Generalist":
     """The same with the default folders in its settings: where its maker kept data and runs helps nobody else."""
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder)
-    training = dataclasses.replace(config.training, checkpoints="")
+    training = dataclasses.replace(config.training, checkpoints="", start="")
     config = dataclasses.replace(config, runs=Path("runs"), data=data, training=training)
     tokenizers = dataclasses.replace(generalist.tokenizers, config=config)
     return dataclasses.replace(generalist, config=config, tokenizers=tokenizers)
