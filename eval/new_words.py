@@ -125,7 +125,11 @@ def evaluate_new_words(
         seeing = dataclasses.replace(generalist, tokenizers=dataclasses.replace(generalist.tokenizers, visual=store))
         features = Features(store)
         cells = [(way, shot) for way in ways for shot in shots]
-        bar = progress.add_task("new words", total=len(cells) * count * len(get_args(Shown))) if progress else None
+        bar = (
+            progress.add_task("new words", total=count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells))
+            if progress
+            else None
+        )
         results: dict[str, Any] = {"questions": count, "seed": SEED, "cells": []}
         for way, shot in cells:
             asked = questions(way, shot, count)
