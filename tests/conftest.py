@@ -1,6 +1,10 @@
-"""Strict mode for every test: eight simulated devices, no silent rank promotion, shapes and types checked."""
+"""Strict mode for every test: eight simulated devices, no silent rank promotion, shapes and types checked; tiny models."""
 
+import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 # Both before jax is imported: the number of devices is fixed when it starts.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -8,8 +12,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import gymnasium as gym
 import jax
 import jaxtyping
+import numpy as np
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -17,3 +24,52 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(
     ["generalist.data", "generalist.inference", "generalist.model", "generalist.training"], "beartype.beartype"
 )
+
+LAYOUT = "classic/test"
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """Makes a `Generalist` with random weights that reads images in the given way."""
+    return model
+
+
+@functools.cache
+def model(images: str = "frame") -> Any:
+    """Random weights, larger than at initialisation, so that the choices depend on what was seen; gates are open."""
+    from flax import nnx
+
+    from generalist.inference.load import Generalist  # only after the hook above
+    from generalist.model.config import VisionConfig
+    from generalist.model.transformer import create
+    from generalist.presets import debug
+    from generalist.run import Tokenizers
+    from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+    from generalist.tokenizers.text import TextTokenizer
+    from generalist.vision.load import load_encoder
+
+    base = debug()
+    shape = base.model
+    if "encoder" in images:
+        vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
+        shape = dataclasses.replace(shape, vision=vision)
+    tokens = dataclasses.replace(base.tokens, documents=images)
+    config = dataclasses.replace(base, tokens=tokens, model=shape)
+    text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
+    settings = {"vocabulary": tokens.vocabulary(), "text": text}
+    observation = SpaceTokenizer.from_space(gym.spaces.Box(-np.inf, np.inf, (3,)), tensors="projected", **settings)
+    layout = TaskLayout(LAYOUT, observation, SpaceTokenizer.from_space(gym.spaces.Discrete(5), **settings))
+    encoder = load_encoder(shape.vision.encoder, shape.vision.size)
+    tokenizers = Tokenizers(
+        config=config,
+        text=text,
+        layouts={LAYOUT: layout},
+        projection_width=3,
+        visual=encoder,
+        channels=encoder.channels if encoder is not None else 0,
+    )
+    graph, params = nnx.split(create(tokenizers.model_spec(), 1), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
+    if encoder is not None:
+        params["visual"]["gated"]["attention_gate"] += 1.0
+    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)

@@ -1,8 +1,23 @@
-"""VQA accuracy: what the official scorer's code gives, worked out by hand from its published rules."""
+"""VQA accuracy is the official scorer's (tests/fixtures/make_vqa.py); its newest version's rules, worked out by hand."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from generalist.eval.vqa import normalized, vqa_accuracy
+
+STORED = json.loads((Path(__file__).parents[1] / "fixtures" / "vqa.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("answer", "expected"), STORED["normalized"])
+def test_normalisation_is_the_official_scorers(answer: str, expected: str):
+    assert normalized(answer) == expected
+
+
+@pytest.mark.parametrize(("answer", "human", "percent"), STORED["accuracies"])
+def test_accuracy_is_the_official_scorers(answer: str, human: list[str], percent: float):
+    assert 100 * vqa_accuracy(answer, human) == pytest.approx(percent, abs=1e-6)
 
 
 @pytest.mark.parametrize(

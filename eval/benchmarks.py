@@ -1,0 +1,395 @@
+"""Benchmarks of images and text, read from local folders as they are published: shots come from the training split, queries from
+the validation split.
+
+Nothing in a file is trusted: an error names the file and the entry, and images must lie in the folder. Of large splits a part is
+taken, always the same one; only its images need to be there.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from generalist.data.documents import DocumentError
+
+Kind = Literal["caption", "vqa", "classify"]
+Metric = Literal["cider", "vqa", "exact", "accuracy", "auc"]
+"""VQA accuracy needs the answers of several people; `exact` asks for any of the answers, both sides normalised."""
+Split = Literal["train", "val"]
+
+PEOPLE = 4  # answers from which on VQA accuracy can be 100%
+CAPTION, ANSWER = "Output: {answer}", "Question: {question} Answer: {answer}"
+MEME = "is an image with: '{question}' written on it. Is it hateful? Answer: {answer}"
+_TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A question about an image, with its answers."""
+
+    image: Path
+    answers: tuple[str, ...]
+    """An image's captions, several people's answers, or the name of its class."""
+    question: str = ""
+    where: str
+    """File and entry."""
+
+    @property
+    def shown(self) -> str:
+        """The answer it has as a shot: the most frequent one, the first of several."""
+        return Counter(self.answers).most_common(1)[0][0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What is asked, with what."""
+
+    name: str
+    kind: Kind
+    metric: Metric
+    supports: list[Example]
+    """What shots are taken from."""
+    queries: list[Example]
+    classes: tuple[str, ...] = ()
+    """What there is to choose among; where the metric is `auc`, the last one is what is looked for."""
+    template: str
+    tokens: int
+    """Ids of an answer at most (Flamingo, appendix B)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one is published."""
+
+    files: str
+    """What must lie in the folder."""
+    read: Callable[[Path, Split], Iterator[Example]]
+    kind: Kind
+    metric: Metric
+    template: str
+    tokens: int = 5
+    classes: Callable[[Path], tuple[str, ...]] | None = None
+
+
+def read_benchmark(
+    name: str, folder: Path, *, supports: int = 2048, queries: int = 1000, kind: Kind | None = None, seed: int = 0
+) -> Benchmark:
+    """A benchmark by its name in `LAYOUTS`.
+
+    Args:
+        supports, queries: how many are taken at most, 0: all.
+        kind: of `jsonl` alone; None: `vqa` if there are questions, else `caption`.
+        seed: decides which are taken.
+
+    Raises:
+        DocumentError: a file or an image is not there or damaged; names it, the entry and the remedy.
+        ValueError: there is no such benchmark, or its kind is not yours to say.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"there is no benchmark {name!r}: there are {', '.join(LAYOUTS)}")
+    layout, folder = LAYOUTS[name], Path(folder)
+    if not folder.is_dir():
+        raise DocumentError(f"there is no folder {folder}: {name} is read from {layout.files}")
+    if kind is not None and name != "jsonl":
+        raise ValueError(f"{name} is of the kind {layout.kind}: leave out its kind, which is for jsonl")
+    wanted: dict[Split, int] = {"train": supports, "val": queries}
+    given = {
+        split: _part(list(layout.read(folder, split)), count, folder, f"{name} {split}", seed)
+        for split, count in wanted.items()
+    }
+    classes = layout.classes(folder) if layout.classes else ()
+    if name == "jsonl":
+        layout, classes = _kind_of(layout, kind, given["train"], given["val"])
+    return Benchmark(
+        name=name,
+        kind=layout.kind,
+        metric=layout.metric,
+        supports=given["train"],
+        queries=given["val"],
+        classes=classes,
+        template=layout.template,
+        tokens=layout.tokens,
+    )
+
+
+def _part(examples: list[Example], count: int, folder: Path, name: str, seed: int) -> list[Example]:
+    """As many as are wanted, in their order, with their images checked."""
+    if not examples:
+        raise DocumentError(f"{folder} has no entry of {name}")
+    if count < 0:
+        raise ValueError(f"the number of examples must be at least 0 (all), got {count}")
+    if count and count < len(examples):
+        taken = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
+        examples = [examples[int(one)] for one in taken]
+    root, checked = folder.resolve(), []
+    for example in examples:
+        try:
+            image = example.image.resolve()
+            inside, found = image.is_relative_to(root), image.is_file()
+        except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, links in a ring
+            raise DocumentError(f"{example.where}: {str(example.image)!r:.80} is no file's name ({error})") from error
+        if not inside:
+            raise DocumentError(f"{example.where}: the image {example.image} is outside {folder}: put it inside")
+        if not found:
+            raise DocumentError(f"{example.where}: there is no image {image}: put it there, or take the entry out")
+        checked.append(dataclasses.replace(example, image=image))
+    return checked
+
+
+def _kind_of(
+    layout: Layout, kind: Kind | None, supports: list[Example], queries: list[Example]
+) -> tuple[Layout, tuple[str, ...]]:
+    """What the entries of a JSONL file are, and their classes."""
+    asked = [example for example in (*supports, *queries) if example.question]
+    if kind == "classify":
+        classes = sorted({answer for example in (*supports, *queries) for answer in example.answers})
+        template = ANSWER if asked else CAPTION
+        return dataclasses.replace(layout, kind=kind, metric="accuracy", template=template), tuple(classes)
+    if kind == "caption" or (kind is None and not asked):
+        return dataclasses.replace(layout, kind="caption", metric="cider", template=CAPTION, tokens=20), ()
+    silent = next((example for example in (*supports, *queries) if not example.question), None)
+    if silent is not None:
+        raise DocumentError(f"{silent.where} has no question, but others do: give all of them one, or none")
+    few = any(len(query.answers) < PEOPLE for query in queries)
+    return dataclasses.replace(layout, kind="vqa", metric="exact" if few else "vqa", template=ANSWER), ()
+
+
+# ---- what files hold
+
+
+def _load(path: Path) -> Any:
+    """A JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DocumentError(f"there is no {path}: put it there as it is published (docs/prompts.md)") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise DocumentError(f"{path} is not JSON that can be read ({error}): get it again") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each entry of a JSONL file stands, and what it holds."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DocumentError(f"there is no {path}: put it there (docs/prompts.md)") from error
+    except (ValueError, OSError) as error:
+        raise DocumentError(f"{path} can't be read ({error})") from error
+    for row, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield f"{path} line {row}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DocumentError(f"{path} line {row} is not JSON ({error})") from error
+
+
+def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
+    """A field of an entry; texts are not empty."""
+    if not isinstance(entry, dict):
+        raise DocumentError(f"{where} holds {entry!r:.60} instead of an object")
+    value = entry.get(key)
+    if not isinstance(value, wanted) or isinstance(value, bool) or value == "":
+        raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of {_TYPES[wanted]}")
+    if isinstance(value, str):
+        _whole(value, key, where)
+    return value
+
+
+def _whole(text: str, key: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(f"{where}: its {key} {text!r:.60} has half a character: write it whole") from error
+
+
+def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
+    """A list of texts with at least one in it."""
+    values = _get(entry, key, list, where)
+    if not values or not all(isinstance(value, str) and value.strip() for value in values):
+        raise DocumentError(f"{where}: its {key} are {values!r:.60} instead of texts, at least one")
+    for value in values:
+        _whole(value, key, where)
+    return tuple(values)
+
+
+def _first(folder: Path, *names: str) -> Path:
+    """The first of several places that is there."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise DocumentError(f"{folder} has none of {', '.join(names)}: put it there as it is published (docs/prompts.md)")
+
+
+# ---- the layouts
+
+
+def _coco(folder: Path, split: Split) -> Iterator[Example]:
+    path = _first(folder, *(f"annotations/captions_{split}{year}.json" for year in (2014, 2017)))
+    images = _first(folder, path.stem.removeprefix("captions_"), f"images/{path.stem.removeprefix('captions_')}")
+    whole, captions = _load(path), {}
+    for number, entry in enumerate(_get(whole, "annotations", list, str(path)), 1):
+        where = f"{path} annotation {number}"
+        captions.setdefault(_get(entry, "image_id", int, where), []).append(_get(entry, "caption", str, where))
+    for number, entry in enumerate(_get(whole, "images", list, str(path)), 1):
+        where = f"{path} image {number}"
+        name, known = _get(entry, "file_name", str, where), captions.get(_get(entry, "id", int, where))
+        if known is None:
+            raise DocumentError(f"{where} has no caption: get the file again")
+        yield Example(image=images / name, answers=tuple(known), where=where)
+
+
+def _karpathy(file: str, *folders: str) -> Callable[[Path, Split], Iterator[Example]]:
+    """The splits of Karpathy and Fei-Fei (2015), where `restval` belongs to the training split."""
+
+    def read(folder: Path, split: Split) -> Iterator[Example]:
+        path, images = folder / file, _first(folder, *folders)
+        wanted = ("train", "restval") if split == "train" else ("val",)
+        for number, entry in enumerate(_get(_load(path), "images", list, str(path)), 1):
+            where = f"{path} image {number}"
+            if _get(entry, "split", str, where) in wanted:
+                sentences = _get(entry, "sentences", list, where)
+                captions = tuple(_get(one, "raw", str, where) for one in sentences)
+                if not captions:
+                    raise DocumentError(f"{where} has no sentence: get the file again")
+                inner = _get(entry, "filepath", str, where) if "filepath" in entry else ""
+                yield Example(image=images / inner / _get(entry, "filename", str, where), answers=captions, where=where)
+
+    return read
+
+
+def _vqa(prefix: str) -> Callable[[Path, Split], Iterator[Example]]:
+    def read(folder: Path, split: Split) -> Iterator[Example]:
+        path = folder / f"{prefix}OpenEnded_mscoco_{split}2014_questions.json"
+        own = folder / f"{prefix}mscoco_{split}2014_annotations.json"
+        images = _first(folder, f"{split}2014", f"images/{split}2014")
+        answers = {}
+        for number, entry in enumerate(_get(_load(own), "annotations", list, str(own)), 1):
+            where = f"{own} annotation {number}"
+            given = tuple(_get(one, "answer", str, where) for one in _get(entry, "answers", list, where))
+            answers[_get(entry, "question_id", int, where)] = given
+        for number, entry in enumerate(_get(_load(path), "questions", list, str(path)), 1):
+            where = f"{path} question {number}"
+            if not (known := answers.get(_get(entry, "question_id", int, where))):
+                raise DocumentError(f"{where} has no answer in {own.name}: get both files of the same version")
+            image = images / f"COCO_{split}2014_{_get(entry, 'image_id', int, where):012d}.jpg"
+            yield Example(image=image, answers=known, question=_get(entry, "question", str, where), where=where)
+
+    return read
+
+
+def _textvqa(folder: Path, split: Split) -> Iterator[Example]:
+    path = folder / f"TextVQA_0.5.1_{split}.json"
+    for number, entry in enumerate(_get(_load(path), "data", list, str(path)), 1):
+        where = f"{path} entry {number}"
+        image = folder / "train_images" / f"{_get(entry, 'image_id', str, where)}.jpg"  # both splits' images lie there
+        question = _get(entry, "question", str, where)
+        yield Example(image=image, answers=_texts(entry, "answers", where), question=question, where=where)
+
+
+def _hateful(folder: Path, split: Split) -> Iterator[Example]:
+    path = folder / "train.jsonl" if split == "train" else _first(folder, "dev_seen.jsonl", "dev.jsonl")
+    for where, entry in _lines(path):
+        label = _get(entry, "label", int, where)
+        if label not in (0, 1):
+            raise DocumentError(f"{where}: its label is {label} instead of 0 or 1")
+        image, text = folder / _get(entry, "img", str, where), _get(entry, "text", str, where)
+        yield Example(image=image, answers=(("no", "yes")[label],), question=text, where=where)
+
+
+def _synsets(folder: Path) -> dict[str, str]:
+    """The first name of each synset; where two have the same (such as crane), their other names as well."""
+    path, names = folder / "LOC_synset_mapping.txt", {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DocumentError(f"{path} can't be read ({error}): put it there as it is published") from error
+    for row, line in enumerate(filter(str.strip, lines), 1):
+        synset, _, name = line.partition(" ")
+        if not name.strip():
+            raise DocumentError(f"{path} line {row} is {line!r:.60} instead of a synset and its names")
+        names[synset] = name.strip()
+    short = {synset: name.split(",")[0] for synset, name in names.items()}
+    counts = Counter(short.values())
+    return {synset: one if counts[one] == 1 else names[synset] for synset, one in short.items()}
+
+
+def _imagenet(folder: Path, split: Split) -> Iterator[Example]:
+    names = _synsets(folder)
+    images = _first(folder, f"ILSVRC/Data/CLS-LOC/{split}", split)
+    solution = folder / "LOC_val_solution.csv"
+    if split == "val" and solution.is_file():  # its images lie side by side
+        for row, line in enumerate(solution.read_text(encoding="utf-8", errors="replace").splitlines()[1:], 2):
+            where = f"{solution} line {row}"
+            stem, _, prediction = line.partition(",")
+            synset = prediction.split(" ")[0]
+            if synset not in names:
+                raise DocumentError(f"{where} names {synset!r:.40}, which is not in LOC_synset_mapping.txt")
+            yield Example(image=images / f"{stem}.JPEG", answers=(names[synset],), where=where)
+        return
+    for inner in sorted(path for path in images.iterdir() if path.is_dir()):
+        if inner.name not in names:
+            raise DocumentError(f"the folder {inner} is not in LOC_synset_mapping.txt: take it out")
+        for image in sorted(inner.iterdir()):
+            yield Example(image=image, answers=(names[inner.name],), where=str(image))
+
+
+def _jsonl(folder: Path, split: Split) -> Iterator[Example]:
+    for where, entry in _lines(folder / f"{split}.jsonl"):
+        image = folder / _get(entry, "image", str, where)
+        question = _get(entry, "question", str, where) if "question" in entry else ""
+        if unknown := sorted(set(entry) - {"image", "question", "answer", "answers"}):
+            raise DocumentError(f"{where} has {unknown[0]!r}: there are image, question, answers (or answer)")
+        answers = _texts(entry, "answers", where) if "answers" in entry else (_get(entry, "answer", str, where),)
+        yield Example(image=image, answers=answers, question=question, where=where)
+
+
+def _captioning(files: str, read: Callable[[Path, Split], Iterator[Example]]) -> Layout:
+    return Layout(files=files, read=read, kind="caption", metric="cider", template=CAPTION, tokens=20)
+
+
+def _answering(files: str, read: Callable[[Path, Split], Iterator[Example]], tokens: int = 5) -> Layout:
+    return Layout(files=files, read=read, kind="vqa", metric="vqa", template=ANSWER, tokens=tokens)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "coco": _captioning("annotations/captions_{train,val}{2014,2017}.json and {train,val}{2014,2017}/", _coco),
+    "coco-karpathy": _captioning(
+        "dataset_coco.json (Karpathy's) and {train,val}2014/", _karpathy("dataset_coco.json", "images", ".")
+    ),
+    "flickr30k": _captioning(
+        "dataset_flickr30k.json (Karpathy's) and flickr30k-images/",
+        _karpathy("dataset_flickr30k.json", "flickr30k-images", "flickr30k_images", "images", "."),
+    ),
+    "vqav2": _answering(
+        "v2_OpenEnded_mscoco_{train,val}2014_questions.json, v2_mscoco_{train,val}2014_annotations.json, {train,val}2014/",
+        _vqa("v2_"),
+    ),
+    "okvqa": _answering(
+        "OpenEnded_mscoco_{train,val}2014_questions.json, mscoco_{train,val}2014_annotations.json, {train,val}2014/",
+        _vqa(""),
+    ),
+    "textvqa": _answering(
+        "TextVQA_0.5.1_{train,val}.json and train_images/ (which has both splits' images)", _textvqa, tokens=10
+    ),
+    "hateful-memes": Layout(
+        files="train.jsonl, dev_seen.jsonl (or dev.jsonl) and img/",
+        read=_hateful,
+        kind="classify",
+        metric="auc",
+        template=MEME,
+        classes=lambda folder: ("no", "yes"),
+    ),
+    "imagenet": Layout(
+        files="LOC_synset_mapping.txt, {train,val}/SYNSET/*.JPEG; or ILSVRC/Data/CLS-LOC/ with LOC_val_solution.csv",
+        read=_imagenet,
+        kind="classify",
+        metric="accuracy",
+        template=CAPTION,
+        classes=lambda folder: tuple(dict.fromkeys(_synsets(folder).values())),
+    ),
+    "jsonl": _answering("train.jsonl and val.jsonl: image, answers (or answer) and perhaps question a line", _jsonl),
+}
