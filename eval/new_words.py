@@ -23,12 +23,13 @@ from generalist.data.emoji import drawings, variant
 from generalist.data.fewshot import Instance, classes, draw_instances, made_up_names
 from generalist.eval.scores import proportion
 from generalist.inference.load import Generalist
-from generalist.inference.prompt import rank
+from generalist.inference.prompt import check_room, rank
 from generalist.vision.features import FeatureStore
 
 SEED = 0
 VARIANTS = 10
 ASKED_AT_ONCE = 16
+NAMES = 100  # that classes may have
 POOL = 8  # images a class that RICES looks among
 WAYS, SHOTS = (2, 5), (0, 1, 2, 4, 8)
 
@@ -58,10 +59,20 @@ class Question:
         return [self.pool[int(one)] for one in np.argsort(-likeness, kind="stable")[: len(self.shots)][::-1]]
 
 
-def questions(ways: int, shots: int, count: int) -> list[Question]:
-    """The same ones on every machine."""
+def short_names(generalist: Generalist) -> tuple[str, ...]:
+    """The held-out names of the fewest pieces of text, so that many shots fit into a prompt."""
+    encode = generalist.tokenizers.text.encode
+    return tuple(sorted(made_up_names("heldout"), key=lambda name: (len(encode(name)), name))[:NAMES])
+
+
+def questions(ways: int, shots: int, count: int, names: Sequence[str]) -> list[Question]:
+    """The same ones on every machine.
+
+    Args:
+        names: what classes may be called.
+    """
     rng = np.random.default_rng([SEED, ways, shots])
-    pool, names = classes("names"), made_up_names("heldout")
+    pool = classes("names")
     things, asked = list(pool), []
     for _ in range(count):
         chosen = [things[int(one)] for one in rng.choice(len(things), ways, replace=False)]
@@ -113,7 +124,7 @@ def evaluate_new_words(
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
-        ValueError: the weights have no frozen encoder.
+        ValueError: the weights have no frozen encoder, or their context has no room for so many shots.
     """
     if generalist.encoder is None:
         raise ValueError("the nearest neighbour and RICES need the frozen encoder, and these weights have none")
@@ -124,7 +135,10 @@ def evaluate_new_words(
         store.ensure(images, len(held) * VARIANTS, console)
         seeing = dataclasses.replace(generalist, tokenizers=dataclasses.replace(generalist.tokenizers, visual=store))
         features = Features(store)
+        names = short_names(generalist)
         cells = [(way, shot) for way in ways for shot in shots]
+        for way, shot in cells:  # before anything is computed
+            check_room(generalist, longest(generalist, way, shot, names))
         bar = (
             progress.add_task("new words", total=count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells))
             if progress
@@ -132,7 +146,7 @@ def evaluate_new_words(
         )
         results: dict[str, Any] = {"questions": count, "seed": SEED, "cells": []}
         for way, shot in cells:
-            asked = questions(way, shot, count)
+            asked = questions(way, shot, count, names)
             cell: dict[str, Any] = {"ways": way, "shots": shot, "chance": 100.0 / way}
             nearest = [
                 one.shots[int(features.likeness(one.query, [instance for _, instance in one.shots]).argmax())][0]
@@ -149,6 +163,14 @@ def evaluate_new_words(
                     cell[name] = _accuracy(_answers(seeing, asked, shown, features, progress, bar), asked)
             results["cells"].append(cell)
     return results
+
+
+def longest(generalist: Generalist, ways: int, shots: int, names: Sequence[str]) -> int:
+    """Positions that a prompt takes at most, with the name that answers it."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    name = max(names, key=lambda one: len(generalist.tokenizers.text.encode(one)))
+    parts: list[Any] = [image, name] * (ways * shots + 1)
+    return len(generalist.assembler.document(parts, is_open=True))
 
 
 def _answers(
