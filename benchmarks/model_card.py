@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from generalist.envs.task import tasks
 from generalist.eval import report
 from generalist.eval.scores import Estimate
 from generalist.inference.load import Generalist
@@ -83,10 +84,11 @@ def tasks_table(control: Mapping[str, Any]) -> list[str]:
 
 
 def command(results: Mapping[str, Any]) -> str:
-    """What gives these numbers again; without the tasks, which are all that the weights know."""
+    """What gives these numbers again; without the tasks where they are all that there are."""
     words = list(results["command"])
     first, last = words.index("--tasks"), words.index("--agents")
-    return f"`{' '.join(words[:first] + words[last:])}`"
+    kept = words[:first] if last - first - 1 == len(tasks(["*"])) else words[:last]
+    return f"`{' '.join(kept + words[last:])}`"
 
 
 def main() -> None:

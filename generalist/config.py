@@ -89,12 +89,12 @@ class EmojiConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotConfig:
-    """Episodes that bind made-up names to classes of drawings (docs/fewshot.md)."""
+    """Episodes that bind made-up names to classes of drawings (docs/prompts.md)."""
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves them out."""
     images: int = 20
-    """Images of an episode at most; each takes about five positions with its name."""
+    """Images of an episode at most; each takes about six positions with its name."""
     ways: int = 6
     """Classes of an episode at most."""
     variants: int = 10

@@ -117,7 +117,7 @@ def answers(
     from generalist.inference.prompt import check_parts
     from generalist.inference.shots import Retriever
 
-    checked = [check_parts(generalist, parts) for parts in queries]
+    checked = [check_parts(parts) for parts in queries]
     decoding = {name: getattr(arguments, name) for name in ("tokens", "temperature", "top_k", "top_p", "beams", "seed")}
     decoding["stop"] = tuple(arguments.stop)
     retriever, pool = None, list(range(len(shots)))

@@ -87,7 +87,7 @@ class Reading:
     """
 
     def __init__(self, generalist: Generalist, parts: Sequences[Any]):
-        self.parts = check_parts(generalist, parts)
+        self.parts = check_parts(parts)
         self.sequence = generalist.assembler.document(self.parts, is_open=True)
         check_room(generalist, len(self.sequence))
         batch = _rows(generalist, [self.sequence], 16)
@@ -95,7 +95,7 @@ class Reading:
         self.rows.append(batch, writable(generalist))
 
 
-def check_parts(generalist: Generalist, parts: Any) -> list[Any]:
+def check_parts(parts: Any) -> list[Any]:
     """The parts with image files read.
 
     Raises:
@@ -247,7 +247,7 @@ def _begin(
     if not prompts:
         raise ValueError("there is no prompt")
     shared, start = ([], 0) if after is None else (after.parts, len(after.sequence))
-    checked = [check_parts(generalist, parts) for parts in prompts]
+    checked = [check_parts(parts) for parts in prompts]
     whole = [generalist.assembler.document([*shared, *parts], is_open=True) for parts in checked]
     longest = max(map(len, whole))
     check_room(generalist, longest)
