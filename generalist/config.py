@@ -25,7 +25,7 @@ class TokenConfig:
     separator: bool = False
     """Put Gato's separator between an observation and its action."""
     tensors: Literal["tokens", "projected"] = "projected"
-    """How an observed tensor enters: one token a number (Gato), or one projected embedding."""
+    """How observed tensors enter: one token a number (Gato), or one projected embedding of all of a step's (JAT)."""
     images: Images = "frame"
     """How an observed image enters: 16×16 patches (Gato), embeddings of a small convolutional network (frame), the frozen
     encoder and cross-attention (Flamingo), or the last together with one of the others."""

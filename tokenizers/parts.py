@@ -165,7 +165,7 @@ class TextPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPart(Part):
-    """A Box as one projected embedding: standardised numbers, in columns that this part owns."""
+    """A Box projected: standardised numbers, in columns that this part owns."""
 
     offset: int
     mean: tuple[float, ...]
@@ -196,7 +196,7 @@ class TensorPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneHotPart(Part):
-    """Whole numbers as one projected embedding: their one-hot vectors side by side, in columns that this part owns."""
+    """Whole numbers projected: their one-hot vectors side by side, in columns that this part owns."""
 
     offset: int
     codec: DiscreteCodec

@@ -1,11 +1,14 @@
 """Any Gymnasium space ↔ pieces.
 
 Box of uint8, H×W×C      an image: patches, or one frame, or a marker and the frozen encoder, or both
-other Box                one token a number (continuous, or discrete if whole and few), or one projected embedding
+other Box                one token a number (continuous, or discrete if whole and few), or projected
 Discrete, MultiDiscrete, MultiBinary
-                         one token a number, or one projected embedding of one-hot vectors
+                         one token a number, or projected as one-hot vectors
 Text                     its ids and an end marker
 Dict, Tuple              their parts in key order (Gato, section 2.1), nested keys joined with "/"
+
+All that is projected of a step becomes one embedding, as in JAT (section 3): what an agent does often hangs on the difference of
+two parts, as of a gripper's place and a goal's, which one linear map sees and attention between positions has to learn.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ import numpy as np
 from generalist.tokenizers.continuous import Codec, codec_from_json
 from generalist.tokenizers.part_rules import Learned, Rules, make_parts, projection_size
 from generalist.tokenizers.parts import ContinuousPart, Part, Path, TensorPart, TextPart
-from generalist.tokenizers.pieces import Images, Piece
+from generalist.tokenizers.pieces import Images, Modality, Piece
 from generalist.tokenizers.space_json import space_from_json, space_to_json
 from generalist.tokenizers.space_tree import assembled, commas, leaf_of, leaves_of, stacked
 from generalist.tokenizers.text import TextTokenizer
@@ -66,7 +69,7 @@ class SpaceTokenizer:
             space: the space.
             vocabulary: the id ranges.
             text: needed if the space has a Text.
-            tensors: one token a number, or one projected embedding a tensor.
+            tensors: one token a number, or one projected embedding of all numbers of a step.
             images: 16×16 patches, one frame of `frame_size` pixels a side at `frame_tokens` positions, the frozen encoder
                 (one marker position), or two of these.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
@@ -109,8 +112,9 @@ class SpaceTokenizer:
     @property
     def tokens_per_step(self) -> int | None:
         """Positions a step takes; None if there is a Text, whose length varies."""
-        counts = [part.tokens_per_step for part in self.parts]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        counts = [part.tokens_per_step for part in self.parts if not part.projection_size]
+        projected = int(self.projection_size > 0)
+        return None if None in counts else projected + sum(count for count in counts if count is not None)
 
     def flatten(self, value: Any) -> dict[str, np.ndarray]:
         """One value of the space as flat key → array."""
@@ -125,12 +129,13 @@ class SpaceTokenizer:
         return {part.key: stacked([leaf_of(value, part) for value in values], part) for part in self.parts}
 
     def encode(self, values: Mapping[str, np.ndarray]) -> list[Piece]:
-        """One piece a part, in key order, of T steps given as flat key → array (T, ...).
+        """One piece a part, in key order, of T steps given as flat key → array (T, ...); all projected parts are one piece, which
+        stands where the first of them would.
 
         Raises:
             ValueError: a part is missing, has another shape, or a value that is not of the space.
         """
-        return [self._encoded(part, values) for part in self.parts]
+        return _as_one_tensor([self._encoded(part, values) for part in self.parts])
 
     def decode(self, tokens: np.ndarray) -> Any:
         """The value of the space that the ids (n,) of one step say.
@@ -300,6 +305,17 @@ def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int
         offsets[name] = width
         width += sum(projection_size(leaf) for _, leaf in leaves_of(spaces[name], ()))
     return offsets, width
+
+
+def _as_one_tensor(pieces: list[Piece]) -> list[Piece]:
+    """Pieces in which the tensors, whose columns follow one another, are one."""
+    tensors = [piece for piece in pieces if piece.modality == Modality.TENSOR]
+    if len(tensors) < 2:
+        return pieces
+    payload = np.concatenate([piece.payload for piece in tensors if piece.payload is not None], axis=1)
+    first = [piece.modality for piece in pieces].index(Modality.TENSOR)
+    others = [piece for piece in pieces if piece.modality != Modality.TENSOR]
+    return [*others[:first], dataclasses.replace(tensors[0], payload=payload), *others[first:]]
 
 
 def _check_keys(given: Mapping[str, Any] | None, leaves: list[tuple[Path, gym.Space]], what: str) -> None:

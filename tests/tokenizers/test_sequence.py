@@ -178,22 +178,17 @@ def test_targets_and_observations_are_of_different_ranges():
     assert sequence.modality[-3:].tolist() == [Modality.CONTINUOUS, Modality.CONTINUOUS, Modality.DISCRETE]
 
 
-def test_tensors_frames_and_patches_by_part():
-    """Payload rows go part by part; every position knows its row."""
+def test_tensors_frames_and_patches():
+    """Every position knows the row of its payload; what is projected is one position a step."""
     image = gs.Box(0, 255, (16, 32, 3), np.uint8)
     space = gs.Dict(a=gs.Box(-9, 9, (2,)), b=gs.Discrete(3), i=image)
     values = {"a": np.array([[1.0, 2], [3, 4]]), "b": np.array([0, 2]), "i": np.zeros((2, 16, 32, 3), np.uint8)}
     values["i"][1] = 7
     toy = layout(space, gs.Discrete(9), tensors="projected", offset=1)
     sequence = assembler(projection_width=7).control(toy, "", values, {"": np.array([5, 6])}, hide_actions=True)
-    check(sequence, tokens="T T P P  T T P P", targets=". . . a5 . . . a6", local="0 1 2 3  0 1 2 3")
-    assert sequence.payload_index.tolist() == [0, 2, 0, 1, 1, 3, 2, 3]
-    assert sequence.tensors.tolist() == [
-        [0, 1, 2, 0, 0, 0, 0],
-        [0, 3, 4, 0, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0],
-    ]
+    check(sequence, tokens="T P P  T P P", targets=". . a5 . . a6", local="0 1 2  0 1 2")
+    assert sequence.payload_index.tolist() == [0, 0, 1, 1, 2, 3]
+    assert sequence.tensors.tolist() == [[0, 1, 2, 1, 0, 0, 0], [0, 3, 4, 0, 0, 1, 0]]
     assert sequence.patches[:, 0, 0, 0].tolist() == [0, 0, 7, 7]
     assert sequence.intervals.tolist() == [[0, 128, 0, 64], [0, 128, 64, 128]] * 2
 

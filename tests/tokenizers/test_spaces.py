@@ -178,13 +178,20 @@ def test_projected_numbers_are_standardised_and_cut_off():
         space, vocabulary=VOCABULARY, tensors="projected", statistics=statistics, offset=7
     )
     values = {"a": np.array([[5, 1e38], [1, -1]], np.float32), "b": np.array([5, 7]), "c": np.array([[0, 2], [1, 0]])}
-    a, b, c = tokenizer.encode(values)
-    assert a.payload.tolist() == [[2, 10], [0, -1]] and a.payload.dtype == np.float32
-    assert b.payload.tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert c.payload.tolist() == [[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]]
-    assert [piece.offset for piece in (a, b, c)] == [7, 9, 12]
-    assert tokenizer.projection_size == 10 and tokenizer.tokens_per_step == 3
-    assert all(piece.tokens.tolist() == [VOCABULARY.pad] * 2 for piece in (a, b, c))
+    (piece,) = tokenizer.encode(values)
+    assert piece.payload.dtype == np.float32
+    assert piece.payload.tolist() == [[2, 10, 1, 0, 0, 1, 0, 0, 0, 1], [0, -1, 0, 0, 1, 0, 1, 1, 0, 0]]
+    assert piece.offset == 7 and piece.lengths.tolist() == [1, 1] and piece.tokens.tolist() == [VOCABULARY.pad] * 2
+    assert tokenizer.projection_size == 10 and tokenizer.tokens_per_step == 1
+
+
+def test_projected_parts_are_one_position_where_the_first_stands():
+    space = gs.Dict(a=gs.Text(9), b=gs.Box(-1, 1, (2,)), c=gs.Box(0, 255, (16, 16, 3), np.uint8), d=gs.Discrete(3))
+    tokenizer = SpaceTokenizer.from_space(space, vocabulary=VOCABULARY, text=TEXT, tensors="projected")
+    values = [{"a": "x", "b": np.ones(2, np.float32), "c": np.zeros((16, 16, 3), np.uint8), "d": 2}] * 3
+    pieces = tokenizer.encode(tokenizer.stack(values))
+    assert [piece.modality for piece in pieces] == [Modality.TEXT, Modality.TENSOR, Modality.PATCH]
+    assert pieces[1].payload.tolist() == [[1, 1, 0, 0, 1]] * 3 and len(pieces[1].lengths) == 3
 
 
 def test_images_as_patches_and_as_frames():
