@@ -31,7 +31,7 @@ def pocket() -> Config:
         data=DataConfig(
             metaworld=ControlConfig(weight=0.28, steps=8),
             # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
-            babyai=ControlConfig(weight=0.25, steps=32, episodes=150),
+            babyai=ControlConfig(weight=0.25, steps=32, temperature=0.3, episodes=150),
             atari=ControlConfig(weight=0.17, steps=8, temperature=1.0, episodes=3),
             classic=ControlConfig(weight=0.10, steps=8),
             fetch=ControlConfig(weight=0.04, steps=8),
@@ -55,13 +55,14 @@ def pocket_long() -> Config:
         name="pocket_long",
         data=dataclasses.replace(
             base.data,
-            metaworld=suite(0.20, 8, episodes=60),
-            babyai=suite(0.30, 32),
-            atari=suite(0.20, 8, temperature=1.0),
-            classic=suite(0.06, 8),
-            fetch=suite(0.03, 8),
+            metaworld=suite(0.13, 8, episodes=60),
+            # Long enough to know what was done of an instruction of several parts.
+            babyai=suite(0.30, 96, temperature=0.3),
+            atari=suite(0.27, 8, temperature=1.0),
+            classic=suite(0.05, 8),
+            fetch=suite(0.06, 8),
             emoji=EmojiConfig(weight=0.04, variants=10),
-            fewshot=FewShotConfig(weight=0.14, images=41, ways=6, variants=10),
+            fewshot=FewShotConfig(weight=0.12, images=41, ways=6, variants=10),
             prose=ProseConfig(weight=0.03),
             rows=7,
             length=256,

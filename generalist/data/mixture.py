@@ -15,7 +15,8 @@ SAMPLES = 12  # examples a part of a source that its mean length is estimated fr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it equally."""
+    """A source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it as the square roots
+    of their sizes: long tasks, which have more to learn, get more, and short ones are not drowned."""
 
     name: str
     weight: float
@@ -38,13 +39,8 @@ def mix(sources: Sequence[Source], *, seed: int, own: Sequence[int] = (0,), shar
     Every part is shuffled anew each epoch. Of several shards each reads its own share of every part; a part with fewer examples
     than shards is read whole by all, each in an order of its own.
     """
-    lengths = [[mean_length(examples) for examples in source.parts] for source in sources]
-    weights = [
-        source.weight / len(source.parts) / length
-        for source, several in zip(sources, lengths, strict=True)
-        for length in several
-    ]
-    shares = [weight / sum(weights) for weight in weights]
+    shares = np.concatenate([_draws(source) for source in sources])
+    shares /= shares.sum()
 
     def stream(shard: int) -> Draw:
         parts = []
@@ -53,10 +49,17 @@ def mix(sources: Sequence[Source], *, seed: int, own: Sequence[int] = (0,), shar
                 order = grain.MapDataset.range(len(examples)).seed(seed + 1000 * number + index + 1_000_000 * shard)
                 order = order[shard::shards] if 1 < shards <= len(examples) else order
                 parts.append(order.shuffle().repeat().random_map(_Draw(number, examples)))
-        mixed = grain.MapDataset.mix(parts, weights=shares)
+        mixed = grain.MapDataset.mix(parts, weights=shares.tolist())
         return lambda number: mixed[number]
 
     return {shard: stream(shard) for shard in own}
+
+
+def _draws(source: Source) -> np.ndarray:
+    """How often each part of a source is drawn from, float (parts,), so that the source has its share of the tokens."""
+    lengths = np.array([mean_length(examples) for examples in source.parts])
+    tokens = np.sqrt([len(examples) * length for examples, length in zip(source.parts, lengths, strict=True)])
+    return source.weight * tokens / tokens.sum() / lengths
 
 
 @dataclasses.dataclass(frozen=True)
