@@ -58,6 +58,9 @@ class ControlConfig:
     """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
     prompt_steps: int = 4
     """Environment steps of such a prompt."""
+    shift: int = 0
+    """Pixels by which the images of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
+    Kostrikov et al. 2020)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

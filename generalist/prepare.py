@@ -226,6 +226,7 @@ def open_sources(
             hide_actions=control.hide_actions,
             prompt_fraction=control.prompt_fraction,
             prompt_steps=control.prompt_steps,
+            shift=control.shift,
         )
 
     sources = [

@@ -58,7 +58,7 @@ def pocket_long() -> Config:
             metaworld=suite(0.13, 8, episodes=60),
             # Long enough to know what was done of an instruction of several parts.
             babyai=suite(0.30, 96, temperature=0.3),
-            atari=suite(0.27, 8, temperature=1.0),
+            atari=suite(0.27, 8, temperature=1.0, shift=3),
             classic=suite(0.05, 8),
             fetch=suite(0.06, 8),
             emoji=EmojiConfig(weight=0.04, variants=10),

@@ -28,6 +28,15 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     return ((images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
+def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Images (..., H, W, C) moved by so many pixels, all alike; what comes in at an edge repeats the edge's pixels."""
+    size = (abs(down), abs(right))
+    around = [(0, 0)] * (images.ndim - 3) + [(size[0],) * 2, (size[1],) * 2, (0, 0)]
+    top, left = size[0] - down, size[1] - right
+    height, width = images.shape[-3:-1]
+    return np.pad(images, around, mode="edge")[..., top : top + height, left : left + width, :]
+
+
 def patchify(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cuts an image, uint8 (H, W, C) or grey (H, W), into 16×16 patches in raster order.
 

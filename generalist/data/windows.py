@@ -11,8 +11,15 @@ import numpy as np
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
 from generalist.data.episodes import EpisodeReader
+from generalist.tokenizers.image import moved
+from generalist.tokenizers.part_rules import is_image
+from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.sequence import Assembler, Sequence
 from generalist.tokenizers.spaces import TaskLayout
+
+
+Steps = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+"""Observations and actions of T steps: flat key → (T, ...)."""
 
 
 @runtime_checkable
@@ -41,6 +48,8 @@ class ControlExamples:
     hide_actions: float
     prompt_fraction: float = 0.0
     prompt_steps: int = 0
+    shift: int = 0
+    """Pixels by which all images of an example are moved at most, in both directions."""
     first: np.ndarray = dataclasses.field(init=False)
     """int (episodes + 1,): number of the first window of each episode."""
 
@@ -57,19 +66,24 @@ class ControlExamples:
         half = self.steps // 2
         start = (index - int(self.first[number])) * self.steps + int(rng.integers(-half, self.steps - half))
         start = min(max(start, 0), max(0, len(episode) - self.steps))
-        observations, actions = episode.window(start, start + self.steps)
+        window = episode.window(start, start + self.steps)
+        hide = rng.random() < self.hide_actions
+        prompt = self._prompt(number, rng) if rng.random() < self.prompt_fraction else None
+        if self.shift:
+            down, right = rng.integers(-self.shift, self.shift + 1, 2).tolist()
+            window = self._moved(window, down, right)
+            prompt = self._moved(prompt, down, right) if prompt is not None else None
         return self.assembler.control(
-            self.layout,
-            episode.instruction,
-            observations,
-            actions,
-            hide_actions=rng.random() < self.hide_actions,
-            prompt=self._prompt(number, rng) if rng.random() < self.prompt_fraction else None,
+            self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt
         )
 
-    def _prompt(
-        self, number: int, rng: np.random.Generator
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    def _moved(self, steps: Steps, down: int, right: int) -> Steps:
+        """With the observed images moved."""
+        images = {"/".join(path) for path, leaf in leaves_of(self.layout.observation.space, ()) if is_image(leaf)}
+        observations, actions = steps
+        return {key: moved(of, down, right) if key in images else of for key, of in observations.items()}, actions
+
+    def _prompt(self, number: int, rng: np.random.Generator) -> Steps | None:
         """Steps of another episode of the task: half the time its end, which shows the goal, else any (Gato, section 2.4)."""
         if len(self.reader) == 1:
             return None  # only the episode itself is left, which would give the answer away

@@ -13,7 +13,8 @@ from PIL import Image
 
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.mixture import Source, mix
-from generalist.data.windows import ControlExamples
+from generalist.data.windows import ControlExamples, TextExamples
+from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
@@ -25,7 +26,9 @@ VOCABULARY = Vocabulary(text=300, continuous=16, discrete=32)
 
 def png(value: int) -> io.BytesIO:
     buffer = io.BytesIO()
-    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(buffer, "PNG")
+    image = np.full((4, 4, 3), value, np.uint8)
+    image[2, 1] = 255
+    Image.fromarray(image).save(buffer, "PNG")
     buffer.seek(0)
     return buffer
 
@@ -127,6 +130,32 @@ def test_a_prompt_is_from_another_episode(dataset: Path):
         assert prompt_steps >= 1
         assert sequence.tensors[0, 0] != sequence.tensors[-1, 0]
         assert (sequence.loss_weight[: np.flatnonzero(sequence.loss_weight)[0]] == 0).all()
+
+
+def test_images_move_together_and_nothing_else_does(dataset: Path):
+    still, shaken, seen = examples(dataset), examples(dataset, shift=1), set()
+    around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    for seed, index in enumerate([*range(len(still))] * 4):
+        one, other = (source.example(index, np.random.default_rng(seed)) for source in (still, shaken))
+        moves = [move for move in around if np.array_equal(moved(one.frames, *move), other.frames)]
+        assert len(moves) == 1  # one for all frames of the window
+        seen.add(moves[0])
+        np.testing.assert_array_equal(one.tensors, other.tensors)
+        np.testing.assert_array_equal(one.targets, other.targets)
+    assert len(seen) > 4
+
+
+def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):
+    """Of nine times as many tokens, three times as many are seen."""
+    assembler = examples(dataset).assembler
+    parts = [
+        TextExamples(ids=np.full((size,), 300, np.int32), length=length, assembler=assembler)
+        for size, length in ((300, 10), (2700, 15))
+    ]
+    draw = mix([Source(name="both", weight=1.0, parts=parts)], seed=0)[0]
+    lengths = [len(draw(number)[1].tokens) for number in range(1500)]
+    tokens = [sum(length for length in lengths if length == 1 + one.length) for one in parts]
+    assert tokens[1] / tokens[0] == pytest.approx(3, rel=0.15)
 
 
 def test_shares_of_the_tokens(dataset: Path):

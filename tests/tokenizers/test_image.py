@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from generalist.tokenizers.image import patch_intervals, patchify, to_frame, to_rgb
+from generalist.tokenizers.image import moved, patch_intervals, patchify, to_frame, to_rgb
 
 
 def test_patch_intervals_of_gatos_example():
@@ -66,3 +68,13 @@ def test_what_is_no_image(image):
         patchify(image)
     with pytest.raises(ValueError, match="an image must be uint8"):
         to_frame(image, 16)
+
+
+@given(st.integers(-9, 9), st.integers(-9, 9))
+def test_moved_images_are_cut_out_of_endless_edges(down, right):
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
+    shifted = moved(images, down, right)
+    for row in range(5):
+        for column in range(7):
+            source = images[:, np.clip(row - down, 0, 4), np.clip(column - right, 0, 6)]
+            np.testing.assert_array_equal(shifted[:, row, column], source)
