@@ -1,11 +1,11 @@
-"""Charts as inline SVG, drawn by hand: no script, no library, nothing to fetch. Colours come from the page's style.
+"""Tables, and charts as inline SVG, drawn by hand: no script, no library, nothing to fetch. Colours come from the page's style.
 
 Elements are built as trees, so that every text in them is escaped by whoever writes the tree out.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -106,6 +106,13 @@ def _axes(
     children.append(element("text", x, class_="axis", x=WIDTH - _RIGHT, y=HEIGHT - 4, text_anchor="end"))
     children.append(element("text", y, class_="axis", x=4, y=HEIGHT - 4))
     return children
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:
+    """A table; the first column stands left, numbers right."""
+    head = element("tr", *(element("th", header) for header in headers))
+    body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
+    return element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:

@@ -47,6 +47,32 @@ def check(results: Mapping[str, Any]) -> None:
         right = sum(one["answer"] == one["thing"] for one in naming["answers"])
         found = dataclasses.asdict(proportion(right, len(naming["answers"])))
         _same(f"accuracy of naming {split}", naming["accuracy"], found, "answers")
+    _check_digest(results)
+
+
+def check_fewshot(results: Mapping[str, Any]) -> None:
+    """The same of a file of `generalist eval fewshot`.
+
+    Raises:
+        ValueError: the first thing that does not fit, by its name.
+        KeyError, TypeError: it is no such file.
+    """
+    for cell in results["new_words"]["cells"] if "new_words" in results else ():
+        for name, answers in cell["answers"].items():
+            right = sum(answer == one for answer, one in zip(answers, cell["right"], strict=True))
+            found = dataclasses.asdict(proportion(right, len(answers)))
+            what = f"accuracy of {name}, {cell['ways']} ways, {cell['shots']} shots"
+            _same(what, cell[name], found, "answers")
+    for cell in results["fewshot"]["cells"] if "fewshot" in results else ():
+        if results["fewshot"]["metric"] == "auc":
+            continue  # of no mean; the digest looks after it
+        means = [float(np.mean([one["score"] for one in several])) for several in cell["answers"]]
+        _same(f"score by seed with {cell['shots']} shots", cell["by_seed"], means, "answers")
+        _same(f"score with {cell['shots']} shots", cell["score"]["value"], float(np.mean(means)), "answers")
+    _check_digest(results)
+
+
+def _check_digest(results: Mapping[str, Any]) -> None:
     if results["digest"] != digest(results):
         raise ValueError(
             "every mean fits its episodes, but the digest does not fit the rest: something else was edited "

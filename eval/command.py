@@ -101,7 +101,10 @@ def show(comparison: "Comparison", console: Console) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="RUN_OR_RESULTS", help="a run's folder, or a results.json")
+    parser.add_argument("source", type=Path, metavar="RUN_OR_RESULTS", help="a run's folder, or a results file")
+    parser.add_argument(
+        "--fewshot", type=Path, nargs="+", default=[], metavar="FILE", help="results of eval fewshot to put into it too"
+    )
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (default report.html)")
     parser.add_argument(
         "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
@@ -117,6 +120,13 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.weights and not arguments.videos:
         raise ValueError("--weights are for --videos: name both or neither")
     source = results_path(arguments.source)
-    page.write(source, arguments.out, console, videos=arguments.videos, weights=arguments.weights)
+    page.write(
+        source,
+        arguments.out,
+        console,
+        fewshot=arguments.fewshot,
+        videos=arguments.videos,
+        weights=arguments.weights,
+    )
     console.print(f"report: {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)", highlight=False)
     return 0

@@ -15,6 +15,7 @@ from generalist.eval.benchmarks import LAYOUTS
 from generalist.settings import plain
 
 if TYPE_CHECKING:
+    from generalist.eval.report import Parts
     from generalist.inference.load import Generalist
 
 NEW_WORDS = "new-words"
@@ -91,14 +92,17 @@ def _new_words(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
     from generalist.eval.new_words import SHOTS, evaluate_new_words
     from generalist.progress import counting
 
+    parts = _parts(arguments)
     with counting(console, transient=True) as progress:
         found = evaluate_new_words(
             generalist,
             count=arguments.queries or 1000,
             shots=arguments.shots or SHOTS,
             console=console,
+            kept=parts,
             progress=progress,
         )
+    shutil.rmtree(parts.folder)
     return {"data": NEW_WORDS, "new_words": found}, generalist
 
 
@@ -122,14 +126,20 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
     )
     generalist = load_weights(arguments, console)
     from generalist.eval.fewshot import evaluate
-    from generalist.eval.report import Parts
     from generalist.progress import counting
 
-    parts = Parts(folder=arguments.out.with_name(f".{arguments.out.name}.parts"))
+    parts = _parts(arguments)
     with counting(console, transient=True) as progress:
         results = evaluate(generalist, benchmark, asking, kept=parts, progress=progress)
     shutil.rmtree(parts.folder)
     return {"data": benchmark.name, "fewshot": results}, generalist
+
+
+def _parts(arguments: argparse.Namespace) -> "Parts":
+    """What is finished, until all of it is: the same command goes on from there."""
+    from generalist.eval.report import Parts
+
+    return Parts(folder=arguments.out.with_name(f".{arguments.out.name}.parts"))
 
 
 def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[str, Any]:

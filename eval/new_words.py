@@ -11,7 +11,8 @@ order; then an image more, and the names are ranked by their likelihood. Three t
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,9 @@ from rich.progress import Progress
 
 from generalist.data.emoji import drawings, variant
 from generalist.data.fewshot import Instance, classes, draw_instances, made_up_names
+from generalist.eval.report import Parts
 from generalist.eval.scores import proportion
+from generalist.inference.fingerprint import fingerprint
 from generalist.inference.load import Generalist
 from generalist.inference.prompt import check_room, rank
 from generalist.vision.features import FeatureStore
@@ -32,8 +35,10 @@ ASKED_AT_ONCE = 16
 NAMES = 100  # that classes may have
 POOL = 8  # images a class that RICES looks among
 WAYS, SHOTS = (2, 5), (0, 1, 2, 4, 8)
+EXAMPLES = 3  # questions a cell that are kept whole, to look at
 
 Shown = Literal["shots", "shuffled", "rices"]
+ANSWERERS = ("model", "shuffled", "rices", "nearest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,10 +122,15 @@ def evaluate_new_words(
     ways: Sequence[int] = WAYS,
     shots: Sequence[int] = SHOTS,
     console: Console,
+    kept: Parts | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Accuracy in percent with its interval, a cell a number of `ways` and `shots`: of the `model`, with `shuffled` images, with
-    `rices`, and of the `nearest` neighbour; what needs shots is None without.
+    `rices`, and of the `nearest` neighbour; what needs shots is None without. Beside it the number of the `right` name and of
+    those that were taken (`answers`) for every question, and a few questions whole (`examples`).
+
+    Args:
+        kept: where answers stay until the whole is finished.
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
@@ -139,30 +149,52 @@ def evaluate_new_words(
         cells = [(way, shot) for way in ways for shot in shots]
         for way, shot in cells:  # before anything is computed
             check_room(generalist, longest(generalist, way, shot, names))
-        bar = (
-            progress.add_task("new words", total=count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells))
-            if progress
-            else None
-        )
+        total = count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells)
+        bar = progress.add_task("new words", total=total) if progress else None
+
+        def move(by: int) -> None:
+            if progress is not None and bar is not None:
+                progress.advance(bar, by)
+
+        settings = {"weights": fingerprint(generalist), "questions": count, "seed": SEED}
         results: dict[str, Any] = {"questions": count, "seed": SEED, "cells": []}
         for way, shot in cells:
-            asked = questions(way, shot, count, names)
-            cell: dict[str, Any] = {"ways": way, "shots": shot, "chance": 100.0 / way}
-            nearest = [
-                one.shots[int(features.likeness(one.query, [instance for _, instance in one.shots]).argmax())][0]
-                if one.shots
-                else 0
-                for one in asked
-            ]
-            cell["nearest"] = _accuracy(nearest, asked) if shot else None
-            for shown in get_args(Shown):
+            asked, answers = questions(way, shot, count, names), {}
+            for shown in get_args(Shown) if shot else ("shots",):
+                compute = partial(_answers, seeing, asked, shown, features, move)
+                own = settings | {"ways": way, "shots": shot, "shown": shown}
+                known = kept is not None and kept.path("new-words", own).exists()
                 name = "model" if shown == "shots" else shown  # `shots` is their number
-                if shown != "shots" and not shot:
-                    cell[name] = None
-                else:
-                    cell[name] = _accuracy(_answers(seeing, asked, shown, features, progress, bar), asked)
-            results["cells"].append(cell)
+                answers[name] = compute() if kept is None else kept.get("new-words", own, compute)
+                move(count if known else 0)
+            if shot:
+                answers["nearest"] = [_nearest(one, features) for one in asked]
+            results["cells"].append(_cell(way, shot, asked, answers))
     return results
+
+
+def _cell(ways: int, shots: int, asked: Sequence[Question], answers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A number of ways and shots, with what was answered."""
+    right = [one.right for one in asked]
+    scores = {name: _accuracy(answers[name], right) if name in answers else None for name in ANSWERERS}
+    examples = [
+        {
+            "names": list(one.names),
+            "shots": [[number, drawing.code, change] for number, (drawing, change) in one.shots],
+            "query": [one.query[0].code, one.query[1]],
+            "right": one.right,
+            "answer": answers["model"][number],
+        }
+        for number, one in enumerate(asked[:EXAMPLES])
+    ]
+    known = {"ways": ways, "shots": shots, "chance": 100.0 / ways}
+    return known | scores | {"right": right, "answers": dict(answers), "examples": examples}
+
+
+def _nearest(question: Question, features: Features) -> int:
+    """The class of the shot nearest to the query."""
+    likeness = features.likeness(question.query, [instance for _, instance in question.shots])
+    return question.shots[int(likeness.argmax())][0]
 
 
 def longest(generalist: Generalist, ways: int, shots: int, names: Sequence[str]) -> int:
@@ -174,7 +206,7 @@ def longest(generalist: Generalist, ways: int, shots: int, names: Sequence[str])
 
 
 def _answers(
-    generalist: Generalist, asked: list[Question], shown: Shown, features: Features, progress: Progress | None, bar: Any
+    generalist: Generalist, asked: list[Question], shown: Shown, features: Features, move: Callable[[int], None]
 ) -> list[int]:
     """Which name the model takes, for every question."""
     rng, taken = np.random.default_rng(SEED), []
@@ -189,12 +221,11 @@ def _answers(
         filled = prompts + [prompts[0]] * (ASKED_AT_ONCE - len(chunk))  # one shape, one compilation
         choices = [list(one.names) for one in chunk] + [list(chunk[0].names)] * (ASKED_AT_ONCE - len(chunk))
         taken += rank(generalist, filled, choices).argmax(axis=1)[: len(chunk)].tolist()
-        if progress is not None and bar is not None:
-            progress.advance(bar, len(chunk))
+        move(len(chunk))
     return taken
 
 
-def _accuracy(answers: Sequence[int], asked: Sequence[Question]) -> dict[str, float]:
-    """In percent."""
-    hits = sum(answer == one.right for answer, one in zip(answers, asked, strict=True))
-    return dataclasses.asdict(proportion(hits, len(asked)))
+def _accuracy(answers: Sequence[int], right: Sequence[int]) -> dict[str, float]:
+    """In percent, with its interval."""
+    hits = sum(answer == one for answer, one in zip(answers, right, strict=True))
+    return dataclasses.asdict(proportion(hits, len(right)))

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -10,13 +10,16 @@ from xml.etree.ElementTree import Element
 from rich.console import Console
 
 from generalist.at_hand import load_run
-from generalist.eval import clips, history, report
-from generalist.eval.charts import Line, bar, element, lines, short, written
+from generalist.eval import clips, fewshot_page, history, report
+from generalist.eval.charts import Line, bar, element, lines, short, table, written
 from generalist.eval.checks import percents
 from generalist.eval.scores import Estimate, domain
 
 Clips = Mapping[str, bytes | str]
 """Task → an animated WebP, or why there is none."""
+
+EMPTY: dict[str, Any] = {"control": {}, "naming": {}, "language": {}, "failed": {}}
+"""What a file of `generalist eval fewshot` lacks."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #fff; --soft: #667085; --rule: #e3e6ec; --track: #eef0f4;
@@ -42,19 +45,30 @@ svg text { font-size: 11px; fill: var(--soft) } svg .axis { font-style: italic }
 .band { fill: var(--c); opacity: .14 } .dot { fill: var(--c) } .key { margin-right: 1rem; white-space: nowrap }
 .key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .35em;
   background: var(--c) } summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.2rem }
+.shots { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; margin: .5rem 0; padding-bottom: .5rem;
+  border-bottom: 1px solid var(--rule) } .shots figure { text-align: center; max-width: 14rem }
+.shots img { max-width: 6rem; max-height: 6rem; border-radius: 4px } .asked img { outline: 2px solid var(--ink) }
+.right { color: var(--good) } .wrong { color: var(--poor) }
 pre { font-size: .82rem; background: var(--track); padding: .8rem; border-radius: 4px; overflow-x: auto }
 """ + "".join(f".c{index} {{ --c: var(--c{index}) }}\n" for index in range(8))
 
 
 def write(
-    results_path: Path, out: Path, console: Console, *, videos: bool = False, weights: Path | None = None
+    results_path: Path,
+    out: Path,
+    console: Console,
+    *,
+    fewshot: Sequence[Path] = (),
+    videos: bool = False,
+    weights: Path | None = None,
 ) -> None:
     """Writes the report of a results file; what lies beside it in a run's folder (losses, earlier evaluations) is shown too.
 
     Args:
-        results_path: `runs/<name>/results.json`, or a copy of it somewhere else.
+        results_path: `runs/<name>/results.json`, or a copy of it somewhere else; or a file of `generalist eval fewshot`.
         out: the HTML file; it appears whole or not at all.
         console: gets the progress of videos.
+        fewshot: files of `generalist eval fewshot` of the same weights.
         videos: play an episode a task, with the weights of the run that the results are in,
         weights: or with those of this folder, which `Generalist.save` wrote.
 
@@ -62,7 +76,15 @@ def write(
         FileNotFoundError: there are no results, or no folder to write into; for videos, no run.
         ValueError: the results do not fit together, or the weights are others.
     """
-    results = report.load(results_path)
+    results = report.load_any(results_path)
+    few = [report.load_fewshot(path) for path in fewshot]
+    for path, found in zip(fewshot, few, strict=True):
+        if found["weights"] != results["weights"]:
+            raise ValueError(f"{path} is of other weights than {results_path}: evaluate both with the same ones")
+    if report.is_fewshot(results):
+        if videos:
+            raise ValueError(f"{results_path} has no episodes to show: leave out --videos, or give a file of agents")
+        results, few = results | EMPTY, [results, *few]
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} into: make it first")
     folder = results_path.parent
@@ -74,7 +96,7 @@ def write(
         from generalist.inference.load import Generalist
 
         shown = clips.play_tasks(Generalist.load(weights) if weights else load_run(folder), results, console)
-    text = build(results, evaluations=evaluations, metrics=metrics, clips=shown)
+    text = build(results, evaluations=evaluations, metrics=metrics, clips=shown, fewshot=few)
     temporary = out.with_name(f".{out.name}.part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(out)
@@ -86,6 +108,7 @@ def build(
     evaluations: Mapping[int, Mapping[str, Estimate]] | None = None,
     metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     clips: Clips | None = None,
+    fewshot: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The whole report as HTML.
 
@@ -94,6 +117,7 @@ def build(
         evaluations: training step → domain → percent of the expert.
         metrics: name → steps and values, as logged in training.
         clips: by task.
+        fewshot: as `report.load_fewshot` gives them.
     """
     domains = {
         suite: domain([percents(task) for task in summary["tasks"].values()])
@@ -110,6 +134,7 @@ def build(
         *_profiles(domains),
         *_history(evaluations or {}),
         *(part for suite, summary in results["control"].items() for part in _suite(suite, summary, clips or {})),
+        *(part for found in fewshot for part in fewshot_page.sections(found)),
         *_naming(results["naming"]),
         *_language(results["language"]),
         *_losses(metrics or {}),
@@ -130,13 +155,6 @@ def _weights(results: Mapping[str, Any]) -> str:
     return (
         f"weights {weights[:16]}…, all intervals 95%" if weights else "the results do not say which weights these are"
     )
-
-
-def _table(headers: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:
-    """A table; the first column stands left, numbers right."""
-    head = element("tr", *(element("th", header) for header in headers))
-    body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
-    return element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
 
 
 def _estimate(stored: Mapping[str, float]) -> str:
@@ -161,7 +179,7 @@ def _overview(results: Mapping[str, Any], domains: Mapping[str, Mapping[str, Any
         "Percent of the way from random (0) to the task's expert (100); the bar ends at 120. The mean is over tasks of the mean "
         "over episodes; tasks above half are those with a mean above 50; cut off are episodes that ended at the limit of steps."
     )
-    return [element("h2", "Control"), _table(headers, rows), element("p", note, class_="note")]
+    return [element("h2", "Control"), table(headers, rows), element("p", note, class_="note")]
 
 
 def _policies(results: Mapping[str, Any]) -> list[Element]:
@@ -174,7 +192,7 @@ def _policies(results: Mapping[str, Any]) -> list[Element]:
         [name, *(_estimate(of[suite]["percent"]) if suite in of else "" for suite in suites)]
         for name, of in {results["agent"]: results["control"], **policies}.items()
     ]
-    return [element("h2", "Prompts and baselines, mean %"), _table(("policy", *suites), rows)]
+    return [element("h2", "Prompts and baselines, mean %"), table(("policy", *suites), rows)]
 
 
 def _profiles(domains: Mapping[str, Mapping[str, Any]]) -> list[Element]:
@@ -223,7 +241,7 @@ def _suite(suite: str, summary: Mapping[str, Any], clips: Clips) -> list[Element
     shown = [_clip(name, clips[name]) for name in summary["tasks"] if name in clips]
     films = [element("div", *shown, class_="clips")] if shown else []
     title = f"{suite}: {len(summary['tasks'])} tasks"
-    return [element("details", element("summary", title), _table(headers, rows), *films, open="open")]
+    return [element("details", element("summary", title), table(headers, rows), *films, open="open")]
 
 
 def _clip(name: str, clip: bytes | str) -> Element:
@@ -245,7 +263,7 @@ def _naming(naming: Mapping[str, Any]) -> list[Element]:
     ]
     headers = ("held out", "named rightly %", "wrong image %", "no image %", "caption, nats over wrong", "over none",
                "chance %", "drawings")  # fmt: skip
-    return [element("h2", "Naming drawings"), _table(headers, rows)]
+    return [element("h2", "Naming drawings"), table(headers, rows)]
 
 
 def _language(language: Mapping[str, Any]) -> list[Element]:
@@ -257,7 +275,7 @@ def _language(language: Mapping[str, Any]) -> list[Element]:
         bits = Estimate(**found["bits_per_byte"])
         rows.append([name, *(_estimate(found[key]) for key in keys), f"{bits.value:.2f}", f"{found['tokens']:,}"])
     headers = ("held-out text", "perplexity a token", "of a unigram model", "bits a byte", "tokens")
-    return [element("h2", "Language"), _table(headers, rows)]
+    return [element("h2", "Language"), table(headers, rows)]
 
 
 def _losses(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Element]:
@@ -284,8 +302,8 @@ def _manifest(results: Mapping[str, Any]) -> list[Element]:
     )
     return [
         element("h2", "Manifest"),
-        _table(("", ""), rows),
+        table(("", ""), rows),
         element("p", note, class_="note"),
-        element("details", element("summary", "Versions"), _table(("package", "version"), versions)),
+        element("details", element("summary", "Versions"), table(("package", "version"), versions)),
         element("details", element("summary", "Settings"), element("pre", settings)),
     ]

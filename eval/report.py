@@ -118,26 +118,56 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, was written without a digest, or was edited; the message names the first thing that does
             not fit.
     """
+    results = _read(path)
+    if "control" not in results:
+        raise ValueError(f"{path} is no results file of an evaluation")
+    _checked(path, results, checks.check)
+    return results
+
+
+def load_fewshot(path: Path) -> dict[str, Any]:
+    """The same for a file of `generalist eval fewshot`."""
+    results = _read(path)
+    if not is_fewshot(results):
+        raise ValueError(f"{path} is no results file of generalist eval fewshot")
+    _checked(path, results, checks.check_fewshot)
+    return results
+
+
+def load_any(path: Path) -> dict[str, Any]:
+    """Either of the two."""
+    return load_fewshot(path) if is_fewshot(_read(path)) else load(path)
+
+
+def is_fewshot(results: Mapping[str, Any]) -> bool:
+    """Whether these are results of `generalist eval fewshot`."""
+    return "new_words" in results or "fewshot" in results
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no results file {path}: evaluate the run first") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
-    if not isinstance(results, dict) or "control" not in results:
+    if not isinstance(results, dict):
         raise ValueError(f"{path} is no results file of an evaluation")
+    return results
+
+
+def _checked(path: Path, results: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> None:
     if "digest" not in results:
         raise ValueError(
             f"{path} has no digest: an earlier version wrote it, so nobody can tell whether it was edited; evaluate again "
             "(the episodes that were played are kept)"
         )
     try:
-        checks.check(results)
+        check(results)
     except ValueError as error:
         raise ValueError(f"{path} is not as it was written: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not as it was written: {type(error).__name__} {error}") from error
-    return results
 
 
 def check_weights(results: Mapping[str, Any], generalist: "Generalist") -> None:

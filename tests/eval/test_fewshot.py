@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from generalist.cli import main
 from generalist.data.documents import read_image
 from generalist.eval import asking as asking_module
-from generalist.eval import checks, fewshot
+from generalist.eval import checks, fewshot, new_words, report
 from generalist.eval.asking import Asked, Asking, choose, log_likelihoods, write
 from generalist.eval.benchmarks import Benchmark, read_benchmark
 from generalist.eval.fewshot import evaluate
+from generalist.eval.new_words import evaluate_new_words
 from generalist.eval.report import Parts
 from generalist.eval.scores import area, area_under_curve
 from generalist.eval.vqa import normalized
@@ -187,6 +190,7 @@ def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFix
     assert stored["digest"] == checks.digest(stored) and stored["command"][:3] == ["generalist", "eval", "fewshot"]
     found = stored["fewshot"]
     assert [cell["shots"] for cell in found["cells"]] == [0, 2] and not found["left_out"]
+    assert report.load_fewshot(out) == stored
     for cell in found["cells"]:
         assert np.shape(cell["by_seed"]) == (2,) and cell["score"]["value"] == pytest.approx(np.mean(cell["by_seed"]))
         for answers, mean in zip(cell["answers"], cell["by_seed"], strict=True):
@@ -206,6 +210,28 @@ def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFix
     assert found["cells"][1]["answers"][1][2]["answer"] == text.strip()
     assert main(given) == 1
     assert "exists already" in capsys.readouterr().out
+    check_report(out, [f"{one} shots" for one in (0, 2)], images=3 + 3 * 3)
+    found["cells"][1]["by_seed"][0] += 1.0
+    check_edited(out, stored, "score by seed with 2 shots")
+
+
+def check_report(results: Path, texts: list[str], images: int) -> None:
+    """The report has these texts and as many images as are needed, all within it."""
+    page = results.with_suffix(".html")
+    assert main(["eval", "report", str(results), "--out", str(page)]) == 0
+    html = page.read_text()
+    assert all(text in html for text in texts) and "no image" not in html
+    sources = re.findall(r'src="([^"]*)"', html)
+    assert len(sources) == images and all(source.startswith("data:image/webp;base64,") for source in sources)
+
+
+def check_edited(path: Path, results: dict[str, Any], message: str) -> None:
+    """An edited number is recognised even under a new digest."""
+    edited = path.with_name("edited.json")
+    results = {name: value for name, value in results.items() if name != "digest"}
+    report.save(edited, results)
+    with pytest.raises(ValueError, match=f"not as it was written: the {message}"):
+        report.load_fewshot(edited)
 
 
 def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFixture[str]):
@@ -213,12 +239,48 @@ def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFix
     out = tmp_path / "results.json"
     given = ["--queries", "2", "--shots", "1", "--weights", str(tmp_path / "weights"), "--out", str(out)]
     assert main(["eval", "fewshot", *given]) == 0
-    found = json.loads(out.read_text())["new_words"]
-    assert [(cell["ways"], cell["shots"]) for cell in found["cells"]] == [(2, 1), (5, 1)] and found["questions"] == 2
+    stored = report.load_fewshot(out)
+    found = stored["new_words"]
+    assert [(cell["ways"], cell["shots"]) for cell in found["cells"]] == [(2, 1), (5, 1)]
     for cell in found["cells"]:
-        assert all(cell[name]["value"] in (0.0, 50.0, 100.0) for name in ("model", "shuffled", "rices", "nearest"))
+        for name in ("model", "shuffled", "rices", "nearest"):
+            right = np.array(cell["answers"][name]) == cell["right"]
+            assert len(right) == 2 and cell[name]["value"] == 100.0 * right.mean()
+        example = cell["examples"][0]
+        assert len(example["shots"]) == cell["ways"] * cell["shots"] and example["right"] == cell["right"][0]
+        assert example["answer"] == cell["answers"]["model"][0]
     shown = capsys.readouterr().out
     assert "new words for new things" in shown and "RICES" in shown
+    name = found["cells"][0]["examples"][0]["names"][0].strip()
+    texts = ["New words for new things", "RICES", "2 ways, 1 shots a class", name]
+    check_report(out, texts, images=2 * 3 + 2 * 6)
+    other = tmp_path / "other.json"
+    report.save(other, {name: value for name, value in stored.items() if name != "digest"} | {"weights": "others"})
+    assert main(["eval", "report", str(out), "--fewshot", str(other), "--out", str(tmp_path / "page.html")]) == 1
+    assert "is of other weights than" in " ".join(capsys.readouterr().out.split())
+    found["cells"][0]["rices"]["value"] += 1.0
+    check_edited(out, stored, "accuracy of rices, 2 ways, 1 shots")
+
+
+def test_new_words_go_on_where_they_were_stopped(tmp_path: Path, make_model: Models, monkeypatch: pytest.MonkeyPatch):
+    model, kept = make_model("frame+encoder"), Parts(folder=tmp_path / "parts")
+    asked = {"count": 2, "ways": (2,), "shots": (0, 1), "console": Console(quiet=True)}
+    whole = evaluate_new_words(model, **asked)
+    ask, calls = new_words._answers, []
+
+    def stopped(*given: Any) -> list[int]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(given)
+        return ask(*given)
+
+    monkeypatch.setattr(new_words, "_answers", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_new_words(model, **asked, kept=kept)
+    assert len(list(kept.folder.iterdir())) == 2
+    calls[:] = []
+    monkeypatch.setattr(new_words, "_answers", lambda *given: calls.append(given) or ask(*given))
+    assert evaluate_new_words(model, **asked, kept=kept) == whole and len(calls) == 2
 
 
 def test_captions(folder: Path, make_model: Models):
