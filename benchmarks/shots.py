@@ -1,0 +1,86 @@
+"""What a second query costs after the same shots: they are read once, and queries share their keys and values.
+
+    python benchmarks/shots.py [--shots 32] [--rounds 10]
+
+With the weights that ship, or others (`--weights FOLDER`). The two ways take turns, and the medians' ratio counts: times are those
+of a shared machine.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from generalist.at_hand import add_weights, load_weights
+from generalist.data.emoji import drawings, variant
+from generalist.data.fewshot import made_up_names
+from generalist.inference.load import Generalist
+
+
+def ask(generalist: Generalist, shots: int, number: int) -> tuple[list[Any], list[Any]]:
+    """Shots and a query with other images for every `number`, so that nothing is known from before."""
+    pool, names = drawings("names"), made_up_names("heldout")
+    images = [variant(pool[(number * (shots + 1) + one) % len(pool)], number) for one in range(shots + 1)]
+    shown = [part for one in range(shots) for part in (images[one], names[one % 2])]
+    return shown, [images[-1]]
+
+
+def measure(generalist: Generalist, shots: int, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of first and second queries, by what is asked for; each round has shots and queries of its own."""
+    choices = [str(name) for name in made_up_names("heldout")[:2]]
+    ways: dict[str, dict[str, Any]] = {"a choice of two names": {"choices": choices}, "a written name": {"tokens": 4}}
+    times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in ways}
+    for number in range(rounds + 1):  # the first compiles
+        for way, how in ways.items():
+            shown, query = ask(generalist, shots, number)
+            _, other = ask(generalist, shots, number + rounds + 1)
+            reading = None
+
+            def first(shown: list[Any] = shown, query: list[Any] = query, how: dict[str, Any] = how) -> Any:
+                read = generalist.read(shown)
+                generalist.prompt(query, after=read, **how)
+                return read
+
+            begin, reading = timed(first)
+            again, _ = timed(lambda: generalist.prompt(other, after=reading, **how))  # noqa: B023
+            if number:
+                times[way][0].append(begin)
+                times[way][1].append(again)
+    return times
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it gave."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_weights(parser)
+    parser.add_argument("--shots", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments, console = parser.parse_args(), Console()
+    generalist = load_weights(arguments, console)
+    if arguments.shots * 6 >= generalist.config.data.length:  # what an image and its name take
+        data = dataclasses.replace(generalist.config.data, length=8 * arguments.shots)
+        config = dataclasses.replace(generalist.config, data=data)
+        generalist = dataclasses.replace(generalist, config=config)
+        console.print(f"the context is {data.length} positions here, which these weights were not trained on")
+    console.print(f"{arguments.shots} shots, {arguments.rounds} rounds, on {jax.devices()[0]}", highlight=False)
+    for way, (first, second) in measure(generalist, arguments.shots, arguments.rounds).items():
+        one, two = statistics.median(first), statistics.median(second)
+        console.print(
+            f"{way}: first query {1000 * one:.1f} ms, second {1000 * two:.1f} ms, 1/{one / two:.1f} of it",
+            highlight=False,
+        )
+
+
+if __name__ == "__main__":
+    main()
