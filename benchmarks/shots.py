@@ -2,8 +2,8 @@
 
     python benchmarks/shots.py [--shots 32] [--rounds 10]
 
-With the weights that ship, or others (`--weights FOLDER`). The two ways take turns, and the medians' ratio counts: times are those
-of a shared machine.
+With the weights that ship, or others (`--weights FOLDER`). First and second queries take turns, and the ratio of their medians
+counts: times are those of a shared machine.
 """
 
 import argparse
