@@ -97,6 +97,12 @@ def without_images(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=batch.images[:0], row_images=batch.row_images[:, :0])
 
 
+@partial(jax.jit, static_argnames=("more",))
+def _rows_of(tree: Any, rows: Int[Array, "R"], more: int) -> Any:
+    """Some rows of every array, with room for more slots."""
+    return jax.tree.map(lambda leaf: jnp.pad(leaf[rows], [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)]), tree)
+
+
 class CachedRows:
     """The caches of a batch of rows, filled from the left; every append takes the same slots in all rows.
 
@@ -157,18 +163,17 @@ class CachedRows:
         taken = object.__new__(CachedRows)
         taken._generalist, taken.used, taken._images_used = self._generalist, self.used, self._images_used
 
-        def padded(leaf: Any, more: int) -> Any:
-            space = jnp if isinstance(leaf, jax.Array) else np
-            return space.pad(leaf[rows], [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
+        def padded(leaf: np.ndarray, more: int) -> np.ndarray:
+            return np.pad(leaf[rows], [(0, 0), (0, more)])
 
-        taken._caches = jax.tree.map(partial(padded, more=slots), self._caches)
+        taken._caches = _rows_of(self._caches, rows, slots)
         taken._segment, taken._position = padded(self._segment, slots), padded(self._position, slots)
         taken._count, taken._last_image = self._count[rows], self._last_image[rows]
         taken._number = padded(self._number, images)
         held = self._images
         if held is None and images:
             held = empty_images(self._generalist, len(self._count), 0)
-        taken._images = None if held is None else jax.tree.map(partial(padded, more=images), held)
+        taken._images = None if held is None else _rows_of(held, rows, images)
         return taken
 
     def _held(self, batch: Batch) -> Batch:

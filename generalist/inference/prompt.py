@@ -87,12 +87,23 @@ class Reading:
     """
 
     def __init__(self, generalist: Generalist, parts: Sequences[Any]):
-        self.parts = check_parts(parts)
-        self.sequence = generalist.assembler.document(self.parts, is_open=True)
-        check_room(generalist, len(self.sequence))
-        batch = _rows(generalist, [self.sequence], 16)
+        checked = check_parts(parts)
+        sequence = generalist.assembler.document(checked, is_open=True)
+        self.length = len(sequence)
+        check_room(generalist, self.length)
+        images = [number for number, part in enumerate(checked) if isinstance(part, np.ndarray)]
+        # What goes on looks back at the open chunk alone: its end, and the image that it belongs to.
+        self._open = checked[images[-1] :] if images else checked
+        self._open_length = len(generalist.assembler.document(self._open, is_open=True))
+        self._generalist = generalist
+        batch = _rows(generalist, [sequence], 16)
         self.rows = CachedRows(generalist, 1, batch.tokens.shape[1], images=batch.row_images.shape[1])
         self.rows.append(batch, writable(generalist))
+
+    def continued(self, parts: Sequences[Any]) -> Sequence:
+        """What stands behind these parts when others follow."""
+        whole = self._generalist.assembler.document([*self._open, *parts], is_open=True)
+        return tail(whole, self._open_length, self._generalist.config.model.frame_tokens)
 
 
 def check_parts(parts: Any) -> list[Any]:
@@ -246,14 +257,15 @@ def _begin(
     """Reads the prompts: rows with room for what is written, the logits at their ends, and how many ids may be written."""
     if not prompts:
         raise ValueError("there is no prompt")
-    shared, start = ([], 0) if after is None else (after.parts, len(after.sequence))
     checked = [check_parts(parts) for parts in prompts]
-    whole = [generalist.assembler.document([*shared, *parts], is_open=True) for parts in checked]
-    longest = max(map(len, whole))
+    if after is None:
+        new = [generalist.assembler.document(parts, is_open=True) for parts in checked]
+    else:
+        new = [after.continued(parts) for parts in checked]
+    longest = max(map(len, new)) + (0 if after is None else after.length)
     check_room(generalist, longest)
     room = min(tokens, context(generalist) - longest)
-    frame_tokens = generalist.config.model.frame_tokens
-    batch = _rows(generalist, [tail(sequence, start, frame_tokens) for sequence in whole], 8)
+    batch = _rows(generalist, new, 8)
     slots, images = batch.tokens.shape[1] + room, batch.row_images.shape[1]
     if after is None:
         rows = CachedRows(generalist, len(prompts), slots, images=images)
