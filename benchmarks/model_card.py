@@ -3,7 +3,9 @@
     generalist export generalist/shipped --run pocket_long --bfloat16
     generalist eval control --weights generalist/shipped --out scores.json
     generalist eval control --weights generalist/shipped --agents model goal whole 3 nearest --episodes 4 --out prompts.json
-    python benchmarks/model_card.py generalist/shipped scores.json --prompts prompts.json --trained "train.py pocket_long"
+    generalist eval fewshot --weights generalist/shipped --out words.json
+    python benchmarks/model_card.py generalist/shipped scores.json --prompts prompts.json --words words.json \\
+        --trained "train.py pocket_long"
 
 Every number is read from the files, which must be of these very weights.
 """
@@ -83,9 +85,29 @@ def tasks_table(control: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def words_table(found: Mapping[str, Any]) -> list[str]:
+    """A row a number of ways and shots."""
+    columns = {
+        "model": "model",
+        "shuffled": "images shuffled among the shots",
+        "rices": "RICES",
+        "nearest": "nearest neighbour on the frozen features",
+    }
+    lines = [
+        f"| ways | shots a class | {' | '.join(columns.values())} | chance |",
+        f"|---|---|{'---|' * len(columns)}---|",
+    ]
+    for cell in found["cells"]:
+        shown = [str(Estimate(**cell[name])) if cell[name] else "" for name in columns]
+        lines.append(f"| {cell['ways']} | {cell['shots']} | {' | '.join(shown)} | {cell['chance']:.0f} |")
+    return lines
+
+
 def command(results: Mapping[str, Any]) -> str:
     """What gives these numbers again; without the tasks where they are all that there are."""
     words = list(results["command"])
+    if "--tasks" not in words:
+        return f"`{' '.join(words)}`"
     first, last = words.index("--tasks"), words.index("--agents")
     kept = words[:first] if last - first - 1 == len(tasks(["*"])) else words[:last]
     return f"`{' '.join(kept + words[last:])}`"
@@ -97,6 +119,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("scores", type=Path, help="results of `generalist eval control`")
     parser.add_argument("--prompts", type=Path, help="the same, with several agents")
+    parser.add_argument("--words", type=Path, help="results of `generalist eval fewshot` on new words")
     parser.add_argument("--trained", required=True, help="how they were trained")
     parser.add_argument("--notes", type=Path, help="a text to put at the end: limits, other scores")
     arguments = parser.parse_args()
@@ -135,6 +158,18 @@ def main() -> None:
             *prompts_table(prompts),
             "",
             command(prompts),
+            "",
+        ]
+    if arguments.words:
+        words = report.load_fewshot(arguments.words)
+        report.check_weights(words, generalist)
+        lines += [
+            "## New words for new things",
+            f"Drawings of things and names that training held out, {words['new_words']['questions']:,} questions a row, % right:",
+            "",
+            *words_table(words["new_words"]),
+            "",
+            command(words),
             "",
         ]
     lines += ["## Data", "| source | share of the tokens | what | licence of what it is from |", "|---|---|---|---|"]
