@@ -8,8 +8,9 @@ from PIL import Image
 from rich.console import Console
 
 from generalist.envs.rendering import NoGraphics, frames_a_second, make
-from generalist.envs.task import EVALUATION_SEED, MissingExtra, get
+from generalist.envs.task import EVALUATION_SEED, MissingExtra
 from generalist.eval.report import check_weights
+from generalist.experts import task_of
 from generalist.play import episode, player
 from generalist.progress import counting
 from generalist.video import small_webp
@@ -42,7 +43,7 @@ def play_tasks(generalist: "Generalist", results: Mapping[str, Any], console: Co
         for name in names:
             try:
                 shown[name] = _clip(name, generalist)
-            except (MissingExtra, NoGraphics) as error:
+            except (MissingExtra, NoGraphics, FileNotFoundError, ValueError) as error:
                 shown[name] = str(error)
             progress.advance(bar)
     return shown
@@ -50,7 +51,7 @@ def play_tasks(generalist: "Generalist", results: Mapping[str, Any], console: Co
 
 def _clip(name: str, generalist: "Generalist") -> bytes:
     """One task's episode: its beginning, if it takes longer than a clip may."""
-    task = get(name)
+    task = task_of(name, generalist.config)
     env = make(task)
     try:
         fps = frames_a_second(env)

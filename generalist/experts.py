@@ -11,7 +11,7 @@ from generalist.envs.own import own_tasks
 from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import record
 from generalist.envs.rlds import dataset_folder
-from generalist.envs.task import Task, tasks
+from generalist.envs.task import Task, get, tasks
 
 
 def suite_tasks(config: Config) -> dict[str, list[Task]]:
@@ -25,6 +25,28 @@ def suite_tasks(config: Config) -> dict[str, list[Task]]:
     found = {suite: tasks(f"{suite}/{control.tasks}") for suite, control in listed.items()}
     if "own" in config.data.control():
         found["own"] = [*own_tasks(config.data.own.demonstrations, config.data.own.tasks)]
+    return found
+
+
+def is_own(name: str) -> bool:
+    """Whether a task's name is that of an environment of its user's own."""
+    return name.startswith("own/")
+
+
+def task_of(name: str, config: Config) -> Task:
+    """The task of that name, one's own by the demonstrations that a run was trained on.
+
+    Raises:
+        ValueError: there is none.
+        FileNotFoundError: the demonstrations are not where they were.
+    """
+    if not is_own(name):
+        return get(name)
+    own = suite_tasks(config).get("own", [])
+    found = next((task for task in own if task.name == name), None)
+    if found is None:
+        known = ", ".join(task.name for task in own) or "none"
+        raise ValueError(f"the weights know no environment {name!r}; of one's own they know: {known}")
     return found
 
 

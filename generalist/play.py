@@ -16,6 +16,7 @@ from generalist.at_hand import add_weights, load_weights
 from generalist.envs.episodes import OutOfTime, time_limit
 from generalist.envs.rendering import frame, frames_a_second, has_display, make
 from generalist.envs.task import EVALUATION_SEED, GaveUp, Policy, Task, get
+from generalist.experts import is_own, task_of
 
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
@@ -144,7 +145,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
     """
-    task = get(arguments.task)
+    if not is_own(arguments.task):
+        get(arguments.task)  # whether there is one is said before anything is loaded
     if rest:
         raise ValueError(f"generalist play does not know {' '.join(rest)}")
     if arguments.episodes < 1 or arguments.seed < 0:
@@ -153,7 +155,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         video.check_path(arguments.video)
     elif not has_display():
         raise ValueError("there is no display for a window: write a video with --video episode.mp4 (or .gif, .webp)")
-    begin = _who(arguments, task, console)
+    task, begin = _who(arguments, console)
     env = make(task)
     try:
         seeds = range(arguments.seed, arguments.seed + arguments.episodes)
@@ -171,11 +173,17 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     return 0
 
 
-def _who(arguments: argparse.Namespace, task: Task, console: Console) -> Begin:
-    """What the arguments ask to play."""
+def _who(arguments: argparse.Namespace, console: Console) -> tuple[Task, Begin]:
+    """What is played, and what the arguments ask to play it."""
     if arguments.expert or arguments.random:
-        return expert if arguments.expert else chance
-    return player(load_weights(arguments, console), task)
+        if is_own(arguments.task):
+            raise ValueError(
+                f"{arguments.task} is known by the weights that were trained on it alone: name them with --run or --weights"
+            )
+        return get(arguments.task), expert if arguments.expert else chance
+    generalist = load_weights(arguments, console)
+    task = task_of(arguments.task, generalist.config)
+    return task, player(generalist, task)
 
 
 def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[Moment]:

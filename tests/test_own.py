@@ -14,8 +14,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from generalist.cli import main
 from generalist.config import Config, OwnConfig
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.envs.own import (
@@ -112,6 +114,27 @@ def test_demonstrations_serve_prompts_and_the_nearest_neighbour(trained: Path, m
     demonstrations.ensure([task], 1, Console(quiet=True))
     played, _ = play(weights, parse_agent("nearest"), [task], 1, demonstrations, workers=1)
     assert played[0].score > 8  # the lit beacon is in every observation
+
+
+def test_it_is_played_by_the_weights_that_know_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(trained)
+    video = tmp_path / "beacon.gif"
+    command = ["play", "own/beacon", "--run", "debug", "--video", str(video)]
+    assert main(command) == 0
+    with Image.open(video) as film:
+        assert film.n_frames == 11  # the start and ten steps
+    assert "own/beacon: name the lit beacon" in capsys.readouterr().out
+    assert main([command[0], "own/other", *command[2:]]) == 1
+    assert "the weights know no environment 'own/other'; of one's own they know: own/beacon" in _line(capsys)
+    assert main(["play", "own/beacon", "--random", "--video", str(video)]) == 1
+    assert "is known by the weights that were trained on it alone" in _line(capsys)
+
+
+def _line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, as one line."""
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_every_value_comes_back(tmp_path: Path):
