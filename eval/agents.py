@@ -1,8 +1,8 @@
 """The weights as agents, and what they are compared with, on any tasks."""
 
 import dataclasses
-import functools
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,9 +99,13 @@ def play(
     """
     policies: list[ModelPolicy] = []
 
-    @functools.cache
+    # Hundreds of megabytes for a game: kept while somebody plays the task, and no longer.
+    memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
+
     def memory(task: Task) -> Memory:
-        return Memory(generalist.layouts[task.layout], demonstrations(task))
+        if (known := memories.get(task.name)) is None:
+            memories[task.name] = known = Memory(generalist.layouts[task.layout], demonstrations(task))
+        return known
 
     def make(layouts: list[str]) -> Policy:
         if agent.prompt is None:

@@ -105,29 +105,33 @@ class NearestNeighbour:
 
     Args:
         layouts: of each layout's name.
-        memories: one a task, shared by all lanes and groups.
+        memory: of a task; held by the lanes that play it.
     """
 
     def __init__(self, layouts: Mapping[str, TaskLayout], lanes: int, memory: Callable[[Task], "Memory"]):
-        self._layouts, self._memory = layouts, memory
+        self._layouts, self._memory_of = layouts, memory
         self._playing: list[Begun | None] = [None] * lanes
+        self._memory: list[Memory | None] = [None] * lanes
         self._before: list[Values | None] = [None] * lanes
 
     def start(self, begun: Mapping[int, Begun]) -> None:
         """See `eval.control.Policy`."""
         for lane, one in begun.items():
             self._playing[lane], self._before[lane] = one, None
+            self._memory[lane] = self._memory_of(one.task)
 
     def act(self, observations: list[Any]) -> list[Any]:
         """See `eval.control.Policy`."""
         actions: list[Any] = [None] * len(observations)
-        for lane, (begun, observation) in enumerate(zip(self._playing, observations, strict=True)):
-            if begun is None or observation is None:
+        for lane, (begun, memory, observation) in enumerate(
+            zip(self._playing, self._memory, observations, strict=True)
+        ):
+            if begun is None or memory is None or observation is None:
                 continue
             layout = self._layouts[begun.task.layout]
             seen = layout.observation.stack([observation])
             before = self._before[lane] or seen
-            actions[lane] = self._memory(begun.task).action(features(seen, before), begun.instruction)
+            actions[lane] = memory.action(features(seen, before), begun.instruction)
             self._before[lane] = seen
         return actions
 
