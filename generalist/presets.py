@@ -81,9 +81,10 @@ def pocket_long() -> Config:
 def gato_pocket() -> Config:
     """Gato's own scheme on the pocket's data and model: a token a number, patches, the separator, prompts; slow on two cores."""
 
-    def suite(weight: float, steps: int, prompt_steps: int) -> ControlConfig:
+    def suite(weight: float, steps: int, prompt_steps: int, episodes: int | None = None) -> ControlConfig:
         return ControlConfig(
             weight=weight,
+            episodes=episodes,
             steps=steps,
             hide_actions=0.0,
             prompt_fraction=0.25,
@@ -103,7 +104,7 @@ def gato_pocket() -> Config:
         data=DataConfig(
             metaworld=suite(0.28, 16, 4),
             babyai=suite(0.25, 5, 1),
-            atari=suite(0.17, 20, 4),
+            atari=suite(0.17, 20, 4, episodes=6),
             classic=suite(0.10, 40, 8),
             fetch=suite(0.04, 16, 4),
             emoji=EmojiConfig(weight=0.06),
@@ -136,13 +137,14 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
     """Widths, layers and heads as published. The published counts hold a relative-position matrix a layer, which rotary
     positions do without; the feed-forward is as much wider, so that the counts agree."""
     pocket_sized = gato_pocket()
+    atari = dataclasses.replace(pocket_sized.data.atari, episodes=None)  # all that there are
     return dataclasses.replace(
         pocket_sized,
         name=name,
         model=dataclasses.replace(model, qk_norm=False, remat="products", stochastic_depth=0.1),
         tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
         # Room for a window of nothing but frames in each shard of two rows.
-        data=dataclasses.replace(pocket_sized.data, rows=512, patches=262_144, shards=256),
+        data=dataclasses.replace(pocket_sized.data, atari=atari, rows=512, patches=262_144, shards=256),
         training=TrainingConfig(
             steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
         ),

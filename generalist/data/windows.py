@@ -13,10 +13,9 @@ from generalist.data.emoji import example as draw_example
 from generalist.data.episodes import EpisodeReader
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.part_rules import is_image
-from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.sequence import Assembler, Sequence
+from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.spaces import TaskLayout
-
 
 Steps = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 """Observations and actions of T steps: flat key → (T, ...)."""
