@@ -53,7 +53,8 @@ class ControlConfig:
     """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
     at once. Acting hides past actions if this is above 0."""
     temperature: float = 0.0
-    """Acting draws actions at this temperature; 0 takes the likeliest. Drawing keeps a policy from standing still for ever."""
+    """Acting draws actions at this temperature; 0 takes the likeliest, and of a continuous number the median. Drawing keeps a
+    policy from standing still for ever."""
     prompt_fraction: float = 0.0
     """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
     prompt_steps: int = 4

@@ -23,7 +23,7 @@ from generalist.tokenizers.pieces import Modality
 IMAGES = 8  # features of a batch's images come in multiples of this
 
 
-@partial(jax.jit, static_argnames=("structure", "sample"), donate_argnames=("caches",))
+@partial(jax.jit, static_argnames=("structure", "sample", "numbers"), donate_argnames=("caches",))
 def extend(
     structure: Structure,
     params: Any,
@@ -38,13 +38,17 @@ def extend(
     sample: bool = False,
     temperature: Float[Array, ""] | float = 0.0,
     draws: UInt[Array, "B 2"] | None = None,
+    numbers: tuple[int, int] = (0, 0),
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A V"], list[Cache]]:
-    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest, or drawn at a temperature.
-    Also the logits there, of all ids.
+    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest, of a number the median, or
+    drawn at a temperature. Also the logits there, of all ids.
 
     Args:
         sample: draw.
         draws: two numbers a row, which alone decide what is drawn in it.
+        numbers: first of the ids that are the bins of a continuous number, and one past the last. Where such are allowed and
+            nothing is drawn, the median is taken: the bounds of an action, which experts often press against, are one likely
+            bin each, and what lies between is spread over many, so that the likeliest bin swings from one bound to the other.
     """
     model = structure.model(params)
     hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images)
@@ -54,7 +58,16 @@ def extend(
         # The likeliest of logits with Gumbel noise is a draw from their softmax.
         keys = jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(draws)
         chosen = logits + temperature * jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return jnp.argmax(confine(chosen, allowed), axis=-1).astype(jnp.int32), logits, caches
+    best = jnp.argmax(confine(chosen, allowed), axis=-1)
+    if numbers[0] < numbers[1] and not sample:
+        is_number = jnp.any(allowed[..., slice(*numbers)], axis=-1)
+        best = jnp.where(is_number, median(confine(logits, allowed)), best)
+    return best.astype(jnp.int32), logits, caches
+
+
+def median(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
+    """The first id at which half of the probability is reached."""
+    return jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1) >= 0.5, axis=-1)
 
 
 @partial(jax.jit, static_argnames=("structure",), donate_argnames=("held",))

@@ -71,7 +71,8 @@ def some_value(space: gym.Space) -> Any:
 
 
 class ControlPolicy:
-    """Acts in several environments: the likeliest actions, or drawn ones if the suite has a temperature.
+    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the suite has a
+    temperature.
 
     Args:
         generalist: the weights with their tokenizers.

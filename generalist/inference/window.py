@@ -73,7 +73,7 @@ class StepWindow:
         steps: W.
         positions: N, with the action's if they are fed.
         images: images of a step for the frozen encoder.
-        temperature: 0 chooses the likeliest ids.
+        temperature: 0 chooses the likeliest ids, and the median of a continuous number's bins.
 
     Raises:
         ValueError: the model's positions are learnt, so that a step's can't change.
@@ -95,6 +95,8 @@ class StepWindow:
                 "learnt (GPT-2): act with another trunk"
             )
         self._generalist, self._temperature = generalist, temperature
+        continuous = generalist.vocabulary.range("continuous")
+        self._numbers = (continuous.start, continuous.stop)
         self.rows, self.steps, self.positions, self.images = rows, steps, positions, images
         self._caches = empty_caches(generalist, rows, steps * positions)
         self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
@@ -157,6 +159,7 @@ class StepWindow:
             sample=self._temperature > 0,
             temperature=self._temperature,
             draws=self._draws(),
+            numbers=self._numbers,
         )
         return np.asarray(ids), logits
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
-from generalist.inference.decode import allow, confine
+from generalist.inference.decode import allow, confine, median
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
@@ -191,7 +191,7 @@ def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: 
         for lane in range(3):
             seen[lane].append(observations[lane])
             logits = np.asarray(policy.logits[lane])
-            ids = np.where(allow(layout.action.valid_ranges, logits.shape[-1]), logits, -np.inf).argmax(-1)
+            ids = taken(logits, layout.action.valid_ranges, generalist.vocabulary.range("continuous"))
             chosen[lane].append(ids)
             np.testing.assert_array_equal(actions[lane], layout.action.decode(ids))
             if step == 9 or (step == 4 and lane == 1):
@@ -199,6 +199,23 @@ def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: 
                 expected = uncached_logits(generalist, batch, number, window=4)[-len(ids) :]
                 np.testing.assert_allclose(logits, expected, atol=2e-4, err_msg=f"step {step} lane {lane}")
     assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
+
+
+def taken(logits: np.ndarray, ranges: np.ndarray, numbers: range) -> np.ndarray:
+    """The likeliest id of each range, or of a number's the one at which half of the probability is reached."""
+    ids = []
+    for (low, high), row in zip(ranges, logits, strict=True):
+        likely = np.exp(row[low:high].astype(np.float64) - row[low:high].max())
+        middle = np.searchsorted(np.cumsum(likely), likely.sum() / 2)
+        ids.append(low + (middle if low in numbers else likely.argmax()))
+    return np.array(ids)
+
+
+def test_of_a_number_the_median_is_taken():
+    """Of two bounds and five bins between, the bounds are the likeliest, but most of the probability is between them."""
+    likely = jnp.array([[0.28, 0.08, 0.1, 0.1, 0.1, 0.08, 0.26], [0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.4]])
+    assert median(jnp.log(likely)).tolist() == [3, 0]
+    assert jnp.argmax(likely, axis=-1).tolist() == [0, 0]
 
 
 def test_what_is_drawn_depends_on_the_episode_alone():
