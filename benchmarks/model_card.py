@@ -106,6 +106,8 @@ def words_table(found: Mapping[str, Any]) -> list[str]:
 def command(results: Mapping[str, Any]) -> str:
     """What gives these numbers again; without the tasks where they are all that there are."""
     words = list(results["command"])
+    if "--out" in words:  # of no interest
+        del words[words.index("--out") : words.index("--out") + 2]
     if "--tasks" not in words:
         return f"`{' '.join(words)}`"
     first, last = words.index("--tasks"), words.index("--agents")

@@ -151,7 +151,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
 
     command = ["generalist", "eval", "fewshot"]
     for name, value in vars(arguments).items():
-        if name in ("command", "evaluation") or value is None:
+        if name in ("command", "evaluation", "out") or value is None or (name == "runs" and not arguments.run):
             continue
         values = [] if value is True else value if isinstance(value, list) else [value]
         command += [f"--{name}", *map(str, values)]
