@@ -104,15 +104,20 @@ def words_table(found: Mapping[str, Any]) -> list[str]:
 
 
 def command(results: Mapping[str, Any]) -> str:
-    """What gives these numbers again; without the tasks where they are all that there are."""
+    """What gives these numbers again; with whole suites by their names, and without tasks where they are all."""
     words = list(results["command"])
     if "--out" in words:  # of no interest
         del words[words.index("--out") : words.index("--out") + 2]
     if "--tasks" not in words:
         return f"`{' '.join(words)}`"
     first, last = words.index("--tasks"), words.index("--agents")
-    kept = words[:first] if last - first - 1 == len(tasks(["*"])) else words[:last]
-    return f"`{' '.join(kept + words[last:])}`"
+    played = set(words[first + 1 : last])
+    whole = [suite for suite in DOMAINS if {task.name for task in tasks(f"{suite}/*")} <= played]
+    rest = [name for name in words[first + 1 : last] if name.partition("/")[0] not in whole]
+    if len(whole) == len(DOMAINS):
+        return f"`{' '.join(words[:first] + words[last:])}`"
+    named = [f"'{suite}/*'" for suite in whole]
+    return f"`{' '.join([*words[: first + 1], *named, *rest, *words[last:]])}`"
 
 
 def main() -> None:
