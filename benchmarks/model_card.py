@@ -19,6 +19,7 @@ import numpy as np
 
 from generalist.envs.task import tasks
 from generalist.eval import report
+from generalist.eval.fewshot_page import ANSWERERS
 from generalist.eval.scores import Estimate
 from generalist.inference.load import Generalist
 from generalist.model.transformer import count_parameters
@@ -87,18 +88,12 @@ def tasks_table(control: Mapping[str, Any]) -> list[str]:
 
 def words_table(found: Mapping[str, Any]) -> list[str]:
     """A row a number of ways and shots."""
-    columns = {
-        "model": "model",
-        "shuffled": "images shuffled among the shots",
-        "rices": "RICES",
-        "nearest": "nearest neighbour on the frozen features",
-    }
     lines = [
-        f"| ways | shots a class | {' | '.join(columns.values())} | chance |",
-        f"|---|---|{'---|' * len(columns)}---|",
+        f"| ways | shots a class | {' | '.join(ANSWERERS.values())} | chance |",
+        f"|---|---|{'---|' * len(ANSWERERS)}---|",
     ]
     for cell in found["cells"]:
-        shown = [str(Estimate(**cell[name])) if cell[name] else "" for name in columns]
+        shown = [str(Estimate(**cell[name])) if cell[name] else "" for name in ANSWERERS]
         lines.append(f"| {cell['ways']} | {cell['shots']} | {' | '.join(shown)} | {cell['chance']:.0f} |")
     return lines
 

@@ -22,7 +22,7 @@ from generalist.data.fewshot import made_up_names
 from generalist.inference.load import Generalist
 
 
-def ask(generalist: Generalist, shots: int, number: int) -> tuple[list[Any], list[Any]]:
+def ask(shots: int, number: int) -> tuple[list[Any], list[Any]]:
     """Shots and a query with other images for every `number`, so that nothing is known from before."""
     pool, names = drawings("names"), made_up_names("heldout")
     images = [variant(pool[(number * (shots + 1) + one) % len(pool)], number) for one in range(shots + 1)]
@@ -32,36 +32,32 @@ def ask(generalist: Generalist, shots: int, number: int) -> tuple[list[Any], lis
 
 def measure(generalist: Generalist, shots: int, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
     """Seconds of first and second queries, by what is asked for; each round has shots and queries of its own."""
-    choices = [str(name) for name in made_up_names("heldout")[:2]]
-    ways: dict[str, dict[str, Any]] = {"a choice of two names": {"choices": choices}, "a written name": {"tokens": 4}}
+    ways: dict[str, dict[str, Any]] = {
+        "a choice of two names": {"choices": made_up_names("heldout")[:2]},
+        "a written name": {"tokens": 4},
+    }
     times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in ways}
     for number in range(rounds + 1):  # the first compiles
+        shown, query = ask(shots, number)
+        _, other = ask(shots, number + rounds + 1)
         for way, how in ways.items():
-            shown, query = ask(generalist, shots, number)
-            _, other = ask(generalist, shots, number + rounds + 1)
-            reading = None
-
-            def first(shown: list[Any] = shown, query: list[Any] = query, how: dict[str, Any] = how) -> Any:
-                read = generalist.read(shown)
-                generalist.prompt(query, after=read, **how)
-                return read
-
-            begin, reading = timed(first)
-            again, _ = timed(lambda: generalist.prompt(other, after=reading, **how))  # noqa: B023
+            reading, reads = timed(generalist.read, shown)
+            _, begin = timed(generalist.prompt, query, after=reading, **how)
+            _, again = timed(generalist.prompt, other, after=reading, **how)
             if number:
-                times[way][0].append(begin)
+                times[way][0].append(reads + begin)
                 times[way][1].append(again)
     return times
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call, and what it gave."""
+def timed(call: Callable[..., Any], *given: Any, **how: Any) -> tuple[Any, float]:
+    """What a call gave, and its seconds."""
     start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+    return call(*given, **how), time.perf_counter() - start
 
 
 def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_weights(parser)
     parser.add_argument("--shots", type=int, default=32)

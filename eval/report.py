@@ -118,25 +118,18 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, was written without a digest, or was edited; the message names the first thing that does
             not fit.
     """
-    results = _read(path)
-    if "control" not in results:
-        raise ValueError(f"{path} is no results file of an evaluation")
-    _checked(path, results, checks.check)
-    return results
+    return _checked_control(path, _read(path))
 
 
 def load_fewshot(path: Path) -> dict[str, Any]:
     """The same for a file of `generalist eval fewshot`."""
-    results = _read(path)
-    if not is_fewshot(results):
-        raise ValueError(f"{path} is no results file of generalist eval fewshot")
-    _checked(path, results, checks.check_fewshot)
-    return results
+    return _checked_fewshot(path, _read(path))
 
 
 def load_any(path: Path) -> dict[str, Any]:
     """Either of the two."""
-    return load_fewshot(path) if is_fewshot(_read(path)) else load(path)
+    results = _read(path)
+    return _checked_fewshot(path, results) if is_fewshot(results) else _checked_control(path, results)
 
 
 def is_fewshot(results: Mapping[str, Any]) -> bool:
@@ -156,7 +149,21 @@ def _read(path: Path) -> dict[str, Any]:
     return results
 
 
-def _checked(path: Path, results: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> None:
+def _checked_control(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    if "control" not in results:
+        raise ValueError(f"{path} is no results file of an evaluation")
+    _check(path, results, checks.check)
+    return results
+
+
+def _checked_fewshot(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    if not is_fewshot(results):
+        raise ValueError(f"{path} is no results file of generalist eval fewshot")
+    _check(path, results, checks.check_fewshot)
+    return results
+
+
+def _check(path: Path, results: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> None:
     if "digest" not in results:
         raise ValueError(
             f"{path} has no digest: an earlier version wrote it, so nobody can tell whether it was edited; evaluate again "

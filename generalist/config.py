@@ -63,6 +63,10 @@ class ControlConfig:
     """Pixels by which the images of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
     Kostrikov et al. 2020)."""
 
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"data.SUITE.shift must be at least 0 pixels, got {self.shift}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnConfig(ControlConfig):
@@ -74,6 +78,7 @@ class OwnConfig(ControlConfig):
     """Folders that `record_demonstrations` wrote; `ID=FOLDER` for another tool's, with the environment's Gymnasium id."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.episodes is not None:
             raise ValueError(
                 f"data.own.episodes = {self.episodes}, but demonstrations are taken as they are: leave it out, and record "
