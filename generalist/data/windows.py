@@ -72,9 +72,7 @@ class ControlExamples:
             down, right = rng.integers(-self.shift, self.shift + 1, 2).tolist()
             window = self._moved(window, down, right)
             prompt = self._moved(prompt, down, right) if prompt is not None else None
-        return self.assembler.control(
-            self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt
-        )
+        return self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt)
 
     def _moved(self, steps: Steps, down: int, right: int) -> Steps:
         """With the observed images moved."""
