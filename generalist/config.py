@@ -167,6 +167,8 @@ class DataConfig:
     """Fetch: a robot arm that reaches, pushes and carries, from state."""
     own: OwnConfig = OwnConfig()
     """Environments of one's own; none without demonstrations."""
+    dagger: tuple[Path, ...] = ()
+    """Folders that `generalist dagger` wrote: the experts' answers in the weights' own play, learnt from as well."""
     emoji: EmojiConfig = EmojiConfig()
     """Images and their names."""
     fewshot: FewShotConfig = FewShotConfig()

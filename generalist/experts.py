@@ -10,7 +10,7 @@ from generalist.config import Config
 from generalist.envs.own import own_tasks
 from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import record
-from generalist.envs.rlds import dataset_folder
+from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task, get, tasks
 
 
@@ -57,12 +57,33 @@ def episodes_folder(config: Config, task: Task) -> Path:
     return dataset_folder(config.data.folder / "episodes", task)
 
 
+def correction_folders(config: Config) -> dict[str, list[tuple[Task, Path]]]:
+    """Of each suite that takes part: the tasks that the experts have corrected play in, and where those episodes are.
+
+    Raises:
+        FileNotFoundError: a folder of `data.dagger` holds none of any task that takes part.
+    """
+    found: dict[str, list[tuple[Task, Path]]] = {}
+    for folder in config.data.dagger:
+        before = sum(map(len, found.values()))
+        for suite, several in suite_tasks(config).items():
+            own = ((task, dataset_folder(folder, task)) for task in several)
+            found.setdefault(suite, []).extend((task, place) for task, place in own if read_metadata(place) is not None)
+        if sum(map(len, found.values())) == before:
+            raise FileNotFoundError(
+                f"data.dagger: {folder} holds no data set of a task that takes part: make some with `generalist dagger`"
+            )
+    return found
+
+
 def record_missing(config: Config, console: Console) -> None:
     """Records the experts' episodes that are not on disk yet.
 
     Raises:
         ValueError: an environment of one's own can't be made, or is not the one that was recorded.
+        FileNotFoundError: a folder of corrections holds none.
     """
+    correction_folders(config)  # what is wrong with them is said before anything is played
     wanted = suite_tasks(config)
     for task in wanted.pop("own", []):
         task.make().close()  # what is wrong with it is said before anything is played

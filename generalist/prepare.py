@@ -1,7 +1,7 @@
 """From settings to a stream of batches: record what is missing, learn the tokenizers, fit the layouts, open the sources."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from generalist.data.packing import BatchIterator
 from generalist.data.prose import prose
 from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
-from generalist.experts import episodes_folder, suite_tasks
+from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PROJECTION_SPREAD
@@ -73,7 +73,11 @@ def prepare(config: Config, console: Console) -> Prepared:
     if encoder is not None:
         shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
         tokenizers = dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
-    sources = open_sources(config, tokenizers, readers)
+    corrected = {
+        suite: [(task, EpisodeReader(folder, cache, task.instruction)) for task, folder in several]
+        for suite, several in correction_folders(config).items()
+    }
+    sources = open_sources(config, tokenizers, readers, corrected)
     visual = tokenizers.visual
     image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
     spec = batch_spec(config, tokenizers.model_spec(), *image)
@@ -212,19 +216,22 @@ def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.n
 
 
 def open_sources(
-    config: Config, tokenizers: Tokenizers, readers: Mapping[str, Mapping[Task, EpisodeReader]]
+    config: Config,
+    tokenizers: Tokenizers,
+    readers: Mapping[str, Mapping[Task, EpisodeReader]],
+    corrected: Mapping[str, Sequence[tuple[Task, EpisodeReader]]],
 ) -> list[Source]:
-    """Every source of the mixture, in a fixed order."""
+    """Every source of the mixture, in a fixed order. Corrected play is no demonstration: nothing is prompted with it."""
     assembler, data = tokenizers.assembler, config.data
 
-    def window(task: Task, reader: EpisodeReader, control: ControlConfig) -> ControlExamples:
+    def window(task: Task, reader: EpisodeReader, control: ControlConfig, *, prompts: bool = True) -> ControlExamples:
         return ControlExamples(
             reader=reader,
             layout=tokenizers.layouts[task.layout],
             assembler=assembler,
             steps=control.steps,
             hide_actions=control.hide_actions,
-            prompt_fraction=control.prompt_fraction,
+            prompt_fraction=control.prompt_fraction if prompts else 0.0,
             prompt_steps=control.prompt_steps,
             shift=control.shift,
         )
@@ -233,7 +240,13 @@ def open_sources(
         Source(
             name=suite,
             weight=data.control()[suite].weight,
-            parts=[window(task, reader, data.control()[suite]) for task, reader in several.items()],
+            parts=[
+                *(window(task, reader, data.control()[suite]) for task, reader in several.items()),
+                *(
+                    window(task, reader, data.control()[suite], prompts=False)
+                    for task, reader in corrected.get(suite, [])
+                ),
+            ],
         )
         for suite, several in readers.items()
     ]

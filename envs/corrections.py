@@ -1,0 +1,182 @@
+"""The experts correct other players, for DAgger (Ross, Gordon & Bagnell 2011): somebody else decides what is executed, and at
+every step the expert says what it would have done there. Imitating those answers teaches the way back from one's own mistakes.
+
+    <folder>/<suite>/<task>/1.0.0/      RLDS, as recordings of the experts are (rlds.py): the actions are the expert's answers
+
+An episode is written by the worker that plays it, into a hidden folder that becomes the data set once all episodes are in it.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.envs import rlds
+from generalist.envs.episodes import Episode, OutOfTime, time_limit
+from generalist.envs.own_task import OwnTask
+from generalist.envs.recording import versions, working_folder
+from generalist.envs.task import GaveUp, Policy, Task
+
+FIRST_SEED = 500_000  # between the seeds of recordings and those of evaluation
+
+
+class Corrected(gym.Wrapper):
+    """Writes every episode that is played in it, with the expert's answers as its actions, as `<seed>.array_record`.
+
+    An episode ends early where the expert has no answer; one in which it has none to begin with leaves no file.
+
+    Args:
+        env: what the task's `make` gave.
+        task: whose expert answers.
+        share: the chance that the expert's own answer is executed instead of the action given.
+        folder: where files go.
+    """
+
+    def __init__(self, env: gym.Env, task: Task, share: float, folder: Path) -> None:
+        super().__init__(env)
+        self._task, self._share, self._folder = task, share, folder
+        self._serialize = rlds.Serializer(task, (env.observation_space, env.action_space))
+        self._rng = np.random.default_rng()
+        self._seed, self._instruction = 0, ""
+        self._expert: Policy | None = None
+        self._observation: Any = None
+        self._answer: Any = None
+        self._steps: list[tuple[Any, Any, Any, float, dict[str, Any]]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets, and asks the expert for its first answer."""
+        assert seed is not None, "an episode is known by its seed"
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._seed, self._instruction, self._steps = seed, info["instruction"], []
+        self._rng = np.random.default_rng(seed)
+        self._expert = self._task.expert(self.env, self._rng)
+        self._answer = self._asked(observation)
+        self._observation = observation
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Executes the action, or now and then the expert's answer; asks for the next one."""
+        if self._answer is None:
+            return self._observation, 0.0, False, True, {}
+        executed = self._answer if self._rng.random() < self._share else action
+        observation, reward, terminated, truncated, info = self.env.step(executed)
+        self._steps.append((self._observation, self._answer, executed, float(reward), info))
+        self._observation = observation
+        truncated = truncated or len(self._steps) == self._task.record_steps
+        if not (terminated or truncated):
+            self._answer = self._asked(observation)
+            truncated = self._answer is None
+        if terminated or truncated:
+            self._write(terminated)
+        return observation, reward, terminated, truncated, info
+
+    def _asked(self, observation: Any) -> Any:
+        """The expert's answer; None if it has none."""
+        assert self._expert is not None
+        try:
+            with time_limit(self._task.time_limit):
+                return self._expert(observation)
+        except (OutOfTime, GaveUp):
+            return None
+
+    def _write(self, terminated: bool) -> None:
+        observations, answers, executed, rewards, infos = map(list, zip(*self._steps, strict=True))
+        episode = Episode(
+            seed=self._seed,
+            noisy=True,
+            instruction=self._instruction,
+            score=self._task.score(rewards, infos),
+            observations=observations,
+            actions=answers,
+            executed=executed,
+            rewards=np.array(rewards, np.float32),
+            terminated=terminated,
+        )
+        self._steps = []
+        rlds.write_shard(self._folder / f"{self._seed}.array_record", [self._serialize(episode)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorrectedTask(Task):
+    """A task whose episodes are written with the expert's answers."""
+
+    task: Task
+    share: float
+    """The chance that a step is the expert's own (see `Corrected`)."""
+    folder: Path
+    """Gets the data sets."""
+
+    @classmethod
+    def of(cls, task: Task, share: float, folder: Path) -> "CorrectedTask":
+        """The task, with its name, limits and reference scores.
+
+        Raises:
+            ValueError: the task has no expert.
+        """
+        if isinstance(task, OwnTask):
+            raise ValueError(f"{task.name} has no expert that could answer: leave it out of --tasks")
+        common = {field.name: getattr(task, field.name) for field in dataclasses.fields(Task)}
+        return cls(**common | {"max_steps": task.record_steps}, task=task, share=share, folder=folder)
+
+    def build(self) -> gym.Env:
+        """See `Task.build`."""
+        return self.task.build()
+
+    def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
+        """See `Task.expert`."""
+        return self.task.expert(env, rng)
+
+    def make(self) -> gym.Env:
+        """The environment of the task in its wrapper."""
+        return Corrected(self.task.make(), self.task, self.share, working_folder(self.folder, self.task))
+
+    @property
+    def place(self) -> Path:
+        """Where the whole data set will stand."""
+        return rlds.dataset_folder(self.folder, self.task)
+
+    def begin(self) -> None:
+        """Makes an empty working folder; what a killed run left there goes."""
+        self.discard()
+        working_folder(self.folder, self.task).mkdir(parents=True)
+
+    def discard(self) -> None:
+        """Removes the working folder."""
+        shutil.rmtree(working_folder(self.folder, self.task), ignore_errors=True)
+
+    def finish(self, played: Sequence[tuple[int, float, int]], settings: dict[str, Any]) -> int:
+        """Makes a data set of the episodes that left a file, and moves it to its place; the number of their steps.
+
+        Args:
+            played: seed, score and steps of every episode.
+            settings: what they were played with, kept as metadata.
+
+        Raises:
+            ValueError: there is none.
+        """
+        work = working_folder(self.folder, self.task)
+        files = {seed: work / f"{seed}.array_record" for seed, _, _ in played}
+        kept = [one for one in played if files[one[0]].exists()]
+        if not kept:
+            raise ValueError(f"the expert of {self.name} had no answer in any of {len(played)} episodes: leave it out")
+        shards = [(1, files[seed].stat().st_size) for seed, _, _ in kept]
+        for index, (seed, _, _) in enumerate(kept):
+            files[seed].rename(work / rlds.shard_name(self.task, index, len(kept)))
+        metadata = {
+            "lengths": [steps for _, _, steps in kept],
+            "seeds": [seed for seed, _, _ in kept],
+            "scores": [score for _, score, _ in kept],
+            "versions": versions(self.task),
+            **settings,
+        }
+        env = self.task.make()
+        rlds.write_dataset_files(work, self.task, (env.observation_space, env.action_space), shards, metadata)
+        env.close()
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(work, self.place)
+        return sum(metadata["lengths"])
