@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": ("generalist.eval.command", "score agents, compare results files, make a report"),
     "play": ("generalist.play", "watch the weights, an expert or chance play a task"),
     "prompt": ("generalist.prompt", "images, text and shots in, text out"),
-    "dagger": ("generalist.dagger", "experts correct the weights' own play, for training to learn from"),
+    "dagger": ("generalist.eval.dagger", "experts correct the weights' own play, for training to learn from"),
     "export": ("generalist.export", "a run's weights as one folder, to use, share or publish"),
     "plan": ("generalist.plan.command", "memory, time and exchanges of a preset on a machine that need not be there"),
 }

@@ -12,6 +12,7 @@ from generalist.envs.corrections import FIRST_SEED, CorrectedTask
 from generalist.envs.rlds import read_metadata
 from generalist.envs.task import EVALUATION_SEED
 from generalist.envs.workers import cores
+from generalist.eval.agents_command import known_tasks, stopping
 
 DESCRIPTION = """Plays tasks with trained weights, asks each task's expert at every step what it would have done, and keeps the
 episodes with those answers as their actions (DAgger, Ross et al. 2011). `train.py --data.dagger FOLDER` learns from them too."""
@@ -71,7 +72,6 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     generalist = load_weights(arguments, console)
 
     from generalist.eval.agents import Agent, Demonstrations, play
-    from generalist.eval.agents_command import known_tasks, stopping
     from generalist.eval.policies import Prompt
     from generalist.inference.fingerprint import fingerprint
     from generalist.progress import counting
