@@ -60,7 +60,7 @@ class ControlConfig:
     prompt_steps: int = 4
     """Environment steps of such a prompt."""
     shift: int = 0
-    """Pixels by which the images of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
+    """Pixels by which the frames of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
     Kostrikov et al. 2020)."""
 
     def __post_init__(self) -> None:
@@ -380,6 +380,11 @@ class Config:
                 "training.start and model.trunk both say what to begin with: leave one out (weights that were exported bring "
                 "their trunk along)"
             )
+        for name, control in self.data.control().items():
+            if control.shift and "frame" not in self.tokens.images.split("+"):
+                raise ValueError(
+                    f"data.{name}.shift moves frames, but tokens.images is {self.tokens.images}: set one of them otherwise"
+                )
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
         if wanting and self.model.vision.encoder == "none":

@@ -13,7 +13,7 @@ from generalist.config import Config, ControlConfig
 from generalist.data.batch import BatchSpec
 from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
-from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.episodes import EpisodeCache, EpisodeReader, decode
 from generalist.data.fewshot import FewShotExamples
 from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator
@@ -28,6 +28,7 @@ from generalist.model.transformer import create
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.tokenizers.continuous import fit_statistics
+from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
@@ -38,7 +39,8 @@ from generalist.vision.load import load_encoder
 from generalist.weights.language import LanguageModel
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
-STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors
+STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors and of frames
+STATISTICS_FRAMES = 100  # of each, and somewhat more of long ones
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,7 @@ def learn_tokenizers(
     known = dict(start.layouts) if start is not None else {}
     spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
+    shown_as_frames = "frame" in config.tokens.images.split("+")
     offsets, width = (
         assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
     )
@@ -166,7 +169,8 @@ def learn_tokenizers(
                 frame_size=config.model.frame_size,
                 frame_tokens=config.model.frame_tokens,
                 offset=offsets.get(name, 0),
-                statistics=statistics(by_layout[name]) if projected else None,
+                statistics=(statistics(by_layout[name]) if projected else {})
+                | (frame_statistics(by_layout[name], config.model.frame_size) if shown_as_frames else {}),
                 bounded="mu_law",
                 vocabulary=vocabulary,
                 text=text,
@@ -213,6 +217,22 @@ def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.n
                 if isinstance(column, np.ndarray) and column.dtype.kind == "f":
                     values.setdefault(key, []).append(column)
     return {key: fit_statistics(np.concatenate(columns)) for key, columns in values.items()}
+
+
+def frame_statistics(readers: list[EpisodeReader], size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and deviation of the frames of every image of the observations, uint8 (size, size, 3), over a few episodes a task."""
+    frames: dict[str, list[np.ndarray]] = {}
+    for reader in readers:
+        for index in range(min(len(reader), STATISTICS_EPISODES)):
+            for key, column in reader[index].observations.items():
+                if isinstance(column, list):
+                    shown = decode(column[:: max(1, len(column) // STATISTICS_FRAMES)])
+                    frames.setdefault(key, []).extend(to_frame(image, size) for image in shown)
+    rounded = {}
+    for key, several in frames.items():
+        pixels = np.stack(several)
+        rounded[key] = tuple(np.rint(of(pixels, axis=0)).astype(np.uint8) for of in (np.mean, np.std))
+    return rounded
 
 
 def open_sources(

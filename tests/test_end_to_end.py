@@ -103,6 +103,10 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
         (["poket"], "unknown preset 'poket'. Did you mean 'pocket'?"),
         (["debug", "--model.heads", "3", "--model.kv-heads", "2"], "model.heads (3)"),
         (["debug", "--data.atari.shift", "-1"], "shift must be at least 0 pixels, got -1"),
+        (
+            ["debug", "--data.atari.shift", "2", "--tokens.images", "patches"],
+            "data.atari.shift moves frames, but tokens.images is patches",
+        ),
         (["debug", "--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["debug", "--training.fsdp-axis", "3", "--data.metaworld.weight", "-1"], "data.metaworld.weight"),
     ],

@@ -86,21 +86,36 @@ def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabular
     if 0 in space.shape:
         raise _error(path, space, "has no numbers: leave it out in a wrapper")
     if is_image(space):
-        return _image(rules, common)
+        return _image(path, space, rules, learned, common)
     if rules.tensors == "projected":
         return [_projected(path, space, rules, learned, common)]
     return [_tokens(path, space, rules, learned, common)]
 
 
-def _image(rules: Rules, common: dict[str, Any]) -> list[Part]:
+def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, common: dict[str, Any]) -> list[Part]:
     """The marker first, so that the image's other positions see the image through cross-attention too."""
     ways = rules.images.split("+")
     parts: list[Part] = [ImagePart(**common)] if "encoder" in ways else []
     if "patches" in ways:
         parts.append(PatchPart(**common))
     if "frame" in ways:
-        parts.append(FramePart(**common, frame_size=rules.frame_size, frame_tokens=rules.frame_tokens))
+        mean, deviation = _frame_statistics(path, space, rules, learned.statistics)
+        size, each = rules.frame_size, rules.frame_tokens
+        parts.append(FramePart(**common, frame_size=size, frame_tokens=each, mean=mean, deviation=deviation))
     return parts
+
+
+def _frame_statistics(
+    path: Path, space: gym.spaces.Box, rules: Rules, given: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[bytes, bytes]:
+    """Mean and deviation of a frame's pixels; empty where they are not known."""
+    if given is None:
+        return b"", b""
+    shape = (rules.frame_size, rules.frame_size, 3)
+    mean, deviation = map(np.asarray, given)
+    if any(one.shape != shape or one.dtype != np.uint8 for one in (mean, deviation)):
+        raise _error(path, space, f"needs the mean and the deviation of its frames as uint8 {shape}")
+    return mean.tobytes(), deviation.tobytes()
 
 
 def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:

@@ -9,7 +9,7 @@ import numpy as np
 
 from generalist.tokenizers.continuous import Codec
 from generalist.tokenizers.discrete import DiscreteCodec
-from generalist.tokenizers.image import frame_piece, image_piece, patch_count, patch_piece
+from generalist.tokenizers.image import frame_piece, image_piece, patch_count, patch_piece, standardised
 from generalist.tokenizers.pieces import Modality, Piece
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -229,10 +229,14 @@ class PatchPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FramePart(Part):
-    """An image as one frame of fixed size, at one or a few positions."""
+    """An image as one frame of fixed size, at one or a few positions; standardised, where statistics are known."""
 
     frame_size: int
     frame_tokens: int
+    mean: bytes = b""
+    """Usual pixels, uint8 (frame_size, frame_size, 3); empty: frames stay as they are."""
+    deviation: bytes = b""
+    """Their standard deviation, alike."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -240,7 +244,17 @@ class FramePart(Part):
 
     def encode(self, values: np.ndarray) -> Piece:
         pad = self.vocabulary.pad
-        return frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
+        piece = frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
+        if not self.mean or piece.payload is None:
+            return piece
+        return dataclasses.replace(piece, payload=standardised(piece.payload, *self.statistics))
+
+    @property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation, uint8 (frame_size, frame_size, 3) each."""
+        shape = (self.frame_size, self.frame_size, 3)
+        mean, deviation = (np.frombuffer(pixels, np.uint8).reshape(shape) for pixels in (self.mean, self.deviation))
+        return mean, deviation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

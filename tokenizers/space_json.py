@@ -1,11 +1,14 @@
-"""Gymnasium spaces as JSON and back: what a run's folder keeps of them. Nothing in such a file is trusted."""
+"""Gymnasium spaces and images as JSON and back: what a run's folder keeps of them. Nothing in such a file is trusted."""
 
+import base64
+import io
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image
 
 # More numbers than any observation has, so that a damaged shape can't claim all memory.
 _LARGEST = 2**26
@@ -122,3 +125,25 @@ _READERS = {
     "Dict": lambda data: gym.spaces.Dict({key: space_from_json(part) for key, part in data["spaces"].items()}),
     "Tuple": lambda data: gym.spaces.Tuple([space_from_json(part) for part in data["spaces"]]),
 }
+
+
+def png_text(pixels: np.ndarray) -> str:
+    """An image, uint8 (H, W, 3), as text: a PNG in base 64."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def png_pixels(text: str, size: int) -> np.ndarray:
+    """The image that `png_text` wrote, uint8 (size, size, 3).
+
+    Raises:
+        ValueError: it is damaged, or of another size.
+    """
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
+            if image.size != (size, size) or image.mode != "RGB":
+                raise ValueError(f"it is {image.mode} of {image.size}")
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        raise ValueError(f"the statistics of a frame are no RGB image of {size} pixels a side: {error}") from error

@@ -21,9 +21,9 @@ import numpy as np
 
 from generalist.tokenizers.continuous import Codec, codec_from_json
 from generalist.tokenizers.part_rules import Learned, Rules, make_parts, projection_size
-from generalist.tokenizers.parts import ContinuousPart, Part, Path, TensorPart, TextPart
+from generalist.tokenizers.parts import ContinuousPart, FramePart, Part, Path, TensorPart, TextPart
 from generalist.tokenizers.pieces import Images, Modality, Piece
-from generalist.tokenizers.space_json import space_from_json, space_to_json
+from generalist.tokenizers.space_json import png_pixels, png_text, space_from_json, space_to_json
 from generalist.tokenizers.space_tree import assembled, commas, leaf_of, leaves_of, stacked
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -73,7 +73,8 @@ class SpaceTokenizer:
             images: 16×16 patches, one frame of `frame_size` pixels a side at `frame_tokens` positions, the frozen encoder
                 (one marker position), or two of these.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
-            statistics: mean and deviation by which projected numbers are standardised; 0 and 1 where missing.
+            statistics: mean and deviation by which projected numbers are standardised, 0 and 1 where missing; of an image those
+                of its frames' pixels, uint8 (frame_size, frame_size, 3), by which frames are (`image.standardised`).
             codecs: continuous codecs by flat key, instead of the default ones.
             bounded: how numbers with two finite bounds become tokens by default: equal bins between the bounds, or μ-law
                 unless the bounds lie in [-1, 1] (Gato's rule for observations). Unbounded numbers take μ-law.
@@ -192,12 +193,14 @@ class SpaceTokenizer:
         """All that `from_json` needs, as JSON values; the text tokenizer stays in its own file."""
         continuous = [part for part in self.parts if isinstance(part, ContinuousPart)]
         tensors = [part for part in self.parts if isinstance(part, TensorPart)]
+        frames = [part for part in self.parts if isinstance(part, FramePart) and part.mean]
         return {
             "space": space_to_json(self.space),
             "vocabulary": dataclasses.asdict(self.vocabulary),
             **dataclasses.asdict(self.rules),
             "codecs": {part.key: part.codec.to_json() for part in continuous},
             "statistics": {part.key: {"mean": list(part.mean), "std": list(part.std)} for part in tensors},
+            "frames": {part.key: [png_text(pixels) for pixels in part.statistics] for part in frames},
         }
 
     @classmethod
@@ -208,14 +211,20 @@ class SpaceTokenizer:
             ValueError: the description is damaged.
         """
         try:
+            numbers = {
+                key: (np.array(both["mean"], np.float64), np.array(both["std"], np.float64))
+                for key, both in data["statistics"].items()
+            }
+            # Of weights from before frames were standardised there are none.
+            frames = {
+                key: (png_pixels(mean, data["frame_size"]), png_pixels(deviation, data["frame_size"]))
+                for key, (mean, deviation) in data.get("frames", {}).items()
+            }
             return cls.from_space(
                 space_from_json(data["space"]),
                 vocabulary=Vocabulary(**data["vocabulary"]),
                 text=text,
-                statistics={
-                    key: (np.array(both["mean"], np.float64), np.array(both["std"], np.float64))
-                    for key, both in data["statistics"].items()
-                },
+                statistics=numbers | frames,
                 codecs={key: codec_from_json(codec) for key, codec in data["codecs"].items()},
                 **{name: data[name] for name in _SETTINGS},
             )

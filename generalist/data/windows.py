@@ -12,9 +12,7 @@ from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
 from generalist.data.episodes import EpisodeReader
 from generalist.tokenizers.image import moved
-from generalist.tokenizers.part_rules import is_image
 from generalist.tokenizers.sequence import Assembler, Sequence
-from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.spaces import TaskLayout
 
 Steps = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -48,7 +46,7 @@ class ControlExamples:
     prompt_fraction: float = 0.0
     prompt_steps: int = 0
     shift: int = 0
-    """Pixels by which all images of an example are moved at most, in both directions."""
+    """Pixels by which all frames of an example are moved at most, in both directions."""
     first: np.ndarray = dataclasses.field(init=False)
     """int (episodes + 1,): number of the first window of each episode."""
 
@@ -68,17 +66,11 @@ class ControlExamples:
         window = episode.window(start, start + self.steps)
         hide = rng.random() < self.hide_actions
         prompt = self._prompt(number, rng) if rng.random() < self.prompt_fraction else None
+        sequence = self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt)
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2).tolist()
-            window = self._moved(window, down, right)
-            prompt = self._moved(prompt, down, right) if prompt is not None else None
-        return self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt)
-
-    def _moved(self, steps: Steps, down: int, right: int) -> Steps:
-        """With the observed images moved."""
-        images = {"/".join(path) for path, leaf in leaves_of(self.layout.observation.space, ()) if is_image(leaf)}
-        observations, actions = steps
-        return {key: moved(of, down, right) if key in images else of for key, of in observations.items()}, actions
+            sequence = dataclasses.replace(sequence, frames=moved(sequence.frames, down, right))
+        return sequence
 
     def _prompt(self, number: int, rng: np.random.Generator) -> Steps | None:
         """Steps of another episode of the task: half the time its end, which shows the goal, else any (Gato, section 2.4)."""

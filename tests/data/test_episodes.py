@@ -14,6 +14,7 @@ from PIL import Image
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.mixture import Source, mix
 from generalist.data.windows import ControlExamples, TextExamples
+from generalist.prepare import frame_statistics
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
@@ -143,6 +144,15 @@ def test_images_move_together_and_nothing_else_does(dataset: Path):
         np.testing.assert_array_equal(one.tensors, other.tensors)
         np.testing.assert_array_equal(one.targets, other.targets)
     assert len(seen) > 4
+
+
+def test_frames_are_known_by_their_mean_and_deviation(dataset: Path):
+    reader = EpisodeReader(dataset, EpisodeCache(1), instruction="count")
+    seen = np.concatenate([reader[index].window(0, 99)[0]["camera"] for index in range(len(reader))])
+    assert len(reader) <= 8
+    mean, deviation = frame_statistics([reader], seen.shape[1])["camera"]
+    np.testing.assert_array_equal(mean, np.rint(seen.mean(axis=0)).astype(np.uint8))
+    np.testing.assert_array_equal(deviation, np.rint(seen.std(axis=0)).astype(np.uint8))
 
 
 def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from generalist.tokenizers.continuous import MuLaw, Quantile, Uniform
 from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.space_json import png_text
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -207,6 +208,41 @@ def test_images_as_patches_and_as_frames():
     assert piece.payload.shape == (2, 32, 32, 3) and (piece.payload == 9).all() and len(piece.tokens) == 4
 
 
+def standardised_frames() -> SpaceTokenizer:
+    """Of images of 4 pixels a side, usually 100 with a deviation of 12, and never other than 30 in the first row."""
+    mean, deviation = np.full((4, 4, 3), 100, np.uint8), np.full((4, 4, 3), 12, np.uint8)
+    mean[0], deviation[0] = 30, 0
+    return SpaceTokenizer.from_space(
+        gs.Box(0, 255, (4, 4, 3), np.uint8), vocabulary=VOCABULARY, images="frame", frame_size=4,
+        statistics={"": (mean, deviation)},
+    )  # fmt: skip
+
+
+def test_frames_show_what_is_unusual():
+    tokenizer = standardised_frames()
+    image = np.full((4, 4, 3), 100, np.uint8)
+    image[0] = 30
+    image[0, 1], image[2, 2], image[3, 3], image[1, 0] = 32, 106, 255, 0
+    (piece,) = tokenizer.encode({"": image[None]})
+    # 40 levels a deviation, to which 8 is added: 2 · 40 / 8, 6 · 40 / 20, the rest cut off at the ends of a byte.
+    expected = np.full((4, 4, 3), 128, np.uint8)
+    expected[0, 1], expected[2, 2], expected[3, 3], expected[1, 0] = 138, 140, 255, 0
+    np.testing.assert_array_equal(piece.payload, expected[None])
+    assert SpaceTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
+    older = {key: value for key, value in tokenizer.to_json().items() if key != "frames"}
+    (piece,) = SpaceTokenizer.from_json(older).encode({"": image[None]})
+    np.testing.assert_array_equal(piece.payload, image[None])  # weights from before play with frames as they are
+
+
+@pytest.mark.parametrize("text", ["", "no base 64", "QUJD", 3, None, png_text(np.zeros((5, 5, 3), np.uint8))])
+def test_damaged_statistics_of_frames_are_found(text):
+    data = standardised_frames().to_json()
+    data["frames"][""][0] = text
+    with pytest.raises(ValueError, match="no RGB image of 4 pixels a side") as error:
+        SpaceTokenizer.from_json(data)
+    assert "\n" not in str(error.value)
+
+
 def test_offsets_follow_the_names():
     spaces = {
         "z": gs.Box(-1, 1, (4,)),
@@ -237,6 +273,7 @@ def test_offsets_follow_the_names():
         (gs.Box(0, 1, (2,)), {"codecs": {"": Uniform(low=(0.0,), high=(1.0,), bins=8)}}, "2 numbers.*1 dimensions"),
         (gs.Box(0, 1, (2,)), {"codecs": {"x": MuLaw(bins=8)}}, r"codecs has the key 'x'.*\[''\]"),
         (gs.Box(0, 1, (2,)), {"tensors": "projected", "statistics": {"": (np.zeros(2), np.zeros(2))}}, "positive deviations"),
+        (gs.Box(0, 255, (9, 9, 3), np.uint8), {"images": "frame", "statistics": {"": (np.zeros(2),) * 2}}, "of its frames"),
         (gs.Box(0, 1, (2,)), {"tensors": "project"}, 'tensors must be "tokens" or "projected"'),
         (gs.Discrete(2**20), {"tensors": "projected"}, "one-hot columns"),
     ],
