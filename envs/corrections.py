@@ -9,7 +9,7 @@ An episode is written by the worker that plays it, into a hidden folder that bec
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -149,7 +149,7 @@ class CorrectedTask(Task):
         """Removes the working folder."""
         shutil.rmtree(working_folder(self.folder, self.task), ignore_errors=True)
 
-    def finish(self, played: Sequence[tuple[int, float, int]], settings: dict[str, Any]) -> int:
+    def finish(self, played: Sequence[tuple[int, float, int]], settings: Mapping[str, Any]) -> int:
         """Makes a data set of the episodes that left a file, and moves it to its place; the number of their steps.
 
         Args:

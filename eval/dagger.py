@@ -3,7 +3,9 @@
 import argparse
 import threading
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -13,6 +15,9 @@ from generalist.envs.rlds import read_metadata
 from generalist.envs.task import EVALUATION_SEED
 from generalist.envs.workers import cores
 from generalist.eval.agents_command import known_tasks, stopping
+
+if TYPE_CHECKING:
+    from generalist.inference.load import Generalist
 
 DESCRIPTION = """Plays tasks with trained weights, asks each task's expert at every step what it would have done, and keeps the
 episodes with those answers as their actions (DAgger, Ross et al. 2011). `train.py --data.dagger FOLDER` learns from them too."""
@@ -71,10 +76,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         )
     generalist = load_weights(arguments, console)
 
-    from generalist.eval.agents import Agent, Demonstrations, play
-    from generalist.eval.policies import Prompt
     from generalist.inference.fingerprint import fingerprint
-    from generalist.progress import counting
 
     settings = {
         "weights": fingerprint(generalist),
@@ -93,34 +95,15 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     by_suite: dict[str, list[CorrectedTask]] = defaultdict(list)
     for task in waiting:
         by_suite[task.suite].append(task)
-    stop = threading.Event()
     for suite, tasks in by_suite.items():
-        for task in tasks:
-            task.begin()
         try:
-            with stopping(stop, console), counting(console, disable=not console.is_terminal) as progress:
-                played, _ = play(
-                    generalist,
-                    Agent(Prompt()),
-                    tasks,
-                    arguments.episodes,
-                    Demonstrations(generalist),
-                    workers=arguments.workers,
-                    lanes=arguments.lanes,
-                    first_seed=arguments.seed,
-                    progress=progress,
-                    stop=stop,
-                )
-            if stop.is_set():
-                console.print(f"stopped: nothing of {suite} is kept")
-                return 130
-            steps = 0
-            for task in tasks:
-                own = [(one.seed, one.score, one.steps) for one in played if one.task == task.name]
-                steps += task.finish(own, settings)
+            steps = _corrected(generalist, tasks, settings, arguments, console)
         finally:
             for task in tasks:
                 task.discard()
+        if steps is None:
+            console.print(f"stopped: nothing of {suite} is kept")
+            return 130
         console.print(f"{suite}: {len(tasks)} tasks, {steps:,} steps with the experts' answers", highlight=False)
     console.print(
         f"learn from it: train.py ... --data.dagger {arguments.folder}", highlight=False, markup=False, soft_wrap=True
@@ -128,7 +111,43 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     return 0
 
 
-def _is_done(task: CorrectedTask, settings: dict[str, object]) -> bool:
+def _corrected(
+    generalist: "Generalist",
+    tasks: Sequence[CorrectedTask],
+    settings: Mapping[str, Any],
+    arguments: argparse.Namespace,
+    console: Console,
+) -> int | None:
+    """Plays tasks of one suite and makes their data sets; the number of steps, None if it was stopped."""
+    from generalist.eval.agents import Agent, Demonstrations, play
+    from generalist.eval.policies import Prompt
+    from generalist.progress import counting
+
+    for task in tasks:
+        task.begin()
+    stop = threading.Event()
+    with stopping(stop, console), counting(console, disable=not console.is_terminal) as progress:
+        played, _ = play(
+            generalist,
+            Agent(Prompt()),
+            tasks,
+            arguments.episodes,
+            Demonstrations(generalist),
+            workers=arguments.workers,
+            lanes=arguments.lanes,
+            first_seed=arguments.seed,
+            progress=progress,
+            stop=stop,
+        )
+    if stop.is_set():
+        return None
+    return sum(
+        task.finish([(one.seed, one.score, one.steps) for one in played if one.task == task.name], settings)
+        for task in tasks
+    )
+
+
+def _is_done(task: CorrectedTask, settings: Mapping[str, Any]) -> bool:
     """Whether a task's data set is there already.
 
     Raises:
