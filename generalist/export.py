@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 def without_places(generalist: "Generalist") -> "Generalist":
     """The same with the default folders in its settings: where its maker kept data and runs helps nobody else."""
     config = generalist.config
-    data = dataclasses.replace(config.data, folder=type(config.data)().folder)
+    data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
     training = dataclasses.replace(config.training, checkpoints="", start="")
     config = dataclasses.replace(config, runs=Path("runs"), data=data, training=training)
     tokenizers = dataclasses.replace(generalist.tokenizers, config=config)
