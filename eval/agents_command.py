@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 EPISODES = 20
 
 
-def add_control(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `generalist eval control`."""
+def add_played(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which weights play what, and in how many processes."""
     add_weights(parser)
     parser.add_argument(
         "--tasks",
@@ -38,6 +38,12 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         help="such as 'atari/*' babyai/GoTo; default: all they know",
     )
     parser.add_argument("--episodes", type=int, default=EPISODES, help=f"a task (default {EPISODES})")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of environments (default: one a core)")
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `generalist eval control`."""
+    add_played(parser)
     parser.add_argument(
         "--agents",
         nargs="+",
@@ -50,7 +56,6 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, help="folder of the recordings that prompts come from (default: the run's)"
     )
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of environments (default: one a core)")
     parser.add_argument("--lanes", type=int, default=64, help="environments at once, of steps alike (default 64)")
     parser.add_argument(
         "--seed", type=int, default=EVALUATION_SEED, help=f"of a task's first episode ({EVALUATION_SEED:,})"

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from generalist.at_hand import add_weights, load_weights
+from generalist.at_hand import load_weights
 from generalist.envs.corrections import FIRST_SEED, CorrectedTask
 from generalist.envs.rlds import read_metadata
 from generalist.envs.task import EVALUATION_SEED
-from generalist.envs.workers import cores
-from generalist.eval.agents_command import known_tasks, stopping
+from generalist.eval.agents_command import add_played, known_tasks, stopping
 
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
@@ -22,22 +21,13 @@ if TYPE_CHECKING:
 DESCRIPTION = """Plays tasks with trained weights, asks each task's expert at every step what it would have done, and keeps the
 episodes with those answers as their actions (DAgger, Ross et al. 2011). `train.py --data.dagger FOLDER` learns from them too."""
 
-EPISODES = 20
-LANES = 32  # of Atari a gigabyte: whole episodes are held until they are written
+LANES = 32  # of Atari up to 1.4 GB: whole episodes of 2,100 frames are held until they are written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist dagger`."""
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="gets a data set a task; those it has already stay")
-    add_weights(parser)
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        default=["*"],
-        metavar="PATTERN",
-        help="such as 'babyai/*' atari/pong; default: all they know",
-    )
-    parser.add_argument("--episodes", type=int, default=EPISODES, help=f"a task (default {EPISODES})")
+    add_played(parser)
     parser.add_argument(
         "--expert-share",
         type=float,
@@ -45,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="chance that a step is the expert's own, which gets a lost player on (default 0.3)",
     )
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of environments (default: one a core)")
     parser.add_argument("--lanes", type=int, default=LANES, help=f"environments at once, of steps alike ({LANES})")
     parser.add_argument(
         "--seed",
