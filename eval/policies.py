@@ -10,7 +10,7 @@ from generalist.data.episodes import Episode, EpisodeReader
 from generalist.envs.task import Task
 from generalist.eval.control import Begun
 from generalist.inference.load import Generalist
-from generalist.inference.policy import ControlPolicy, shape_of
+from generalist.inference.policy import ControlPolicy
 from generalist.tokenizers.sequence import Sequence as Tokens
 from generalist.tokenizers.space_tree import assembled
 from generalist.tokenizers.spaces import TaskLayout
@@ -88,15 +88,14 @@ class ModelPolicy:
 
     def _shown_steps(self, begun: Begun) -> int:
         """Steps of each demonstration that a row of training has room for, beside the instruction and a whole window."""
-        generalist, layout = self._generalist, begun.task.layout
-        least = generalist.control(layout).prompt_steps
+        generalist, name = self._generalist, begun.task.layout
+        control, length = generalist.control(name), generalist.config.data.length
         if self._prompt.goal:
-            return least
-        shape = shape_of(generalist, layout)
-        observed = len(shape.modalities) - (shape.dimensions - 1 if shape.hidden else 0)
-        taken = len(generalist.assembler.instruction(begun.instruction)) + shape.window * (observed + shape.dimensions)
-        room = generalist.config.data.length - taken
-        return max(least, room // ((observed + shape.dimensions) * self._prompt.demonstrations))
+            return control.prompt_steps
+        room = generalist.assembler.room(
+            generalist.layouts[name], begun.instruction, window=control.steps, length=length
+        )
+        return max(control.prompt_steps, room // self._prompt.demonstrations)
 
 
 class NearestNeighbour:

@@ -59,6 +59,9 @@ class ControlConfig:
     """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
     prompt_steps: int = 4
     """Environment steps of such a prompt."""
+    prompt_demonstrations: int = 0
+    """Half of the prompts show up to so many other episodes instead, of each any number of steps from `prompt_steps` to what a
+    row has room for, as `generalist eval control` does if it is asked for whole demonstrations; 0: none do."""
     shift: int = 0
     """Pixels by which the frames of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
     Kostrikov et al. 2020)."""
@@ -66,6 +69,10 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if self.shift < 0:
             raise ValueError(f"data.SUITE.shift must be at least 0 pixels, got {self.shift}")
+        if self.prompt_demonstrations < 0:
+            raise ValueError(
+                f"data.SUITE.prompt_demonstrations must be at least 0 episodes, got {self.prompt_demonstrations}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -253,6 +253,8 @@ def open_sources(
             hide_actions=control.hide_actions,
             prompt_fraction=control.prompt_fraction if prompts else 0.0,
             prompt_steps=control.prompt_steps,
+            prompt_demonstrations=control.prompt_demonstrations,
+            length=data.length,
             shift=control.shift,
         )
 

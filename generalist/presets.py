@@ -46,8 +46,8 @@ def pocket_long() -> Config:
     """`pocket` for hours rather than minutes, on all the episodes that the suites have: the shipped weights."""
 
     def suite(weight: float, steps: int, **changed: Any) -> ControlConfig:
-        # Some windows begin with a demonstration, so that evaluation may begin with one.
-        return ControlConfig(weight=weight, steps=steps, prompt_fraction=0.1, **changed)
+        # Some windows begin with demonstrations, so that evaluation may begin with some.
+        return ControlConfig(weight=weight, steps=steps, prompt_fraction=0.1, prompt_demonstrations=3, **changed)
 
     base = pocket()
     return dataclasses.replace(

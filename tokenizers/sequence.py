@@ -97,15 +97,14 @@ class Assembler:
         actions: Values,
         *,
         hide_actions: bool,
-        prompt: tuple[Values, Values] | None = None,
+        prompts: Sequences[tuple[Values, Values]] = (),
         prompt_loss: bool = False,
     ) -> Sequence:
-        """A window of T steps, after its instruction and, if given, after a prompt: steps of another episode.
+        """A window of T steps, after its instruction and, if given, after prompts: steps of other episodes.
 
-        The loss is on the window's actions alone, and on the prompt's with `prompt_loss`. A prompt's actions are shown
+        The loss is on the window's actions alone, and on the prompts' with `prompt_loss`. A prompt's actions are shown
         even where the window's are hidden: with them hidden it would demonstrate nothing.
         """
-        prompts = [] if prompt is None else [prompt]
         before = self.prefix(layout, instruction, prompts, prompt_loss=prompt_loss)
         return self.concatenate([before, self._steps(layout, observations, actions, hide=hide_actions)])
 
@@ -120,6 +119,15 @@ class Assembler:
         """What stands before an episode's own steps: the instruction, and steps of other episodes, observations and actions."""
         shown = [self._steps(layout, *prompt, hide=False, weight=float(prompt_loss)) for prompt in prompts]
         return self.concatenate([self.instruction(instruction), *shown])
+
+    def room(self, layout: TaskLayout, instruction: str, *, window: int, length: int) -> int:
+        """Steps with their actions that fit between an instruction and a window of `window` steps in a row of `length` positions;
+        0 for a layout with texts, whose steps vary in length."""
+        observed, acted = layout.observation.tokens_per_step, layout.action.tokens_per_step
+        if observed is None or acted is None:
+            return 0
+        left = length - len(self.instruction(instruction)) - window * (observed + self.separator + acted)
+        return max(0, left // (observed + self.separator + acted))
 
     def instruction(self, text: str) -> Sequence:
         """What the agent is told: given, never predicted, with no special tokens. An empty text gives no positions."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episode, EpisodeReader
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler, Sequence
 from generalist.tokenizers.spaces import TaskLayout
@@ -45,6 +45,9 @@ class ControlExamples:
     hide_actions: float
     prompt_fraction: float = 0.0
     prompt_steps: int = 0
+    prompt_demonstrations: int = 0
+    length: int = 0
+    """Positions of a row, which bound what of several demonstrations is shown."""
     shift: int = 0
     """Pixels by which all frames of an example are moved at most, in both directions."""
     first: np.ndarray = dataclasses.field(init=False)
@@ -65,22 +68,30 @@ class ControlExamples:
         start = min(max(start, 0), max(0, len(episode) - self.steps))
         window = episode.window(start, start + self.steps)
         hide = rng.random() < self.hide_actions
-        prompt = self._prompt(number, rng) if rng.random() < self.prompt_fraction else None
-        sequence = self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompt=prompt)
+        prompts = self._prompts(number, episode.instruction, rng) if rng.random() < self.prompt_fraction else []
+        sequence = self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompts=prompts)
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2).tolist()
             sequence = dataclasses.replace(sequence, frames=moved(sequence.frames, down, right))
         return sequence
 
-    def _prompt(self, number: int, rng: np.random.Generator) -> Steps | None:
-        """Steps of another episode of the task: half the time its end, which shows the goal, else any (Gato, section 2.4)."""
-        if len(self.reader) == 1:
-            return None  # only the episode itself is left, which would give the answer away
-        other = int(rng.integers(len(self.reader) - 1))
-        episode = self.reader[other + (other >= number)]
-        last = max(0, len(episode) - self.prompt_steps)
+    def _prompts(self, number: int, instruction: str, rng: np.random.Generator) -> list[Steps]:
+        """Steps of another episode of the task, or of several. The episode itself would give the answer away."""
+        count, steps = min(1, len(self.reader) - 1), self.prompt_steps
+        room = self.assembler.room(self.layout, instruction, window=self.steps, length=self.length)
+        most = min(self.prompt_demonstrations, len(self.reader) - 1, room // max(1, steps))
+        if most and rng.random() < 0.5:
+            count = int(rng.integers(1, most + 1))
+            steps = int(rng.integers(steps, room // count + 1))
+        others = rng.choice(len(self.reader) - 1, count, replace=False).tolist()
+        return [self._shown(self.reader[other + (other >= number)], steps, rng) for other in others]
+
+    @staticmethod
+    def _shown(episode: Episode, steps: int, rng: np.random.Generator) -> Steps:
+        """So many steps of an episode: half the time its end, which shows the goal, else any (Gato, section 2.4)."""
+        last = max(0, len(episode) - steps)
         start = last if rng.random() < 0.5 else int(rng.integers(last + 1))
-        return episode.window(start, start + self.prompt_steps)
+        return episode.window(start, start + steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

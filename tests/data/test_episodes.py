@@ -133,6 +133,28 @@ def test_a_prompt_is_from_another_episode(dataset: Path):
         assert (sequence.loss_weight[: np.flatnonzero(sequence.loss_weight)[0]] == 0).all()
 
 
+def test_longer_prompts_show_several_other_episodes_and_fill_a_row_at_most(dataset: Path):
+    source = examples(dataset, prompt_fraction=1.0, prompt_steps=2, prompt_demonstrations=3, length=40)
+    room = source.assembler.room(source.layout, "count", window=4, length=40)
+    rng, counts, shown = np.random.default_rng(0), set(), set()
+    for index in [*range(len(source))] * 20:
+        sequence = source.example(index, rng)
+        assert len(sequence.tokens) <= 40
+        steps = sequence.tensors[:, 0].astype(int)
+        others = steps[steps != steps[-1]].tolist()
+        assert sequence.tensors[: len(others), 0].tolist() == others  # first the prompts, then the window
+        counts.add(len(set(others)))
+        shown.add(len(others))
+    assert counts == {1, 2, 3}
+    assert {2, room - 1} <= shown and max(shown) <= room
+
+
+def test_an_only_episode_is_not_its_own_prompt(dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    source = examples(dataset, prompt_fraction=1.0, prompt_steps=2, prompt_demonstrations=3, length=40)
+    monkeypatch.setattr(EpisodeReader, "__len__", lambda _: 1)
+    assert len(source.example(0, np.random.default_rng(0)).tensors) == LENGTHS[0]
+
+
 def test_images_move_together_and_nothing_else_does(dataset: Path):
     still, shaken, seen = examples(dataset), examples(dataset, shift=1), set()
     around = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]

@@ -135,7 +135,7 @@ PROMPT = ({"": np.array([[0, 8]])}, {"": np.array([[2, 3, 4]])})
 
 
 def test_a_prompt_carries_no_loss():
-    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompt=PROMPT)
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompts=[PROMPT])
     assert sequence.tokens.tolist() == ids("o0 o8 a2 a3 a4  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1")
     assert sequence.loss_weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
     weighted = sequence.targets[sequence.loss_weight > 0]
@@ -143,7 +143,9 @@ def test_a_prompt_carries_no_loss():
 
 
 def test_a_prompt_carries_loss_if_asked():
-    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompt=PROMPT, prompt_loss=True)
+    sequence = assembler().control(
+        TOY, "", OBSERVATIONS, ACTIONS, hide_actions=False, prompts=[PROMPT], prompt_loss=True
+    )
     check(
         sequence,
         tokens="  o0 o8 a2 a3 a4  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1",
@@ -153,7 +155,7 @@ def test_a_prompt_carries_loss_if_asked():
 
 
 def test_a_prompt_shows_its_actions_where_the_windows_are_hidden():
-    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=True, prompt=PROMPT)
+    sequence = assembler().control(TOY, "", OBSERVATIONS, ACTIONS, hide_actions=True, prompts=[PROMPT])
     assert sequence.tokens.tolist() == ids("o0 o8 a2 a3 a4  o1 o2 h h  o3 o4 h h")
     assert sequence.loss_weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1]
 
