@@ -15,6 +15,7 @@ COMMANDS = {
     "prompt": ("generalist.prompt", "images, text and shots in, text out"),
     "dagger": ("generalist.eval.dagger", "experts correct the weights' own play, for training to learn from"),
     "export": ("generalist.export", "a run's weights as one folder, to use, share or publish"),
+    "average": ("generalist.average", "the mean of weights and those they were begun with, which keeps what both know"),
     "plan": ("generalist.plan.command", "memory, time and exchanges of a preset on a machine that need not be there"),
 }
 

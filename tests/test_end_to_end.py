@@ -1,15 +1,18 @@
 """The command line as a user meets it: the preset `debug` from nothing to a results file, again, and with mistakes."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from generalist import at_hand
+from generalist.average import average
 from generalist.cli import main
 from generalist.eval import report
 from generalist.inference.load import Generalist
@@ -93,8 +96,35 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     np.testing.assert_allclose(new[path][: len(old[path])], old[path], atol=1e-5)
     for name in ("blocks/attention/qkv/kernel", "frame_embedder/convolutions/0/kernel"):
         np.testing.assert_allclose(new[name], old[name], atol=1e-5)
+    mean = flat(average(before, after, 0.5, []).params)[path]
+    np.testing.assert_allclose(mean[: len(old[path])], old[path], atol=1e-5)
+    np.testing.assert_array_equal(mean[len(old[path]) :], new[path][len(old[path]) :])
+    with pytest.raises(ValueError, match="classic/acrobot are missing in NEW"):
+        average(after, before, 0.5, [])
     other = train(folder, "debug", "--name", "other", "--training.start", str(out), "--model.width", "64")
     assert other.returncode == 1 and "training.start: " in " ".join(other.stdout.split())
+
+
+def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, new, mean = tmp_path / "weights", tmp_path / "new", tmp_path / "mean"
+    assert main(["export", str(out), "--run", "debug", "--runs", str(trained[0] / "runs")]) == 0
+    old = Generalist.load(out)
+    dataclasses.replace(old, params=jax.tree.map(lambda leaf: leaf + 1, old.params)).save(new)
+    command = ["average", str(out), str(new), str(mean), "--share", "0.25", "--keep", "frame_embedder"]
+    assert main(command) == 0
+    before, after = flat(old.params), flat(Generalist.load(mean).params)
+    for path, leaf in after.items():
+        more = 1 if path.startswith("frame_embedder") else 0.25
+        np.testing.assert_allclose(leaf, before[path] + more, atol=1e-5)
+    capsys.readouterr()
+    for wrong, message in (
+        ([], "exists already"),
+        (["--share", "2"], "--share is a number between 0 and 1, got 2.0"),
+        (["--keep", "frames"], "--keep frames: no path begins so"),
+    ):
+        assert main([*command[:3], str(mean if not wrong else tmp_path / "other"), *wrong]) == 1
+        assert message in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
