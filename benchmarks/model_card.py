@@ -11,7 +11,7 @@ Every number is read from the files, which must be of these very weights.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,12 @@ def scores_table(control: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def prompts_table(results: Mapping[str, Any]) -> list[str]:
-    """A row a domain, a column a kind of prompt."""
-    agents = {results["agent"]: results["control"]} | results["policies"]
+def prompts_table(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row a domain, a column a kind of prompt; of several results files, each with domains or agents of its own."""
+    agents: dict[str, dict[str, Any]] = {}
+    for results in files:
+        for agent, control in ({results["agent"]: results["control"]} | results["policies"]).items():
+            agents.setdefault(agent, {}).update(control)
     lines = [f"| | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
     for suite, name in DOMAINS.items():
         cells = [Estimate(**of[suite]["percent"]) if suite in of else "" for of in agents.values()]
@@ -120,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scores", type=Path, help="results of `generalist eval control`")
-    parser.add_argument("--prompts", type=Path, help="the same, with several agents")
+    parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="the same, with several agents")
     parser.add_argument("--words", type=Path, help="results of `generalist eval fewshot` on new words")
     parser.add_argument("--trained", required=True, help="how they were trained")
     parser.add_argument("--notes", type=Path, help="a text to put at the end: limits, other scores")
@@ -153,15 +156,11 @@ def main() -> None:
         "",
     ]
     if arguments.prompts:
-        prompts = report.load(arguments.prompts)
-        report.check_weights(prompts, generalist)
-        lines += [
-            "## Prompts and the nearest neighbour",
-            *prompts_table(prompts),
-            "",
-            command(prompts),
-            "",
-        ]
+        prompts = [report.load(path) for path in arguments.prompts]
+        for results in prompts:
+            report.check_weights(results, generalist)
+        commands = [line for results in prompts for line in (command(results), "")]
+        lines += ["## Prompts and the nearest neighbour", *prompts_table(prompts), "", *commands]
     if arguments.words:
         words = report.load_fewshot(arguments.words)
         report.check_weights(words, generalist)

@@ -58,7 +58,7 @@ def pocket_long() -> Config:
             metaworld=suite(0.09, 8, episodes=60),
             # Long enough to know what was done of an instruction of several parts.
             babyai=suite(0.33, 96, temperature=0.3),
-            atari=suite(0.37, 16, temperature=1.0, shift=3),
+            atari=suite(0.37, 16, temperature=0.2, shift=3),
             classic=suite(0.05, 8),
             fetch=suite(0.05, 8),
             emoji=EmojiConfig(weight=0.03, variants=10),
