@@ -17,6 +17,7 @@ from generalist.envs.task import GaveUp, Policy, Task
 
 CELLS = 7 * 7
 _CELL = (11, 6, 3)  # types, colours, states
+AGENT_PLACES = 1_000  # tries; where there is a place, a few are enough
 _FORWARD = 2  # left, right and forward are actions 0, 1 and 2
 
 
@@ -31,14 +32,25 @@ class BabyAIEnv(gym.Env):
         import minigrid  # noqa: F401  (registers the levels)
 
         self.grid: Any = gym.make(f"BabyAI-{level}", max_steps=max_steps, disable_env_checker=True).unwrapped
+        self.grid.place_obj = self._place
+        self._placed = 0  # places tried for the agent since anything else was placed
         self.last_action: int | None = None
+
+    def _place(self, thing: Any, *arguments: Any, **settings: Any) -> tuple[int, int]:
+        """minigrid's own, which seeks a place for the agent (no thing) from where it faces none, for ever where a room has no such
+        place: after so many times in a row the level is drawn anew, as from its other dead ends."""
+        self._placed = self._placed + 1 if thing is None else 0
+        if self._placed > AGENT_PLACES:
+            self._placed = 0
+            raise RecursionError("no place for the agent")
+        return type(self.grid).place_obj(self.grid, thing, *arguments, **settings)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new grid; the info's `instruction` is the mission."""
         super().reset(seed=seed)
-        self.last_action = None
+        self.last_action, self._placed = None, 0
         with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints every rejected draw of a mission
             observation, _ = self.grid.reset(seed=seed)
         return _flat(observation), {"instruction": observation["mission"]}

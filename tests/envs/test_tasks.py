@@ -59,6 +59,13 @@ def test_an_expert_whose_plan_fails_gives_up(monkeypatch: pytest.MonkeyPatch):
     assert play_expert(registry.get("babyai/GoToObj"), EVALUATION_SEED, noisy=False, max_steps=8) is None
 
 
+def test_a_grid_without_a_place_for_the_agent_is_drawn_anew():
+    env = registry.get("babyai/SynthS5R2").make()
+    first, info = env.reset(seed=720_137)  # minigrid alone seeks for ever here
+    assert info["instruction"]
+    np.testing.assert_array_equal(env.reset(seed=720_137)[0], first)
+
+
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(ValueError, match="did you mean 'atari/breakout'"):
         registry.get("atari/braekout")
