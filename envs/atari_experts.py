@@ -111,7 +111,8 @@ class Boxing:
 
 
 class Skiing:
-    """Steers towards the middle of the next pair of flags; the heading wanted grows with the distance to it."""
+    """Steers towards the middle of the next pair of flags; the heading wanted grows with the distance to it. One heading
+    beside it will do: neighbours look alike."""
 
     X, Y, HEADING, AHEAD = 25, 26, 15, 8
     KINDS, ROWS, COLUMNS, SHIFTS, HEIGHTS = 70, 54, 62, 78, 86
@@ -128,10 +129,10 @@ class Skiing:
                 below.append((y, memory[self.COLUMNS + slot] + 1 + 3 * (memory[self.SHIFTS + slot] == 4)))
         target = min(below)[1] + self.GAP if below else 80
         distance = target - (memory[self.X] + 5)
-        turn = 0 if abs(distance) < 3 else min(5, 1 + abs(distance) // 6)
+        turn = 0 if abs(distance) < 3 else min(5, 1 + abs(distance) // 8)
         wanted = self.AHEAD + (turn if distance > 0 else -turn)
         heading = memory[self.HEADING]
-        return "RIGHT" if heading < wanted else "LEFT" if heading > wanted else "NOOP"
+        return "RIGHT" if heading < wanted - 1 else "LEFT" if heading > wanted + 1 else "NOOP"
 
 
 class Asterix:
@@ -184,22 +185,25 @@ class Asterix:
 
 
 class Gopher:
-    """Keeps above the gopher, a little ahead of it, and shovels in every second decision (a stroke needs a new press)."""
+    """Keeps above the gopher, a little ahead of it, and shovels again a decision after a stroke is over, as the screen shows it
+    (a stroke needs a new press). After a lost life, when all stands still, a press goes on."""
 
     X, GOPHER_X = 31, 41
+    STROKE, BUTTON = 47, 70  # raw frames that a stroke has lasted; 0 once a press counts as a new one
 
     def __init__(self) -> None:
         self._before: int | None = None
-        self._shovel = False
+        self._stroke = 0
 
     def __call__(self, memory: Memory) -> str:
         """LEFT, RIGHT, and FIRE to shovel."""
-        gopher = memory[self.GOPHER_X]
+        gopher, stroke = memory[self.GOPHER_X], memory[self.STROKE]
         speed = 0 if self._before is None else gopher - self._before
-        self._before = gopher
-        self._shovel = not self._shovel
+        stands_still = stroke != 0 and stroke == self._stroke
+        self._before, self._stroke = gopher, stroke
         lead = 3 * speed if abs(speed) < 12 else 0  # a larger jump is the gopher going round the edge
-        return move(gopher + lead - (memory[self.X] - 12), 0, slack=(8, 99), fire=self._shovel)
+        shovel = memory[self.BUTTON] == 0 or stands_still
+        return move(gopher + lead - (memory[self.X] - 12), 0, slack=(8, 99), fire=shovel)
 
 
 class Tennis:
