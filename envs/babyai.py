@@ -7,6 +7,8 @@ and state (3), then the direction the agent faces (4). The agent stands at the b
 import contextlib
 import dataclasses
 import io
+import re
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -17,6 +19,8 @@ from generalist.envs.task import GaveUp, Policy, Task
 
 CELLS = 7 * 7
 _CELL = (11, 6, 3)  # types, colours, states
+_COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
+_COLOURED = (4, 5, 6, 7)  # doors, keys, balls and boxes; the colour of anything else means nothing
 AGENT_PLACES = 1_000  # tries; where there is a place, a few are enough
 _FORWARD = 2  # left, right and forward are actions 0, 1 and 2
 
@@ -37,8 +41,8 @@ class BabyAIEnv(gym.Env):
         self.last_action: int | None = None
 
     def _place(self, thing: Any, *arguments: Any, **settings: Any) -> tuple[int, int]:
-        """minigrid's own, which seeks a place for the agent (no thing) from where it faces none, for ever where a room has no such
-        place: after so many times in a row the level is drawn anew, as from its other dead ends."""
+        """minigrid's own, which seeks a place for the agent (no thing) from where it faces none, for ever where a room has no
+        such place: after so many times in a row the level is drawn anew, as from its other dead ends."""
         self._placed = self._placed + 1 if thing is None else 0
         if self._placed > AGENT_PLACES:
             self._placed = 0
@@ -69,6 +73,32 @@ class BabyAIEnv(gym.Env):
 def _flat(observation: dict[str, Any]) -> np.ndarray:
     """Window and direction as one array (148,) uint8."""
     return np.append(observation["image"].transpose(1, 0, 2).reshape(-1), np.uint8(observation["direction"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recoloured:
+    """The same grid with its colours exchanged for one another: the bot plays it alike."""
+
+    order: tuple[int, ...]
+    """The new colour of each of the six."""
+
+    def instruction(self, instruction: str) -> str:
+        """See `Recast`."""
+        new = {name: _COLOURS[other] for name, other in zip(_COLOURS, self.order, strict=True)}
+        return re.sub(rf"\b({'|'.join(_COLOURS)})\b", lambda found: new[found[0]], instruction)
+
+    def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Recast`."""
+
+        def recoloured(steps: np.ndarray) -> np.ndarray:
+            steps = steps.copy()
+            cells = steps[:, :-1].reshape(len(steps), CELLS, len(_CELL))
+            coloured = np.isin(cells[..., 0], _COLOURED)
+            cells[coloured, 1] = np.array(self.order, steps.dtype)[cells[coloured, 1]]
+            steps[:, :-1] = cells.reshape(len(steps), -1)
+            return steps
+
+        return {key: recoloured(steps) for key, steps in observations.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +133,10 @@ class BabyAITask(Task):
                 raise GaveUp("BabyAI's bot has no plan") from error
 
         return act
+
+    def recast(self, rng: np.random.Generator) -> Recoloured:
+        """See `Task.recast`."""
+        return Recoloured(tuple(rng.permutation(len(_COLOURS)).tolist()))
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
         """A random turn or step forward: other actions could spoil the mission for good (a wrong door, a box opened)."""

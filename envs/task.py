@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +23,16 @@ Policy = Callable[[Any], Any]
 """Observation → action; lives for one episode."""
 
 _SCORES = Path(__file__).with_name("reference_scores.json")
+
+
+class Recast(Protocol):
+    """An equal world: what an agent is told and sees there, where the same actions are right."""
+
+    def instruction(self, instruction: str) -> str:
+        """What is told there."""
+
+    def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is seen there at T steps, by key: (T, ...)."""
 
 
 class GaveUp(Exception):
@@ -110,6 +120,14 @@ class Task(abc.ABC):
         except ImportError as error:
             raise MissingExtra(self.suite, error.name) from error
         return gym.wrappers.TimeLimit(Instructed(env, self.instruction), self.max_steps)
+
+    def recast(self, rng: np.random.Generator) -> Recast:
+        """An equal world, drawn at random, for tasks that have some.
+
+        Raises:
+            NotImplementedError: none is known of this one.
+        """
+        raise NotImplementedError(f"no equal worlds of {self.name} are known")
 
     def score(self, rewards: Sequence[float], infos: Sequence[Mapping[str, Any]]) -> float:
         """The score of a finished episode.

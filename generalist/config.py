@@ -65,6 +65,9 @@ class ControlConfig:
     shift: int = 0
     """Pixels by which the frames of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
     Kostrikov et al. 2020)."""
+    recast: bool = False
+    """Show each training window as in an equal world, drawn at random, where the suite knows some: BabyAI's grids with their
+    colours exchanged, in the instruction too. Against learning few episodes by heart."""
 
     def __post_init__(self) -> None:
         if self.shift < 0:
@@ -391,6 +394,10 @@ class Config:
             if control.shift and "frame" not in self.tokens.images.split("+"):
                 raise ValueError(
                     f"data.{name}.shift moves frames, but tokens.images is {self.tokens.images}: set one of them otherwise"
+                )
+            if control.recast and name != "babyai":
+                raise ValueError(
+                    f"data.{name}.recast: no equal worlds of {name} are known, only of babyai: leave it out"
                 )
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]

@@ -256,6 +256,7 @@ def open_sources(
             prompt_demonstrations=control.prompt_demonstrations,
             length=data.length,
             shift=control.shift,
+            recast=task.recast if control.recast else None,
         )
 
     sources = [

@@ -57,7 +57,7 @@ def pocket_long() -> Config:
             base.data,
             metaworld=suite(0.09, 8, episodes=60),
             # Long enough to know what was done of an instruction of several parts.
-            babyai=suite(0.33, 96, temperature=0.3),
+            babyai=suite(0.34, 96, temperature=0.3, recast=True),
             atari=suite(0.37, 16, temperature=0.2, shift=3),
             classic=suite(0.05, 8),
             fetch=suite(0.05, 8),

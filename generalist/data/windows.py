@@ -4,6 +4,7 @@ The random generator belongs to the index and the epoch, so that the same positi
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
 from generalist.data.episodes import Episode, EpisodeReader
+from generalist.envs.task import Recast
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler, Sequence
 from generalist.tokenizers.spaces import TaskLayout
@@ -50,6 +52,8 @@ class ControlExamples:
     """Positions of a row, which bound what of several demonstrations is shown."""
     shift: int = 0
     """Pixels by which all frames of an example are moved at most, in both directions."""
+    recast: Callable[[np.random.Generator], Recast] | None = None
+    """Draws an equal world, in which an example is shown; None: as it was recorded."""
     first: np.ndarray = dataclasses.field(init=False)
     """int (episodes + 1,): number of the first window of each episode."""
 
@@ -66,10 +70,15 @@ class ControlExamples:
         half = self.steps // 2
         start = (index - int(self.first[number])) * self.steps + int(rng.integers(-half, self.steps - half))
         start = min(max(start, 0), max(0, len(episode) - self.steps))
-        window = episode.window(start, start + self.steps)
+        window, instruction = episode.window(start, start + self.steps), episode.instruction
         hide = rng.random() < self.hide_actions
-        prompts = self._prompts(number, episode.instruction, rng) if rng.random() < self.prompt_fraction else []
-        sequence = self.assembler.control(self.layout, episode.instruction, *window, hide_actions=hide, prompts=prompts)
+        world = self.recast(rng) if self.recast else None
+        if world:
+            instruction = world.instruction(instruction)
+        prompts = self._prompts(number, instruction, rng) if rng.random() < self.prompt_fraction else []
+        if world:
+            window, *prompts = [(world.observations(seen), done) for seen, done in (window, *prompts)]
+        sequence = self.assembler.control(self.layout, instruction, *window, hide_actions=hide, prompts=prompts)
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2).tolist()
             sequence = dataclasses.replace(sequence, frames=moved(sequence.frames, down, right))

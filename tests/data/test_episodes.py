@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,26 @@ def test_images_move_together_and_nothing_else_does(dataset: Path):
         np.testing.assert_array_equal(one.tensors, other.tensors)
         np.testing.assert_array_equal(one.targets, other.targets)
     assert len(seen) > 4
+
+
+def test_an_equal_world_is_that_of_the_window_and_its_prompts(dataset: Path):
+    class Shifted:
+        def __init__(self, rng: np.random.Generator):
+            self.by = rng.integers(1, 9) / 16
+
+        def instruction(self, instruction: str) -> str:
+            return instruction
+
+        def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {**observations, "state": observations["state"] + self.by}
+
+    source, worlds = examples(dataset, prompt_fraction=1.0, prompt_steps=2, recast=Shifted), set()
+    for seed, index in enumerate([*range(len(source))] * 3):
+        tensors = source.example(index, np.random.default_rng(seed)).tensors
+        assert tensors[0, 0] != tensors[-1, 0]  # of a prompt and of the window
+        (world,) = set((tensors % 1 * 16).ravel().tolist())
+        worlds.add(world)
+    assert worlds <= set(range(1, 9)) and len(worlds) > 3
 
 
 def test_frames_are_known_by_their_mean_and_deviation(dataset: Path):

@@ -1,5 +1,6 @@
 """The tasks: what the list says, that a seed decides an episode, and that experts do what they are for."""
 
+import re
 from pathlib import Path
 
 import gymnasium as gym
@@ -57,6 +58,35 @@ def test_an_expert_whose_plan_fails_gives_up(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(BabyAIBot, "replan", confused)
     assert play_expert(registry.get("babyai/GoToObj"), EVALUATION_SEED, noisy=False, max_steps=8) is None
+
+
+def test_an_equal_world_is_the_same_grid_in_other_colours():
+    from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+
+    task = registry.get("babyai/PutNextLocal")
+    env, told = task.make(), set()
+
+    def places(seen: np.ndarray, name: str) -> np.ndarray:
+        colour, kind = name.split()
+        cells = seen[:-1].reshape(49, 3)
+        return (cells[:, 0] == OBJECT_TO_IDX[kind]) & (cells[:, 1] == COLOR_TO_IDX[colour])
+
+    for seed in range(20):
+        seen, info = env.reset(seed=seed)
+        world = task.recast(np.random.default_rng(seed))
+        instruction, other = world.instruction(info["instruction"]), world.observations({"": seen[None]})[""][0]
+        things = [re.findall(r"(\w+ (?:ball|box|key))", text) for text in (info["instruction"], instruction)]
+        assert len(things[0]) == len(things[1]) == 2
+        for before, after in zip(*things, strict=True):
+            np.testing.assert_array_equal(places(seen, before), places(other, after))
+            told.add((before.split()[0], after.split()[0]))
+        walls = seen[:-1].reshape(49, 3)[:, 0] < OBJECT_TO_IDX["door"]
+        np.testing.assert_array_equal(other[:-1].reshape(49, 3)[walls], seen[:-1].reshape(49, 3)[walls])
+        np.testing.assert_array_equal(other[[*range(0, 147, 3), *range(2, 147, 3), 147]],
+                                      seen[[*range(0, 147, 3), *range(2, 147, 3), 147]])  # fmt: skip
+    assert len(told) > 10
+    with pytest.raises(NotImplementedError, match="atari/pong"):
+        registry.get("atari/pong").recast(np.random.default_rng(0))
 
 
 def test_a_grid_without_a_place_for_the_agent_is_drawn_anew():
