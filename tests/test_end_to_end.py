@@ -137,6 +137,7 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
             ["debug", "--data.atari.shift", "2", "--tokens.images", "patches"],
             "data.atari.shift moves frames, but tokens.images is patches",
         ),
+        (["debug", "--data.atari.recast"], "data.atari.recast: no equal worlds of atari are known"),
         (["debug", "--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["debug", "--training.fsdp-axis", "3", "--data.metaworld.weight", "-1"], "data.metaworld.weight"),
     ],
