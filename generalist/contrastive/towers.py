@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.contrastive.config import Loss, TowersConfig
-from generalist.model.attention import angles
+from generalist.model.attention import Masked, angles
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack
 from generalist.model.transformer import Block
@@ -63,9 +63,9 @@ class TextTower(nnx.Module):
         present = text != PADDING
         x = self.table[...].at[jnp.maximum(text, 0)].get(mode="clip").astype(dtype)
         turned = angles(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
-        mask = present[:, :, None] & present[:, None, :]
+        seen = Masked(present[:, :, None] & present[:, None, :])
         graph, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, mask, turned, turned)[0], None), x, stacked)
+        x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, seen, turned, turned)[0], None), x, stacked)
         x = jnp.where(present[..., None], self.norm(x), 0).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1)[:, None]
         return unit(self.projection(x))
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
 from generalist.inference.load import Generalist, Structure
-from generalist.model.attention import Cache
+from generalist.model.attention import Cache, Slide
 from generalist.model.blocked_attention import MASKED
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
@@ -35,6 +35,7 @@ def extend(
     images: ImageCache | None,
     allowed: Bool[Array, "#B A V"],
     *,
+    slide: Slide | None = None,
     sample: bool = False,
     temperature: Float[Array, ""] | float = 0.0,
     draws: UInt[Array, "B 2"] | None = None,
@@ -44,6 +45,7 @@ def extend(
     drawn at a temperature. Also the logits there, of all ids.
 
     Args:
+        slide: of the slots, if positions have moved since they were written.
         sample: draw.
         draws: two numbers a row, which alone decide what is drawn in it.
         numbers: first of the ids that are the bins of a continuous number, and one past the last. Where such are allowed and
@@ -51,7 +53,7 @@ def extend(
             bin each, and what lies between is spread over many, so that the likeliest bin swings from one bound to the other.
     """
     model = structure.model(params)
-    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images)
+    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images, slide)
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
     chosen = logits
     if sample:

@@ -6,9 +6,10 @@ A row's slots are a ring of `steps` steps and, behind it, its prefix (instructio
     position     p + 3    p        p + 1    p + 2  |  0 ... p - 1
 
 Positions tell the age of a step within the row's window: they never grow beyond those of training, no two are alike, and the
-prefix stays as far from the oldest step as it was in training. Keys are rotated when they are read, so a step's position may
-change while it is held. What a layer made of a step stays as it was made, with the steps that were held then: a step sees its
-window directly, and what came before through it, as with Transformer-XL's memory, which Gato acts with (section 2.5).
+prefix stays as far from the oldest step as it was in training. A step's position changes while it is held, by as much as that of
+all held steps: keys stay as they were rotated, and queries are rotated as much further for them. What a layer made of a step
+stays as it was made, with the steps that were held then: a step sees its window directly, and what came before through it, as
+with Transformer-XL's memory, which Gato acts with (section 2.5).
 
 Dimension key: B rows, R rows that start, W steps, N positions of a step, P prefix slots, S = W·N + P slots, A positions read.
 """
@@ -27,7 +28,7 @@ from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
 from generalist.inference.load import Generalist, Structure
 from generalist.inference.rows import bucket, pad_payloads, stack_rows
-from generalist.model.attention import Cache
+from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.sequence import Sequence
@@ -156,6 +157,7 @@ class StepWindow:
             placed,
             self._images(index),
             allowed,
+            slide=self._slide(newest),
             sample=self._temperature > 0,
             temperature=self._temperature,
             draws=self._draws(),
@@ -180,6 +182,12 @@ class StepWindow:
         segment = np.concatenate([held.reshape(self.rows, -1), behind < self._prefix[:, None]], axis=1)
         position = np.concatenate([position.reshape(self.rows, -1), behind], axis=1)
         return segment.astype(np.int32), np.where(segment, position, 0).astype(np.int32)
+
+    def _slide(self, newest: np.ndarray) -> Slide:
+        """The ring's slots were written at the positions of a window that had room for the whole episode."""
+        gone = self._clock - self._first - newest  # steps
+        ring = np.arange(self.steps * self.positions + self._prefix_slots) < self.steps * self.positions
+        return Slide(jnp.asarray(gone * self.positions, jnp.int32), jnp.asarray(ring))
 
     def _images(self, index: np.ndarray) -> ImageCache | None:
         """The held images, each with its number in its row's window."""

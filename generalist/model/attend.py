@@ -92,6 +92,28 @@ def attend(
     )
 
 
+def attend_slid(
+    queries: tuple[Float[Array, "B L N H"], Float[Array, "B L N H"]],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    mask: Bool[Array, "B L S"],
+    slid: Bool[Array, "S"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Float[Array, "B L N H"]:
+    """`attend` with two queries a position: one meets the keys of slots that have slid, the other those of all others."""
+    length = queries[0].shape[1]
+    both = jnp.concatenate(queries, axis=1)
+    groups = both.reshape(*both.shape[:2], key.shape[2], -1, both.shape[3])
+    scores = jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(slid[None, None, None, None], scores[..., :length, :], scores[..., length:, :])
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
+    return jnp.einsum("bmgls,bsmh->blmgh", weights, value).reshape(queries[0].shape)
+
+
 def masked_attention(
     query: Float[Array, "B L N H"],
     key: Float[Array, "B S M H"],

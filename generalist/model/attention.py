@@ -11,9 +11,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.attend import Packed, attend, attend_packed
+from generalist.model.attend import Packed, attend, attend_packed, attend_slid
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
+
+FAR = 1024  # positions; a power of two, so that so many times a frequency is exact
 
 
 def attention_mask(
@@ -67,7 +69,10 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
         turns = rope.length * frequency / (2 * jnp.pi)
         kept = jnp.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0.0, 1.0)
         frequency = frequency * (kept + (1 - kept) / rope.factor)
-    angle = (position[:, :, None].astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    # Whole turns are left out of all but the last positions: a product of a million would be off by a tenth of a radian.
+    far, near = (part[:, :, None].astype(jnp.float32) for part in jnp.divmod(position, FAR))
+    step = jnp.mod(FAR * frequency, 2 * jnp.pi)
+    angle = (near * frequency[None, None, :] + far * step[None, None, :])[:, :, None, :]
     return Angles(jnp.cos(angle), jnp.sin(angle))
 
 
@@ -79,8 +84,7 @@ def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer in `S` slots. Keys are not rotated yet: a slot's position may change while it is held, as that
-    of everything does when a window slides."""
+    """Keys and values of one layer in `S` slots. Keys are rotated as they are written; see `Slide`."""
 
     key: Float[Array, "B S M H"]
     value: Float[Array, "B S M H"]
@@ -89,6 +93,24 @@ class Cache(NamedTuple):
     def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: DTypeLike) -> "Cache":
         shape = (batch, slots, kv_heads, head_size)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class Slide(NamedTuple):
+    """Positions that have moved back since their keys were rotated, as those of a sliding window do: a key stays as it was
+    written, and the queries that meet it are rotated as much further."""
+
+    by: Int[Array, "B"]
+    """How far, in each row."""
+    slots: Bool[Array, "S"]
+    """Of which slots. New positions are written into such ones."""
+
+
+class Masked(NamedTuple):
+    """What positions see of the keys, by a mask."""
+
+    mask: Bool[Array, "B L S"]
+    slid: Bool[Array, "S"] | None = None
+    """Slots of a cache that have slid; None: there are none."""
 
 
 class Attention(nnx.Module):
@@ -111,9 +133,9 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        seen: Packed | Bool[Array, "B L S"],
+        seen: Packed | Masked,
         angles: Angles | None,
-        key_angles: Angles | None,
+        written: Angles | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
@@ -121,8 +143,8 @@ class Attention(nnx.Module):
         cache is attended to where a mask shows it.
 
         Args:
-            angles: of the new positions.
-            key_angles: of all keys: those of the cache's slots (B, S), or `angles` again.
+            angles: of the positions.
+            written: of the positions as their keys are written, with what slots have slid by; else `angles` again.
         """
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -132,16 +154,20 @@ class Attention(nnx.Module):
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        slid = query
+        if angles is not None and written is not None:
+            query, slid, key = rotate(query, angles), rotate(query, written), rotate(key, written)
         if cache is not None and start is not None:
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
             key, value = cache
-        if angles is not None and key_angles is not None:
-            query, key = rotate(query, angles), rotate(key, key_angles)
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
+        elif seen.slid is None:
+            mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:
-            mixed = attend(query, key, value, seen, scale=self.scale, softcap=self.softcap)
+            queries = (slid, query)
+            mixed = attend_slid(queries, key, value, seen.mask, seen.slid, scale=self.scale, softcap=self.softcap)
         return self.out(mixed.reshape(batch, length, inner)), cache

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.model.attend import Packed
-from generalist.model.attention import Angles, Attention, Cache, angles, attention_mask, local_mask
+from generalist.model.attention import Angles, Attention, Cache, Masked, Slide, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
@@ -48,9 +48,9 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, seen, angles, key_angles, cache=None, start=None, kept=None):
+    def __call__(self, x, seen, angles, written, cache=None, start=None, kept=None):
         """`kept`: (2, B), what to multiply each row's attention and feed-forward by (stochastic depth); None: nothing."""
-        mixed, cache = self.attention(self.attention_norm(x), seen, angles, key_angles, cache, start)
+        mixed, cache = self.attention(self.attention_norm(x), seen, angles, written, cache, start)
         mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
         x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
         mixed = self.feed_forward(self.feed_forward_norm(x))
@@ -60,11 +60,11 @@ class Block(nnx.Module):
 
 
 class Sight(NamedTuple):
-    """What the layers of a kind see: which positions, and the angles that tell how far away they are."""
+    """What the layers of a kind see: which positions, and the angles that tell how far away they are (see `Attention`)."""
 
-    seen: Packed | Bool[Array, "B L S"]
+    seen: Packed | Masked
     angles: Angles | None
-    key_angles: Angles | None
+    written: Angles | None
 
 
 class TokenTable(nnx.Module):
@@ -156,13 +156,18 @@ class Transformer(nnx.Module):
         batch: Batch,
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
+        slide: Slide | None,
     ) -> tuple[Sight, Sight | None]:
         """The same of new positions, that see a cache's slots."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
 
         def sight(mask: Bool[Array, "B L S"], local: bool) -> Sight:
-            turned = (angles(position, self.config, local=local) for position in (batch.position, key_position))
-            return Sight(mask, *turned)
+            moved = 0 if slide is None else slide.by[:, None]
+            both = jnp.stack([batch.position, batch.position + moved])
+            # A loop, so that they are computed here and not again by every layer, whose fusions they would become part of.
+            both = jax.lax.map(lambda position: angles(position, self.config, local=local), both)
+            turned, written = jax.tree.map(lambda leaf: leaf[0], both), jax.tree.map(lambda leaf: leaf[1], both)
+            return Sight(Masked(mask, None if slide is None else slide.slots), turned, written)
 
         whole = sight(mask, False)
         if not self.config.window:
@@ -217,15 +222,17 @@ class Transformer(nnx.Module):
         cache_position: Int[Array, "B S"],
         start: Int[Array, ""],
         images: ImageCache | None = None,
+        slide: Slide | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
         """Final hidden states of new positions, written into the caches from slot `start` on.
 
         `cache_segment` and `cache_position` describe the slots with the new positions already entered; `images` holds the images
-        that may be seen (None: there are none), whose numbers `batch.image` means.
+        that may be seen (None: there are none), whose numbers `batch.image` means. `slide`: slots whose positions are no longer
+        those at which their keys were written.
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        whole, near = self.cached_sights(batch, cache_segment, cache_position)
+        whole, near = self.cached_sights(batch, cache_segment, cache_position, slide)
         updated = []
         # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
         for index, (block, cache) in enumerate(zip(unstacked(self.blocks), caches, strict=True)):
