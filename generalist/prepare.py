@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from generalist.config import Config, ControlConfig
@@ -22,17 +21,15 @@ from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
-from generalist.model.config import ModelSpec
-from generalist.model.embedders import PROJECTION_SPREAD
-from generalist.model.transformer import create
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
+from generalist.start import fitted
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
-from generalist.training.sharding import flat, make_mesh, own_shards
+from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import FeatureStore
 from generalist.vision.load import load_encoder
@@ -93,31 +90,6 @@ def prepare(config: Config, console: Console) -> Prepared:
         encoder=encoder,
         start=None if start is None else fitted(start.params, tokenizers.model_spec(), console),
     )
-
-
-def fitted(params: Any, spec: ModelSpec, console: Console) -> dict[str, Any]:
-    """Weights to begin with, by their paths, as the run's model takes them: tensors of new layouts get fresh columns; what the
-    model has besides is drawn, and what it has not is left out.
-
-    Raises:
-        ValueError: a parameter has another shape in the run's model.
-    """
-    _, shapes = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
-    wanted, given = flat(nnx.to_pure_dict(shapes)), flat(params)
-    path = "tensor_embedder/projection/kernel"
-    if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
-        fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))
-        given[path] = np.concatenate([np.asarray(given[path]), fresh.astype(np.float32)])
-    for name in given.keys() & wanted.keys():
-        if given[name].shape != wanted[name].shape:
-            raise ValueError(
-                f"training.start: {name} has the shape {given[name].shape} there and {wanted[name].shape} in this run: use the "
-                "model's and the tokens' settings of those weights"
-            )
-    for what, names in (("drawn", wanted.keys() - given.keys()), ("left out", given.keys() - wanted.keys())):
-        if names:
-            console.print(f"{what}: {', '.join(sorted(names))}", highlight=False)
-    return {name: given[name] for name in given.keys() & wanted.keys()}
 
 
 def stored_features(config: Config, encoder: VisionEncoder, console: Console) -> FeatureStore:
