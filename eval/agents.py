@@ -18,6 +18,7 @@ from generalist.eval.policies import Memory, ModelPolicy, NearestNeighbour, Prom
 from generalist.experts import episodes_folder
 from generalist.inference.load import Generalist
 from generalist.inference.policy import shape_of
+from generalist.progress import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,9 @@ def play(
 
     def memory(task: Task) -> Memory:
         if (known := memories.get(task.name)) is None:
-            memories[task.name] = known = Memory(generalist.layouts[task.layout], demonstrations(task))
+            reader, layout = demonstrations(task), generalist.layouts[task.layout]
+            with counted(progress, f"reading {task.name}", len(reader)) as read:
+                memories[task.name] = known = Memory(layout, reader, read)
         return known
 
     def make(layouts: list[str]) -> Policy:

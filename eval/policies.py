@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.data.episodes import Episode, EpisodeReader
+from generalist.data.episodes import EpisodeReader
 from generalist.envs.task import Task
 from generalist.eval.control import Begun
 from generalist.inference.load import Generalist
@@ -177,17 +177,22 @@ def _small(images: np.ndarray) -> np.ndarray:
 
 
 class Memory:
-    """Every step of a task's demonstrations."""
+    """Every step of a task's demonstrations.
 
-    def __init__(self, layout: TaskLayout, reader: EpisodeReader):
-        episodes: Sequence[Episode] = [reader[index] for index in range(len(reader))]
+    Args:
+        read: called after each episode: hundreds of megabytes of a game take minutes.
+    """
+
+    def __init__(self, layout: TaskLayout, reader: EpisodeReader, read: Callable[[], None] = lambda: None):
         parts, self._actions, instructions = [], [], []
-        for episode in episodes:
+        for index in range(len(reader)):
+            episode = reader[index]
             seen, acted = episode.window(0, len(episode))
             earlier = {key: np.concatenate([array[:1], array[:-1]]) for key, array in seen.items()}
             parts.append(features(seen, earlier))
             self._actions += values(layout, acted, len(episode))
             instructions += [episode.instruction] * len(episode)
+            read()
         numbers = np.concatenate([part.numbers for part in parts])
         self._mean, self._std = numbers.mean(axis=0), np.maximum(numbers.std(axis=0), 1e-3)
         self._numbers = (numbers - self._mean) / self._std

@@ -1,6 +1,8 @@
 """Progress that is seen everywhere: a bar on a terminal, a line now and then in a log."""
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +51,19 @@ class Progress(RichProgress):
                     texts = [column(task) for column in self.columns if not isinstance(column, str)]
                     line = " ".join(text.plain for text in texts if isinstance(text, Text))
                     self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def counted(progress: RichProgress | None, text: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar beside the others while something takes its time; what it gives is called once for each of `total`."""
+    if progress is None:
+        yield lambda: None
+        return
+    bar = progress.add_task(text, total=total)
+    try:
+        yield lambda: progress.advance(bar)
+    finally:
+        progress.remove_task(bar)
 
 
 def counting(console: Console, **settings: Any) -> Progress:

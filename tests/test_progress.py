@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from generalist.progress import Progress
+from generalist.progress import Progress, counted
 
 
 def test_a_log_gets_lines():
@@ -17,3 +17,13 @@ def test_a_log_gets_lines():
         time.sleep(1.2)
         assert "recording 2/5" in out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_bar_beside_the_others_is_gone_afterwards():
+    with Progress(console=Console(quiet=True)) as bars:
+        with counted(bars, "reading", 2) as read:
+            read()
+            assert [(task.description, task.completed, task.total) for task in bars.tasks] == [("reading", 1, 2)]
+        assert not bars.tasks
+    with counted(None, "reading", 2) as read:
+        read()
