@@ -88,7 +88,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         iterator=BatchIterator(streams, spec, tokenizers.assembler.vocabulary.pad, fixed=jax.process_count() > 1),
         sources={source.name: source.weight for source in sources},
         encoder=encoder,
-        start=None if start is None else fitted(start.params, tokenizers.model_spec(), console),
+        start=None if start is None else fitted(start, tokenizers.model_spec(), console),
     )
 
 

@@ -44,7 +44,7 @@ def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., An
     generalist = make_model("encoder")
     spec = generalist.tokenizers.model_spec()
     deep = deeper(spec, 3)
-    params = fitted(generalist.params, deep, Console(quiet=True))
+    params = fitted(generalist, deep, Console(quiet=True))
     batch = example(generalist)
 
     def logits(spec: ModelSpec, params: Any) -> np.ndarray:
@@ -58,11 +58,22 @@ def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., An
     assert np.abs(logits(deep, nested(moved)) - shallow).max() > 0.1  # what is new can learn
 
 
+def test_gated_layers_that_would_move_are_refused(make_model: Callable[..., Any]):
+    generalist = make_model("encoder")
+    deep = deeper(generalist.tokenizers.model_spec(), 3)
+    vision = dataclasses.replace(deep.config.vision, every=deep.config.vision.every - 1)
+    moved = dataclasses.replace(deep, config=dataclasses.replace(deep.config, vision=vision))
+    with pytest.raises(
+        ValueError, match=rf"model\.vision\.every is {vision.every}: 3 times .* need {vision.every + 1}"
+    ):
+        fitted(generalist, moved, Console(quiet=True))
+
+
 def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
     generalist = make_model("frame")
     spec = generalist.tokenizers.model_spec()
     config = dataclasses.replace(spec.config, layers=2 * spec.config.layers - 1)
     layers = f"\\({spec.config.layers}, .*\\({config.layers}, "
     with pytest.raises(ValueError, match=rf"training\.start: blocks/.*{layers}"):
-        fitted(generalist.params, dataclasses.replace(spec, config=config), Console(quiet=True))
-    assert flat(generalist.params).keys() == fitted(generalist.params, spec, Console(quiet=True)).keys()
+        fitted(generalist, dataclasses.replace(spec, config=config), Console(quiet=True))
+    assert flat(generalist.params).keys() == fitted(generalist, spec, Console(quiet=True)).keys()

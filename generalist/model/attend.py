@@ -81,11 +81,7 @@ def attend(
 ) -> Float[Array, "B L N H"]:
     """Scaled dot-product attention with grouped queries (N a multiple of M) to what a mask shows."""
     if softcap:  # which the library does not know
-        groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
-        scores = jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
-        scores = jnp.where(mask[:, None, None], softcap * jnp.tanh(scores / softcap), MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        return jnp.einsum("bmgls,bsmh->blmgh", weights, value).reshape(query.shape)
+        return _mixed(_scores(query, key, scale), value, mask, softcap)
     fused = target_platform() == "gpu" and fused_on_gpu(query, key.shape[1], softcap)
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn" if fused else "xla"
@@ -103,15 +99,24 @@ def attend_slid(
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
     """`attend` with two queries a position: one meets the keys of slots that have slid, the other those of all others."""
-    length = queries[0].shape[1]
-    both = jnp.concatenate(queries, axis=1)
-    groups = both.reshape(*both.shape[:2], key.shape[2], -1, both.shape[3])
-    scores = jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(slid[None, None, None, None], scores[..., :length, :], scores[..., length:, :])
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
-    return jnp.einsum("bmgls,bsmh->blmgh", weights, value).reshape(queries[0].shape)
+    first, second = jnp.split(_scores(jnp.concatenate(queries, axis=1), key, scale), 2, axis=-2)
+    return _mixed(jnp.where(slid[None, None, None, None], first, second), value, mask, softcap)
+
+
+def _scores(query: Float[Array, "B L N H"], key: Float[Array, "B S M H"], scale: float) -> Float[Array, "B M G L S"]:
+    """Of G queries a key-value head, in float32."""
+    groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
+    return jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
+
+
+def _mixed(
+    scores: Float[Array, "B M G L S"], value: Float[Array, "B S M H"], mask: Bool[Array, "B L S"], softcap: float
+) -> Float[Array, "B L N H"]:
+    """Values by the softmax of their scores, which are bounded if there is a bound."""
+    bounded = softcap * jnp.tanh(scores / softcap) if softcap else scores
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], bounded, MASKED), axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bmgls,bsmh->blmgh", weights, value)
+    return mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])
 
 
 def masked_attention(
