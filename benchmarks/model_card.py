@@ -8,7 +8,7 @@
         --trained "train.py pocket_long"
 
 Every number is read from the files, which must be of these very weights. The nearest neighbour's alone may be of other ones, of
-which it takes nothing but how observations are standardised.
+which it takes nothing but the layouts and which recordings there are.
 """
 
 import argparse
