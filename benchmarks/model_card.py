@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from generalist.envs.task import tasks
 from generalist.eval import report
 from generalist.eval.fewshot_page import ANSWERERS
@@ -59,9 +57,10 @@ def scores_table(control: Mapping[str, Any]) -> list[str]:
             counts = (str(len(one["tasks"])), str(one["episodes"]))
             lines.append(f"| {' | '.join((name, *counts, *cells, PUBLISHED.get(suite, '')))} |")
     tasks = [task["percent"]["value"] for one in control.values() for task in one["tasks"].values()]
+    above = sum(percent > 50 for percent in tasks)
     lines += [
         "",
-        f"Of all {len(tasks)} tasks, {100 * np.mean(np.array(tasks) > 50):.0f}% are above half of their expert (Gato: 75%).",
+        f"{above} of all {len(tasks)} tasks, {100 * above / len(tasks):.1f}%, are above half of their expert (Gato: 75%).",
     ]
     return lines
 
