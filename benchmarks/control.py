@@ -2,7 +2,7 @@
 
     python benchmarks/control.py
 
-Fresh weights of about 5 M parameters act in real environments. Ratios of one run count, not times: the parts take turns.
+Fresh weights of about 5 M parameters, or of a preset's size (`--preset pocket_long`), act in real environments. Ratios of one run count, not times: the parts take turns.
 """
 
 import argparse
@@ -27,18 +27,19 @@ from generalist.experts import record_missing
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy, shape_of
 from generalist.inference.rows import stack_rows
-from generalist.model.config import ModelConfig
+from generalist.model.config import ModelConfig, VisionConfig
 from generalist.model.transformer import count_parameters, create
 from generalist.pages import use_huge_pages
 from generalist.prepare import prepare
-from generalist.presets import debug
+from generalist.presets import PRESETS, debug
 
 TASKS = {"metaworld": "metaworld/door-open", "babyai": "babyai/GoToLocal", "atari": "atari/freeway"}
+FIVE_MILLION = ModelConfig(width=256, layers=6, heads=8, kv_heads=4, head_size=32, hidden=704)
 WINDOWS = {"metaworld": 8, "babyai": 96, "atari": 16}
 
 
-def settings(folder: Path) -> Config:
-    """One task a suite, windows as in `pocket_long`, whose weights ship, about 5 M parameters."""
+def settings(folder: Path, model: ModelConfig) -> Config:
+    """One task a suite, windows as in `pocket_long`, whose weights ship."""
     base, none = debug(), ControlConfig(weight=0)
     suites = {
         suite: ControlConfig(tasks=name.partition("/")[2], episodes=2, steps=WINDOWS[suite])
@@ -46,13 +47,12 @@ def settings(folder: Path) -> Config:
     }
     prose, emoji = ProseConfig(megabytes=0.3), EmojiConfig(weight=0)
     data = dataclasses.replace(base.data, folder=folder, **suites, classic=none, fetch=none, prose=prose, emoji=emoji)
-    model = ModelConfig(width=256, layers=6, heads=8, kv_heads=4, head_size=32, hidden=704)
     return dataclasses.replace(base, runs=folder / "runs", data=data, model=model)
 
 
-def make(folder: Path, console: Console) -> Generalist:
+def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
     """Fresh weights with what they need to act."""
-    config = settings(folder)
+    config = settings(folder, model)
     record_missing(config, console)
     tokenizers = prepare(config, console).tokenizers
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
@@ -128,13 +128,17 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=16, help="environments in a batch")
     parser.add_argument("--steps", type=int, default=40, help="steps a turn")
     parser.add_argument("--turns", type=int, default=7, help="how often the parts take turns; the median counts")
+    parser.add_argument("--preset", choices=PRESETS, help="whose model, without its encoder (default: 6 layers of width 256)")
     arguments = parser.parse_args()
+    model = FIVE_MILLION
+    if arguments.preset:
+        model = dataclasses.replace(PRESETS[arguments.preset]().model, vision=VisionConfig())
     use_huge_pages()
     console = Console()
     table = Table("", "one at a time, steps/s", f"{arguments.lanes} in a batch, steps/s", "ratio", "cached step, ms",
                   "whole window, ms", "ratio")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        generalist = make(Path(folder), console)
+        generalist = make(Path(folder), model, console)
         for suite, name in TASKS.items():
             table.add_row(suite, *measure(generalist, name, arguments.lanes, arguments.steps, arguments.turns))
     console.print(table)
