@@ -2,7 +2,8 @@
 
     python benchmarks/control.py
 
-Fresh weights of about 5 M parameters, or of a preset's size (`--preset pocket_long`), act in real environments. Ratios of one run count, not times: the parts take turns.
+Fresh weights of about 5 M parameters, or of a preset's size (`--preset pocket_long`), act in real environments. Ratios of one run
+count, not times: the parts take turns.
 """
 
 import argparse
@@ -128,7 +129,9 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=16, help="environments in a batch")
     parser.add_argument("--steps", type=int, default=40, help="steps a turn")
     parser.add_argument("--turns", type=int, default=7, help="how often the parts take turns; the median counts")
-    parser.add_argument("--preset", choices=PRESETS, help="whose model, without its encoder (default: 6 layers of width 256)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="whose model, without its encoder (default: 6 layers of width 256)"
+    )
     arguments = parser.parse_args()
     model = FIVE_MILLION
     if arguments.preset:
