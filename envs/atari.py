@@ -199,13 +199,14 @@ class _Game:
     )
     episodes: int = 36  # about 70,000 decisions together: of 12,000, six times fewer, play was learnt by heart
     planner: Planner = Planner()
+    revision: int = 0
 
 
 _GAMES: Mapping[str, _Game] = {
     "pong": _Game(instruction="win at table tennis", human=14.6),
     "breakout": _Game(instruction="break the bricks with the ball", human=30.5, episodes=48),
     "freeway": _Game(instruction="cross the road with the chicken", human=29.6),
-    "boxing": _Game(instruction="hit the other boxer", human=12.1, episodes=42),
+    "boxing": _Game(instruction="hit the other boxer", human=12.1, episodes=42, revision=1),
     "skiing": _Game(instruction="ski down between the flags", human=-4336.9, episodes=120),
     "asterix": _Game(instruction="collect the things and avoid the lyres", human=8503.3),
     "gopher": _Game(instruction="keep the gopher from the carrots", human=2412.5),
@@ -253,6 +254,7 @@ TASKS = tuple(
         record_steps=2100 if name in atari_experts.RULES else _PLANNED_STEPS,
         episodes=game.episodes,
         seconds=(120.0 if name in atari_experts.RULES else 300.0) / game.episodes,
+        revision=game.revision,
         noise=0.04,
         noisy_share=0.75,  # without noise, most of a deterministic game's episodes would be one and the same
         human_score=game.human,

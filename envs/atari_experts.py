@@ -90,24 +90,21 @@ class Freeway:
 
 
 class Boxing:
-    """Keeps at arm's length, level with the opponent, and punches in every second decision (an arm has to come back)."""
+    """Keeps at arm's length, level with the opponent, and punches unless an arm is nearly stretched out: it has to come back."""
 
     X, Y, OTHER_X, OTHER_Y = 32, 34, 33, 35
-    NEAR, FAR = 16, 24
+    ARMS, STRETCHED = (55, 57), 41  # how far out each arm is, and from where on a press is lost
+    NEAR, FAR = 20, 26
     REACH = (28, 14)
-
-    def __init__(self) -> None:
-        self._beat = False
 
     def __call__(self, memory: Memory) -> str:
         """FIRE punches."""
-        self._beat = not self._beat
         right, down = memory[self.OTHER_X] - memory[self.X], memory[self.OTHER_Y] - memory[self.Y]
         within_reach = abs(right) <= self.REACH[0] and abs(down) <= self.REACH[1]
-        if within_reach and self._beat:
+        if within_reach and all(memory[arm] < self.STRETCHED for arm in self.ARMS):
             return "FIRE"
         side = right if abs(right) > self.FAR else -right if abs(right) < self.NEAR else 0
-        return move(side, down, slack=(0, 6 if within_reach else 4))
+        return move(side, down, slack=(0, 3 if within_reach else 4))
 
 
 class Skiing:

@@ -227,6 +227,7 @@ def fingerprint(task: Task, episodes: int, seed: int) -> str:
             for name in ("name", "record_steps", "max_steps", "noise", "noisy_share", "instruction")
         },
         **{"episodes": episodes, "seed": seed, "format": FORMAT, "versions": versions(task)},
+        **({"revision": task.revision} if task.revision else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -76,6 +76,8 @@ class Task(abc.ABC):
     """Strength of the action noise in the noisy ones among the recorded episodes (see `disturb`)."""
     noisy_share: float = 0.5
     """Share of the recorded episodes with action noise."""
+    revision: int = 0
+    """Raised when the expert plays otherwise than before: what the one before recorded is recorded again."""
     time_limit: float | None = None
     """Processor seconds after which an expert's episode is given up, where an expert may never answer."""
     only_successes: bool = False

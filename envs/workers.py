@@ -11,21 +11,28 @@ from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 
+CONTEXT = multiprocessing.get_context(
+    "spawn"
+)  # a fork would copy jax's and the simulators' threads in an unknown state
+
+
 class WorkerError(RuntimeError):
     """A worker process died or a job failed in it; the message is one line."""
 
 
 def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Starts `target(connection, *arguments)` in a new process; returns it and the other end of the connection."""
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy jax's and the simulators' threads in an unknown state
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_shielded, args=(target, theirs, *arguments), daemon=True)
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_shielded, args=(target, theirs, *arguments), daemon=True)
     with _without_main():
         process.start()
     theirs.close()
     return process, ours
+
+
+def shared_bytes(count: int) -> Any:
+    """Zeroed memory that a process started with it as an argument shares; a buffer of so many bytes."""
+    return CONTEXT.RawArray("B", count)
 
 
 def _shielded(target: Callable[..., None], connection: Connection, *arguments: Any) -> None:

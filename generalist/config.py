@@ -204,6 +204,9 @@ class DataConfig:
     shards: int = 1
     """Equal pieces that a batch is made of, each from a stream of its own; processes share them out, and the batches are the same
     for any number of processes. With many devices: a multiple of data axis × fsdp axis × micro-batches."""
+    loaders: int = 0
+    """Processes that make the batches, each some of this process's shards; 0: a thread of the training process does, which two
+    cores need and which a GPU outruns."""
     features: Literal["computed", "stored"] = "computed"
     """A frozen encoder's features: computed in every step, or once, and kept in the data folder (needs data.emoji.variants)."""
     cache_megabytes: int = 1024
@@ -218,6 +221,8 @@ class DataConfig:
         for name in (*SUITES, "own", "emoji", "fewshot", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
+        if self.loaders < 0:
+            raise ValueError(f"data.loaders must not be negative, got {self.loaders}; 0 makes batches in a thread")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """From settings to a stream of batches: record what is missing, learn the tokenizers, fit the layouts, open the sources."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader, decode
 from generalist.data.fewshot import FewShotExamples
+from generalist.data.loaders import LoadedBatches
 from generalist.data.mixture import Source, mix
-from generalist.data.packing import BatchIterator
+from generalist.data.packing import BatchIterator, Draw
 from generalist.data.prose import prose
 from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
@@ -26,6 +28,7 @@ from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.image import to_frame
+from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
@@ -56,40 +59,82 @@ class Prepared:
 
 
 def prepare(config: Config, console: Console) -> Prepared:
-    """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there."""
+    """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there.
+
+    Raises:
+        ValueError: a setting does not fit the others, or what it names is damaged.
+        FileNotFoundError: something it names is missing.
+    """
     cache = EpisodeCache(config.data.cache_megabytes)
-    readers = {
-        suite: {task: EpisodeReader(episodes_folder(config, task), cache, task.instruction) for task in several}
-        for suite, several in suite_tasks(config).items()
-    }
+    readers = open_readers(config, cache)
     start = Generalist.load(config.training.start) if config.training.start else None
     if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
         learn_tokenizers(config, readers, start.tokenizers if start else None).save(config.folder)
     wait_for_all("tokenizers")
-    tokenizers = Tokenizers.load(config.folder, config)
-    encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
-    if encoder is not None:
-        shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
-        tokenizers = dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
-    corrected = {
-        suite: [(task, EpisodeReader(folder, cache, task.instruction)) for task, folder in several]
-        for suite, several in correction_folders(config).items()
-    }
-    sources = open_sources(config, tokenizers, readers, corrected)
+    tokenizers = open_tokenizers(config, console)
     visual = tokenizers.visual
     image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
     spec = batch_spec(config, tokenizers.model_spec(), *image)
-    own = own_shards(make_mesh(config.training), config.data.shards)
-    streams = mix(sources, seed=config.training.seed, own=own, shards=config.data.shards)
+    sources = open_sources(config, tokenizers, readers, open_corrections(config, cache))
     return Prepared(
         tokenizers=tokenizers,
         batch_spec=spec,
-        iterator=BatchIterator(streams, spec, tokenizers.assembler.vocabulary.pad, fixed=jax.process_count() > 1),
+        iterator=open_batches(config, tokenizers, spec, sources),
         sources={source.name: source.weight for source in sources},
-        encoder=encoder,
+        encoder=encoder_of(visual),
         start=None if start is None else fitted(start, tokenizers.model_spec(), console),
     )
+
+
+def open_readers(config: Config, cache: EpisodeCache) -> dict[str, dict[Task, EpisodeReader]]:
+    """The demonstrations of every task that takes part, by suite."""
+    return {
+        suite: {task: EpisodeReader(episodes_folder(config, task), cache, task.instruction) for task in several}
+        for suite, several in suite_tasks(config).items()
+    }
+
+
+def open_corrections(config: Config, cache: EpisodeCache) -> dict[str, list[tuple[Task, EpisodeReader]]]:
+    """The corrected play of every task that takes part, by suite."""
+    return {
+        suite: [(task, EpisodeReader(folder, cache, task.instruction)) for task, folder in several]
+        for suite, several in correction_folders(config).items()
+    }
+
+
+def open_tokenizers(config: Config, console: Console) -> Tokenizers:
+    """The run's tokenizers, with the frozen encoder or its stored features where there is one."""
+    tokenizers = Tokenizers.load(config.folder, config)
+    encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
+    if encoder is None:
+        return tokenizers
+    shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
+    return dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
+
+
+def encoder_of(visual: Visual | None) -> VisionEncoder | None:
+    """The frozen encoder that images or their features are of."""
+    return visual.encoder if isinstance(visual, FeatureStore) else visual if isinstance(visual, VisionEncoder) else None
+
+
+def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, sources: list[Source]) -> BatchIterator:
+    """This process's shards of the batches: made by a thread of it, or by processes of their own."""
+    own = own_shards(make_mesh(config.training), config.data.shards)
+    pad, fixed = tokenizers.assembler.vocabulary.pad, jax.process_count() > 1
+    if config.data.loaders:
+        opening = functools.partial(open_streams, config)
+        return LoadedBatches(opening, own, spec, pad, loaders=config.data.loaders, fixed=fixed)
+    streams = mix(sources, seed=config.training.seed, own=own, shards=config.data.shards)
+    return BatchIterator(streams, spec, pad, fixed=fixed)
+
+
+def open_streams(config: Config, shards: Sequence[int]) -> dict[int, Draw]:
+    """Some shards' streams of a run that is prepared, in a loader's process, with its part of the memory for episodes."""
+    cache = EpisodeCache(max(1, config.data.cache_megabytes // config.data.loaders))
+    tokenizers = open_tokenizers(config, Console(quiet=True))
+    sources = open_sources(config, tokenizers, open_readers(config, cache), open_corrections(config, cache))
+    return mix(sources, seed=config.training.seed, own=shards, shards=config.data.shards)
 
 
 def stored_features(config: Config, encoder: VisionEncoder, console: Console) -> FeatureStore:

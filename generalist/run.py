@@ -28,6 +28,7 @@ FREE = (
         "runs",
         "evaluation.*",
         "data.workers",
+        "data.loaders",
         "data.folder",
         "data.cache_megabytes",
         "data.*.temperature",

@@ -6,10 +6,11 @@ it then opens; when `LOOK_AHEAD` of them wait, the shard is closed. Which sequen
 a restored iterator gives the very batches that an uninterrupted one would have given.
 """
 
+import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from collections.abc import Sequence as Sequences
 
 import numpy as np
@@ -87,26 +88,26 @@ class OpenBatch:
         self.used[row] += size
 
 
-def joined(opened: Sequences[OpenBatch], *, fixed: bool) -> Batch:
-    """Shards as one batch. A payload that none of them has gets no rows, and the step pays nothing for it; unless shapes are
-    `fixed`, as they must be where other processes' shards belong to the same batch."""
+def joined(shards: Sequences[Batch], counts: Sequences[Mapping[str, int]], *, fixed: bool) -> Batch:
+    """Shards as one batch. A payload of which none has any, by their `counts`, gets no rows, and the step pays nothing for it;
+    unless shapes are `fixed`, as they must be where other processes' shards belong to the same batch."""
 
     def absent(payload: str) -> bool:
-        return not fixed and not any(one.counts[payload] for one in opened)
+        return not fixed and not any(one[payload] for one in counts)
 
     parts: dict[str, np.ndarray] = {}
     for field in dataclasses.fields(Batch):
         if field.name == "shards":
             continue
-        arrays = [getattr(one.batch, field.name) for one in opened]
+        arrays = [getattr(shard, field.name) for shard in shards]
         if field.name == "row_images" and absent("images"):
             arrays = [array[:, :0] for array in arrays]
         elif (field.name in PAYLOADS.values() and absent(field.name)) or (
             field.name == "intervals" and absent("patches")
         ):
             arrays = [array[:0] for array in arrays]
-        parts[field.name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return Batch(**parts, shards=len(opened))
+        parts[field.name] = np.concatenate(arrays)
+    return Batch(**parts, shards=len(shards))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,29 @@ class Position:
     """Number of its next example."""
     waiting: tuple[int, ...] = ()
     """Numbers of those that did not fit; at most `LOOK_AHEAD`."""
+
+
+def fill(draw: Draw, position: Position, spec: BatchSpec, pad: int) -> tuple[OpenBatch, Position]:
+    """A shard of a batch from a position of its stream, and the position after it.
+
+    Args:
+        draw: the stream.
+        position: where it stands.
+        spec: sizes of a shard.
+        pad: id of padding.
+    """
+    shard, left, following = OpenBatch(spec, pad), [], position.next
+    for number in position.waiting:
+        source, sequence = draw(number)
+        if not shard.add(sequence, source):
+            left.append(number)
+    while len(left) < LOOK_AHEAD:
+        source, sequence = draw(following)
+        shard.check(sequence, source)
+        if not shard.add(sequence, source):
+            left.append(following)
+        following += 1
+    return shard, Position(following, tuple(left))
 
 
 class BatchIterator:
@@ -176,25 +200,18 @@ class BatchIterator:
 
     def make(self, positions: Mapping[int, Position]) -> tuple[Batch, dict[int, Position]]:
         """One batch from a position, and the position after it."""
-        opened, after = [], {}
-        for shard, draw in self._streams.items():
-            filled, after[shard] = self._fill(draw, positions[shard])
-            opened.append(filled)
-        return joined(opened, fixed=self._fixed), after
+        filled = {
+            shard: fill(draw, positions[shard], self.spec.shard, self._pad) for shard, draw in self._streams.items()
+        }
+        opened = [one for one, _ in filled.values()]
+        batch = joined([one.batch for one in opened], [one.counts for one in opened], fixed=self._fixed)
+        return batch, {shard: after for shard, (_, after) in filled.items()}
 
-    def _fill(self, draw: Draw, position: Position) -> tuple[OpenBatch, Position]:
-        shard, left, following = OpenBatch(self.spec.shard, self._pad), [], position.next
-        for number in position.waiting:
-            source, sequence = draw(number)
-            if not shard.add(sequence, source):
-                left.append(number)
-        while len(left) < LOOK_AHEAD:
-            source, sequence = draw(following)
-            shard.check(sequence, source)
-            if not shard.add(sequence, source):
-                left.append(following)
-            following += 1
-        return shard, Position(following, tuple(left))
+    def batches(self, positions: Mapping[int, Position]) -> Generator[tuple[Batch, dict[int, Position]]]:
+        """Endlessly: a batch, and the position after it."""
+        while True:
+            batch, positions = self.make(positions)
+            yield batch, positions
 
     def _start(self) -> None:
         self._queue, self._stop = queue.Queue(maxsize=PREFETCH), threading.Event()
@@ -204,9 +221,10 @@ class BatchIterator:
     def _produce(self, positions: dict[int, Position]) -> None:
         assert self._queue is not None
         try:
-            while not self._stop.is_set():
-                item = self.make(positions)
-                positions = item[1]
-                self._queue.put(item)
+            with contextlib.closing(self.batches(positions)) as made:
+                for item in made:
+                    self._queue.put(item)
+                    if self._stop.is_set():
+                        return
         except BaseException as error:  # handed over: the reader raises it where the user sees it
             self._queue.put((error, positions))
