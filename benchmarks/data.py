@@ -1,6 +1,7 @@
 """How fast batches are made, how full they are, and whether memory stays flat, over a run's real recordings.
 
     python benchmarks/data.py --batches 2000
+    python benchmarks/data.py --batches 500 --loaders 8     # batches eight times as large, from eight processes
 
 Needs what `train.py` recorded. Prints a line every tenth of the way; the last one says how memory moved over the second half.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from generalist.plan.memory import with_rows
 from generalist.prepare import prepare
 from generalist.presets import preset
 
@@ -25,12 +27,23 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1000)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the recordings")
     parser.add_argument("--cache-megabytes", type=int, default=1024, help="memory for decoded episodes")
+    parser.add_argument(
+        "--loaders", type=int, default=0, help="processes, each of which makes a batch of the preset's size"
+    )
     arguments = parser.parse_args()
-    config = preset(arguments.preset)
-    data = replace(config.data, folder=arguments.data, cache_megabytes=arguments.cache_megabytes)
+    config, shards = preset(arguments.preset), max(1, arguments.loaders)
+    config = with_rows(config, config.data.rows * shards, shards)
+    data = replace(
+        config.data,
+        folder=arguments.data,
+        cache_megabytes=arguments.cache_megabytes,
+        shards=shards,
+        loaders=arguments.loaders,
+    )
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(replace(config, data=data, runs=Path(folder)), Console())
         measure(prepared.iterator, arguments.batches)
+        prepared.iterator.close()
 
 
 def measure(iterator, batches: int) -> None:
@@ -41,7 +54,7 @@ def measure(iterator, batches: int) -> None:
         batch = next(iterator)
         filled, positions = filled + int((batch.segment > 0).sum()), positions + batch.segment.size
         if number % max(1, batches // 10) == 0:
-            seconds, memory = time.perf_counter() - begun, process.memory_info().rss / 2**20
+            seconds, memory = time.perf_counter() - begun, resident(process) / 2**20
             lines.append(memory)
             print(
                 f"{number:6d} batches, {number / seconds:6.1f} a second, {filled / seconds / 1e3:6.1f}k tokens a second, "
@@ -50,6 +63,11 @@ def measure(iterator, batches: int) -> None:
             )
     half = lines[len(lines) // 2 :]
     print(f"memory over the second half: from {min(half):.0f} to {max(half):.0f} MiB")
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes that the process and its loaders hold, what they share counted in each."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 
 if __name__ == "__main__":

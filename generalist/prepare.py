@@ -72,8 +72,10 @@ def prepare(config: Config, console: Console) -> Prepared:
         console.print("learning the tokenizers ...", highlight=False)
         learn_tokenizers(config, readers, start.tokenizers if start else None).save(config.folder)
     wait_for_all("tokenizers")
-    tokenizers = open_tokenizers(config, console)
+    tokenizers = open_tokenizers(config)
     visual = tokenizers.visual
+    if isinstance(visual, FeatureStore):
+        store_features(config, visual, console)
     image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
     spec = batch_spec(config, tokenizers.model_spec(), *image)
     sources = open_sources(config, tokenizers, readers, open_corrections(config, cache))
@@ -103,13 +105,13 @@ def open_corrections(config: Config, cache: EpisodeCache) -> dict[str, list[tupl
     }
 
 
-def open_tokenizers(config: Config, console: Console) -> Tokenizers:
+def open_tokenizers(config: Config) -> Tokenizers:
     """The run's tokenizers, with the frozen encoder or its stored features where there is one."""
     tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is None:
         return tokenizers
-    shown = stored_features(config, encoder, console) if config.data.features == "stored" else encoder
+    shown = FeatureStore(config.data.folder / "features", encoder) if config.data.features == "stored" else encoder
     return dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
 
 
@@ -132,20 +134,18 @@ def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, source
 def open_streams(config: Config, shards: Sequence[int]) -> dict[int, Draw]:
     """Some shards' streams of a run that is prepared, in a loader's process, with its part of the memory for episodes."""
     cache = EpisodeCache(max(1, config.data.cache_megabytes // config.data.loaders))
-    tokenizers = open_tokenizers(config, Console(quiet=True))
+    tokenizers = open_tokenizers(config)
     sources = open_sources(config, tokenizers, open_readers(config, cache), open_corrections(config, cache))
     return mix(sources, seed=config.training.seed, own=shards, shards=config.data.shards)
 
 
-def stored_features(config: Config, encoder: VisionEncoder, console: Console) -> FeatureStore:
-    """The features of every image that training can show; computes what is missing."""
-    store = FeatureStore(config.data.folder / "features", encoder)
+def store_features(config: Config, store: FeatureStore, console: Console) -> None:
+    """Computes what the store lacks of the features of every image that training can show."""
     counts = [one.variants for one in (config.data.emoji, config.data.fewshot) if one.weight > 0]
     if counts:
         shown, variants = drawings("train"), max(counts)
         images = (variant(drawing, number) for drawing in shown for number in range(variants))
         store.ensure(images, len(shown) * variants, console)
-    return store
 
 
 def learn_tokenizers(
