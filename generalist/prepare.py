@@ -15,7 +15,6 @@ from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader, decode
 from generalist.data.fewshot import FewShotExamples
-from generalist.data.loaders import LoadedBatches
 from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator, Draw
 from generalist.data.prose import prose
@@ -23,6 +22,7 @@ from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
+from generalist.loaders import LoadedBatches
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.contrastive.config import Loss, TowersConfig
+from generalist.data.batch import rows_at
 from generalist.model.attention import Masked, angles
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack
@@ -61,7 +62,7 @@ class TextTower(nnx.Module):
 
     def __call__(self, text: Int[Array, "N L"], dtype: jnp.dtype) -> Float[Array, "N E"]:
         present = text != PADDING
-        x = self.table[...].at[jnp.maximum(text, 0)].get(mode="clip").astype(dtype)
+        x = rows_at(self.table[...], jnp.maximum(text, 0)).astype(dtype)
         turned = angles(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
         seen = Masked(present[:, :, None] & present[:, None, :])
         graph, stacked = nnx.split(self.blocks)

@@ -22,6 +22,15 @@ else:
     ArrayLike = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
 
+def rows_at(table: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "..."]) -> Shaped[jax.Array, "..."]:
+    """Rows of a table; an index beyond its end means the last one.
+
+    The gradient is summed in float32: thousands of positions share a row (padding's, a local position's), of which sums in 16
+    bits lose the small parts; and a GPU, which has no addition to 16 bits of memory, makes them take turns.
+    """
+    return table.astype(jnp.float32).at[index].get(mode="clip").astype(table.dtype)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -65,9 +74,9 @@ class Batch:
     ) -> Shaped[jax.Array, "B ..."]:
         """Rows of a payload array (or of what became of it) by their index within their shard."""
         if self.shards == 1:
-            return jnp.asarray(payload).at[index].get(mode="clip")
+            return rows_at(jnp.asarray(payload), index)
         pieces, within = (x.reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
-        found = jax.vmap(lambda piece, at: piece.at[at].get(mode="clip"))(pieces, within)
+        found = jax.vmap(rows_at)(pieces, within)
         return found.reshape(*index.shape, *payload.shape[1:])
 
 

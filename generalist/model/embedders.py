@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from generalist.data.batch import rows_at
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import target_platform
 from generalist.model.layers import Linear, RMSNorm
@@ -131,7 +132,7 @@ class PatchEmbedder(nnx.Module):
         else:
             place = low + (jax.random.uniform(key, low.shape) * (high - low)).astype(jnp.int32)
         place = jnp.clip(place, 0, POSITIONS - 1)
-        return x + (self.row[...][place[:, 0]] + self.column[...][place[:, 1]]).astype(dtype)
+        return x + (rows_at(self.row[...], place[:, 0]) + rows_at(self.column[...], place[:, 1])).astype(dtype)
 
 
 class FrameEmbedder(nnx.Module):

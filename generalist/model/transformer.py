@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.data.batch import Batch
+from generalist.data.batch import Batch, rows_at
 from generalist.model.attend import Packed
 from generalist.model.attention import Angles, Attention, Cache, Masked, Slide, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
@@ -85,10 +85,10 @@ class TokenTable(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
         text, count = self.text[...], self.text.shape[0]
-        other = self.other[...].at[jnp.maximum(tokens - count, 0)].get(mode="clip").astype(dtype)
+        other = rows_at(self.other[...], jnp.maximum(tokens - count, 0)).astype(dtype)
         if not count:  # a vocabulary without text
             return other
-        return jnp.where((tokens < count)[..., None], text.at[tokens].get(mode="clip").astype(dtype), other)
+        return jnp.where((tokens < count)[..., None], rows_at(text, tokens).astype(dtype), other)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32."""
@@ -138,8 +138,8 @@ class Transformer(nnx.Module):
                 embedded = batch.gather(embedder(), batch.payload_index)
                 x = jnp.where((batch.modality == modality)[..., None], embedded, x)
         if self.time_table is not None:
-            x = x + self.time_table[...].at[batch.position].get(mode="clip").astype(dtype)
-        x = x + self.position_table[...].at[batch.local_position].get(mode="clip").astype(dtype)
+            x = x + rows_at(self.time_table[...], batch.position).astype(dtype)
+        x = x + rows_at(self.position_table[...], batch.local_position).astype(dtype)
         return constrain(x, "batch", "length", None)
 
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from generalist.config import Config, ControlConfig, EmojiConfig, ProseConfig
-from generalist.data.loaders import PLACES, LoadedBatches
 from generalist.data.packing import BatchIterator
 from generalist.envs.workers import WorkerError
+from generalist.loaders import PLACES, LoadedBatches
 from generalist.prepare import open_streams, prepare
 from generalist.presets import debug
 
