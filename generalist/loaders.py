@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from generalist.data.batch import Batch, BatchSpec
-from generalist.data.packing import BatchIterator, Draw, Position, fill, joined
+from generalist.data.packing import BatchIterator, Draw, Packer, Position, joined
 from generalist.envs.workers import WorkerError, shared_bytes, start
 
 PLACES = 2  # shards that are ready or in the making, of each
@@ -56,7 +56,8 @@ class LoadedBatches(BatchIterator):
                 f"data.loaders = {loaders} processes would share {len(shards)} shards of a batch: each needs one at least; "
                 "raise data.shards (and data.rows with it), or take fewer loaders"
             )
-        super().__init__(dict.fromkeys(sorted(shards), unopened), spec, pad, fixed=fixed)
+        super().__init__({}, spec, pad, fixed=fixed)
+        self._positions = dict.fromkeys(sorted(shards), Position())
         self._open_streams, self._loaders = open_streams, loaders
 
     def batches(self, positions: Mapping[int, Position]) -> Generator[tuple[Batch, dict[int, Position]]]:
@@ -83,11 +84,6 @@ class LoadedBatches(BatchIterator):
         finally:
             for loader in loaders:
                 loader.stop()
-
-
-def unopened(number: int) -> Any:
-    """Stands for a stream that only a process opens."""
-    raise RuntimeError(f"example {number} is drawn in another process")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +177,14 @@ def pack(
     """A process's work: packs its shards into one place of the memory after the other, as they come free."""
     jax.config.update("jax_platforms", "cpu")  # the accelerators belong to the training process
     try:
-        streams, places = open_streams(sorted(positions)), Places(spec, pad)
+        packers = {shard: Packer(draw, spec, pad) for shard, draw in open_streams(sorted(positions)).items()}
+        places = Places(spec, pad)
         for round_, place in enumerate(itertools.cycle(range(PLACES))):
             answer = []
             if round_ >= PLACES:
                 connection.recv()
-            for row, (shard, draw) in enumerate(sorted(streams.items())):
-                opened, positions[shard] = fill(draw, positions[shard], spec, pad)
+            for row, (shard, packer) in enumerate(sorted(packers.items())):
+                opened, positions[shard] = packer.pack(positions[shard])
                 places.write(opened.batch, memory, place * len(positions) + row)
                 answer.append((opened.counts, positions[shard]))
             connection.send((False, answer))

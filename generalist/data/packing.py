@@ -120,27 +120,39 @@ class Position:
     """Numbers of those that did not fit; at most `LOOK_AHEAD`."""
 
 
-def fill(draw: Draw, position: Position, spec: BatchSpec, pad: int) -> tuple[OpenBatch, Position]:
-    """A shard of a batch from a position of its stream, and the position after it.
+class Packer:
+    """Packs the shards of one stream. Examples that wait are remembered, not drawn again.
 
     Args:
         draw: the stream.
-        position: where it stands.
         spec: sizes of a shard.
         pad: id of padding.
     """
-    shard, left, following = OpenBatch(spec, pad), [], position.next
-    for number in position.waiting:
-        source, sequence = draw(number)
-        if not shard.add(sequence, source):
-            left.append(number)
-    while len(left) < LOOK_AHEAD:
-        source, sequence = draw(following)
-        shard.check(sequence, source)
-        if not shard.add(sequence, source):
-            left.append(following)
-        following += 1
-    return shard, Position(following, tuple(left))
+
+    def __init__(self, draw: Draw, spec: BatchSpec, pad: int):
+        self._draw, self._spec, self._pad = draw, spec, pad
+        self._waiting: dict[int, tuple[int, Sequence]] = {}
+
+    def pack(self, position: Position) -> tuple[OpenBatch, Position]:
+        """A shard of a batch from a position of the stream, and the position after it.
+
+        Raises:
+            ValueError: an example would not fit into an empty shard.
+        """
+        shard, following = OpenBatch(self._spec, self._pad), position.next
+        left: dict[int, tuple[int, Sequence]] = {}
+        for number in position.waiting:
+            source, sequence = self._waiting.get(number) or self._draw(number)
+            if not shard.add(sequence, source):
+                left[number] = source, sequence
+        while len(left) < LOOK_AHEAD:
+            source, sequence = self._draw(following)
+            shard.check(sequence, source)
+            if not shard.add(sequence, source):
+                left[following] = source, sequence
+            following += 1
+        self._waiting = left
+        return shard, Position(following, tuple(left))
 
 
 class BatchIterator:
@@ -155,14 +167,15 @@ class BatchIterator:
 
     def __init__(self, streams: Mapping[int, Draw], spec: BatchSpec, pad: int, *, fixed: bool = False):
         self.spec = spec
-        self._streams, self._pad, self._fixed = dict(sorted(streams.items())), pad, fixed
-        self._positions = dict.fromkeys(self._streams, Position())
+        self._packers = {shard: Packer(draw, spec.shard, pad) for shard, draw in sorted(streams.items())}
+        self._pad, self._fixed = pad, fixed
+        self._positions = dict.fromkeys(self._packers, Position())
         self._queue: queue.Queue | None = None
 
     @property
     def shards(self) -> list[int]:
         """This process's shards, in the order in which their rows stand in a batch."""
-        return list(self._streams)
+        return list(self._positions)
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -185,7 +198,7 @@ class BatchIterator:
     def go_to(self, positions: Mapping[int, Position]) -> None:
         """Goes to a position; those of other processes' shards are passed over, and batches made ahead are dropped."""
         self.close()
-        self._positions = {shard: positions[shard] for shard in self._streams}
+        self._positions = {shard: positions[shard] for shard in self.shards}
 
     def close(self) -> None:
         """Stops the thread."""
@@ -200,12 +213,10 @@ class BatchIterator:
 
     def make(self, positions: Mapping[int, Position]) -> tuple[Batch, dict[int, Position]]:
         """One batch from a position, and the position after it."""
-        filled = {
-            shard: fill(draw, positions[shard], self.spec.shard, self._pad) for shard, draw in self._streams.items()
-        }
-        opened = [one for one, _ in filled.values()]
+        packed = {shard: packer.pack(positions[shard]) for shard, packer in self._packers.items()}
+        opened = [one for one, _ in packed.values()]
         batch = joined([one.batch for one in opened], [one.counts for one in opened], fixed=self._fixed)
-        return batch, {shard: after for shard, (_, after) in filled.items()}
+        return batch, {shard: after for shard, (_, after) in packed.items()}
 
     def batches(self, positions: Mapping[int, Position]) -> Generator[tuple[Batch, dict[int, Position]]]:
         """Endlessly: a batch, and the position after it."""
