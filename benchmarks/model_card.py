@@ -141,7 +141,7 @@ def main() -> None:
         f"One Transformer of {model.layers} layers and width {model.width}, {parameters:.2f} M parameters beside the frozen "
         f"EfficientNet-Lite0 ({size:.1f} MB in bfloat16), that acts, names drawings and reads text. Apache-2.0.",
         "",
-        f"Trained on two CPU cores: {arguments.trained}",
+        f"Trained: {arguments.trained}",
         "",
         "    generalist play babyai/GoTo",
         "    generalist eval control --tasks 'metaworld/*'",

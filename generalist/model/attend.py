@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
@@ -63,11 +64,10 @@ def mesh_layout(batch: int, length: int, kv_heads: int) -> Layout:
     )
 
 
-def fused_on_gpu(query: Float[Array, "B L N H"], keys: int, softcap: float) -> bool:
+def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softcap: float) -> bool:
     """Whether cuDNN's kernel takes these shapes on every generation since Ampere (jax.nn.dot_product_attention)."""
-    length, size = query.shape[1], query.shape[3]
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return half and size % 8 == 0 and size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return half and head_size % 8 == 0 and head_size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
 
 
 def attend(
@@ -82,7 +82,8 @@ def attend(
     """Scaled dot-product attention with grouped queries (N a multiple of M) to what a mask shows."""
     if softcap:  # which the library does not know
         return _mixed(_scores(query, key, scale), value, mask, softcap)
-    fused = target_platform() == "gpu" and fused_on_gpu(query, key.shape[1], softcap)
+    _, length, _, size = query.shape
+    fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn" if fused else "xla"
     )

@@ -6,8 +6,11 @@ Dimension key of the formulas: B rows, L positions, D width, V vocabulary, F hid
 import dataclasses
 import math
 
+import jax.numpy as jnp
+
 from generalist.config import Config
 from generalist.data.batch import BUDGETS, BatchSpec
+from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
@@ -20,6 +23,9 @@ from generalist.vision.encoder import VisionEncoder
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
 LOGITS_COPIES = 2  # of a whole batch's logits in float32: they, and their gradient
 SCORES_COPIES = 3  # of one block's attention scores: scores, softmax, gradient
+MASK_COPIES = (
+    2  # where cuDNN's kernel never holds the scores: the mask of all heads, and what is added to the scores by it
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,15 +107,16 @@ def arithmetic(
         frozen_bytes=width * frozen / shards + FULL * seen,
         optimizer_bytes=2 * FULL * trained / shards,
         gradient_bytes=(FULL + cast) * trained / shards,
-        activation_bytes=width * (_blocks(spec, batch, positions) + _embedded(spec, batch, cells) / micro),
+        activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
         logits_bytes=LOGITS_COPIES * FULL * logits / chunks,
         batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
     )
 
 
-def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
-    """Numbers that the blocks keep for the backward pass: with remat the input of each, and all of one at a time."""
+def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> float:
+    """Numbers of `width` bytes that the blocks keep for the backward pass: with remat the input of each, and all of one at a
+    time."""
     model = spec.config
     inner = (model.heads + 2 * model.kv_heads) * model.head_size
     gated = model.activation != "gelu"
@@ -117,7 +124,9 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float) -> float:
     # inputs, rotated queries and keys, what attention mixes, the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
     one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
-    scores = SCORES_COPIES * model.heads * batch.length * FULL / HALF
+    dtype = jnp.float32 if width == FULL else jnp.bfloat16
+    fused = fused_on_gpu(dtype, batch.length, batch.length, model.head_size, model.attention_softcap)
+    scores = MASK_COPIES * batch.length if fused else SCORES_COPIES * model.heads * batch.length * FULL / HALF
     kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
     again = 0.0 if model.remat == "none" else one + scores
     if not spec.channels:
