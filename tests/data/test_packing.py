@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from generalist.data.batch import Batch, BatchSpec
+from generalist.data.batch import Batch, BatchSpec, rows_at
 from generalist.data.packing import BatchIterator
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
@@ -195,3 +196,11 @@ def test_fixed_shapes_keep_room_for_absent_payloads():
 def test_budgets_that_shards_cannot_share():
     with pytest.raises(ValueError, match=r"data.frames = 5 must be a multiple of data.shards = 2"):
         dataclasses.replace(SHARDED, frames=5)
+
+
+def test_rows_that_many_positions_share_get_the_whole_sum_of_their_gradients():
+    table = jnp.zeros((3, 2), jnp.bfloat16)
+    index = jnp.asarray([1] * 4096 + [7], jnp.int32)  # beyond the end means the last one
+    gradient = jax.grad(lambda table: rows_at(table, index).astype(jnp.float32).sum())(table)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), [[0, 0], [4096, 4096], [1, 1]])

@@ -1,5 +1,6 @@
 """Recording: what is written is read back; what is interrupted leaves nothing that reads as whole."""
 
+import dataclasses
 import os
 import resource
 import signal
@@ -38,6 +39,7 @@ def test_what_is_recorded_is_read_back_and_not_recorded_twice(tmp_path: Path):
     record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=2, console=QUIET)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert not is_recorded(CARTPOLE, tmp_path, 4)  # another number of episodes is another recording
+    assert not is_recorded(dataclasses.replace(CARTPOLE, revision=1), tmp_path, 3)  # and so is another expert's play
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path):

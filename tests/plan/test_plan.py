@@ -133,6 +133,17 @@ def test_memory_by_arithmetic_is_near_the_compiler_s(remat: Literal["none", "blo
     assert 0.6 < arithmetic(config, *shapes, limit=None, width=FULL).total / needed < 1.7
 
 
+def test_a_gpu_holds_no_scores_where_its_kernel_takes_the_shapes():
+    def activations(softcap: float) -> float:
+        config = preset("gato_79m")
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_softcap=softcap))
+        return arithmetic(config, *without_data(config), limit=None).activation_bytes
+
+    rows, length, heads = 512, 1024, 24
+    scores = rows * heads * length**2 * FULL  # of one block, in float32
+    assert 2.9 < (activations(50.0) - activations(0.0)) / scores < 3.0
+
+
 def test_the_largest_batch_is_the_last_that_fits():
     config = preset("gato_79m")
     shapes, limit = without_data(config), 24.0 * 2**30
