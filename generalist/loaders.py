@@ -5,6 +5,7 @@ A process packs ahead into two places of memory that it shares with the training
 place back: arrays are copied twice and never pickled.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -156,8 +157,9 @@ class Loader:
             yield shard, Packed(view, counts, position)
 
     def give_back(self, place: int) -> None:
-        """Lets the process use the place again."""
-        self._connection.send(place)
+        """Lets the process use the place again. That it has died is told when its next shards are wanted."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(place)
 
     def stop(self) -> None:
         """Ends the process."""
