@@ -10,10 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
-
-CONTEXT = multiprocessing.get_context(
-    "spawn"
-)  # a fork would copy jax's and the simulators' threads in an unknown state
+CONTEXT = multiprocessing.get_context("spawn")
+"""A fork would copy jax's and the simulators' threads in an unknown state."""
 
 
 class WorkerError(RuntimeError):
