@@ -223,6 +223,11 @@ class DataConfig:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
         if self.loaders < 0:
             raise ValueError(f"data.loaders must not be negative, got {self.loaders}; 0 makes batches in a thread")
+        if self.loaders > self.shards:
+            raise ValueError(
+                f"data.loaders = {self.loaders} processes would share data.shards = {self.shards}: each needs a shard at least; "
+                "raise data.shards (and data.rows with it), or take fewer loaders"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

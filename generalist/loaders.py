@@ -54,8 +54,8 @@ class LoadedBatches(BatchIterator):
     ):
         if loaders > len(shards):
             raise ValueError(
-                f"data.loaders = {loaders} processes would share {len(shards)} shards of a batch: each needs one at least; "
-                "raise data.shards (and data.rows with it), or take fewer loaders"
+                f"data.loaders = {loaders} processes would share the {len(shards)} shards of a batch that this process makes: "
+                "each needs one at least; raise data.shards (and data.rows with it), or take fewer loaders"
             )
         super().__init__({}, spec, pad, fixed=fixed)
         self._positions = dict.fromkeys(sorted(shards), Position())

@@ -112,8 +112,11 @@ def test_a_process_that_dies_is_named(alone: Config):
 
 
 def test_more_processes_than_shards_are_refused(alone: Config):
-    with pytest.raises(ValueError, match=r"data.loaders = 5 .* 4 shards .* raise data.shards"):
-        prepare(with_loaders(alone, 5), QUIET)
+    with pytest.raises(ValueError, match=r"data.loaders = 5 .* data.shards = 4.* raise data.shards"):
+        with_loaders(alone, 5)
+    spec = prepare(alone, QUIET).batch_spec
+    with pytest.raises(ValueError, match=r"data.loaders = 3 .* 2 shards .* that this process makes"):
+        LoadedBatches(functools.partial(open_streams, alone), [1, 3], spec, pad=0, loaders=3)
     with pytest.raises(ValueError, match=r"data.loaders must not be negative, got -1"):
         with_loaders(alone, -1)
 

@@ -179,4 +179,7 @@ def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
     sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
     if sizes["images"]:
         sizes["images"] = max(sizes["images"], shards * config.data.row_images)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows, shards=shards, **sizes))
+    loaders = min(config.data.loaders, shards)
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, rows=rows, shards=shards, loaders=loaders, **sizes)
+    )
