@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from generalist.data.batch import BatchSpec
 from generalist.model.attend import Packed, attend_packed, masked_attention
 from generalist.plan.memory import arithmetic, with_rows
 from generalist.plan.program import make_planned_trainer
 from generalist.presets import preset
 from generalist.shapes import without_data
 from generalist.training.metrics import model_flops, peak_flops
+from train import make_batch  # benchmarks/train.py, beside this file
 
 ROWS, HEADS, KV_HEADS, SIZE = 8, 8, 4, 64
 SEGMENTS = 3  # a row
@@ -118,7 +118,7 @@ def step(name: str, rows: int, steps: int) -> str:
     spec, sizes, encoder = without_data(config)
     planned = arithmetic(config, spec, sizes, encoder, limit=None).total
     trainer = make_planned_trainer(config, spec, jax.devices()[:1])
-    batch, key = trainer.place(drawn(sizes, spec.vocabulary.text, spec.vocabulary.pad)), jax.random.key(0)
+    batch, key = trainer.place(make_batch(sizes, spec.vocabulary)), jax.random.key(0)
     state = trainer.initialize({})
     with jax.set_mesh(trainer.mesh):
         begun = time.perf_counter()
@@ -140,22 +140,6 @@ def step(name: str, rows: int, steps: int) -> str:
     return (
         f"| {name} | {rows} × {sizes.length} | {planned / 2**30:.1f} | {held / 2**30:.1f} | "
         f"{rows * sizes.length / each:,.0f} | {flops / each / peak_flops():.1%} | {compiling:.0f} |"
-    )
-
-
-def drawn(sizes: BatchSpec, words: int, pad: int) -> Any:
-    """Full rows of drawn text."""
-    rng, batch = np.random.default_rng(0), sizes.zeros(pad)
-    tokens = rng.integers(1, words, (sizes.rows, sizes.length), dtype=np.int32)
-    positions = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens.shape).copy()
-    return dataclasses.replace(
-        batch,
-        tokens=tokens,
-        targets=np.roll(tokens, -1, axis=1),
-        loss_weight=np.ones(tokens.shape, np.float32),
-        modality=np.zeros_like(tokens),
-        position=positions,
-        segment=np.ones_like(tokens),
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes that play environments: started light, ended with their parent, and named when they fail."""
+"""Processes that play environments or make batches: started light, ended with their parent, and named when they fail."""
 
 import contextlib
 import multiprocessing
@@ -82,7 +82,7 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
             for ready in wait(list(connections)):
                 connection = cast(Connection, ready)
                 process, job = connections[connection]
-                yield job, _receive(connection, process, str(job))
+                yield job, receive(connection, process, f"played {job}")
                 if waiting:
                     connections[connection] = (process, waiting.pop())
                     connection.send(connections[connection][1])
@@ -96,15 +96,20 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
             process.join()
 
 
-def _receive(connection: Connection, process: BaseProcess, what: str) -> Any:
-    """One result; raises what was raised in the worker."""
+def receive(
+    connection: Connection, process: BaseProcess, doing: str, remedy: str = "run the same command again"
+) -> Any:
+    """One result of a process that answers (failed, result or exception).
+
+    Raises:
+        WorkerError: the process died; the message names what it was `doing` and the remedy.
+        Exception: what was raised in it.
+    """
     try:
         failed, value = connection.recv()
     except (EOFError, ConnectionResetError) as error:
         process.join()
-        raise WorkerError(
-            f"the process that played {what} died (exit code {process.exitcode}); run the same command again"
-        ) from error
+        raise WorkerError(f"the process that {doing} died (exit code {process.exitcode}); {remedy}") from error
     if failed:
         raise value
     return value

@@ -18,10 +18,11 @@ import numpy as np
 
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator, Draw, Packer, Position, joined
-from generalist.envs.workers import WorkerError, shared_bytes, start
+from generalist.envs.workers import receive, shared_bytes, start
 
 PLACES = 2  # shards that are ready or in the making, of each
 ALIGNMENT = 64  # bytes, which the start of every array is a multiple of
+REMEDY = "-9 is often want of memory: take fewer data.loaders; the same command goes on from the last checkpoint"
 
 OpenStreams = Callable[[Sequence[int]], Mapping[int, Draw]]
 """Opens the streams of some shards; picklable, since the processes call it."""
@@ -142,16 +143,7 @@ class Loader:
 
     def receive(self, place: int) -> Iterator[tuple[int, Packed]]:
         """The process's shards in a place, once they are packed."""
-        try:
-            failed, answer = self._connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            self._process.join()
-            raise WorkerError(
-                f"a process that makes batches died (exit code {self._process.exitcode}; -9 is often want of memory: take "
-                "fewer data.loaders); the same command goes on from the last checkpoint"
-            ) from error
-        if failed:
-            raise answer
+        answer = receive(self._connection, self._process, "makes batches", REMEDY)
         for row, (shard, (counts, position)) in enumerate(zip(self.shards, answer, strict=True)):
             view = self._places.view(self._memory, place * len(self.shards) + row)
             yield shard, Packed(view, counts, position)

@@ -28,7 +28,6 @@ from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted
 from generalist.tokenizers.continuous import fit_statistics
 from generalist.tokenizers.image import to_frame
-from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
@@ -72,7 +71,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         console.print("learning the tokenizers ...", highlight=False)
         learn_tokenizers(config, readers, start.tokenizers if start else None).save(config.folder)
     wait_for_all("tokenizers")
-    tokenizers = open_tokenizers(config)
+    tokenizers, encoder = open_tokenizers(config)
     visual = tokenizers.visual
     if isinstance(visual, FeatureStore):
         store_features(config, visual, console)
@@ -84,7 +83,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         batch_spec=spec,
         iterator=open_batches(config, tokenizers, spec, sources),
         sources={source.name: source.weight for source in sources},
-        encoder=encoder_of(visual),
+        encoder=encoder,
         start=None if start is None else fitted(start, tokenizers.model_spec(), console),
     )
 
@@ -105,19 +104,14 @@ def open_corrections(config: Config, cache: EpisodeCache) -> dict[str, list[tupl
     }
 
 
-def open_tokenizers(config: Config) -> Tokenizers:
-    """The run's tokenizers, with the frozen encoder or its stored features where there is one."""
+def open_tokenizers(config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
+    """The run's tokenizers, and the frozen encoder where there is one, which or whose stored features they show images to."""
     tokenizers = Tokenizers.load(config.folder, config)
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is None:
-        return tokenizers
+        return tokenizers, None
     shown = FeatureStore(config.data.folder / "features", encoder) if config.data.features == "stored" else encoder
-    return dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels)
-
-
-def encoder_of(visual: Visual | None) -> VisionEncoder | None:
-    """The frozen encoder that images or their features are of."""
-    return visual.encoder if isinstance(visual, FeatureStore) else visual if isinstance(visual, VisionEncoder) else None
+    return dataclasses.replace(tokenizers, visual=shown, channels=encoder.channels), encoder
 
 
 def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, sources: list[Source]) -> BatchIterator:
@@ -134,7 +128,7 @@ def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, source
 def open_streams(config: Config, shards: Sequence[int]) -> dict[int, Draw]:
     """Some shards' streams of a run that is prepared, in a loader's process, with its part of the memory for episodes."""
     cache = EpisodeCache(max(1, config.data.cache_megabytes // config.data.loaders))
-    tokenizers = open_tokenizers(config)
+    tokenizers, _ = open_tokenizers(config)
     sources = open_sources(config, tokenizers, open_readers(config, cache), open_corrections(config, cache))
     return mix(sources, seed=config.training.seed, own=shards, shards=config.data.shards)
 

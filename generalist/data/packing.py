@@ -211,17 +211,13 @@ class BatchIterator:
                     continue
             self._queue = None
 
-    def make(self, positions: Mapping[int, Position]) -> tuple[Batch, dict[int, Position]]:
-        """One batch from a position, and the position after it."""
-        packed = {shard: packer.pack(positions[shard]) for shard, packer in self._packers.items()}
-        opened = [one for one, _ in packed.values()]
-        batch = joined([one.batch for one in opened], [one.counts for one in opened], fixed=self._fixed)
-        return batch, {shard: after for shard, (_, after) in packed.items()}
-
     def batches(self, positions: Mapping[int, Position]) -> Generator[tuple[Batch, dict[int, Position]]]:
         """Endlessly: a batch, and the position after it."""
         while True:
-            batch, positions = self.make(positions)
+            packed = {shard: packer.pack(positions[shard]) for shard, packer in self._packers.items()}
+            opened = [one for one, _ in packed.values()]
+            batch = joined([one.batch for one in opened], [one.counts for one in opened], fixed=self._fixed)
+            positions = {shard: after for shard, (_, after) in packed.items()}
             yield batch, positions
 
     def _start(self) -> None:

@@ -132,7 +132,7 @@ def test_positions_attend_to_their_own_images():
     stream = BatchIterator(
         {0: lambda n: (0, sequence(n, shapes[n][0], images=shapes[n][1]) if n < 3 else sequence(9, 8))}, SPEC, PAD
     )
-    batch = stream.make(stream.positions)[0]
+    batch = next(stream.batches(stream.positions))[0]
     assert batch.image.tolist() == [[1, 2, 2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.row_images.tolist() == [[0, 1, 0], [2, 0, 0]]
     assert batch.images[:, 0, 0, 0].tolist() == [0, 0, 1, 0, 0]
@@ -140,7 +140,7 @@ def test_positions_attend_to_their_own_images():
 
 def test_images_of_several_examples_in_a_row():
     stream = BatchIterator({0: lambda n: (0, sequence(n, 3, images=1) if n < 4 else sequence(9, 8))}, SPEC, PAD)
-    batch = stream.make(stream.positions)[0]
+    batch = next(stream.batches(stream.positions))[0]
     assert batch.image.tolist() == [[1, 1, 1, 2, 2, 2, 0, 0]] * 2
     assert batch.row_images.tolist() == [[0, 1, 0], [2, 3, 0]]
 
