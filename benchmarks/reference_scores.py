@@ -20,6 +20,7 @@ from generalist.envs.workers import cores, run_jobs
 
 ROOT = Path(__file__).parent.parent
 PATH, DOCS = ROOT / "envs" / "reference_scores.json", ROOT / "docs" / "tasks.md"
+EPISODES = 20
 COLUMNS = ("random", "expert", "episodes", "max_steps")
 
 
@@ -27,15 +28,23 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="*", help="shell pattern of the tasks' names")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes a task and policy")
+    parser.add_argument(
+        "--episodes", type=int, help=f"episodes per task and policy (default: as in the file, else {EPISODES})"
+    )
     parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--only", choices=("random", "expert"), help="measure only one of the two policies")
     parser.add_argument("--table", action="store_true", help="measure nothing: write the tables of docs/tasks.md")
     arguments = parser.parse_args()
     if arguments.table:
         DOCS.write_text(with_tables(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
         return
-    jobs = [Job(task.name, expert, arguments.episodes) for task in tasks(arguments.tasks) for expert in (False, True)]
     rows = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+    policies = {"random": (False,), "expert": (True,)}.get(arguments.only, (False, True))
+    jobs = [
+        Job(task.name, expert, arguments.episodes or rows.get(task.name, {}).get("episodes", EPISODES))
+        for task in tasks(arguments.tasks)
+        for expert in policies
+    ]
     for job, scores in track(run_jobs(play, jobs, workers=arguments.workers), total=len(jobs), description="playing"):
         row = rows.setdefault(job.task, {})
         row |= {"expert" if job.expert else "random": round(float(np.mean(scores)), 4)}

@@ -13,12 +13,13 @@ import numpy as np
 from generalist.envs import task as registry
 from generalist.envs.atari import AtariEnv, AtariTask
 from generalist.envs.reference import FIRST_SEED
+from generalist.envs.task import stream
 
 
 def play(task: AtariTask, env: AtariEnv, seed: int) -> float:
     """The expert's score in one episode, cut off as in evaluation."""
     observation, _ = env.reset(seed=seed)
-    policy = task.expert(env, np.random.default_rng(seed))
+    policy = task.expert(env, stream(seed, "expert"))
     score, done, steps = 0.0, False, 0
     while not done and steps < task.max_steps:
         observation, reward, done, _, _ = env.step(policy(observation))

@@ -20,7 +20,8 @@ from generalist.envs import rlds
 from generalist.envs.episodes import Episode, OutOfTime, time_limit
 from generalist.envs.own_task import OwnTask
 from generalist.envs.recording import versions, working_folder
-from generalist.envs.task import GaveUp, Policy, Task
+from generalist.envs.task import GaveUp, Policy, Task, stream
+from generalist.tokenizers.space_values import copied
 
 FIRST_SEED = 500_000  # between the seeds of recordings and those of evaluation
 
@@ -53,27 +54,30 @@ class Corrected(gym.Wrapper):
         assert seed is not None, "an episode is known by its seed"
         observation, info = self.env.reset(seed=seed, options=options)
         self._seed, self._instruction, self._steps = seed, info["instruction"], []
-        self._rng = np.random.default_rng(seed)
-        self._expert = self._task.expert(self.env, self._rng)
-        self._answer = self._asked(observation)
-        self._observation = observation
+        self._rng = stream(seed, "corrections")
+        self._expert = self._task.expert(self.env, stream(seed, "expert"))
+        self._see(observation)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Executes the action, or now and then the expert's answer; asks for the next one."""
         if self._answer is None:
             return self._observation, 0.0, False, True, {}
-        executed = self._answer if self._rng.random() < self._share else action
+        executed = self._answer if self._rng.random() < self._share else copied(action)
         observation, reward, terminated, truncated, info = self.env.step(executed)
         self._steps.append((self._observation, self._answer, executed, float(reward), info))
-        self._observation = observation
         truncated = truncated or len(self._steps) == self._task.record_steps
         if not (terminated or truncated):
-            self._answer = self._asked(observation)
+            self._see(observation)
             truncated = self._answer is None
         if terminated or truncated:
             self._write(terminated)
         return observation, reward, terminated, truncated, info
+
+    def _see(self, observation: Any) -> None:
+        """Keeps a copy of what is seen and of the expert's answer: whoever plays may write into the array it is given."""
+        self._observation = copied(observation)
+        self._answer = copied(self._asked(observation))
 
     def _asked(self, observation: Any) -> Any:
         """The expert's answer; None if it has none."""

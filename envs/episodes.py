@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from generalist.envs.task import GaveUp, Policy, Task, get
+from generalist.envs.task import GaveUp, Policy, Task, get, stream
+from generalist.tokenizers.space_values import copied
 
 
 class OutOfTime(Exception):
@@ -48,27 +49,27 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
         noisy: whether to disturb what the expert chooses.
         max_steps: decisions at most.
     """
-    env, rng = environment(task.name), np.random.default_rng(seed)
+    env = environment(task.name)
     observation, info = env.reset(seed=seed)
     try:
         with time_limit(task.time_limit):
-            return play_policy(
-                task, env, task.expert(env, rng), rng, observation, info["instruction"], seed, noisy, max_steps
-            )
+            policy = task.expert(env, stream(seed, "expert"))
+            return play_policy(task, env, policy, observation, info["instruction"], seed, noisy, max_steps)
     except (OutOfTime, GaveUp):
         return None
 
 
-def play_policy(task: Task, env: gym.Env, policy: Policy, rng: np.random.Generator, observation: Any, instruction: str,
-                seed: int, noisy: bool, max_steps: int) -> Episode:  # fmt: skip
-    """An episode of any policy, from what `env.reset(seed=seed)` returned."""
+def play_policy(task: Task, env: gym.Env, policy: Policy, observation: Any, instruction: str, seed: int, noisy: bool,
+                max_steps: int) -> Episode:  # fmt: skip
+    """An episode of any policy, from what `env.reset(seed=seed)` returned. What the environment and the policy hand over is kept
+    in copies: both may go on using their arrays."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
-    disturb = task.disturbance(env.action_space, rng)
+    disturb = task.disturbance(env.action_space, stream(seed, "noise"))
     while not (terminated or truncated or len(rewards) == max_steps):
-        action = policy(observation)
-        done = disturb(action) if noisy else action
         observations.append(observation)
+        action = copied(policy(copied(observation)))
+        done = disturb(copied(action)) if noisy else action
         actions.append(action)
         executed.append(done)
         observation, reward, terminated, truncated, info = env.step(done)

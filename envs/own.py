@@ -34,8 +34,12 @@ from generalist.envs.own_task import (
 )
 from generalist.envs.recording import summary
 from generalist.envs.reference import FIRST_SEED, play_random
+from generalist.envs.registered import importable_id
 from generalist.envs.task import EVALUATION_SEED, Policy
+from generalist.envs.told import Told
 from generalist.progress import counting
+from generalist.rlds import OURS, decisions, training_split
+from generalist.tokenizers.space_values import checked, checked_reward, steps_of
 
 FORMAT = 1
 RANDOM_EPISODES = 30  # for the lower end of every percentage
@@ -46,10 +50,11 @@ EPISODES_A_FILE = 50
 class Demonstration:
     """An episode that somebody played, of T decisions."""
 
-    observations: Sequence[Any]
-    """T values of the observation space, or their array (T, ...); one more is left out: nothing was decided on it."""
-    actions: Sequence[Any]
-    """T values of the action space, or their array (T, ...)."""
+    observations: Any
+    """T values of the observation space, or their array (T, ...); of a Dict or Tuple also a Dict or tuple of arrays (T, ...), as
+    Minari has them. One more is left out: nothing was decided on it."""
+    actions: Any
+    """T values of the action space, in the same forms."""
     rewards: Sequence[float]
     """T rewards."""
     terminated: bool = False
@@ -84,7 +89,8 @@ def record_demonstrations(
 
     Raises:
         FileExistsError: the folder is there already.
-        ValueError: Gymnasium can't make the environment, an action is not of its space, or the policy is no better than random.
+        ValueError: Gymnasium can't make the environment, a space can't be learnt, an observation, an action or a reward is not
+            what its space says, or the policy is no better than random.
         OSError: the disk is full.
     """
     if not 0 < episodes < EVALUATION_SEED:
@@ -92,17 +98,17 @@ def record_demonstrations(
     if not 0 <= noise <= 1:
         raise ValueError(f"noise must be from 0 to 1, got {noise}")
     place = _free_place(folder, replace)
-    task, env = _undescribed(id, place, instruction, max_steps, arguments, noise)
+    task, env = _undescribed(importable_id(id), place, instruction, max_steps, arguments, noise)
 
     def act(observation: Any) -> Any:
-        return _action(env.action_space, policy(observation))
+        return _action(task, env.action_space, policy(observation))
 
     def play() -> Iterator[Episode]:
         for seed in range(episodes):
             observation, info = env.reset(seed=seed)
-            noisy, rng = noise > 0 and seed % 2 == 1, np.random.default_rng(seed)
+            noisy = noise > 0 and seed % 2 == 1
             yield play_policy(
-                task, env, act, rng, observation, info["instruction"], seed, noisy=noisy, max_steps=task.max_steps
+                task, env, act, observation, info["instruction"], seed, noisy=noisy, max_steps=task.max_steps
             )
 
     with contextlib.closing(env):
@@ -123,31 +129,52 @@ def save_demonstrations(
     if not demonstrations:
         raise ValueError("there is no demonstration to save")
     place = _free_place(folder, replace)
-    task, env = _undescribed(id, place, instruction, max_steps, arguments, noise=0.0)
+    task, env = _undescribed(importable_id(id), place, instruction, max_steps, arguments, noise=0.0)
 
     def episodes() -> Iterator[Episode]:
         for index, one in enumerate(demonstrations):
-            steps = len(one.actions)
-            if not steps or len(one.rewards) != steps or len(one.observations) not in (steps, steps + 1):
-                raise ValueError(
-                    f"demonstration {index} has {len(one.observations)} observations, {steps} actions and {len(one.rewards)} "
-                    "rewards: as many of each are needed, at least one, and the last observation may be left in"
-                )
-            actions = [_action(env.action_space, action) for action in one.actions]
-            yield Episode(
-                seed=index,
-                noisy=False,
-                instruction=instruction,
-                score=task.score(one.rewards, []),
-                observations=list(one.observations)[:steps],
-                actions=actions,
-                executed=actions,
-                rewards=np.asarray(one.rewards, np.float32),
-                terminated=one.terminated,
-            )
+            yield _episode(task, env, one, index)
 
     with contextlib.closing(env):
         return _write(task, env, episodes(), len(demonstrations))
+
+
+def _episode(task: OwnTask, env: gym.Env, one: Demonstration, index: int) -> Episode:
+    """A demonstration as an episode, every value checked and copied.
+
+    Raises:
+        ValueError: it is not of the environment's spaces, or the numbers of its values differ.
+    """
+    name = f"{task.name}: demonstration {index}"
+    seen = steps_of(env.observation_space, one.observations, f"{name}: the observations")
+    done = steps_of(env.action_space, one.actions, f"{name}: the actions")
+    steps = len(done)
+    if not steps or len(one.rewards) != steps or len(seen) not in (steps, steps + 1):
+        raise ValueError(
+            f"demonstration {index} has {len(seen)} observations, {steps} actions and {len(one.rewards)} rewards: as many of "
+            "each are needed, at least one, and the last observation may be left in"
+        )
+    rewards = [
+        checked_reward(reward, f"{name}, step {step}: the reward") for step, reward in enumerate(one.rewards)
+    ]  # fmt: skip
+    actions = [
+        checked(env.action_space, action, f"{name}, step {step}: the action", bounded=True)
+        for step, action in enumerate(done)
+    ]
+    return Episode(
+        seed=index,
+        noisy=False,
+        instruction=task.instruction,
+        score=task.score(rewards, []),
+        observations=[
+            checked(env.observation_space, value, f"{name}, step {step}: the observation")
+            for step, value in enumerate(seen[:steps])
+        ],
+        actions=actions,
+        executed=actions,
+        rewards=np.asarray(rewards, np.float32),
+        terminated=one.terminated,
+    )
 
 
 def join_demonstrations(
@@ -173,25 +200,12 @@ def join_demonstrations(
         FileNotFoundError: there is no data set in the folder.
         ValueError: it is no RLDS, or of other spaces than the environment's.
     """
-    import tensorflow_datasets as tfds
-
     place = Path(folder)
     if not (place / "dataset_info.json").exists():
         raise FileNotFoundError(f"{place} holds no data set: give the folder with dataset_info.json in it")
     task, env = _undescribed(id, place, id if instruction is None else instruction, max_steps, arguments, noise=0.0)
     with contextlib.closing(env):
-        try:
-            builder = tfds.builder_from_directory(str(place))
-            source = builder.as_data_source(split="train")
-            steps = builder.info.features["steps"].feature
-            _check_features(place, steps, (env.observation_space, env.action_space))
-            scores = [task.score([step["reward"] for step in episode["steps"]], []) for episode in source]
-        except (
-            KeyError,
-            AttributeError,
-            NotImplementedError,
-        ) as error:  # the last: TFDS, of files that are no ArrayRecord
-            raise ValueError(f"{place} is not RLDS in ArrayRecord files ({type(error).__name__}: {error})") from error
+        scores = _joined_scores(place, task, (env.observation_space, env.action_space))
         random = _random_score(task, env) if random_score is None else random_score
     described = _description(task, random, float(np.mean(scores)), len(scores))
     _write_json(place / DESCRIPTION, described)
@@ -276,7 +290,11 @@ def _undescribed(
         folder=folder,
     )
     env = task.make()
-    spaces = describe_spaces((env.observation_space, env.action_space))
+    try:
+        spaces = describe_spaces((env.observation_space, env.action_space), name)
+    except ValueError:
+        env.close()
+        raise
     return dataclasses.replace(task, spaces=spaces), env
 
 
@@ -292,9 +310,14 @@ def _write(task: OwnTask, env: gym.Env, played: Iterator[Episode], count: int) -
         clean = [score for score, noisy in zip(kept["scores"], kept["noisy"], strict=True) if not noisy]
         expert = float(np.mean(clean))
         if not expert > random:
+            told = (
+                f", told what the observation part {', '.join(map(repr, texts))} says,"
+                if (texts := _texts(env))
+                else ""
+            )
             raise ValueError(
-                f"the demonstrations of {task.id} score {expert:.4g}, no more than uniformly random actions ({random:.4g}): "
-                "there is nothing to learn from them"
+                f"the demonstrations of {task.id}{told} score {expert:.4g}, no more than uniformly random actions ({random:.4g}"
+                "): there is nothing to learn from them"
             )
         rlds.write_dataset_files(work, task, spaces, shards, kept)
         described = _description(task, random, expert, count)
@@ -328,31 +351,22 @@ def _write_shards(
     return shards, kept
 
 
-def _action(space: gym.Space, value: Any) -> Any:
-    """An action as the environment takes it.
+def _action(task: OwnTask, space: gym.Space, value: Any) -> Any:
+    """A policy's action as the environment takes it: plain Python numbers are welcome.
 
     Raises:
         ValueError: it is not of the space.
     """
-    try:
-        action = _cast(space, value)
-        fits = space.contains(action)
-    except (KeyError, IndexError, TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(f"the action {value!r} is not of the action space {space}")
-    return action
+    return checked(space, value, f"{task.name}: the action", bounded=True)
 
 
-def _cast(space: gym.Space, value: Any) -> Any:
-    """Numbers of a Box in the Box's type: plain Python numbers are welcome."""
-    if isinstance(space, gym.spaces.Box):
-        return np.asarray(value, space.dtype)
-    if isinstance(space, gym.spaces.Dict):
-        return {key: _cast(part, value[key]) for key, part in space.items()}
-    if isinstance(space, gym.spaces.Tuple):
-        return tuple(_cast(part, one) for part, one in zip(space, value, strict=True))
-    return value
+def _texts(env: gym.Env) -> tuple[str, ...]:
+    """The parts of the observations that are told as the instruction."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, Told):
+            return env.keys
+        env = env.env
+    return ()
 
 
 def _random_score(task: OwnTask, env: gym.Env) -> float:
@@ -382,6 +396,51 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _joined_scores(folder: Path, task: OwnTask, spaces: rlds.Spaces) -> list[float]:
+    """The score of each recorded episode that has a decision in it; every value is checked.
+
+    Raises:
+        ValueError: it is no RLDS, or of other spaces than the environment's.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        steps, split = builder.info.features["steps"].feature, training_split(builder.info, folder)
+        _check_features(folder, steps, spaces)
+        source = builder.as_data_source(split=split)
+        scores, empty = [], 0
+        for index, episode in enumerate(source):
+            played = list(episode["steps"])
+            last = [step["is_last"] for step in played] if "is_last" in steps else None
+            played = played[: decisions(OURS in steps, last, len(played))]
+            empty += not played
+            if played:
+                scores.append(_joined_score(task, spaces, played, f"{folder}, episode {index}"))
+    except (KeyError, AttributeError, NotImplementedError) as error:
+        # The last: TFDS, of files that are no ArrayRecord.
+        raise ValueError(f"{folder} is not RLDS in ArrayRecord files ({type(error).__name__}: {error})") from error
+    if not scores:
+        raise ValueError(f"{folder} has no episode with a decision in it: give another data set")
+    if empty:
+        Console(stderr=True).print(
+            f"note: {empty} of {len(scores) + empty} episodes in {folder} have no decision in them and are left out",
+            highlight=False,
+            markup=False,
+        )
+    return scores
+
+
+def _joined_score(task: OwnTask, spaces: rlds.Spaces, played: Sequence[Mapping[str, Any]], what: str) -> float:
+    """The score of an episode's steps, once each of their values has been checked."""
+    for number, step in enumerate(played):
+        for name, space in zip(("observation", "action"), spaces, strict=True):
+            checked(
+                space, rlds.value(space, step[name]), f"{what}, step {number}: the {name}", bounded=name == "action"
+            )
+    return task.score([checked_reward(step["reward"], f"{what}: the reward") for step in played], [])
 
 
 def _check_features(folder: Path, steps: Mapping[str, Any], spaces: rlds.Spaces) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 
 from generalist.envs.rlds import Spaces
 from generalist.envs.task import Policy, Task
+from generalist.envs.told import with_told
+from generalist.tokenizers.learnable import check_learnable
 from generalist.tokenizers.space_json import space_to_json
 
 DESCRIPTION = "task.json"
@@ -43,7 +45,11 @@ class OwnTask(Task):
             ValueError: Gymnasium can't make it, or it observes or does something else than what was recorded.
         """
         env = make_env(self.id, json.loads(self.arguments), self.max_steps)
-        now = describe_spaces((env.observation_space, env.action_space))
+        try:
+            now = describe_spaces((env.observation_space, env.action_space), self.name)
+        except ValueError:
+            env.close()
+            raise
         if self.spaces and now != self.spaces:
             env.close()
             recorded, made = json.loads(self.spaces), json.loads(now)
@@ -75,7 +81,7 @@ def make_env(id: str, arguments: Mapping[str, Any], max_steps: int | None = None
         ValueError: Gymnasium can't make it; the message says how to.
     """
     try:
-        return gym.make(id, max_episode_steps=max_steps, disable_env_checker=True, **arguments)
+        return with_told(gym.make(id, max_episode_steps=max_steps, disable_env_checker=True, **arguments))
     except ImportError as error:
         remedy = "install it, or put its folder on PYTHONPATH"
         raise ValueError(f"the environment {id} needs a module that can't be imported ({error}): {remedy}") from error
@@ -86,27 +92,14 @@ def make_env(id: str, arguments: Mapping[str, Any], max_steps: int | None = None
         raise ValueError(f"the environment {id} does not take the arguments {dict(arguments)} ({error})") from error
 
 
-def describe_spaces(spaces: Spaces) -> str:
-    """Both spaces as JSON.
+def describe_spaces(spaces: Spaces, name: str) -> str:
+    """Both spaces of a task as JSON.
 
     Raises:
         ValueError: one can't be learnt or acted with.
     """
-    for name, space in zip(("observation", "action"), spaces, strict=True):
-        if has_text(space):
-            raise ValueError(
-                f"the {name} space {space} has a Text, whose length changes, and acting takes steps of one length: give what is "
-                'told in info["instruction"] of reset, or as a MultiDiscrete in a wrapper'
-            )
+    check_learnable(name, *spaces)
     return json.dumps({"observation": space_to_json(spaces[0]), "action": space_to_json(spaces[1])}, sort_keys=True)
-
-
-def has_text(space: gym.Space) -> bool:
-    """Whether a Text is in a space."""
-    parts = (
-        space.values() if isinstance(space, gym.spaces.Dict) else space if isinstance(space, gym.spaces.Tuple) else ()
-    )
-    return isinstance(space, gym.spaces.Text) or any(has_text(part) for part in parts)
 
 
 def task_name(folder: Path) -> str:
@@ -164,6 +157,13 @@ def described_task(folder: Path, id: str | None = None) -> OwnTask:
         raise ValueError(
             f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}): record the demonstrations again"
         ) from error
-    if id is not None and id != task.id:
+    if id is None or id == task.id:
+        return task
+    if bare_id(id) != bare_id(task.id):
         raise ValueError(f"{folder} was recorded in {task.id}, not in {id}: leave the id out, or give another folder")
-    return task
+    return dataclasses.replace(task, id=id)
+
+
+def bare_id(id: str) -> str:
+    """The id without the module that registers it: `module:Id-v0` and `Id-v0` are one environment."""
+    return id.rpartition(":")[2]

@@ -26,7 +26,7 @@ from generalist.envs.task import EVALUATION_SEED, Task, get
 from generalist.envs.workers import run_jobs
 from generalist.progress import Progress
 
-FORMAT = 1  # raise it when the same settings give other data
+FORMAT = 2  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
 TRIES = 4  # seeds a wanted episode, where failures are left out
 PACKAGES = {

@@ -9,7 +9,7 @@ import re
 import gymnasium as gym
 
 from generalist.envs.episodes import environment, play_expert
-from generalist.envs.task import Task, get, suites, tasks
+from generalist.envs.task import Task, get, random_actions, suites, tasks
 
 FIRST_SEED = 5_000_000  # neither recording nor evaluation comes here
 
@@ -38,11 +38,11 @@ def play(job: Job) -> list[float]:
 
 def play_random(task: Task, env: gym.Env, seed: int) -> float:
     """The score of an episode of uniformly random actions."""
-    env.reset(seed=seed)
-    env.action_space.seed(seed)
+    observation, _ = env.reset(seed=seed)
+    policy = random_actions(env.action_space, seed)
     rewards, infos, done = [], [], False
     while not done:
-        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        observation, reward, terminated, truncated, info = env.step(policy(observation))
         rewards.append(float(reward))
         infos.append(info)
         done = terminated or truncated

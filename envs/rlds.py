@@ -91,6 +91,15 @@ def feature(space: gym.Space) -> Any:
     return tfds.features.Tensor(shape=space.shape, dtype=space.dtype.type)
 
 
+def value(space: gym.Space, stored: Any) -> Any:
+    """A value of the space from its TFDS form, in which a Tuple's parts are named by their places and texts are bytes."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: value(part, stored[key]) for key, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(value(part, stored[str(place)]) for place, part in enumerate(space))
+    return stored.decode() if isinstance(stored, bytes) else stored
+
+
 def _is_image(space: gym.Space) -> bool:
     """Whether a space's values are stored as PNG, which has 1, 3 or 4 channels."""
     box = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from generalist.envs.border import Border
+
 # Recording draws its seeds from 0 upwards and evaluation from here upwards: the two never meet.
 EVALUATION_SEED = 1_000_000
 
@@ -121,7 +123,7 @@ class Task(abc.ABC):
             env = self.build()
         except ImportError as error:
             raise MissingExtra(self.suite, error.name) from error
-        return gym.wrappers.TimeLimit(Instructed(env, self.instruction), self.max_steps)
+        return gym.wrappers.TimeLimit(Instructed(Border(env, self.name), self.instruction), self.max_steps)
 
     def recast(self, rng: np.random.Generator) -> Recast:
         """An equal world, drawn at random, for tasks that have some.
@@ -161,6 +163,23 @@ class Task(abc.ABC):
     def disturbance(self, space: gym.Space, rng: np.random.Generator) -> Policy:
         """The noise of one episode: a function from the expert's action to the one that is executed; by default `disturb`."""
         return lambda action: self.disturb(action, space, rng)
+
+
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """An episode's random numbers for one purpose. The environment draws from the stream of the seed itself, so an agent or a
+    disturbance that drew from that one too would know what is about to be drawn.
+
+    Args:
+        seed: of the episode.
+        purpose: `actions` (uniformly random ones), `expert`, `noise` or `corrections`.
+    """
+    return np.random.default_rng([*purpose.encode(), seed])
+
+
+def random_actions(space: gym.Space, seed: int) -> Policy:
+    """A policy of uniformly random actions for the episode of that seed."""
+    space.seed(int(stream(seed, "actions").integers(2**31)))
+    return lambda observation: space.sample()
 
 
 class Instructed(gym.Wrapper):

@@ -15,7 +15,7 @@ from generalist import video
 from generalist.at_hand import add_weights, load_weights
 from generalist.envs.episodes import OutOfTime, time_limit
 from generalist.envs.rendering import frame, frames_a_second, has_display, make
-from generalist.envs.task import EVALUATION_SEED, GaveUp, Policy, Task, get
+from generalist.envs.task import EVALUATION_SEED, GaveUp, Policy, Task, get, random_actions, stream
 from generalist.experts import is_own, task_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
     Raises:
         ValueError: when it acts; it thought for too long, or has no answer.
     """
-    policy = task.expert(env, np.random.default_rng(seed))
+    policy = task.expert(env, stream(seed, "expert"))
 
     def act(observation: Any) -> Any:
         try:
@@ -100,8 +100,7 @@ def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
 
 def chance(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
     """Uniformly random actions."""
-    env.action_space.seed(seed)
-    return lambda observation: env.action_space.sample()
+    return random_actions(env.action_space, seed)
 
 
 def player(generalist: "Generalist", task: Task) -> Begin:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
 import jax
 import numpy as np
 from rich.console import Console
@@ -13,7 +14,7 @@ from generalist.config import Config, ControlConfig
 from generalist.data.batch import BatchSpec
 from generalist.data.documents import DocumentExamples, Documents
 from generalist.data.emoji import drawings, training_texts, variant
-from generalist.data.episodes import EpisodeCache, EpisodeReader, decode
+from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.fewshot import FewShotExamples
 from generalist.data.mixture import Source, mix
 from generalist.data.packing import BatchIterator, Draw
@@ -22,12 +23,11 @@ from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
+from generalist.layout_fit import Sample, better_codecs, losses, sample, spread, statistics
 from generalist.loaders import LoadedBatches
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted
-from generalist.tokenizers.continuous import fit_statistics
-from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
@@ -38,8 +38,7 @@ from generalist.vision.load import load_encoder
 from generalist.weights.language import LanguageModel
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
-STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors and of frames
-STATISTICS_FRAMES = 100  # of each, and somewhat more of long ones
+INSTRUCTIONS = 64  # of a task, for the text tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,8 @@ def prepare(config: Config, console: Console) -> Prepared:
     start = Generalist.load(config.training.start) if config.training.start else None
     if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
-        learn_tokenizers(config, readers, start.tokenizers if start else None).save(config.folder)
+        corrected = open_corrections(config, cache)
+        learn_tokenizers(config, readers, start.tokenizers if start else None, corrected, console).save(config.folder)
     wait_for_all("tokenizers")
     tokenizers, encoder = open_tokenizers(config)
     visual = tokenizers.visual
@@ -143,10 +143,14 @@ def store_features(config: Config, store: FeatureStore, console: Console) -> Non
 
 
 def learn_tokenizers(
-    config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]], start: Tokenizers | None = None
+    config: Config,
+    readers: Mapping[str, Mapping[Task, EpisodeReader]],
+    start: Tokenizers | None = None,
+    corrected: Mapping[str, Sequence[tuple[Task, EpisodeReader]]] | None = None,
+    console: Console | None = None,
 ) -> Tokenizers:
-    """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and the recordings'
-    statistics. Those of the weights to begin with, if there are any, stay as they are."""
+    """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and what was recorded.
+    Those of the weights to begin with, if there are any, stay as they are. What is lost in a layout's tokens is printed."""
     if start is not None:
         text = start.text
     elif config.model.trunk == "none":
@@ -159,6 +163,9 @@ def learn_tokenizers(
         for task, reader in several.items():
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
+    for pairs in (corrected or {}).values():
+        for task, reader in pairs:
+            by_layout[task.layout].append(reader)
     known = dict(start.layouts) if start is not None else {}
     spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
@@ -169,26 +176,62 @@ def learn_tokenizers(
     if start is not None:  # new layouts' columns follow those that are there
         offsets = {name: offset + start.projection_width for name, offset in offsets.items()}
         width += start.projection_width
-    vocabulary, layouts = config.tokens.vocabulary(), known
-    for name, (observation, action) in spaces.items():
-        layouts[name] = TaskLayout(
-            name,
-            SpaceTokenizer.from_space(
-                observation,
-                tensors=config.tokens.tensors,
-                images=config.tokens.images,
-                frame_size=config.model.frame_size,
-                frame_tokens=config.model.frame_tokens,
-                offset=offsets.get(name, 0),
-                statistics=(statistics(by_layout[name]) if projected else {})
-                | (frame_statistics(by_layout[name], config.model.frame_size) if shown_as_frames else {}),
-                bounded="mu_law",
-                vocabulary=vocabulary,
-                text=text,
-            ),
-            SpaceTokenizer.from_space(action, vocabulary=vocabulary, text=text),
+    layouts = known
+    for name, several in by_layout.items():
+        observation, action = (
+            spaces[name] if name in spaces else (known[name].observation.space, known[name].action.space)
         )
+        found = sample(several, observation, action, config.model.frame_size if shown_as_frames else None)
+        if name in spaces:
+            layouts[name] = fit_layout(config, name, observation, action, offsets.get(name, 0), text, found)
+        for line in losses(layouts[name], found) if console is not None else ():
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
+
+
+def fit_layout(
+    config: Config,
+    name: str,
+    observation: gym.Space,
+    action: gym.Space,
+    offset: int,
+    text: TextTokenizer | None,
+    found: Sample | None,
+) -> TaskLayout:
+    """A layout by the run's settings.
+
+    Args:
+        offset: first column of the run's projection that the layout owns.
+        text: None where no space has a Text.
+        found: recorded values that statistics and bins are learnt from; None: nothing is learnt.
+
+    Raises:
+        ValueError: a part of a space does not fit the settings; the message names it.
+    """
+    vocabulary = config.tokens.vocabulary()
+    seen = functools.partial(
+        SpaceTokenizer.from_space,
+        observation,
+        tensors=config.tokens.tensors,
+        images=config.tokens.images,
+        frame_size=config.model.frame_size,
+        frame_tokens=config.model.frame_tokens,
+        offset=offset,
+        bounded="mu_law",
+        vocabulary=vocabulary,
+        text=text,
+    )
+    done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
+    if found is None:
+        return TaskLayout(name, seen(), done())
+    learnt = statistics(found) if config.tokens.tensors == "projected" else {}
+    frames = {key: value for key, value in statistics(found).items() if key in found.frames}
+    seen = functools.partial(seen, statistics=learnt | frames)
+    return TaskLayout(
+        name,
+        seen(codecs=better_codecs(seen(), found.observations)),
+        done(codecs=better_codecs(done(), found.actions)),
+    )
 
 
 def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[str]:
@@ -197,7 +240,7 @@ def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReade
         reader[index].instruction
         for several in readers.values()
         for reader in several.values()
-        for index in range(min(len(reader), STATISTICS_EPISODES))
+        for index in spread(len(reader), INSTRUCTIONS).tolist()
     ]
     named = training_texts() if config.data.emoji.weight > 0 else []
     written = [document.text for document in documents(config)]
@@ -217,33 +260,6 @@ def documents(config: Config) -> list:
         if config.data.prose.weight > 0
         else []
     )
-
-
-def statistics(readers: list[EpisodeReader]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and deviation of every float part of the observations, over a few episodes a task."""
-    values: dict[str, list[np.ndarray]] = {}
-    for reader in readers:
-        for index in range(min(len(reader), STATISTICS_EPISODES)):
-            for key, column in reader[index].observations.items():
-                if isinstance(column, np.ndarray) and column.dtype.kind == "f":
-                    values.setdefault(key, []).append(column)
-    return {key: fit_statistics(np.concatenate(columns)) for key, columns in values.items()}
-
-
-def frame_statistics(readers: list[EpisodeReader], size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and deviation of the frames of every image of the observations, uint8 (size, size, 3), over a few episodes a task."""
-    frames: dict[str, list[np.ndarray]] = {}
-    for reader in readers:
-        for index in range(min(len(reader), STATISTICS_EPISODES)):
-            for key, column in reader[index].observations.items():
-                if isinstance(column, list):
-                    shown = decode(column[:: max(1, len(column) // STATISTICS_FRAMES)])
-                    frames.setdefault(key, []).extend(to_frame(image, size) for image in shown)
-    rounded = {}
-    for key, several in frames.items():
-        pixels = np.stack(several)
-        rounded[key] = tuple(np.rint(of(pixels, axis=0)).astype(np.uint8) for of in (np.mean, np.std))
-    return rounded
 
 
 def open_sources(

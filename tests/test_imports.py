@@ -65,10 +65,10 @@ FORBIDDEN = {
     "generalist.plan": ("generalist.envs", "generalist.inference"),
 }
 # What may be imported all the same: a folder's own modules, the one structure at the model's door, how progress is shown, and
-# how a space is written down.
+# what spaces and their values are.
 ALLOWED = {
     "generalist.model": ("generalist.data.batch",),
-    "generalist.envs": ("generalist.progress", "generalist.tokenizers.space_json"),
+    "generalist.envs": ("generalist.progress", "generalist.rlds", "generalist.tokenizers"),
 }
 
 

@@ -27,7 +27,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 # Bounds beyond this are formal ("the largest float32"): equal bins between them would all be empty but one.
 _LARGEST_BOUND = 1e6
 # One-hot vectors wider than this are a mistake, not an observation.
-_WIDEST = 2**17
+WIDEST = 2**17
 
 _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple can be tokenised"
 
@@ -124,9 +124,9 @@ def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, com
         mean, std = _statistics(path, space, learned.statistics)
         return TensorPart(**common, offset=rules.offset, mean=mean, std=std)
     width = projection_size(space)
-    if width > _WIDEST:
+    if width > WIDEST:
         raise _error(
-            path, space, f"would take {width} one-hot columns, more than {_WIDEST}: make it coarser in a wrapper"
+            path, space, f"would take {width} one-hot columns, more than {WIDEST}: make it coarser in a wrapper"
         )
     return OneHotPart(**common, offset=rules.offset, codec=_discrete(space))
 
@@ -142,7 +142,7 @@ def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common
     discrete = _discrete(space)
     most = max(discrete.sizes)
     if most > vocabulary.discrete:
-        remedy = 'raise it, or let observations enter with tensors="projected"'
+        remedy = 'raise it (--tokens.discrete-values), or let observations enter with tensors="projected"'
         raise _error(path, space, f"has {most} values but vocabulary.discrete is {vocabulary.discrete}: {remedy}")
     return DiscretePart(**common, codec=discrete)
 
@@ -169,7 +169,7 @@ def projection_size(space: gym.Space) -> int:
 
 
 def _error(path: Path, space: gym.Space, what: str) -> ValueError:
-    return ValueError(f"the part {'/'.join(path)!r} is {space}, which {what}")
+    return ValueError(f"the part {'/'.join(path)!r} is {' '.join(str(space).split()):.200}, which {what}")
 
 
 def _is_discrete(space: gym.spaces.Box, vocabulary: Vocabulary) -> bool:

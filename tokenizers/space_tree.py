@@ -40,9 +40,14 @@ def stacked(leaves: list[Any], part: Part) -> np.ndarray:
         texts[:] = [leaf.item() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
         return texts
     try:
-        return np.array(leaves).reshape(len(leaves), *part.shape)
+        array = np.array(leaves)
     except ValueError as error:
         raise ValueError(f"values of the part {part.key!r} must have shape ({commas(part.shape)}): {error}") from error
+    if array.shape != (len(leaves), *part.shape):
+        raise ValueError(
+            f"values of the part {part.key!r} must have shape ({commas(part.shape)}), got {array.shape[1:]}"
+        )
+    return array
 
 
 def assembled(space: gym.Space, path: Path, leaves: Mapping[Path, np.ndarray], row: int) -> Any:

@@ -25,6 +25,7 @@ from generalist.tokenizers.parts import ContinuousPart, FramePart, Part, Path, T
 from generalist.tokenizers.pieces import Images, Modality, Piece
 from generalist.tokenizers.space_json import png_pixels, png_text, space_from_json, space_to_json
 from generalist.tokenizers.space_tree import assembled, commas, leaf_of, leaves_of, stacked
+from generalist.tokenizers.space_values import checked
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -116,6 +117,14 @@ class SpaceTokenizer:
         counts = [part.tokens_per_step for part in self.parts if not part.projection_size]
         projected = int(self.projection_size > 0)
         return None if None in counts else projected + sum(count for count in counts if count is not None)
+
+    def checked(self, value: Any, what: str) -> Any:
+        """A copy of a value of the space, in its own types; parts that the space lacks are left out.
+
+        Raises:
+            ValueError: it is not of the space (see `space_values.checked`).
+        """
+        return checked(self.space, value, what, exact=False)
 
     def flatten(self, value: Any) -> dict[str, np.ndarray]:
         """One value of the space as flat key → array."""

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from generalist.rlds import OURS, decisions, training_split
+
 Column = np.ndarray | list[bytes]
 """(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
 
@@ -100,17 +102,22 @@ class EpisodeReader:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            features, self.files = builder.info.features, [str(path) for path in builder.info.splits["train"].filepaths]
+            features, info = builder.info.features, builder.info
         except Exception as error:
             raise ValueError(
                 f"{folder} is no readable TFDS data set ({type(error).__name__}: {error}): record it again"
             ) from error
+        self.files = [str(path) for path in info.splits[training_split(info, folder)].filepaths]
         if "steps" not in features or not {"observation", "action"} <= set(features["steps"].feature.keys()):
             raise ValueError(f"{folder} is not RLDS: it needs `steps` with `observation` and `action`")
         self._parser = ExampleParserNp(features.get_serialized_info())
         self._steps = features["steps"].feature
         self._source = self._open()
-        self.lengths = self._read_lengths()
+        lengths = self._read_lengths()
+        self._numbers = np.flatnonzero(lengths)  # an episode without a decision teaches nothing
+        self.lengths = lengths[self._numbers]
+        if not len(self.lengths):
+            raise ValueError(f"{folder} has no episode with a decision in it: give another data set")
 
     def _open(self) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -130,10 +137,13 @@ class EpisodeReader:
             ) from error
 
     def _read_lengths(self) -> np.ndarray:
-        """Steps of each episode, int (n,): from the metadata, else by reading all episodes once."""
+        """Decisions in each record, int (n,): from our metadata, else by reading all episodes once."""
         path = self.folder / "metadata.json"
         stored = json.loads(path.read_text(encoding="utf-8")).get("lengths") if path.exists() else None
-        lengths = [len(self.parse(index)) for index in range(len(self._source))] if stored is None else stored
+        if stored is None or OURS not in self._steps:
+            lengths = [len(self._parsed(number)) for number in range(len(self._source))]
+        else:
+            lengths = stored
         if len(lengths) != len(self._source):
             raise ValueError(
                 f"{self.folder} has {len(self._source)} episodes but metadata.json says {len(lengths)}: "
@@ -148,26 +158,32 @@ class EpisodeReader:
         return self._cache.get(self, index)
 
     def parse(self, index: int) -> Episode:
-        """Reads and parses one record.
+        """Reads and parses one episode.
 
         Raises:
             ValueError: the record is damaged; the message names the data set.
         """
+        return self._parsed(int(self._numbers[index]))
+
+    def _parsed(self, number: int) -> Episode:
+        """Reads and parses one record; what follows the last decision is left out."""
         try:
-            record = self._source[index]
+            record = self._source[number]
             values = self._parser.parse_example(record)
         except Exception as error:
             raise ValueError(
-                f"episode {index} of {self.folder} can't be read ({type(error).__name__}: {error}): a file is damaged; "
+                f"episode {number} of {self.folder} can't be read ({type(error).__name__}: {error}): a file is damaged; "
                 "delete the folder and record it again"
             ) from error
         steps, instruction = values["steps"], values.get("instruction", self._instruction)
         if isinstance(instruction, np.ndarray):
             instruction = instruction.item()
+        seen, acted = (dict(columns(steps[name], self._steps[name])) for name in ("observation", "action"))
+        count = decisions(OURS in self._steps, steps.get("is_last"), len(next(iter(acted.values()))))
         return Episode(
             instruction=instruction.decode() if isinstance(instruction, bytes) else str(instruction),
-            observations=dict(columns(steps["observation"], self._steps["observation"])),
-            actions=dict(columns(steps["action"], self._steps["action"])),
+            observations={key: column[:count] for key, column in seen.items()},
+            actions={key: column[:count] for key, column in acted.items()},
             nbytes=len(record),
         )
 

@@ -123,10 +123,18 @@ class ControlPolicy:
         self._window.start(lanes, sequences, seeds)
 
     def act(self, observations: Sequences[Any]) -> list[Any]:
-        """One action a lane. None stands for the observation of a lane that does not act; it gets an action for nobody to use."""
+        """One action per lane. None stands for the observation of a lane that does not act; its action is of no use.
+
+        Raises:
+            ValueError: an observation is not of its layout's space; the message names the part.
+        """
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
-        self._last = [old if new is None else new for old, new in zip(self._last, observations, strict=True)]
+        layouts = (layout for layout, count in self._layouts() for _ in range(count))
+        self._last = [
+            old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
+            for layout, old, new in zip(layouts, self._last, observations, strict=True)
+        ]
         tokens = self._decode(self._observe())
         actions, at = [], 0
         for layout, count in self._layouts():

@@ -1,0 +1,65 @@
+"""Which module registers an environment's id, so that another process can make the environment too."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium as gym
+from rich.console import Console
+
+# Tries the modules in turn, in a process that has imported Gymnasium alone: prints the first after which the id is known.
+_TRY = """
+import importlib, sys
+import gymnasium
+id, *modules = sys.argv[1:]
+for module in ("", *modules):
+    try:
+        if module: importlib.import_module(module)
+    except Exception: continue
+    if id in gymnasium.registry:
+        print("found:" + module)
+        break
+"""
+_SECONDS = 120
+
+
+def importable_id(id: str) -> str:
+    """The id by which any process can make the environment: `module:Id-v0` where a module of its own registers it.
+
+    Without a module that does so, which is said on standard error, the id stays as it is and is known to this process alone.
+    """
+    module = None if ":" in id else _module_of(id)
+    if module is None or module.partition(".")[0] == "gymnasium":
+        return id
+    found = None if module == "__main__" else _registering(id, [module.partition(".")[0], module])
+    if found is None:
+        Console(stderr=True).print(
+            f"note: no module that can be imported registers {id}, so other processes can't make it: to evaluate it with the "
+            f"weights, put its class and gymnasium.register into a module, and name it module:{id}",
+            highlight=False,
+            markup=False,
+        )
+    return f"{found}:{id}" if found else id
+
+
+def _module_of(id: str) -> str | None:
+    """The module of an environment's class; None where the id is not registered here."""
+    try:
+        entry: Any = gym.spec(id).entry_point
+    except gym.error.Error:
+        return None
+    return entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
+
+
+def _registering(id: str, modules: list[str]) -> str | None:
+    """The first of the modules whose import registers the id, "" if none is needed, None if none does."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    tried = subprocess.run(
+        [sys.executable, "-c", _TRY, id, *dict.fromkeys(modules)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+    )
+    return next((line.partition(":")[2] for line in tried.stdout.splitlines() if line.startswith("found:")), None)

@@ -1,0 +1,69 @@
+"""Whether a task's spaces can be learnt and acted with, found out before anything is recorded."""
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.part_rules import WIDEST, is_image
+from generalist.tokenizers.space_tree import leaves_of
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.vocabulary import Vocabulary
+
+IMAGE_SIDE = 16
+"""Pixels from which on two long axes of bytes are an image rather than a board or a table."""
+
+
+def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> None:
+    """Builds the task's layout as training would, with room for as many choices as any run may have.
+
+    Raises:
+        ValueError: a part of a space can't be learnt; the message names the part and the remedy.
+    """
+    rules = {"vocabulary": Vocabulary(text=1, discrete=WIDEST), "images": "frame"}
+    made = {}
+    for kind, space, tensors in (("observation", observation, "projected"), ("action", action, "tokens")):
+        try:
+            for path, leaf in leaves_of(space, ()):
+                _check_leaf("/".join(path), leaf)
+            made[kind] = SpaceTokenizer.from_space(space, tensors=tensors, **rules)
+        except ValueError as error:
+            raise ValueError(f"{name}: the {kind} space can't be learnt: {error}") from None
+    TaskLayout(name, made["observation"], made["action"])
+
+
+def _check_leaf(key: str, space: gym.Space) -> None:
+    """Refuses texts, whose length changes, and images whose axes do not say that they are images: they would be read as
+    thousands of unrelated numbers.
+
+    Raises:
+        ValueError: the message names the part and the remedy.
+    """
+    if isinstance(space, gym.spaces.Text):
+        raise ValueError(
+            f"the part {key!r} is a Text, whose length changes, and acting takes steps of one length: give what is told in "
+            'info["instruction"] of reset, or as a MultiDiscrete in a wrapper'
+        )
+    if isinstance(space, gym.spaces.Box) and int(np.prod(space.shape, dtype=np.int64)) > WIDEST and not is_image(space):
+        raise ValueError(
+            f"the part {key!r} of shape {space.shape} has more than {WIDEST} numbers: make it smaller in a wrapper"
+        )
+    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return
+    shape = space.shape
+    if len(shape) == 2:
+        if min(shape) >= IMAGE_SIDE:
+            remedy = f"ReshapeObservation(env, {(*shape, 1)})"
+            raise ValueError(f"the part {key!r} of shape {shape} looks like a grey image without an axis of channels: "
+                             f"add one, as by gymnasium.wrappers.{remedy}")  # fmt: skip
+        return
+    if shape[-1] in (1, 3, 4) and min(shape[:2]) >= shape[-1]:
+        return
+    if shape[0] <= IMAGE_SIDE and min(shape[1:]) >= IMAGE_SIDE:
+        kind = "an image with its channels first" if shape[0] in (1, 3) else f"a stack of {shape[0]} frames"
+    elif shape[-1] <= IMAGE_SIDE and min(shape[:2]) >= IMAGE_SIDE:
+        kind = f"a stack of frames ({shape[-1]} channels)"
+    else:
+        return
+    raise ValueError(
+        f"the part {key!r} of shape {shape} looks like {kind}: give images (height, width, 1 or 3), a stack as a Dict of them, "
+        "by gymnasium.wrappers.TransformObservation"
+    )

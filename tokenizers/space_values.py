@@ -1,0 +1,321 @@
+"""Values from outside against their space: checked and copied where they enter, so that nothing is changed on the way.
+
+A value enters as it is, in its space's type: whole numbers exactly, real numbers to the type's own precision. Whatever does not
+fit is refused with the name of the part. Real numbers beyond the bounds of their Box are kept: bounds are often estimates.
+
+Dimension key: T steps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.part_rules import is_image
+
+
+class _Refused(ValueError):
+    """A value does not fit; `path` leads to the part."""
+
+    def __init__(self, problem: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(problem)
+        self.path = path
+
+    def under(self, key: str) -> "_Refused":
+        """The same refusal, seen from the space that holds the part as `key`."""
+        return _Refused(str(self), (key, *self.path))
+
+    def message(self, what: str) -> str:
+        part = f" part {'/'.join(self.path)!r}" if self.path else ""
+        return f"{what}{part} {self}"
+
+
+def checked(space: gym.Space, value: Any, what: str, *, bounded: bool = False, exact: bool = True) -> Any:
+    """A copy of a value of the space, in the space's own types; it shares no memory with the value.
+
+    Args:
+        space: made of Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple.
+        value: as an environment or a policy gives it; plain Python numbers and lists are welcome.
+        what: what the message begins with, such as "own/maze: the observation".
+        bounded: real numbers must lie within the bounds of their Box too, as those of an action must.
+        exact: a Dict may have no keys beside those of its space.
+
+    Raises:
+        ValueError: it is not of the space; the message names the part, the value and the remedy.
+    """
+    try:
+        return _checked(space, value, bounded, exact)
+    except _Refused as refused:
+        raise ValueError(refused.message(what)) from None
+
+
+def check_columns(space: gym.Space, values: np.ndarray, what: str) -> None:
+    """Whether an array (T, ...) holds T values of a space without parts, as `checked` checks one.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        _leaf(space, values, (len(values),), bounded=False)
+    except _Refused as refused:
+        raise ValueError(refused.message(what)) from None
+
+
+def checked_reward(value: Any, what: str) -> float:
+    """A reward as a number; an array of one number counts as that number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    array = _array(value) if value is not None else np.empty(0)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise ValueError(f"{what} is {_shown(value)}: it must be one number")
+    reward = float(array.reshape(()))
+    if not np.isfinite(reward):
+        raise ValueError(f"{what} is {reward}: it must be finite")
+    return reward
+
+
+def checked_flag(value: Any, what: str) -> bool:
+    """Whether an episode has ended, as True or False.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    array = _array(value) if value is not None else np.empty(0)
+    if array.size != 1 or array.dtype.kind not in "iub" or array.reshape(()) not in (0, 1):
+        raise ValueError(f"{what} is {_shown(value)}: it must be True or False")
+    return bool(array.reshape(()))
+
+
+def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
+    """T values of a space from their list, their array (T, ...), or a Dict or tuple of such (as Minari and D4RL store them).
+
+    Raises:
+        ValueError: the parts have different numbers of steps, or there is none of one.
+    """
+    if isinstance(space, gym.spaces.Dict) and isinstance(values, Mapping):
+        missing = [key for key in space.spaces if key not in values]
+        if missing:
+            raise ValueError(
+                f"{what} are a dict without the part {missing[0]!r}: it has the keys {sorted(map(str, values))}"
+            )
+        extra = [key for key in values if key not in space.spaces]
+        if extra:
+            raise ValueError(f"{what} are a dict with the key {extra[0]!r}, which the space lacks: leave it out")
+        columns = {key: steps_of(part, values[key], f"{what}, part {key!r}") for key, part in space.spaces.items()}
+        return [dict(zip(columns, row, strict=True)) for row in _rows(columns, what)]
+    if isinstance(space, gym.spaces.Tuple) and _are_columns(space, values):
+        parts = {
+            str(at): steps_of(part, values[at], f"{what}, part '{at}'") for at, part in enumerate(space.spaces)
+        }  # fmt: skip
+        return _rows(parts, what)
+    if isinstance(values, Mapping) or not hasattr(values, "__len__"):
+        raise ValueError(f"{what} are {_shown(values)}: give a list or an array with one value of {space} per step")
+    return list(values)
+
+
+def _are_columns(space: gym.spaces.Tuple, values: Any) -> bool:
+    """Whether a tuple holds the parts' columns rather than steps, which are tuples themselves."""
+    return (
+        isinstance(values, tuple)
+        and len(values) == len(space.spaces)
+        and not any(
+            isinstance(value, tuple) and not isinstance(part, gym.spaces.Tuple)
+            for part, value in zip(space.spaces, values, strict=True)
+        )
+    )
+
+
+def _rows(columns: Mapping[str, list[Any]], what: str) -> list[tuple[Any, ...]]:
+    counts = {key: len(column) for key, column in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"{what} have parts of different lengths: {counts}; give as many steps of each part of the dict"
+        )
+    return list(zip(*columns.values(), strict=True))
+
+
+def copied(value: Any) -> Any:
+    """A copy of arrays in dictionaries, tuples and lists; it shares no memory with the value."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: copied(one) for key, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(copied(one) for one in value) if type(value) in (tuple, list) else tuple(map(copied, value))
+    return value
+
+
+def _checked(space: gym.Space, value: Any, bounded: bool, exact: bool) -> Any:
+    if isinstance(space, gym.spaces.Dict):
+        return _checked_dict(space, value, bounded, exact)
+    if isinstance(space, gym.spaces.Tuple):
+        return _checked_tuple(space, value, bounded, exact)
+    if isinstance(space, gym.spaces.Text):
+        return _text(space, value)
+    return _leaf(space, value, (), bounded)
+
+
+def _checked_dict(space: gym.spaces.Dict, value: Any, bounded: bool, exact: bool) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _Refused(f"is {_shown(value)}, not a dictionary with the keys {sorted(space.spaces)}")
+    if exact and len(value) != len(space.spaces):
+        for key in value:
+            if key not in space.spaces:
+                raise _Refused(f"has the key {key!r}, which its space lacks: add it to the space, or leave it out")
+    found = {}
+    for key, part in space.spaces.items():
+        if key not in value:
+            raise _Refused(f"is missing: the value has the keys {sorted(map(str, value))}", (key,))
+        found[key] = _under(key, part, value[key], bounded, exact)
+    return found
+
+
+def _checked_tuple(space: gym.spaces.Tuple, value: Any, bounded: bool, exact: bool) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(space.spaces):
+        raise _Refused(f"is {_shown(value)}, not a tuple of {len(space.spaces)} parts")
+    return tuple(
+        _under(str(index), part, value[index], bounded, exact) for index, part in enumerate(space.spaces)
+    )  # fmt: skip
+
+
+def _under(key: str, space: gym.Space, value: Any, bounded: bool, exact: bool) -> Any:
+    try:
+        return _checked(space, value, bounded, exact)
+    except _Refused as refused:
+        raise refused.under(key) from None
+
+
+def _leaf(space: gym.Space, value: Any, lead: tuple[int, ...], bounded: bool) -> Any:
+    """Values (*lead, ...) of a space without parts, in its type: a copy."""
+    array = _array(value)
+    if array.dtype.kind not in "fiub":
+        raise _Refused(f"is {_shown(value)}, not numbers of type {space.dtype}: give numbers")
+    shape = (*lead, *(space.shape or ()))
+    if array.shape != shape:
+        raise _Refused(f"has shape {array.shape}, but its space has {shape}: give it that shape in a wrapper")
+    for kind, check in _CHECKS.items():
+        if isinstance(space, kind):
+            return check(space, array, bounded)
+    raise _Refused(f"is of a space of type {type(space).__name__}, which can't be learnt")
+
+
+def _box(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
+    if space.dtype.kind == "f":
+        return _real(space, array, bounded)
+    _whole(array, space)
+    low, high = space.low, space.high
+    outside = (array < low) | (array > high)
+    if outside.any():
+        at = _first(outside)
+        raise _Refused(
+            f"is {array[at]}, outside {_bound(low, at)}..{_bound(high, at)}: widen its space, or keep to it in a wrapper"
+        )
+    if is_image(space) and space.shape[-1] == 4 and not (array[..., 3] == 255).all():
+        raise _Refused(
+            "has four channels of which the last is not opaque: if it is a stack of frames or has depth, give a Dict of images "
+            "with 1 or 3 channels in a wrapper; if it is RGBA, give RGB"
+        )
+    return array.astype(space.dtype)
+
+
+def _real(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = array.astype(space.dtype)
+    finite = np.isfinite(cast)
+    if not finite.all():
+        at = _first(~finite)
+        remedy = "mask or clip it in a wrapper" if not np.isfinite(array[at]) else f"{space.dtype} can't hold it"
+        raise _Refused(f"is {array[at]} at {_place(at)}, not a finite number: {remedy}")
+    if bounded:
+        outside = (cast < space.low) | (cast > space.high)
+        if outside.any():
+            at = _first(outside)
+            raise _Refused(
+                f"is {cast[at]} at {_place(at)}, outside {_bound(space.low, at)}..{_bound(space.high, at)}: clip it"
+            )
+    return cast
+
+
+def _discrete(space: gym.spaces.Discrete, array: np.ndarray, bounded: bool) -> Any:
+    _whole(array, space)
+    outside = (array < space.start) | (array >= space.start + space.n)
+    if outside.any():
+        last = space.start + space.n - 1
+        raise _Refused(f"is {array[_first(outside)]}, outside {space.start}..{last}: mend the value, or its space")
+    return array.astype(space.dtype)[()]
+
+
+def _multi_discrete(space: gym.spaces.MultiDiscrete, array: np.ndarray, bounded: bool) -> np.ndarray:
+    _whole(array, space)
+    outside = (array < space.start) | (array >= space.start + space.nvec)
+    if outside.any():
+        at = _first(outside)
+        low, many = _bound(space.start, at), _bound(space.nvec, at)
+        raise _Refused(f"is {array[at]} at {_place(at)}, outside {low}..{low + many - 1}: mend the value, or its space")
+    return array.astype(space.dtype)
+
+
+def _multi_binary(space: gym.spaces.MultiBinary, array: np.ndarray, bounded: bool) -> np.ndarray:
+    _whole(array, space)
+    outside = (array != 0) & (array != 1)
+    if outside.any():
+        raise _Refused(f"is {array[_first(outside)]}, not 0 or 1: mend the value, or its space")
+    return array.astype(space.dtype)
+
+
+_CHECKS: dict[type[gym.Space], Callable[[Any, np.ndarray, bool], Any]] = {
+    gym.spaces.Box: _box,
+    gym.spaces.Discrete: _discrete,
+    gym.spaces.MultiDiscrete: _multi_discrete,
+    gym.spaces.MultiBinary: _multi_binary,
+}
+
+
+def _text(space: gym.spaces.Text, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Refused(f"is {_shown(value)}, not a text")
+    if not space.contains(str(value)):
+        raise _Refused(f"is {value!r:.60}, not a text of {space}: mend the value, or its space")
+    return str(value)
+
+
+def _whole(array: np.ndarray, space: gym.Space) -> None:
+    """Real numbers for whole ones are refused even where they have no fraction: scaled images begin with a black frame."""
+    if array.dtype.kind == "f":
+        raise _Refused(
+            f"is of type {array.dtype}, but its space holds whole numbers of type {space.dtype}: give that type, or change the "
+            "space in the wrapper that changes the values"
+        )
+
+
+def _array(value: Any) -> np.ndarray:
+    """A value as an array; of objects where it is no array of numbers."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):  # a list of lists of several lengths
+        return np.empty((), object)
+
+
+def _first(flags: np.ndarray) -> tuple[int, ...]:
+    """Where the first of some flags is set."""
+    return tuple(int(one) for one in np.argwhere(flags)[0]) if flags.ndim else ()
+
+
+def _bound(bounds: np.ndarray, at: tuple[int, ...]) -> Any:
+    """A bound at a place, which may have leading axes that bounds do not have."""
+    return bounds[at[len(at) - bounds.ndim :]] if bounds.ndim else bounds[()]
+
+
+def _place(at: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, at))}]"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, on one line."""
+    if isinstance(value, np.ndarray) and value.size > 8:
+        return f"an array of {value.dtype} of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
