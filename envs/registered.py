@@ -39,6 +39,7 @@ def importable_id(id: str) -> str:
             f"weights, put its class and gymnasium.register into a module, and name it module:{id}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
     return f"{found}:{id}" if found else id
 

@@ -88,7 +88,13 @@ def feature(space: gym.Space) -> Any:
         return tfds.features.Scalar(np.int64)
     if isinstance(space, gym.spaces.Text):
         return tfds.features.Text()
-    return tfds.features.Tensor(shape=space.shape, dtype=space.dtype.type)
+    encoding = "bytes" if _is_wide(space) else "none"
+    return tfds.features.Tensor(shape=space.shape, dtype=space.dtype.type, encoding=encoding)
+
+
+def _is_wide(space: gym.Space) -> bool:
+    """Whether a space's numbers are stored as bytes: a tf.train.Example holds float32 and int64, which round them off."""
+    return space.dtype in (np.float64, np.uint64)
 
 
 def value(space: gym.Space, stored: Any) -> Any:
@@ -107,7 +113,7 @@ def _is_image(space: gym.Space) -> bool:
 
 
 def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
-    """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images and texts.
+    """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images, texts and wide numbers.
 
     Raises:
         ValueError: a value has another shape than the space.
@@ -123,6 +129,8 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
         raise ValueError(f"a value of {space} must have shape {space.shape}, got {wrong}")
     if _is_image(space):
         return [_png(value) for value in values]
+    if _is_wide(space):
+        return [np.asarray(value, space.dtype).tobytes() for value in values]
     return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)
 
 

@@ -7,6 +7,7 @@ Dimension key: N rows of a sample, D numbers of a part.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from generalist.config import Config
 from generalist.data.episodes import Episode, EpisodeReader, decode
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
@@ -21,6 +23,7 @@ from generalist.tokenizers.part_rules import is_image
 from generalist.tokenizers.parts import CLIP, ContinuousPart, TensorPart
 from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.text import TextTokenizer
 
 EPISODES = 400  # of a layout, from all over its data sets; at least LEAST of each
 LEAST = 8
@@ -42,6 +45,49 @@ class Sample:
     actions: Mapping[str, np.ndarray]
     frames: Mapping[str, list[np.ndarray]]
     """uint8 (S, S, 3) each, of the image parts; empty where none was asked for."""
+
+
+def fit_layout(
+    config: Config,
+    name: str,
+    observation: gym.Space,
+    action: gym.Space,
+    offset: int,
+    text: TextTokenizer | None,
+    found: Sample | None,
+) -> TaskLayout:
+    """A layout by the run's settings.
+
+    Args:
+        offset: first column of the run's projection that the layout owns.
+        text: None where no space has a Text.
+        found: recorded values that statistics and bins are learnt from; None: nothing is learnt.
+
+    Raises:
+        ValueError: a part of a space does not fit the settings; the message names it.
+    """
+    vocabulary = config.tokens.vocabulary()
+    seen = functools.partial(
+        SpaceTokenizer.from_space,
+        observation,
+        tensors=config.tokens.tensors,
+        images=config.tokens.images,
+        frame_size=config.model.frame_size,
+        frame_tokens=config.model.frame_tokens,
+        offset=offset,
+        bounded="mu_law",
+        vocabulary=vocabulary,
+        text=text,
+    )
+    done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
+    if found is None:
+        return TaskLayout(name, seen(), done())
+    seen = functools.partial(seen, statistics=statistics(found))
+    return TaskLayout(
+        name,
+        seen(codecs=better_codecs(seen(), found.observations)),
+        done(codecs=better_codecs(done(), found.actions)),
+    )
 
 
 def sample(
@@ -97,11 +143,11 @@ class _Rows:
         """The next `steps` values, by key."""
         for key, kept in self._kept.items():
             every = self._every[key]
-            kept.append(np.array(columns[key][-self._passed % every :: every], np.float64))
+            kept.append(np.array(columns[key][-self._passed % every :: every]))
         self._passed += steps
 
     def joined(self) -> dict[str, np.ndarray]:
-        """All that was kept, float64 (N, ...)."""
+        """All that was kept, (N, ...) in the type that it has on disk."""
         return {key: np.concatenate(kept) for key, kept in self._kept.items() if kept}
 
 
@@ -114,7 +160,7 @@ def _images(episode: Episode, most: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def statistics(found: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and deviation of every observed Box, whatever its type, float32; of frames uint8 (S, S, 3)."""
+    """Mean and deviation of every observed Box, whatever its type, float64; of frames uint8 (S, S, 3)."""
     numbers = {key: fit_statistics(values) for key, values in found.observations.items()}
     frames = {}
     for key, several in found.frames.items():
@@ -134,7 +180,7 @@ def better_codecs(tokenizer: SpaceTokenizer, values: Mapping[str, np.ndarray]) -
     found: dict[str, Codec] = {}
     for part in tokenizer.parts:
         if isinstance(part, ContinuousPart) and part.key in values:
-            seen = values[part.key].reshape(-1, part.size)
+            seen = values[part.key].reshape(-1, part.size).astype(np.float64)
             if _is_lossy(part, part.codec, seen):
                 found[part.key] = Quantile.fit(seen, part.vocabulary.continuous)
     return found
@@ -164,7 +210,8 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
         for part in tokenizer.parts:
             if part.key not in values:
                 continue
-            name, seen = f"{layout.name}, {kind} part {part.key!r}", values[part.key].reshape(-1, part.size)
+            name = f"{layout.name}, {kind} part {part.key!r}"
+            seen = values[part.key].reshape(-1, part.size).astype(np.float64)
             if isinstance(part, TensorPart):
                 cut = np.abs((seen - np.array(part.mean)) / np.array(part.std)) > CLIP
                 if cut.any():

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import jax
 import numpy as np
 from rich.console import Console
@@ -23,12 +22,12 @@ from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
-from generalist.layout_fit import Sample, better_codecs, losses, sample, spread, statistics
+from generalist.layout_fit import fit_layout, losses, sample, spread
 from generalist.loaders import LoadedBatches
 from generalist.run import Tokenizers
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted
-from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, assign_offsets
+from generalist.tokenizers.spaces import assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
 from generalist.training.sharding import make_mesh, own_shards
@@ -187,51 +186,6 @@ def learn_tokenizers(
         for line in losses(layouts[name], found) if console is not None else ():
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
-
-
-def fit_layout(
-    config: Config,
-    name: str,
-    observation: gym.Space,
-    action: gym.Space,
-    offset: int,
-    text: TextTokenizer | None,
-    found: Sample | None,
-) -> TaskLayout:
-    """A layout by the run's settings.
-
-    Args:
-        offset: first column of the run's projection that the layout owns.
-        text: None where no space has a Text.
-        found: recorded values that statistics and bins are learnt from; None: nothing is learnt.
-
-    Raises:
-        ValueError: a part of a space does not fit the settings; the message names it.
-    """
-    vocabulary = config.tokens.vocabulary()
-    seen = functools.partial(
-        SpaceTokenizer.from_space,
-        observation,
-        tensors=config.tokens.tensors,
-        images=config.tokens.images,
-        frame_size=config.model.frame_size,
-        frame_tokens=config.model.frame_tokens,
-        offset=offset,
-        bounded="mu_law",
-        vocabulary=vocabulary,
-        text=text,
-    )
-    done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
-    if found is None:
-        return TaskLayout(name, seen(), done())
-    learnt = statistics(found) if config.tokens.tensors == "projected" else {}
-    frames = {key: value for key, value in statistics(found).items() if key in found.frames}
-    seen = functools.partial(seen, statistics=learnt | frames)
-    return TaskLayout(
-        name,
-        seen(codecs=better_codecs(seen(), found.observations)),
-        done(codecs=better_codecs(done(), found.actions)),
-    )
 
 
 def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[str]:

@@ -192,18 +192,21 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
 
 
 def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the first axis, float32, of numbers (N, ...). A constant number gets deviation 1.
+    """Mean and standard deviation over the first axis, float64, of numbers (N, ...) of any type. A constant number gets deviation
+    1.
 
     Raises:
         ValueError: there are no numbers, or some are not finite.
     """
+    exact = np.asarray(values).dtype.kind != "f"
+    rounding = 0.0 if exact else 10 * float(np.finfo(np.asarray(values).dtype).eps)
     values = _finite(values)
     if values.ndim == 0 or not len(values):
         raise ValueError(f"statistics need at least one row of numbers, got shape {values.shape}")
     mean, std = values.mean(axis=0), values.std(axis=0)
     # What varies only by rounding errors is constant too: dividing by it would blow them up.
-    constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
-    return mean.astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+    constant = std <= rounding * np.maximum(1.0, np.abs(mean))
+    return mean, np.where(constant, 1.0, std)
 
 
 def _check_bins(bins: int) -> None:

@@ -204,4 +204,6 @@ def columns(value: Any, feature: Any, key: str = "") -> list[tuple[str, Column]]
     array = np.asarray(value)
     if isinstance(feature, tfds.features.Image):
         return [(key, [bytes(item) for item in array.reshape(-1)])]
+    if array.dtype == object and np.dtype(feature.np_dtype).kind in "fiub":
+        return [(key, np.stack([feature.decode_example_np(item) for item in array]))]  # numbers stored as bytes
     return [(key, array)]

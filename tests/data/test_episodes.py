@@ -15,7 +15,7 @@ from PIL import Image
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.mixture import Source, mix
 from generalist.data.windows import ControlExamples, TextExamples
-from generalist.prepare import frame_statistics
+from generalist.layout_fit import sample, statistics
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
@@ -38,17 +38,18 @@ def png(value: int) -> io.BytesIO:
 def step(episode: int, index: int, length: int) -> dict[str, Any]:
     return {
         "observation": {"camera": png(10 * episode + index), "state": np.array([episode, index], np.float32)},
-        "action": index,
+        "action": index if index < length else 0,  # of the final observation: it means nothing
         "reward": 0.0,
         "is_first": index == 0,
-        "is_last": index == length - 1,
+        "is_last": index == length,
         "is_terminal": False,
     }
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Episodes of the given lengths; a step's state is (episode, step), its action the step."""
+    """Episodes of so many decisions, each closed by the final observation as RLDS asks, and one without a decision; a step's
+    state is (episode, step), its action the step."""
     features = tfds.features
 
     class TinyEpisodes(tfds.core.GeneratorBasedBuilder):
@@ -75,8 +76,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Any:
-            for episode, length in enumerate(LENGTHS):
-                steps = [step(episode, index, length) for index in range(length)]
+            for episode, length in enumerate([*LENGTHS, 0]):
+                steps = [step(episode, index, length) for index in range(length + 1)]
                 yield episode, {"language": "ignored", "steps": steps}
 
     folder = tmp_path_factory.mktemp("rlds")
@@ -193,7 +194,9 @@ def test_frames_are_known_by_their_mean_and_deviation(dataset: Path):
     reader = EpisodeReader(dataset, EpisodeCache(1), instruction="count")
     seen = np.concatenate([reader[index].window(0, 99)[0]["camera"] for index in range(len(reader))])
     assert len(reader) <= 8
-    mean, deviation = frame_statistics([reader], seen.shape[1])["camera"]
+    layout = examples(dataset).layout
+    found = sample([reader], layout.observation.space, layout.action.space, seen.shape[1])
+    mean, deviation = statistics(found)["camera"]
     np.testing.assert_array_equal(mean, np.rint(seen.mean(axis=0)).astype(np.uint8))
     np.testing.assert_array_equal(deviation, np.rint(seen.std(axis=0)).astype(np.uint8))
 
@@ -241,7 +244,6 @@ def test_the_cache_stays_within_its_bytes(dataset: Path):
         (lambda folder: (folder / "features.json").write_text("{"), "no readable TFDS data set"),
         (lambda folder: next(folder.glob("*array_record*")).unlink(), "record it again"),
         (lambda folder: next(folder.glob("*array_record*")).write_bytes(b"nonsense"), "damaged"),
-        (lambda folder: (folder / "metadata.json").write_text('{"lengths": [3]}'), "metadata.json says 1"),
     ],
 )
 def test_damage_is_named(dataset: Path, tmp_path: Path, harm: Any, message: str):

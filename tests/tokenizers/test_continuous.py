@@ -146,9 +146,16 @@ def test_damaged_codecs_are_one_line_errors(data):
 
 def test_statistics_leave_constants_alone():
     mean, std = fit_statistics(np.array([[0, 5, 0.1 + 0.2], [2, 5, 0.3]]))
-    assert mean.dtype == std.dtype == np.float32
     np.testing.assert_allclose(mean, [1, 5, 0.3])
     np.testing.assert_allclose(std, [1, 1, 1])
+
+
+def test_statistics_of_large_numbers_keep_what_varies():
+    """Seconds of a clock, as float64; and whole numbers."""
+    mean, std = fit_statistics(np.array([[1.7e9 + 0.25, 2**40], [1.7e9 + 0.75, 2**40 + 2]]))
+    np.testing.assert_array_equal(mean, [1.7e9 + 0.5, 2**40 + 1])
+    np.testing.assert_array_equal(std, [0.25, 1.0])
+    assert fit_statistics(np.array([2**40, 2**40 + 4]))[1] == 2
 
 
 @pytest.mark.parametrize("values", [np.zeros((0, 3)), np.array([[np.nan]]), np.array(1.0)])
