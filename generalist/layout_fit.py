@@ -194,9 +194,9 @@ def _errors(codec: Codec, values: np.ndarray) -> np.ndarray:
 def _is_lossy(part: ContinuousPart, codec: Codec, values: np.ndarray) -> bool:
     off, deviation = _errors(codec, values).mean(axis=0), values.std(axis=0)
     width = np.array(part.high) - np.array(part.low)
-    bounded = isinstance(codec, Uniform) & np.isfinite(width)
-    scale = np.where(bounded, width, np.abs(values).max(axis=0))
-    varies = deviation > 1e-6 * np.maximum(np.abs(values).max(axis=0), 1e-6)
+    largest = np.abs(values).max(axis=0)
+    scale = width if isinstance(codec, Uniform) else np.where(largest > 0, largest, 1.0)
+    varies = deviation > 1e-6 * np.maximum(largest, 1e-6)
     return bool(np.where(varies, off > LOSSY * deviation, off > LOSSY_CONSTANT * scale).any())
 
 

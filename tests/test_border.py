@@ -95,8 +95,12 @@ def registered() -> Iterator[Callable[..., str]]:
     before = set(gym.registry)
 
     def register(*arguments: Any) -> str:
+        def make() -> gym.Env:
+            return Scripted(*arguments)
+
+        make.__module__ = "__main__"  # no other process is asked whether it knows the id
         id = f"Scripted{len(gym.registry)}-v0"
-        gym.register(id, lambda: Scripted(*arguments), max_episode_steps=STEPS)
+        gym.register(id, make, max_episode_steps=STEPS)
         return id
 
     yield register
