@@ -75,9 +75,9 @@ class Corrected(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def _see(self, observation: Any) -> None:
-        """Keeps a copy of what is seen and of the expert's answer: whoever plays may write into the array it is given."""
+        """Keeps copies of what is seen and of the expert's answer: experts and players may write into the arrays they are given."""
         self._observation = copied(observation)
-        self._answer = copied(self._asked(observation))
+        self._answer = copied(self._asked(copied(observation)))
 
     def _asked(self, observation: Any) -> Any:
         """The expert's answer; None if it has none."""
