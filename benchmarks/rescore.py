@@ -1,0 +1,46 @@
+"""Writes the percents of results files anew by today's reference scores, from the scores of the episodes, which stay as they are.
+
+    python benchmarks/rescore.py generalist/shipped/scores.json
+
+Prints the domains that move.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from generalist.envs.task import get
+from generalist.eval import report
+from generalist.eval.control import Episode, summarize
+from generalist.eval.scores import Estimate
+from generalist.run import write_json
+
+
+def rescored(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite's summary by the reference scores of today."""
+    listed = [get(name) for name in summary["tasks"]]
+    played = [
+        Episode(**one, task=task.name, cut_off=one["steps"] >= task.max_steps)
+        for task in listed
+        for one in summary["tasks"][task.name]["episodes"]
+    ]
+    return summarize(listed, played)
+
+
+def main() -> None:
+    """Rewrites each file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    for path in parser.parse_args().results:
+        results = report.load(path)
+        for agent, control in ((results["agent"], results["control"]), *results["policies"].items()):
+            for suite, before in control.items():
+                control[suite] = rescored(before)
+                percents = [str(Estimate(**one["percent"])) for one in (before, control[suite])]
+                print(f"{path}: {agent}, {suite}: {' to '.join(dict.fromkeys(percents))}")
+        write_json(path, results)
+
+
+if __name__ == "__main__":
+    main()
