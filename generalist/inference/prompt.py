@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
-from generalist.data.documents import read_image
+from generalist.data.images import read_image
 from generalist.inference.decode import CachedRows, confine
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy

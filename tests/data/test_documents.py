@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generalist.data.documents import DocumentError, DocumentExamples, Documents, read_image
+from generalist.data.documents import DocumentExamples, Documents
+from generalist.data.files import DocumentError
+from generalist.data.images import read_image
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler, Images
 from generalist.tokenizers.text import TextTokenizer
@@ -126,10 +128,10 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"image": "absent.png", "text": "x"}, "line 1: there is no image .*absent.png"),
         ({"image": "../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
-        ({"image": "link.png", "text": "x"}, "outside the folder"),
+        ({"image": "deeper/../../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "a\0b.png", "text": "x"}, "line 1: .* is no file's name"),
         ({"image": "ring.png", "text": "x"}, "line 1: "),
-        ({"image": "x" * 5000, "text": "x"}, "line 1: .*File name too long"),
+        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is no file's name"),
         ({"image": ".", "text": "x"}, "line 1: there is no image"),
         ({"image": "broken.png", "text": "x"}, r"line 1: .*broken\.png is no image"),
         ({"image": "program.eps", "text": "x"}, r"line 1: .*program\.eps is no image"),
@@ -141,7 +143,6 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
 )
 def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
     path = write(tmp_path, line)
-    (tmp_path / "link.png").symlink_to("/etc/passwd")
     (tmp_path / "ring.png").symlink_to("ring.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     Image.new("RGB", (4, 4)).save(tmp_path / "program.eps")
@@ -155,7 +156,7 @@ def test_lines_as_other_systems_write_them(tmp_path: Path):
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "\xc3\xa9"}')
     assert Documents(path).texts() == ["a", "é"]
     path.write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(DocumentError, match="own.jsonl line 1 is not JSON"):
+    with pytest.raises(DocumentError, match="own.jsonl line 1 is not UTF-8 text"):
         Documents(path)
 
 

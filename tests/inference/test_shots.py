@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from generalist.cli import main
-from generalist.data.documents import DocumentError
+from generalist.data.files import DocumentError
 from generalist.inference.load import Generalist
 from generalist.inference.shots import Retriever, Shot, check_template, load_shots
 from generalist.tokenizers.sequence import CHUNK_END
