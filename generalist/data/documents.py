@@ -126,16 +126,12 @@ class Documents:
             for key, count in self.unread.most_common()
         ]
 
-    def pairs(self) -> list[tuple[Path, str]]:
-        """The documents that are one image with one text, as a contrastive loss needs them.
+    def pairs(self) -> list[tuple[int, Path, str]]:
+        """The documents that are one image with one text after it, as a contrastive loss needs them, and their numbers.
 
         Raises:
             DocumentError: there is none.
         """
-        return [(image, text) for _, image, text in self.numbered_pairs()]
-
-    def numbered_pairs(self) -> list[tuple[int, Path, str]]:
-        """The same with the numbers of their documents."""
         found = []
         for number, parts in enumerate(map(self.__getitem__, range(len(self)))):
             if len(parts) == 2 and isinstance(parts[0], Path) and isinstance(parts[1], str):
@@ -207,6 +203,32 @@ def _part(part: Any, file: Path, where: str) -> Part:
             )
         return named(file.parent, name, where)
     raise DocumentError(f'{where}: {part!r:.60} is neither a text nor {{"image": "its file"}}')
+
+
+def open_documents(
+    path: Path,
+    unreadable: float,
+    say: Callable[[str], None],
+    *,
+    whole: bool = False,
+    advance: Callable[[], None] | None = None,
+) -> Documents:
+    """Documents, with a word about those that are left out and what is not read.
+
+    Args:
+        whole: reads every image, and not only where it begins and ends.
+
+    Raises:
+        DocumentError: as `Documents`; where the images are read, after all that can't be read were named.
+    """
+    documents = Documents(path, unreadable, checked=whole)
+    try:
+        if whole:
+            documents.read_all(advance or (lambda: None))
+    finally:
+        for note in documents.notes():
+            say(f"note: {note}")
+    return documents
 
 
 def tell(line: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from generalist.data.images import pixels
+
 Column = np.ndarray | list[bytes]
 """(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
 
@@ -45,7 +47,7 @@ def decode(column: Column) -> np.ndarray:
     images = []
     for encoded in column:
         with Image.open(io.BytesIO(encoded)) as image:
-            images.append(np.asarray(image))
+            images.append(pixels(image))
     stacked = np.stack(images)
     return stacked if stacked.ndim == 4 else stacked[..., None]
 

@@ -85,6 +85,15 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise DocumentError(f"{path} is no image that can be read ({error}): get it again") from error
 
 
+def pixels(image: Image.Image) -> np.ndarray:
+    """The values of an image that another tool stored: grey, RGB or RGBA as they are; palettes, whose values are mere numbers of
+    colours, and what else has 8 bits or less, as one of those."""
+    if image.mode in ("L", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    clear = image.mode in ("LA", "La", "PA") or "transparency" in image.info
+    return np.asarray(image.convert("L" if image.mode == "1" else "RGBA" if clear else "RGB"))
+
+
 def _ends(path: Path, end: bytes) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(end)))

@@ -49,7 +49,7 @@ def test_content_pairs_and_texts(tmp_path: Path):
     documents = Documents(path)
     assert [len(documents[index]) for index in range(len(documents))] == [4, 2, 1]
     assert documents[0][1] == tmp_path.resolve() / "0.png"
-    assert documents.pairs() == [(tmp_path.resolve() / "2.png", "a dog")]
+    assert documents.pairs() == [(1, tmp_path.resolve() / "2.png", "a dog")]
     assert documents.texts() == ["a cat", " on a mat", "a dog", "no image"]
     assert len(Documents(tmp_path)) == 3
 
