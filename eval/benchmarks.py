@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from generalist.data.files import DocumentError, json_file, json_lines, named, text_lines
+from generalist.data.files import DocumentError, check_letters, json_file, json_lines, named, text_lines
 from generalist.data.images import check_image
 
 Kind = Literal["caption", "vqa", "classify"]
@@ -180,15 +180,8 @@ def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool) or value == "":
         raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of {_TYPES[wanted]}")
     if isinstance(value, str):
-        _whole(value, key, where)
+        check_letters(value, f"{where}: its {key}")
     return value
-
-
-def _whole(text: str, key: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DocumentError(f"{where}: its {key} {text!r:.60} has half a character: write it whole") from error
 
 
 def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
@@ -197,7 +190,7 @@ def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
     if not values or not all(isinstance(value, str) and value.strip() for value in values):
         raise DocumentError(f"{where}: its {key} are {values!r:.60} instead of texts, at least one")
     for value in values:
-        _whole(value, key, where)
+        check_letters(value, f"{where}: one of its {key},")
     return tuple(values)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,11 +168,18 @@ def part_of(text: str) -> Any:
 
     Raises:
         DocumentError: it is a file, but no image that can be read.
+        ValueError: it is empty, not UTF-8, or the path of a folder.
         FileNotFoundError: it looks like an image's path, but there is no such file.
     """
     from generalist.data.files import DocumentError, is_file
     from generalist.data.images import ENDINGS, check_image
 
+    if not text:
+        raise ValueError("a part of the prompt is empty: leave it out, or write what is missing")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that the shell hands over as they are
+        raise ValueError(f"{text!r} is not UTF-8: rename the file, or write the text in UTF-8")
+    if "/" in text and os.path.isdir(text):
+        raise ValueError(f"{text} is a folder: name an image in it; if the text is meant, write a space behind it")
     if is_file(text):
         try:
             check_image(Path(text))
@@ -207,7 +215,9 @@ def answers(
     from generalist.inference.prompt import Decoding, check_parts, rank
     from generalist.inference.shots import Images, Retriever
 
-    for query in queries:
+    for number, query in enumerate(queries, 1):
+        if arguments.retrieve is not None and not any(isinstance(part, Path) for part in query.parts):
+            raise ValueError(f"--retrieve looks for images like the query's, and query {number} has none: leave it out")
         check_parts(query.parts)
     decoding = {name: getattr(arguments, name) for name in DECODING}
     Decoding(**decoding)
@@ -219,10 +229,8 @@ def answers(
     for query in queries:
         parts = check_parts(query.parts)
         if retriever is not None:
-            images = [part for part in parts if not isinstance(part, str)]
-            if not images:
-                raise ValueError("--retrieve looks for images like the query's, and a query has none")
-            chosen = [pool[int(one)] for one in retriever.nearest(images[0], arguments.retrieve)]
+            image = next(part for part in parts if isinstance(part, np.ndarray))
+            chosen = [pool[int(one)] for one in retriever.nearest(image, arguments.retrieve)]
         else:
             chosen = pool
         if chosen != read:  # shots that stay are read once

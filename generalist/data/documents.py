@@ -7,7 +7,6 @@
 
 import dataclasses
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.data.files import DocumentError, lines, named, parsed
+from generalist.data.files import DocumentError, check_letters, lines, named, parsed_line
 from generalist.data.images import check_image, read_image
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.pieces import PATCH_SIZE
@@ -29,8 +28,6 @@ TOLD = 10  # of them by name; then the 16th, the 32nd, ...
 NAMED = 20  # of them in an error
 KEYS = {"content", "image", "text"}
 _LISTED = ", ".join(sorted(KEYS))
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Part = str | Path
 """A text, or an image's file."""
@@ -170,9 +167,9 @@ class Documents:
 
 def _document(line: bytes, where: str) -> dict[str, Any]:
     """The object of a line."""
-    document = parsed(line, where)
+    document = parsed_line(line, where)
     if not isinstance(document, dict):
-        raise DocumentError(f"{where} holds {type(document).__name__} instead of an object")
+        raise DocumentError(f"{where} holds {type(document).__name__} instead of an object: write one a line")
     return document
 
 
@@ -193,8 +190,7 @@ def _parts(document: dict[str, Any], file: Path, row: int) -> list[Part]:
 
 def _part(part: Any, file: Path, where: str) -> Part:
     if isinstance(part, str) and part:
-        if _SURROGATE.search(part):
-            raise DocumentError(f"{where}: {part!r:.60} has half a character (a lone surrogate): write it whole")
+        check_letters(part, f"{where}:")
         return part
     if isinstance(part, dict) and isinstance(name := part.get("image"), str) and name:
         if other := sorted(part.keys() - {"image"}):

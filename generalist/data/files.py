@@ -67,7 +67,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         DocumentError: as `lines`, or a line is not JSON.
     """
     for row, _, content in lines(path):
-        yield f"{path} line {row}", parsed(content, f"{path} line {row}")
+        yield f"{path} line {row}", parsed_line(content, f"{path} line {row}")
 
 
 def json_file(path: Path) -> Any:
@@ -92,6 +92,18 @@ def whole(path: Path) -> bytes:
     if content.startswith(WIDE):
         raise DocumentError(f"{path} is UTF-16 or UTF-32: save it as UTF-8")
     return content
+
+
+def parsed_line(content: bytes, where: str) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        DocumentError: as `parsed`.
+    """
+    try:
+        return parsed(content, where)
+    except DocumentError as error:
+        raise DocumentError(f"{error}; a line of JSONL holds one whole value") from error
 
 
 def parsed(content: bytes, where: str) -> Any:
@@ -119,6 +131,15 @@ def decoded(content: bytes, where: str) -> str:
         return content.decode("utf-8").removeprefix(MARK)
     except UnicodeDecodeError as error:
         raise DocumentError(f"{where} is not UTF-8 text ({error}): save the file as UTF-8") from error
+
+
+def check_letters(text: str, what: str) -> None:
+    """
+    Raises:
+        DocumentError: half a character stands in the text, which no file can hold.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DocumentError(f"{what} {text!r:.60} has half a character (a lone surrogate): write it whole")
 
 
 def named(folder: Path, name: str, where: str) -> Path:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from generalist.data.files import DocumentError, decoded, json_lines, named, parsed, whole
+from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
 from generalist.inference.load import ENCODED_AT_ONCE, Generalist
 from generalist.tokenizers.sequence import CHUNK_END
@@ -97,9 +97,14 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         import yaml
 
         try:
-            loaded = yaml.safe_load(decoded(whole(path), str(path)))
+            text = decoded(whole(path), str(path))
+            loaded, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise DocumentError(f"{path} is not YAML ({error})") from error
+        for number, node in enumerate(root.value if isinstance(root, yaml.SequenceNode) else [], 1):
+            keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise DocumentError(f"{path} entry {number} has {twice[0]!r} twice, of which one would be lost")
     else:
         yield from json_lines(path)
         return
@@ -116,7 +121,9 @@ def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
         raise DocumentError(f"{where} has {unknown[0]!r}: there are {', '.join(sorted(KEYS))}")
     for key, value in entry.items():
         if not isinstance(value, str) or not value.strip():
-            raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of text")
+            quoted = "" if value is None or isinstance(value, str | list | dict) else ": put it in quotes"
+            raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of text{quoted}")
+        check_letters(value, f"{where}: its {key}")
     if answered and "answer" not in entry:
         raise DocumentError(f"{where} has no answer: give it one, or leave the shot out")
     if not answered and "answer" in entry:

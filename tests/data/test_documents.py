@@ -120,8 +120,8 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", r"own.jsonl line 1 is not JSON"),
-        ("[1]", "holds list instead of an object"),
+        ("{broken", r"own.jsonl line 1 is not JSON .*; a line of JSONL holds one whole value"),
+        ("[1]", "holds list instead of an object: write one a line"),
         ({"caption": "x"}, 'neither "content"'),
         ({"content": []}, 'neither "content"'),
         ({"content": ["a", 3]}, "3 is neither a text nor"),

@@ -69,6 +69,7 @@ def test_shots_of_both_files_are_the_same(folder: Path):
         ('{"image": "../0.png", "answer": "a"}', "outside the folder"),
         ('{"image": "9.png", "answer": "a"}', "there is no image .*9.png"),
         ('{"image": 3, "answer": "a"}', "its image is 3 instead of text"),
+        ('{"question": "half a \\ud83d", "answer": "a"}', "line 1: its question .* has half a character"),
         ("[1]", "line 1 holds .1. instead of an image"),
         ("{", "line 1 is not JSON"),
         ("[" * 100_000, "line 1 is not JSON"),
@@ -120,6 +121,12 @@ def test_yaml_runs_nothing(folder: Path):
         load_shots(path)
     path.write_text("image: 0.png\n")
     with pytest.raises(DocumentError, match="holds dict instead of a list"):
+        load_shots(path)
+    path.write_text("- {question: a, question: b, answer: c}\n")
+    with pytest.raises(DocumentError, match="entry 1 has 'question' twice, of which one would be lost"):
+        load_shots(path)
+    path.write_text("- {question: is it so, answer: yes}\n")
+    with pytest.raises(DocumentError, match="entry 1: its answer is True instead of text: put it in quotes"):
         load_shots(path)
 
 
@@ -192,6 +199,9 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
         (["push", "--tokens", "0"], "tokens must be at least 1"),
         (["push " * 200], "takes 4"),
         (["picture.tga"], "there is no image picture.tga"),
+        (["", "push"], "a part of the prompt is empty"),
+        (["caf\udce9.png"], "'caf\\udce9.png' is not UTF-8"),
+        (["{folder}/", "push"], "is a folder: name an image in it"),
         (["my cat.png"], "there is no image my cat.png; if that is meant as text, write a space behind it"),
         (["{folder}/notes"], "notes is no image that can be read (it is none of PNG, JPEG"),
         (["{folder}/cut", "push"], "cut is no image that can be read (image file is truncated"),
