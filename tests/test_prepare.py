@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.tree import leaves
 from PIL import Image
 from rich.console import Console
 
@@ -93,3 +94,27 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
     absent = dataclasses.replace(none, weight=0.0, path=None)
     with pytest.raises(ValueError, match="data.check reads documents of one's own, and data.documents.path names none"):
         check_documents(dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=absent)), console)
+
+
+def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    config = own(tmp_path, documents="encoder")
+    for number in range(24):
+        Image.new("RGB", (40, 40), (10 * number, 0, 0)).save(tmp_path / f"{number}.bmp")
+    lines = [json.dumps({"image": f"{number}.bmp", "text": " a photo"}) for number in range(24)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:2000])
+    whole = prepare(config, Console(quiet=True)).iterator
+    seen, after = [], []
+    for _ in range(4):
+        seen.append(next(whole))
+        after.append(whole.positions)
+    whole.close()
+    loaded = dataclasses.replace(config, data=dataclasses.replace(config.data, loaders=1))
+    again = prepare(loaded, Console(quiet=True)).iterator
+    again.go_to(after[1])
+    try:
+        for batch in seen[2:]:
+            assert all((one == other).all() for one, other in zip(leaves(next(again)), leaves(batch), strict=True))
+    finally:
+        again.close()
+    assert "note: left out, the 1. of 24 documents:" in capfd.readouterr().err
