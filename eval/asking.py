@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.data.documents import read_image
+from generalist.data.images import read_image
 from generalist.eval.benchmarks import Benchmark, Example
 from generalist.inference.load import Generalist
 from generalist.inference.prompt import Decoding, context, prompt, rank

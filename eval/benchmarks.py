@@ -1,12 +1,12 @@
 """Benchmarks of images and text, read from local folders as they are published: shots come from the training split, queries from
 the validation split.
 
-Nothing in a file is trusted: an error names the file and the entry, and images must lie in the folder. Of large splits a part is
+Nothing in a file is trusted: an error names the file and the entry, and no name may lead out of the folder (links there are the
+user's own and are followed). Of large splits a part is
 taken, always the same one; only its images need to be there.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from generalist.data.documents import DocumentError
+from generalist.data.files import DocumentError, check_letters, json_file, json_lines, named, text_lines
+from generalist.data.images import check_image
 
 Kind = Literal["caption", "vqa", "classify"]
 Metric = Literal["cider", "vqa", "exact", "accuracy", "auc"]
@@ -125,19 +126,12 @@ def _part(examples: list[Example], count: int, folder: Path, name: str, seed: in
     if count and count < len(examples):
         taken = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
         examples = [examples[int(one)] for one in taken]
-    root, checked = folder.resolve(), []
     for example in examples:
         try:
-            image = example.image.resolve()
-            inside, found = image.is_relative_to(root), image.is_file()
-        except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, links in a ring
-            raise DocumentError(f"{example.where}: {str(example.image)!r:.80} is no file's name ({error})") from error
-        if not inside:
-            raise DocumentError(f"{example.where}: the image {example.image} is outside {folder}: put it inside")
-        if not found:
-            raise DocumentError(f"{example.where}: there is no image {image}: put it there, or take the entry out")
-        checked.append(dataclasses.replace(example, image=image))
-    return checked
+            check_image(example.image)
+        except DocumentError as error:
+            raise DocumentError(f"{example.where}: {error}; or take the entry out") from error
+    return examples
 
 
 def _kind_of(
@@ -163,28 +157,19 @@ def _kind_of(
 
 def _load(path: Path) -> Any:
     """A JSON file."""
+    if not path.exists():
+        raise DocumentError(f"there is no {path}: put it there as it is published (docs/prompts.md)")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DocumentError(f"there is no {path}: put it there as it is published (docs/prompts.md)") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise DocumentError(f"{path} is not JSON that can be read ({error}): get it again") from error
+        return json_file(path)
+    except DocumentError as error:
+        raise DocumentError(f"{error}: get it again") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each entry of a JSONL file stands, and what it holds."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DocumentError(f"there is no {path}: put it there (docs/prompts.md)") from error
-    except (ValueError, OSError) as error:
-        raise DocumentError(f"{path} can't be read ({error})") from error
-    for row, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield f"{path} line {row}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DocumentError(f"{path} line {row} is not JSON ({error})") from error
+    if not path.exists():
+        raise DocumentError(f"there is no {path}: put it there (docs/prompts.md)")
+    yield from json_lines(path)
 
 
 def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
@@ -195,15 +180,8 @@ def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool) or value == "":
         raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of {_TYPES[wanted]}")
     if isinstance(value, str):
-        _whole(value, key, where)
+        check_letters(value, f"{where}: its {key}")
     return value
-
-
-def _whole(text: str, key: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DocumentError(f"{where}: its {key} {text!r:.60} has half a character: write it whole") from error
 
 
 def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
@@ -212,7 +190,7 @@ def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
     if not values or not all(isinstance(value, str) and value.strip() for value in values):
         raise DocumentError(f"{where}: its {key} are {values!r:.60} instead of texts, at least one")
     for value in values:
-        _whole(value, key, where)
+        check_letters(value, f"{where}: one of its {key},")
     return tuple(values)
 
 
@@ -239,7 +217,7 @@ def _coco(folder: Path, split: Split) -> Iterator[Example]:
         name, known = _get(entry, "file_name", str, where), captions.get(_get(entry, "id", int, where))
         if known is None:
             raise DocumentError(f"{where} has no caption: get the file again")
-        yield Example(image=images / name, answers=tuple(known), where=where)
+        yield Example(image=named(images, name, where), answers=tuple(known), where=where)
 
 
 def _karpathy(file: str, *folders: str) -> Callable[[Path, Split], Iterator[Example]]:
@@ -255,8 +233,9 @@ def _karpathy(file: str, *folders: str) -> Callable[[Path, Split], Iterator[Exam
                 captions = tuple(_get(one, "raw", str, where) for one in sentences)
                 if not captions:
                     raise DocumentError(f"{where} has no sentence: get the file again")
-                inner = _get(entry, "filepath", str, where) if "filepath" in entry else ""
-                yield Example(image=images / inner / _get(entry, "filename", str, where), answers=captions, where=where)
+                inner = _get(entry, "filepath", str, where) if "filepath" in entry else "."
+                image = named(named(images, inner, where), _get(entry, "filename", str, where), where)
+                yield Example(image=image, answers=captions, where=where)
 
     return read
 
@@ -285,7 +264,8 @@ def _textvqa(folder: Path, split: Split) -> Iterator[Example]:
     path = folder / f"TextVQA_0.5.1_{split}.json"
     for number, entry in enumerate(_get(_load(path), "data", list, str(path)), 1):
         where = f"{path} entry {number}"
-        image = folder / "train_images" / f"{_get(entry, 'image_id', str, where)}.jpg"  # both splits' images lie there
+        name = f"{_get(entry, 'image_id', str, where)}.jpg"
+        image = named(folder / "train_images", name, where)  # both splits' images lie there
         question = _get(entry, "question", str, where)
         yield Example(image=image, answers=_texts(entry, "answers", where), question=question, where=where)
 
@@ -296,18 +276,14 @@ def _hateful(folder: Path, split: Split) -> Iterator[Example]:
         label = _get(entry, "label", int, where)
         if label not in (0, 1):
             raise DocumentError(f"{where}: its label is {label} instead of 0 or 1")
-        image, text = folder / _get(entry, "img", str, where), _get(entry, "text", str, where)
+        image, text = named(folder, _get(entry, "img", str, where), where), _get(entry, "text", str, where)
         yield Example(image=image, answers=(("no", "yes")[label],), question=text, where=where)
 
 
 def _synsets(folder: Path) -> dict[str, str]:
     """The first name of each synset; where two have the same (such as crane), their other names as well."""
     path, names = folder / "LOC_synset_mapping.txt", {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DocumentError(f"{path} can't be read ({error}): put it there as it is published") from error
-    for row, line in enumerate(filter(str.strip, lines), 1):
+    for row, line in text_lines(path):
         synset, _, name = line.partition(" ")
         if not name.strip():
             raise DocumentError(f"{path} line {row} is {line!r:.60} instead of a synset and its names")
@@ -322,27 +298,31 @@ def _imagenet(folder: Path, split: Split) -> Iterator[Example]:
     images = _first(folder, f"ILSVRC/Data/CLS-LOC/{split}", split)
     solution = folder / "LOC_val_solution.csv"
     if split == "val" and solution.is_file():  # its images lie side by side
-        for row, line in enumerate(solution.read_text(encoding="utf-8", errors="replace").splitlines()[1:], 2):
+        for row, line in text_lines(solution):
+            if row == 1:  # its header
+                continue
             where = f"{solution} line {row}"
             stem, _, prediction = line.partition(",")
             synset = prediction.split(" ")[0]
             if synset not in names:
                 raise DocumentError(f"{where} names {synset!r:.40}, which is not in LOC_synset_mapping.txt")
-            yield Example(image=images / f"{stem}.JPEG", answers=(names[synset],), where=where)
+            yield Example(image=named(images, f"{stem}.JPEG", where), answers=(names[synset],), where=where)
         return
     for inner in sorted(path for path in images.iterdir() if path.is_dir()):
         if inner.name not in names:
             raise DocumentError(f"the folder {inner} is not in LOC_synset_mapping.txt: take it out")
-        for image in sorted(inner.iterdir()):
+        for image in sorted(path for path in inner.iterdir() if not path.name.startswith(".")):  # as macOS leaves them
             yield Example(image=image, answers=(names[inner.name],), where=str(image))
 
 
 def _jsonl(folder: Path, split: Split) -> Iterator[Example]:
     for where, entry in _lines(folder / f"{split}.jsonl"):
-        image = folder / _get(entry, "image", str, where)
+        image = named(folder, _get(entry, "image", str, where), where)
         question = _get(entry, "question", str, where) if "question" in entry else ""
         if unknown := sorted(set(entry) - {"image", "question", "answer", "answers"}):
             raise DocumentError(f"{where} has {unknown[0]!r}: there are image, question, answers (or answer)")
+        if "answer" in entry and "answers" in entry:
+            raise DocumentError(f"{where} has answers and an answer, which would be lost: put it into the answers")
         answers = _texts(entry, "answers", where) if "answers" in entry else (_get(entry, "answer", str, where),)
         yield Example(image=image, answers=answers, question=question, where=where)
 

@@ -27,10 +27,12 @@ def evaluate(dual: DualEncoder, heldout: Pairs | None, console: Console) -> dict
         for name, pairs in sets.items():
             embedded, texts = [], []
             for start in range(0, len(pairs), EMBEDDED_AT_ONCE):
-                some = [pairs.shown(index) for index in range(start, min(start + EMBEDDED_AT_ONCE, len(pairs)))]
-                embedded.append(dual.embed_images([image for image, _ in some]))
+                chunk = range(start, min(start + EMBEDDED_AT_ONCE, len(pairs)))
+                some = [shown for index in chunk if (shown := pairs.readable(index)) is not None]
+                if some:
+                    embedded.append(dual.embed_images([image for image, _ in some]))
                 texts += [text for _, text in some]
-                progress.advance(bar, len(some))
+                progress.advance(bar, len(chunk))
             images = np.concatenate(embedded)
             results["retrieval"][name] = retrieval(images, dual.embed_texts(texts), texts)
             if isinstance(pairs, EmojiPairs):

@@ -12,14 +12,14 @@ Dimension key: Q queries, S seeds.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
-from generalist.data.documents import read_image
+from generalist.data.images import read_image
 from generalist.eval.asking import ASKED_AT_ONCE, Asked, Asking, choose, write
 from generalist.eval.benchmarks import Benchmark, Example
 from generalist.eval.captions import caption_scores, scorers
@@ -29,7 +29,7 @@ from generalist.eval.vqa import normalized, vqa_accuracy
 from generalist.inference.fingerprint import fingerprint
 from generalist.inference.load import Generalist
 from generalist.inference.prompt import context
-from generalist.inference.shots import Retriever
+from generalist.inference.shots import Images, Retriever
 
 Drawn = dict[int, list[list[list[int]]]]
 """Number of shots → seed → query → the shots' places among the supports."""
@@ -123,7 +123,7 @@ def _shots(asked: Asked) -> Drawn:
     asking, benchmark = asked.asking, asked.benchmark
     places, drawn = len(benchmark.supports), {}
     if asking.retrieve and max(asking.shots):
-        retriever = Retriever(asked.generalist, _Images(benchmark.supports))
+        retriever = Retriever(asked.generalist, Images([one.image for one in benchmark.supports]))
         queries = (read_image(query.image) for query in benchmark.queries)
         nearest = [retriever.nearest(image, max(asking.shots)).tolist() for image in queries]
     for count in asking.shots:
@@ -139,19 +139,6 @@ def _shots(asked: Asked) -> Drawn:
             for seed in range(asking.seeds if wanted else 1)
         ]
     return drawn
-
-
-class _Images(Sequence):
-    """The supports' images, read when they are looked at."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        return read_image(self._examples[index].image)
 
 
 def _fitting(asked: Asked, drawn: Drawn) -> tuple[Drawn, list[dict[str, Any]]]:

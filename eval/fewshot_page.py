@@ -11,7 +11,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from PIL import Image
 
-from generalist.data.documents import DocumentError, read_image
+from generalist.data.files import DocumentError
+from generalist.data.images import read_image
 from generalist.eval.charts import Line, element, lines, table
 from generalist.eval.scores import Estimate
 

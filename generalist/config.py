@@ -147,12 +147,17 @@ class DocumentsConfig:
     """Images of a document at most (Flamingo: 5)."""
     next_probability: float = 0.5
     """How often a document's texts belong to the image after them rather than the one before (Flamingo: 0.5)."""
+    unreadable: float = 0.05
+    """Share of the documents that may have an image which can't be read: they are left out, counted and named; one more ends the
+    run."""
 
     def __post_init__(self) -> None:
         if self.weight > 0 and self.path is None:
             raise ValueError("data.documents.weight is above 0 but data.documents.path names no file: set it")
         if not 0 <= self.next_probability <= 1:
             raise ValueError(f"data.documents.next_probability must be from 0 to 1, got {self.next_probability}")
+        if not 0 <= self.unreadable < 1:
+            raise ValueError(f"data.documents.unreadable must be at least 0 and below 1, got {self.unreadable}")
         if self.images < 1:
             raise ValueError(f"data.documents.images must be at least 1, got {self.images}")
 
@@ -187,6 +192,9 @@ class DataConfig:
     """Text."""
     documents: DocumentsConfig = DocumentsConfig()
     """Texts and images of one's own."""
+    check: bool = False
+    """Read every document of one's own with its images, whole, before anything is trained, and name at once all that can't be
+    read."""
     rows: int = 14
     """Rows of a batch."""
     length: int = 128

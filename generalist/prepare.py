@@ -11,7 +11,7 @@ from rich.console import Console
 
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import BatchSpec
-from generalist.data.documents import DocumentExamples, Documents
+from generalist.data.documents import DocumentExamples, Documents, open_documents
 from generalist.data.emoji import drawings, training_texts, variant
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.fewshot import FewShotExamples
@@ -62,6 +62,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         ValueError: a setting does not fit the others, or what it names is damaged.
         FileNotFoundError: something it names is missing.
     """
+    check_documents(config, console)
     cache = EpisodeCache(config.data.cache_megabytes)
     readers = open_readers(config, cache)
     start = Generalist.load(config.training.start) if config.training.start else None
@@ -85,6 +86,33 @@ def prepare(config: Config, console: Console) -> Prepared:
         encoder=encoder,
         start=None if start is None else fitted(start, tokenizers.model_spec(), console),
     )
+
+
+def check_documents(config: Config, console: Console) -> None:
+    """Whether one's own documents can be read: where their images begin and end or, with `data.check`, all of them.
+
+    Raises:
+        DocumentError: they can't, or more of them than may be left out.
+        ValueError: there are none to check.
+    """
+    own, check = config.data.documents, config.data.check
+    if own.path is None:
+        if check:
+            raise ValueError(
+                "data.check reads documents of one's own, and data.documents.path names none: leave one out, or set the other"
+            )
+        return
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if check:
+        say(f"reading every image of {own.path} ...")
+    opened = open_documents(own.path, own.unreadable, say, whole=check)
+    if check:
+        say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
+    if not own.weight:
+        say(f"note: nothing but text pieces is learnt from {own.path}: data.documents.weight is 0")
 
 
 def open_readers(config: Config, cache: EpisodeCache) -> dict[str, dict[Task, EpisodeReader]]:
@@ -198,7 +226,7 @@ def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReade
     ]
     named = training_texts() if config.data.emoji.weight > 0 else []
     written = [document.text for document in documents(config)]
-    own = Documents(config.data.documents.path).texts() if config.data.documents.path is not None else []
+    own = Documents(config.data.documents.path, checked=True).texts() if config.data.documents.path is not None else []
     return [
         *instructions,
         *named,
@@ -270,7 +298,7 @@ def open_sources(
         sources.append(Source(name="prose", weight=data.prose.weight, parts=[written]))
     if data.documents.weight > 0 and data.documents.path is not None:
         own = DocumentExamples(
-            documents=Documents(data.documents.path),
+            documents=Documents(data.documents.path, data.documents.unreadable, checked=True),
             assembler=assembler,
             length=data.length,
             images=data.documents.images,

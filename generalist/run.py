@@ -22,7 +22,7 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 
-# Settings that may change between two commands of one run: how long, how often, how it is scored.
+# Settings that may change between two commands of one run: how long, how often, how it is scored, what is checked.
 FREE = (
     *(
         "runs",
@@ -33,6 +33,8 @@ FREE = (
         "data.cache_megabytes",
         "data.*.temperature",
         "data.features",
+        "data.check",
+        "data.documents.unreadable",
     ),
     *(
         "training.steps",
@@ -49,6 +51,9 @@ FREE = (
         "cluster.*",
         "profile",
         "model.remat",
+        # Of a contrastive run.
+        "check",
+        "unreadable",
     ),
 )
 

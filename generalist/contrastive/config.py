@@ -58,6 +58,11 @@ class ContrastiveConfig:
     """Images with texts of one's own: a JSONL file or a folder with such files (docs/data.md); none: emoji and their names."""
     heldout: Path | None = None
     """Pairs of one's own to be retrieved at the end; none with `pairs`: nothing is evaluated."""
+    unreadable: float = 0.05
+    """Share of one's own pairs, and of held-out ones, that may have an image which can't be read: they are left out, counted and
+    named; one more ends the run."""
+    check: bool = False
+    """Read all of one's own images, held-out ones too, before anything is trained, and name all that can't be read at once."""
     batch: int = 128
     """Pairs a step, each against all others."""
     towers: TowersConfig = TowersConfig()
@@ -68,6 +73,10 @@ class ContrastiveConfig:
             raise ValueError(
                 f"batch must be at least 2, as a pair is told from the others of its batch, got {self.batch}"
             )
+        if not 0 <= self.unreadable < 1:
+            raise ValueError(f"unreadable must be at least 0 and below 1, got {self.unreadable}")
+        if self.check and self.pairs is None:
+            raise ValueError("check reads pairs of one's own, and pairs names none: leave one out, or set the other")
         if self.heldout is not None and self.pairs is None:
             raise ValueError("heldout without pairs: the emoji have held-out drawings of their own")
 

@@ -1,6 +1,7 @@
 """Pairs of an image and a text, drawn anew each epoch: emoji drawings with their names, or a user's own."""
 
 import dataclasses
+import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -11,8 +12,10 @@ from jaxtyping import Int, UInt8
 
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.towers import PADDING
-from generalist.data.documents import Documents, read_image
+from generalist.data.documents import Documents, open_documents, tell
 from generalist.data.emoji import Drawing, augment, drawings
+from generalist.data.files import DocumentError
+from generalist.data.images import read_image
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 
@@ -31,6 +34,9 @@ class Pairs(Protocol):
 
     def shown(self, index: int) -> tuple[np.ndarray, str]:
         """A pair as it is: image, uint8 (H, W, 3), and text."""
+
+    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
+        """The same; None if its image can't be read and it is to be left out."""
 
     def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """A pair as training sees it, a little changed."""
@@ -51,30 +57,56 @@ class EmojiPairs:
     def shown(self, index: int) -> tuple[np.ndarray, str]:
         return self.drawings[index].image(), self.drawings[index].name
 
+    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
+        return self.shown(index)
+
     def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         drawing = self.drawings[index]
         return augment(drawing.rgba(), rng), TEMPLATES[rng.integers(len(TEMPLATES))].format(drawing.name)
 
 
 class OwnPairs:
-    """A user's own pairs."""
+    """A user's own pairs. One whose image can't be read is left out, as long as there are few of them (`Documents`)."""
 
     def __init__(self, documents: Documents):
+        self.documents = documents
         self.pairs = documents.pairs()
+        if others := len(documents) - len(self.pairs):
+            tell(
+                f"{others:,} of {len(documents):,} documents of {documents.path} are left out: they are not one image with one "
+                "text after it"
+            )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def texts(self) -> list[str]:
-        return [text for _, text in self.pairs]
+        return [text for _, _, text in self.pairs]
 
     def shown(self, index: int) -> tuple[np.ndarray, str]:
-        path, text = self.pairs[index]
+        _, path, text = self.pairs[index]
         return read_image(path), text
 
+    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
+        """The same; None if it is to be left out.
+
+        Raises:
+            DocumentError: it is one too many.
+        """
+        try:
+            return self.shown(index)
+        except DocumentError as error:
+            self.documents.leave_out(self.pairs[index][0], error)
+        return None
+
     def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A random window of at least 0.7 of either side; never mirrored: texts may say left and right."""
-        image, text = self.shown(index)
+        """A random window of at least 0.7 of either side; never mirrored: texts may say left and right. In place of a pair that
+        can't be read stands the next one that can, whatever was left out before: a run that goes on sees the same."""
+        following = (self.readable((index + step) % len(self)) for step in range(len(self)))
+        found = next((one for one in following if one is not None), None)
+        if found is None:
+            raise DocumentError(f"no image of {self.documents.path} can be read: mend them")
+        image, text = found
         height, width = (max(1, round(length * rng.uniform(0.7, 1.0))) for length in image.shape[:2])
         top, left = (int(rng.integers(room + 1)) for room in (image.shape[0] - height, image.shape[1] - width))
         return image[top : top + height, left : left + width], text
@@ -152,7 +184,13 @@ def open_pairs(config: ContrastiveConfig) -> Pairs:
         DocumentError: the user's own pairs cannot be read.
         MissingImages: the packages with the drawings are not installed.
     """
-    return EmojiPairs(drawings("train")) if config.pairs is None else OwnPairs(Documents(config.pairs))
+    if config.pairs is None:
+        return EmojiPairs(drawings("train"))
+    for path in filter(None, (config.heldout, config.pairs)):
+        documents = open_documents(
+            path, config.unreadable, lambda note: print(note, file=sys.stderr), whole=config.check
+        )
+    return OwnPairs(documents)
 
 
 def learn_text(config: ContrastiveConfig, pairs: Pairs) -> TextTokenizer:

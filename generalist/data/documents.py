@@ -6,63 +6,70 @@
 """
 
 import dataclasses
-import json
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from generalist.data.files import DocumentError, check_letters, lines, named, parsed_line
+from generalist.data.images import check_image, read_image
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.pieces import PATCH_SIZE
 from generalist.tokenizers.sequence import Assembler, Sequence
 
-LARGEST_IMAGE = 64_000_000  # pixels: more is a mistake, or meant to exhaust the memory
-# No format that is a program (EPS is run by another one), and none that Pillow needs a plugin for.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+UNREADABLE = 0.05
+"""Share of documents that may have an image which can't be read; they are left out, counted and named."""
+TOLD = 10  # of them by name; then the 16th, the 32nd, ...
+NAMED = 20  # of them in an error
+KEYS = {"content", "image", "text"}
+_LISTED = ", ".join(sorted(KEYS))
 
 Part = str | Path
 """A text, or an image's file."""
 
 
-class DocumentError(ValueError):
-    """A document or an image that cannot be read; the message names the file, the line and what is wrong."""
-
-
 class Documents:
     """The documents of a file, or of all `*.jsonl` files of a folder. Only where each begins is kept in memory.
 
+    A document with an image that can't be read is left out, wherever it is met, as long as there are few of them.
+
+    Args:
+        path: the file or the folder.
+        unreadable: the share that may be left out.
+        checked: whether its images were looked at already, which takes a while where there are many.
+
     Raises:
-        DocumentError: there is none, or one of them is not as described above. All are checked at once, images for what their
-            first bytes say: that they are there, of a known format and of a bearable size.
+        DocumentError: there is none, one of them is not as described above, or more than that share have an image that is not
+            there, of no known format, unbearably large, or cut off. Pixels are not read for that: see `read_all`.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, unreadable: float = UNREADABLE, *, checked: bool = False):
+        self.path, self._unreadable = Path(path), unreadable
         self._files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.jsonl"))
         if not self._files:
             raise DocumentError(f"{self.path} is neither a JSONL file nor a folder with *.jsonl files")
+        self.left_out: dict[int, str] = {}
+        """Number of a document → why it can't be read, as far as is known."""
+        self.unread: Counter[str] = Counter()
+        """Keys that nothing is made of, and how many documents have them."""
         found: list[tuple[int, int, int]] = []
         for number, file in enumerate(self._files):
-            with file.open("rb") as lines:
-                offset = 0
-                for row, line in enumerate(lines, start=1):
-                    if line.strip():
-                        for part in self._parse(line, file, row):
-                            if isinstance(part, Path):
-                                _check_image(part, f"{file} line {row}")
-                        found.append((number, offset, row))
-                    offset += len(line)
+            for row, offset, line in lines(file):
+                document = _document(line, f"{file} line {row}")
+                parts = _parts(document, file, row)
+                self.unread.update(document.keys() - KEYS)
+                if not checked:
+                    self._look(len(found), parts, check_image)
+                found.append((number, offset, row))
         if not found:
             raise DocumentError(f"{self.path} has no document: write one a line")
         self._index = np.array(found, np.int64)
+        self._bear()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -72,18 +79,60 @@ class Documents:
         number, offset, row = self._index[index].tolist()
         with self._files[number].open("rb") as file:
             file.seek(offset)
-            return self._parse(file.readline(), self._files[number], row)
+            line = file.readline()
+        return _parts(_document(line, self.where(index)), self._files[number], row)
 
-    def pairs(self) -> list[tuple[Path, str]]:
-        """The documents that are one image with one text, as a contrastive loss needs them.
+    def where(self, index: int) -> str:
+        """File and line of a document."""
+        number, _, row = self._index[index].tolist()
+        return f"{self._files[number]} line {row}"
+
+    def read_all(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Reads every image.
+
+        Args:
+            advance: is called after each document.
+
+        Raises:
+            DocumentError: more than the bearable share can't be read; names them all.
+        """
+        for index in range(len(self)):
+            self._look(index, self[index], read_image)
+            advance()
+        self._bear()
+
+    def leave_out(self, index: int, why: DocumentError) -> None:
+        """Counts and names a document with an image that can't be read, on standard error, once.
+
+        Raises:
+            DocumentError: it is one too many.
+        """
+        if index in self.left_out:
+            return
+        self.left_out[index] = str(why)
+        self._bear()
+        count = len(self.left_out)
+        if count <= TOLD or count & (count - 1) == 0:
+            tell(f"left out, the {count}. of {len(self):,} documents: {self.where(index)}: {why}")
+
+    def notes(self) -> list[str]:
+        """What the user is told before training: what was left out so far, and what is not read."""
+        told = [f"left out: {self.where(index)}: {why}" for index, why in sorted(self.left_out.items())]
+        return told + [
+            f"{self.path}: {key!r} of {count:,} documents is not read; there are {_LISTED}"
+            for key, count in self.unread.most_common()
+        ]
+
+    def pairs(self) -> list[tuple[int, Path, str]]:
+        """The documents that are one image with one text after it, as a contrastive loss needs them, and their numbers.
 
         Raises:
             DocumentError: there is none.
         """
         found = []
-        for parts in map(self.__getitem__, range(len(self))):
+        for number, parts in enumerate(map(self.__getitem__, range(len(self)))):
             if len(parts) == 2 and isinstance(parts[0], Path) and isinstance(parts[1], str):
-                found.append((parts[0], parts[1]))
+                found.append((number, parts[0], parts[1]))
         if not found:
             raise DocumentError(f'{self.path} has no pair of an image and a text: write {{"image": ..., "text": ...}}')
         return found
@@ -92,87 +141,95 @@ class Documents:
         """All texts, for learning a text tokenizer."""
         return [part for index in range(len(self)) for part in self[index] if isinstance(part, str)]
 
-    @staticmethod
-    def _parse(line: bytes, file: Path, row: int) -> list[Part]:
+    def _look(self, index: int, parts: list[Part], look: Callable[[Path], Any]) -> None:
         try:
-            document = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DocumentError(f"{file} line {row} is not JSON ({error})") from error
-        if not isinstance(document, dict):
-            raise DocumentError(f"{file} line {row} holds {type(document).__name__} instead of an object")
-        content = document.get("content")
-        if content is None:
-            content = [{"image": document["image"]}] if "image" in document else []
-            content += [document["text"]] if "text" in document else []
-        if not isinstance(content, list) or not content:
-            raise DocumentError(f'{file} line {row} has neither "content" (a list) nor "text" nor "image"')
-        return [_part(part, file, row) for part in content]
+            for part in parts:
+                if isinstance(part, Path):
+                    look(part)
+        except DocumentError as error:
+            self.left_out[index] = str(error)
+
+    def _bear(self) -> None:
+        """
+        Raises:
+            DocumentError: more were left out than may be.
+        """
+        count, total = len(self.left_out), len(self)
+        if count <= self._unreadable * total:
+            return
+        told = [f"{self.where(index)}: {self.left_out[index]}" for index in sorted(self.left_out)[:NAMED]]
+        more = f"; and {count - NAMED:,} more" if count > NAMED else ""
+        raise DocumentError(
+            f"{count:,} of {total:,} documents can't be read, where a share of {self._unreadable} may be left out (the setting "
+            f"`unreadable`): mend them, or take them out; {'; '.join(told)}{more}"
+        )
 
 
-def _part(part: Any, file: Path, row: int) -> Part:
+def _document(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line."""
+    document = parsed_line(line, where)
+    if not isinstance(document, dict):
+        raise DocumentError(f"{where} holds {type(document).__name__} instead of an object: write one a line")
+    return document
+
+
+def _parts(document: dict[str, Any], file: Path, row: int) -> list[Part]:
+    """What an object is made of."""
+    where, content = f"{file} line {row}", document.get("content")
+    if content is not None and (both := sorted(document.keys() & {"image", "text"})):
+        raise DocumentError(f'{where} has "content" and {both[0]!r}, which would be lost: put it into the content')
+    if content is None:
+        content = [{"image": document["image"]}] if "image" in document else []
+        content += [document["text"]] if "text" in document else []
+        if content and "text" not in document and (other := sorted(map(str, document.keys() - KEYS))):
+            raise DocumentError(f"{where} has no text, but {other[0]!r}, which is not read: there are {_LISTED}")
+    if not isinstance(content, list) or not content:
+        raise DocumentError(f'{where} has neither "content" (a list) nor "text" nor "image"')
+    return [_part(part, file, where) for part in content]
+
+
+def _part(part: Any, file: Path, where: str) -> Part:
     if isinstance(part, str) and part:
-        if _SURROGATE.search(part):
-            raise DocumentError(
-                f"{file} line {row}: {part!r:.60} has half a character (a lone surrogate): write it whole"
-            )
+        check_letters(part, f"{where}:")
         return part
     if isinstance(part, dict) and isinstance(name := part.get("image"), str) and name:
-        try:
-            path = (file.parent / name).resolve()
-        except (ValueError, OSError, RuntimeError) as error:  # a NUL, or links in a ring
-            raise DocumentError(f"{file} line {row}: {name!r:.60} is no file's name ({error})") from error
-        if not path.is_relative_to(file.parent.resolve()):
+        if other := sorted(part.keys() - {"image"}):
             raise DocumentError(
-                f"{file} line {row}: the image {name!r} is outside the folder of the file: put it inside"
+                f'{where}: {other[0]!r} stands beside "image", where nothing else is read: put it after it'
             )
-        return path
-    raise DocumentError(f'{file} line {row}: {part!r:.60} is neither a text nor {{"image": "its file"}}')
+        return named(file.parent, name, where)
+    raise DocumentError(f'{where}: {part!r:.60} is neither a text nor {{"image": "its file"}}')
 
 
-def _check_image(path: Path, where: str) -> None:
-    """Opens an image without reading its pixels.
+def open_documents(
+    path: Path,
+    unreadable: float,
+    say: Callable[[str], None],
+    *,
+    whole: bool = False,
+    advance: Callable[[], None] | None = None,
+) -> Documents:
+    """Documents, with a word about those that are left out and what is not read.
 
-    Raises:
-        DocumentError: it is not there, no image, or too large.
-    """
-    try:
-        if not path.is_file():
-            raise DocumentError(f"there is no image {path}")
-        with _opened(path):
-            pass
-    except (OSError, DocumentError) as error:  # OSError: such as a name that is too long
-        raise DocumentError(f"{where}: {error}") from error
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file, uint8 (H, W, 3), upright as its camera says; transparency is laid on white, 16 bits become 8.
+    Args:
+        whole: reads every image, and not only where it begins and ends.
 
     Raises:
-        DocumentError: it is no image, broken, or larger than 64 million pixels.
+        DocumentError: as `Documents`; where the images are read, after all that can't be read were named.
     """
-    with _opened(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):  # whose conversion would clip
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        layers = image.convert("RGBA")
-    white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, opened; whatever goes wrong with it until it is closed names it."""
+    documents = Documents(path, unreadable, checked=whole)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > LARGEST_IMAGE:
-                raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
-            yield image
-    except DocumentError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DocumentError(f"{path} has too many pixels: make it smaller ({error})") from error
-    except Exception as error:  # a broken file ends Pillow's decoders in many ways
-        raise DocumentError(f"{path} is no image that can be read ({error})") from error
+        if whole:
+            documents.read_all(advance or (lambda: None))
+    finally:
+        for note in documents.notes():
+            say(f"note: {note}")
+    return documents
+
+
+def tell(line: str) -> None:
+    """A line on standard error, also from a process that only makes batches."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,6 +248,21 @@ class DocumentExamples:
         return len(self.documents)
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        """A stretch of a document or, where it has an image that can't be read, of the next one. Which one that is depends on the
+        files and the generator alone, not on what was left out before: a run that goes on sees what it would have seen.
+
+        Raises:
+            DocumentError: more documents than may be left out can't be read, or none can.
+        """
+        for step in range(len(self.documents)):
+            number = (index + step) % len(self.documents)
+            try:
+                return self._example(number, rng)
+            except DocumentError as error:
+                self.documents.leave_out(number, error)
+        raise DocumentError(f"no document of {self.documents.path} can be read: mend their images")
+
+    def _example(self, index: int, rng: np.random.Generator) -> Sequence:
         to_next = bool(rng.random() < self.next_probability)
         stretch = self._stretch(self.documents[index], rng)
         if not any(isinstance(part, Path) for part in stretch):

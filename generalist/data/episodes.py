@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from generalist.data.images import pixels
 from generalist.rlds import OURS, decisions, training_split
 
 Column = np.ndarray | list[bytes]
@@ -47,7 +48,7 @@ def decode(column: Column) -> np.ndarray:
     images = []
     for encoded in column:
         with Image.open(io.BytesIO(encoded)) as image:
-            images.append(np.asarray(image))
+            images.append(pixels(image))
     stacked = np.stack(images)
     return stacked if stacked.ndim == 4 else stacked[..., None]
 

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
-from generalist.data.documents import read_image
+from generalist.data.files import is_file
+from generalist.data.images import ENDINGS, read_image
 from generalist.inference.decode import CachedRows, confine
 from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -110,7 +111,7 @@ def check_parts(parts: Any) -> list[Any]:
     """The parts with image files read.
 
     Raises:
-        ValueError: there is none, or one is neither an image nor text; names it.
+        ValueError: there is none, or one is neither an image nor text, or text where a path is meant; names it.
         DocumentError: an image file can't be read.
     """
     if isinstance(parts, (str, Path, np.ndarray)) or not len(parts):
@@ -124,6 +125,10 @@ def check_parts(parts: Any) -> list[Any]:
                 raise ValueError(
                     f"part {number} of the prompt is an array {part.dtype} {part.shape}, but images are uint8 (H, W) or (H, W, C)"
                 )
+        elif isinstance(part, str) and part.lower().endswith(ENDINGS) and is_file(part):
+            raise ValueError(
+                f"part {number} of the prompt is the text {part!r:.80}, but also an image: give Path({part!r:.80})"
+            )
         elif not isinstance(part, (str, ChunkEnd)):
             raise ValueError(
                 f"part {number} of the prompt is a {type(part).__name__}: give images (arrays, or paths) and texts"

@@ -1,6 +1,6 @@
 """Shots: answered examples that stand before a question, read from a file, chosen at random or by likeness (RICES).
 
-A file is JSONL, or YAML with a list:
+A file is JSONL, or JSON or YAML with a list:
 
     {"image": "cat.png", "answer": "a cat"}                                      the image, then its answer
     {"image": "dog.png", "question": "what is this?", "answer": "a dog"}         with a question between
@@ -8,9 +8,7 @@ A file is JSONL, or YAML with a list:
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from generalist.data.documents import DocumentError, read_image
+from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
+from generalist.data.images import check_image, read_image
 from generalist.inference.load import ENCODED_AT_ONCE, Generalist
 from generalist.tokenizers.sequence import CHUNK_END
 
@@ -35,9 +34,9 @@ class Shot:
     question: str = ""
     answer: str = ""
 
-    @cached_property
+    @property
     def pixels(self) -> np.ndarray | None:
-        """The image, uint8 (H, W, C).
+        """The image, uint8 (H, W, C), read anew each time: of many queries no two need be in memory.
 
         Raises:
             DocumentError: the file can't be read.
@@ -81,61 +80,78 @@ def load_shots(path: Path, *, answered: bool = True) -> list[Shot]:
     Raises:
         DocumentError: the file is not there or damaged, or one of its entries is; names the entry.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"{path} can't be read ({error})") from error
-    shots = [_shot(entry, path, where, answered) for where, entry in _entries(text, path)]
+    shots = [_shot(entry, path, where, answered) for where, entry in _entries(path)]
     if not shots:
         raise DocumentError(f"{path} has no entry: write one a line")
     return shots
 
 
-def _entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    """Where each entry stands, and what it holds."""
-    if path.suffix in (".yaml", ".yml"):
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each entry stands, and what it holds: lines, or the members of a list, which JSON and YAML files hold."""
+    if path.suffix.lower() == ".json":
+        try:
+            loaded = parsed(whole(path), str(path))
+        except DocumentError as error:
+            raise DocumentError(f"{error}; a file with an entry a line is called .jsonl") from error
+    elif path.suffix.lower() in (".yaml", ".yml"):
         import yaml
 
         try:
-            loaded = yaml.safe_load(text)
+            text = decoded(whole(path), str(path))
+            loaded, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise DocumentError(f"{path} is not YAML ({error})") from error
-        if not isinstance(loaded, list):
-            raise DocumentError(f"{path} holds {type(loaded).__name__} instead of a list of shots")
-        return [(f"entry {number}", entry) for number, entry in enumerate(loaded, 1)]
-    found = []
-    for row, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                found.append((f"line {row}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise DocumentError(f"{path} line {row} is not JSON ({error})") from error
-    return found
+        for number, node in enumerate(root.value if isinstance(root, yaml.SequenceNode) else [], 1):
+            keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise DocumentError(f"{path} entry {number} has {twice[0]!r} twice, of which one would be lost")
+    else:
+        yield from json_lines(path)
+        return
+    if not isinstance(loaded, list):
+        raise DocumentError(f"{path} holds {type(loaded).__name__} instead of a list of shots")
+    yield from ((f"{path} entry {number}", entry) for number, entry in enumerate(loaded, 1))
 
 
 def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
     """One entry, checked."""
     if not isinstance(entry, dict) or not entry:
-        raise DocumentError(f"{path} {where} holds {entry!r:.60} instead of an image, a question and an answer")
+        raise DocumentError(f"{where} holds {entry!r:.60} instead of an image, a question and an answer")
     if unknown := sorted(set(map(str, entry)) - KEYS):
-        raise DocumentError(f"{path} {where} has {unknown[0]!r}: there are {', '.join(sorted(KEYS))}")
+        raise DocumentError(f"{where} has {unknown[0]!r}: there are {', '.join(sorted(KEYS))}")
     for key, value in entry.items():
         if not isinstance(value, str) or not value.strip():
-            raise DocumentError(f"{path} {where}: its {key} is {value!r:.60} instead of text")
+            quoted = "" if value is None or isinstance(value, str | list | dict) else ": put it in quotes"
+            raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of text{quoted}")
+        check_letters(value, f"{where}: its {key}")
     if answered and "answer" not in entry:
-        raise DocumentError(f"{path} {where} has no answer: give it one, or leave the shot out")
+        raise DocumentError(f"{where} has no answer: give it one, or leave the shot out")
     if not answered and "answer" in entry:
-        raise DocumentError(f"{path} {where} has an answer already: a query has none")
+        raise DocumentError(f"{where} has an answer already: a query has none")
     if "image" not in entry and "question" not in entry:
-        raise DocumentError(f"{path} {where} has neither an image nor a question")
+        raise DocumentError(f"{where} has neither an image nor a question")
     image = None
     if "image" in entry:
-        image = (path.parent / entry["image"]).resolve()
-        if not image.is_relative_to(path.parent.resolve()):
-            raise DocumentError(f"{path} {where}: the image {entry['image']!r} is outside the folder of the file")
-        if not image.is_file():
-            raise DocumentError(f"{path} {where}: there is no image {image}")
+        image = named(path.parent, entry["image"], where)
+        try:
+            check_image(image)
+        except DocumentError as error:
+            raise DocumentError(f"{where}: {error}") from error
     return Shot(image=image, question=entry.get("question", ""), answer=entry.get("answer", ""))
+
+
+class Images(Sequence):
+    """Images that are read when they are looked at."""
+
+    def __init__(self, images: Sequence[Path | np.ndarray]):
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self._images[index]
+        return read_image(image) if isinstance(image, Path) else image
 
 
 class Retriever:

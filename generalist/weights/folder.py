@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
 """Types of tensors that are read; others (int8, float8) are quantised weights, whose scales stand elsewhere."""
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Weights in one file; or which tensor is in which of several."""
 SHOWN = 5  # names in an error message; the rest is a number
 
 
@@ -88,7 +90,7 @@ class WeightsFolder:
     def __init__(self, folder: Path):
         """
         Raises:
-            WeightsError: no such folder, no `config.json`, no safetensors file, a broken or missing shard.
+            WeightsError: no such folder, no `config.json`, no safetensors file, a broken or missing shard, two sets of weights.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
@@ -229,7 +231,7 @@ class WeightsFolder:
 
     def _index(self) -> dict[str, str]:
         """Name of a tensor → its shard, as the index says; empty where there is no index."""
-        path = self.folder / "model.safetensors.index.json"
+        path = self.folder / INDEX
         if not path.is_file():
             return {}
         index = self._read_json(path.name).get("weight_map")
@@ -244,6 +246,12 @@ class WeightsFolder:
         """The safetensors files: those the index names, or all there are."""
         if index:
             paths = [self.folder / name for name in sorted(set(index.values()))]
+            # Saved anew beside shards of before, or the other way round: nothing says which is meant.
+            if WHOLE not in index.values() and (self.folder / WHOLE).exists():
+                raise WeightsError(
+                    f"{self.folder} holds two sets of weights, {WHOLE} and the shards of {INDEX}: delete {WHOLE}, or the index "
+                    f"with its shards ({_few([path.name for path in paths])})"
+                )
             if absent := [path.name for path in paths if not path.is_file()]:
                 raise WeightsError(f"{self.folder} lacks shards that its index names: {_few(absent)}")
             return paths

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from generalist.config import TrainingConfig
 from generalist.contrastive.config import ContrastiveConfig, Loss, TowersConfig
-from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, text_ids
+from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, open_pairs, text_ids
 from generalist.contrastive.dual import DualEncoder
 from generalist.contrastive.towers import PADDING, clip_loss, siglip_loss
 from generalist.contrastive.train import make_contrastive_trainer
-from generalist.data.documents import DocumentError, Documents
+from generalist.data.documents import Documents
 from generalist.data.emoji import drawings
+from generalist.data.files import DocumentError
 from generalist.experiment import run_contrastive
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
@@ -183,3 +184,26 @@ def test_settings_that_make_no_sense(tmp_path: Path):
     (tmp_path / "own.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(DocumentError, match="no pair of an image and a text"):
         OwnPairs(Documents(tmp_path))
+
+
+def test_pairs_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(40):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.bmp")
+    lines = [json.dumps({"image": f"{number}.bmp", "text": f"thing {number}"}) for number in range(40)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join([*lines, '{"text": "alone"}']))
+    (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:500])
+    pairs = open_pairs(ContrastiveConfig(pairs=path, unreadable=0.03))
+    assert "1 of 41 documents" in capsys.readouterr().err
+    image, text = pairs.drawn(7, np.random.default_rng(0))
+    assert text == "thing 8" and image[0, 0, 0] == 8
+    assert pairs.drawn(7, np.random.default_rng(0))[1] == "thing 8" and pairs.readable(7) is None
+    assert capsys.readouterr().err.count("own.jsonl line 8: ") == 1
+    (tmp_path / "9.bmp").write_bytes((tmp_path / "9.bmp").read_bytes()[:500])
+    with pytest.raises(DocumentError, match="2 of 41 documents can't be read, where a share of 0.03 may be left out"):
+        pairs.drawn(9, np.random.default_rng(0))
+    with pytest.raises(DocumentError, match="2 of 41 documents can't be read"):
+        open_pairs(ContrastiveConfig(pairs=path, heldout=path, unreadable=0.03, check=True))
+    assert "note: left out: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="check reads pairs of one's own, and pairs names none"):
+        ContrastiveConfig(check=True)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generalist.data.documents import DocumentError, DocumentExamples, Documents, read_image
+from generalist.data.documents import DocumentExamples, Documents, open_documents
+from generalist.data.files import DocumentError
+from generalist.data.images import read_image
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler, Images
 from generalist.tokenizers.text import TextTokenizer
@@ -47,7 +49,7 @@ def test_content_pairs_and_texts(tmp_path: Path):
     documents = Documents(path)
     assert [len(documents[index]) for index in range(len(documents))] == [4, 2, 1]
     assert documents[0][1] == tmp_path.resolve() / "0.png"
-    assert documents.pairs() == [(tmp_path.resolve() / "2.png", "a dog")]
+    assert documents.pairs() == [(1, tmp_path.resolve() / "2.png", "a dog")]
     assert documents.texts() == ["a cat", " on a mat", "a dog", "no image"]
     assert len(Documents(tmp_path)) == 3
 
@@ -118,18 +120,18 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", r"own.jsonl line 1 is not JSON"),
-        ("[1]", "holds list instead of an object"),
+        ("{broken", r"own.jsonl line 1 is not JSON .*; a line of JSONL holds one whole value"),
+        ("[1]", "holds list instead of an object: write one a line"),
         ({"caption": "x"}, 'neither "content"'),
         ({"content": []}, 'neither "content"'),
         ({"content": ["a", 3]}, "3 is neither a text nor"),
         ({"image": "absent.png", "text": "x"}, "line 1: there is no image .*absent.png"),
         ({"image": "../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
-        ({"image": "link.png", "text": "x"}, "outside the folder"),
+        ({"image": "deeper/../../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "a\0b.png", "text": "x"}, "line 1: .* is no file's name"),
         ({"image": "ring.png", "text": "x"}, "line 1: "),
-        ({"image": "x" * 5000, "text": "x"}, "line 1: .*File name too long"),
+        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is no file's name"),
         ({"image": ".", "text": "x"}, "line 1: there is no image"),
         ({"image": "broken.png", "text": "x"}, r"line 1: .*broken\.png is no image"),
         ({"image": "program.eps", "text": "x"}, r"line 1: .*program\.eps is no image"),
@@ -137,11 +139,13 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ('{"text": "half a \\ud83d"}', r"line 1: 'half a \\ud83d' has half a character"),
         ({"text": ""}, "'' is neither a text nor"),
         ({"text": None}, "None is neither a text nor"),
+        ({"content": ["a"], "text": "b"}, """line 1 has "content" and 'text', which would be lost"""),
+        ({"content": [{"image": "0.png", "text": "b"}]}, """line 1: 'text' stands beside "image\""""),
+        ({"image": "0.png", "caption": "b"}, "line 1 has no text, but 'caption', which is not read: there are content"),
     ],
 )
 def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
     path = write(tmp_path, line)
-    (tmp_path / "link.png").symlink_to("/etc/passwd")
     (tmp_path / "ring.png").symlink_to("ring.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     Image.new("RGB", (4, 4)).save(tmp_path / "program.eps")
@@ -155,7 +159,7 @@ def test_lines_as_other_systems_write_them(tmp_path: Path):
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "\xc3\xa9"}')
     assert Documents(path).texts() == ["a", "é"]
     path.write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(DocumentError, match="own.jsonl line 1 is not JSON"):
+    with pytest.raises(DocumentError, match="own.jsonl line 1 is not UTF-8 text"):
         Documents(path)
 
 
@@ -197,10 +201,88 @@ def test_an_image_that_would_exhaust_the_memory(tmp_path: Path, width: int):
         read_image(tmp_path / "bomb.png")
 
 
-def test_photographs_are_upright_and_deep_greys_keep_their_order(tmp_path: Path):
+def test_photographs_are_upright(tmp_path: Path):
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held upright
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=turned)
     assert read_image(tmp_path / "photo.jpg").shape == (6, 4, 3)
-    Image.fromarray(np.array([[0, 256, 30_000, 65_535]], np.uint16)).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[0, :, 0], [0, 1, 117, 255])
+
+
+def cut(path: Path) -> None:
+    """Takes the last third of a file away."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def captioned(folder: Path, count: int, ending: str = "png") -> Path:
+    """Images of noise, each with a text."""
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"noise{number}.{ending}")
+    path = folder / "own.jsonl"
+    lines = [{"image": f"noise{number}.{ending}", "text": " a cat on a mat"} for number in range(count)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_snapshot_whose_files_are_links(tmp_path: Path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots/abc").mkdir(parents=True)
+    captioned(tmp_path / "blobs", 1)
+    for name in ("noise0.png", "own.jsonl"):
+        (tmp_path / "blobs" / name).rename(tmp_path / "blobs" / name[::-1])
+        (tmp_path / "snapshots/abc" / name).symlink_to(f"../../blobs/{name[::-1]}")
+    for given in (tmp_path / "snapshots/abc", tmp_path / "snapshots/abc/own.jsonl"):
+        image, text = Documents(given)[0]
+        assert isinstance(image, Path) and read_image(image).shape == (40, 40, 3) and text == " a cat on a mat"
+
+
+def test_a_few_images_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = captioned(tmp_path, 40, "bmp")  # which is not seen to be cut off before it is read
+    for number in (3, 4):
+        cut(tmp_path / f"noise{number}.bmp")
+    examples = DocumentExamples(documents=Documents(path), assembler=ASSEMBLER)
+
+    def shown(examples: DocumentExamples, index: int) -> np.ndarray:
+        return examples.example(index, np.random.default_rng(7)).images
+
+    fresh = [shown(examples, index) for index in (2, 3, 4, 5)]
+    assert (fresh[1] == fresh[3]).all() and (fresh[2] == fresh[3]).all() and (fresh[0] != fresh[3]).any()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert "note: left out, the 1. of 40 documents:" in told[0] and "own.jsonl line 4: " in told[0]
+    again = DocumentExamples(documents=Documents(path), assembler=ASSEMBLER)
+    np.testing.assert_array_equal(shown(again, 4), fresh[2], "as a run that goes on sees it")
+    np.testing.assert_array_equal(shown(examples, 3), fresh[1], "as what was left out before does not matter")
+    cut(tmp_path / "noise9.bmp")
+    message = r"3 of 40 documents can't be read, where a share of 0.05 .*own.jsonl line 4: .*own.jsonl line 10: "
+    with pytest.raises(DocumentError, match=message):
+        shown(examples, 9)
+
+
+def test_what_is_cut_off_is_known_before(tmp_path: Path):
+    path = captioned(tmp_path, 20)
+    cut(tmp_path / "noise3.png")
+    documents = Documents(path)
+    assert len(documents) == 20 and list(documents.left_out) == [3]
+    assert "own.jsonl line 4: " in documents.notes()[0]
+    (tmp_path / "noise5.png").unlink()
+    with pytest.raises(DocumentError, match=r"2 of 20 documents .* line 4: .* line 6: there is no image"):
+        Documents(path)
+    assert len(Documents(path, 0.1).left_out) == 2
+
+
+def test_all_are_read_before_and_all_that_cannot_be_are_named(tmp_path: Path):
+    path, said = captioned(tmp_path, 60, "bmp"), []
+    assert open_documents(path, 0.0, said.append, whole=True).notes() == said == []
+    for number in range(30):
+        cut(tmp_path / f"noise{number}.bmp")
+    assert not Documents(path).left_out, "their beginnings and ends are whole"
+    with pytest.raises(DocumentError, match=r"30 of 60 documents .*; and 10 more"):
+        open_documents(path, 0.05, said.append, whole=True)
+    assert len(said) == 30 and "own.jsonl line 30: " in said[-1]
+
+
+def test_keys_that_are_not_read_are_told(tmp_path: Path):
+    path = write(tmp_path, {"text": "a cat", "url": "x"}, {"image": "0.png", "text": "a dog", "url": "y"})
+    (note,) = Documents(path).notes()
+    assert note.endswith("own.jsonl: 'url' of 2 documents is not read; there are content, image, text")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generalist.data.documents import DocumentError
+from generalist.data.files import DocumentError
 from generalist.eval.benchmarks import LAYOUTS, Benchmark, read_benchmark
 
 
@@ -187,7 +187,7 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"image": "../b.png", "answer": "a"}, "val.jsonl line 1: the image .* is outside .*: put it inside"),
+        ({"image": "../b.png", "answer": "a"}, "val.jsonl line 1: the image .* is outside .*: put it .* inside"),
         ({"image": "b.png", "answer": "a"}, "val.jsonl line 1: there is no image .*b.png"),
         ({"image": "a\0.png", "answer": "a"}, "line 1: .* is no file's name"),
         ({"image": "a.png", "answers": []}, "line 1: its answers are .. instead of texts, at least one"),
@@ -195,6 +195,8 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
         ({"image": "a.png"}, "line 1: its answer is None instead of text"),
         ({"image": 3, "answer": "a"}, "line 1: its image is 3 instead of text"),
         ({"image": "a.png", "answer": "\ud800"}, "half a character"),
+        ({"image": "a.png", "answer": "a", "answers": ["b"]}, "line 1 has answers and an answer, which would be lost"),
+        ({"image": "cut.png", "answer": "a"}, "val.jsonl line 1: .*cut.png is no image .*; or take the entry out"),
         ({"image": "a.png", "answer": "a", "id": 3}, "line 1 has 'id': there are image, question"),
         ({"image": "a.png", "answer": "a"}, "has no question, but others do"),
         (["a.png"], "line 1 holds .* instead of an object"),
@@ -202,6 +204,7 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
 )
 def test_a_damaged_entry_is_named(tmp_path: Path, entry: Any, message: str):
     jsonl(tmp_path)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
     put(tmp_path / "val.jsonl", [entry])
     with pytest.raises(DocumentError, match=message):
         read_benchmark("jsonl", tmp_path)
@@ -221,7 +224,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path):
     with pytest.raises(DocumentError, match="question 1 has no answer in mscoco_val2014_annotations.json"):
         read_benchmark("okvqa", tmp_path)
     (tmp_path / "mscoco_val2014_annotations.json").write_text("[" * 100_000)
-    with pytest.raises(DocumentError, match="is not JSON that can be read"):
+    with pytest.raises(DocumentError, match="is not JSON .*get it again"):
         read_benchmark("okvqa", tmp_path)
     imagenet(tmp_path)
     put(tmp_path / "val/n09/x.JPEG", 1)
@@ -231,3 +234,32 @@ def test_a_damaged_folder_is_named(tmp_path: Path):
     put(tmp_path / "dev_seen.jsonl", [{"img": "img/1.png", "label": 2, "text": "a"}])
     with pytest.raises(DocumentError, match="line 1: its label is 2 instead of 0 or 1"):
         read_benchmark("hateful-memes", tmp_path)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_images_may_be_links(tmp_path: Path, name: str):
+    MADE[name](tmp_path / "given")
+    for number, path in enumerate(sorted((tmp_path / "given").rglob("*.*"))):
+        if path.suffix in (".jpg", ".JPEG", ".png"):
+            blob = put(tmp_path / f"blobs/{number}", "")
+            path.rename(blob)
+            path.symlink_to(blob)
+    direct = read_benchmark(name, tmp_path / "given")
+    (tmp_path / "linked").mkdir()
+    for path in (tmp_path / "given").iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    linked = read_benchmark(name, tmp_path / "linked")
+    assert short(linked) == short(direct)
+
+
+def test_lines_and_marks_of_other_systems(tmp_path: Path):
+    imagenet(tmp_path / "imagenet")
+    mapping = tmp_path / "imagenet/LOC_synset_mapping.txt"
+    mapping.write_bytes(b"\xef\xbb\xbf" + mapping.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_benchmark("imagenet", tmp_path / "imagenet").classes == ("tench", "maillot", "maillot, tank suit")
+    put(tmp_path / "imagenet/val/n01/._val_n01.JPEG", 9)
+    assert len(read_benchmark("imagenet", tmp_path / "imagenet").queries) == 3
+    jsonl(tmp_path)
+    asked = {"image": "a.png", "question": "which\u2028colour?", "answer": "red"}
+    (tmp_path / "val.jsonl").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8-sig")
+    assert read_benchmark("jsonl", tmp_path).queries[0].question == "which\u2028colour?"

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from generalist.cli import main
-from generalist.data.documents import DocumentError
+from generalist.data.files import DocumentError
 from generalist.inference.load import Generalist
+from generalist.inference.prompt import check_parts, rank
 from generalist.inference.shots import Retriever, Shot, check_template, load_shots
+from generalist.prompt import part_of
 from generalist.tokenizers.sequence import CHUNK_END
 
 
@@ -67,6 +69,7 @@ def test_shots_of_both_files_are_the_same(folder: Path):
         ('{"image": "../0.png", "answer": "a"}', "outside the folder"),
         ('{"image": "9.png", "answer": "a"}', "there is no image .*9.png"),
         ('{"image": 3, "answer": "a"}', "its image is 3 instead of text"),
+        ('{"question": "half a \\ud83d", "answer": "a"}', "line 1: its question .* has half a character"),
         ("[1]", "line 1 holds .1. instead of an image"),
         ("{", "line 1 is not JSON"),
         ("[" * 100_000, "line 1 is not JSON"),
@@ -79,6 +82,38 @@ def test_a_damaged_file_names_its_entry(folder: Path, content: str, message: str
         load_shots(path)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_a_line_ends_at_a_line_feed_alone(folder: Path, mark: str):
+    entries = [{"question": f"what{mark}is it?", "answer": "a cat"}] * 2
+    lines = "".join(json.dumps(entry, ensure_ascii=mark < " ") + "\r\n" for entry in entries)
+    (folder / "shots.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert [shot.question for shot in load_shots(folder / "shots.jsonl")] == [f"what{mark}is it?"] * 2
+
+
+def test_a_json_list_is_read(folder: Path):
+    entries = [{"image": "0.png", "answer": "a cat"}, {"question": "what is a plum?", "answer": "a fruit"}]
+    lines = load_shots(write(folder / "shots.jsonl", entries))
+    (folder / "shots.json").write_text(json.dumps(entries, indent=2), encoding="utf-8-sig")
+    assert load_shots(folder / "shots.json") == lines
+    (folder / "shots.json").write_text(json.dumps(entries[0]))
+    with pytest.raises(DocumentError, match=r"shots.json holds dict instead of a list of shots"):
+        load_shots(folder / "shots.json")
+    write(folder / "shots.json", entries)
+    with pytest.raises(DocumentError, match=r"shots.json is not JSON .*; a file with an entry a line is called .jsonl"):
+        load_shots(folder / "shots.json")
+
+
+def test_shots_whose_images_are_links(folder: Path):
+    (folder / "kept").mkdir()
+    (folder / "0.png").rename(folder / "kept/blob")
+    (folder / "set").mkdir()
+    (folder / "set/0.png").symlink_to("../kept/blob")
+    (shot,) = load_shots(write(folder / "set/shots.jsonl", [{"image": "0.png", "answer": "a cat"}]))
+    np.testing.assert_array_equal(shot.pixels, picture(0))
+    with pytest.raises(DocumentError, match="outside the folder"):
+        load_shots(write(folder / "set/shots.jsonl", [{"image": str(folder / "kept/blob"), "answer": "a cat"}]))
+
+
 def test_yaml_runs_nothing(folder: Path):
     path = folder / "shots.yaml"
     path.write_text("- !!python/object/apply:os.system ['touch ran']\n")
@@ -86,6 +121,12 @@ def test_yaml_runs_nothing(folder: Path):
         load_shots(path)
     path.write_text("image: 0.png\n")
     with pytest.raises(DocumentError, match="holds dict instead of a list"):
+        load_shots(path)
+    path.write_text("- {question: a, question: b, answer: c}\n")
+    with pytest.raises(DocumentError, match="entry 1 has 'question' twice, of which one would be lost"):
+        load_shots(path)
+    path.write_text("- {question: is it so, answer: yes}\n")
+    with pytest.raises(DocumentError, match="entry 1: its answer is True instead of text: put it in quotes"):
         load_shots(path)
 
 
@@ -126,12 +167,25 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     after = generalist.read([picture(1), " block 1", picture(2), " block 2"])
     asked = [[picture(0)], [picture(3), "question: what? answer:"]]
-    assert [line["text"] for line in lines] == generalist.prompt(asked, after=after, tokens=4)
+    expected = generalist.prompt(asked, after=after, tokens=4)
+    assert [line["answer"] for line in lines] == [text.strip() for text in expected]
+    assert [line["images"] for line in lines] == [[str(folder / "0.png")], [str(folder / "3.png")]]
+    assert [line["question"] for line in lines] == ["", "what?"]
     assert [line["shots"] for line in lines] == [[1, 2], [1, 2]]
     assert main([*command, "--retrieve", "1"]) == 0
     assert all(len(json.loads(line)["shots"]) == 1 for line in capsys.readouterr().out.splitlines())
-    assert main(["prompt", image, "--choices", "block", "left", *weights]) == 0
-    assert capsys.readouterr().out.strip().rsplit("\n", 1)[-1].strip() in ("block", "left")
+    chosen = ["prompt", image, "push", "--choices", "block", " left", *weights]
+    assert main(chosen) == 0
+    told = capsys.readouterr().out.rsplit("\n", 2)[-2]
+    assert told in ("block", "left")
+    assert main([*chosen, "--json"]) == 0
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (line["answer"], line["images"], line["question"]) == (told, [image], "push")
+    likelihoods = rank(generalist, [[picture(0), "push"]], [" block", " left"])[0]
+    np.testing.assert_allclose([one["log_likelihood"] for one in line["choices"]], likelihoods, rtol=1e-4)
+    shares = np.exp(likelihoods) / np.exp(likelihoods).sum()
+    np.testing.assert_allclose([one["probability"] for one in line["choices"]], shares, rtol=1e-4)
+    assert [one["choice"] for one in line["choices"]] == ["block", "left"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +198,17 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
         (["push", "--template", "{answer}"], "a template has {question} once"),
         (["push", "--tokens", "0"], "tokens must be at least 1"),
         (["push " * 200], "takes 4"),
+        (["picture.tga"], "there is no image picture.tga"),
+        (["", "push"], "a part of the prompt is empty"),
+        (["caf\udce9.png"], "'caf\\udce9.png' is not UTF-8"),
+        (["{folder}/", "push"], "is a folder: name an image in it"),
+        (["my cat.png"], "there is no image my cat.png; if that is meant as text, write a space behind it"),
+        (["{folder}/notes"], "notes is no image that can be read (it is none of PNG, JPEG"),
+        (["{folder}/cut", "push"], "cut is no image that can be read (image file is truncated"),
+        (["push", "--choices", "a", " "], "--choices takes different texts that are not empty"),
+        (["push", "--choices", "a", " a"], "--choices takes different texts that are not empty"),
+        (["push", "--choices", "a", "--top-p", "0.5"], "--choices writes nothing: leave out --top-p"),
+        (["push", "--template", "Q: {question} A: {answer}"], "--template is for questions in files"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -154,5 +219,37 @@ def test_what_is_wrong_is_said(
     message: str,
 ):
     make_model("frame").save(folder / "weights")
+    (folder / "notes").write_text("no image")
+    (folder / "cut").write_bytes((folder / "0.png").read_bytes()[:2000])
+    arguments = [one.replace("{folder}", str(folder)) for one in arguments]
     assert main(["prompt", *arguments, "--weights", str(folder / "weights")]) == 1
     assert message in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_is_an_image_whatever_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "0.png").rename(folder / "a photo")
+    monkeypatch.chdir(folder)
+    assert part_of("a photo") == Path("a photo")
+    assert part_of("a photo of") == "a photo of"
+    assert part_of("what is in 1.png? ") == "what is in 1.png? "
+    assert part_of("x" * 5000) == "x" * 5000
+    with pytest.raises(ValueError, match=r"part 2 of the prompt is the text '1.png', but also an image: give Path"):
+        check_parts(["a cat", "1.png"])
+
+
+def test_nothing_written_is_said(
+    folder: Path,
+    make_model: Callable[..., Generalist],
+    capsys: pytest.CaptureFixture[str],
+):
+    generalist = make_model("frame")
+    generalist.save(folder / "weights")
+    image = str(folder / "0.png")
+    # Writing ends before the first letter, whatever it is: as where the model ends at once.
+    letters = ["--stop", *map(chr, range(32, 127)), "\ufffd"]
+    assert main(["prompt", image, "push the", "--tokens", "2", "--weights", str(folder / "weights"), *letters]) == 0
+    written = generalist.prompt([Path(image), "push the"], tokens=2, stop=letters[1:])
+    told = capsys.readouterr()
+    assert not written and told.out.endswith("\n\n")
+    assert "note: the model wrote nothing on prompt 1: it ended its text at once" in told.err
+    assert "'question: what is this? answer:' with the question in it" in told.err

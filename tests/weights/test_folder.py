@@ -182,3 +182,19 @@ def test_no_folder_or_nothing_in_it(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="no \\*\\.safetensors"):
         WeightsFolder(tmp_path)
+
+
+def test_weights_saved_anew_beside_an_older_index(folder: Path):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    save_file({"a": 2 * A, "b": B}, folder / "model.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"two sets of weights.*: delete model.safetensors, or the index with its shards"
+    ):
+        WeightsFolder(folder)
+    index.unlink()
+    for shard in folder.glob("model-*"):
+        shard.unlink()
+    np.testing.assert_array_equal(WeightsFolder(folder).read({"a": tensor("a", 2, 3)}, ["b"])["a"], 2 * A)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys("ab", "model.safetensors")}))
+    assert WeightsFolder(folder).shapes == {"a": (2, 3), "b": (2, 3)}, "an index may name the whole"
