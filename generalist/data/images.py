@@ -65,13 +65,18 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """An image file, opened; whatever goes wrong with it until it is closed names it.
 
     Raises:
-        DocumentError: it is no image, broken, or larger than 64 million pixels.
+        DocumentError: it is no image, broken, larger than 64 million pixels, or has a transparency that Pillow would misread.
     """
     try:
         # Not by its name: what Pillow then maps into memory it turns wrongly (a TIFF that lies on its side).
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
+            if "transparency" in image.info and any(tile.args == "RGB;16B" for tile in image.tile):
+                # Pillow looks for a colour of 16 bits among colours of 8.
+                raise DocumentError(
+                    f"{path} has one transparent colour of 16 bits: save it with 8, or with an opacity channel"
+                )
             yield image
     except DocumentError:
         raise

@@ -143,6 +143,15 @@ def test_an_image_that_was_cut_off_is_found_before_it_is_read(tmp_path: Path, en
         check_image(path)
 
 
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path):
+    colour = struct.pack(">HHH", 300, 300, 300)
+    (tmp_path / "a.png").write_bytes(png(16, 2, 1, colour))
+    assert grey(tmp_path / "a.png") == [1]
+    (tmp_path / "a.png").write_bytes(png(16, 2, 1, colour, colour))
+    with pytest.raises(DocumentError, match="a.png has one transparent colour of 16 bits: save it with 8, or with"):
+        check_image(tmp_path / "a.png")
+
+
 def test_what_is_no_image(tmp_path: Path):
     with pytest.raises(DocumentError, match=r"there is no image .*a.png: put it there"):
         check_image(tmp_path / "a.png")
