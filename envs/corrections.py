@@ -75,7 +75,7 @@ class Corrected(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def _see(self, observation: Any) -> None:
-        """Keeps copies of what is seen and of the expert's answer: experts and players may write into the arrays they are given."""
+        """Keeps copies of what is seen and of the expert's answer: both sides may write into the arrays they are given."""
         self._observation = copied(observation)
         self._answer = copied(self._asked(copied(observation)))
 
