@@ -73,6 +73,11 @@ class ModelPolicy:
         """See `eval.control.Policy`."""
         return self._policy.act(observations)
 
+    @property
+    def cut_off(self) -> dict[str, float]:
+        """See `ControlPolicy.cut_off`."""
+        return self._policy.cut_off
+
     def _prefix(self, begun: Begun) -> Tokens:
         layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler
         if not self._prompt.demonstrations:

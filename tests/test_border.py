@@ -289,6 +289,9 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
         policy.reset([0], ["push the red block"], [0])
         actions.append(policy.act([given_as(observation)])[0])
     np.testing.assert_array_equal(actions[0], actions[1])
+    assert policy.cut_off == {}
+    policy.act([np.float32([1000, 0, 0])])
+    assert policy.cut_off == {name: 1 / 9}
     with pytest.raises(ValueError, match=f"{name}: the observation has shape .4,., but its space has"):
         policy.act([np.zeros(4, np.float32)])
     with pytest.raises(ValueError, match=f"{name}: the observation is nan at"):

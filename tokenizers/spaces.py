@@ -112,6 +112,11 @@ class SpaceTokenizer:
         return sum(part.projection_size for part in self.parts)
 
     @property
+    def measured(self) -> int:
+        """Standardised numbers of a step."""
+        return sum(part.size for part in self.parts if isinstance(part, TensorPart))
+
+    @property
     def tokens_per_step(self) -> int | None:
         """Positions a step takes; None if there is a Text, whose length varies."""
         counts = [part.tokens_per_step for part in self.parts if not part.projection_size]

@@ -21,6 +21,7 @@ from generalist.inference.decode import allow
 from generalist.inference.load import Generalist
 from generalist.inference.rows import POSITIONAL, row_images, side_by_side, stack_rows
 from generalist.inference.window import StepWindow
+from generalist.tokenizers.parts import CLIP
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
 from generalist.tokenizers.spaces import TaskLayout
@@ -106,6 +107,7 @@ class ControlPolicy:
             images=self.shape.modalities.count(Modality.IMAGE),
             temperature=self.shape.temperature,
         )
+        self._cut: dict[str, list[int]] = {name: [0, 0] for name, _ in self._runs}
         self.logits: Float[Array, "B A V"] | None = None
         """What the last actions were chosen from, of all ids."""
         self._last: list[Any] = [
@@ -135,7 +137,7 @@ class ControlPolicy:
             old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)
         ]
-        tokens = self._decode(self._observe())
+        tokens = self._decode(self._observe(np.array([one is not None for one in observations])))
         actions, at = [], 0
         for layout, count in self._layouts():
             actions += layout.action.decode_batch(tokens[at : at + count])
@@ -156,12 +158,25 @@ class ControlPolicy:
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
 
-    def _observe(self) -> Batch:
-        """All lanes' observations, those of one layout by one call of the tokenizer, as if they were the steps of an episode."""
+    @property
+    def cut_off(self) -> dict[str, float]:
+        """Share of the projected numbers observed so far that lay beyond what their statistics reach, by layout; only above 0."""
+        return {name: cut / numbers for name, (cut, numbers) in self._cut.items() if cut}
+
+    def _observe(self, acting: np.ndarray) -> Batch:
+        """All lanes' observations, those of one layout by one call of the tokenizer, as if they were the steps of an episode.
+
+        Args:
+            acting: bool (B,), the lanes whose observations are new.
+        """
         batches, at = [], 0
         for layout, count in self._layouts():
             values = layout.observation.stack(self._last[at : at + count])
             flat = self.generalist.assembler.step(layout, values, hide_actions=self.shape.hidden)
+            if len(flat.tensors):
+                seen = flat.tensors[acting[at : at + count]]
+                self._cut[layout.name][0] += int((np.abs(seen) >= CLIP).sum())
+                self._cut[layout.name][1] += len(seen) * layout.observation.measured
             batches.append(self._split(flat, count))
             at += count
         return side_by_side(batches, self.generalist.config.model.frame_tokens)
