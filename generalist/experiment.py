@@ -6,7 +6,7 @@ from generalist.cluster import join
 from generalist.config import Config
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.experts import record_missing
-from generalist.run import check_same_settings, write_json
+from generalist.run import check_same_settings, forget, forget_unless_measured, write_json
 from generalist.settings import plain
 from generalist.tokenizers.text import TextTokenizer
 
@@ -23,22 +23,22 @@ def run(config: Config, command: list[str], console: Console) -> None:
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
     several = join(config.cluster, console)
-    if not several:
-        check_same_settings(config)
-        record_missing(config, console)
-        console.print("loading JAX ...", highlight=False)
-    else:
-        from generalist.training.hosts import is_first, wait_for_all
-
-        if is_first():
-            check_same_settings(config)
-            record_missing(config, console)
-        wait_for_all("recorded")
+    console.print("loading JAX ...", highlight=False)
+    from generalist.beforehand import check
     from generalist.prepare import prepare
+    from generalist.training.hosts import is_first, wait_for_all
     from generalist.training.loop import Interrupted, train
 
-    prepared = prepare(config, console)
+    start = None
+    if is_first():
+        begun = check_same_settings(config)
+        start = check(config)
+        if not begun:
+            forget(config)
+        record_missing(config, console)
+    wait_for_all("recorded")
     try:
+        prepared = prepare(config, console, start)
         train(
             config,
             prepared.tokenizers.model_spec(),
@@ -52,6 +52,10 @@ def run(config: Config, command: list[str], console: Console) -> None:
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
+    except BaseException:
+        if is_first():
+            forget_unless_measured(config)
+        raise
     if several:
         console.print("trained; the same command in one process scores the weights", highlight=False)
         return

@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,31 +144,106 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+class RunTraining(Protocol):
+    """Of a run's settings of training, what says where it stands."""
+
+    @property
+    def checkpoints(self) -> str: ...
+
+
 class RunSettings(Protocol):
     """Settings of any kind of run."""
 
     @property
     def folder(self) -> Path: ...
 
+    @property
+    def training(self) -> RunTraining: ...
 
-def check_same_settings(config: RunSettings) -> bool:
-    """Whether the run's folder exists already, with the same settings.
+
+def has_begun(folder: Path, checkpoints: str = "") -> bool:
+    """Whether a run has anything that another one must not take the place of: a checkpoint, or scores.
+
+    Args:
+        folder: the run's.
+        checkpoints: the folder or bucket of its checkpoints, if it is not in the run's.
 
     Raises:
-        ValueError: it exists with other settings; the message names the first that differs.
+        ImportError: the bucket's package is not installed.
     """
+    if any((folder / name).exists() for name in ("results.json", "evaluation")):
+        return True
+    from etils import epath
+
+    places = {str(folder / "checkpoints"), checkpoints, _stored_checkpoints(folder)} - {""}
+    # Orbax names whole checkpoints by their steps, and those in the making otherwise.
+    return any(
+        place.is_dir() and any(one.name.isdigit() for one in place.iterdir()) for place in map(epath.Path, places)
+    )
+
+
+def _stored_checkpoints(folder: Path) -> str:
+    """Where the run's own settings say that its checkpoints are; empty where they do not."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["checkpoints"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return ""
+    return stored if isinstance(stored, str) else ""
+
+
+def check_same_settings(config: RunSettings) -> bool:
+    """Whether the run has begun already, with the same settings. What a run left that has no checkpoint is in nobody's way: see
+    `forget`.
+
+    Raises:
+        ValueError: it has begun with other settings; the message names the first that differs. Or its settings are damaged.
+        NotADirectoryError: a file is where its folder would be.
+    """
+    for folder in (config.folder, *config.folder.parents):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(
+                f"{folder} is a file, so that {config.folder} can be no folder: choose --runs and --name"
+            )
     path = config.folder / "config.json"
-    if not path.exists():
+    if not path.exists() or not has_begun(config.folder, config.training.checkpoints):
         return False
-    stored, now = json.loads(path.read_text(encoding="utf-8")), plain(config)
-    for name in sorted(flatten(stored).keys() | flatten(now).keys()):
-        old, new = flatten(stored).get(name), flatten(now).get(name)
+    try:
+        stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or train in another folder with --name") from error
+    now = flatten(plain(config))
+    for name in sorted(stored.keys() | now.keys()):
+        old, new = stored.get(name), now.get(name)
         if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
             raise ValueError(
                 f"{config.folder} holds a run with {name} = {old}, not {new}: "
                 f"use the same setting to go on with it, or another folder with --name"
             )
     return True
+
+
+OWN_FILES = ("config.json", "tokenizers.json", "text.model", "metrics.jsonl")
+OWN_FOLDERS = ("checkpoints", "tensorboard", "processes", "profile")
+
+
+def forget(config: RunSettings) -> None:
+    """Removes what a run left that ended before its first checkpoint, and its folder if nothing else is in it: the next command
+    of that name begins anew, with any settings."""
+    if has_begun(config.folder, config.training.checkpoints):
+        return
+    for name in OWN_FILES:
+        (config.folder / name).unlink(missing_ok=True)
+    for name in OWN_FOLDERS:
+        shutil.rmtree(config.folder / name, ignore_errors=True)
+    if config.folder.is_dir() and not any(config.folder.iterdir()):
+        config.folder.rmdir()
+
+
+def forget_unless_measured(config: RunSettings) -> None:
+    """`forget`, of a run that failed before it measured anything: there is nothing in its folder to look into."""
+    metrics = config.folder / "metrics.jsonl"
+    if not metrics.exists() or not metrics.stat().st_size:
+        forget(config)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
