@@ -163,7 +163,10 @@ def evaluate(
     for agent in agents:
         if stop.is_set():
             break
-        console.print(f"{agent.name}: {len(played_tasks)} tasks, {asked['episodes']} episodes each", highlight=False)
+        console.print(
+            f"{agent.name}: {report.counted(len(played_tasks), 'task')}, {report.counted(asked['episodes'], 'episode')} each",
+            highlight=False,
+        )
         with stopping(stop, console), counting(console, transient=True, disable=not console.is_terminal) as progress:
             episodes, notes[agent.name] = play(
                 generalist,

@@ -81,7 +81,7 @@ def show(comparison: "Comparison", console: Console) -> None:
     table = Table("", "A %", "B %", "B - A", "P(B > A) %", "pairs", title="percent of expert, with 95% intervals")
     for domain in comparison.domains:
         paired = sum(task.paired for task in domain.tasks)
-        shown = [f"{value:.1f}" for value in (domain.before, domain.after)]
+        shown = [f"{value:z.1f}" for value in (domain.before, domain.after)]
         table.add_row(
             domain.name, *shown, str(domain.difference), str(domain.improvement), f"{paired}/{len(domain.tasks)}"
         )
@@ -92,9 +92,9 @@ def show(comparison: "Comparison", console: Console) -> None:
     different = [task for task in tasks if task.differs]
     console.print(f"{len(different)} of {len(tasks)} tasks differ (5%, after Holm's correction)", highlight=False)
     for task in sorted(different, key=lambda one: one.difference.value):
-        line = f"  {task.name}: {task.before:.0f} → {task.after:.0f}, {task.difference.value:+.1f} "
+        line = f"  {task.name}: {task.before:z.0f} → {task.after:z.0f}, {task.difference.value:+z.1f} "
         console.print(
-            f"{line}[{task.difference.low:.0f}, {task.difference.high:.0f}], p = {task.p:.4f}",
+            f"{line}[{task.difference.low:z.0f}, {task.difference.high:z.0f}], p = {task.p:.4f}",
             highlight=False,
             markup=False,
         )

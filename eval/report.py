@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from generalist.console import READABLE
 from generalist.eval import checks
 from generalist.eval.scores import CONFIDENCE, RESAMPLES, Estimate
 from generalist.run import write_json
@@ -204,7 +205,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     for suite, summary in results["control"].items():
         cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
         console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
-        console.print(Columns(cells, padding=(0, 3), equal=True))
+        console.print(Columns(cells, padding=(0, 3), equal=True), width=min(console.width, READABLE))
     for part, reason in results["failed"].items():
         console.print(f"{part} failed: {reason}", style="red", highlight=False, markup=False)
 
@@ -220,15 +221,15 @@ def overview(results: Mapping[str, Any]) -> Table:
         table.add_column(header, no_wrap=True)
     for suite, summary in results["control"].items():
         means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
-        table.add_row(f"{suite} %", means, middle, "random 0", f"{summary['episodes']} episodes")
+        table.add_row(f"{suite} %", means, middle, "random 0", counted(summary["episodes"], "episode"))
     for split, naming in results["naming"].items():
-        against, counted = f"chance {naming['chance']:.0f}", f"{naming['items']} drawings"
-        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, counted)
-        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
-        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, counted)
-        for other in ("wrong", "none"):
+        against, drawn = f"chance {naming['chance']:.0f}", counted(naming["items"], "drawing")
+        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, drawn)
+        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, drawn)
+        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, drawn)
+        for other, said in (("wrong", "wrong"), ("none", "no")):
             gain = str(Estimate(**naming[f"caption_gain_over_{other}"]))
-            table.add_row("  caption, nats", gain, "", f"{other} image 0", counted)
+            table.add_row("  caption, nats", gain, "", f"{said} image 0", drawn)
     for name, text in results["language"].items():
         against = f"unigram {text['unigram_perplexity']['value']:.0f}"
         perplexity = str(Estimate(**text["perplexity"]))
@@ -236,8 +237,13 @@ def overview(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def counted(number: int, what: str) -> str:
+    """`1 episode`, `20 episodes`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _task_cell(name: str, task: Mapping[str, Any]) -> Text:
     """A task's name with its percent, red to green."""
     value = task["percent"]["value"]
     style = "green" if value >= 80 else "yellow" if value >= 30 else "red"
-    return Text.assemble((f"{value:4.0f}", style), f" {name}")
+    return Text.assemble((f"{value:z4.0f}", style), f" {name}")

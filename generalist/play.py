@@ -193,7 +193,7 @@ def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[M
             console.print(f"{task.name}: {moment.instruction}", highlight=False, markup=False)
         if moment.score is not None:
             percent = task.normalized(moment.score)
-            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:.0f}% of the way from random to expert"
+            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:z.0f}% of the way from random to expert"
             console.print(line, highlight=False)
         yield moment
 

