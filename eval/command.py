@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.eval import agents_command, fewshot_command
+from generalist.places import check_file
 
 if TYPE_CHECKING:
     from generalist.eval.compare import Comparison
@@ -109,9 +110,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
     )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FOLDER", help="for --videos: weights that are not in the run's folder"
-    )
+    parser.add_argument("--weights", metavar="FOLDER", help="for --videos: weights that are not in the run's folder")
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
@@ -119,6 +118,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.weights and not arguments.videos:
         raise ValueError("--weights are for --videos: name both or neither")
+    check_file(arguments.out, "--out")
     source = results_path(arguments.source)
     page.write(
         source,

@@ -141,25 +141,35 @@ def is_fewshot(results: Mapping[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no results file {path}: evaluate the run first") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"there is no results file {path}: train.py writes one into a run's folder, `generalist eval` where --out says"
+        ) from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder: name the results file in it") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
+        raise ValueError(
+            f"{path} is damaged, or no results file ({error}): evaluate again, or name another file"
+        ) from error
     if not isinstance(results, dict):
-        raise ValueError(f"{path} is no results file of an evaluation")
+        raise ValueError(f"{path} is no results file of an evaluation: name another one")
     return results
 
 
 def _checked_control(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    if is_fewshot(results):
+        raise ValueError(
+            f"{path} has results of generalist eval fewshot, where those of agents are needed: name another file"
+        )
     if "control" not in results:
-        raise ValueError(f"{path} is no results file of an evaluation")
+        raise ValueError(f"{path} is no results file of an evaluation: name another one")
     _check(path, results, checks.check)
     return results
 
 
 def _checked_fewshot(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not is_fewshot(results):
-        raise ValueError(f"{path} is no results file of generalist eval fewshot")
+        raise ValueError(f"{path} is no results file of generalist eval fewshot: name another one")
     _check(path, results, checks.check_fewshot)
     return results
 

@@ -9,8 +9,9 @@ from generalist.data.episodes import EpisodeCache
 from generalist.experts import correction_folders, suite_tasks
 from generalist.inference.load import Generalist
 from generalist.inherit import check_same_model
+from generalist.loaders import check_loaders
 from generalist.model.config import ModelSpec
-from generalist.prepare import check_same_encoder, open_corrections
+from generalist.prepare import NO_SOURCE, check_same_encoder, open_corrections
 from generalist.run import has_begun, model_spec
 from generalist.shapes import NO_IMAGE, batch_spec
 from generalist.training.loss import KINDS
@@ -19,6 +20,7 @@ from generalist.vision.load import check_encoder, load_encoder
 from generalist.weights.language import LanguageModel
 
 # Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
+TEXTS_AND_IMAGES = ("emoji", "fewshot", "prose", "documents")
 METRICS = ("loss", "gradient_norm", "skipped", "step_seconds")
 
 
@@ -33,6 +35,8 @@ def check(config: Config) -> Generalist | None:
     tasks = suite_tasks(config)
     for task in tasks.get("own", []):
         task.make().close()
+    if not tasks and not any(getattr(config.data, name).weight > 0 for name in TEXTS_AND_IMAGES):
+        raise ValueError(NO_SOURCE)
     if correction_folders(config):
         open_corrections(config, EpisodeCache(config.data.cache_megabytes))
     check_encoder(config.model.vision.encoder)
@@ -51,7 +55,7 @@ def check(config: Config) -> Generalist | None:
 
 def _check_sizes(config: Config) -> None:
     """The devices' mesh and the sizes of a batch."""
-    own_shards(make_mesh(config.training), config.data.shards)
+    check_loaders(config.data.loaders, len(own_shards(make_mesh(config.training), config.data.shards)))
     batch_spec(config, _some_spec(config), *NO_IMAGE)
 
 
@@ -74,7 +78,7 @@ def _check_texts_and_images(config: Config) -> None:
 
 def _check_best_metric(config: Config, tasks: dict) -> None:
     data, best = config.data, config.training.best_metric
-    texts = [name for name in ("emoji", "fewshot", "prose", "documents") if getattr(data, name).weight > 0]
+    texts = [name for name in TEXTS_AND_IMAGES if getattr(data, name).weight > 0]
     sources = [*tasks, *texts]
     known = [*METRICS, *(f"{what}/{name}" for what in ("loss", "accuracy") for name in sources)]
     known += [f"loss/{kind}" for kind in KINDS]

@@ -424,6 +424,7 @@ class Config:
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.data.shards % self.training.micro_batches:
             raise ValueError(
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
@@ -491,6 +492,17 @@ class Config:
     def checkpoints(self) -> str:
         """Where its checkpoints are."""
         return self.training.checkpoints or str(self.folder / "checkpoints")
+
+
+def check_name(name: str) -> None:
+    """Whether a run can be called so.
+
+    Raises:
+        ValueError: its folder would not be under `runs`.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise ValueError(f"name must be a folder's under `runs`, such as pocket, got {name!r}")
 
 
 def check_complete(config: Config) -> None:

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from generalist.cluster import join
 from generalist.config import Config
-from generalist.contrastive.config import ContrastiveConfig
+from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.experts import record_missing
 from generalist.run import check_same_settings, forget, forget_unless_measured, write_json
 from generalist.settings import plain
@@ -75,18 +75,23 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
+    check_effective(config)
     again = check_same_settings(config)
     console.print("loading JAX ...", highlight=False)
-    from generalist.contrastive.data import OwnPairs, learn_text, open_batches, open_pairs
+    from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
     from generalist.contrastive.dual import DualEncoder
     from generalist.contrastive.train import export, train
     from generalist.data.documents import Documents
     from generalist.eval.contrastive import evaluate, show
     from generalist.training.loop import Interrupted
+    from generalist.training.sharding import make_mesh
 
     pairs = open_pairs(config)
     heldout = OwnPairs(Documents(config.heldout)) if config.heldout is not None else None
+    check_batch(len(pairs), config.batch)
+    make_mesh(config.training)
     if not again:
+        forget(config)
         console.print("learning the text tokenizer ...", highlight=False)
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +104,9 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
+    except BaseException:
+        forget_unless_measured(config)
+        raise
     export(config, state.params)
     results = evaluate(DualEncoder.load(config.folder), heldout, console)
     write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})

@@ -39,6 +39,7 @@ from generalist.vision.load import load_encoder
 from generalist.weights.language import LanguageModel
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
+NO_SOURCE = "no source takes part: give at least one of data.*.weight a value above 0"
 STATISTICS_EPISODES = 8  # a task, for the mean and deviation of projected tensors and of frames
 STATISTICS_FRAMES = 100  # of each, and somewhat more of long ones
 
@@ -330,5 +331,5 @@ def open_sources(
         )
         sources.append(Source(name="documents", weight=data.documents.weight, parts=[own]))
     if not sources:
-        raise ValueError("no source takes part: give at least one of data.*.weight a value above 0")
+        raise ValueError(NO_SOURCE)
     return sources

@@ -212,6 +212,11 @@ def check_same_settings(config: RunSettings) -> bool:
     except (ValueError, RecursionError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or train in another folder with --name") from error
     now = flatten(plain(config))
+    kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (stored, now)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
+        )
     for name in sorted(stored.keys() | now.keys()):
         old, new = stored.get(name), now.get(name)
         if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
