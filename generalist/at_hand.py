@@ -138,6 +138,6 @@ def shipped_weights() -> Path:
     """
     if not SHIPPED.is_dir():
         raise FileNotFoundError(
-            "no weights come with this installation: name trained ones with --run NAME or --weights FOLDER"
+            "no weights come with this installation: name trained ones, a run's folder or one of `generalist export`"
         )
     return SHIPPED

@@ -126,7 +126,7 @@ class Tokenizers:
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
+            raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{folder / 'tokenizers.json'} is damaged ({type(error).__name__}: {error}): "
