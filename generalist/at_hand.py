@@ -99,9 +99,9 @@ def weights_folder(name: Path | str | None) -> Path:
     if name is None or str(name) == SHIPPED_NAME:
         return shipped_weights()
     folder = Path(name)
-    if not (folder / "config.json").is_file():
+    if lacking := [name for name in ("config.json", "tokenizers.json") if not (folder / name).is_file()]:
         run = Path("runs") / folder
-        near = f"did you mean {run}?" if (run / "config.json").is_file() else "there is no config.json in it"
+        near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
             f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket, or "
             f"`{SHIPPED_NAME}`"

@@ -267,8 +267,8 @@ class TrainingConfig:
     steps: int = 2400
     """Optimizer steps."""
     start: str = ""
-    """A folder of weights to begin with (`generalist export`), with their text pieces and the layouts that they know; empty: all
-    is drawn and learnt anew."""
+    """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
+    that they know, and their settings of `model` and `tokens`; empty: all is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3

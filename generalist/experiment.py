@@ -6,7 +6,7 @@ from generalist.cluster import join
 from generalist.config import Config
 from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.experts import record_missing
-from generalist.run import check_same_settings, forget, forget_unless_measured, write_json
+from generalist.run import RunSettings, check_same_settings, forget, forget_unless_measured, write_json
 from generalist.settings import plain
 from generalist.tokenizers.text import TextTokenizer
 
@@ -34,7 +34,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
         begun = check_same_settings(config)
         start = check(config)
         if not begun:
-            forget(config)
+            begin_anew(config, console)
         record_missing(config, console)
     wait_for_all("recorded")
     try:
@@ -91,7 +91,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     check_batch(len(pairs), config.batch)
     make_mesh(config.training)
     if not again:
-        forget(config)
+        begin_anew(config, console)
         console.print("learning the text tokenizer ...", highlight=False)
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -113,3 +113,12 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     show(results, console)
     console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
     console.print(f"every number: {config.folder / 'results.json'}", highlight=False)
+
+
+def begin_anew(config: RunSettings, console: Console) -> None:
+    """Takes away what a run without a checkpoint left, and tells it."""
+    if (config.folder / "config.json").exists():
+        console.print(
+            f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False
+        )
+    forget(config)

@@ -43,8 +43,9 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
     if given["training.start"] and not {"-h", "--help"} & set(arguments):
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])
-        # What they had of a pretrained trunk is among their own parameters by now.
-        model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, remat=default.model.remat)
+        # What they had of a pretrained trunk is among their own parameters by now; how they were trained is another matter.
+        how = {name: getattr(default.model, name) for name in ("remat", "stochastic_depth")}
+        model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
         default = dataclasses.replace(default, model=model, tokens=known.tokens)
     return tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description)
 

@@ -6,6 +6,7 @@ runs/<name>/config.json      every setting
             checkpoints/  metrics.jsonl  tensorboard/  evaluation/  results.json
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -205,49 +206,62 @@ def check_same_settings(config: RunSettings) -> bool:
                 f"{folder} is a file, so that {config.folder} can be no folder: choose --runs and --name"
             )
     path = config.folder / "config.json"
-    if not path.exists() or not has_begun(config.folder, config.training.checkpoints):
+    if not path.exists():
         return False
     try:
         stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+        if not {"name", "runs", "training.steps"} <= stored.keys():
+            raise ValueError("it is no run's")
     except (ValueError, RecursionError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or train in another folder with --name") from error
+    if not has_begun(config.folder, config.training.checkpoints):
+        return False
     now = flatten(plain(config))
     kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (stored, now)]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
         )
-    for name in sorted(stored.keys() | now.keys()):
-        old, new = stored.get(name), now.get(name)
+    # The weights to begin with come first: most of the model's settings are theirs.
+    for name in sorted(stored.keys() | now.keys(), key=lambda name: (name != "training.start", name)):
+        old, new = (one.get(name) for one in (stored, now))
         if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
             raise ValueError(
-                f"{config.folder} holds a run with {name} = {old}, not {new}: "
+                f"{config.folder} holds a run with {name} = {_said(old)}, not {_said(new)}: "
                 f"use the same setting to go on with it, or another folder with --name"
             )
     return True
 
 
-OWN_FILES = ("config.json", "tokenizers.json", "text.model", "metrics.jsonl")
-OWN_FOLDERS = ("checkpoints", "tensorboard", "processes", "profile")
+def _said(value: Any) -> str:
+    return "(empty)" if value in ("", [], None) else str(value)
 
 
 def forget(config: RunSettings) -> None:
     """Removes what a run left that ended before its first checkpoint, and its folder if nothing else is in it: the next command
-    of that name begins anew, with any settings."""
-    if has_begun(config.folder, config.training.checkpoints):
+    of that name begins anew, with any settings. Nothing is removed of a run that has begun, nor what a run does not write.
+    `check_same_settings` comes before: the folder is a run's.
+    """
+    folder = config.folder
+    if not (folder / "config.json").exists() or has_begun(folder, config.training.checkpoints):
         return
-    for name in OWN_FILES:
-        (config.folder / name).unlink(missing_ok=True)
-    for name in OWN_FOLDERS:
-        shutil.rmtree(config.folder / name, ignore_errors=True)
-    if config.folder.is_dir() and not any(config.folder.iterdir()):
-        config.folder.rmdir()
+    for name in ("tensorboard", "processes", "profile"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for unfinished in (folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for name in ("tokenizers.json", "text.model", "metrics.jsonl", "config.json"):  # by the last one a run is known
+        (folder / name).unlink(missing_ok=True)
+    for place in (folder / "checkpoints", folder):
+        with contextlib.suppress(OSError):  # there is something else in it, or it is not there
+            place.rmdir()
 
 
 def forget_unless_measured(config: RunSettings) -> None:
     """`forget`, of a run that failed before it measured anything: there is nothing in its folder to look into."""
-    metrics = config.folder / "metrics.jsonl"
-    if not metrics.exists() or not metrics.stat().st_size:
+    metrics, checkpoints = (config.folder / name for name in ("metrics.jsonl", "checkpoints"))
+    measured = metrics.exists() and metrics.stat().st_size
+    saving = checkpoints.is_dir() and any(checkpoints.iterdir())  # in the background, perhaps
+    if not measured and not saving:
         forget(config)
 
 

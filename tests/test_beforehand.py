@@ -14,6 +14,7 @@ from rich.console import Console
 from generalist import experiment
 from generalist.beforehand import check
 from generalist.config import Config
+from generalist.contrastive.config import ContrastiveConfig
 from generalist.inference.load import Generalist
 from generalist.inherit import parse
 from generalist.presets import debug
@@ -122,16 +123,28 @@ def test_what_has_a_checkpoint_or_scores_is_never_forgotten(config: Config, tmp_
 def test_what_is_of_its_user_stays_in_the_folder(config: Config):
     begun(config)
     (config.folder / "notes.txt").write_text("mine")
+    (config.folder / "checkpoints" / "epoch=3.ckpt").touch()
     forget(config)
-    assert [path.name for path in config.folder.iterdir()] == ["notes.txt"]
+    left = sorted(path.name for path in config.folder.rglob("*"))
+    assert left == ["checkpoints", "epoch=3.ckpt", "notes.txt"]
 
 
 def test_a_damaged_run_is_named(config: Config):
     begun(config)
     (config.folder / "checkpoints" / "10").mkdir()
     (config.folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged .* or train in another folder with --name"):
-        check_same_settings(config)
+    for content in ("{", "[]", '{"architectures": ["of another program"]}'):
+        (config.folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json is damaged .* or train in another folder with --name"):
+            check_same_settings(config)
+
+
+def test_a_run_of_another_kind_is_named(config: Config):
+    begun(config)
+    (config.folder / "checkpoints" / "10").mkdir()
+    towers = ContrastiveConfig(runs=config.runs, name=config.name)
+    with pytest.raises(ValueError, match="holds a run of the generalist, not of contrastive: train in another folder"):
+        check_same_settings(towers)
 
 
 def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_path: Path):

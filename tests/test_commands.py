@@ -1,16 +1,17 @@
 """Every command with what does not fit: one line with a remedy, before anything is computed."""
 
+import multiprocessing
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 
-from generalist import cli
 from generalist.cli import main
 from generalist.config import TrainingConfig
 from generalist.console import open_console
 from generalist.contrastive.config import ContrastiveConfig, check_effective
-from generalist.envs.workers import WorkerError
 
 
 @pytest.mark.parametrize(
@@ -59,20 +60,21 @@ def test_what_does_not_fit_is_said_in_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_worker_that_died_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    class Command:
-        DESCRIPTION = "Fails."
+def test_a_worker_that_died_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def kill_the_first() -> None:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.1)
+        workers[0].kill()
 
-        @staticmethod
-        def add_arguments(parser: object) -> None: ...
-
-        @staticmethod
-        def run(*_: object) -> int:
-            raise WorkerError("the process that played babyai/GoTo died")
-
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
-    assert main(["play"]) == 1
-    assert capsys.readouterr().out.startswith("error: the process that played babyai/GoTo died\n")
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    words = ["eval", "control", "--tasks", "classic/cartpole", "--workers", "1", "--out", str(tmp_path / "scores.json")]
+    assert main(words) == 1
+    killer.join()
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("error"))
+    assert line.startswith(
+        "error: the process that played classic/cartpole died (exit code -9); run the same command again"
+    )
 
 
 def test_tables_are_whole_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

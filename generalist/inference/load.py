@@ -92,11 +92,15 @@ class Generalist:
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
             WeightsError: it is no such folder, or its tensors are not those that its settings say.
-            ValueError: its tokenizers are damaged.
+            ValueError: its tokenizers are damaged, or it is a run's and there are several processes.
             ImportError: its frozen encoder needs a package that is not installed.
         """
         folder = weights_folder(folder)
         if is_run(folder):
+            if jax.process_count() > 1:  # they would have to read the checkpoint together
+                raise ValueError(
+                    f"{folder} is a run's: several processes take a folder that `generalist export` made of it"
+                )
             return cls.from_run(run_settings(folder))
         weights = WeightsFolder(folder)
         try:
