@@ -17,22 +17,20 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    import tyro
-    from rich.console import Console
-
-    from generalist.config import Config, check_complete
+    from generalist.config import check_complete
+    from generalist.console import TOLD, open_console, tell
+    from generalist.inherit import parse
     from generalist.presets import preset
     from generalist.weights.language import with_trunk
 
-    console = Console()
+    console = open_console()
     name, rest = (
         (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
     )
     try:
         if name == "contrastive":
             return train_contrastive(rest, console)
-        default = preset(name)
-        config = tyro.cli(Config, default=default, args=rest, prog=f"train.py {name}", description=preset_help())
+        config = parse(preset(name), rest, prog=f"train.py {name}", description=preset_help())
         check_complete(config)
         config = with_trunk(config)
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
@@ -42,13 +40,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from what is on disk")
         return 130
-    except (ValueError, ImportError, OSError, FloatingPointError, RuntimeError) as error:
-        if os.environ.get("GENERALIST_TRACEBACK"):
-            raise
-        console.quiet = False  # of several processes only the first one speaks, but errors are told by all
-        console.print("error:", error, style="bold red", highlight=False, markup=False, soft_wrap=True)
-        console.print("(GENERALIST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
-        return 1
+    except TOLD as error:
+        return tell(error, console)
     return 0
 
 

@@ -137,7 +137,7 @@ class CorrectedTask(Task):
 
     def make(self) -> gym.Env:
         """The environment of the task in its wrapper."""
-        return Corrected(self.task.make(), self.task, self.share, working_folder(self.folder, self.task))
+        return Corrected(self.task.make(), self.task, self.share, working_folder(self.place))
 
     @property
     def place(self) -> Path:
@@ -147,11 +147,11 @@ class CorrectedTask(Task):
     def begin(self) -> None:
         """Makes an empty working folder; what a killed run left there goes."""
         self.discard()
-        working_folder(self.folder, self.task).mkdir(parents=True)
+        working_folder(self.place).mkdir(parents=True)
 
     def discard(self) -> None:
         """Removes the working folder."""
-        shutil.rmtree(working_folder(self.folder, self.task), ignore_errors=True)
+        shutil.rmtree(working_folder(self.place), ignore_errors=True)
 
     def finish(self, played: Sequence[tuple[int, float, int]], settings: Mapping[str, Any]) -> int:
         """Makes a data set of the episodes that left a file, and moves it to its place; the number of their steps.
@@ -163,7 +163,7 @@ class CorrectedTask(Task):
         Raises:
             ValueError: there is none.
         """
-        work = working_folder(self.folder, self.task)
+        work = working_folder(self.place)
         files = {seed: work / f"{seed}.array_record" for seed, _, _ in played}
         kept = [one for one in played if files[one[0]].exists()]
         if not kept:

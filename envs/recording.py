@@ -2,6 +2,8 @@
 
 A task's episodes are divided into chunks with seeds of their own, so that the same settings give the same data set however many
 workers there are. Chunks are written into a hidden folder beside the data set's place, which is renamed when the last one is in.
+
+    <folder>/<suite>/<task>/150_episodes/1.0.0/      recordings of other numbers stand beside it: none takes another's place
 """
 
 import dataclasses
@@ -58,7 +60,7 @@ def record(
 
     Args:
         tasks: whose experts play.
-        folder: gets `<suite>/<task>/1.0.0`.
+        folder: gets what `recording_folder` says.
         episodes: how many, by the task's name.
         workers: processes.
         console: where progress is shown.
@@ -70,6 +72,7 @@ def record(
         ValueError: an expert succeeds too seldom for that many episodes.
         WorkerError: a worker process died.
     """
+    places = {task.name: recording_folder(folder, task, episodes[task.name], seed) for task in tasks}
     missing = [task for task in tasks if not is_recorded(task, folder, episodes[task.name], seed)]
     if len(missing) < len(tasks):
         console.print(
@@ -79,10 +82,10 @@ def record(
         return
     for task in {task.suite: task for task in missing}.values():
         task.make().close()  # a missing package is said before any worker starts
-    plans = {task.name: chunks(task, folder, episodes[task.name], seed) for task in missing}
+    plans = {task.name: chunks(task, places[task.name], episodes[task.name], seed) for task in missing}
     for task in missing:  # what a killed recording left behind goes first
-        shutil.rmtree(working_folder(folder, task), ignore_errors=True)
-        working_folder(folder, task).mkdir(parents=True)
+        shutil.rmtree(working_folder(places[task.name]), ignore_errors=True)
+        working_folder(places[task.name]).mkdir(parents=True)
     # The longest first, so that no worker is left with a long one at the end.
     order = sorted(missing, key=lambda task: -task.seconds * plans[task.name][0].episodes)
     jobs = [chunk for task in order for chunk in plans[task.name]]
@@ -90,7 +93,7 @@ def record(
         _run(
             jobs,
             plans,
-            folder,
+            places,
             workers,
             console,
             settings={task.name: fingerprint(task, episodes[task.name], seed) for task in missing},
@@ -104,13 +107,15 @@ def record(
         raise
     finally:
         for task in missing:
-            shutil.rmtree(working_folder(folder, task), ignore_errors=True)
+            shutil.rmtree(working_folder(places[task.name]), ignore_errors=True)
+    for task in missing:
+        _remove_outdated(rlds.dataset_folder(folder, task), task, seed)
 
 
 def _run(
     jobs: list[Chunk],
     plans: Mapping[str, list[Chunk]],
-    folder: Path,
+    places: Mapping[str, Path],
     workers: int,
     console: Console,
     settings: Mapping[str, str],
@@ -126,12 +131,15 @@ def _run(
             progress.update(bar, advance=chunk.episodes, name=chunk.task)
             if len(done[chunk.task]) == len(plans[chunk.task]):
                 ordered = [done[chunk.task][planned.first_seed] for planned in plans[chunk.task]]
-                finish(get(chunk.task), folder, ordered, settings[chunk.task])
+                finish(get(chunk.task), places[chunk.task], ordered, settings[chunk.task])
         progress.update(bar, name=f"{len(plans)} tasks")
 
 
-def chunks(task: Task, folder: Path, episodes: int, seed: int) -> list[Chunk]:
+def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:
     """A task's episodes in parts of about `CHUNK_SECONDS`; seeds leave room for failures that are left out.
+
+    Args:
+        place: where the data set will stand.
 
     Raises:
         ValueError: the seeds would reach those of evaluation.
@@ -145,7 +153,7 @@ def chunks(task: Task, folder: Path, episodes: int, seed: int) -> list[Chunk]:
             f"{episodes} episodes of {task.name} from seed {seed} would reach the seeds of evaluation, {EVALUATION_SEED}"
         )
     starts = seed + TRIES * np.cumsum([0, *sizes[:-1]])
-    work = working_folder(folder, task)
+    work = working_folder(place)
     return [
         Chunk(
             task=task.name, episodes=size, first_seed=int(start), path=str(work / rlds.shard_name(task, index, count))
@@ -190,7 +198,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, list]:
     }
 
 
-def finish(task: Task, folder: Path, parts: Sequence[Mapping[str, Any]], settings: str) -> None:
+def finish(task: Task, place: Path, parts: Sequence[Mapping[str, Any]], settings: str) -> None:
     """Makes a data set of a task's files and moves it to its place."""
     metadata: dict[str, Any] = {
         name: [value for part in parts for value in part[name]] for name in ("lengths", "seeds", "scores", "noisy")
@@ -201,10 +209,10 @@ def finish(task: Task, folder: Path, parts: Sequence[Mapping[str, Any]], setting
         "versions": versions(task),
         "fingerprint": settings,
     }
-    work, place = working_folder(folder, task), rlds.dataset_folder(folder, task)
+    work = working_folder(place)
     shards = [(len(part["lengths"]), part["bytes"]) for part in parts]
     rlds.write_dataset_files(work, task, _spaces(task), shards, metadata)
-    shutil.rmtree(place, ignore_errors=True)  # recorded with other settings
+    shutil.rmtree(place, ignore_errors=True)  # as many episodes, by other versions
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work, place)
 
@@ -214,9 +222,26 @@ def _spaces(task: Task) -> rlds.Spaces:
     return env.observation_space, env.action_space
 
 
-def working_folder(folder: Path, task: Task) -> Path:
+def recording_folder(folder: Path, task: Task, episodes: int, seed: int = 0) -> Path:
+    """Where a task's recording of so many episodes stands, or will: a folder for each number, so that one preset's recordings
+    are never replaced by those of another that wants fewer."""
+    former = rlds.dataset_folder(folder, task)  # where earlier versions kept the only one of a task
+    if _has(former, fingerprint(task, episodes, seed)):
+        return former
+    return former.with_name(f"{episodes}_episodes") / rlds.VERSION
+
+
+def working_folder(place: Path) -> Path:
     """Where a data set is put together, on the same file system as its place. Leftovers of a killed recording are overwritten."""
-    return folder / task.suite / f".{task.name.partition('/')[2]}.recording"
+    return place.parent.with_name(f".{place.parent.name}.recording")
+
+
+def _remove_outdated(former: Path, task: Task, seed: int) -> None:
+    """Removes what an earlier version left as a task's only recording, if it is of other versions or settings than today's."""
+    metadata = rlds.read_metadata(former) or {}
+    recorded = metadata.get("fingerprint")  # which other data sets have not
+    if recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed):
+        shutil.rmtree(former)
 
 
 def fingerprint(task: Task, episodes: int, seed: int) -> str:
@@ -245,5 +270,9 @@ def versions(task: Task) -> dict[str, str]:
 
 def is_recorded(task: Task, folder: Path, episodes: int, seed: int = 0) -> bool:
     """Whether a whole data set with these settings is there."""
-    metadata = rlds.read_metadata(rlds.dataset_folder(folder, task))
-    return metadata is not None and metadata.get("fingerprint") == fingerprint(task, episodes, seed)
+    return _has(recording_folder(folder, task, episodes, seed), fingerprint(task, episodes, seed))
+
+
+def _has(place: Path, settings: str) -> bool:
+    metadata = rlds.read_metadata(place)
+    return metadata is not None and metadata.get("fingerprint") == settings

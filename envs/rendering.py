@@ -14,6 +14,7 @@ import numpy as np
 from generalist.envs.task import Task
 
 MUJOCO_SIDE = 240  # pixels; a software renderer draws about 50 of these a second
+DRAW = "write one that gives (H, W, 3) bytes where render_mode is rgb_array"  # for environments of one's own
 FRAMES_A_SECOND = 15.0  # where an environment does not say
 
 
@@ -33,7 +34,7 @@ def frame(env: gym.Env) -> np.ndarray:
 
     Raises:
         NoGraphics: it is drawn with OpenGL, which is not there.
-        ValueError: it draws nothing.
+        ValueError: it draws nothing, or fails to.
     """
     world: Any = env.unwrapped
     if not has_display():
@@ -43,9 +44,22 @@ def frame(env: gym.Env) -> np.ndarray:
     renderer = getattr(getattr(world, "simulator", world), "mujoco_renderer", None)
     if renderer is not None and renderer.viewer is None:
         _open(world, renderer)
-    shown = world.render()
-    if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 3:
-        raise ValueError(f"{type(world).__name__} draws nothing: its render() gives no (H, W, 3) array of bytes")
+    name = type(world).__name__
+    try:
+        shown = world.render()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{name} has no render(), so that it can be played and scored, but not shown: {DRAW}"
+        ) from error
+    except Exception as error:  # whatever an environment raises, from outside
+        raise ValueError(
+            f"{name} can't be shown, its render() fails ({type(error).__name__}: {error}): {DRAW}"
+        ) from error
+    if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 3 or shown.shape[-1] != 3:
+        given = (
+            f"an array of {shown.dtype} {shown.shape}" if isinstance(shown, np.ndarray) else f"{type(shown).__name__}"
+        )
+        raise ValueError(f"{name} can't be shown, its render() gives {given}: {DRAW}")
     return shown
 
 

@@ -46,7 +46,7 @@ class MissingExtra(ImportError):
 
     def __init__(self, suite: str, package: str | None) -> None:
         extra = "atari" if suite == "atari" else "envs"  # the emulator's licence is not for everybody
-        remedy = f"pip install 'generalist[{extra}]', or leave the suite out with --data.{suite}.weight 0"
+        remedy = f"pip install 'generalist[{extra}]'; train.py does without by --data.{suite}.weight 0"
         super().__init__(f"{suite} needs the package {package}: {remedy}", name=package)
 
 

@@ -15,7 +15,7 @@ from generalist.envs.recording import record
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.control import MAX_LANES, Episode, Policy, evaluate_control
 from generalist.eval.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
-from generalist.experts import episodes_folder
+from generalist.experts import episodes_folder, wanted_episodes
 from generalist.inference.load import Generalist
 from generalist.inference.policy import shape_of
 from generalist.progress import counted
@@ -66,9 +66,9 @@ class Demonstrations:
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
         """Records what is missing."""
-        control, folder = self._config.data.control(), self._config.data.folder / "episodes"
+        folder = self._config.data.folder / "episodes"
         missing = [task for task in tasks if not isinstance(task, OwnTask)]
-        wanted = {task.name: control[task.suite].episodes or task.episodes for task in missing}
+        wanted = {task.name: wanted_episodes(self._config, task) for task in missing}
         record(missing, folder, episodes=wanted, workers=workers, console=console)
 
     def __call__(self, task: Task) -> EpisodeReader:

@@ -18,6 +18,7 @@ from generalist.at_hand import add_weights, load_weights
 from generalist.envs.task import EVALUATION_SEED, Task, tasks
 from generalist.envs.workers import cores
 from generalist.experts import suite_tasks
+from generalist.places import check_new_file
 from generalist.settings import plain
 
 if TYPE_CHECKING:
@@ -66,17 +67,24 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
     """Plays, writes the results file and shows it.
 
     Raises:
-        FileExistsError: the results file is there already.
+        FileExistsError, NotADirectoryError, PermissionError: the results file is there already, or can't be written.
         ValueError: a pattern matches no task that the weights know, an agent is unknown, or a number is too small.
     """
     from generalist.eval import report
     from generalist.eval.agents import parse_agent
 
-    if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
+    check_new_file(arguments.out, "--out")
     for name in ("episodes", "workers", "lanes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
+    if arguments.seed < EVALUATION_SEED:
+        console.print(
+            f"note: recordings may have used seeds below {EVALUATION_SEED:,}, so that these episodes are not all unseen",
+            style="yellow",
+            highlight=False,
+        )
     agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))
     generalist = load_weights(arguments, console)
     asked = {
@@ -163,7 +171,10 @@ def evaluate(
     for agent in agents:
         if stop.is_set():
             break
-        console.print(f"{agent.name}: {len(played_tasks)} tasks, {asked['episodes']} episodes each", highlight=False)
+        console.print(
+            f"{agent.name}: {report.counted(len(played_tasks), 'task')}, {report.counted(asked['episodes'], 'episode')} each",
+            highlight=False,
+        )
         with stopping(stop, console), counting(console, transient=True, disable=not console.is_terminal) as progress:
             episodes, notes[agent.name] = play(
                 generalist,
@@ -268,6 +279,8 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     from generalist.eval import report
     from generalist.eval.agents import parse_agent
 
+    if arguments.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     stored = report.load(arguments.results)
     if "asked" not in stored:
         raise ValueError(
@@ -277,7 +290,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
         raise ValueError(f"{arguments.results} is of an evaluation that was stopped early: where, nobody can repeat")
     source = stored["source"]
     where = argparse.Namespace(
-        weights=None if source["weights"] is None else Path(source["weights"]),
+        weights=source["weights"],
         run=source["run"],
         runs=None if source["runs"] is None else Path(source["runs"]),
     )
@@ -293,7 +306,8 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     for line in differing[:20]:
         console.print(line, highlight=False, markup=False)
     count = sum(one["episodes"] for suites in every_agent(results).values() for one in suites.values())
-    verdict = f"{len(differing)} of {count} episodes differ" if differing else f"identical: all {count} episodes"
+    whole = report.counted(count, "episode")
+    verdict = f"{len(differing)} of {whole} differ" if differing else f"identical: all {whole}"
     console.print(verdict, style="red" if differing else "green", highlight=False)
     return int(bool(differing))
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.eval import agents_command, fewshot_command
+from generalist.places import check_file
 
 if TYPE_CHECKING:
     from generalist.eval.compare import Comparison
@@ -81,7 +82,7 @@ def show(comparison: "Comparison", console: Console) -> None:
     table = Table("", "A %", "B %", "B - A", "P(B > A) %", "pairs", title="percent of expert, with 95% intervals")
     for domain in comparison.domains:
         paired = sum(task.paired for task in domain.tasks)
-        shown = [f"{value:.1f}" for value in (domain.before, domain.after)]
+        shown = [f"{value:z.1f}" for value in (domain.before, domain.after)]
         table.add_row(
             domain.name, *shown, str(domain.difference), str(domain.improvement), f"{paired}/{len(domain.tasks)}"
         )
@@ -92,9 +93,9 @@ def show(comparison: "Comparison", console: Console) -> None:
     different = [task for task in tasks if task.differs]
     console.print(f"{len(different)} of {len(tasks)} tasks differ (5%, after Holm's correction)", highlight=False)
     for task in sorted(different, key=lambda one: one.difference.value):
-        line = f"  {task.name}: {task.before:.0f} → {task.after:.0f}, {task.difference.value:+.1f} "
+        line = f"  {task.name}: {task.before:z.0f} → {task.after:z.0f}, {task.difference.value:+z.1f} "
         console.print(
-            f"{line}[{task.difference.low:.0f}, {task.difference.high:.0f}], p = {task.p:.4f}",
+            f"{line}[{task.difference.low:z.0f}, {task.difference.high:z.0f}], p = {task.p:.4f}",
             highlight=False,
             markup=False,
         )
@@ -109,9 +110,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
     )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FOLDER", help="for --videos: weights that are not in the run's folder"
-    )
+    parser.add_argument("--weights", metavar="FOLDER", help="for --videos: weights that are not in the run's folder")
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
@@ -119,6 +118,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.weights and not arguments.videos:
         raise ValueError("--weights are for --videos: name both or neither")
+    check_file(arguments.out, "--out")
     source = results_path(arguments.source)
     page.write(
         source,

@@ -7,6 +7,7 @@ Dimension key: R resamples, N episodes (or pairs) of a task in A, M in B.
 """
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,21 @@ from generalist.eval.scores import CONFIDENCE, RESAMPLES, Estimate, between, per
 from generalist.run import flatten
 
 PERMUTATIONS = 9999  # of a task's test, unless there are fewer in all
+SHOWN, LETTERS = 6, 24  # settings that are listed when they differ, and letters of a value
+HARMLESS = (
+    "name",
+    "runs",
+    "data.folder",
+    "data.workers",
+    "data.loaders",
+    "data.cache_megabytes",
+    "cluster.*",
+    "profile",
+    "training.checkpoint*",
+    "training.keep*",
+    "training.log_every",
+    "training.stall_seconds",
+)
 SAME_SCALE = "both are measured on B's scale"
 
 
@@ -62,7 +78,7 @@ class DomainDifference:
         """What these episodes show, in plain words."""
         if min(task.pairs for task in self.tasks) < 2:
             return "one episode a task shows nothing: play at least two"
-        interval = f"{self.difference.value:+.1f} [{self.difference.low:.1f}, {self.difference.high:.1f}]"
+        interval = f"{self.difference.value:+z.1f} [{self.difference.low:z.1f}, {self.difference.high:z.1f}]"
         if self.difference.low > 0:
             return f"B is better: {interval}"
         if self.difference.high < 0:
@@ -192,15 +208,25 @@ def warnings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     found = _weights_differ(before, after)
     for what in ("versions", "settings", "machine", "seeds"):
         old, new = flatten(before.get(what) or {}), flatten(after.get(what) or {})
-        changed = [
-            f"{name} {old.get(name)} → {new.get(name)}" for name in sorted(old | new) if old.get(name) != new.get(name)
-        ]
-        if changed:
-            found.append(f"{what} differ: {', '.join(changed)}")
+        names = [name for name in sorted(old | new, key=_weight) if old.get(name) != new.get(name)]
+        if names:
+            changed = [f"{name} {_short(old.get(name))} → {_short(new.get(name))}" for name in names]
+            found.append(f"{what} differ: {_listed(changed, SHOWN)}")
     for suite in sorted(before["control"].keys() | after["control"].keys()):
         old, new = (one["control"].get(suite, {}).get("tasks", {}) for one in (before, after))
         found += _tasks_differ(suite, old, new)
     return found
+
+
+def _weight(name: str) -> tuple[bool, str]:
+    """Orders settings: those that can move no score come last."""
+    return any(fnmatch.fnmatch(name, one) for one in HARMLESS), name
+
+
+def _short(value: Any) -> str:
+    """A value in a few letters."""
+    text = "none" if value is None else str(value)
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
 def _weights_differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     """The scores as a table."""
 
     def text(estimate: dict[str, float]) -> str:
-        return f"{estimate['value']:.1f} [{estimate['low']:.1f}, {estimate['high']:.1f}]"
+        return f"{estimate['value']:z.1f} [{estimate['low']:z.1f}, {estimate['high']:z.1f}]"
 
     table = Table(
         "held-out pairs", "image → text", "text → image", "chance", "items", title="percent, with 95% intervals"

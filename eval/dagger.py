@@ -14,6 +14,8 @@ from generalist.envs.corrections import FIRST_SEED, CorrectedTask
 from generalist.envs.rlds import read_metadata
 from generalist.envs.task import EVALUATION_SEED
 from generalist.eval.agents_command import add_played, known_tasks, stopping
+from generalist.eval.report import counted
+from generalist.places import check_folder
 
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     for name in ("episodes", "workers", "lanes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    check_folder(arguments.folder, "FOLDER")
     if not 0 <= arguments.expert_share <= 1:
         raise ValueError(f"--expert-share is a chance between 0 and 1, got {arguments.expert_share}")
     if not 0 <= arguments.seed <= EVALUATION_SEED - arguments.episodes:
@@ -79,7 +82,10 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     ]
     waiting = [task for task in asked if not _is_done(task, settings)]
     if len(waiting) < len(asked):
-        console.print(f"{len(asked) - len(waiting)} of {len(asked)} tasks are in {arguments.folder} already")
+        console.print(
+            f"{len(asked) - len(waiting)} of {counted(len(asked), 'task')} are in {arguments.folder} already",
+            markup=False,
+        )
     # A suite at a time, so that what is done stays done.
     by_suite: dict[str, list[CorrectedTask]] = defaultdict(list)
     for task in waiting:
@@ -93,7 +99,9 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         if steps is None:
             console.print(f"stopped: nothing of {suite} is kept")
             return 130
-        console.print(f"{suite}: {len(tasks)} tasks, {steps:,} steps with the experts' answers", highlight=False)
+        console.print(
+            f"{suite}: {counted(len(tasks), 'task')}, {steps:,} steps with the experts' answers", highlight=False
+        )
     console.print(
         f"learn from it: train.py ... --data.dagger {arguments.folder}", highlight=False, markup=False, soft_wrap=True
     )

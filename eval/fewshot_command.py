@@ -12,6 +12,7 @@ from rich.table import Table
 
 from generalist.at_hand import add_weights, load_weights
 from generalist.eval.benchmarks import LAYOUTS
+from generalist.places import check_new_file
 from generalist.settings import plain
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ def fewshot(arguments: argparse.Namespace, console: Console) -> int:
     """Evaluates, writes the results file and shows it.
 
     Raises:
-        FileExistsError: the results file is there already.
+        FileExistsError, NotADirectoryError, PermissionError: the results file is there already, or can't be written.
         ValueError: a setting is out of range or for something else, or the benchmark's files are damaged.
         ImportError: a package is missing: of the extra `captions`, or `images` for new words.
     """
-    if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
+    check_new_file(arguments.out, "--out")
     for name in ("queries", "supports"):
         if (value := getattr(arguments, name)) is not None and value < 0:
             raise ValueError(f"--{name} must be at least 0 (all), got {value}")

@@ -60,7 +60,7 @@ def write(
     *,
     fewshot: Sequence[Path] = (),
     videos: bool = False,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
 ) -> None:
     """Writes the report of a results file; what lies beside it in a run's folder (losses, earlier evaluations) is shown too.
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from generalist.console import READABLE
 from generalist.eval import checks
 from generalist.eval.scores import CONFIDENCE, RESAMPLES, Estimate
 from generalist.run import write_json
@@ -140,25 +141,35 @@ def is_fewshot(results: Mapping[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no results file {path}: evaluate the run first") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"there is no results file {path}: train.py writes one into a run's folder, `generalist eval` where --out says"
+        ) from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder: name the results file in it") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate again") from error
+        raise ValueError(
+            f"{path} is damaged, or no results file ({error}): evaluate again, or name another file"
+        ) from error
     if not isinstance(results, dict):
-        raise ValueError(f"{path} is no results file of an evaluation")
+        raise ValueError(f"{path} is no results file of an evaluation: name another one")
     return results
 
 
 def _checked_control(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    if is_fewshot(results):
+        raise ValueError(
+            f"{path} has results of generalist eval fewshot, where those of agents are needed: name another file"
+        )
     if "control" not in results:
-        raise ValueError(f"{path} is no results file of an evaluation")
+        raise ValueError(f"{path} is no results file of an evaluation: name another one")
     _check(path, results, checks.check)
     return results
 
 
 def _checked_fewshot(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not is_fewshot(results):
-        raise ValueError(f"{path} is no results file of generalist eval fewshot")
+        raise ValueError(f"{path} is no results file of generalist eval fewshot: name another one")
     _check(path, results, checks.check_fewshot)
     return results
 
@@ -204,7 +215,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     for suite, summary in results["control"].items():
         cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
         console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
-        console.print(Columns(cells, padding=(0, 3), equal=True))
+        console.print(Columns(cells, padding=(0, 3), equal=True), width=min(console.width, READABLE))
     for part, reason in results["failed"].items():
         console.print(f"{part} failed: {reason}", style="red", highlight=False, markup=False)
 
@@ -220,15 +231,15 @@ def overview(results: Mapping[str, Any]) -> Table:
         table.add_column(header, no_wrap=True)
     for suite, summary in results["control"].items():
         means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
-        table.add_row(f"{suite} %", means, middle, "random 0", f"{summary['episodes']} episodes")
+        table.add_row(f"{suite} %", means, middle, "random 0", counted(summary["episodes"], "episode"))
     for split, naming in results["naming"].items():
-        against, counted = f"chance {naming['chance']:.0f}", f"{naming['items']} drawings"
-        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, counted)
-        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, counted)
-        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, counted)
-        for other in ("wrong", "none"):
+        against, drawn = f"chance {naming['chance']:.0f}", counted(naming["items"], "drawing")
+        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, drawn)
+        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, drawn)
+        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, drawn)
+        for other, said in (("wrong", "wrong"), ("none", "no")):
             gain = str(Estimate(**naming[f"caption_gain_over_{other}"]))
-            table.add_row("  caption, nats", gain, "", f"{other} image 0", counted)
+            table.add_row("  caption, nats", gain, "", f"{said} image 0", drawn)
     for name, text in results["language"].items():
         against = f"unigram {text['unigram_perplexity']['value']:.0f}"
         perplexity = str(Estimate(**text["perplexity"]))
@@ -236,8 +247,13 @@ def overview(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def counted(number: int, what: str) -> str:
+    """`1 episode`, `20 episodes`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _task_cell(name: str, task: Mapping[str, Any]) -> Text:
     """A task's name with its percent, red to green."""
     value = task["percent"]["value"]
     style = "green" if value >= 80 else "yellow" if value >= 30 else "red"
-    return Text.assemble((f"{value:4.0f}", style), f" {name}")
+    return Text.assemble((f"{value:z4.0f}", style), f" {name}")

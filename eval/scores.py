@@ -25,7 +25,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.0f}, {self.high:.0f}]"
+        return f"{self.value:z.1f} [{self.low:z.0f}, {self.high:z.0f}]"
 
 
 def percent(score: float, random: float, expert: float) -> float:

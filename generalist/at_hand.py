@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from generalist.config import Config
+from generalist.settings import from_plain
+
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
 
 SHIPPED = Path(__file__).with_name("shipped")  # what `Generalist.save` wrote, with a model card
+ENCODER_FOLDER = "encoder"  # of a folder of weights: the frozen encoder, where it came from a folder
+SHIPPED_NAME = "shipped"  # what names them; a folder of that name is ./shipped
 
 
 def add_weights(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """The arguments that say which weights are used."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", type=Path, metavar="FOLDER", help="a folder that `Generalist.save` wrote")
+    which.add_argument(
+        "--weights",
+        metavar="FOLDER",
+        help="a folder that `generalist export` or `Generalist.save` wrote, a run's folder, or `shipped` (the default)",
+    )
     which.add_argument("--run", metavar="NAME", help="a run, by its folder under --runs")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where runs are (default runs)"
@@ -32,11 +41,15 @@ def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist
         FileNotFoundError: they are not there.
         ValueError: they are damaged.
     """
-    folder = arguments.weights if arguments.weights or arguments.run else shipped_weights()
+    if arguments.run:
+        folder = arguments.runs / arguments.run
+        run_settings(folder)  # that there is none is said before JAX is loaded
+    else:
+        folder = weights_folder(arguments.weights)
     console.print("loading JAX and the weights ...", highlight=False)
     from generalist.inference.load import Generalist
 
-    generalist = load_run(arguments.runs / arguments.run) if arguments.run else Generalist.load(folder)
+    generalist = load_run(folder) if arguments.run else Generalist.load(folder)
     console.print(f"weights of {generalist.config.name}, step {generalist.step:,}", highlight=False)
     return generalist
 
@@ -48,19 +61,73 @@ def load_run(folder: Path) -> "Generalist":
         FileNotFoundError: there is no run in it.
         ValueError: its settings are damaged.
     """
-    from generalist.config import Config
     from generalist.inference.load import Generalist
-    from generalist.settings import from_plain
 
+    return Generalist.from_run(run_settings(folder))
+
+
+def run_settings(folder: Path) -> Config:
+    """The settings of a run, with the folder where it is now.
+
+    Raises:
+        FileNotFoundError: there is no run in it.
+        ValueError: its settings are damaged.
+    """
     path = folder / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    config = from_plain(Config, stored)
-    return Generalist.from_run(dataclasses.replace(config, runs=folder.resolve().parent, name=folder.resolve().name))
+    if isinstance(stored, dict) and "towers" in stored:
+        raise ValueError(f"{folder} is a run of train.py contrastive, whose towers are no agent: name another run")
+    try:
+        config = from_plain(Config, stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return dataclasses.replace(config, runs=folder.resolve().parent, name=folder.resolve().name)
+
+
+def weights_folder(name: Path | str | None) -> Path:
+    """The folder of weights that a name means, the same everywhere: one that `Generalist.save` wrote, a run's, or `shipped` for
+    those that come with the package, which None means too.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if name is None or str(name) == SHIPPED_NAME:
+        return shipped_weights()
+    folder = Path(name)
+    if lacking := [name for name in ("config.json", "tokenizers.json") if not (folder / name).is_file()]:
+        run = Path("runs") / folder
+        near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
+        raise FileNotFoundError(
+            f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket, or "
+            f"`{SHIPPED_NAME}`"
+        )
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder of weights is a run's, whose weights are in checkpoints."""
+    return (folder / "tokenizers.json").is_file() and not (folder / "model.json").is_file()
+
+
+def weights_settings(name: Path | str) -> Config:
+    """The settings of weights, by what names them; no weight is read, and JAX is not needed.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the settings are damaged.
+    """
+    folder = weights_folder(name)
+    config = run_settings(folder)
+    encoder = folder / ENCODER_FOLDER
+    if not encoder.is_dir():
+        return config
+    vision = dataclasses.replace(config.model.vision, encoder=str(encoder))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
 
 
 def shipped_weights() -> Path:
@@ -71,6 +138,6 @@ def shipped_weights() -> Path:
     """
     if not SHIPPED.is_dir():
         raise FileNotFoundError(
-            "no weights come with this installation: name trained ones with --run NAME or --weights FOLDER"
+            "no weights come with this installation: name trained ones, a run's folder or one of `generalist export`"
         )
     return SHIPPED

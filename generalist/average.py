@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from generalist.at_hand import weights_folder
+from generalist.places import check_new_folder
+
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
 
@@ -20,8 +23,8 @@ DESCRIPTION = """Writes the mean of two sets of weights, number by number, as on
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist average`."""
-    parser.add_argument("old", type=Path, metavar="OLD", help="a folder of weights")
-    parser.add_argument("new", type=Path, metavar="NEW", help="a folder of those that were begun with them")
+    parser.add_argument("old", metavar="OLD", help="a folder of weights, a run's folder, or `shipped`")
+    parser.add_argument("new", metavar="NEW", help="those that were begun with them, alike")
     parser.add_argument("out", type=Path, metavar="FOLDER", help="a folder that is not there yet")
     parser.add_argument("--share", type=float, default=0.5, metavar="P", help="of NEW (default 0.5)")
     parser.add_argument(
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     """Writes the folder; returns the exit status.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError, NotADirectoryError, PermissionError: it is there already, or can't be made.
         FileNotFoundError: a folder of weights is not there.
         ValueError: an argument is unknown or out of its range, or the two are not of one model.
     """
@@ -46,8 +49,10 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"generalist average does not know {' '.join(rest)}")
     if not 0 <= arguments.share <= 1:
         raise ValueError(f"--share is a number between 0 and 1, got {arguments.share}")
-    if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists already: name another folder, or delete it")
+    check_new_folder(arguments.out)
+    for name in (arguments.old, arguments.new):
+        weights_folder(name)  # that there are none is said before JAX is loaded
+    console.print("loading JAX and the weights ...", highlight=False)
     import ml_dtypes
     import numpy as np
 

@@ -2,11 +2,10 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
+from generalist.console import TOLD, open_console, tell
 
 # Name → its module, with DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status; what it does.
 COMMANDS = {
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="generalist", description="Tools beside train.py.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    console = Console()
+    console = open_console()
     try:
         subparsers = {
             name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()
@@ -41,12 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\nstopped")
         return 130
-    except (ValueError, ImportError, OSError) as error:
-        if os.environ.get("GENERALIST_TRACEBACK"):
-            raise
-        console.print("error:", error, style="bold red", highlight=False, markup=False, soft_wrap=True)
-        console.print("(GENERALIST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
-        return 1
+    except TOLD as error:
+        return tell(error, console)
 
 
 def script() -> None:

@@ -70,6 +70,18 @@ class ControlConfig:
     colours exchanged, in the instruction too. Against learning few episodes by heart."""
 
     def __post_init__(self) -> None:
+        if self.episodes is not None and self.episodes < 1:
+            raise ValueError(
+                f"data.SUITE.episodes must be at least 1, got {self.episodes}: data.SUITE.weight 0 leaves a suite out"
+            )
+        for name in ("steps", "prompt_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.SUITE.{name} must be at least 1 step, got {getattr(self, name)}")
+        for name in ("hide_actions", "prompt_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.SUITE.{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"data.SUITE.temperature must not be negative, got {self.temperature}")
         if self.shift < 0:
             raise ValueError(f"data.SUITE.shift must be at least 0 pixels, got {self.shift}")
         if self.prompt_demonstrations < 0:
@@ -105,6 +117,10 @@ class EmojiConfig:
     variants: int = 0
     """Fixed variants of each drawing, so that a frozen encoder's features can be stored; 0 draws a new one each time."""
 
+    def __post_init__(self) -> None:
+        if self.variants < 0:
+            raise ValueError(f"data.emoji.variants must not be negative, got {self.variants}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotConfig:
@@ -133,6 +149,12 @@ class ProseConfig:
     """Share of the tokens, relative to the other sources; 0 leaves it out."""
     megabytes: float = 4.0
     """How much text at most."""
+
+    def __post_init__(self) -> None:
+        if not self.megabytes > 0:
+            raise ValueError(
+                f"data.prose.megabytes must be above 0, got {self.megabytes}: data.prose.weight 0 leaves prose out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +251,14 @@ class DataConfig:
         for name in (*SUITES, "own", "emoji", "fewshot", "prose", "documents"):
             if getattr(self, name).weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
+        for name in ("rows", "length", "shards", "cache_megabytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("tensors", "frames", "patches", "images", "row_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"data.workers must be at least 1, got {self.workers}; left out, it is one a core")
         if self.loaders < 0:
             raise ValueError(f"data.loaders must not be negative, got {self.loaders}; 0 makes batches in a thread")
         if self.loaders > self.shards:
@@ -245,8 +275,8 @@ class TrainingConfig:
     steps: int = 2400
     """Optimizer steps."""
     start: str = ""
-    """A folder of weights to begin with (`generalist export`), with their text pieces and the layouts that they know; empty: all
-    is drawn and learnt anew."""
+    """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
+    that they know, and their settings of `model` and `tokens`; empty: all is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3
@@ -307,6 +337,8 @@ class TrainingConfig:
     """A step that takes longer is told, with what it waits for, and with the processes that are behind."""
 
     def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
         for name in ("steps", "micro_batches", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
@@ -375,6 +407,12 @@ class EvaluationConfig:
     prose_windows: int = 200
     """Held-out text windows."""
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 2 if field.name == "naming_choices" else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"evaluation.{field.name} must be at least {least}, got {getattr(self, field.name)}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -394,6 +432,7 @@ class Config:
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.data.shards % self.training.micro_batches:
             raise ValueError(
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
@@ -461,6 +500,17 @@ class Config:
     def checkpoints(self) -> str:
         """Where its checkpoints are."""
         return self.training.checkpoints or str(self.folder / "checkpoints")
+
+
+def check_name(name: str) -> None:
+    """Whether a run can be called so.
+
+    Raises:
+        ValueError: its folder would not be under `runs`.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise ValueError(f"name must be a folder's under `runs`, such as pocket, got {name!r}")
 
 
 def check_complete(config: Config) -> None:

@@ -4,9 +4,9 @@ from rich.console import Console
 
 from generalist.cluster import join
 from generalist.config import Config
-from generalist.contrastive.config import ContrastiveConfig
+from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.experts import record_missing
-from generalist.run import check_same_settings, write_json
+from generalist.run import RunSettings, check_same_settings, forget, forget_unless_measured, write_json
 from generalist.settings import plain
 from generalist.tokenizers.text import TextTokenizer
 
@@ -23,22 +23,22 @@ def run(config: Config, command: list[str], console: Console) -> None:
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
     several = join(config.cluster, console)
-    if not several:
-        check_same_settings(config)
-        record_missing(config, console)
-        console.print("loading JAX ...", highlight=False)
-    else:
-        from generalist.training.hosts import is_first, wait_for_all
-
-        if is_first():
-            check_same_settings(config)
-            record_missing(config, console)
-        wait_for_all("recorded")
+    console.print("loading JAX ...", highlight=False)
+    from generalist.beforehand import check
     from generalist.prepare import prepare
+    from generalist.training.hosts import is_first, wait_for_all
     from generalist.training.loop import Interrupted, train
 
-    prepared = prepare(config, console)
+    start = None
+    if is_first():
+        begun = check_same_settings(config)
+        start = check(config, console)
+        if not begun:
+            begin_anew(config, console)
+        record_missing(config, console)
+    wait_for_all("recorded")
     try:
+        prepared = prepare(config, console, start)
         train(
             config,
             prepared.tokenizers.model_spec(),
@@ -52,6 +52,10 @@ def run(config: Config, command: list[str], console: Console) -> None:
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
+    except BaseException:
+        if is_first():
+            forget_unless_measured(config)
+        raise
     if several:
         console.print("trained; the same command in one process scores the weights", highlight=False)
         return
@@ -71,18 +75,25 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
+    check_effective(config)
     again = check_same_settings(config)
     console.print("loading JAX ...", highlight=False)
-    from generalist.contrastive.data import OwnPairs, learn_text, open_batches, open_pairs
+    from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
     from generalist.contrastive.dual import DualEncoder
     from generalist.contrastive.train import export, train
     from generalist.data.documents import Documents
     from generalist.eval.contrastive import evaluate, show
     from generalist.training.loop import Interrupted
+    from generalist.training.sharding import make_mesh
 
     pairs = open_pairs(config)
-    heldout = OwnPairs(Documents(config.heldout)) if config.heldout is not None else None
+    heldout = (
+        OwnPairs(Documents(config.heldout, config.unreadable, checked=True)) if config.heldout is not None else None
+    )
+    check_batch(len(pairs), config.batch)
+    make_mesh(config.training)
     if not again:
+        begin_anew(config, console)
         console.print("learning the text tokenizer ...", highlight=False)
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -95,9 +106,21 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     except Interrupted as interrupted:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
+    except BaseException:
+        forget_unless_measured(config)
+        raise
     export(config, state.params)
     results = evaluate(DualEncoder.load(config.folder), heldout, console)
     write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
     show(results, console)
     console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
     console.print(f"every number: {config.folder / 'results.json'}", highlight=False)
+
+
+def begin_anew(config: RunSettings, console: Console) -> None:
+    """Takes away what a run without a checkpoint left, and tells it."""
+    if (config.folder / "config.json").exists():
+        console.print(
+            f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False
+        )
+    forget(config)

@@ -9,7 +9,7 @@ from rich.console import Console
 from generalist.config import Config
 from generalist.envs.own import own_tasks
 from generalist.envs.own_task import OwnTask
-from generalist.envs.recording import record
+from generalist.envs.recording import record, recording_folder
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task, get, tasks
 
@@ -54,7 +54,12 @@ def episodes_folder(config: Config, task: Task) -> Path:
     """Where a task's episodes are: recorded by us, or its user's demonstrations."""
     if isinstance(task, OwnTask):
         return task.folder
-    return dataset_folder(config.data.folder / "episodes", task)
+    return recording_folder(config.data.folder / "episodes", task, wanted_episodes(config, task))
+
+
+def wanted_episodes(config: Config, task: Task) -> int:
+    """How many of an expert's episodes a run learns from."""
+    return getattr(config.data, task.suite).episodes or task.episodes
 
 
 def correction_folders(config: Config) -> dict[str, list[tuple[Task, Path]]]:
@@ -87,12 +92,8 @@ def record_missing(config: Config, console: Console) -> None:
     wanted = suite_tasks(config)
     for task in wanted.pop("own", []):
         task.make().close()  # what is wrong with it is said before anything is played
-    episodes = {
-        task.name: config.data.control()[suite].episodes or task.episodes
-        for suite, several in wanted.items()
-        for task in several
-    }
     everything = [task for several in wanted.values() for task in several]
+    episodes = {task.name: wanted_episodes(config, task) for task in everything}
     if everything:
         workers = config.data.workers or os.cpu_count() or 1
         record(everything, config.data.folder / "episodes", episodes=episodes, workers=workers, console=console)

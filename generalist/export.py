@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from generalist.places import check_new_folder
+
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
 
@@ -29,18 +31,20 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     """Writes the folder; returns the exit status.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError, NotADirectoryError, PermissionError: it is there already, or can't be made.
         FileNotFoundError: there is no such run.
         ValueError: an argument is unknown.
     """
     if rest:
         raise ValueError(f"generalist export does not know {' '.join(rest)}")
-    if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists already: name another folder, or delete it")
+    check_new_folder(arguments.out)
     import ml_dtypes
     import numpy as np
 
-    from generalist.at_hand import load_run
+    from generalist.at_hand import load_run, run_settings
+
+    run_settings(arguments.runs / arguments.run)  # that there is none is said before JAX is loaded
+    console.print("loading JAX and the weights ...", highlight=False)
 
     generalist = without_places(load_run(arguments.runs / arguments.run))
     generalist.save(arguments.out, ml_dtypes.bfloat16 if arguments.bfloat16 else np.float32)

@@ -28,6 +28,15 @@ OpenStreams = Callable[[Sequence[int]], Mapping[int, Draw]]
 """Opens the streams of some shards; picklable, since the processes call it."""
 
 
+def check_loaders(loaders: int, shards: int) -> None:
+    """Raises `ValueError` if there are more processes than shards of a batch that they could make."""
+    if loaders > shards:
+        raise ValueError(
+            f"data.loaders = {loaders} processes would share the {shards} shards of a batch that this process makes: "
+            "each needs one at least; raise data.shards (and data.rows with it), or take fewer loaders"
+        )
+
+
 class LoadedBatches(BatchIterator):
     """Endless batches that processes of their own make.
 
@@ -53,11 +62,7 @@ class LoadedBatches(BatchIterator):
         loaders: int,
         fixed: bool = False,
     ):
-        if loaders > len(shards):
-            raise ValueError(
-                f"data.loaders = {loaders} processes would share the {len(shards)} shards of a batch that this process makes: "
-                "each needs one at least; raise data.shards (and data.rows with it), or take fewer loaders"
-            )
+        check_loaders(loaders, len(shards))
         super().__init__({}, spec, pad, fixed=fixed)
         self._positions = dict.fromkeys(sorted(shards), Position())
         self._open_streams, self._loaders = open_streams, loaders

@@ -176,8 +176,10 @@ def _who(arguments: argparse.Namespace, console: Console) -> tuple[Task, Begin]:
     """What is played, and what the arguments ask to play it."""
     if arguments.expert or arguments.random:
         if is_own(arguments.task):
+            given = "--expert" if arguments.expert else "--random"
             raise ValueError(
-                f"{arguments.task} is known by the weights that were trained on it alone: name them with --run or --weights"
+                f"{arguments.task} is known only by the weights that were trained on it: name them with --run or --weights, and "
+                f"leave out {given}"
             )
         return get(arguments.task), expert if arguments.expert else chance
     generalist = load_weights(arguments, console)
@@ -192,7 +194,7 @@ def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[M
             console.print(f"{task.name}: {moment.instruction}", highlight=False, markup=False)
         if moment.score is not None:
             percent = task.normalized(moment.score)
-            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:.0f}% of the way from random to expert"
+            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:z.0f}% of the way from random to expert"
             console.print(line, highlight=False)
         yield moment
 

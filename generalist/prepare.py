@@ -22,9 +22,10 @@ from generalist.data.windows import ControlExamples, EmojiExamples, TextExamples
 from generalist.envs.task import Task
 from generalist.experts import correction_folders, episodes_folder, suite_tasks
 from generalist.inference.load import Generalist
+from generalist.inherit import check_same_model
 from generalist.layout_fit import fit_layout, losses, sample, spread
 from generalist.loaders import LoadedBatches
-from generalist.run import Tokenizers
+from generalist.run import Tokenizers, has_begun
 from generalist.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.start import fitted
 from generalist.tokenizers.spaces import assign_offsets
@@ -37,6 +38,7 @@ from generalist.vision.load import load_encoder
 from generalist.weights.language import LanguageModel
 
 TEXT_TRAINING_CHARACTERS = 1_500_000  # of prose: enough for a few thousand pieces, learnt in seconds
+NO_SOURCE = "no source takes part: give at least one of data.*.weight a value above 0"
 INSTRUCTIONS = 64  # of a task, for the text tokenizer
 
 
@@ -55,23 +57,29 @@ class Prepared:
     """Parameters to begin with, by their paths; None: they are drawn."""
 
 
-def prepare(config: Config, console: Console) -> Prepared:
+def prepare(config: Config, console: Console, start: Generalist | None = None) -> Prepared:
     """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there.
+
+    Args:
+        start: the weights of `training.start`, where they are open already.
 
     Raises:
         ValueError: a setting does not fit the others, or what it names is damaged.
         FileNotFoundError: something it names is missing.
     """
-    check_documents(config, console)
     cache = EpisodeCache(config.data.cache_megabytes)
     readers = open_readers(config, cache)
-    start = Generalist.load(config.training.start) if config.training.start else None
+    if start is None and config.training.start and not has_begun(config.folder, config.training.checkpoints):
+        start = Generalist.load(config.training.start)
     if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
         corrected = open_corrections(config, cache)
         learn_tokenizers(config, readers, start.tokenizers if start else None, corrected, console).save(config.folder)
     wait_for_all("tokenizers")
     tokenizers, encoder = open_tokenizers(config)
+    if start is not None:
+        check_same_model(config, start.config)
+        check_same_encoder(config, start, encoder)
     visual = tokenizers.visual
     if isinstance(visual, FeatureStore):
         store_features(config, visual, console)
@@ -113,6 +121,20 @@ def check_documents(config: Config, console: Console) -> None:
         say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
     if not own.weight:
         say(f"note: nothing but text pieces is learnt from {own.path}: data.documents.weight is 0")
+
+
+def check_same_encoder(config: Config, start: Generalist, encoder: VisionEncoder | None) -> None:
+    """Whether a run's frozen encoder is that of the weights that it begins with, where both have one.
+
+    Raises:
+        ValueError: it is another, or prepares images otherwise.
+    """
+    if start.encoder is not None and encoder is not None and encoder.fingerprint != start.encoder.fingerprint:
+        raise ValueError(
+            f"training.start: {config.training.start} has learnt from another encoder than model.vision.encoder = "
+            f"{config.model.vision.encoder} (size {config.model.vision.size}): leave out these settings, which are then those "
+            "of the weights"
+        )
 
 
 def open_readers(config: Config, cache: EpisodeCache) -> dict[str, dict[Task, EpisodeReader]]:
@@ -306,5 +328,5 @@ def open_sources(
         )
         sources.append(Source(name="documents", weight=data.documents.weight, parts=[own]))
     if not sources:
-        raise ValueError("no source takes part: give at least one of data.*.weight a value above 0")
+        raise ValueError(NO_SOURCE)
     return sources

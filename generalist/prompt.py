@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from generalist.at_hand import add_weights, load_weights
+from generalist.console import open_console
 
 if TYPE_CHECKING:
     from generalist.inference.load import Generalist
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if arguments.retrieve is not None and (arguments.shots is None or arguments.retrieve < 1):
         raise ValueError("--retrieve takes a number above 0 and needs --shots FILE to retrieve from")
     choices = check_choices(arguments)
-    told = Console(stderr=True) if arguments.json else console
+    told = open_console(stderr=True) if arguments.json else console
     from generalist.inference.shots import TEMPLATE, check_template, load_shots
 
     template = check_template(arguments.template) if arguments.template else TEMPLATE

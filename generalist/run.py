@@ -6,10 +6,12 @@ runs/<name>/config.json      every setting
             checkpoints/  metrics.jsonl  tensorboard/  evaluation/  results.json
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,7 +132,7 @@ class Tokenizers:
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no run in {folder}: train it first, or name another run with --name") from error
+            raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{folder / 'tokenizers.json'} is damaged ({type(error).__name__}: {error}): "
@@ -148,31 +150,124 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+class RunTraining(Protocol):
+    """Of a run's settings of training, what says where it stands."""
+
+    @property
+    def checkpoints(self) -> str: ...
+
+
 class RunSettings(Protocol):
     """Settings of any kind of run."""
 
     @property
     def folder(self) -> Path: ...
 
+    @property
+    def training(self) -> RunTraining: ...
 
-def check_same_settings(config: RunSettings) -> bool:
-    """Whether the run's folder exists already, with the same settings.
+
+def has_begun(folder: Path, checkpoints: str = "") -> bool:
+    """Whether a run has anything that another one must not take the place of: a checkpoint, or scores.
+
+    Args:
+        folder: the run's.
+        checkpoints: the folder or bucket of its checkpoints, if it is not in the run's.
 
     Raises:
-        ValueError: it exists with other settings; the message names the first that differs.
+        ImportError: the bucket's package is not installed.
     """
+    if any((folder / name).exists() for name in ("results.json", "evaluation")):
+        return True
+    from etils import epath
+
+    places = {str(folder / "checkpoints"), checkpoints, _stored_checkpoints(folder)} - {""}
+    # Orbax names whole checkpoints by their steps, and those in the making otherwise.
+    return any(
+        place.is_dir() and any(one.name.isdigit() for one in place.iterdir()) for place in map(epath.Path, places)
+    )
+
+
+def _stored_checkpoints(folder: Path) -> str:
+    """Where the run's own settings say that its checkpoints are; empty where they do not."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["checkpoints"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return ""
+    return stored if isinstance(stored, str) else ""
+
+
+def check_same_settings(config: RunSettings) -> bool:
+    """Whether the run has begun already, with the same settings. What a run left that has no checkpoint is in nobody's way: see
+    `forget`.
+
+    Raises:
+        ValueError: it has begun with other settings; the message names the first that differs. Or its settings are damaged.
+        NotADirectoryError: a file is where its folder would be.
+    """
+    for folder in (config.folder, *config.folder.parents):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(
+                f"{folder} is a file, so that {config.folder} can be no folder: choose --runs and --name"
+            )
     path = config.folder / "config.json"
     if not path.exists():
         return False
-    stored, now = json.loads(path.read_text(encoding="utf-8")), plain(config)
-    for name in sorted(flatten(stored).keys() | flatten(now).keys()):
-        old, new = flatten(stored).get(name), flatten(now).get(name)
+    try:
+        stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+        if not {"name", "runs", "training.steps"} <= stored.keys():
+            raise ValueError("it is no run's")
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or train in another folder with --name") from error
+    if not has_begun(config.folder, config.training.checkpoints):
+        return False
+    now = flatten(plain(config))
+    kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (stored, now)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
+        )
+    # The weights to begin with come first: most of the model's settings are theirs.
+    for name in sorted(stored.keys() | now.keys(), key=lambda name: (name != "training.start", name)):
+        old, new = (one.get(name) for one in (stored, now))
         if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
             raise ValueError(
-                f"{config.folder} holds a run with {name} = {old}, not {new}: "
+                f"{config.folder} holds a run with {name} = {_said(old)}, not {_said(new)}: "
                 f"use the same setting to go on with it, or another folder with --name"
             )
     return True
+
+
+def _said(value: Any) -> str:
+    return "(empty)" if value in ("", [], None) else str(value)
+
+
+def forget(config: RunSettings) -> None:
+    """Removes what a run left that ended before its first checkpoint, and its folder if nothing else is in it: the next command
+    of that name begins anew, with any settings. Nothing is removed of a run that has begun, nor what a run does not write.
+    `check_same_settings` comes before: the folder is a run's.
+    """
+    folder = config.folder
+    if not (folder / "config.json").exists() or has_begun(folder, config.training.checkpoints):
+        return
+    for name in ("tensorboard", "processes", "profile"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for unfinished in (folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for name in ("tokenizers.json", "text.model", "metrics.jsonl", "config.json"):  # by the last one a run is known
+        (folder / name).unlink(missing_ok=True)
+    for place in (folder / "checkpoints", folder):
+        with contextlib.suppress(OSError):  # there is something else in it, or it is not there
+            place.rmdir()
+
+
+def forget_unless_measured(config: RunSettings) -> None:
+    """`forget`, of a run that failed before it measured anything: there is nothing in its folder to look into."""
+    metrics, checkpoints = (config.folder / name for name in ("metrics.jsonl", "checkpoints"))
+    measured = metrics.exists() and metrics.stat().st_size
+    saving = checkpoints.is_dir() and any(checkpoints.iterdir())  # in the background, perhaps
+    if not measured and not saving:
+        forget(config)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -133,6 +133,11 @@ def test_a_small_webp_is_small() -> None:
         (["--random", "--video", "nowhere/a.gif"], "there is no folder nowhere"),
         (["--random", "--video", "a.gif", "--episodes", "0"], "--episodes must be at least 1"),
         (["--random", "--video", "a.gif", "--fast"], "does not know --fast"),
+        (["--random", "--video", "a.gif", "--seed", "-1"], "--seed 0, got 1 and -1"),
+        (
+            ["--video", "a.gif", "--weights", "none"],
+            "no weights in none (there is no config.json in it): name a folder of",
+        ),
         (["--video", "a.gif", "--run", "none", "--runs", "nowhere"], "no run in nowhere/none: train it first"),
     ],
 )
@@ -141,9 +146,49 @@ def test_what_does_not_fit_is_told(arguments: list[str], message: str, capsys: p
     assert message in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_advised_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--random` and `--run` exclude each other."""
+    assert main(["play", "own/thing", "--random", "--video", "a.gif"]) == 1
+    assert "name them with --run or --weights, and leave out --random" in capsys.readouterr().out
+
+
+class Unseen(gym.Env):
+    """An environment that is not to be seen, or whose drawing fails."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def __init__(self, drawn: Any = NotImplementedError()):
+        self.drawn, self.render_mode = drawn, None
+
+    def render(self) -> Any:
+        if isinstance(self.drawn, Exception):
+            raise self.drawn
+        return self.drawn
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        (
+            NotImplementedError(),
+            r"Unseen has no render\(\), so that it can be played and scored, but not shown: write one",
+        ),
+        (
+            KeyError("surface"),
+            r"Unseen can't be shown, its render\(\) fails \(KeyError: 'surface'\): write one that gives",
+        ),
+        (None, r"Unseen can't be shown, its render\(\) gives NoneType: write one that gives \(H, W, 3\) bytes"),
+        (np.zeros((4, 4)), r"its render\(\) gives an array of float64 \(4, 4\): write one"),
+    ],
+)
+def test_what_can_not_be_drawn_says_so(drawn: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        frame(Unseen(drawn))
+
+
 def test_no_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(at_hand, "SHIPPED", tmp_path / "weights")
-    with pytest.raises(FileNotFoundError, match="--run NAME or --weights FOLDER"):
+    with pytest.raises(FileNotFoundError, match="name trained ones, a run's folder or one of"):
         at_hand.shipped_weights()
     (tmp_path / "weights").mkdir()
     assert at_hand.shipped_weights() == tmp_path / "weights"

@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from generalist.config import TrainingConfig
+from generalist.config import TrainingConfig, check_name
 
+# Of training's settings, those that only the generalist's loss and loop know.
+WITHOUT_EFFECT = ("start", "ema", "average", "z_loss", "micro_batches", "loss_chunks", "skip_limit", "stall_seconds")
 Loss = Literal["clip", "siglip"]
 
 
@@ -78,9 +80,20 @@ class ContrastiveConfig:
         if self.check and self.pairs is None:
             raise ValueError("check reads pairs of one's own, and pairs names none: leave one out, or set the other")
         if self.heldout is not None and self.pairs is None:
-            raise ValueError("heldout without pairs: the emoji have held-out drawings of their own")
+            raise ValueError(
+                "heldout without pairs: the emoji have held-out drawings of their own; give pairs too, or neither"
+            )
+        check_name(self.name)
 
     @property
     def folder(self) -> Path:
         """Where the run keeps everything; its `encoder/` is what `--model.vision.encoder` takes."""
         return self.runs / self.name
+
+
+def check_effective(config: ContrastiveConfig) -> None:
+    """Raises `ValueError` if a setting was changed that has no effect on this kind of run."""
+    usual = TrainingConfig()
+    for name in WITHOUT_EFFECT:
+        if getattr(config.training, name) != getattr(usual, name):
+            raise ValueError(f"training.{name} has no effect on contrastive pretraining: leave it out")

@@ -135,6 +135,12 @@ class _Draw(grain.transforms.RandomMap):
         return self.prepare(image), text_ids(self.text, [text], self.length)[0]
 
 
+def check_batch(pairs: int, batch: int) -> None:
+    """Raises `ValueError` if there are fewer pairs than a batch has."""
+    if pairs < batch:
+        raise ValueError(f"there are {pairs} pairs for a batch of {batch}: lower --batch, or give more")
+
+
 class PairBatches:
     """Endless batches (pixels, uint8 (N, S, S, 3); text ids, int32 (N, L)), shuffled anew each epoch; threads make a few ahead.
 
@@ -143,8 +149,7 @@ class PairBatches:
     """
 
     def __init__(self, pairs: Pairs, prepare: Preparation, text: TextTokenizer, *, length: int, batch: int, seed: int):
-        if len(pairs) < batch:
-            raise ValueError(f"there are {len(pairs)} pairs for a batch of {batch}: lower --batch, or give more")
+        check_batch(len(pairs), batch)
         draw = _Draw(pairs, prepare, text, length)
         # An epoch's rest that fills no batch is left out: a pair never stands twice in one batch.
         epoch = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()

@@ -17,7 +17,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from rich.console import Console
-from safetensors.numpy import save_file
 
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import PairBatches
@@ -31,6 +30,7 @@ from generalist.training.optimizer import make_optimizer, schedule
 from generalist.training.sharding import flat, make_mesh, moment_shardings, parameter_shardings, rows_sharding
 from generalist.training.step import TrainState, compute_dtype
 from generalist.vision.vit import save_vit
+from generalist.weights.folder import save_tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def export(config: ContrastiveConfig, params: Any) -> None:
     params = jax.device_get(params)
     with tempfile.TemporaryDirectory(dir=config.folder, prefix=".export.") as temporary:
         whole = Path(temporary)
-        save_file({path: np.asarray(leaf) for path, leaf in flat(params).items()}, whole / "towers.safetensors")
+        save_tensors({path: np.asarray(leaf) for path, leaf in flat(params).items()}, whole / "towers.safetensors")
         save_vit(whole / "encoder", vit_config(config.towers), params["vit"])
         shutil.rmtree(config.folder / "encoder", ignore_errors=True)
         (whole / "encoder").rename(config.folder / "encoder")

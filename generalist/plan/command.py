@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from generalist.config import Config
+from generalist.places import check_file
 from generalist.plan.target import Target, open_devices, parse_target, prepare_environment
 
 DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (the compiler needs no TPU: extra tpu) or for
@@ -43,6 +44,9 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
     Raises:
         ValueError, ImportError: with a message for the user.
     """
+    for path, option in ((arguments.json, "--json"), (arguments.hlo, "--hlo")):
+        if path is not None:
+            check_file(path, option)
     target = parse_target(arguments.topology, arguments.devices)
     if arguments.search and target.slice is None:
         raise ValueError(
@@ -62,12 +66,11 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
 
 def read_config(name: str, settings: list[str]) -> Config:
     """The preset with the settings given after it; a trunk's folder brings its shape."""
-    import tyro
-
+    from generalist.inherit import parse
     from generalist.model.config import REQUIRED
     from generalist.presets import preset
 
-    config = tyro.cli(Config, default=preset(name), args=settings, prog=f"generalist plan {name}")
+    config = parse(preset(name), settings, prog=f"generalist plan {name}")
     if config.model.trunk in ("none", REQUIRED):
         return config
     from generalist.weights.language import with_trunk
@@ -119,6 +122,7 @@ def _write(arguments: argparse.Namespace, target: Target, values: dict[str, Any]
         return
     from generalist.run import write_json
 
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.json, {"preset": arguments.preset, "target": target.name, **values})
     console.print(f"every number: {arguments.json}", highlight=False)
 

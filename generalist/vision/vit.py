@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
-from safetensors.numpy import save_file
 
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
@@ -27,6 +26,7 @@ from generalist.weights.folder import (
     joined,
     mapped,
     nested,
+    save_tensors,
     stacked,
     tensor,
     transposed,
@@ -163,6 +163,17 @@ class ViT(nnx.Module):
         return x[:, 1:] if self.class_embedding is not None else x
 
 
+def check_vit(folder: WeightsFolder) -> None:
+    """Raises `WeightsError` where `load_vit` would, but for numbers that are not finite; reads no number."""
+    config = vit_config(folder)
+    folder.check(vit_recipes(config, _prefix(folder)), UNUSED)
+    processor(folder, config.family, config.size)
+
+
+def _prefix(folder: WeightsFolder) -> str:
+    return "vision_model." if any(name.startswith("vision_model.") for name in folder.shapes) else ""
+
+
 def load_vit(folder: WeightsFolder) -> VisionEncoder:
     """The vision tower of a CLIP or SigLIP (2, of fixed resolution) model.
 
@@ -170,8 +181,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
         WeightsError: the folder holds another architecture, or not the tensors that its settings say.
     """
     config = vit_config(folder)
-    prefix = "vision_model." if any(name.startswith("vision_model.") for name in folder.shapes) else ""
-    arrays = folder.read(vit_recipes(config, prefix), UNUSED)
+    arrays = folder.read(vit_recipes(config, _prefix(folder)), UNUSED)
     graph, _ = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
@@ -326,4 +336,4 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
+    save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")

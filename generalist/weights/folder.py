@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
@@ -82,6 +84,15 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(folder, {})
         place[name] = array
     return tree
+
+
+def save_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file with the permissions that new files have here: the library's own temporary file, which it
+    renames, is for its owner alone."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(dict(arrays), path)
+    path.chmod(mode)
 
 
 class WeightsFolder:

@@ -1,6 +1,7 @@
 """Recording: what is written is read back; what is interrupted leaves nothing that reads as whole."""
 
 import dataclasses
+import json
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 
 from generalist.envs import task as registry
-from generalist.envs.recording import chunks, is_recorded, record
+from generalist.envs.recording import chunks, is_recorded, record, recording_folder, working_folder
 from generalist.envs.rlds import dataset_folder, read_metadata
 
 QUIET = Console(quiet=True)
@@ -26,7 +27,7 @@ def test_what_is_recorded_is_read_back_and_not_recorded_twice(tmp_path: Path):
     episodes = {CARTPOLE.name: 3, GO_TO.name: 5}
     record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=2, console=QUIET)
     for task in (CARTPOLE, GO_TO):
-        folder = dataset_folder(tmp_path, task)
+        folder = recording_folder(tmp_path, task, episodes[task.name])
         metadata = read_metadata(folder)
         assert metadata is not None and len(metadata["lengths"]) == len(metadata["seeds"]) == episodes[task.name]
         source = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
@@ -42,10 +43,53 @@ def test_what_is_recorded_is_read_back_and_not_recorded_twice(tmp_path: Path):
     assert not is_recorded(dataclasses.replace(CARTPOLE, revision=1), tmp_path, 3)  # and so is another expert's play
 
 
+def state(folder: Path) -> dict[Path, int]:
+    """Every file with its time of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_fewer_episodes_are_recorded_beside_more(tmp_path: Path):
+    """What another preset recorded stays, and whatever is on disk, the same settings give the same episodes."""
+    record([CARTPOLE], tmp_path / "both", episodes={CARTPOLE.name: 5}, workers=1, console=QUIET)
+    before = state(tmp_path / "both")
+    record([CARTPOLE], tmp_path / "both", episodes={CARTPOLE.name: 2}, workers=1, console=QUIET)
+    assert before.items() <= state(tmp_path / "both").items()
+    assert is_recorded(CARTPOLE, tmp_path / "both", 5) and is_recorded(CARTPOLE, tmp_path / "both", 2)
+    record([CARTPOLE], tmp_path / "alone", episodes={CARTPOLE.name: 2}, workers=1, console=QUIET)
+    two, alone = (read_metadata(recording_folder(tmp_path / name, CARTPOLE, 2)) for name in ("both", "alone"))
+    assert two == alone
+
+
+def test_recordings_of_earlier_versions_stay_where_they_are(tmp_path: Path):
+    """They were a task's only ones, in its own folder."""
+    record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 3}, workers=1, console=QUIET)
+    former = dataset_folder(tmp_path, CARTPOLE)
+    recording_folder(tmp_path, CARTPOLE, 3).rename(former)
+    before = state(former)
+    assert recording_folder(tmp_path, CARTPOLE, 3) == former and is_recorded(CARTPOLE, tmp_path, 3)
+    for episodes in (3, 2):
+        record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: episodes}, workers=1, console=QUIET)
+    assert state(former) == before
+    # Of other versions of the packages: removed, but only once there is a new recording.
+    metadata = json.loads((former / "metadata.json").read_text())
+    (former / "metadata.json").write_text(json.dumps(metadata | {"fingerprint": "0123"}))
+    with pytest.raises(ValueError, match="seeds of evaluation"):
+        record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 300_000}, workers=1, console=QUIET)
+    assert former.exists() and not is_recorded(CARTPOLE, tmp_path, 3)
+    record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 3}, workers=1, console=QUIET)
+    assert is_recorded(CARTPOLE, tmp_path, 3) and not former.exists()
+
+
+def test_two_recordings_of_a_task_are_put_together_apart(tmp_path: Path):
+    """Two runs may record the same task at the same time."""
+    works = {working_folder(recording_folder(tmp_path, CARTPOLE, episodes)) for episodes in (2, 5)}
+    assert len(works) == 2
+
+
 def test_the_number_of_workers_changes_nothing(tmp_path: Path):
     for workers in (1, 2):
         record([GO_TO], tmp_path / str(workers), episodes={GO_TO.name: 4}, workers=workers, console=QUIET)
-    folders = [dataset_folder(tmp_path / str(workers), GO_TO) for workers in (1, 2)]
+    folders = [recording_folder(tmp_path / str(workers), GO_TO, 4) for workers in (1, 2)]
     assert read_metadata(folders[0]) == read_metadata(folders[1])
     one, two = (tfds.builder_from_directory(str(folder)).as_data_source(split="train") for folder in folders)
     for left, right in zip(one, two, strict=True):
@@ -83,9 +127,10 @@ def test_a_killed_recording_reads_as_nothing_and_can_be_done_again(tmp_path: Pat
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not dataset_folder(tmp_path, task).exists() or is_recorded(task, tmp_path, 40)
+    assert not recording_folder(tmp_path, task, 40).exists() or is_recorded(task, tmp_path, 40)
     record([task], tmp_path, episodes={task.name: 2}, workers=1, console=QUIET)
     assert is_recorded(task, tmp_path, 2)
+    record([task], tmp_path, episodes={task.name: 40}, workers=2, console=QUIET)
     assert not list(tmp_path.rglob("*.recording"))
 
 
@@ -104,19 +149,19 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "OSError" in done.stderr.splitlines()[-1]
-    assert not dataset_folder(tmp_path, CARTPOLE).exists()
+    assert not recording_folder(tmp_path, CARTPOLE, 40).exists()
     assert not list(tmp_path.rglob("*array_record*"))
 
 
 def test_shapes_and_labels(tmp_path: Path):
     """The stored action is the expert's, the executed one may be noisy."""
     record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 6}, workers=1, console=QUIET)
-    source = tfds.builder_from_directory(str(dataset_folder(tmp_path, CARTPOLE))).as_data_source(split="train")
+    source = tfds.builder_from_directory(str(recording_folder(tmp_path, CARTPOLE, 6))).as_data_source(split="train")
     different = 0
     for example in source:
         for step in example["steps"]:
             assert step["observation"].shape == (4,)
             different += int(step["action"] != step["executed_action"])
     assert different > 0
-    noisy = read_metadata(dataset_folder(tmp_path, CARTPOLE))["noisy"]  # type: ignore[index]
+    noisy = read_metadata(recording_folder(tmp_path, CARTPOLE, 6))["noisy"]  # type: ignore[index]
     assert 0 < np.mean(noisy) < 1

@@ -108,9 +108,9 @@ def test_a_new_digest_does_not_hide_an_edited_mean(path: Path) -> None:
 
 def test_a_damaged_or_missing_file_has_a_remedy(path: Path) -> None:
     path.write_text('{"control"', encoding="utf-8")
-    with pytest.raises(ValueError, match="is damaged .*evaluate again"):
+    with pytest.raises(ValueError, match="is damaged.*evaluate again"):
         report.load(path)
-    with pytest.raises(FileNotFoundError, match="evaluate the run first"):
+    with pytest.raises(FileNotFoundError, match="train.py writes one into a run's folder"):
         report.load(path.with_name("other.json"))
 
 

@@ -122,6 +122,18 @@ def test_what_else_differs_is_told(results: Callable) -> None:
     assert (boxing.before, boxing.after) == (25.0, 25.0), "both on B's scale"
 
 
+def test_settings_that_differ_are_told_in_short(results: Callable) -> None:
+    """Two presets differ in a hundred settings; those that can move no score come last."""
+    before, after = results({"atari/pong": [0.5] * 4}), results({"atari/pong": [0.5] * 4})
+    before["settings"] = {"name": "a", "model": {f"size{number}": 1 for number in range(100)}, "text": "x" * 200}
+    after["settings"] = {"name": "b", "model": {f"size{number}": 2 for number in range(100)}}
+    (line,) = [line for line in compare(before, after).warnings if line.startswith("settings")]
+    assert line.startswith("settings differ: model.size0 1 → 2, ") and line.endswith(" and 96 more") and len(line) < 200
+    after["settings"] = before["settings"] | {"name": "b", "text": "y" * 200}
+    (line,) = [line for line in compare(before, after).warnings if line.startswith("settings")]
+    assert line == f"settings differ: text {'x' * 23}… → {'y' * 23}…, name a → b"
+
+
 def test_nothing_in_common(results: Callable) -> None:
     with pytest.raises(ValueError, match="no task in common"):
         compare(results({"atari/pong": [1.0]}), results({"babyai/GoTo": [1.0]}))

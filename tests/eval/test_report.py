@@ -9,6 +9,7 @@ from rich.console import Console
 
 from generalist.eval import report
 from generalist.eval.report import Parts, manifest
+from generalist.eval.scores import Estimate
 
 
 def test_a_finished_part_is_not_computed_again(tmp_path: Path) -> None:
@@ -42,6 +43,12 @@ def test_a_damaged_part_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     parts.path("naming", {}).write_text('{"result"', encoding="utf-8")
     with pytest.raises(ValueError, match=r"naming-\w+\.json is damaged .*: delete it"):
         parts.get("naming", {}, lambda: 1)
+
+
+def test_numbers_and_words_are_written_as_people_do() -> None:
+    assert str(Estimate(value=-0.04, low=-0.4, high=0.2)) == "0.0 [0, 0]"
+    assert str(Estimate(value=-0.06, low=-0.6, high=0.2)) == "-0.1 [-1, 0]"
+    assert [report.counted(number, "episode") for number in (1, 20)] == ["1 episode", "20 episodes"]
 
 
 def interval(value: float) -> dict[str, float]:
@@ -91,6 +98,8 @@ def test_the_table_shows_every_domain_task_and_failure() -> None:
         "11.0 [6, 16]",
         "9.0 [4, 14]",
         "5.5 [0, 10]",
+        "no image 0",
+        "wrong image 0",
         "30.0 [25, 35]",
         "unigram 300",
         "atari needs the package ale_py",

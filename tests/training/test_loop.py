@@ -80,6 +80,7 @@ def test_other_settings_are_refused(tmp_path: Path, data_folder: Path):
 
     config = config_of(tmp_path, "run", data_folder, 2)
     prepare(config, Console(quiet=True))
+    (Path(config.checkpoints) / "1").mkdir(parents=True)
     assert check_same_settings(dataclasses.replace(config, training=dataclasses.replace(config.training, steps=9)))
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(ValueError, match=r"model.width = 32, not 64"):
