@@ -74,8 +74,9 @@ class Told(gym.ObservationWrapper):
     def _texts(self, observation: Any) -> list[str]:
         if not isinstance(observation, Mapping):
             raise ValueError(f"the observation is {observation!r:.60}, not a dictionary")
-        texts = [observation.get(key) for key in self.keys]
-        for key, text in zip(self.keys, texts, strict=True):
-            if not isinstance(text, str):
+        texts = []
+        for key in self.keys:
+            if not isinstance(text := observation.get(key), str):
                 raise ValueError(f"the observation part {key!r} is {text!r:.60}, not a text")
+            texts.append(text)
         return texts

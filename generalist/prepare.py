@@ -226,15 +226,15 @@ def learn_tokenizers(
         offsets = {name: offset + start.projection_width for name, offset in offsets.items()}
         width += start.projection_width
     layouts = known
-    for name, several in by_layout.items():
-        observation, action = (
-            spaces[name] if name in spaces else (known[name].observation.space, known[name].action.space)
-        )
-        found = sample(several, observation, action, config.model.frame_size if shown_as_frames else None)
-        if name in spaces:
+    for name, recorded in by_layout.items():
+        is_new = name in spaces
+        observation, action = spaces[name] if is_new else (known[name].observation.space, known[name].action.space)
+        found = sample(recorded, observation, action, config.model.frame_size if is_new and shown_as_frames else None)
+        if is_new:
             layouts[name] = fit_layout(config, name, observation, action, offsets.get(name, 0), text, found)
-        for line in losses(layouts[name], found) if console is not None else ():
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        if console is not None:
+            for line in losses(layouts[name], found):
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
 
 

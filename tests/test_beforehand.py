@@ -77,7 +77,7 @@ def test_what_a_command_names_is_checked_first(tmp_path: Path, arguments: list[s
 
 
 def test_nothing_is_recorded_for_the_check(config: Config):
-    assert check(config) is None
+    assert check(config, SILENT) is None
     assert not config.data.folder.exists() and not config.folder.exists()
 
 
@@ -156,7 +156,7 @@ def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_pa
     config = command(tmp_path, *start)
     assert config.model == dataclasses.replace(weights.config.model, remat=debug().model.remat)
     assert config.tokens == weights.config.tokens and config.tokens.documents == "encoder"
-    assert check(config) is not None
+    assert check(config, SILENT) is not None
     for arguments, message in (
         (("--model.width", "64"), r"model.width = 32, not 64: leave such settings out"),
         (("--model.heads", "1", "--model.activation", "gelu"), r"heads = 2, not 1; model.activation = geglu, not gelu"),
@@ -166,10 +166,10 @@ def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_pa
         (("--tokens.discrete-values", "128"), r"tokens.discrete_values = 64, not 128"),
     ):
         with pytest.raises(ValueError, match=message):
-            check(command(tmp_path, *start, *arguments))
+            check(command(tmp_path, *start, *arguments), SILENT)
     # What the weights do not have may be as one likes, and they may be deepened (generalist/start.py).
-    check(command(tmp_path, *start, "--model.layers", "4", "--model.vision.every", "4"))
-    check(command(tmp_path, *start, "--model.patch-channels", "64"))
+    check(command(tmp_path, *start, "--model.layers", "4", "--model.vision.every", "4"), SILENT)
+    check(command(tmp_path, *start, "--model.patch-channels", "64"), SILENT)
 
 
 def test_a_run_that_has_begun_needs_its_weights_no_more(make_model: Callable[..., Any], tmp_path: Path):
@@ -180,7 +180,7 @@ def test_a_run_that_has_begun_needs_its_weights_no_more(make_model: Callable[...
     (config.folder / "checkpoints" / "10").mkdir()
     (tmp_path / "weights").rename(tmp_path / "moved")
     again = command(tmp_path, *start)
-    assert again == config and check_same_settings(again) and check(again) is None
+    assert again == config and check_same_settings(again) and check(again, SILENT) is None
     with pytest.raises(FileNotFoundError, match="no weights in"):
         command(tmp_path, *start, "--name", "another")
 

@@ -13,7 +13,10 @@ import pytest
 from gymnasium import spaces
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from generalist.beforehand import check
+from generalist.config import OwnConfig
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.envs.own import Demonstration, own_tasks, record_demonstrations, save_demonstrations
 from generalist.inference.policy import ControlPolicy
@@ -296,6 +299,19 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
         policy.act([np.zeros(4, np.float32)])
     with pytest.raises(ValueError, match=f"{name}: the observation is nan at"):
         policy.act([np.full(layout.observation.space.shape, np.nan)])
+
+
+def test_choices_without_ids_are_refused_before_anything_is_recorded(registered: Callable[..., str], tmp_path: Path):
+    id = registered(spaces.Discrete(3), spaces.Discrete(100))
+    played = [Demonstration(observations=[0], actions=[{"answer": 0, "how": 99}], rewards=[9])]
+    task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go")
+    base = debug()
+    off = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
+    data = dataclasses.replace(base.data, own=OwnConfig(demonstrations=(str(task.folder),)), **off)
+    with pytest.raises(
+        ValueError, match="part 'how' is Discrete.100., which has 100 values .*--tokens.discrete-values"
+    ):
+        check(dataclasses.replace(base, data=data, runs=tmp_path / "runs"), Console(quiet=True))
 
 
 def test_a_dict_of_arrays_is_a_demonstration(registered: Callable[..., str], tmp_path: Path):

@@ -89,7 +89,7 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
     none = dataclasses.replace(whole.data.documents, unreadable=0.0)
     strict = dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=none))
     with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
-        prepare(strict, console)
+        check_documents(strict, console)
     assert not config.folder.exists()
     absent = dataclasses.replace(none, weight=0.0, path=None)
     with pytest.raises(ValueError, match="data.check reads documents of one's own, and data.documents.path names none"):

@@ -18,13 +18,14 @@ def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> Non
     Raises:
         ValueError: a part of a space can't be learnt; the message names the part and the remedy.
     """
-    rules = {"vocabulary": Vocabulary(text=1, discrete=WIDEST), "images": "frame"}
-    made = {}
-    for kind, space, tensors in (("observation", observation, "projected"), ("action", action, "tokens")):
+    vocabulary, made = Vocabulary(text=1, discrete=WIDEST), {}
+    for kind, space, projected in (("observation", observation, True), ("action", action, False)):
         try:
             for path, leaf in leaves_of(space, ()):
                 _check_leaf("/".join(path), leaf)
-            made[kind] = SpaceTokenizer.from_space(space, tensors=tensors, **rules)
+            made[kind] = SpaceTokenizer.from_space(
+                space, vocabulary=vocabulary, images="frame", tensors="projected" if projected else "tokens"
+            )
         except ValueError as error:
             raise ValueError(f"{name}: the {kind} space can't be learnt: {error}") from None
     TaskLayout(name, made["observation"], made["action"])
