@@ -38,8 +38,10 @@ def add_played(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="such as 'atari/*' babyai/GoTo; default: all they know",
     )
-    parser.add_argument("--episodes", type=int, default=EPISODES, help=f"a task (default {EPISODES})")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of environments (default: one a core)")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help=f"per task (default {EPISODES})")
+    parser.add_argument(
+        "--workers", type=int, default=cores(), help="processes of environments (default: one per core)"
+    )
 
 
 def add_control(parser: argparse.ArgumentParser) -> None:
@@ -267,7 +269,9 @@ def show_agents(results: Mapping[str, Any], console: Console) -> None:
 def add_again(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist eval again`."""
     parser.add_argument("results", type=Path, metavar="RESULTS", help="a file that `generalist eval control` wrote")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of environments (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, default=cores(), help="processes of environments (default: one per core)"
+    )
 
 
 def again(arguments: argparse.Namespace, console: Console) -> int:

@@ -110,7 +110,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
     )
-    parser.add_argument("--weights", metavar="FOLDER", help="for --videos: weights that are not in the run's folder")
+    parser.add_argument(
+        "--weights",
+        metavar="FOLDER",
+        help="for --videos: the weights of the results, where they are not in the run's folder",
+    )
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:

@@ -148,7 +148,7 @@ class _Bar:
             if self._progress is not None and (done % 10 == 0 or done == self._total):
                 sofar = np.mean([np.mean(own) for own in self._percents.values()])
                 self._progress.update(
-                    self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar:.1f}%"
+                    self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar:z.1f}%"
                 )
 
 

@@ -28,7 +28,9 @@ LANES = 32  # of Atari up to 1.4 GB: whole episodes of 2,100 frames are held unt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist dagger`."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="gets a data set a task; those it has already stay")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="gets a data set per task; those it has already stay"
+    )
     add_played(parser)
     parser.add_argument(
         "--expert-share",

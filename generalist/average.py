@@ -94,6 +94,9 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
         # Columns of new layouts follow those that were there.
         shared = array[: len(known)] if path == "tensor_embedder/projection/kernel" else array
         if shared.shape != known.shape:
-            raise ValueError(f"{path} has the shape {known.shape} in OLD and {array.shape} in NEW")
+            raise ValueError(
+                f"{path} has the shape {known.shape} in OLD and {array.shape} in NEW, of which there is no mean: --keep {path} "
+                "takes NEW's"
+            )
         shared[...] = share * shared + (1 - share) * known
     return dataclasses.replace(new, params=nested(after))

@@ -44,8 +44,8 @@ class Moment:
 
     def captioned(self) -> np.ndarray:
         """The picture over its caption, (H', W', 3) uint8."""
-        end = "" if self.score is None else f"   over, score {self.score:.4g}"
-        return video.captioned(self.picture, self.instruction, f"step {self.step}   reward {self.reward:.4g}{end}")
+        end = "" if self.score is None else f"   over, score {self.score:z.4g}"
+        return video.captioned(self.picture, self.instruction, f"step {self.step}   reward {self.reward:z.4g}{end}")
 
 
 def episode(
@@ -194,7 +194,7 @@ def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[M
             console.print(f"{task.name}: {moment.instruction}", highlight=False, markup=False)
         if moment.score is not None:
             percent = task.normalized(moment.score)
-            line = f"  {moment.step} steps, score {moment.score:.4g}: {percent:z.0f}% of the way from random to expert"
+            line = f"  {moment.step} steps, score {moment.score:z.4g}: {percent:z.0f}% of the way from random to expert"
             console.print(line, highlight=False)
         yield moment
 

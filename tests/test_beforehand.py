@@ -97,6 +97,14 @@ def test_a_run_without_a_checkpoint_refuses_no_other_setting(config: Config):
     assert not config.folder.exists()
 
 
+def test_that_a_run_begins_anew_is_told(config: Config):
+    begun(config)
+    console = Console(record=True, width=200)
+    for _ in range(2):
+        experiment.begin_anew(config, console)
+    assert console.export_text() == f"{config.folder} ended before its first checkpoint: it begins anew\n"
+
+
 def test_what_has_a_checkpoint_or_scores_is_never_forgotten(config: Config, tmp_path: Path):
     elsewhere = changed(config, "training", checkpoints=str(tmp_path / "elsewhere"))
     for one, step in ((config, config.folder / "checkpoints" / "10"), (elsewhere, tmp_path / "elsewhere" / "10")):
@@ -183,6 +191,9 @@ def test_a_run_that_has_begun_needs_its_weights_no_more(make_model: Callable[...
     assert again == config and check_same_settings(again) and check(again, SILENT) is None
     with pytest.raises(FileNotFoundError, match="no weights in"):
         command(tmp_path, *start, "--name", "another")
+    # Of a run that began otherwise, what differs first is what it began with, not the model that comes of it.
+    with pytest.raises(ValueError, match=r"training.start = .*weights, not shipped: use the same setting"):
+        check_same_settings(command(tmp_path, "--training.start", "shipped"))
 
 
 def test_weights_have_the_same_names_everywhere(make_model: Callable[..., Any], tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
+from generalist.average import average
 from generalist.data.batch import Batch
 from generalist.inference.load import Generalist
 from generalist.inference.rows import stack_rows
@@ -77,3 +78,14 @@ def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
     with pytest.raises(ValueError, match=rf"training\.start: blocks/.*{layers}"):
         fitted(generalist, dataclasses.replace(spec, config=config), Console(quiet=True))
     assert flat(generalist.params).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
+
+
+def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callable[..., Any]):
+    old = make_model("frame")
+    params = flat(old.params) | {"final_norm/scale": np.ones(7, np.float32)}
+    new = dataclasses.replace(old, params=nested(params))
+    with pytest.raises(
+        ValueError, match=r"final_norm/scale has the shape \(32,\) in OLD and \(7,\) in NEW, .* --keep final_"
+    ):
+        average(old, new, 0.5, [])
+    assert flat(average(old, new, 0.5, ["final_norm/scale"]).params)["final_norm/scale"].shape == (7,)

@@ -15,7 +15,7 @@ from generalist.places import check_file
 from generalist.plan.target import Target, open_devices, parse_target, prepare_environment
 
 DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (the compiler needs no TPU: extra tpu) or for
-simulated CPU devices, and prints parameters, memory a device, estimated time, tokens/s, utilisation and what devices
+simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and what devices
 exchange; of one GPU, the memory by arithmetic. Any setting of train.py may follow: --data.rows 256
 --training.tensor-axis 4."""
 EVERY = 15.0  # seconds between lines while the compiler works

@@ -85,7 +85,7 @@ def show_counts(trained: int, frozen: int, encoder: int, console: Console) -> No
 
 def memory_table(parts: dict[str, float], limit: float | None) -> Table:
     """Bytes on a device by what they are for, against what it has."""
-    table = Table(title="memory a device", title_justify="left")
+    table = Table(title="memory per device", title_justify="left")
     table.add_column("")
     total = sum(parts.values())
     unit, name = (GIB, "GiB") if total > GIB / 8 else (2**20, "MiB")
