@@ -21,9 +21,23 @@ from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.load import check_encoder, load_encoder
 from generalist.weights.language import LanguageModel
 
-# Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
 TEXTS_AND_IMAGES = ("emoji", "fewshot", "prose", "documents")
-METRICS = ("loss", "gradient_norm", "skipped", "step_seconds")
+"""Sources that are no control suites."""
+# Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
+METRICS = (
+    *(
+        "loss",
+        "gradient_norm",
+        "skipped",
+        "learning_rate",
+        "tokens_per_second",
+        "mfu",
+        "padding",
+        "waiting",
+        "step_seconds",
+    ),
+    *("gate/attention", "gate/feed_forward"),
+)
 
 
 def check(config: Config, console: Console) -> Generalist | None:

@@ -90,6 +90,10 @@ def test_settings_without_effect_are_refused():
     check_effective(ContrastiveConfig())
     with pytest.raises(ValueError, match=r"training.start has no effect on contrastive pretraining: leave it out"):
         check_effective(ContrastiveConfig(training=TrainingConfig(start="weights")))
+    with pytest.raises(
+        ValueError, match=r"best_metric = loss/prose is no metric of this run; there are: loss, accuracy"
+    ):
+        check_effective(ContrastiveConfig(training=TrainingConfig(keep_best=1, best_metric="loss/prose")))
 
 
 @pytest.mark.parametrize("name", ["", "..", "../other", "/tmp/run"])

@@ -129,7 +129,10 @@ def test_it_is_played_by_the_weights_that_know_it(
     assert main([command[0], "own/other", *command[2:]]) == 1
     assert "the weights know no environment 'own/other'; of one's own they know: own/beacon" in _line(capsys)
     assert main(["play", "own/beacon", "--random", "--video", str(video)]) == 1
-    assert "is known by the weights that were trained on it alone" in _line(capsys)
+    assert (
+        "is known only by the weights that were trained on it: name them with --run or --weights, and leave"
+        in _line(capsys)
+    )
 
 
 def _line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,6 +8,7 @@ from generalist.config import TrainingConfig, check_name
 
 # Of training's settings, those that only the generalist's loss and loop know.
 WITHOUT_EFFECT = ("start", "ema", "average", "z_loss", "micro_batches", "loss_chunks", "skip_limit", "stall_seconds")
+METRICS = ("loss", "accuracy", "scale", "gradient_norm", "learning_rate", "pairs_per_second", "waiting")
 Loss = Literal["clip", "siglip"]
 
 
@@ -92,8 +93,16 @@ class ContrastiveConfig:
 
 
 def check_effective(config: ContrastiveConfig) -> None:
-    """Raises `ValueError` if a setting was changed that has no effect on this kind of run."""
+    """Whether every setting that was changed has an effect on this kind of run.
+
+    Raises:
+        ValueError: one has none, or `training.best_metric` names no metric of it.
+    """
     usual = TrainingConfig()
     for name in WITHOUT_EFFECT:
         if getattr(config.training, name) != getattr(usual, name):
             raise ValueError(f"training.{name} has no effect on contrastive pretraining: leave it out")
+    if config.training.keep_best and config.training.best_metric not in METRICS:
+        raise ValueError(
+            f"training.best_metric = {config.training.best_metric} is no metric of this run; there are: {', '.join(METRICS)}"
+        )
