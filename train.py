@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from generalist.pages import use_huge_pages
+from generalist.system.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    from generalist.config import check_complete
-    from generalist.console import TOLD, open_console, tell
-    from generalist.inherit import parse
-    from generalist.presets import preset
-    from generalist.weights.language import with_trunk
+    from generalist.config.presets import preset
+    from generalist.config.run import check_complete
+    from generalist.experiment.inherit import parse
+    from generalist.run.trunk import with_trunk
+    from generalist.system.console import TOLD, open_console, tell
 
     console = open_console()
     name, rest = (
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         check_complete(config)
         config = with_trunk(config)
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
-        from generalist.experiment import run
+        from generalist.experiment.pipeline import run
 
         run(config, ["train.py", *arguments], console)
     except KeyboardInterrupt:
@@ -54,7 +54,7 @@ def train_contrastive(arguments: list[str], console: "Console") -> int:
     description = "Trains an image tower and a text tower so that images and their texts are found by each other."
     config = tyro.cli(ContrastiveConfig, args=arguments, prog="train.py contrastive", description=description)
     console.print(f"generalist: contrastive pretraining, run {config.folder}", highlight=False)
-    from generalist.experiment import run_contrastive
+    from generalist.experiment.pipeline import run_contrastive
 
     run_contrastive(config, ["train.py", "contrastive", *arguments], console)
     return 0
@@ -62,7 +62,7 @@ def train_contrastive(arguments: list[str], console: "Console") -> int:
 
 def preset_help() -> str:
     """What stands at the head of `--help`."""
-    from generalist.presets import PRESETS
+    from generalist.config.presets import PRESETS
 
     lines = [f"  {name}: {(build.__doc__ or '').strip().splitlines()[0]}" for name, build in PRESETS.items()]
     return (

@@ -2,8 +2,8 @@
 
     python benchmarks/babyai_levels.py --seeds 40
 
-The table of levels in `envs/babyai.py` is chosen by what this prints: a level is taken if the bot solves at least 90% of its
-seeds without action noise, within the time limit and the number of steps.
+The table of levels in `envs/suites/babyai.py` is chosen by what this prints: a level is taken if the bot solves at least 90% of
+its seeds without action noise, within the time limit and the number of steps.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import time
 
 import numpy as np
 
-from generalist.envs.babyai import BabyAITask
-from generalist.envs.episodes import OutOfTime, play_policy, time_limit
+from generalist.envs.episodes import play_policy
+from generalist.envs.suites.babyai import BabyAITask
 from generalist.envs.task import GaveUp
-from generalist.envs.workers import cores
+from generalist.system.processes import cores
+from generalist.system.time_limit import OutOfTime, time_limit
 
 MAX_STEPS = 400
 

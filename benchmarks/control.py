@@ -19,20 +19,21 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from generalist.config import Config, ControlConfig, EmojiConfig, ProseConfig
+from generalist.config.presets import PRESETS, debug
+from generalist.config.run import Config, ControlConfig, EmojiConfig, ProseConfig
 from generalist.data.batch import Batch
 from generalist.envs.pool import Act, EnvPool, Start
-from generalist.envs.task import EVALUATION_SEED, get
-from generalist.envs.workers import cores
-from generalist.experts import record_missing
-from generalist.inference.load import Generalist
+from generalist.envs.registry import get
+from generalist.envs.task import EVALUATION_SEED
+from generalist.experiment.prepare import prepare
+from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy, shape_of
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelConfig, VisionConfig
 from generalist.model.transformer import count_parameters, create
-from generalist.pages import use_huge_pages
-from generalist.prepare import prepare
-from generalist.presets import PRESETS, debug
+from generalist.run.tasks import record_missing
+from generalist.system.huge_pages import use_huge_pages
+from generalist.system.processes import cores
 
 TASKS = {"metaworld": "metaworld/door-open", "babyai": "babyai/GoToLocal", "atari": "atari/freeway"}
 FIVE_MILLION = ModelConfig(width=256, layers=6, heads=8, kv_heads=4, head_size=32, hidden=704)

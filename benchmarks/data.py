@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from generalist.config.presets import preset
+from generalist.experiment.prepare import prepare
 from generalist.plan.memory import with_rows
-from generalist.prepare import prepare
-from generalist.presets import preset
 
 
 def main() -> None:

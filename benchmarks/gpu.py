@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from generalist.config.presets import preset
 from generalist.model.attend import Packed, attend_packed, masked_attention
 from generalist.plan.memory import arithmetic, with_rows
 from generalist.plan.program import make_planned_trainer
-from generalist.presets import preset
-from generalist.shapes import without_data
+from generalist.run.shapes import without_data
 from generalist.training.metrics import model_flops, peak_flops
 from train import make_batch  # benchmarks/train.py, beside this file
 

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from generalist.envs.workers import cores
+from generalist.system.processes import cores
 
 PATH = Path(__file__).parent.parent / "envs" / "linear_experts.json"
 TEST_SEED, TEST_EPISODES = 7_000_000, 24  # none of those of recording, evaluation and reference scores

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from generalist.envs.task import tasks
-from generalist.eval import report
-from generalist.eval.fewshot_page import ANSWERERS
-from generalist.eval.scores import Estimate
-from generalist.inference.load import Generalist
+from generalist.envs.registry import tasks
+from generalist.eval.report.fewshot_page import ANSWERERS
+from generalist.eval.results import file as report
+from generalist.eval.results.scores import Estimate
+from generalist.inference.generalist import Generalist
 from generalist.model.transformer import count_parameters
 
 # What each source is, and under which licence.

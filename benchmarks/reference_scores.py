@@ -15,8 +15,8 @@ import numpy as np
 from rich.progress import track
 
 from generalist.envs.reference import Job, play, with_tables
-from generalist.envs.task import get, tasks
-from generalist.envs.workers import cores, run_jobs
+from generalist.envs.registry import get, tasks
+from generalist.system.processes import cores, run_jobs
 
 ROOT = Path(__file__).parent.parent
 PATH, DOCS = ROOT / "envs" / "reference_scores.json", ROOT / "docs" / "tasks.md"

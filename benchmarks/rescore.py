@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from generalist.envs.task import get
-from generalist.eval import report
-from generalist.eval.control import Episode, summarize
-from generalist.eval.scores import Estimate
-from generalist.run import write_json
+from generalist.envs.registry import get
+from generalist.eval.control.lanes import Episode, summarize
+from generalist.eval.results import file as report
+from generalist.eval.results.scores import Estimate
+from generalist.system.files import write_json
 
 
 def rescored(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from generalist.at_hand import add_weights, load_weights
+from generalist.cli.weights import add_weights, load_weights
 from generalist.data.emoji import drawings, variant
-from generalist.data.fewshot import made_up_names
-from generalist.inference.load import Generalist
+from generalist.data.new_words import made_up_names
+from generalist.inference.generalist import Generalist
 
 
 def ask(shots: int, number: int) -> tuple[list[Any], list[Any]]:

@@ -10,9 +10,9 @@ import argparse
 
 import numpy as np
 
-from generalist.envs import task as registry
-from generalist.envs.atari import AtariEnv, AtariTask
+from generalist.envs import registry
 from generalist.envs.reference import FIRST_SEED
+from generalist.envs.suites.atari import AtariEnv, AtariTask
 from generalist.envs.task import stream
 
 

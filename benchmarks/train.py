@@ -25,10 +25,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.pages import use_huge_pages
+from generalist.system.huge_pages import use_huge_pages
 from generalist.tokenizers.vocabulary import SPECIALS, Vocabulary
 from generalist.training.metrics import model_flops, peak_flops
 from generalist.training.step import make_trainer

@@ -17,10 +17,11 @@ import gymnasium as gym
 import numpy as np
 
 from generalist.envs import rlds
-from generalist.envs.episodes import Episode, OutOfTime, time_limit
-from generalist.envs.own_task import OwnTask
+from generalist.envs.custom_task import OwnTask
+from generalist.envs.episodes import Episode
 from generalist.envs.recording import versions, working_folder
 from generalist.envs.task import GaveUp, Policy, Task, stream
+from generalist.system.time_limit import OutOfTime, time_limit
 from generalist.tokenizers.space_values import copied
 
 FIRST_SEED = 500_000  # between the seeds of recordings and those of evaluation

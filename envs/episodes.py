@@ -1,22 +1,16 @@
 """Playing an expert's episode: what recording and the reference scores have in common."""
 
-import contextlib
 import dataclasses
 import functools
-import signal
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from generalist.envs.task import GaveUp, Policy, Task, get, stream
+from generalist.envs.registry import get
+from generalist.envs.task import GaveUp, Policy, Task, stream
+from generalist.system.time_limit import OutOfTime, time_limit
 from generalist.tokenizers.space_values import copied
-
-
-class OutOfTime(Exception):
-    """An expert thought too long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,28 +80,3 @@ def play_policy(task: Task, env: gym.Env, policy: Policy, observation: Any, inst
         rewards=np.array(rewards, np.float32),
         terminated=terminated,
     )
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Interrupts the block after so much processor time (a busy machine does not count); main thread only.
-
-    By the timer of user time: that of all time belongs to profilers, such as libtpu's, whose signals would end the block at once.
-
-    Raises:
-        OutOfTime: in the block.
-    """
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise OutOfTime(f"no answer within {seconds} s")
-
-    if seconds is None:
-        yield
-        return
-    before = signal.signal(signal.SIGVTALRM, interrupt)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from generalist.envs.task import Task
-from generalist.envs.workers import WorkerError, start
+from generalist.system.processes import WorkerError, start
 
 
 @dataclasses.dataclass(frozen=True)

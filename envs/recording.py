@@ -24,9 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from generalist.envs import rlds
 from generalist.envs.episodes import Episode, environment, play_expert
-from generalist.envs.task import EVALUATION_SEED, Task, get
-from generalist.envs.workers import run_jobs
-from generalist.progress import Progress
+from generalist.envs.registry import get
+from generalist.envs.task import EVALUATION_SEED, Task
+from generalist.system.processes import run_jobs
+from generalist.system.progress import Progress
 
 FORMAT = 2  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files

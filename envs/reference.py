@@ -9,7 +9,8 @@ import re
 import gymnasium as gym
 
 from generalist.envs.episodes import environment, play_expert
-from generalist.envs.task import Task, get, random_actions, suites, tasks
+from generalist.envs.registry import get, suites, tasks
+from generalist.envs.task import Task, random_actions
 
 FIRST_SEED = 5_000_000  # neither recording nor evaluation comes here
 

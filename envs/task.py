@@ -5,12 +5,7 @@ A suite is one module of this folder. Its tasks are cheap to list: packages are 
 
 import abc
 import dataclasses
-import difflib
-import fnmatch
-import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -23,8 +18,6 @@ EVALUATION_SEED = 1_000_000
 
 Policy = Callable[[Any], Any]
 """Observation → action; lives for one episode."""
-
-_SCORES = Path(__file__).with_name("reference_scores.json")
 
 
 class Recast(Protocol):
@@ -109,10 +102,6 @@ class Task(abc.ABC):
             GaveUp: the policy, when it has no answer.
         """
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        """A listed task goes to a worker by its name, so that its expert need not."""
-        return (get, (self.name,)) if _all().get(self.name) is self else super().__reduce__()
-
     def make(self) -> gym.Env:
         """The environment; episodes end by themselves after `max_steps`.
 
@@ -193,58 +182,3 @@ class Instructed(gym.Wrapper):
         """Resets; the info has the key `instruction`."""
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, {"instruction": self._instruction} | info
-
-
-def suites() -> list[str]:
-    """The names of the suites."""
-    return sorted({task.suite for task in _all().values()})
-
-
-def tasks(pattern: str | Sequence[str] = "*") -> list[Task]:
-    """The tasks whose names match one of the shell patterns, in order of suite and name.
-
-    Raises:
-        ValueError: a pattern matches no task.
-    """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    chosen: set[str] = set()
-    for one in patterns:
-        matching = fnmatch.filter(_all(), one)
-        if not matching:
-            raise ValueError(_unknown(one))
-        chosen.update(matching)
-    return [task for name, task in _all().items() if name in chosen]
-
-
-def get(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in _all():
-        raise ValueError(_unknown(name))
-    return _all()[name]
-
-
-def _unknown(name: str) -> str:
-    """The message for a name or pattern that no task has."""
-    near = difflib.get_close_matches(name, _all(), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the suites are {', '.join(suites())}"
-    return f"no task matches {name!r}: {hint}"
-
-
-@functools.cache
-def _all() -> dict[str, Task]:
-    """Every task with its measured scores, in order of suite; within one, in the suite's own order."""
-    from generalist.envs import atari, babyai, classic, fetch, metaworld  # they import Task from here
-
-    measured = json.loads(_SCORES.read_text(encoding="utf-8")) if _SCORES.exists() else {}
-    listed: dict[str, Task] = {}
-    for suite in (atari, babyai, classic, fetch, metaworld):
-        for task in suite.TASKS:
-            row = measured.get(task.name)
-            names = {"random_score": "random", "expert_score": "expert", "scored_episodes": "episodes"}
-            scores = {field: row[name] for field, name in names.items()} if row else {}
-            listed[task.name] = dataclasses.replace(task, **scores)
-    return listed

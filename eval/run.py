@@ -8,19 +8,22 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from generalist.config import Config
+from generalist.config.plain import plain
+from generalist.config.run import Config
 from generalist.data.emoji import Split
 from generalist.data.prose import prose
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.envs.workers import cores
-from generalist.eval import agents, control, language, naming, report
-from generalist.experts import suite_tasks
+from generalist.eval.control import agents
+from generalist.eval.control import lanes as control
+from generalist.eval.held_out import language, naming
+from generalist.eval.results import file as report
 from generalist.inference.fingerprint import fingerprint
-from generalist.inference.load import Generalist
+from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import Decoding, prompt
 from generalist.inference.score import log_likelihood
-from generalist.progress import Progress, counting
-from generalist.settings import plain
+from generalist.run.tasks import suite_tasks
+from generalist.system.processes import cores
+from generalist.system.progress import Progress, counting
 
 NAME_TOKENS = 16  # of a written name at most
 NAMING_SPLITS: tuple[Split, ...] = ("drawings", "names")

@@ -1,5 +1,5 @@
 """`python -m generalist`."""
 
-from generalist.cli import script
+from generalist.cli.main import script
 
 script()

@@ -39,11 +39,11 @@ def model(images: str = "frame") -> Any:
     """Random weights, larger than at initialisation, so that the choices depend on what was seen; gates are open."""
     from flax import nnx
 
-    from generalist.inference.load import Generalist  # only after the hook above
+    from generalist.config.presets import debug
+    from generalist.inference.generalist import Generalist  # only after the hook above
     from generalist.model.config import VisionConfig
     from generalist.model.transformer import create
-    from generalist.presets import debug
-    from generalist.run import Tokenizers
+    from generalist.run.tokenizers import Tokenizers
     from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
     from generalist.tokenizers.text import TextTokenizer
     from generalist.vision.load import load_encoder

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from generalist import at_hand
-from generalist.average import average
-from generalist.cli import main
-from generalist.eval import report
-from generalist.inference.load import Generalist
+from generalist.cli.average import average
+from generalist.cli.main import main
+from generalist.eval.results import file as report
+from generalist.inference.generalist import Generalist
+from generalist.run import named_weights
 from generalist.training.sharding import flat
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,7 @@ def test_a_run_becomes_a_folder_that_tells_nothing_of_its_makers_machine(
     assert f"{out}: step" in capsys.readouterr().out.replace("\n", "")
     for file in out.rglob("*"):
         assert str(trained[0]).encode() not in file.read_bytes()
-    whole, rounded = at_hand.load_run(runs / "debug"), Generalist.load(out)
+    whole, rounded = Generalist.from_run(named_weights.run_settings(runs / "debug"), Generalist.load(out))
     for path, leaf in flat(rounded.params).items():
         np.testing.assert_allclose(leaf, flat(whole.params)[path], rtol=2**-8)
     assert main(command) == 1 and "exists already" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     few = ["--evaluation.babyai-episodes", "1", "--evaluation.classic-episodes", "1"]
     done = train(folder, *begun, *others, *few, "--data.classic.tasks", "acrobot")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    before, after = Generalist.load(out), at_hand.load_run(folder / "runs/more")
+    before, after = Generalist.load(out), Generalist.from_run(named_weights.run_settings(folder / "runs/more"))
     assert after.layouts.keys() == before.layouts.keys() | {"classic/acrobot"}
     old, new = flat(before.params), flat(after.params)
     path = "tensor_embedder/projection/kernel"

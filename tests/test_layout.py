@@ -32,17 +32,18 @@ import generalist, tokenizers, generalist.tokenizers.vocabulary as ours
 assert tokenizers.Tokenizer.__module__ == "tokenizers", tokenizers
 assert "site-packages" in tokenizers.__file__
 assert ours.Vocabulary
-import generalist.envs.task, generalist.eval.scores
+import generalist.envs.task, generalist.eval.results.scores
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_every_package_is_listed() -> None:
-    inside = [path for path in (ROOT / "generalist").iterdir() if path.is_dir() and list(path.glob("*.py"))]
-    deeper = [path for path in ROOT.glob("generalist/*/*/") if path.is_dir() and list(path.glob("*.py"))]
-    listed = PROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(["generalist", *(f"generalist.{path.name}" for path in inside)])
-    assert not deeper, "folders below must be listed in pyproject.toml as well"
+    inside = [path for path in (ROOT / "generalist").iterdir() if path.is_dir()]
+    deeper = [below for path in inside for below in path.iterdir() if below.is_dir()]
+    found = [path for path in (*inside, *deeper) if list(path.glob("*.py"))]
+    names = (".".join(path.relative_to(ROOT).parts) for path in found)
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(["generalist", *names])
+    assert not [path for path in deeper for below in path.iterdir() if below.is_dir() and list(below.glob("*.py"))]
 
 
 def test_wheel_installs_nothing_but_generalist(tmp_path: Path) -> None:

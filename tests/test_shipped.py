@@ -5,18 +5,18 @@ import re
 
 import numpy as np
 
-from generalist import at_hand
-from generalist.cli import main
-from generalist.envs import task
+from generalist.cli.main import main
+from generalist.envs import registry
 from generalist.envs.task import EVALUATION_SEED
-from generalist.eval import agents
-from generalist.inference.load import Generalist
+from generalist.eval.control import agents
+from generalist.inference.generalist import Generalist
+from generalist.run import named_weights
 
 LARGEST = 20e6  # bytes
 
 
 def test_the_folder():
-    folder = at_hand.shipped_weights()
+    folder = named_weights.shipped_weights()
     assert sum(file.stat().st_size for file in folder.iterdir()) <= LARGEST
     card = (folder / "README.md").read_text(encoding="utf-8")
     for word in ("Scores", "Data", "licence", "Every task", "generalist eval control", "train.py"):
@@ -27,7 +27,7 @@ def test_the_folder():
 
 
 def test_they_act():
-    generalist, cartpole = Generalist.load(), task.get("classic/cartpole")
+    generalist, cartpole = Generalist.load(), registry.get("classic/cartpole")
     episodes, _ = agents.play(
         generalist,
         agents.parse_agent("model"),

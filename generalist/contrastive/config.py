@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from generalist.config import TrainingConfig, check_name
+from generalist.config.run import TrainingConfig, check_name
 
 # Of training's settings, those that only the generalist's loss and loop know.
 WITHOUT_EFFECT = ("start", "ema", "average", "z_loss", "micro_batches", "loss_chunks", "skip_limit", "stall_seconds")

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from generalist.config.plain import from_plain
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import text_ids
 from generalist.contrastive.towers import Towers
-from generalist.settings import from_plain
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.sharding import flat
 from generalist.vision.encoder import Preparation

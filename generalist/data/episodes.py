@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from generalist.data.images import pixels
-from generalist.rlds import OURS, decisions, training_split
+from generalist.envs.rlds_steps import OURS, decisions, training_split
 
 Column = np.ndarray | list[bytes]
 """(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""

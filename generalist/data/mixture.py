@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from generalist.data.examples import Examples
 from generalist.data.packing import Draw
-from generalist.data.windows import Examples
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
 SAMPLES = 12  # examples a part of a source that its mean length is estimated from

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
-from generalist.inference.load import Generalist, Structure
+from generalist.inference.weights import Structure, Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.blocked_attention import MASKED
 from generalist.model.cross_attention import VisualKeys
@@ -81,7 +81,7 @@ def hold_images(
     return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
 
 
-def empty_images(generalist: Generalist, rows: int, slots: int) -> list[VisualKeys]:
+def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]:
     """Room for so many images a row, in every gated layer."""
     config = generalist.config.model
     heads, size = config.vision.cross_attention
@@ -90,7 +90,7 @@ def empty_images(generalist: Generalist, rows: int, slots: int) -> list[VisualKe
     return [VisualKeys(*(jnp.zeros(shape, generalist.dtype) for _ in range(2))) for _ in range(layers)]
 
 
-def empty_caches(generalist: Generalist, rows: int, slots: int) -> list[Cache]:
+def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
     """One empty cache a layer."""
     config = generalist.config.model
     return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
@@ -127,7 +127,7 @@ class CachedRows:
         images: images a row has room for.
     """
 
-    def __init__(self, generalist: Generalist, rows: int, slots: int, *, images: int = 0):
+    def __init__(self, generalist: Weights, rows: int, slots: int, *, images: int = 0):
         self._generalist = generalist
         self._caches = empty_caches(generalist, rows, slots)
         self._segment = np.zeros((rows, slots), np.int32)

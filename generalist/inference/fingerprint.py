@@ -5,11 +5,11 @@ import hashlib
 import jax
 import numpy as np
 
-from generalist.inference.load import Generalist
+from generalist.inference.weights import Weights
 from generalist.training.sharding import flat
 
 
-def fingerprint(generalist: Generalist) -> str:
+def fingerprint(generalist: Weights) -> str:
     """SHA-256 over every parameter's name, dtype, shape and bytes, in order of name; and over the frozen encoder's own
     fingerprint, where the model has one.
 

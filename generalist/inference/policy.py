@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow
-from generalist.inference.load import Generalist
 from generalist.inference.rows import POSITIONAL, row_images, side_by_side, stack_rows
+from generalist.inference.weights import Weights
 from generalist.inference.window import StepWindow
 from generalist.tokenizers.parts import CLIP
 from generalist.tokenizers.pieces import Modality
@@ -42,7 +42,7 @@ class StepShape:
     temperature: float
 
 
-def shape_of(generalist: Generalist, name: str) -> StepShape:
+def shape_of(generalist: Weights, name: str) -> StepShape:
     """The shape of a layout's steps.
 
     Raises:
@@ -83,7 +83,7 @@ class ControlPolicy:
         ValueError: the layouts' steps do not look alike.
     """
 
-    def __init__(self, generalist: Generalist, layouts: Sequences[str]):
+    def __init__(self, generalist: Weights, layouts: Sequences[str]):
         self.generalist, self.lanes = generalist, len(layouts)
         self._runs = [(name, len(list(run))) for name, run in itertools.groupby(layouts)]
         shapes = {name: shape_of(generalist, name) for name, _ in self._runs}

@@ -21,9 +21,9 @@ from generalist.data.batch import Batch
 from generalist.data.files import is_file
 from generalist.data.images import ENDINGS, read_image
 from generalist.inference.decode import CachedRows, confine
-from generalist.inference.load import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import bucket, pad_payloads, shift_right, stack_rows, tail
+from generalist.inference.weights import Weights
 from generalist.model.blocked_attention import MASKED
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
@@ -87,7 +87,7 @@ class Reading:
         ValueError, DocumentError: as `check_parts`.
     """
 
-    def __init__(self, generalist: Generalist, parts: Sequences[Any]):
+    def __init__(self, generalist: Weights, parts: Sequences[Any]):
         checked = check_parts(parts)
         sequence = generalist.assembler.document(checked, is_open=True)
         self.length = len(sequence)
@@ -137,12 +137,12 @@ def check_parts(parts: Any) -> list[Any]:
     return checked
 
 
-def context(generalist: Generalist) -> int:
+def context(generalist: Weights) -> int:
     """Positions that a prompt and what is written have together: those of a row in training."""
     return generalist.config.data.length
 
 
-def check_room(generalist: Generalist, length: int) -> None:
+def check_room(generalist: Weights, length: int) -> None:
     """Whether anything can be written after so many positions.
 
     Raises:
@@ -155,7 +155,7 @@ def check_room(generalist: Generalist, length: int) -> None:
         )
 
 
-def writable(generalist: Generalist) -> Bool[np.ndarray, "1 V"]:
+def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
     """Which ids text is made of, its ends included."""
     vocabulary = generalist.vocabulary
     allowed = np.zeros((1, vocabulary.size), bool)
@@ -164,9 +164,7 @@ def writable(generalist: Generalist) -> Bool[np.ndarray, "1 V"]:
     return allowed
 
 
-def prompt(
-    generalist: Generalist, prompts: Sequences[Any], decoding: Decoding, after: Reading | None = None
-) -> list[str]:
+def prompt(generalist: Weights, prompts: Sequences[Any], decoding: Decoding, after: Reading | None = None) -> list[str]:
     """What the model writes after each prompt, until it ends its chunk, a stop text comes, or the ids are used up. Writing also
     ends where the context does.
 
@@ -182,7 +180,7 @@ def prompt(
     return texts
 
 
-def stream(generalist: Generalist, parts: Any, decoding: Decoding, after: Reading | None = None) -> Iterator[str]:
+def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading | None = None) -> Iterator[str]:
     """The same text of one prompt, a piece at a time, each as soon as nothing can change it any more.
 
     Raises:
@@ -202,7 +200,7 @@ def stream(generalist: Generalist, parts: Any, decoding: Decoding, after: Readin
 
 
 def rank(
-    generalist: Generalist,
+    generalist: Weights,
     prompts: Sequences[Any],
     choices: Sequences[str] | Sequences[Sequences[str]],
     after: Reading | None = None,
@@ -242,7 +240,7 @@ def rank(
     return np.array(scores, np.float32).reshape(len(prompts), count)
 
 
-def act(generalist: Generalist, asked: AgentPrompt) -> Any:
+def act(generalist: Weights, asked: AgentPrompt) -> Any:
     """The action that the model takes, a value of the task's action space.
 
     Raises:
@@ -257,7 +255,7 @@ def act(generalist: Generalist, asked: AgentPrompt) -> Any:
 
 
 def _begin(
-    generalist: Generalist, prompts: Sequences[Any], after: Reading | None, tokens: int
+    generalist: Weights, prompts: Sequences[Any], after: Reading | None, tokens: int
 ) -> tuple[CachedRows, Float[Array, "B V"], int]:
     """Reads the prompts: rows with room for what is written, the logits at their ends, and how many ids may be written."""
     if not prompts:
@@ -280,7 +278,7 @@ def _begin(
     return rows, logits[:, 0], room
 
 
-def _rows(generalist: Generalist, sequences: list[Sequence], step: int) -> Batch:
+def _rows(generalist: Weights, sequences: list[Sequence], step: int) -> Batch:
     """One a row, all ending at the same place; few lengths, few compilations."""
     length = bucket(max(map(len, sequences)), step)
     frame_tokens = generalist.config.model.frame_tokens
@@ -290,7 +288,7 @@ def _rows(generalist: Generalist, sequences: list[Sequence], step: int) -> Batch
 
 
 def _write(
-    generalist: Generalist, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
+    generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
 ) -> Iterator[list[str]]:
     """The texts so far, after every step."""
     vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
@@ -360,7 +358,7 @@ def draw(
     return jnp.argmax(noisy, axis=-1)
 
 
-def _feed(generalist: Generalist, rows: CachedRows, ids: Int[np.ndarray, "B"]) -> Float[Array, "B V"]:
+def _feed(generalist: Weights, rows: CachedRows, ids: Int[np.ndarray, "B"]) -> Float[Array, "B V"]:
     """The logits after one more id a row."""
     steps = [generalist.assembler.text(np.array([one], np.int32), bos=False, eos=False) for one in ids]
     _, logits = rows.append(stack_rows(steps, 1, pad=generalist.vocabulary.pad), writable(generalist))
@@ -368,7 +366,7 @@ def _feed(generalist: Generalist, rows: CachedRows, ids: Int[np.ndarray, "B"]) -
 
 
 def _beam_search(
-    generalist: Generalist, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
+    generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
 ) -> list[str]:
     """The best finished text of each row. A text is finished by an end, by a stop text, or where no more ids may be written."""
     vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode

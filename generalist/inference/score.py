@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
-from generalist.inference.load import Generalist
 from generalist.inference.rows import bucket, stack_rows
+from generalist.inference.weights import Weights
 from generalist.tokenizers.sequence import Sequence
 
 
@@ -26,7 +26,7 @@ def row_log_likelihood(graph: nnx.GraphDef, params: Any, batch: Batch, dtype: An
     return (batch.loss_weight * (picked - jax.nn.logsumexp(logits, axis=-1))).sum(axis=1)
 
 
-def log_likelihood(generalist: Generalist, sequences: Sequences[Sequence], rows: int = 64) -> np.ndarray:
+def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> np.ndarray:
     """Log-likelihood of each sequence's weighted targets, in nats, float32 (n,).
 
     Sequences are scored `rows` at a time, all padded to the longest; a last incomplete batch repeats its first one.

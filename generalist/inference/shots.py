@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
-from generalist.inference.load import ENCODED_AT_ONCE, Generalist
+from generalist.inference.load import ENCODED_AT_ONCE, Weights
 from generalist.tokenizers.sequence import CHUNK_END
 
 TEMPLATE = "question: {question} answer: {answer}"
@@ -161,7 +161,7 @@ class Retriever:
         ValueError: the weights have no frozen encoder, or there is no image.
     """
 
-    def __init__(self, generalist: Generalist, images: Sequence[np.ndarray]):
+    def __init__(self, generalist: Weights, images: Sequence[np.ndarray]):
         if generalist.encoder is None:
             raise ValueError("retrieval looks for like images with the frozen encoder, and these weights have none")
         if not images:

@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
-from generalist.inference.load import Generalist, Structure
 from generalist.inference.rows import bucket, pad_payloads, stack_rows
+from generalist.inference.weights import Structure, Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
@@ -82,7 +82,7 @@ class StepWindow:
 
     def __init__(
         self,
-        generalist: Generalist,
+        generalist: Weights,
         rows: int,
         *,
         steps: int,

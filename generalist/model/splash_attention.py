@@ -3,15 +3,14 @@
 Dimension key: B rows, L positions, N query heads, M key-value heads, H head size.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-if TYPE_CHECKING:
-    from generalist.model.attend import Layout
+from generalist.model.mesh_layout import Layout
 
 LANES = 128  # the kernel's blocks are multiples of a vector register's lanes
 
@@ -32,7 +31,7 @@ def block(length: int) -> int:
     return next(size for size in (512, 384, 256, LANES) if length % size == 0)
 
 
-def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout: "Layout", interpret: bool) -> Any:
+def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout: Layout, interpret: bool) -> Any:
     """The kernel of one row: a pytree of small tables that say which blocks are computed, divided like heads and queries."""
     # Here, not above: Pallas takes long to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -67,7 +66,7 @@ def splash_attention(
     *,
     window: int,
     softcap: float,
-    layout: "Layout",
+    layout: Layout,
     interpret: bool = False,
 ) -> Float[Array, "B L N H"]:
     """Causal attention inside segments, `query` already scaled.

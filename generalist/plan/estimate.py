@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from generalist.config import Config
+from generalist.config.run import Config
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import count_parameters, create
@@ -23,8 +23,8 @@ from generalist.plan.program import (
     compile_step,
     make_planned_trainer,
 )
+from generalist.plan.roofline import Speeds, Totals, walk
 from generalist.plan.target import Target
-from generalist.plan.walk import Speeds, Totals, walk
 from generalist.training.metrics import model_flops
 from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder
@@ -108,7 +108,7 @@ def estimate(
     """Compiles the step (and the frozen encoder) for the target and counts what came out.
 
     Args:
-        shapes: of `generalist.shapes.without_data`.
+        shapes: of `generalist.run.shapes.without_data`.
         devices: of `open_devices`.
         hlo: where to write the step's compiled program.
     """

@@ -8,14 +8,14 @@ import math
 
 import jax.numpy as jnp
 
-from generalist.config import Config
+from generalist.config.run import Config
 from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
-from generalist.shapes import batch_spec
+from generalist.run.shapes import batch_spec
 from generalist.training.loss import fitting
 from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder

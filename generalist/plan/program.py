@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from generalist.config import Config
+from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.training.sharding import make_mesh, parameter_shardings, rows_sharding

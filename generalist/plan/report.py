@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from generalist.config import Config
+from generalist.config.run import Config
 from generalist.plan.chips import GIB
 from generalist.plan.estimate import Estimate
 from generalist.plan.memory import Arithmetic

@@ -5,14 +5,14 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from generalist.config import Config, TrainingConfig
+from generalist.config.run import Config, TrainingConfig
 from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate
 from generalist.plan.memory import FULL, HALF, arithmetic, with_rows
 from generalist.plan.target import Target
-from generalist.shapes import batch_spec
+from generalist.run.shapes import batch_spec
 from generalist.training.metrics import model_flops
 from generalist.training.sharding import AXES, make_mesh
 from generalist.vision.encoder import VisionEncoder

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.training.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains every step at length

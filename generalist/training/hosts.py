@@ -1,4 +1,4 @@
-"""Several processes (generalist/cluster.py): agreeing with the others, and telling which of them is behind."""
+"""Several processes (generalist/training/cluster.py): agreeing with the others, and telling which of them is behind."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from generalist.data.packing import LOOK_AHEAD, Position
-from generalist.run import write_json
+from generalist.system.files import write_json
 
 WAITING_FOR_DATA = "waiting for data"
 WAITING_FOR_DEVICES = "waiting for the devices"

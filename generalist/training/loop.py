@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from generalist.config import Config
+from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator
 from generalist.model.config import ModelSpec

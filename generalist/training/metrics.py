@@ -17,7 +17,7 @@ from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
-from generalist.progress import Progress
+from generalist.system.progress import Progress
 
 # Dense bfloat16 peaks in FLOP/s a chip, from the vendors' data sheets.
 PEAK_FLOPS = {

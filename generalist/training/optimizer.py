@@ -6,7 +6,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.training.sharding import path_string
 
 

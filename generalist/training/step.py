@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike, Batch, BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import create

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from generalist.progress import counting
+from generalist.system.progress import counting
 from generalist.vision.encoder import VisionEncoder
 
 SHARD = 1024  # images: what an interrupted run loses at most

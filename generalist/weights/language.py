@@ -3,7 +3,6 @@
 A family is settings of the one Transformer and a map of names. What a checkpoint asks for beyond them is refused, not guessed.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from generalist.config import Config
 from generalist.model.config import ModelConfig, RopeConfig
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -416,21 +414,3 @@ class LanguageModel:
 def _kinds(layers: int, every: int) -> list[str]:
     """The kinds of layers where each `every`th is full and the others have a window."""
     return ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
-
-
-def with_trunk(config: Config) -> Config:
-    """The settings with the shape and the vocabulary of the trunk that `model.trunk` names; unchanged without one.
-
-    Raises:
-        WeightsError: the folder holds no language model that can be loaded, or not its tensors.
-        ValueError: rows are longer than the trunk's table of positions.
-    """
-    if config.model.trunk == "none":
-        return config
-    trunk = LanguageModel(config.model.trunk)
-    trunk.check()  # here, before data are made for it
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, **trunk.shape),
-        tokens=dataclasses.replace(config.tokens, text_pieces=trunk.vocabulary),
-    )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.contrastive.config import ContrastiveConfig, Loss, TowersConfig
 from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, open_pairs, text_ids
 from generalist.contrastive.dual import DualEncoder
@@ -20,7 +20,7 @@ from generalist.contrastive.train import make_contrastive_trainer
 from generalist.data.documents import Documents
 from generalist.data.emoji import drawings
 from generalist.data.files import DocumentError
-from generalist.experiment import run_contrastive
+from generalist.experiment.pipeline import run_contrastive
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 from generalist.vision.load import load_encoder

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.examples import ControlExamples, TextExamples
 from generalist.data.mixture import Source, mix
-from generalist.data.windows import ControlExamples, TextExamples
-from generalist.layout_fit import sample, statistics
+from generalist.experiment.layout_fit import sample, statistics
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout

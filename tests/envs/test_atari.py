@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from generalist.envs import task as registry
-from generalist.envs.atari import AtariEnv
-from generalist.envs.atari_experts import RULES, column
-from generalist.envs.atari_planner import Plan, Planner
+from generalist.envs import registry
 from generalist.envs.episodes import play_expert
+from generalist.envs.suites.atari import AtariEnv
+from generalist.envs.suites.atari_experts import RULES, column
+from generalist.envs.suites.atari_planner import Plan, Planner
 
 GAMES = registry.tasks("atari/*")
 SHOTS = Planner(horizon=6, holds=(3,), actions=("FIRE", "RIGHTFIRE", "LEFTFIRE"), seconds=("FIRE",))

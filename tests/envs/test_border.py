@@ -16,11 +16,11 @@ from gymnasium import spaces
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.envs.border import Border
 from generalist.envs.corrections import Corrected
-from generalist.envs.own import join_demonstrations, own_tasks, record_demonstrations
-from generalist.envs.own_task import bare_id
+from generalist.envs.custom import join_demonstrations, own_tasks, record_demonstrations
+from generalist.envs.custom_task import bare_id
 from generalist.envs.registered import importable_id
 from generalist.envs.task import Policy, Task, random_actions, stream
-from generalist.play import chance
+from generalist.envs.watching import chance
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, method: s
 
 RECORD = """
 import sys, beacon
-from generalist.envs.own import record_demonstrations
+from generalist.envs.custom import record_demonstrations
 policy = lambda seen: {"name": seen["lit"], "turn": [0, 0]}
 record_demonstrations("Beacon-v0", policy, folder=sys.argv[1], episodes=1, instruction="name it")
 """

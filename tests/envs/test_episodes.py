@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from generalist.envs.episodes import OutOfTime, time_limit
+from generalist.system.time_limit import OutOfTime, time_limit
 
 
 def work(seconds: float) -> int:

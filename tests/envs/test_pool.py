@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
-from generalist.envs.task import get
-from generalist.envs.workers import WorkerError
+from generalist.envs.registry import get
+from generalist.system.processes import WorkerError
 
 CARTPOLE = get("classic/cartpole")
 SEEDS = [1, 2, 3]

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from rich.console import Console
 
-from generalist.envs import task as registry
+from generalist.envs import registry
 from generalist.envs.recording import chunks, is_recorded, record, recording_folder, working_folder
 from generalist.envs.rlds import dataset_folder, read_metadata
 
@@ -112,7 +112,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from generalist.envs.recording import record
-from generalist.envs.task import get
+from generalist.envs.registry import get
 task = get("metaworld/reach")
 record([task], Path(sys.argv[1]), episodes={task.name: 40}, workers=1, console=Console(quiet=True))
 """

@@ -7,10 +7,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from generalist.envs import task as registry
-from generalist.envs.episodes import play_expert, time_limit
+from generalist.envs import registry
+from generalist.envs.episodes import play_expert
 from generalist.envs.reference import with_tables
 from generalist.envs.task import EVALUATION_SEED, MissingExtra
+from generalist.system.time_limit import time_limit
 
 ONE_A_SUITE = (
     *("metaworld/reach", "babyai/GoToObj", "atari/freeway", "classic/lunar-lander", "classic/reacher"),

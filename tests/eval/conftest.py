@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from generalist.envs.babyai import BabyAIEnv
-from generalist.eval.report import manifest
-from generalist.eval.scores import bootstrap, domain, percent, proportion
-from generalist.inference.load import Generalist
+from generalist.config.presets import debug
+from generalist.envs.suites.babyai import BabyAIEnv
+from generalist.eval.results.file import manifest
+from generalist.eval.results.scores import bootstrap, domain, percent, proportion
+from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create
-from generalist.presets import debug
-from generalist.run import Tokenizers
+from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from generalist.eval.report import Parts
+from generalist.eval.results.file import Parts
 from generalist.eval.run import Part, _compute
 
 

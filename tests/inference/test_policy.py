@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from generalist.config import Config, ControlConfig
+from generalist.config.presets import debug
+from generalist.config.run import Config, ControlConfig
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow, confine, median
-from generalist.inference.load import Generalist
+from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood
@@ -27,8 +28,7 @@ from generalist.model.config import VisionConfig
 from generalist.model.cross_attention import AttendTo
 from generalist.model.layers import unstacked
 from generalist.model.transformer import create
-from generalist.presets import debug
-from generalist.run import Tokenizers
+from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.pieces import Images, Modality
 from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout

@@ -16,7 +16,7 @@ from PIL import Image
 
 from generalist.data.documents import DocumentError
 from generalist.inference import prompt as prompts
-from generalist.inference.load import Generalist
+from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import AgentPrompt, Decoding, draw
 from generalist.inference.rows import stack_rows
 from generalist.inference.score import log_likelihood

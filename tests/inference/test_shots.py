@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generalist.cli import main
+from generalist.cli.main import main
+from generalist.cli.prompt import part_of
 from generalist.data.files import DocumentError
-from generalist.inference.load import Generalist
+from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import check_parts, rank
 from generalist.inference.shots import Retriever, Shot, check_template, load_shots
-from generalist.prompt import part_of
 from generalist.tokenizers.sequence import CHUNK_END
 
 

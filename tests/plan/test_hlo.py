@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from generalist.plan.cost import convolution_flops, custom_call_flops, hbm_bytes
 from generalist.plan.groups import first_group
 from generalist.plan.hlo import ArrayShape, parse
-from generalist.plan.walk import Speeds, Totals, walk
+from generalist.plan.roofline import Speeds, Totals, walk
 
 NO_TIME = Speeds(flops=1.0, bandwidth=1.0, seconds=lambda exchange: 0.0)
 F32 = jnp.float32

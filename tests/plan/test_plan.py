@@ -17,18 +17,18 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from generalist.cli import main
-from generalist.config import Config, TrainingConfig
+from generalist.cli.main import main
+from generalist.config.presets import debug, preset
+from generalist.config.run import Config, TrainingConfig
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.memory import FULL, arithmetic, largest_rows
+from generalist.plan.roofline import walk
 from generalist.plan.search import candidates
 from generalist.plan.target import open_devices, parse_target, prepare_environment
-from generalist.plan.walk import walk
-from generalist.presets import debug, preset
-from generalist.shapes import without_data
+from generalist.run.shapes import without_data
 
 ROWS, LENGTH = 16, 128
 MODEL = ModelConfig(width=128, layers=6, heads=4, kv_heads=4, head_size=32, hidden=512, local_positions=8)

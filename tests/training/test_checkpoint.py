@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.training.checkpoint import Checkpoints, restore_params
 from generalist.training.step import TrainState
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.tokenizers.pieces import Modality

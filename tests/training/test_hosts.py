@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generalist.cluster import several_expected
-from generalist.config import ClusterConfig
+from generalist.config.run import ClusterConfig
 from generalist.data.packing import Position
+from generalist.training.cluster import several_expected
 from generalist.training.hosts import WAITING_FOR_DATA, Watchdog, all_positions, behind, positions_from
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from generalist.config import SUITES, Config, ControlConfig
-from generalist.prepare import prepare
-from generalist.presets import debug
+from generalist.config.presets import debug
+from generalist.config.run import SUITES, Config, ControlConfig
+from generalist.experiment.prepare import prepare
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.loop import train
 from generalist.training.step import make_trainer
@@ -76,7 +76,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeyp
 
 
 def test_other_settings_are_refused(tmp_path: Path, data_folder: Path):
-    from generalist.run import check_same_settings
+    from generalist.run.folder import check_same_settings
 
     config = config_of(tmp_path, "run", data_folder, 2)
     prepare(config, Console(quiet=True))

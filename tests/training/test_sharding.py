@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from generalist.config import TrainingConfig
+from generalist.config.run import TrainingConfig
 from generalist.training.sharding import make_mesh, parameter_spec
 
 

@@ -16,18 +16,19 @@ from flax import nnx
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from generalist.config import TrainingConfig
+from generalist.config.presets import debug
+from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.transformer import Transformer, create
-from generalist.presets import debug
+from generalist.run.trunk import with_trunk
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.loop import load_trunk
 from generalist.training.sharding import flat
 from generalist.training.step import divided, make_trainer, united
 from generalist.weights.folder import WeightsError, WeightsFolder
-from generalist.weights.language import LanguageModel, with_trunk
+from generalist.weights.language import LanguageModel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
 NAMES = ("gpt2", "gpt2_untied", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_bounded")

@@ -1,0 +1,91 @@
+"""Episodes to look at: pictures with what is told and scored, whoever plays."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.envs import video
+from generalist.envs.rendering import frame
+from generalist.envs.task import GaveUp, Policy, Task, random_actions, stream
+from generalist.system.time_limit import OutOfTime, time_limit
+
+Begin = Callable[[Task, gym.Env, str, int], Policy]
+"""Task, environment just reset, instruction, seed → what plays this episode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is seen before the first action, and after each."""
+
+    instruction: str
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    step: int
+    """Actions so far."""
+    reward: float
+    """Sum of the rewards so far."""
+    score: float | None
+    """Of the episode, once it is over."""
+
+    def captioned(self) -> np.ndarray:
+        """The picture over its caption, (H', W', 3) uint8."""
+        end = "" if self.score is None else f"   over, score {self.score:z.4g}"
+        return video.captioned(self.picture, self.instruction, f"step {self.step}   reward {self.reward:z.4g}{end}")
+
+
+def episode(
+    task: Task, env: gym.Env, begin: Begin, seed: int, *, every: int = 1, steps: int | None = None
+) -> Iterator[Moment]:
+    """Plays an episode and shows every `every`-th moment of it, the first and the last in any case.
+
+    Args:
+        task: what is played.
+        env: what the task's `make` gave.
+        begin: makes what plays.
+        seed: of the episode.
+        every: drawing takes time.
+        steps: decisions at most; the task's own limit unless given.
+    """
+    observation, info = env.reset(seed=seed)
+    instruction, rewards, infos, done = info["instruction"], [], [], False
+
+    def moment(score: float | None) -> Moment:
+        return Moment(
+            instruction=instruction, picture=frame(env), step=len(rewards), reward=float(np.sum(rewards)), score=score
+        )
+
+    policy = begin(task, env, instruction, seed)
+    yield moment(None)
+    while not done and len(rewards) != steps:
+        observation, reward, terminated, truncated, info = env.step(policy(observation))
+        rewards.append(float(reward))
+        infos.append(info)
+        done = terminated or truncated
+        if done or len(rewards) % every == 0 or len(rewards) == steps:
+            yield moment(task.score(rewards, infos) if done else None)
+
+
+def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+    """The task's own expert.
+
+    Raises:
+        ValueError: when it acts; it thought for too long, or has no answer.
+    """
+    policy = task.expert(env, stream(seed, "expert"))
+
+    def act(observation: Any) -> Any:
+        try:
+            with time_limit(task.time_limit):
+                return policy(observation)
+        except (OutOfTime, GaveUp) as error:
+            raise ValueError(f"the expert of {task.name} gave up on seed {seed}: try another --seed") from error
+
+    return act
+
+
+def chance(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+    """Uniformly random actions."""
+    return random_actions(env.action_space, seed)

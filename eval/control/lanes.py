@@ -1,0 +1,316 @@
+"""Control: the policy acts in environments on seeds that no recording used, many environments at once.
+
+Episodes are played in *lanes*, an environment each. The lanes of a group have steps of one shape, so that the policy acts in all
+with one call, whatever their tasks; a lane whose episode ends begins the next one of its layout at once. Groups run beside each
+other in threads: while one waits for its environments, another computes.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+from rich.progress import Progress
+
+from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
+from generalist.envs.task import EVALUATION_SEED, Task
+from generalist.eval.results.scores import Estimate, bootstrap, domain, percent
+
+MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
+
+# Starting a process changes `__main__` for a moment, which two threads must not do at once.
+_STARTING = threading.Lock()
+
+
+class Policy(Protocol):
+    """What acts in a fixed number of lanes."""
+
+    def start(self, begun: Mapping[int, "Begun"]) -> None:
+        """An episode begins in these lanes."""
+
+    def act(self, observations: list[Any]) -> list[Any]:
+        """One action a lane. The observation of a lane that does not play is None, and its action ignored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """An episode that begins."""
+
+    task: Task
+    seed: int
+    instruction: str
+
+
+MakePolicy = Callable[[list[str]], Policy]
+"""The name of each lane's layout → policy. Lanes of one layout stand together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One played episode."""
+
+    task: str
+    seed: int
+    score: float
+    """In the task's own measure: its return, or success as 0 or 1."""
+    steps: int
+    cut_off: bool
+    """It ended at the task's limit of steps."""
+
+
+def evaluate_control(
+    make_policy: MakePolicy,
+    tasks: Sequence[Task],
+    episodes: int | Mapping[str, int],
+    *,
+    workers: int,
+    shape_of: Callable[[Task], Hashable] = lambda task: task.layout,
+    lanes: int = MAX_LANES,
+    first_seed: int = EVALUATION_SEED,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> list[Episode]:
+    """Plays every task's episodes, with the seeds `first_seed`, `first_seed + 1`, ...; sorted by task and seed.
+
+    Args:
+        make_policy: makes a policy for each group of lanes.
+        tasks: of any layouts.
+        episodes: a task, or by the task's name.
+        workers: processes that step environments, and groups that run at once.
+        shape_of: tasks of one shape may share a group.
+        lanes: environments of a group at most.
+        first_seed: recordings use seeds from 0 upwards, so it must be far above.
+        progress: gets one bar with the time left and the percent so far.
+        stop: once it is set, episodes that are being played are finished, so that the quick ones (often the successes) do not
+            stand for all, and no further ones are begun.
+
+    Raises:
+        RuntimeError: an environment's process died; the message names the task.
+    """
+    groups = _groups(tasks, episodes, first_seed, shape_of)
+    parallel = max(1, min(workers, len(groups)))
+    stop, aborted = stop or threading.Event(), threading.Event()
+    bar = _Bar(progress, [one for group in groups for one in group])
+
+    def play(group: list[Start]) -> list[Episode]:
+        return _Group(make_policy, group, lanes, max(1, workers // parallel), bar, stop, aborted).play()
+
+    with ThreadPoolExecutor(parallel) as executor:
+        futures = [executor.submit(play, group) for group in groups]
+        try:
+            played = [episode for future in futures for episode in future.result()]
+        except BaseException:  # Ctrl-C as well: the other threads must not play on to the end
+            aborted.set()
+            executor.shutdown(cancel_futures=True)
+            raise
+    return sorted(played, key=lambda episode: (episode.task, episode.seed))
+
+
+def _groups(
+    tasks: Sequence[Task], episodes: int | Mapping[str, int], first_seed: int, shape_of: Callable[[Task], Hashable]
+) -> list[list[Start]]:
+    """The episodes of each shape, the longest groups first; within one, a seed of every task before the next seed."""
+    shapes: dict[Hashable, list[Task]] = defaultdict(list)
+    for task in tasks:
+        shapes[shape_of(task)].append(task)
+    groups = []
+    for several in shapes.values():
+        counts = {task: episodes if isinstance(episodes, int) else episodes[task.name] for task in several}
+        rounds = range(max(counts.values(), default=0))
+        groups.append([Start(task, first_seed + index) for index in rounds for task in several if index < counts[task]])
+    return sorted((group for group in groups if group), key=lambda group: -sum(one.task.max_steps for one in group))
+
+
+class _Bar:
+    """Counts environment steps; an episode that ends early counts its remaining steps as done. Tells the percent so far."""
+
+    def __init__(self, progress: Progress | None, episodes: list[Start]):
+        self._progress, self._total = progress, len(episodes)
+        self._percents: dict[str, list[float]] = defaultdict(list)
+        self._lock = threading.Lock()
+        if progress is not None:
+            suites = ", ".join(sorted({one.task.suite for one in episodes}))
+            self._text = f"playing {suites}"
+            self._bar = progress.add_task(self._text, total=sum(one.task.max_steps for one in episodes))
+
+    def advance(self, steps: int) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._bar, steps)
+
+    def finished(self, task: Task, score: float) -> None:
+        with self._lock:
+            self._percents[task.name].append(percent(score, task.random_score, task.expert_score))
+            done = sum(map(len, self._percents.values()))
+            if self._progress is not None and (done % 10 == 0 or done == self._total):
+                sofar = np.mean([np.mean(own) for own in self._percents.values()])
+                self._progress.update(
+                    self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar:z.1f}%"
+                )
+
+
+class _Aborted(Exception):
+    """Another thread failed or the user does not want to wait."""
+
+
+class _Group:
+    """The lanes of one group."""
+
+    def __init__(
+        self,
+        make_policy: MakePolicy,
+        episodes: list[Start],
+        lanes: int,
+        workers: int,
+        bar: _Bar,
+        stop: threading.Event,
+        aborted: threading.Event,
+    ):
+        self._make_policy, self._workers, self._bar, self._stop, self._aborted = (
+            make_policy,
+            workers,
+            bar,
+            stop,
+            aborted,
+        )
+        self._waiting: dict[str, list[Start]] = defaultdict(list)
+        for episode in episodes:
+            self._waiting[episode.task.layout].append(episode)
+        self._layouts = list(_shared(self._waiting, min(lanes, len(episodes))))
+        self._lanes: list[_Lane | None] = [None] * len(self._layouts)
+        self._before: list[Task | None] = [None] * len(self._layouts)  # whose environment each lane has
+        self._played: list[Episode] = []
+
+    def play(self) -> list[Episode]:
+        """Every waiting episode, unless a stop is requested."""
+        with _STARTING:
+            opened = EnvPool(len(self._layouts), self._workers)
+        with contextlib.closing(opened) as pool:
+            policy = self._make_policy(self._layouts)
+            observations = self._begin(pool, policy, [None] * len(self._layouts))
+            while any(lane is not None for lane in self._lanes):
+                if self._aborted.is_set():
+                    raise _Aborted
+                actions = policy.act(observations)
+                acted = pool.run({at: Act(actions[at]) for at, lane in enumerate(self._lanes) if lane is not None})
+                for at, result in acted.items():
+                    observations[at] = self._took(at, result)
+                observations = self._begin(pool, policy, observations)
+        return self._played
+
+    def _begin(self, pool: EnvPool, policy: Policy, observations: list[Any]) -> list[Any]:
+        """Gives every idle lane an episode of its layout, of the task whose environment it has as long as there are any."""
+        starts = {}
+        for at, lane in enumerate(self._lanes):
+            waiting = self._waiting[self._layouts[at]]
+            if lane is None and waiting and not self._stop.is_set():
+                own = (index for index, one in enumerate(waiting) if one.task == self._before[at])
+                starts[at] = waiting.pop(next(own, 0))
+                self._before[at] = starts[at].task
+        if not starts:
+            return observations
+        begun = {}
+        for at, started in pool.run(starts).items():
+            assert isinstance(started, Started)
+            observations[at], start = started.observation, starts[at]
+            self._lanes[at] = _Lane(task=start.task, seed=start.seed)
+            begun[at] = Begun(start.task, start.seed, started.instruction)
+        policy.start(begun)
+        return observations
+
+    def _took(self, at: int, result: Started | Acted) -> Any:
+        """Notes an action's result; the lane's next observation, None where its episode is over."""
+        lane = self._lanes[at]
+        assert lane is not None and isinstance(result, Acted), "a lane that plays has a result"
+        lane.add(result.reward, result.info)
+        self._bar.advance(1 if not result.done else 1 + lane.left)
+        if not result.done:
+            return result.observation
+        episode = lane.episode()
+        self._played.append(episode)
+        self._bar.finished(lane.task, episode.score)
+        self._lanes[at] = None
+        return None
+
+
+def _shared(waiting: Mapping[str, Sequence[Start]], lanes: int) -> Iterator[str]:
+    """The layout of each lane: shares in proportion to the steps that wait, at least one each, no more than episodes."""
+    steps = {layout: sum(one.task.max_steps for one in several) for layout, several in waiting.items()}
+    shares = dict.fromkeys(waiting, 1)
+    while sum(shares.values()) < lanes:
+        open_ = [layout for layout in waiting if shares[layout] < len(waiting[layout])]
+        if not open_:
+            break
+        shares[max(open_, key=lambda layout: steps[layout] / shares[layout])] += 1
+    for layout, share in shares.items():
+        yield from [layout] * share
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Lane:
+    """An episode that is being played."""
+
+    task: Task
+    seed: int
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    infos: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, reward: float, info: Mapping[str, Any]) -> None:
+        """Keeps what the score is made from."""
+        self.rewards.append(float(reward))
+        self.infos.append(info)
+
+    @property
+    def left(self) -> int:
+        """Steps until the limit."""
+        return max(0, self.task.max_steps - len(self.rewards))
+
+    def episode(self) -> Episode:
+        """The finished episode."""
+        score = self.task.score(self.rewards, self.infos)
+        return Episode(
+            task=self.task.name,
+            seed=self.seed,
+            score=float(score),
+            steps=len(self.rewards),
+            cut_off=self.left == 0,
+        )
+
+
+def summarize(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What the results file says of a suite: percent of the way from random to expert, for each task and together. Tasks without
+    an episode (of an evaluation that was stopped) are left out."""
+    by_task: dict[str, dict[str, Any]] = {}
+    percents = []
+    for task in tasks:
+        own = [episode for episode in episodes if episode.task == task.name]
+        if not own:
+            continue
+        scaled = np.array([percent(episode.score, task.random_score, task.expert_score) for episode in own])
+        percents.append(scaled)
+        by_task[task.name] = {
+            "percent": dataclasses.asdict(bootstrap([scaled])),
+            "score": float(np.mean([episode.score for episode in own])),
+            "random_score": task.random_score,
+            "expert_score": task.expert_score,
+            "human_score": task.human_score,
+            "max_steps": task.max_steps,
+            "cut_off": sum(episode.cut_off for episode in own),
+            "episodes": [{"seed": one.seed, "score": one.score, "steps": one.steps} for one in own],
+        }
+    return {
+        **domain(percents),
+        "tasks": by_task,
+        "episodes": len(episodes),
+        "cut_off": sum(episode.cut_off for episode in episodes),
+        "note": "percent of the way from random (0) to expert (100); the mean over tasks of the mean over episodes; "
+        "episodes are cut off after max_steps, in the reference scores as well",
+    }
+
+
+def estimate(summary: Mapping[str, Any], name: str = "percent") -> Estimate:
+    """A number of a summary with its interval."""
+    return Estimate(**summary[name])

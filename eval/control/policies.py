@@ -1,0 +1,246 @@
+"""Who plays: the model, without a prompt or with demonstrations before the episode; and the nearest neighbour among those."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.data.episodes import EpisodeReader
+from generalist.envs.task import Policy, Task
+from generalist.envs.watching import Begin
+from generalist.eval.control.lanes import Begun
+from generalist.inference.generalist import Generalist
+from generalist.inference.policy import ControlPolicy
+from generalist.tokenizers.sequence import Sequence as Tokens
+from generalist.tokenizers.space_tree import assembled
+from generalist.tokenizers.spaces import TaskLayout
+
+Demonstrations = Callable[[Task], EpisodeReader]
+"""The recorded episodes of a task."""
+
+Values = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What of other episodes of the task the model is shown before its own (Gato, section 2.4)."""
+
+    demonstrations: int = 0
+    """How many of them."""
+    goal: bool = False
+    """Only their last `prompt_steps` steps, which show the goal."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Prompt":
+        """From the command line: none, goal, whole, or a number.
+
+        Raises:
+            ValueError: it is no kind of prompt.
+        """
+        named = {"none": cls(), "goal": cls(1, goal=True), "whole": cls(1)}
+        if text in named:
+            return named[text]
+        if text.isdecimal() and int(text) > 0:
+            return cls(int(text))
+        raise ValueError(f"a prompt is none, goal, whole or a number of demonstrations, got {text!r}")
+
+    def __str__(self) -> str:
+        if self.goal:
+            return "goal prompt"
+        return "whole demonstration" if self.demonstrations == 1 else f"{self.demonstrations} demonstrations"
+
+
+class ModelPolicy:
+    """The weights act. Demonstrations that are longer than a row of training are cut to their last steps.
+
+    Args:
+        layouts: the name of each lane's layout.
+        demonstrations: where prompts come from; which are shown in an episode is drawn by its seed.
+    """
+
+    def __init__(self, generalist: Generalist, layouts: list[str], prompt: Prompt, demonstrations: Demonstrations):
+        self._generalist, self._prompt, self._demonstrations = generalist, prompt, demonstrations
+        self._policy = ControlPolicy(generalist, layouts)
+        self.cut = 0
+        """Demonstrations that were shown without their beginning."""
+
+    def start(self, begun: Mapping[int, Begun]) -> None:
+        """See `eval.control.Policy`."""
+        prefixes = [self._prefix(one) for one in begun.values()]
+        self._policy.reset(list(begun), prefixes, [one.seed for one in begun.values()])
+
+    def act(self, observations: list[Any]) -> list[Any]:
+        """See `eval.control.Policy`."""
+        return self._policy.act(observations)
+
+    @property
+    def cut_off(self) -> dict[str, float]:
+        """See `ControlPolicy.cut_off`."""
+        return self._policy.cut_off
+
+    def _prefix(self, begun: Begun) -> Tokens:
+        layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler
+        if not self._prompt.demonstrations:
+            return assembler.instruction(begun.instruction)
+        reader, steps = self._demonstrations(begun.task), self._shown_steps(begun)
+        count = min(self._prompt.demonstrations, len(reader))
+        chosen = np.random.default_rng(begun.seed).choice(len(reader), count, replace=False)
+        episodes = [reader[int(index)] for index in chosen]
+        if not self._prompt.goal:
+            self.cut += sum(len(episode) > steps for episode in episodes)
+        shown = [episode.window(max(0, len(episode) - steps), len(episode)) for episode in episodes]
+        return assembler.prefix(layout, begun.instruction, shown)
+
+    def _shown_steps(self, begun: Begun) -> int:
+        """Steps of each demonstration that a row of training has room for, beside the instruction and a whole window."""
+        generalist, name = self._generalist, begun.task.layout
+        control, length = generalist.control(name), generalist.config.data.length
+        if self._prompt.goal:
+            return control.prompt_steps
+        room = generalist.assembler.room(
+            generalist.layouts[name], begun.instruction, window=control.steps, length=length
+        )
+        return max(control.prompt_steps, room // self._prompt.demonstrations)
+
+
+class NearestNeighbour:
+    """Does what was done in the demonstrated step whose observation is nearest; among those with the same instruction, if there
+    are any. A baseline: it shows what copying can do.
+
+    Args:
+        layouts: of each layout's name.
+        memory: of a task; held by the lanes that play it.
+    """
+
+    def __init__(self, layouts: Mapping[str, TaskLayout], lanes: int, memory: Callable[[Task], "Memory"]):
+        self._layouts, self._memory_of = layouts, memory
+        self._playing: list[Begun | None] = [None] * lanes
+        self._memory: list[Memory | None] = [None] * lanes
+        self._before: list[Values | None] = [None] * lanes
+
+    def start(self, begun: Mapping[int, Begun]) -> None:
+        """See `eval.control.Policy`."""
+        for lane, one in begun.items():
+            self._playing[lane], self._before[lane] = one, None
+            self._memory[lane] = self._memory_of(one.task)
+
+    def act(self, observations: list[Any]) -> list[Any]:
+        """See `eval.control.Policy`."""
+        actions: list[Any] = [None] * len(observations)
+        together: dict[Memory, list[int]] = {}
+        for lane, (memory, observation) in enumerate(zip(self._memory, observations, strict=True)):
+            if memory is not None and observation is not None:
+                together.setdefault(memory, []).append(lane)
+        for memory, lanes in together.items():
+            begun = [one for one in (self._playing[lane] for lane in lanes) if one is not None]
+            space = self._layouts[begun[0].task.layout].observation
+            seen = [space.stack([observations[lane]]) for lane in lanes]
+            before = [self._before[lane] or now for lane, now in zip(lanes, seen, strict=True)]
+            found = memory.actions(features(_joined(seen), _joined(before)), [one.instruction for one in begun])
+            for lane, now, action in zip(lanes, seen, found, strict=True):
+                self._before[lane], actions[lane] = now, action
+        return actions
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """T observations as numbers to compare."""
+
+    numbers: np.ndarray
+    """float32 (T, n): measured values, and images at a quarter of their size with what changed since the last one."""
+    categories: np.ndarray
+    """(T, m): counted as equal or different."""
+
+
+def features(now: Values, before: Values) -> Features:
+    """Of flat observations, each array (T, ...), and those one step earlier."""
+    steps = len(next(iter(now.values())))
+    numbers, categories = [np.zeros((steps, 0), np.float32)], [np.zeros((steps, 0), np.int32)]
+    for key in sorted(now):
+        array = np.asarray(now[key])
+        if array.dtype == np.uint8 and array.ndim == 4:
+            small, last = _small(array), _small(np.asarray(before[key]))
+            numbers += [small, small - last]
+        elif array.dtype.kind == "f":
+            numbers.append(array.reshape(steps, -1).astype(np.float32))
+        elif array.dtype.kind in "iub":
+            categories.append(array.reshape(steps, -1).astype(np.int32))
+    return Features(np.concatenate(numbers, axis=1), np.concatenate(categories, axis=1))
+
+
+def _joined(steps: Sequence[Values]) -> Values:
+    """Several steps' values as those of one episode."""
+    return {key: np.concatenate([values[key] for values in steps]) for key in steps[0]}
+
+
+def _small(images: np.ndarray) -> np.ndarray:
+    """Grey images (T, H, W, C) by the mean of 4×4 pixels, as vectors in 0..1."""
+    grey = images.mean(axis=-1, dtype=np.float32) / 255
+    height, width = (size // 4 * 4 for size in grey.shape[1:])
+    blocks = grey[:, :height, :width].reshape(len(grey), height // 4, 4, width // 4, 4)
+    return blocks.mean(axis=(2, 4)).reshape(len(grey), -1)
+
+
+class Memory:
+    """Every step of a task's demonstrations.
+
+    Args:
+        read: called after each episode: hundreds of megabytes of a game take minutes.
+    """
+
+    def __init__(self, layout: TaskLayout, reader: EpisodeReader, read: Callable[[], None] = lambda: None):
+        parts, self._actions, instructions = [], [], []
+        for index in range(len(reader)):
+            episode = reader[index]
+            seen, acted = episode.window(0, len(episode))
+            earlier = {key: np.concatenate([array[:1], array[:-1]]) for key, array in seen.items()}
+            parts.append(features(seen, earlier))
+            self._actions += values(layout, acted, len(episode))
+            instructions += [episode.instruction] * len(episode)
+            read()
+        numbers = np.concatenate([part.numbers for part in parts])
+        self._mean, self._std = numbers.mean(axis=0), np.maximum(numbers.std(axis=0), 1e-3)
+        self._numbers = (numbers - self._mean) / self._std
+        self._squares = np.square(self._numbers).sum(axis=1)
+        self._categories = np.concatenate([part.categories for part in parts])
+        self._instructions = np.array(instructions)
+
+    def actions(self, seen: Features, instructions: Sequence[str]) -> list[Any]:
+        """The action of the step that is nearest to each of the observations. What is held is read once for all of them: of an
+        Atari game it is a quarter of a gigabyte."""
+        products = self._numbers @ ((seen.numbers - self._mean) / self._std).T
+        found = []
+        for number, instruction in enumerate(instructions):
+            distance = self._squares - 2 * products[:, number]
+            distance = distance + (self._categories != seen.categories[number]).sum(axis=1)
+            same = self._instructions == instruction
+            if same.any():
+                distance = np.where(same, distance, np.inf)
+            found.append(self._actions[int(np.argmin(distance))])
+        return found
+
+
+def values(layout: TaskLayout, flat: Mapping[str, np.ndarray], steps: int) -> list[Any]:
+    """Recorded actions as values of their space."""
+    leaves = {part.path: np.asarray(flat[part.key]) for part in layout.action.parts}
+    return [assembled(layout.action.space, (), leaves, step) for step in range(steps)]
+
+
+def player(generalist: Generalist, task: Task) -> Begin:
+    """The weights, on a task that they know.
+
+    Raises:
+        ValueError: they do not know it.
+    """
+    if task.layout not in generalist.layouts:
+        known = ", ".join(sorted(generalist.layouts)) or "none"
+        raise ValueError(f"the weights were not trained on {task.layout}; the layouts they know: {known}")
+    policy = ControlPolicy(generalist, [task.layout])
+
+    def begin(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+        policy.reset([0], [instruction], [seed])
+        return lambda observation: policy.act([observation])[0]
+
+    return begin

@@ -1,0 +1,161 @@
+"""Prompts of a benchmark and what a model answers to them: names ranked, or texts written; over one or several orders of the
+same shots.
+
+Dimension key: N prompts, C classes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generalist.data.images import read_image
+from generalist.eval.fewshot.published import Benchmark, Example
+from generalist.inference.generalist import Generalist
+from generalist.inference.prompt import Decoding, context, prompt, rank
+from generalist.tokenizers.sequence import CHUNK_END
+
+SHOTS = (0, 4, 8, 16, 32)
+ASKED_AT_ONCE = 16
+CHOICES_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a benchmark is asked."""
+
+    shots: tuple[int, ...] = SHOTS
+    """Numbers of shots, one row of results each."""
+    seeds: int = 3
+    """Draws of shots; the score is their mean."""
+    retrieve: bool = False
+    """The nearest images by the frozen encoder instead of random ones: nothing is drawn, so one seed is enough."""
+    permutations: int = 1
+    """Orders of the same shots whose log-likelihoods are averaged; the first is the order without this."""
+    beams: int = 3
+    """Of the search for written answers."""
+    tokens: int | None = None
+    """Ids of a written answer at most; None: the benchmark's."""
+    template: str | None = None
+    """With `{answer}` at its end and perhaps `{question}`; None: the benchmark's."""
+
+    def __post_init__(self) -> None:
+        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) != len(self.shots):
+            raise ValueError(f"shots must be different numbers of at least 0, got {self.shots}")
+        for name in ("seeds", "permutations", "beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+        if self.template is not None and not self.template.endswith("{answer}"):
+            raise ValueError(f"a template ends with {{answer}}, got {self.template!r}")
+
+
+class Asked:
+    """A benchmark put as prompts for one set of weights."""
+
+    def __init__(self, generalist: Generalist, benchmark: Benchmark, asking: Asking):
+        self.generalist, self.benchmark, self.asking = generalist, benchmark, asking
+        self.template = (asking.template or benchmark.template).removesuffix("{answer}")
+        self.tokens = asking.tokens or benchmark.tokens
+        if benchmark.kind == "classify":  # room for the longest name
+            encode = generalist.tokenizers.text.encode
+            self.tokens = max(len(encode(f" {name}")) for name in benchmark.classes)
+        self._lengths: dict[tuple[Path, str, bool, bool], int] = {}
+
+    def parts(self, example: Example, *, answered: bool, with_image: bool = True) -> list[Any]:
+        """A shot, or the query up to where its answer is to stand. Answers begin with a space, as words within a text do."""
+        before = self.template.replace("{question}", example.question).rstrip()
+        parts: list[Any] = [example.image] if with_image else []
+        parts += [before] if before else []
+        if answered:
+            parts.append(f" {example.shown.strip()}")
+            parts += [] if with_image else [CHUNK_END]
+        return parts
+
+    def prompt(self, query: int, shots: Sequence[int], *, with_images: bool = True) -> list[Any]:
+        """Shots, with or without their images, and the query."""
+        supports = [self.benchmark.supports[one] for one in shots]
+        parts = [part for one in supports for part in self.parts(one, answered=True, with_image=with_images)]
+        return [*parts, *self.parts(self.benchmark.queries[query], answered=False)]
+
+    def length(self, example: Example, *, answered: bool, with_image: bool = True) -> int:
+        """Positions that it takes within a prompt."""
+        key = (example.image, example.question + "\0" + example.shown, answered, with_image)
+        if key not in self._lengths:
+            assembler = self.generalist.assembler
+            # Only as patches does an image's size decide how many positions it takes.
+            by_size = "patches" in assembler.images.split("+")
+            parts = [
+                part if not isinstance(part, Path) else read_image(part) if by_size else np.zeros((16, 16, 3), np.uint8)
+                for part in self.parts(example, answered=answered, with_image=with_image)
+            ]
+            parts += [CHUNK_END] if answered else []  # which is no second end where there is one
+            self._lengths[key] = len(assembler.document(parts, is_open=True)) - 1  # without the beginning
+        return self._lengths[key]
+
+    def fitting(self, query: int, shots: Sequence[int], *, with_images: bool) -> int:
+        """How many of the shots, counted from the last, fit before the query and its answer. -1: not even the query does."""
+        asked = self.length(self.benchmark.queries[query], answered=False)
+        room = context(self.generalist) - 1 - asked - self.tokens
+        supports = [self.benchmark.supports[one] for one in reversed(shots)]
+        used = np.cumsum([0, *(self.length(one, answered=True, with_image=with_images) for one in supports)])
+        return int(np.searchsorted(used, room, side="right")) - 1
+
+
+def choose(asked: Asked, prompts: list[list[list[Any]]]) -> list[dict[str, Any]]:
+    """The class whose name is likeliest, by the mean of its log-likelihoods after several prompts (query → order → parts)."""
+    classes = asked.benchmark.classes
+    flat = [one for several in prompts for one in several]
+    likelihoods = log_likelihoods(asked.generalist, flat, [f" {name}" for name in classes])
+    answers, start = [], 0
+    for several in prompts:
+        mean = likelihoods[start : start + len(several)].mean(axis=0)
+        start += len(several)
+        answer: dict[str, Any] = {"answer": classes[int(mean.argmax())]}
+        if asked.benchmark.metric == "auc":
+            answer["log_odds"] = float(mean[-1] - np.logaddexp.reduce(mean[:-1]))
+        answers.append(answer)
+    return answers
+
+
+def log_likelihoods(generalist: Generalist, prompts: list[list[Any]], choices: Sequence[str]) -> np.ndarray:
+    """Of every choice after every prompt, (N, C), a bearable number at a time. Where there are many choices, each prompt is read
+    once for all of them."""
+    if len(choices) <= CHOICES_AT_ONCE:
+        at_once = max(1, CHOICES_AT_ONCE // len(choices))
+        chunks = [_filled(prompts[at : at + at_once], at_once) for at in range(0, len(prompts), at_once)]
+        return np.concatenate([rank(generalist, chunk, choices) for chunk in chunks])[: len(prompts)]
+    rows = []
+    for parts in prompts:
+        after = generalist.read(parts[:-1]) if len(parts) > 1 else None
+        several = [choices[at : at + CHOICES_AT_ONCE] for at in range(0, len(choices), CHOICES_AT_ONCE)]
+        rows.append(np.concatenate([rank(generalist, [parts[-1:]], some, after)[0] for some in several]))
+    return np.stack(rows)
+
+
+def write(asked: Asked, prompts: list[list[list[Any]]]) -> list[dict[str, Any]]:
+    """The text that is written after each prompt; of those after several orders the best by mean log-likelihood after all."""
+    decoding, encode = Decoding(tokens=asked.tokens, beams=asked.asking.beams), asked.generalist.tokenizers.text.encode
+    flat = [one for several in prompts for one in several]
+    chunks = [_filled(flat[at : at + ASKED_AT_ONCE], ASKED_AT_ONCE) for at in range(0, len(flat), ASKED_AT_ONCE)]
+    texts = [text for chunk in chunks for text in prompt(asked.generalist, chunk, decoding)]
+    answers, start = [], 0
+    for several in prompts:
+        written = list(dict.fromkeys(text for text in texts[start : start + len(several)] if text.strip()))
+        start += len(several)
+        # Encoded again, a text may have more ids than it was written with: more than there is room for.
+        lengths = {text: count for text in written if (count := len(encode(text))) <= asked.tokens}
+        if len(lengths) > 1:
+            ranked = rank(asked.generalist, several, _filled(list(lengths), len(several)))[:, : len(lengths)]
+            means = ranked.mean(axis=0) / (np.array(list(lengths.values())) + 1)  # an id, the end is one
+            written = [list(lengths)[int(means.argmax())]]
+        answers.append({"answer": written[0].strip() if written else ""})
+    return answers
+
+
+def _filled(values: list[Any], size: int) -> list[Any]:
+    """As many as `size`, the first one again and again: one shape, one compilation."""
+    return values + [values[0]] * (size - len(values))

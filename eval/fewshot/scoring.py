@@ -1,0 +1,243 @@
+"""Few-shot evaluation in Flamingo's manner (Alayrac et al., 2022, section 4 and appendix B.1): shots before every query, then an
+answer that is written (captions, answers to questions) or chosen among all class names by likelihood.
+
+    shots     drawn anew for every query, or the images nearest to the query's (RICES), the nearest last
+    zero      two examples of text alone, so that the model sees what an answer looks like; not where names are ranked
+    ensemble  several orders of the same shots: log-likelihoods are averaged over them. Where answers are written, those that the
+              orders gave are ranked so, by their mean log-likelihood an id
+
+Dimension key: Q queries, S seeds.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from generalist.data.images import read_image
+from generalist.eval.fewshot.benchmark_prompts import ASKED_AT_ONCE, Asked, Asking, choose, write
+from generalist.eval.fewshot.captions import caption_scores, scorers
+from generalist.eval.fewshot.published import Benchmark, Example
+from generalist.eval.fewshot.vqa import normalized, vqa_accuracy
+from generalist.eval.results.file import Parts
+from generalist.eval.results.scores import area, area_under_curve, bootstrap
+from generalist.inference.fingerprint import fingerprint
+from generalist.inference.generalist import Generalist
+from generalist.inference.prompt import context
+from generalist.inference.shots import Images, Retriever
+
+Drawn = dict[int, list[list[list[int]]]]
+"""Number of shots → seed → query → the shots' places among the supports."""
+
+TEXT_ONLY = 2  # examples before a query without shots; a single one does harm (Flamingo, appendix B.1)
+
+
+def check(generalist: Generalist, benchmark: Benchmark, asking: Asking) -> None:
+    """Whether everything that is needed is there, before anything is computed.
+
+    Raises:
+        ValueError: there are too few examples, or the weights have no encoder for RICES.
+        ImportError: the extra `captions` is needed.
+    """
+    most = max(asking.shots) or TEXT_ONLY
+    if len(benchmark.supports) < most:
+        raise ValueError(f"{most} shots need as many examples, but {benchmark.name} has {len(benchmark.supports)}")
+    asked = next((one for one in benchmark.queries if one.question), None)
+    if asked is not None and "{question}" not in (asking.template or benchmark.template):
+        raise ValueError(f"{benchmark.name} asks questions: write {{question}} into the template {asking.template!r}")
+    if asking.retrieve and generalist.encoder is None:
+        raise ValueError("retrieval looks for like images with the frozen encoder, and these weights have none")
+    if benchmark.kind == "caption":
+        scorers()
+
+
+def evaluate(
+    generalist: Generalist,
+    benchmark: Benchmark,
+    asking: Asking,
+    *,
+    kept: Parts | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Scores by number of shots, with every answer.
+
+    Args:
+        kept: where the answers of a finished number of shots and seed stay until the whole is finished.
+
+    Returns:
+        `cells`, a number of shots each: `score` (percent; CIDEr times 100) with its bootstrap interval over the queries,
+        `by_seed`, for captions `bleu` (BLEU-1 to 4, times 100), and `answers` (seed → query → `shots`, by their numbers among
+        `supports`, `answer`, `score`; `log_odds` where the metric is `auc`); `left_out`: numbers of shots that do not fit.
+
+    Raises:
+        ValueError: as `check`, or no number of shots fits.
+        DocumentError: an image can't be read.
+    """
+    check(generalist, benchmark, asking)
+    asked = Asked(generalist, benchmark, asking)
+    drawn, left_out = _fitting(asked, _shots(asked))
+    seen = {"weights": fingerprint(generalist), "benchmark": _digest(benchmark), "template": asked.template}
+    settings = seen | {"tokens": asked.tokens, "beams": asking.beams, "permutations": asking.permutations}
+    bar = None
+    if progress is not None:
+        total = sum(len(by_seed) for by_seed in drawn.values()) * len(benchmark.queries)
+        bar = progress.add_task(benchmark.name, total=total)
+
+    def move(count: int) -> None:
+        if progress is not None and bar is not None:
+            progress.advance(bar, count)
+
+    cells = []
+    for count, by_seed in drawn.items():
+        several = []
+        for seed, shots in enumerate(by_seed):
+            own = settings | {"count": count, "shots": shots, "seed": seed}
+            known = kept is not None and kept.path(f"{count}-shots", own).exists()
+            compute = partial(_answers, asked, count, seed, shots, move)
+            answers = compute() if kept is None else kept.get(f"{count}-shots", own, compute)
+            if known:
+                move(len(answers))
+            several.append(answers)
+        cells.append({"shots": count} | _scored(benchmark, several))
+    return {
+        "benchmark": benchmark.name,
+        "kind": benchmark.kind,
+        "metric": benchmark.metric,
+        "asking": dataclasses.asdict(asking) | {"template": f"{asked.template}{{answer}}", "tokens": asked.tokens},
+        "chance": _chance(benchmark),
+        "cells": cells,
+        "left_out": left_out,
+        "queries": [_plain(one) for one in benchmark.queries],
+        "supports": [_plain(one) for one in benchmark.supports],
+        "classes": list(benchmark.classes),
+    }
+
+
+def _shots(asked: Asked) -> Drawn:
+    """The nearest ones, or random ones."""
+    asking, benchmark = asked.asking, asked.benchmark
+    places, drawn = len(benchmark.supports), {}
+    if asking.retrieve and max(asking.shots):
+        retriever = Retriever(asked.generalist, Images([one.image for one in benchmark.supports]))
+        queries = (read_image(query.image) for query in benchmark.queries)
+        nearest = [retriever.nearest(image, max(asking.shots)).tolist() for image in queries]
+    for count in asking.shots:
+        if asking.retrieve and count:
+            drawn[count] = [[likest[-count:] for likest in nearest]]
+            continue
+        wanted = count if count or benchmark.kind == "classify" else TEXT_ONLY
+        drawn[count] = [
+            [
+                np.random.default_rng([seed, count, number]).choice(places, wanted, replace=False).tolist()
+                for number in range(len(benchmark.queries))
+            ]
+            for seed in range(asking.seeds if wanted else 1)
+        ]
+    return drawn
+
+
+def _fitting(asked: Asked, drawn: Drawn) -> tuple[Drawn, list[dict[str, Any]]]:
+    """The numbers of shots whose every prompt fits the context with its answer; the others, with how many would fit.
+
+    Raises:
+        ValueError: none fits.
+    """
+    whole, left_out = {}, []
+    for count, by_seed in drawn.items():
+        least = min(
+            asked.fitting(number, shots, with_images=count > 0)
+            for several in by_seed
+            for number, shots in enumerate(several)
+        )
+        if least >= len(by_seed[0][0]):
+            whole[count] = by_seed
+        else:
+            left_out.append({"shots": count, "fitting": least, "context": context(asked.generalist)})
+    if not whole:
+        most = max(0, *(one["fitting"] for one in left_out))
+        raise ValueError(
+            f"with {', '.join(map(str, drawn))} shots the prompts and {asked.tokens} ids of an answer are longer than the "
+            f"context of {context(asked.generalist)}, in which {most} shots fit: ask with fewer, or shorten the template"
+        )
+    return whole, left_out
+
+
+def _answers(
+    asked: Asked, count: int, seed: int, shots: list[list[int]], move: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """The answer to every query."""
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(shots), ASKED_AT_ONCE):
+        chunk = range(start, min(start + ASKED_AT_ONCE, len(shots)))
+        orders = [list(_orders(shots[one], asked.asking.permutations, [seed, count, one])) for one in chunk]
+        prompts = [
+            [asked.prompt(one, order, with_images=count > 0) for order in several]
+            for one, several in zip(chunk, orders, strict=True)
+        ]
+        found = choose(asked, prompts) if asked.benchmark.kind == "classify" else write(asked, prompts)
+        answers += [{"shots": shots[one]} | answer for one, answer in zip(chunk, found, strict=True)]
+        move(len(chunk))
+    return answers
+
+
+def _orders(shots: list[int], count: int, seed: list[int]) -> Iterator[list[int]]:
+    """The shots as they are, then in random orders."""
+    yield shots
+    rng = np.random.default_rng([1, *seed])
+    for _ in range(count - 1 if len(shots) > 1 else 0):
+        yield [shots[int(one)] for one in rng.permutation(len(shots))]
+
+
+def _scored(benchmark: Benchmark, answers: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The score of a number of shots from its seeds' answers."""
+    found: dict[str, Any] = {}
+    if benchmark.kind == "caption":
+        references = [query.answers for query in benchmark.queries]
+        scores = [caption_scores([one["answer"] for one in several], references) for several in answers]
+        each = np.stack([100.0 * one.cider for one in scores])
+        found["bleu"] = (100.0 * np.mean([one.bleu for one in scores], axis=0)).tolist()
+    else:
+        pairs = [zip(several, benchmark.queries, strict=True) for several in answers]
+        each = np.array([[_score(benchmark, one["answer"], query) for one, query in several] for several in pairs])
+    scored = [
+        [one | {"score": float(score)} for one, score in zip(several, row, strict=True)]
+        for several, row in zip(answers, each, strict=True)
+    ]
+    if benchmark.metric == "auc":
+        positive = np.array([query.answers[0] == benchmark.classes[-1] for query in benchmark.queries])
+        odds = np.array([[one["log_odds"] for one in several] for several in answers])
+        estimate, by_seed = area(odds, positive), area_under_curve(odds, positive)
+    else:
+        estimate, by_seed = bootstrap([each.mean(axis=0)]), each.mean(axis=1)
+    return {"score": dataclasses.asdict(estimate), "by_seed": by_seed.tolist(), "answers": scored} | found
+
+
+def _score(benchmark: Benchmark, answer: str, query: Example) -> float:
+    """Of one answer, in percent."""
+    if benchmark.metric == "vqa":
+        return 100.0 * vqa_accuracy(answer, query.answers)
+    if benchmark.metric == "exact":
+        return 100.0 * (normalized(answer) in map(normalized, query.answers))
+    return 100.0 * (answer in query.answers)
+
+
+def _chance(benchmark: Benchmark) -> float | None:
+    """What choosing at random gives, in percent; None where an answer is written."""
+    if benchmark.metric == "auc":
+        return 50.0
+    return 100.0 / len(benchmark.classes) if benchmark.kind == "classify" else None
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    return {"image": str(example.image), "question": example.question, "answers": list(example.answers)}
+
+
+def _digest(benchmark: Benchmark) -> str:
+    """Changes with anything that is asked or shown but the images' pixels."""
+    whole = [[_plain(one) for one in several] for several in (benchmark.queries, benchmark.supports)]
+    return hashlib.sha256(json.dumps([whole, benchmark.classes]).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""How well images and texts find each other: retrieval in both directions, and zero-shot classification.
+
+Dimension key: N pairs, C classes, T templates, E embedding width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from generalist.eval.results.scores import proportion
+
+
+def retrieval(
+    images: Float[np.ndarray, "N E"], texts: Float[np.ndarray, "N E"], names: Sequence[str], at: Sequence[int] = (1, 5)
+) -> dict[str, Any]:
+    """R@k in percent with intervals, image to text and text to image: is the right one among the k most similar?
+
+    Args:
+        images: unit embeddings.
+        texts: of the texts that belong to them.
+        names: the texts; where two are the same, either is right.
+
+    Raises:
+        ValueError: there are not as many texts as images, or none, or an embedding is not finite.
+    """
+    if not len(images) or not len(images) == len(texts) == len(names):
+        raise ValueError(f"retrieval needs pairs, got {len(images)} images, {len(texts)} texts and {len(names)} names")
+    for embeddings in (images, texts):
+        if not np.isfinite(embeddings).all():
+            raise ValueError("an embedding is not finite: nothing is more or less similar to it")
+    same = np.array(names)[:, None] == np.array(names)[None]
+    result: dict[str, Any] = {"items": len(names)}
+    similar = np.asarray(images) @ np.asarray(texts).T
+    for direction, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
+        # How many wrong ones are more similar than the best right one, or as similar: a tie is no success.
+        best = np.where(same, scores, -np.inf).max(axis=1, keepdims=True)
+        before = ((scores >= best) & ~same).sum(axis=1)
+        for k in at:
+            found = proportion(int((before < k).sum()), len(names))
+            result[f"{direction}_r{k}"] = dataclasses.asdict(found)
+    for k in at:
+        # A random order: at least one of m right ones among the first k of N, averaged over the queries.
+        right = same.sum(axis=1).astype(float)
+        missed = np.prod(
+            [np.clip((len(names) - right - i) / (len(names) - i), 0, 1) for i in range(min(k, len(names)))], axis=0
+        )
+        result[f"chance_r{k}"] = float(100 * (1 - missed).mean())
+    return result
+
+
+def class_embeddings(
+    embed: Callable[[list[str]], Float[np.ndarray, "M E"]], classes: Sequence[str], templates: Sequence[str]
+) -> Float[np.ndarray, "C E"]:
+    """One unit embedding a class: the mean of its unit embeddings in all templates, made unit again (CLIP, section 3.1.4).
+
+    Args:
+        embed: texts → unit embeddings.
+        templates: texts with `{}` where the class stands.
+    """
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"every template needs {{}} where the class stands, got {list(templates)}")
+    texts = [template.format(name) for name in classes for template in templates]
+    embedded = np.asarray(embed(texts)).reshape(len(classes), len(templates), -1).mean(axis=1)
+    return embedded / np.linalg.norm(embedded, axis=-1, keepdims=True)
+
+
+def zero_shot(
+    images: Float[np.ndarray, "N E"], classes: Float[np.ndarray, "C E"], labels: Sequence[int]
+) -> dict[str, Any]:
+    """Accuracy in percent, with its interval, of taking the class whose embedding is the most similar.
+
+    Raises:
+        ValueError: there is no image or class, a label is missing, or an embedding is not finite.
+    """
+    if not len(images) or not len(classes) or len(images) != len(labels):
+        raise ValueError(
+            "zero-shot classification needs images, a label each, and classes, "
+            f"got {len(images)}, {len(labels)} and {len(classes)}"
+        )
+    if not (np.isfinite(images).all() and np.isfinite(classes).all()):
+        raise ValueError("an embedding is not finite: nothing is more or less similar to it")
+    right = (np.asarray(images) @ np.asarray(classes).T).argmax(axis=1) == np.asarray(labels)
+    return {
+        "accuracy": dataclasses.asdict(proportion(int(right.sum()), len(right))),
+        "chance": 100.0 / len(classes),
+        "classes": len(classes),
+        "items": len(right),
+    }

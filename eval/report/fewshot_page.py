@@ -1,0 +1,174 @@
+"""What `generalist eval fewshot` found, for the report: accuracy against shots, and examples with their images and answers."""
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from PIL import Image
+
+from generalist.data.files import DocumentError
+from generalist.data.images import read_image
+from generalist.eval.report.charts import Line, element, lines, table
+from generalist.eval.results.scores import Estimate
+
+SIDE = 96  # pixels of an image on the page at most
+EXAMPLES = 6  # of a benchmark's number of shots
+MOST_SHOWN = 20  # images of an example
+
+ANSWERERS = {
+    "model": "model",
+    "rices": "model, nearest images as shots (RICES)",
+    "shuffled": "model, images shuffled among the shots",
+    "nearest": "nearest neighbour on the frozen features",
+}
+
+
+def sections(results: Mapping[str, Any]) -> list[Element]:
+    """Headings, charts, tables and examples of one file."""
+    if "new_words" in results:
+        return _new_words(results["new_words"])
+    return _benchmark(results["fewshot"])
+
+
+def _new_words(found: Mapping[str, Any]) -> list[Element]:
+    charts = []
+    for ways in dict.fromkeys(cell["ways"] for cell in found["cells"]):
+        cells = [cell for cell in found["cells"] if cell["ways"] == ways]
+        drawn = [_line(label, cells, name) for name, label in ANSWERERS.items()]
+        chance = Line(name="chance", x=[cell["shots"] for cell in cells], y=[cell["chance"] for cell in cells])
+        chart = lines([*drawn, chance], x="shots a class", y=f"% right of {ways} names", bounds=(0.0, 100.0))
+        charts.append(chart)
+    rows = [
+        [str(cell["ways"]), str(cell["shots"]), *(_estimate(cell[name]) for name in ANSWERERS), f"{cell['chance']:.0f}"]
+        for cell in found["cells"]
+    ]
+    note = f"{found['questions']:,} questions a row about things and names that training held out: percent right, 95% intervals."
+    films = []
+    for cell in found["cells"]:
+        if 0 < len(cell["examples"][0]["shots"]) < MOST_SHOWN:
+            asked = [_question(example) for example in cell["examples"]]
+            title = f"{cell['ways']} ways, {cell['shots']} shots a class"
+            films.append(element("details", element("summary", title), *asked))
+    return [
+        element("h2", "New words for new things"),
+        element("div", *charts, class_="charts"),
+        table(("ways", "shots a class", *ANSWERERS, "chance"), rows),
+        element("p", note, class_="note"),
+        *films,
+    ]
+
+
+def _line(label: str, cells: Sequence[Mapping[str, Any]], name: str) -> Line:
+    """Through the numbers of shots for which there is a score."""
+    known = [cell for cell in cells if cell[name] is not None]
+    values, low, high = ([cell[name][key] for cell in known] for key in ("value", "low", "high"))
+    return Line(name=label, x=[cell["shots"] for cell in known], y=values, low=low, high=high)
+
+
+def _estimate(stored: Mapping[str, float] | None) -> str:
+    return "" if stored is None else str(Estimate(**stored))
+
+
+def _question(example: Mapping[str, Any]) -> Element:
+    """The shots with their names, then the query with the name that was taken."""
+    names = example["names"]
+    shots = [_figure(_drawing(code, change), names[number]) for number, code, change in example["shots"]]
+    taken, right = names[example["answer"]].strip(), names[example["right"]].strip()
+    return _asked(shots, _drawing(*example["query"]), f"{taken}?", right, taken == right)
+
+
+def _asked(shots: Sequence[Element], query: Callable[[], np.ndarray], answer: str, wanted: str, right: bool) -> Element:
+    verdict = element("span", answer, class_="right" if right else "wrong")
+    told = element("figcaption", verdict, "" if right else f" (right: {wanted})")
+    return element("div", *shots, element("figure", _picture(query), told, class_="asked"), class_="shots")
+
+
+def _figure(image: Callable[[], np.ndarray] | None, caption: str) -> Element:
+    return element("figure", _picture(image) if image else None, element("figcaption", caption.strip()))
+
+
+def _picture(image: Callable[[], np.ndarray]) -> Element:
+    """An image within the page, or why it is not there."""
+    try:
+        shown = Image.fromarray(image()).convert("RGB")
+    except (DocumentError, ImportError, OSError) as error:
+        return element("span", f"no image: {error}", class_="note")
+    shown.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    shown.save(buffer, "WEBP", quality=80)
+    return element("img", src="data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), alt="")
+
+
+def _drawing(code: str, change: int) -> Callable[[], np.ndarray]:
+    """A variant of a drawing, from the package that brings them."""
+    return lambda: _variant(code, change)
+
+
+def _variant(code: str, change: int) -> np.ndarray:
+    from generalist.data.emoji import variant
+
+    found = _held_out().get(code)
+    if found is None:
+        raise OSError(f"this version of the drawings has no {code}")
+    return variant(found, change)
+
+
+@functools.cache
+def _held_out() -> Mapping[str, Any]:
+    from generalist.data.emoji import drawings
+
+    return {drawing.code: drawing for drawing in drawings("names")}
+
+
+def _benchmark(found: Mapping[str, Any]) -> list[Element]:
+    cells, asking = found["cells"], found["asking"]
+    label = "nearest images as shots (RICES)" if asking["retrieve"] else "random shots"
+    estimates = [Estimate(**cell["score"]) for cell in cells]
+    shots = [cell["shots"] for cell in cells]
+    values, low, high = ([getattr(one, key) for one in estimates] for key in ("value", "low", "high"))
+    drawn = [Line(name=label, x=shots, y=values, low=low, high=high)]
+    if found["chance"] is not None:
+        drawn.append(Line(name="chance", x=shots, y=[found["chance"]] * len(shots)))
+    rows = [
+        [str(cell["shots"]), str(estimate), " ".join(f"{value:.1f}" for value in cell["by_seed"])]
+        for cell, estimate in zip(cells, estimates, strict=True)
+    ]
+    films = [
+        element("details", element("summary", f"{cell['shots']} shots"), *_examples(found, cell)) for cell in cells
+    ]
+    return [
+        element("h2", f"{found['benchmark']}, with shots"),
+        element("div", lines(drawn, x="shots", y=found["metric"]), class_="charts"),
+        table(("shots", found["metric"], "by seed"), rows),
+        element(
+            "p", f"{len(found['queries']):,} queries, template {asking['template']!r}, 95% intervals", class_="note"
+        ),
+        *films,
+    ]
+
+
+def _examples(found: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Element]:
+    """The first queries of a number of shots. Zero shots are a few examples of text alone, and so they are shown."""
+    shown = []
+    for query, answer in list(zip(found["queries"], cell["answers"][0], strict=True))[:EXAMPLES]:
+        supports = [found["supports"][one] for one in answer["shots"][-MOST_SHOWN:]]
+        shots = [
+            _figure(_file(one["image"]) if cell["shots"] else None, _told(one["question"], one["answers"][0]))
+            for one in supports
+        ]
+        told, right = _told(query["question"], answer["answer"]), answer["score"] > 0
+        shown.append(_asked(shots, _file(query["image"]), told, ", ".join(dict.fromkeys(query["answers"])), right))
+    return shown
+
+
+def _file(path: str) -> Callable[[], np.ndarray]:
+    return lambda: read_image(Path(path))
+
+
+def _told(question: str, answer: str) -> str:
+    return f"{question} {answer}".strip()

@@ -1,0 +1,80 @@
+"""How a run came to its scores: earlier evaluations and the losses of training, as its folder keeps them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generalist.eval.results.scores import Estimate, bootstrap, percent
+
+POINTS = 300  # of a curve: each is the mean of the records around it
+
+
+def evaluations(folder: Path, results: Mapping[str, Any]) -> dict[int, dict[str, Estimate]]:
+    """Step → domain → percent of the expert, from the finished parts in `runs/<name>/evaluation/step-<n>/`.
+
+    Only tasks that the results file has count, between its reference scores; where a step was evaluated several times, the
+    evaluation with the most episodes.
+
+    Raises:
+        ValueError: a part is damaged.
+    """
+    most: dict[tuple[int, str], list[np.ndarray]] = {}
+    for path in sorted(folder.glob("step-*/control-*.json")):
+        step, suite = int(path.parent.name.removeprefix("step-")), path.stem.split("-")[1]
+        tasks = results["control"].get(suite, {}).get("tasks", {})
+        scores = _percents(path, tasks)
+        if scores and len(scores) == len(tasks) and _count(scores) > _count(most.get((step, suite), [])):
+            most[step, suite] = scores
+    found: dict[int, dict[str, Estimate]] = {}
+    for (step, suite), scores in sorted(most.items()):
+        found.setdefault(step, {})[suite] = bootstrap(scores)
+    return found
+
+
+def _count(scores: Sequence[np.ndarray]) -> int:
+    return sum(map(len, scores))
+
+
+def _percents(path: Path, tasks: Mapping[str, Any]) -> list[np.ndarray]:
+    """Percents of a part's episodes, (N,) a task."""
+    by_task: dict[str, list[float]] = {}
+    try:
+        for episode in json.loads(path.read_text(encoding="utf-8"))["result"]:
+            task = tasks.get(episode["task"])
+            if task is not None:
+                scaled = percent(episode["score"], task["random_score"], task["expert_score"])
+                by_task.setdefault(episode["task"], []).append(scaled)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__} {error}): delete it") from error
+    return [np.array(scores) for scores in by_task.values()]
+
+
+def metrics(path: Path) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Name → steps and values of what training logged (`metrics.jsonl`), thinned to `POINTS`; empty without the file.
+
+    Raises:
+        ValueError: a record is damaged.
+    """
+    if not path.exists():
+        return {}
+    values: dict[str, list[tuple[float, float]]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            step = float(record["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is damaged ({type(error).__name__} {error})") from error
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append((step, float(value)))
+    return {name: _thinned(np.array(points)) for name, points in values.items()}
+
+
+def _thinned(points: np.ndarray) -> tuple[list[float], list[float]]:
+    """Steps and values of (n, 2), as means of neighbours where there are too many."""
+    parts = np.array_split(points, min(len(points), POINTS))
+    steps, values = np.array([part.mean(axis=0) for part in parts]).T
+    return steps.tolist(), values.tolist()

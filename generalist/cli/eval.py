@@ -1,0 +1,138 @@
+"""`generalist eval`: what is done with the results of an evaluation."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from generalist.cli import eval_control as agents_command
+from generalist.cli import eval_fewshot as fewshot_command
+from generalist.system.places import check_file
+
+if TYPE_CHECKING:
+    from generalist.eval.report.compare import Comparison
+
+DESCRIPTION = "Scores weights as agents and with shots, compares results files and makes reports of them."
+RESULTS = "results.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands, each with its arguments."""
+    commands = parser.add_subparsers(dest="evaluation", required=True, metavar="COMMAND")
+    for name, add, summary in (
+        (
+            "control",
+            agents_command.add_control,
+            "agents on any tasks: the weights, with prompts, and the nearest neighbour",
+        ),
+        ("again", agents_command.add_again, "plays what a results file says once more: are the numbers the same?"),
+        (
+            "fewshot",
+            fewshot_command.add_fewshot,
+            "what the weights do with shots: new words, captions, questions, classes",
+        ),
+        ("compare", _add_compare, "two results files: which is better, and can the episodes show it?"),
+        ("report", _add_report, "one HTML file with everything about a run's evaluation, to open offline"),
+    ):
+        add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+
+
+def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
+    """Runs one; returns the exit status.
+
+    Raises:
+        ValueError, ImportError, OSError: with a message for the user.
+    """
+    if rest:
+        raise ValueError(f"generalist eval {arguments.evaluation} does not know {' '.join(rest)}")
+    runs: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+        "control": agents_command.control,
+        "again": agents_command.again,
+        "fewshot": fewshot_command.fewshot,
+        "compare": _compare,
+        "report": _report,
+    }
+    return runs[arguments.evaluation](arguments, console)
+
+
+def results_path(path: Path) -> Path:
+    """The results file that is meant: itself, or the one in a run's folder."""
+    return path / RESULTS if path.is_dir() else path
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("before", type=Path, metavar="A", help="a results.json, or a run's folder")
+    parser.add_argument("after", type=Path, metavar="B", help="another one")
+
+
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    from generalist.eval.report import compare
+    from generalist.eval.results import file as report
+
+    before, after = (report.load(results_path(path)) for path in (arguments.before, arguments.after))
+    show(compare.compare(before, after), console)
+    return 0
+
+
+def show(comparison: "Comparison", console: Console) -> None:
+    """The comparison on the screen: what else differs, a row a domain, the verdicts, and the tasks that differ."""
+    for line in comparison.warnings:
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    table = Table("", "A %", "B %", "B - A", "P(B > A) %", "pairs", title="percent of expert, with 95% intervals")
+    for domain in comparison.domains:
+        paired = sum(task.paired for task in domain.tasks)
+        shown = [f"{value:z.1f}" for value in (domain.before, domain.after)]
+        table.add_row(
+            domain.name, *shown, str(domain.difference), str(domain.improvement), f"{paired}/{len(domain.tasks)}"
+        )
+    console.print(table)
+    for domain in comparison.domains:
+        console.print(f"{domain.name}: {domain.verdict}", highlight=False, markup=False, soft_wrap=True)
+    tasks = [task for domain in comparison.domains for task in domain.tasks]
+    different = [task for task in tasks if task.differs]
+    console.print(f"{len(different)} of {len(tasks)} tasks differ (5%, after Holm's correction)", highlight=False)
+    for task in sorted(different, key=lambda one: one.difference.value):
+        line = f"  {task.name}: {task.before:z.0f} → {task.after:z.0f}, {task.difference.value:+z.1f} "
+        console.print(
+            f"{line}[{task.difference.low:z.0f}, {task.difference.high:z.0f}], p = {task.p:.4f}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="RUN_OR_RESULTS", help="a run's folder, or a results file")
+    parser.add_argument(
+        "--fewshot", type=Path, nargs="+", default=[], metavar="FILE", help="results of eval fewshot to put into it too"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (default report.html)")
+    parser.add_argument(
+        "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FOLDER",
+        help="for --videos: the weights of the results, where they are not in the run's folder",
+    )
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    from generalist.eval.report import page
+
+    if arguments.weights and not arguments.videos:
+        raise ValueError("--weights are for --videos: name both or neither")
+    check_file(arguments.out, "--out")
+    source = results_path(arguments.source)
+    page.write(
+        source,
+        arguments.out,
+        console,
+        fewshot=arguments.fewshot,
+        videos=arguments.videos,
+        weights=arguments.weights,
+    )
+    console.print(f"report: {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)", highlight=False)
+    return 0

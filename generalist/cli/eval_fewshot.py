@@ -1,0 +1,212 @@
+"""`generalist eval fewshot`: what weights learn from shots, on new words for new things or on a benchmark in a folder."""
+
+import argparse
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from generalist.cli.weights import add_weights, load_weights
+from generalist.config.plain import plain
+from generalist.eval.fewshot.published import LAYOUTS
+from generalist.system.places import check_new_file
+
+if TYPE_CHECKING:
+    from generalist.eval.results.file import Parts
+    from generalist.inference.generalist import Generalist
+
+NEW_WORDS = "new-words"
+METRICS = {
+    "cider": "CIDEr × 100",
+    "vqa": "VQA accuracy %",
+    "exact": "exact match %",
+    "accuracy": "accuracy %",
+    "auc": "area under ROC %",
+}
+# Options that new words have no use for.
+BENCHMARKS_ALONE = ("folder", "kind", "supports", "seeds", "retrieve", "permutations", "beams", "tokens", "template")
+
+
+def add_fewshot(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `generalist eval fewshot`."""
+    add_weights(parser)
+    parser.add_argument(
+        "--data",
+        choices=[NEW_WORDS, *LAYOUTS],
+        default=NEW_WORDS,
+        help="new-words (the default): new names for drawings never trained on; or a benchmark in --folder (docs/prompts.md)",
+    )
+    parser.add_argument("--folder", type=Path, help="where the benchmark's files are")
+    parser.add_argument("--kind", choices=("caption", "vqa", "classify"), help="of --data jsonl")
+    parser.add_argument("--shots", type=int, nargs="+", metavar="N", help="default 0 4 8 16 32; new-words: 0 1 2 4 8")
+    parser.add_argument("--queries", type=int, metavar="N", help="at most, 0: all (default 1000)")
+    parser.add_argument("--supports", type=int, metavar="N", help="shots are taken from so many, 0: all (default 2048)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="draws of shots (default 3)")
+    parser.add_argument("--retrieve", action="store_true", default=None, help="RICES: the nearest images as shots")
+    parser.add_argument(
+        "--permutations", type=int, metavar="K", help="orders of the shots to average over (default 1; Flamingo: 6)"
+    )
+    parser.add_argument("--beams", type=int, help="of the search for written answers (default 3)")
+    parser.add_argument("--tokens", type=int, help="ids of a written answer (captions 20, answers 5, TextVQA 10)")
+    parser.add_argument("--template", help="such as 'Question: {question} Answer: {answer}'; default: the benchmark's")
+    parser.add_argument("--out", type=Path, default=Path("fewshot.json"), help="results file (default fewshot.json)")
+
+
+def fewshot(arguments: argparse.Namespace, console: Console) -> int:
+    """Evaluates, writes the results file and shows it.
+
+    Raises:
+        FileExistsError, NotADirectoryError, PermissionError: the results file is there already, or can't be written.
+        ValueError: a setting is out of range or for something else, or the benchmark's files are damaged.
+        ImportError: a package is missing: of the extra `captions`, or `images` for new words.
+    """
+    check_new_file(arguments.out, "--out")
+    for name in ("queries", "supports"):
+        if (value := getattr(arguments, name)) is not None and value < 0:
+            raise ValueError(f"--{name} must be at least 0 (all), got {value}")
+    run = _new_words if arguments.data == NEW_WORDS else _benchmark
+    results, generalist = run(arguments, console)
+    from generalist.eval.results import file as report
+
+    report.save(arguments.out, _manifest(arguments, generalist) | results)
+    show(results, console)
+    console.print(f"every answer, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _new_words(arguments: argparse.Namespace, console: Console) -> tuple[dict[str, Any], "Generalist"]:
+    """Names that only the prompt has (eval/fewshot/new_words.py)."""
+    if given := [name for name in BENCHMARKS_ALONE if getattr(arguments, name) is not None]:
+        raise ValueError(
+            f"--{given[0]} is for a benchmark: name one with --data ({', '.join(LAYOUTS)}), or leave it out"
+        )
+    if arguments.queries == 0:
+        raise ValueError("--queries must be at least 1: new words are drawn without an end")
+    if arguments.shots and (min(arguments.shots) < 0 or len(set(arguments.shots)) != len(arguments.shots)):
+        raise ValueError(f"--shots must be different numbers of at least 0, got {arguments.shots}")
+    generalist = load_weights(arguments, console)
+    from generalist.eval.fewshot.new_words import SHOTS, evaluate_new_words
+    from generalist.system.progress import counting
+
+    parts = _parts(arguments)
+    with counting(console, transient=True) as progress:
+        found = evaluate_new_words(
+            generalist,
+            count=arguments.queries or 1000,
+            shots=arguments.shots or SHOTS,
+            console=console,
+            kept=parts,
+            progress=progress,
+        )
+    shutil.rmtree(parts.folder)
+    return {"data": NEW_WORDS, "new_words": found}, generalist
+
+
+def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[str, Any], "Generalist"]:
+    """A benchmark in a folder."""
+    from generalist.eval.fewshot.benchmark_prompts import Asking
+    from generalist.eval.fewshot.published import read_benchmark
+
+    if arguments.folder is None:
+        raise ValueError(f"name the folder of {arguments.data} with --folder: {LAYOUTS[arguments.data].files}")
+    names = ("shots", "seeds", "retrieve", "permutations", "beams", "tokens", "template")
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if "shots" in given:
+        given["shots"] = tuple(given["shots"])
+    asking = Asking(**given)
+    limits = {name: value for name in ("queries", "supports") if (value := getattr(arguments, name)) is not None}
+    benchmark = read_benchmark(arguments.data, arguments.folder, kind=arguments.kind, **limits)
+    console.print(
+        f"{benchmark.name}: {len(benchmark.queries):,} queries, shots from {len(benchmark.supports):,} examples",
+        highlight=False,
+    )
+    generalist = load_weights(arguments, console)
+    from generalist.eval.fewshot.scoring import evaluate
+    from generalist.system.progress import counting
+
+    parts = _parts(arguments)
+    with counting(console, transient=True) as progress:
+        results = evaluate(generalist, benchmark, asking, kept=parts, progress=progress)
+    shutil.rmtree(parts.folder)
+    return {"data": benchmark.name, "fewshot": results}, generalist
+
+
+def _parts(arguments: argparse.Namespace) -> "Parts":
+    """What is finished, until all of it is: the same command goes on from there."""
+    from generalist.eval.results.file import Parts
+
+    return Parts(folder=arguments.out.with_name(f".{arguments.out.name}.parts"))
+
+
+def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[str, Any]:
+    """Everything from which the same command gives the same numbers."""
+    import jax
+
+    from generalist.eval.results import file as report
+    from generalist.inference.fingerprint import fingerprint
+
+    command = ["generalist", "eval", "fewshot"]
+    for name, value in vars(arguments).items():
+        if name in ("command", "evaluation", "out") or value is None or (name == "runs" and not arguments.run):
+            continue
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        command += [f"--{name}", *map(str, values)]
+    seeds = {"draw": 0}
+    device = str(jax.devices()[0])
+    return report.manifest(command, plain(generalist.config), generalist.step, seeds, device, fingerprint(generalist))
+
+
+def show(results: Mapping[str, Any], console: Console) -> None:
+    """The results on the screen."""
+    if "new_words" in results:
+        console.print(new_words_table(results["new_words"]))
+        return
+    found = results["fewshot"]
+    console.print(table(found))
+    for one in found["left_out"]:
+        console.print(
+            f"note: {one['shots']} shots are left out: the context of {one['context']} positions has room for {one['fitting']}",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """A row a number of shots."""
+    from generalist.eval.results.scores import Estimate
+
+    asked = found["asking"]
+    title = f"{found['benchmark']}, {len(found['queries']):,} queries, with 95% intervals"
+    captions, chance = found["kind"] == "caption", found["chance"]
+    whole = _table(title, "shots", METRICS[found["metric"]], "by seed", "BLEU-4" if captions else "chance")
+    for cell in found["cells"]:
+        name = f"{cell['shots']}{' RICES' if asked['retrieve'] and cell['shots'] else ''}"
+        last = f"{cell['bleu'][3]:.1f}" if captions else "" if chance is None else f"{chance:.1f}"
+        seeds = " ".join(f"{value:.1f}" for value in cell["by_seed"])
+        whole.add_row(name, str(Estimate(**cell["score"])), seeds, last)
+    return whole
+
+
+def new_words_table(found: Mapping[str, Any]) -> Table:
+    """A row a number of ways and shots."""
+    from generalist.eval.results.scores import Estimate
+
+    title = f"new words for new things, {found['questions']:,} questions each: % right, 95% intervals"
+    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance")
+    for cell in found["cells"]:
+        values = (cell[name] for name in ("model", "shuffled", "rices", "nearest"))
+        shown = ["" if value is None else str(Estimate(**value)) for value in values]
+        whole.add_row(str(cell["ways"]), str(cell["shots"]), *shown, f"{cell['chance']:.0f}")
+    return whole
+
+
+def _table(title: str, *headers: str) -> Table:
+    """Within 80 columns."""
+    whole = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
+    for header in headers:
+        whole.add_column(header, no_wrap=True)
+    return whole

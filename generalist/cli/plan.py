@@ -1,0 +1,149 @@
+"""`generalist plan`: what a preset takes of a machine that need not be there."""
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from generalist.config.run import Config
+from generalist.plan.target import Target, open_devices, parse_target, prepare_environment
+from generalist.system.places import check_file
+
+DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (the compiler needs no TPU: extra tpu) or for
+simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and what devices
+exchange; of one GPU, the memory by arithmetic. Any setting of train.py may follow: --data.rows 256
+--training.tensor-axis 4."""
+EVERY = 15.0  # seconds between lines while the compiler works
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments; what it doesn't know are settings."""
+    parser.add_argument("preset", help="such as gato_1b; train.py --help lists them")
+    parser.add_argument(
+        "--topology", help="a TPU slice: v4:4x4x8, v5e:16x16, v5p:4x4x8 or v6e:16x16, of any size there is"
+    )
+    parser.add_argument(
+        "--devices", help="cpu:8 (simulated), or one GPU by arithmetic: gpu:24GiB, h100, a100, l40s, rtx4090 ..."
+    )
+    parser.add_argument("--search", action="store_true", help="try meshes and rows a step; propose the best that fits")
+    parser.add_argument("--tries", type=int, default=4, help="how many --search compiles (default 4)")
+    parser.add_argument("--json", type=Path, help="write every number here as well")
+    parser.add_argument(
+        "--hlo", type=Path, help="write the compiled program here, for a closer look; not with --search"
+    )
+
+
+def run(arguments: argparse.Namespace, settings: list[str], console: Console) -> int:
+    """Plans; returns the exit status: 0 where it fits, 2 where not.
+
+    Raises:
+        ValueError, ImportError: with a message for the user.
+    """
+    for path, option in ((arguments.json, "--json"), (arguments.hlo, "--hlo")):
+        if path is not None:
+            check_file(path, option)
+    target = parse_target(arguments.topology, arguments.devices)
+    if arguments.search and target.slice is None:
+        raise ValueError(
+            "--search compares speeds, which only a --topology has; of one GPU the largest rows that fit are told anyway"
+        )
+    if arguments.tries < 1:
+        raise ValueError(f"--tries must be at least 1, got {arguments.tries}")
+    config = read_config(arguments.preset, settings)
+    prepare_environment(target)
+    console.print(f"plan of {arguments.preset} for {target.name}: loading JAX ...", highlight=False)
+    return (
+        _gpu(config, target, arguments, console)
+        if target.platform == "gpu"
+        else _plan(config, target, arguments, console)
+    )
+
+
+def read_config(name: str, settings: list[str]) -> Config:
+    """The preset with the settings given after it; a trunk's folder brings its shape."""
+    from generalist.config.presets import preset
+    from generalist.experiment.inherit import parse
+    from generalist.model.config import REQUIRED
+
+    config = parse(preset(name), settings, prog=f"generalist plan {name}")
+    if config.model.trunk in ("none", REQUIRED):
+        return config
+    from generalist.run.trunk import with_trunk
+
+    return with_trunk(config)
+
+
+def _plan(config: Config, target: Target, arguments: argparse.Namespace, console: Console) -> int:
+    from generalist.plan.estimate import estimate
+    from generalist.plan.report import show, show_found
+    from generalist.plan.search import search
+    from generalist.run.shapes import without_data
+
+    devices = open_devices(target)
+    console.print("shapes of the model and of its batches ...", highlight=False)
+    shapes = without_data(config)
+    with working(console, "compiling") as say:
+        if arguments.search:
+            found = search(config, shapes, target, devices, arguments.tries, say)
+            best, result = found[0]
+            config = best.config
+        else:
+            result = estimate(config, shapes, target, devices, arguments.hlo)
+    if arguments.search:
+        show_found(found, console)
+    show(config, target, result, console)
+    _write(arguments, target, result.plain(), console)
+    return 0 if result.fits else 2
+
+
+def _gpu(config: Config, target: Target, arguments: argparse.Namespace, console: Console) -> int:
+    import dataclasses
+
+    from generalist.plan.memory import arithmetic, largest_rows
+    from generalist.plan.report import show_arithmetic
+    from generalist.run.shapes import without_data
+
+    shapes = without_data(config)
+    found = arithmetic(config, *shapes, limit=target.memory)
+    most = largest_rows(config, *shapes, target.memory or 0.0)
+    show_arithmetic(config, found, most, console)
+    values = {**dataclasses.asdict(found), "total": found.total, "fits": found.fits, "largest_rows": most}
+    _write(arguments, target, values, console)
+    return 0 if found.fits else 2
+
+
+def _write(arguments: argparse.Namespace, target: Target, values: dict[str, Any], console: Console) -> None:
+    if arguments.json is None:
+        return
+    from generalist.system.files import write_json
+
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.json, {"preset": arguments.preset, "target": target.name, **values})
+    console.print(f"every number: {arguments.json}", highlight=False)
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[Any]:
+    """Lines with the time spent while the compiler works, which tells nothing itself; gives a function that adds lines."""
+    begun, ended = time.perf_counter(), threading.Event()
+
+    def say(line: str) -> None:
+        console.print(f"{time.perf_counter() - begun:4.0f} s  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def tell() -> None:
+        say(f"{what} ...")
+        while not ended.wait(EVERY):
+            say(f"{what} ...")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        ended.set()
+        thread.join()

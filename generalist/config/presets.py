@@ -1,0 +1,288 @@
+"""Presets: functions that return a `Config`, by name."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from generalist.config.run import (
+    Config,
+    ControlConfig,
+    DataConfig,
+    DocumentsConfig,
+    EmojiConfig,
+    EvaluationConfig,
+    FewShotConfig,
+    ProseConfig,
+    TokenConfig,
+    TrainingConfig,
+)
+from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
+
+
+def pocket() -> Config:
+    """What a laptop trains: one set of weights for control, images and text in about a quarter of an hour on two cores."""
+    return Config(
+        name="pocket",
+        # Drawings are seen twice, by the network that is trained and by the frozen encoder: docs/vision.md compares the paths.
+        model=ModelConfig(vision=VisionConfig(encoder="efficientnet_lite0", size=96, hidden_factor=1, every=2)),
+        tokens=TokenConfig(documents="frame+encoder"),
+        data=DataConfig(
+            metaworld=ControlConfig(weight=0.28, steps=8),
+            # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
+            babyai=ControlConfig(weight=0.25, steps=32, temperature=0.3, episodes=150),
+            atari=ControlConfig(weight=0.17, steps=8, temperature=1.0, episodes=3),
+            classic=ControlConfig(weight=0.10, steps=8),
+            fetch=ControlConfig(weight=0.04, steps=8),
+            emoji=EmojiConfig(weight=0.06),
+            prose=ProseConfig(weight=0.14),
+        ),
+        training=TrainingConfig(optimizer="muon"),
+    )
+
+
+def pocket_long() -> Config:
+    """`pocket` for hours rather than minutes, on all the episodes that the suites have: the shipped weights."""
+
+    def suite(weight: float, steps: int, **changed: Any) -> ControlConfig:
+        # Some windows begin with demonstrations, so that evaluation may begin with some.
+        return ControlConfig(weight=weight, steps=steps, prompt_fraction=0.1, prompt_demonstrations=3, **changed)
+
+    base = pocket()
+    return dataclasses.replace(
+        base,
+        name="pocket_long",
+        # The weights that ship began as `pocket`'s four layers and were deepened (`training.start`).
+        model=dataclasses.replace(base.model, layers=12, vision=dataclasses.replace(base.model.vision, every=6)),
+        data=dataclasses.replace(
+            base.data,
+            metaworld=suite(0.12, 8, episodes=60),
+            # Long enough to know what was done of an instruction of several parts.
+            babyai=suite(0.40, 96, temperature=0.3, recast=True),
+            atari=suite(0.33, 16, temperature=0.2, shift=3),
+            classic=suite(0.04, 8),
+            fetch=suite(0.03, 8),
+            emoji=EmojiConfig(weight=0.02, variants=10),
+            fewshot=FewShotConfig(weight=0.045, images=41, ways=6, variants=10),
+            prose=ProseConfig(weight=0.015),
+            rows=8,
+            length=256,
+            frames=380,
+            images=64,
+            row_images=48,
+            features="stored",
+        ),
+        training=dataclasses.replace(base.training, steps=10_000),
+        evaluation=EvaluationConfig(
+            metaworld_episodes=20, babyai_episodes=20, atari_episodes=20, classic_episodes=20, fetch_episodes=20
+        ),
+    )
+
+
+def gato_pocket() -> Config:
+    """Gato's own scheme on the pocket's data and model: a token a number, patches, the separator, prompts; slow on two cores."""
+
+    def suite(weight: float, steps: int, prompt_steps: int, episodes: int | None = None) -> ControlConfig:
+        return ControlConfig(
+            weight=weight,
+            episodes=episodes,
+            steps=steps,
+            hide_actions=0.0,
+            prompt_fraction=0.25,
+            prompt_steps=prompt_steps,
+            temperature=1.0,
+        )
+
+    return dataclasses.replace(
+        pocket(),
+        name="gato_pocket",
+        model=ModelConfig(),
+        training=TrainingConfig(),
+        tokens=TokenConfig(
+            continuous_bins=1024, discrete_values=1024, separator=True, tensors="tokens", images="patches"
+        ),
+        # Windows of up to about a thousand tokens, as in Gato, together with their prompts.
+        data=DataConfig(
+            metaworld=suite(0.28, 16, 4),
+            babyai=suite(0.25, 5, 1),
+            atari=suite(0.17, 20, 4, episodes=6),
+            classic=suite(0.10, 40, 8),
+            fetch=suite(0.04, 16, 4),
+            emoji=EmojiConfig(weight=0.06),
+            prose=ProseConfig(weight=0.14),
+            rows=4,
+            length=1024,
+            patches=1024,
+        ),
+    )
+
+
+def gato_79m() -> Config:
+    """Gato's smallest published model (appendix C.1, table 5), with its scheme and optimisation; for accelerators."""
+    return _gato("gato_79m", ModelConfig(width=768, layers=8, heads=24, kv_heads=24, head_size=32, hidden=1536), 1e-4)
+
+
+def gato_364m() -> Config:
+    """Gato's middle published model, alike."""
+    return _gato(
+        "gato_364m", ModelConfig(width=1536, layers=12, heads=12, kv_heads=12, head_size=128, hidden=3328), 2e-4
+    )
+
+
+def gato_1b() -> Config:
+    """Gato's largest published model of 1.18 B parameters, alike."""
+    return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4736), 1e-4)
+
+
+def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
+    """Widths, layers and heads as published. The published counts hold a relative-position matrix a layer, which rotary
+    positions do without; the feed-forward is as much wider, so that the counts agree."""
+    pocket_sized = gato_pocket()
+    atari = dataclasses.replace(pocket_sized.data.atari, episodes=None)  # all that there are
+    return dataclasses.replace(
+        pocket_sized,
+        name=name,
+        model=dataclasses.replace(model, qk_norm=False, remat="products", stochastic_depth=0.1),
+        tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
+        # Room for a window of nothing but frames in each shard of two rows.
+        data=dataclasses.replace(pocket_sized.data, atari=atari, rows=512, patches=262_144, shards=256),
+        training=TrainingConfig(
+            steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
+        ),
+    )
+
+
+def debug() -> Config:
+    """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
+    return Config(
+        name="debug",
+        model=ModelConfig(
+            width=32, layers=2, heads=2, kv_heads=1, head_size=16, hidden=64, tensor_hidden=64, frame_channels=8
+        ),
+        tokens=TokenConfig(text_pieces=512),
+        data=DataConfig(
+            metaworld=ControlConfig(weight=1, tasks="reach", episodes=2),
+            babyai=ControlConfig(weight=1, tasks="GoToRedBall", episodes=4, steps=16),
+            atari=ControlConfig(weight=1, tasks="freeway", episodes=1),
+            classic=ControlConfig(weight=1, tasks="cartpole", episodes=2),
+            fetch=ControlConfig(weight=1, tasks="reach", episodes=2),
+            prose=ProseConfig(megabytes=0.3),
+            rows=8,
+            tensors=512,
+            frames=64,
+        ),
+        training=TrainingConfig(steps=20, warmup=5, checkpoint_every=10, log_every=5),
+        evaluation=EvaluationConfig(
+            metaworld_episodes=1,
+            babyai_episodes=2,
+            atari_episodes=1,
+            classic_episodes=2,
+            fetch_episodes=1,
+            naming_items=20,
+            prose_windows=8,
+        ),
+    )
+
+
+def flamingo_3b() -> Config:
+    """Flamingo's smallest published model (section 2 and table 5): only what is new beside a frozen language model is trained."""
+    model = ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, hidden=9472)
+    return _flamingo("flamingo_3b", model, every=1, gated_hidden=8704)
+
+
+def flamingo_9b() -> Config:
+    """Flamingo's middle published model, alike."""
+    model = ModelConfig(width=4096, layers=40, heads=32, kv_heads=32, hidden=13_056)
+    return _flamingo("flamingo_9b", model, every=4, gated_hidden=13_824)
+
+
+def flamingo_80b() -> Config:
+    """Flamingo's largest published model, alike."""
+    model = ModelConfig(width=8192, layers=80, heads=64, kv_heads=64, hidden=36_864)
+    return _flamingo("flamingo_80b", model, every=7, gated_hidden=41_216)
+
+
+def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -> Config:
+    """Layers, widths, heads, latents and places of the gated layers as published. The published counts do not follow from them
+    (40 layers of width 4096 with a fourfold feed-forward are 8.2 B, not 7.1 B): the hidden widths are chosen so that they do."""
+    absent = ControlConfig(weight=0.0)
+    return Config(
+        name=name,
+        model=dataclasses.replace(
+            model,
+            trunk=REQUIRED,
+            head_size=128,
+            activation="gelu",
+            qk_norm=False,
+            remat="block",
+            vision=VisionConfig(
+                encoder=REQUIRED,
+                width=1536,
+                latents=64,
+                layers=6,
+                heads=16,
+                head_size=96,
+                gated_heads=model.heads,
+                gated_head_size=128,
+                resampler_hidden=7424,
+                gated_hidden=gated_hidden,
+                every=every,
+            ),
+        ),
+        tokens=TokenConfig(text_pieces=32_000, images="encoder", documents="encoder"),
+        data=DataConfig(
+            metaworld=absent,
+            babyai=absent,
+            atari=absent,
+            classic=absent,
+            fetch=absent,
+            emoji=EmojiConfig(weight=0.0),
+            prose=ProseConfig(weight=0.1),
+            documents=DocumentsConfig(weight=0.9, path=Path(REQUIRED)),
+            # Rows as long as the published chunks of pages. Their number is not published as one: each data set had its own.
+            rows=1024,
+            length=256,
+            images=2048,
+            row_images=5,
+            shards=256,
+        ),
+        training=TrainingConfig(
+            steps=500_000,
+            learning_rate=1e-4,
+            final_fraction=1.0,
+            warmup=5_000,
+            average="sources",
+            checkpoint_every=5_000,
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset
+    for preset in (
+        pocket,
+        pocket_long,
+        gato_pocket,
+        gato_79m,
+        gato_364m,
+        gato_1b,
+        flamingo_3b,
+        flamingo_9b,
+        flamingo_80b,
+        debug,
+    )
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+        ValueError: no preset has that name; the message names the nearest ones.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown preset {name!r}.{hint} There are: {', '.join(PRESETS)}.")

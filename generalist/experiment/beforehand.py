@@ -1,0 +1,112 @@
+"""Everything that a run's settings name is looked at before anything is recorded: a mistake costs seconds, not minutes."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from generalist.config.run import Config
+from generalist.data.emoji import drawings, things
+from generalist.data.episodes import EpisodeCache
+from generalist.data.loaders import check_loaders
+from generalist.experiment.inherit import check_same_model
+from generalist.experiment.layout_fit import fit_layout
+from generalist.experiment.prepare import NO_SOURCE, check_documents, check_same_encoder, open_corrections
+from generalist.inference.generalist import Generalist
+from generalist.model.config import ModelSpec
+from generalist.run.folder import has_begun
+from generalist.run.shapes import NO_IMAGE, batch_spec, spaces_of
+from generalist.run.tasks import correction_folders, suite_tasks
+from generalist.run.tokenizers import model_spec
+from generalist.training.loss import KINDS
+from generalist.training.sharding import make_mesh, own_shards
+from generalist.vision.load import check_encoder, load_encoder
+from generalist.weights.language import LanguageModel
+
+TEXTS_AND_IMAGES = ("emoji", "fewshot", "prose", "documents")
+"""Sources that are no control suites."""
+# Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
+METRICS = (
+    *(
+        "loss",
+        "gradient_norm",
+        "skipped",
+        "learning_rate",
+        "tokens_per_second",
+        "mfu",
+        "padding",
+        "waiting",
+        "step_seconds",
+    ),
+    *("gate/attention", "gate/feed_forward"),
+)
+
+
+def check(config: Config, console: Console) -> Generalist | None:
+    """Opens what the settings name; the weights that the run begins with, where there are some and it has not begun.
+
+    Raises:
+        ValueError: a setting does not fit what it is for, or what it names is damaged.
+        FileNotFoundError, NotADirectoryError: what it names is not there, or is something else.
+        ImportError: a package that it needs is not installed.
+    """
+    tasks = suite_tasks(config)
+    for task in tasks.get("own", []):
+        fit_layout(config, task.layout, *spaces_of(task), offset=0, text=None, found=None)
+    if not tasks and not any(getattr(config.data, name).weight > 0 for name in TEXTS_AND_IMAGES):
+        raise ValueError(NO_SOURCE)
+    if correction_folders(config):
+        open_corrections(config, EpisodeCache(config.data.cache_megabytes))
+    check_encoder(config.model.vision.encoder)
+    if config.model.trunk != "none":
+        LanguageModel(config.model.trunk).text()
+    _check_sizes(config)
+    _check_texts_and_images(config, console)
+    _check_best_metric(config, tasks)
+    for name, folder in (("data.folder", config.data.folder), ("training.checkpoints", Path(config.checkpoints))):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{name}: {folder} is a file: name a folder")
+    if not config.training.start or has_begun(config.folder, config.training.checkpoints):
+        return None
+    return _open_start(config)
+
+
+def _check_sizes(config: Config) -> None:
+    """The devices' mesh and the sizes of a batch."""
+    check_loaders(config.data.loaders, len(own_shards(make_mesh(config.training), config.data.shards)))
+    batch_spec(config, _some_spec(config), *NO_IMAGE)
+
+
+def _some_spec(config: Config) -> ModelSpec:
+    """The model's shape but for what the data say: how many columns a tensor projection has, and how many channels features."""
+    return model_spec(config, int(config.tokens.tensors == "projected"), int(config.model.vision.encoder != "none"))
+
+
+def _check_texts_and_images(config: Config, console: Console) -> None:
+    data = config.data
+    check_documents(config, console)
+    if data.emoji.weight > 0 or data.fewshot.weight > 0:
+        drawings("train")
+    if data.emoji.weight > 0 and (choices := config.evaluation.naming_choices) > (most := len(things("names"))):
+        raise ValueError(
+            f"evaluation.naming_choices must be from 2 to {most}, the things that are held out, got {choices}"
+        )
+
+
+def _check_best_metric(config: Config, tasks: dict) -> None:
+    data, best = config.data, config.training.best_metric
+    texts = [name for name in TEXTS_AND_IMAGES if getattr(data, name).weight > 0]
+    sources = [*tasks, *texts]
+    known = [*METRICS, *(f"{what}/{name}" for what in ("loss", "accuracy") for name in sources)]
+    known += [f"loss/{kind}" for kind in KINDS]
+    if config.training.keep_best and best not in known:
+        raise ValueError(f"training.best_metric = {best} is no metric of this run; there are: {', '.join(known)}")
+
+
+def _open_start(config: Config) -> Generalist:
+    """The weights of `training.start`, which fit."""
+    start = Generalist.load(config.training.start)
+    check_same_model(config, start.config)
+    vision = config.model.vision
+    if start.encoder is not None and vision.encoder != start.config.model.vision.encoder:
+        check_same_encoder(config, start, load_encoder(vision.encoder, vision.size))
+    return start

@@ -1,0 +1,127 @@
+"""Whole runs: prepare, train, evaluate. Every part is skipped when it is done already."""
+
+from rich.console import Console
+
+from generalist.config.plain import plain
+from generalist.config.run import Config
+from generalist.contrastive.config import ContrastiveConfig, check_effective
+from generalist.run.folder import RunSettings, check_same_settings, forget, forget_unless_measured
+from generalist.run.tasks import record_missing
+from generalist.system.files import write_json
+from generalist.tokenizers.text import TextTokenizer
+from generalist.training.cluster import join
+
+
+def run(config: Config, command: list[str], console: Console) -> None:
+    """Records what is missing, trains to `training.steps`, and scores the weights. Of several processes the first one records,
+    all train, and scoring is left to the same command in one process.
+
+    Args:
+        command: what the user typed, kept in the results file.
+
+    Raises:
+        ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
+        KeyboardInterrupt: stopped; everything finished so far is on disk.
+    """
+    several = join(config.cluster, console)
+    console.print("loading JAX ...", highlight=False)
+    from generalist.experiment.beforehand import check
+    from generalist.experiment.prepare import prepare
+    from generalist.training.hosts import is_first, wait_for_all
+    from generalist.training.loop import Interrupted, train
+
+    start = None
+    if is_first():
+        begun = check_same_settings(config)
+        start = check(config, console)
+        if not begun:
+            begin_anew(config, console)
+        record_missing(config, console)
+    wait_for_all("recorded")
+    try:
+        prepared = prepare(config, console, start)
+        train(
+            config,
+            prepared.tokenizers.model_spec(),
+            prepared.batch_spec,
+            prepared.iterator,
+            prepared.sources,
+            console,
+            prepared.encoder,
+            prepared.start,
+        )
+    except Interrupted as interrupted:
+        console.print(str(interrupted), highlight=False)
+        raise KeyboardInterrupt from interrupted
+    except BaseException:
+        if is_first():
+            forget_unless_measured(config)
+        raise
+    if several:
+        console.print("trained; the same command in one process scores the weights", highlight=False)
+        return
+    from generalist.eval.run import evaluate
+
+    evaluate(config, command, console)
+
+
+def run_contrastive(config: ContrastiveConfig, command: list[str], console: Console) -> None:
+    """Contrastive pretraining: trains both towers to `training.steps`, exports the image tower, and scores held-out pairs.
+
+    runs/<name>/config.json  text.model  checkpoints/  metrics.jsonl  tensorboard/  results.json
+                encoder/     the image tower in SigLIP's layout, for --model.vision.encoder
+                towers.safetensors   all weights, for `DualEncoder.load`
+
+    Raises:
+        ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
+        KeyboardInterrupt: stopped; everything finished so far is on disk.
+    """
+    check_effective(config)
+    again = check_same_settings(config)
+    console.print("loading JAX ...", highlight=False)
+    from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
+    from generalist.contrastive.dual import DualEncoder
+    from generalist.contrastive.train import export, train
+    from generalist.data.documents import Documents
+    from generalist.eval.held_out.contrastive import evaluate, show
+    from generalist.training.loop import Interrupted
+    from generalist.training.sharding import make_mesh
+
+    pairs = open_pairs(config)
+    heldout = (
+        OwnPairs(Documents(config.heldout, config.unreadable, checked=True)) if config.heldout is not None else None
+    )
+    check_batch(len(pairs), config.batch)
+    make_mesh(config.training)
+    if not again:
+        begin_anew(config, console)
+        console.print("learning the text tokenizer ...", highlight=False)
+        text = learn_text(config, pairs)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        text.save(config.folder / "text.model")
+        write_json(config.folder / "config.json", plain(config))
+    else:
+        text = TextTokenizer.load(config.folder / "text.model")
+    try:
+        state = train(config, open_batches(config, pairs, text), console)
+    except Interrupted as interrupted:
+        console.print(str(interrupted), highlight=False)
+        raise KeyboardInterrupt from interrupted
+    except BaseException:
+        forget_unless_measured(config)
+        raise
+    export(config, state.params)
+    results = evaluate(DualEncoder.load(config.folder), heldout, console)
+    write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
+    show(results, console)
+    console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
+    console.print(f"every number: {config.folder / 'results.json'}", highlight=False)
+
+
+def begin_anew(config: RunSettings, console: Console) -> None:
+    """Takes away what a run without a checkpoint left, and tells it."""
+    if (config.folder / "config.json").exists():
+        console.print(
+            f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False
+        )
+    forget(config)

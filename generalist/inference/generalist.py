@@ -1,0 +1,69 @@
+"""The weights with all that is asked of them in words, images and shots."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from generalist.inference import prompt as prompting
+from generalist.inference.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Generalist(Weights):
+    """One set of weights, its tokenizers and its task layouts, to load, save, prompt and act with."""
+
+    def prompt(
+        self,
+        parts: Any,
+        *,
+        after: prompting.Reading | None = None,
+        choices: Sequence[str] | None = None,
+        **decoding: Any,
+    ) -> Any:
+        """What the model writes after a prompt, as text; the likeliest of the given choices; or, for an agent, its action.
+
+            model.prompt([image, "a picture of"])
+            model.prompt([[one, "a picture of"], [other, "a picture of"]], beams=3)   # several: a list of texts
+            model.prompt([image], after=model.read([shot, " tomi", shot, " zuka"]), choices=[" tomi", " zuka"])
+            model.prompt(AgentPrompt(layout="babyai", observation=..., instruction="go to the red ball"))
+
+        Args:
+            parts: images (uint8 arrays or paths) and texts in any order, or a list of such lists, or an `AgentPrompt`.
+            after: what was read before, such as shots.
+            choices: texts to choose among by their log-likelihood; nothing is written then.
+            decoding: see `generalist.inference.prompt.Decoding`.
+
+        Raises:
+            ValueError: the prompt is empty, too long, or has a part that is neither image nor text; nothing was computed.
+            DocumentError: an image file is broken or too large.
+        """
+        if isinstance(parts, prompting.AgentPrompt):
+            if after is not None or choices is not None or decoding:
+                raise ValueError("an agent's prompt has no choices, no reading before it and no settings of decoding")
+            return prompting.act(self, parts)
+        several = bool(len(parts)) and all(isinstance(part, (list, tuple)) for part in parts)
+        prompts = parts if several else [parts]
+        if choices is not None:
+            if decoding:
+                raise ValueError(f"choices are not written: leave out {', '.join(decoding)}")
+            best = prompting.rank(self, prompts, choices, after).argmax(axis=1)
+            texts = [choices[one] for one in best]
+        else:
+            texts = prompting.prompt(self, prompts, prompting.Decoding(**decoding), after)
+        return texts if several else texts[0]
+
+    def read(self, parts: Sequence[Any]) -> prompting.Reading:
+        """Reads shots once; any number of prompts go on `after` them.
+
+        Raises:
+            ValueError, DocumentError: as `prompt`.
+        """
+        return prompting.Reading(self, parts)
+
+    def stream(self, parts: Sequence[Any], *, after: prompting.Reading | None = None, **decoding: Any) -> Iterator[str]:
+        """What `prompt` gives, a piece at a time.
+
+        Raises:
+            ValueError, DocumentError: as `prompt`.
+        """
+        return prompting.stream(self, parts, prompting.Decoding(**decoding), after)

@@ -1,0 +1,120 @@
+"""From settings to batches, with a pretrained trunk and documents of one's own."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax.tree import leaves
+from PIL import Image
+from rich.console import Console
+
+from generalist.config.presets import debug
+from generalist.config.run import Config, ControlConfig, DataConfig, DocumentsConfig, EmojiConfig, ProseConfig
+from generalist.data.files import DocumentError
+from generalist.experiment.prepare import check_documents, prepare
+from generalist.run.trunk import with_trunk
+from generalist.tokenizers.pieces import Modality
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def own(tmp_path: Path, **tokens: str) -> Config:
+    """Nothing but documents, read by tiny CLIP eyes and a tiny Qwen."""
+    Image.new("RGB", (20, 30), (200, 0, 0)).save(tmp_path / "red.png")
+    page = {"content": ["look: ", {"image": "red.png"}, "a red photo", {"image": "red.png"}, " of a dog"]}
+    (tmp_path / "own.jsonl").write_text("\n".join([json.dumps(page)] * 3 + ['{"text": "a photo of a cat"}'] * 3))
+    absent = ControlConfig(weight=0.0)
+    base = debug()
+    model = dataclasses.replace(
+        base.model,
+        trunk=str(FIXTURES / "language" / "qwen3"),
+        vision=dataclasses.replace(base.model.vision, encoder=str(FIXTURES / "vision" / "clip")),
+    )
+    data = DataConfig(
+        folder=tmp_path / "data",
+        metaworld=absent,
+        babyai=absent,
+        atari=absent,
+        classic=absent,
+        fetch=absent,
+        emoji=EmojiConfig(weight=0.0),
+        prose=ProseConfig(weight=0.0),
+        documents=DocumentsConfig(weight=1.0, path=tmp_path / "own.jsonl"),
+        rows=2,
+        length=64,
+        images=8,
+    )
+    return with_trunk(
+        dataclasses.replace(
+            base, runs=tmp_path / "runs", model=model, data=data, tokens=dataclasses.replace(base.tokens, **tokens)
+        )
+    )
+
+
+def test_documents_reach_the_batch_in_the_trunk_s_own_tokens(tmp_path: Path):
+    prepared = prepare(own(tmp_path, documents="encoder"), Console(quiet=True))
+    batch = next(prepared.iterator)
+    prepared.iterator.close()
+    assert list(prepared.sources) == ["documents"]
+    vocabulary, text = prepared.tokenizers.assembler.vocabulary, prepared.tokenizers.text
+    assert vocabulary.text == 300
+    shown = batch.modality == Modality.IMAGE
+    assert shown.sum() >= 2
+    assert (batch.tokens[shown] == vocabulary.image).all()
+    assert batch.images.shape[1:] == (24, 24, 3)
+    # Every word of the pages is there, as the trunk spells it.
+    said = text.decode(batch.tokens[(batch.modality == Modality.TEXT) & (batch.tokens < text.size)])
+    assert "a red photo" in said
+    assert "a photo of a cat" in said
+    assert np.isin(vocabulary.chunk_end, batch.targets)
+    assert prepared.tokenizers.model_spec().channels == 16
+
+
+def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
+    config, shown = own(tmp_path, documents="encoder"), io.StringIO()
+    console = Console(file=shown, width=80)
+    lines = [json.dumps({"image": f"{number}.bmp", "text": "a", "url": "b"}) for number in range(21)]
+    for number in range(21):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.bmp")
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:2000])
+    check_documents(config, console)
+    assert "'url' of 21 documents is not read" in shown.getvalue() and "7.bmp" not in shown.getvalue()
+    whole = dataclasses.replace(config, data=dataclasses.replace(config.data, check=True))
+    check_documents(whole, console)
+    assert "own.jsonl line 8: " in shown.getvalue() and "20 of 21 documents can be read" in shown.getvalue()
+    none = dataclasses.replace(whole.data.documents, unreadable=0.0)
+    strict = dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=none))
+    with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
+        check_documents(strict, console)
+    assert not config.folder.exists()
+    absent = dataclasses.replace(none, weight=0.0, path=None)
+    with pytest.raises(ValueError, match="data.check reads documents of one's own, and data.documents.path names none"):
+        check_documents(dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=absent)), console)
+
+
+def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    config = own(tmp_path, documents="encoder")
+    for number in range(24):
+        Image.new("RGB", (40, 40), (10 * number, 0, 0)).save(tmp_path / f"{number}.bmp")
+    lines = [json.dumps({"image": f"{number}.bmp", "text": " a photo"}) for number in range(24)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:2000])
+    whole = prepare(config, Console(quiet=True)).iterator
+    seen, after = [], []
+    for _ in range(4):
+        seen.append(next(whole))
+        after.append(whole.positions)
+    whole.close()
+    loaded = dataclasses.replace(config, data=dataclasses.replace(config.data, loaders=1))
+    again = prepare(loaded, Console(quiet=True)).iterator
+    again.go_to(after[1])
+    try:
+        for batch in seen[2:]:
+            assert all((one == other).all() for one, other in zip(leaves(next(again)), leaves(batch), strict=True))
+    finally:
+        again.close()
+    assert "note: left out, the 1. of 24 documents:" in capfd.readouterr().err

@@ -1,0 +1,91 @@
+"""Runs that begin with other weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from generalist.cli.average import average
+from generalist.data.batch import Batch
+from generalist.experiment.warm_start import fitted
+from generalist.inference.generalist import Generalist
+from generalist.inference.rows import stack_rows
+from generalist.model.config import ModelSpec
+from generalist.model.transformer import create
+from generalist.training.sharding import flat
+from generalist.weights.folder import nested
+
+
+def example(generalist: Generalist) -> Batch:
+    """An image, a text about it, and steps of a task."""
+    assembler, layout = generalist.assembler, generalist.layouts["classic/test"]
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    observed = layout.observation.stack([np.arange(3, dtype=np.float32)])
+    parts = [
+        assembler.document([image, "push the red block"], is_open=True),
+        assembler.step(layout, observed, hide_actions=True),
+    ]
+    row = assembler.concatenate(parts)
+    return generalist.on_device(stack_rows([row], len(row), pad=generalist.vocabulary.pad))
+
+
+def deeper(spec: ModelSpec, times: int) -> ModelSpec:
+    config = spec.config
+    vision = dataclasses.replace(config.vision, every=config.vision.every * times)
+    return dataclasses.replace(spec, config=dataclasses.replace(config, layers=config.layers * times, vision=vision))
+
+
+def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., Any]):
+    generalist = make_model("encoder")
+    spec = generalist.tokenizers.model_spec()
+    deep = deeper(spec, 3)
+    params = fitted(generalist, deep, Console(quiet=True))
+    batch = example(generalist)
+
+    def logits(spec: ModelSpec, params: Any) -> np.ndarray:
+        graph, _ = nnx.split(create(spec, 0), nnx.Param)
+        model = nnx.merge(graph, jax.tree.map(jnp.asarray, params))
+        return np.asarray(model.logits(model.hidden(batch)))
+
+    shallow = logits(spec, generalist.params)
+    np.testing.assert_allclose(logits(deep, nested(params)), shallow, atol=1e-5)
+    moved = {name: leaf + 0.1 if "feed_forward/down" in name else leaf for name, leaf in params.items()}
+    assert np.abs(logits(deep, nested(moved)) - shallow).max() > 0.1  # what is new can learn
+
+
+def test_gated_layers_that_would_move_are_refused(make_model: Callable[..., Any]):
+    generalist = make_model("encoder")
+    deep = deeper(generalist.tokenizers.model_spec(), 3)
+    vision = dataclasses.replace(deep.config.vision, every=deep.config.vision.every - 1)
+    moved = dataclasses.replace(deep, config=dataclasses.replace(deep.config, vision=vision))
+    with pytest.raises(
+        ValueError, match=rf"model\.vision\.every is {vision.every}: 3 times .* need {vision.every + 1}"
+    ):
+        fitted(generalist, moved, Console(quiet=True))
+
+
+def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
+    generalist = make_model("frame")
+    spec = generalist.tokenizers.model_spec()
+    config = dataclasses.replace(spec.config, layers=2 * spec.config.layers - 1)
+    layers = f"\\({spec.config.layers}, .*\\({config.layers}, "
+    with pytest.raises(ValueError, match=rf"training\.start: blocks/.*{layers}"):
+        fitted(generalist, dataclasses.replace(spec, config=config), Console(quiet=True))
+    assert flat(generalist.params).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
+
+
+def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callable[..., Any]):
+    old = make_model("frame")
+    params = flat(old.params) | {"final_norm/scale": np.ones(7, np.float32)}
+    new = dataclasses.replace(old, params=nested(params))
+    with pytest.raises(
+        ValueError, match=r"final_norm/scale has the shape \(32,\) in OLD and \(7,\) in NEW, .* --keep final_"
+    ):
+        average(old, new, 0.5, [])
+    assert flat(average(old, new, 0.5, ["final_norm/scale"]).params)["final_norm/scale"].shape == (7,)
