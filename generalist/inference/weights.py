@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, nested, save_tensors, tensor
 
 ENCODED_AT_ONCE = 16  # images
+
+Kind = TypeVar("Kind", bound="Weights")
 
 
 class Structure:
@@ -67,7 +69,7 @@ class Weights:
     """The frozen encoder, where the model has one."""
 
     @classmethod
-    def from_run(cls, config: Config, step: int | None = None) -> Self:
+    def from_run(cls: type[Kind], config: Config, step: int | None = None) -> Kind:
         """The newest checkpoint of a run (or that of `step`), on this machine's first device: the weights or, where the run keeps
         it, their moving average.
 
@@ -83,7 +85,7 @@ class Weights:
         return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
 
     @classmethod
-    def load(cls, folder: Path | str | None = None) -> Self:
+    def load(cls: type[Kind], folder: Path | str | None = None) -> Kind:
         """A folder that `save` wrote: the model, its tokenizers and its task layouts; or a run's folder, its newest weights.
         Nothing in it is trusted or run. None, or `shipped`: the weights that come with the package.
 
