@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
-from generalist.inference.load import ENCODED_AT_ONCE, Weights
+from generalist.inference.weights import ENCODED_AT_ONCE, Weights
 from generalist.tokenizers.sequence import CHUNK_END
 
 TEMPLATE = "question: {question} answer: {answer}"
