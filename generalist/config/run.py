@@ -165,6 +165,9 @@ class DocumentsConfig:
     """Share of the tokens, relative to the other sources; 0 leaves it out."""
     path: Path | None = None
     """A JSONL file, or a folder with such files; `required`: a preset leaves it to you."""
+    heldout: Path | None = None
+    """A file or a folder like `path`, of documents that are not trained on: evaluation reports the loss on them. None: it does
+    not."""
     images: int = 5
     """Images of a document at most (Flamingo: 5)."""
     next_probability: float = 0.5
@@ -176,6 +179,10 @@ class DocumentsConfig:
     def __post_init__(self) -> None:
         if self.weight > 0 and self.path is None:
             raise ValueError("data.documents.weight is above 0 but data.documents.path names no file: set it")
+        if self.heldout is not None and self.heldout == self.path:
+            raise ValueError(
+                f"data.documents.heldout = {self.heldout} is data.documents.path, which is trained on: name other documents"
+            )
         if not 0 <= self.next_probability <= 1:
             raise ValueError(f"data.documents.next_probability must be from 0 to 1, got {self.next_probability}")
         if not 0 <= self.unreadable < 1:
@@ -406,6 +413,8 @@ class EvaluationConfig:
     """Names to choose among; chance is one over this."""
     prose_windows: int = 200
     """Held-out text windows."""
+    documents: int = 400
+    """Documents of `data.documents.heldout` scored at most."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

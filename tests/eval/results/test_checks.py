@@ -86,7 +86,10 @@ def put(owner: dict[str, Any], key: str, value: Any) -> None:
         (lambda r: put(r, "step", 10_000), "the digest does not fit"),
         (lambda r: task(r).pop("percent"), "KeyError 'percent'"),
         (lambda r: r.pop("digest"), "has no digest: an earlier version wrote it.*evaluate again"),
-        (lambda r: r.pop("control"), "is no results file"),
+        (lambda r: r.pop("control"), "the digest does not fit"),
+        (lambda r: r.pop("settings"), "is no results file"),
+        (lambda r: put(r, "format", 99), "has the format 99, but this version reads 1 to 2: update generalist"),
+        (lambda r: put(r, "format", "2"), "has the format '2', but"),
     ],
 )  # fmt: skip
 def test_every_edit_is_named(path: Path, edit: Callable[[dict[str, Any]], Any], message: str) -> None:
