@@ -9,8 +9,8 @@ from rich.console import Console
 
 from generalist.config.plain import plain
 from generalist.config.run import Config
+from generalist.eval.parts import registry
 from generalist.eval.parts.part import Job
-from generalist.eval.parts.registry import PARTS
 from generalist.eval.results import file as report
 from generalist.eval.results.manifest import manifest
 from generalist.inference.fingerprint import fingerprint
@@ -40,11 +40,11 @@ def evaluate(config: Config, command: list[str], console: Console) -> dict[str, 
     generalist = Generalist.from_run(config)
     kept = report.Parts(folder=config.folder / "evaluation" / f"step-{generalist.step}")
     # From the last part to the first: control, which is shown first, takes by far the longest.
-    jobs = [job for part in reversed(PARTS) for job in part.jobs(generalist)]
+    jobs = [job for part in reversed(registry.PARTS) for job in part.jobs(generalist)]
     done, failed, seconds = _compute(jobs, kept, console)
     sections = {}
     seeds: dict[str, int] = {}
-    for part in PARTS:
+    for part in registry.PARTS:
         own = {job.key: done[job.name] for job in jobs if job.part == part.name and job.name in done}
         if own:
             sections[part.name] = part.section(generalist, own)

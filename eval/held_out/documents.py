@@ -26,7 +26,8 @@ def evaluate_documents(
 ) -> dict[str, Any]:
     """Nats per predicted token over a stretch of each document, with an interval over documents.
 
-    Of a document that is longer than a row the stretch is drawn, by the document's number alone: the same on every machine.
+    Of a document that is longer than a row the stretch is drawn, and so is whether texts belong to the image before or after
+    them, by the document's number alone: the same on every machine.
 
     Args:
         examples: the held-out documents, cut and joined with their images as in training.
@@ -44,11 +45,11 @@ def evaluate_documents(
     nats, tokens, shown = np.zeros(len(chosen)), np.zeros(len(chosen)), np.zeros(len(chosen), bool)
     for start in range(0, len(chosen), SCORED_AT_ONCE):
         numbers = chosen[start : start + SCORED_AT_ONCE]
-        sequences = [examples.example(number, np.random.default_rng([SEED, number])) for number in numbers]
+        sequences = [_example(examples, number) for number in numbers]
         at = slice(start, start + len(sequences))
         nats[at] = -np.asarray(log_likelihood(sequences), np.float64)
         tokens[at] = [float(sequence.loss_weight.sum()) for sequence in sequences]
-        shown[at] = [bool(_has_image(sequence)) for sequence in sequences]
+        shown[at] = [_has_image(sequence) for sequence in sequences]
         if progress and bar is not None:
             progress.advance(bar, len(sequences))
     predicted = tokens > 0  # a stretch of images alone has nothing to predict
@@ -63,6 +64,17 @@ def evaluate_documents(
         "tokens": int(tokens.sum()),
         "row": examples.length,
     }
+
+
+def _example(examples: DocumentExamples, number: int) -> Sequence:
+    """A document's sequence. Training shows a text that belongs to an image which does not come without predicting it; here the
+    text then belongs to the image on its other side, since every document is to count."""
+    ways = [examples, *(dataclasses.replace(examples, next_probability=way) for way in (0.0, 1.0))]
+    for way in ways:
+        sequence = way.example(number, np.random.default_rng([SEED, number]))
+        if sequence.loss_weight.any():
+            break
+    return sequence
 
 
 def _has_image(sequence: Sequence) -> bool:

@@ -65,7 +65,7 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
 
     Args:
         drawn: from 1 to `MOST_LINES` lines with at least one point each; values that are not finite are left out.
-        x, y: what the axes show.
+        x, y: what the axes show; `y` stands above the chart.
         bounds: of y; what the lines and bands need unless given.
 
     Raises:
@@ -89,7 +89,7 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
         v = HEIGHT - _BOTTOM - (min(max(py, bottom), top) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
         return f"{h:.1f},{v:.1f}"
 
-    children = [*_axes(place, (left, right), (bottom, top), x, y)]
+    children = [*_axes(place, (left, right), (bottom, top), x)]
     legend: list[Element] = []
     taken: set[str] = set()
     for line in drawn:
@@ -108,13 +108,13 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
             dots = (point.split(",") for point in points)
             children += [element("circle", class_=f"dot {colour}", cx=h, cy=v, r="2.5") for h, v in dots]
     picture = element("svg", *children, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
-    return element("figure", picture, element("figcaption", *legend), class_="chart")
+    return element("figure", element("strong", y), picture, element("figcaption", *legend), class_="chart")
 
 
 def _axes(
-    place: Callable[[float, float], str], across: tuple[float, float], up: tuple[float, float], x: str, y: str
+    place: Callable[[float, float], str], across: tuple[float, float], up: tuple[float, float], x: str
 ) -> list[Element]:
-    """Ticks with their numbers, lines across the plot, and what the axes show."""
+    """Ticks with their numbers, lines across the plot, and what the horizontal axis shows."""
     children = []
     for value in ticks(*up):
         h, v = place(across[0], value).split(",")
@@ -124,7 +124,6 @@ def _axes(
         h = place(value, up[0]).split(",")[0]
         children.append(element("text", short(value), x=h, y=HEIGHT - _BOTTOM + 15, text_anchor="middle"))
     children.append(element("text", x, class_="axis", x=WIDTH - _RIGHT, y=HEIGHT - 4, text_anchor="end"))
-    children.append(element("text", y, class_="axis", x=4, y=HEIGHT - 4))
     return children
 
 

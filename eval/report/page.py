@@ -168,7 +168,7 @@ def _manifest(results: Mapping[str, Any]) -> list[Element]:
     )
     return [
         element("h2", "Manifest"),
-        table(("", ""), rows),
+        element("div", table(("", ""), rows), class_="text"),
         element("p", note, class_="note"),
         element("details", element("summary", "Versions"), table(("package", "version"), versions)),
         element("details", element("summary", "Settings"), element("pre", settings)),

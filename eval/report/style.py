@@ -17,6 +17,7 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 th, td { text-align: right; padding: .22rem .7rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
+.text td { white-space: normal } .text td:last-child { text-align: left }
 .note, figcaption { color: var(--soft); font-size: .88rem } .failed { color: var(--poor) }
 summary { cursor: pointer; font-weight: 600; font-size: 1.05rem; margin-top: 1.2rem } figure { margin: 0 }
 pre { font-size: .82rem; background: var(--track); padding: .8rem; border-radius: 4px; white-space: pre-wrap }
@@ -24,7 +25,8 @@ pre { font-size: .82rem; background: var(--track); padding: .8rem; border-radius
 
 _CHARTS = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
-.chart { max-width: 34rem } .chart svg { width: 100%; height: auto }
+.chart { max-width: 34rem } .chart strong { display: block; font-size: .88rem; font-weight: 500 }
+.chart svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: var(--soft) } svg .axis { font-style: italic } svg .grid { stroke: var(--rule) }
 .line { fill: none; stroke: var(--c); stroke-width: 1.8 } .line.dashed { stroke-dasharray: 6 4 }
 .band { fill: var(--c); opacity: .14 } .dot { fill: var(--c) } .key { margin-right: 1rem; display: inline-block }
@@ -60,6 +62,7 @@ _NARROW = """
   tr { padding: .45rem 0; border-bottom: 1px solid var(--rule) } td:empty { display: none }
   td { display: flex; justify-content: space-between; gap: 1rem; padding: .05rem 0; border: 0; white-space: normal }
   td::before { content: attr(data-label); color: var(--soft); text-align: left } td:first-child { font-weight: 600 }
+  .text td { display: block }
   td:first-child::before, td[data-label=""]::before { content: none } td .bar { width: 100% } }
 """
 

@@ -8,7 +8,7 @@ from generalist.config.run import Config
 from generalist.data.emoji import drawings
 from generalist.data.episodes import EpisodeCache
 from generalist.data.loaders import check_loaders
-from generalist.eval.parts.registry import PARTS
+from generalist.eval.parts import registry
 from generalist.experiment.inherit import check_same_model
 from generalist.experiment.layout_fit import fit_layout
 from generalist.experiment.prepare import NO_SOURCE, check_documents, check_same_encoder, open_corrections
@@ -87,7 +87,7 @@ def _check_texts_and_images(config: Config, console: Console) -> None:
     check_documents(config, console)
     if data.emoji.weight > 0 or data.fewshot.weight > 0:
         drawings("train")
-    for part in PARTS:
+    for part in registry.PARTS:
         part.prepare(config)
 
 
