@@ -83,7 +83,9 @@ def _profiles(domains: Mapping[str, Mapping[str, Any]]) -> list[Element]:
             Line(name=suite, x=one["thresholds"], y=one["value"], low=one["low"], high=one["high"])
             for suite, one in profiles.items()
         ]
-        drawn += charts(curves, x="percent of the expert", y=f"% of {of} above it", bounds=(0.0, 100.0))
+        drawn += charts(
+            curves, x="threshold, percent of the expert", y=f"% of {of} above each threshold", bounds=(0.0, 100.0)
+        )
     return [element("h2", "Performance profiles"), element("div", *drawn, class_="charts")]
 
 

@@ -191,7 +191,10 @@ def write_part(folder: Path, step: int, name: str, scores: dict[str, list[float]
     path = folder / "evaluation" / f"step-{step}" / f"control-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     episodes = [{"task": task, "score": score} for task, several in scores.items() for score in several]
-    path.write_text(json.dumps({"settings": {}, "result": episodes}), encoding="utf-8")
+    result = (
+        {"episodes": episodes, "clipped": {}} if step >= 20 else episodes
+    )  # earlier versions kept the episodes alone
+    path.write_text(json.dumps({"settings": {}, "result": result}), encoding="utf-8")
 
 
 def test_earlier_evaluations_are_found(tmp_path: Path, results: Callable) -> None:
