@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from generalist.envs import rlds
 from generalist.envs.episodes import Episode, environment, play_expert
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.system.processes import run_jobs
-from generalist.system.progress import Progress
+from generalist.system.progress import Progress, TimeLeft
 
 FORMAT = 2  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
@@ -122,18 +122,29 @@ def _run(
     settings: Mapping[str, str],
 ) -> None:
     """Plays all chunks; a task whose last chunk is in becomes a data set at once."""
-    columns = (TextColumn("recording {task.fields[name]:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("recording {task.fields[name]:<28}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[done]}"),
+    )
+    times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeLeft())
+    # An episode of one task takes a thousand times as long as another's: the bar and the time left go by the seconds that each
+    # task's episodes are known to take.
+    seconds = {name: get(name).seconds for name in plans}
+    total, played = sum(chunk.episodes for chunk in jobs), 0
     done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in plans}
     with Progress(*columns, *times, console=console, refresh_per_second=2) as progress:
-        bar = progress.add_task("recording", total=sum(chunk.episodes for chunk in jobs), name="starting workers")
+        expected = sum(chunk.episodes * seconds[chunk.task] for chunk in jobs)
+        bar = progress.add_task("recording", total=expected, name="starting workers", done=f"0/{total}")
         for chunk, result in run_jobs(play_chunk, jobs, workers=workers):
             done[chunk.task][chunk.first_seed] = result
-            progress.update(bar, advance=chunk.episodes, name=chunk.task)
+            played += chunk.episodes
+            advance = chunk.episodes * seconds[chunk.task]
+            progress.update(bar, advance=advance, name=chunk.task, done=f"{played}/{total}")
             if len(done[chunk.task]) == len(plans[chunk.task]):
                 ordered = [done[chunk.task][planned.first_seed] for planned in plans[chunk.task]]
                 finish(get(chunk.task), places[chunk.task], ordered, settings[chunk.task])
-        progress.update(bar, name=f"{len(plans)} tasks")
+        progress.update(bar, completed=expected, name=f"{len(plans)} tasks")  # sums of fractions may end just below
 
 
 def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:

@@ -76,9 +76,9 @@ class ModelPolicy:
         return self._policy.act(observations)
 
     @property
-    def cut_off(self) -> dict[str, float]:
-        """See `ControlPolicy.cut_off`."""
-        return self._policy.cut_off
+    def observed(self) -> dict[str, tuple[int, int]]:
+        """See `ControlPolicy.observed`."""
+        return self._policy.observed
 
     def _prefix(self, begun: Begun) -> Tokens:
         layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler

@@ -5,9 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from generalist.config.run import Config
-from generalist.data.emoji import drawings, things
+from generalist.data.emoji import drawings
 from generalist.data.episodes import EpisodeCache
 from generalist.data.loaders import check_loaders
+from generalist.eval.parts import registry
 from generalist.experiment.inherit import check_same_model
 from generalist.experiment.layout_fit import fit_layout
 from generalist.experiment.prepare import NO_SOURCE, check_documents, check_same_encoder, open_corrections
@@ -86,10 +87,8 @@ def _check_texts_and_images(config: Config, console: Console) -> None:
     check_documents(config, console)
     if data.emoji.weight > 0 or data.fewshot.weight > 0:
         drawings("train")
-    if data.emoji.weight > 0 and (choices := config.evaluation.naming_choices) > (most := len(things("names"))):
-        raise ValueError(
-            f"evaluation.naming_choices must be from 2 to {most}, the things that are held out, got {choices}"
-        )
+    for part in registry.PARTS:
+        part.prepare(config)
 
 
 def _check_best_metric(config: Config, tasks: dict) -> None:

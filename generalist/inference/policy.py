@@ -178,6 +178,12 @@ class ControlPolicy:
         return np.concatenate([tokens for tokens, _ in read], axis=1)
 
     @property
+    def observed(self) -> dict[str, tuple[int, int]]:
+        """Of the projected numbers observed so far, by layout: how many lay beyond what their statistics reach, and how many
+        there were."""
+        return {name: (cut, numbers) for name, (cut, numbers) in self._cut.items()}
+
+    @property
     def cut_off(self) -> dict[str, float]:
         """Share of the projected numbers observed so far that lay beyond what their statistics reach, by layout; only above 0."""
         return {name: cut / numbers for name, (cut, numbers) in self._cut.items() if cut}

@@ -29,6 +29,7 @@ FREE = (
         "data.features",
         "data.check",
         "data.documents.unreadable",
+        "data.documents.heldout",
     ),
     *(
         "training.steps",

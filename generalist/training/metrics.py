@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
 from generalist.model.transformer import count_parameters
-from generalist.system.progress import Progress
+from generalist.system.progress import Progress, TimeLeft
 
 # Dense bfloat16 peaks in FLOP/s a chip, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -135,7 +135,7 @@ class Metrics:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TimeLeft(),
             TextColumn("{task.fields[status]}"),
             console=console,
             refresh_per_second=2,

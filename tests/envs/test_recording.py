@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from rich.console import Console
+from rich.progress import TaskID
 
-from generalist.envs import registry
+from generalist.envs import recording, registry
 from generalist.envs.recording import chunks, is_recorded, record, recording_folder, working_folder
 from generalist.envs.rlds import dataset_folder, read_metadata
+from generalist.system.progress import Progress
 
 QUIET = Console(quiet=True)
 CARTPOLE, GO_TO = registry.get("classic/cartpole"), registry.get("babyai/GoToObj")
@@ -165,3 +168,22 @@ def test_shapes_and_labels(tmp_path: Path):
     assert different > 0
     noisy = read_metadata(recording_folder(tmp_path, CARTPOLE, 6))["noisy"]  # type: ignore[index]
     assert 0 < np.mean(noisy) < 1
+
+
+def test_the_time_left_goes_by_what_each_tasks_episodes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The bar counts expected seconds; the episodes stand beside it."""
+    seen: list[tuple[float, float, str]] = []
+
+    class Watched(Progress):
+        def update(self, task_id: TaskID, **changed: Any) -> None:
+            super().update(task_id, **changed)
+            (task,) = self.tasks
+            seen.append((task.completed, task.total or 0.0, task.fields["done"]))
+
+    monkeypatch.setattr(recording, "Progress", Watched)
+    episodes = {CARTPOLE.name: 3, GO_TO.name: 5}
+    record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=1, console=QUIET)
+    expected = {task.name: episodes[task.name] * task.seconds for task in (CARTPOLE, GO_TO)}
+    total = pytest.approx(sum(expected.values()))
+    assert all(whole == total for _, whole, _ in seen) and seen[-1] == (total, total, "8/8")
+    assert seen[0][0] in [pytest.approx(seconds) for seconds in expected.values()] and seen[0][2] in ("3/8", "5/8")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from generalist.config.presets import debug
 from generalist.envs.suites.babyai import BabyAIEnv
-from generalist.eval.results.file import manifest
+from generalist.eval.results.manifest import manifest
 from generalist.eval.results.scores import bootstrap, domain, percent, proportion
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create

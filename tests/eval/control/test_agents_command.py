@@ -81,6 +81,26 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
     assert "the mean of nearest neighbour in classic is 99" in " ".join(capsys.readouterr().out.split())
 
 
+def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(weights: Path, tmp_path: Path):
+    """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
+    known = Generalist.load(weights)
+    without = dataclasses.replace(known.config.data.classic, weight=0)
+    config = dataclasses.replace(known.config, data=dataclasses.replace(known.config.data, classic=without))
+    assert "classic" not in config.data.control()
+    dataclasses.replace(known, config=config, tokenizers=dataclasses.replace(known.tokenizers, config=config)).save(
+        tmp_path / "begun"
+    )
+    out = tmp_path / "scores.json"
+    command = ["eval", "control", "--weights", str(tmp_path / "begun"), "--tasks", "classic/inverted-pendulum"]
+    assert main([*command, "--episodes", "1", "--workers", "1", "--agents", "goal", "nearest", "--out", str(out)]) == 0
+    results = report.load(out)
+    assert results["control"].keys() == {"classic"} and results["policies"].keys() == {"nearest neighbour"}
+    # What the model observed is measured; the nearest neighbour has no tokenizer that could cut anything off.
+    assert "clipped" in results["control"]["classic"]
+    assert "clipped" not in results["policies"]["nearest neighbour"]["classic"]
+    assert not {"naming", "language"} & results.keys() and results["seconds"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
