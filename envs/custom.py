@@ -24,6 +24,7 @@ from rich.console import Console
 from generalist.envs import rlds
 from generalist.envs.custom_task import (
     DESCRIPTION,
+    FORMAT,
     OwnTask,
     describe_spaces,
     described_task,
@@ -42,7 +43,6 @@ from generalist.system.files import write_json
 from generalist.system.progress import counting
 from generalist.tokenizers.space_values import checked, checked_reward, steps_of
 
-FORMAT = 1
 RANDOM_EPISODES = 30  # for the lower end of every percentage
 EPISODES_A_FILE = 50
 

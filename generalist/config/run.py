@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from generalist.model.config import REQUIRED, ModelConfig
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -68,6 +69,16 @@ class ControlConfig:
     recast: bool = False
     """Show each training window as in an equal world, drawn at random, where the suite knows some: BabyAI's grids with their
     colours exchanged, in the instruction too. Against learning few episodes by heart."""
+
+    @property
+    def acting(self) -> Acting:
+        """How layouts that are trained with these settings are acted in; stored with each (see `TaskLayout`)."""
+        return Acting(
+            steps=self.steps,
+            hide_actions=self.hide_actions > 0,
+            temperature=self.temperature,
+            prompt_steps=self.prompt_steps,
+        )
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 1:
@@ -247,6 +258,18 @@ class DataConfig:
         suites = {name: getattr(self, name) for name in SUITES} | ({"own": self.own} if self.own.demonstrations else {})
         return {name: suite for name, suite in suites.items() if suite.weight > 0}
 
+    def suite_of(self, layout: str) -> ControlConfig:
+        """The settings of the suite that a layout belongs to (the part of its name before the slash), whether or not the suite
+        takes part.
+
+        Raises:
+            ValueError: there is no such suite.
+        """
+        name = layout.partition("/")[0]
+        if name not in (*SUITES, "own"):
+            raise ValueError(f"the layout {layout!r} belongs to no suite: there are {', '.join(SUITES)} and own")
+        return getattr(self, name)
+
     def __post_init__(self) -> None:
         for name in (*SUITES, "own", "emoji", "fewshot", "prose", "documents"):
             if getattr(self, name).weight < 0:
@@ -276,7 +299,8 @@ class TrainingConfig:
     """Optimizer steps."""
     start: str = ""
     """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
-    that they know, and their settings of `model` and `tokens`; empty: all is drawn and learnt anew."""
+    that they know, and their settings of `model` and `tokens`. Layouts that this run does not train keep the window, the
+    temperature and whatever else they act with; those that it trains act with this run's. Empty: all is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3

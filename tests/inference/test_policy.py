@@ -74,6 +74,7 @@ def make_generalist(
         LAYOUT,
         SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
+        config.data.classic.acting,
     )
     tokenizers = Tokenizers(
         config=config,
@@ -88,7 +89,7 @@ def make_generalist(
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
         params["visual"]["gated"]["attention_gate"] += 1.0
-    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
+    return Generalist(tokenizers, graph, params, 0, encoder=encoder)
 
 
 def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]:
