@@ -240,7 +240,7 @@ def test_learnt_positions_do_not_slide():
     base = make_generalist(1.0)
     model = dataclasses.replace(base.config.model, learned_positions=256)
     with pytest.raises(ValueError, match="rotary positions"):
-        ControlPolicy(dataclasses.replace(base, config=dataclasses.replace(base.config, model=model)), [LAYOUT])
+        ControlPolicy(base.with_config(dataclasses.replace(base.config, model=model)), [LAYOUT])
 
 
 @pytest.mark.parametrize("images", ["frame", "frame+encoder"])
