@@ -60,7 +60,7 @@ def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
     params = nnx.to_pure_dict(params)
     console.print(f"{count_parameters(params) / 1e6:.2f} M parameters on {jax.devices()[0]}", highlight=False)
-    return Generalist(config, tokenizers, graph, params, 0)
+    return Generalist(tokenizers, graph, params, 0)
 
 
 class Playing:

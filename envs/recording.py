@@ -29,8 +29,8 @@ from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.system.processes import run_jobs
 from generalist.system.progress import Progress, TimeLeft
 
-FORMAT = 2  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
+NAMED = 5  # tasks in a line; the rest is a number
 TRIES = 4  # seeds a wanted episode, where failures are left out
 PACKAGES = {
     "metaworld": ("metaworld", "mujoco"),
@@ -81,6 +81,18 @@ def record(
         )
     if not missing:
         return
+    if anew := [
+        task.name
+        for task in missing
+        if any(_is_outdated(place, task, seed) for place in (places[task.name], rlds.dataset_folder(folder, task)))
+    ]:
+        others = f" and {len(anew) - NAMED} more" if len(anew) > NAMED else ""
+        console.print(
+            f"recorded anew, since what is there is of other package versions or an older format: "
+            f"{', '.join(anew[:NAMED])}{others}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for task in {task.suite: task for task in missing}.values():
         task.make().close()  # a missing package is said before any worker starts
     plans = {task.name: chunks(task, places[task.name], episodes[task.name], seed) for task in missing}
@@ -250,10 +262,15 @@ def working_folder(place: Path) -> Path:
 
 def _remove_outdated(former: Path, task: Task, seed: int) -> None:
     """Removes what an earlier version left as a task's only recording, if it is of other versions or settings than today's."""
-    metadata = rlds.read_metadata(former) or {}
-    recorded = metadata.get("fingerprint")  # which other data sets have not
-    if recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed):
+    if _is_outdated(former, task, seed):
         shutil.rmtree(former)
+
+
+def _is_outdated(place: Path, task: Task, seed: int) -> bool:
+    """Whether a recording is there that today's versions and settings would make otherwise."""
+    metadata = rlds.read_metadata(place) or {}
+    recorded = metadata.get("fingerprint")  # which other data sets have not
+    return recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed)
 
 
 def fingerprint(task: Task, episodes: int, seed: int) -> str:
@@ -263,7 +280,7 @@ def fingerprint(task: Task, episodes: int, seed: int) -> str:
             name: getattr(task, name)
             for name in ("name", "record_steps", "max_steps", "noise", "noisy_share", "instruction")
         },
-        **{"episodes": episodes, "seed": seed, "format": FORMAT, "versions": versions(task)},
+        **{"episodes": episodes, "seed": seed, "format": rlds.FORMAT, "versions": versions(task)},
         **({"revision": task.revision} if task.revision else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

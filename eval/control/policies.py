@@ -95,14 +95,12 @@ class ModelPolicy:
 
     def _shown_steps(self, begun: Begun) -> int:
         """Steps of each demonstration that a row of training has room for, beside the instruction and a whole window."""
-        generalist, name = self._generalist, begun.task.layout
-        control, length = generalist.control(name), generalist.config.data.length
+        generalist, layout = self._generalist, self._generalist.layouts[begun.task.layout]
+        acting, length = layout.acting, generalist.config.data.length
         if self._prompt.goal:
-            return control.prompt_steps
-        room = generalist.assembler.room(
-            generalist.layouts[name], begun.instruction, window=control.steps, length=length
-        )
-        return max(control.prompt_steps, room // self._prompt.demonstrations)
+            return acting.prompt_steps
+        room = generalist.assembler.room(layout, begun.instruction, window=acting.steps, length=length)
+        return max(acting.prompt_steps, room // self._prompt.demonstrations)
 
 
 class NearestNeighbour:

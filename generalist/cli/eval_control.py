@@ -165,8 +165,8 @@ def evaluate(
     started = time.monotonic()
     config = generalist.config
     if source["data"] is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=Path(source["data"])))
-        generalist = dataclasses.replace(generalist, config=config)
+        data = dataclasses.replace(config.data, folder=Path(source["data"]))
+        generalist = generalist.with_config(dataclasses.replace(config, data=data))
     played_tasks = known_tasks(generalist, asked["tasks"])
     suite_of = {task.name: task.suite for task in played_tasks}
     demonstrations, stop = Demonstrations(generalist), threading.Event()

@@ -7,6 +7,7 @@ from typing import Literal
 from generalist.config.data import DataConfig
 from generalist.data.source import Ways
 from generalist.model.config import REQUIRED, ModelConfig
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -44,7 +45,8 @@ class TrainingConfig:
     """Optimizer steps."""
     start: str = ""
     """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
-    that they know, and their settings of `model` and `tokens`; empty: all is drawn and learnt anew."""
+    that they know, and their settings of `model` and `tokens`. Layouts that this run does not train keep the window, the
+    temperature and whatever else they act with; those that it trains act with this run's. Empty: all is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3

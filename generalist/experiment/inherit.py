@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from generalist.config.plain import from_plain, plain
+from generalist.config.plain import plain
 from generalist.config.run import Config
+from generalist.config.versions import from_stored
 from generalist.run.folder import flatten, has_begun
 from generalist.run.named_weights import weights_settings
 
@@ -56,7 +57,7 @@ def _begun_settings(folder: Path, start: str) -> Config | None:
     if not path.is_file():
         return None
     try:
-        stored = from_plain(Config, json.loads(path.read_text(encoding="utf-8")))
+        stored = from_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
     except ValueError:
         return None  # `check_same_settings` tells
     return stored if stored.training.start == start and has_begun(folder, stored.training.checkpoints) else None

@@ -67,7 +67,7 @@ def fit_layout(
     Raises:
         ValueError: a part of a space does not fit the settings; the message names it.
     """
-    vocabulary = config.tokens.vocabulary()
+    vocabulary, acting = config.tokens.vocabulary(), config.data.suite_of(name).acting
     seen = functools.partial(
         SpaceTokenizer.from_space,
         observation,
@@ -82,12 +82,13 @@ def fit_layout(
     )
     done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
     if found is None:
-        return TaskLayout(name, seen(), done())
+        return TaskLayout(name, seen(), done(), acting)
     seen = functools.partial(seen, statistics=statistics(found))
     return TaskLayout(
         name,
         seen(codecs=better_codecs(seen(), found.observations)),
         done(codecs=better_codecs(done(), found.actions)),
+        acting,
     )
 
 

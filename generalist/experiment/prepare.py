@@ -29,7 +29,8 @@ from generalist.run.folder import has_begun
 from generalist.run.shapes import NO_IMAGE, batch_spec, spaces_of
 from generalist.run.tasks import correction_folders, episodes_folder, suite_tasks
 from generalist.run.tokenizers import Tokenizers
-from generalist.tokenizers.spaces import assign_offsets
+from generalist.tokenizers.acting import Acting
+from generalist.tokenizers.spaces import TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.hosts import is_first, wait_for_all
 from generalist.training.sharding import make_mesh, own_shards
@@ -200,7 +201,8 @@ def learn_tokenizers(
     console: Console | None = None,
 ) -> Tokenizers:
     """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and what was recorded.
-    Those of the weights to begin with, if there are any, stay as they are. What is lost in a layout's tokens is printed."""
+    Those of the weights to begin with, if there are any, stay as they are, but that layouts which this run trains are acted in as
+    this run trains them. What is lost in a layout's tokens is printed, and what changes in how it is acted in."""
     if start is not None:
         text = start.text
     elif config.model.trunk == "none":
@@ -231,12 +233,27 @@ def learn_tokenizers(
         is_new = name in spaces
         observation, action = spaces[name] if is_new else (known[name].observation.space, known[name].action.space)
         found = sample(recorded, observation, action, config.model.frame_size if is_new and shown_as_frames else None)
+        lines = []
         if is_new:
             layouts[name] = fit_layout(config, name, observation, action, offsets.get(name, 0), text, found)
+        else:  # its windows are this run's from now on, and other ones it would not know
+            acting = config.data.suite_of(name).acting
+            lines = acting_changes(known[name], acting)
+            layouts[name] = dataclasses.replace(known[name], acting=acting)
         if console is not None:
-            for line in losses(layouts[name], found):
+            for line in [*lines, *losses(layouts[name], found)]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
+
+
+def acting_changes(layout: TaskLayout, acting: Acting) -> list[str]:
+    """What a layout of `training.start` that this run trains is acted in with from now on, one line for each change."""
+    before, after = layout.acting.to_json(), acting.to_json()
+    return [
+        f"{layout.name}: acts with {name} = {after[name]} from now on; training.start had {before[name]}"
+        for name in before
+        if before[name] != after[name]
+    ]
 
 
 def text_corpus(config: Config, readers: Mapping[str, Mapping[Task, EpisodeReader]]) -> list[str]:

@@ -1,7 +1,6 @@
 """Which tasks a run takes part in, where their episodes are, and recording the experts. Imports no JAX: the first episodes are
 under way at once."""
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from generalist.envs.recording import record, recording_folder
 from generalist.envs.registry import get, tasks
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task
+from generalist.system.processes import cores
 
 
 def suite_tasks(config: Config) -> dict[str, list[Task]]:
@@ -96,5 +96,5 @@ def record_missing(config: Config, console: Console) -> None:
     everything = [task for several in wanted.values() for task in several]
     episodes = {task.name: wanted_episodes(config, task) for task in everything}
     if everything:
-        workers = config.data.workers or os.cpu_count() or 1
+        workers = config.data.workers or cores()
         record(everything, config.data.folder / "episodes", episodes=episodes, workers=workers, console=console)

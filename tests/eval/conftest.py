@@ -63,7 +63,7 @@ def weights() -> Weights:
 
     def make(seed: int) -> Generalist:
         graph, params = nnx.split(create(tokenizers.model_spec(), seed), nnx.Param)
-        return Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), step=7)
+        return Generalist(tokenizers, graph, nnx.to_pure_dict(params), step=7)
 
     return make
 

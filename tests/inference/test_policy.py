@@ -74,6 +74,7 @@ def make_generalist(
         LAYOUT,
         SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
+        config.data.classic.acting,
     )
     tokenizers = Tokenizers(
         config=config,
@@ -88,7 +89,7 @@ def make_generalist(
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
         params["visual"]["gated"]["attention_gate"] += 1.0
-    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
+    return Generalist(tokenizers, graph, params, 0, encoder=encoder)
 
 
 def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]:
@@ -239,7 +240,7 @@ def test_learnt_positions_do_not_slide():
     base = make_generalist(1.0)
     model = dataclasses.replace(base.config.model, learned_positions=256)
     with pytest.raises(ValueError, match="rotary positions"):
-        ControlPolicy(dataclasses.replace(base, config=dataclasses.replace(base.config, model=model)), [LAYOUT])
+        ControlPolicy(base.with_config(dataclasses.replace(base.config, model=model)), [LAYOUT])
 
 
 @pytest.mark.parametrize("images", ["frame", "frame+encoder"])

@@ -12,6 +12,7 @@ from generalist.envs import registry
 from generalist.envs.recording import recording_folder
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task
+from generalist.tokenizers.acting import Acting
 
 INSTRUCTIONS = 64  # of a task, for the text tokenizer
 
@@ -61,7 +62,18 @@ class ControlSource(Source):
             raise ValueError(f"data.SUITE.temperature must not be negative, got {self.temperature}")
 
     @property
+    def acting(self) -> Acting:
+        """How layouts that are trained with these settings are acted in; stored with each (see `TaskLayout`)."""
+        return Acting(
+            steps=self.steps,
+            hide_actions=self.hide_actions > 0,
+            temperature=self.temperature,
+            prompt_steps=self.prompt_steps,
+        )
+
+    @property
     def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
         return ("control",)
 
     def check_settings(self, name: str, ways: Ways) -> None:

@@ -20,6 +20,9 @@ class OwnDocuments(Source):
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     path: Path | None = None
     """A JSONL file, or a folder with such files; `required`: a preset leaves it to you."""
+    heldout: Path | None = None
+    """A file or a folder like `path`, of documents that are not trained on: evaluation reports the loss on them. None: it does
+    not."""
     images: int = 5
     """Images of a document at most (Flamingo: 5)."""
     next_probability: float = 0.5
@@ -28,7 +31,16 @@ class OwnDocuments(Source):
     """Share of the documents that may have an image which can't be read: they are left out, counted and named; one more ends the
     run."""
 
+    evaluation_documents: int = 400
+    """Held-out documents that an evaluation scores at most."""
+
     def __post_init__(self) -> None:
+        if self.heldout is not None and self.heldout == self.path:
+            raise ValueError(
+                f"data.documents.heldout = {self.heldout} is data.documents.path, which is trained on: name other documents"
+            )
+        if self.evaluation_documents < 1:
+            raise ValueError(f"data.documents.evaluation_documents must be at least 1, got {self.evaluation_documents}")
         if not 0 <= self.next_probability <= 1:
             raise ValueError(f"data.documents.next_probability must be from 0 to 1, got {self.next_probability}")
         if not 0 <= self.unreadable < 1:
@@ -40,6 +52,11 @@ class OwnDocuments(Source):
     def takes_part(self) -> bool:
         """See `Source.takes_part`."""
         return self.weight > 0 and self.path is not None
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("documents",)
 
     @property
     def missing(self) -> str | None:

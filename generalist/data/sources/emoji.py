@@ -43,6 +43,7 @@ class Emoji(Source):
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
         return ("naming",)
 
     def check_settings(self, name: str, ways: Ways) -> None:

@@ -30,6 +30,7 @@ class Prose(Source):
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
         return ("language",)
 
     def documents(self, stored: Stored) -> list[Document]:

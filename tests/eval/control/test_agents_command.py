@@ -41,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record_missing(config, QUIET)
     tokenizers = prepare(config, QUIET).tokenizers
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
-    Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), 0).save(folder / "model")
+    Generalist(tokenizers, graph, nnx.to_pure_dict(params), 0).save(folder / "model")
     return folder / "model"
 
 
