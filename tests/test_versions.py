@@ -96,7 +96,7 @@ def test_what_is_written_now_carries_the_number_and_how_its_layouts_act(tmp_path
     # The settings of the suite are not looked at any more.
     changed(tmp_path / "new/config.json", lambda one: one["data"]["classic"].update(steps=3, hide_actions=0.0))
     layout = Generalist.load(tmp_path / "new").layouts[TASK]
-    assert layout.acting == weights.layouts[TASK].acting == weights.config.data.classic.acting
+    assert layout.acting == weights.layouts[TASK].acting == weights.config.data.suite_of(TASK).acting
     assert layout.acting.temperature == 0.5 and layout.acting.steps == 8
 
 
@@ -140,7 +140,7 @@ def test_a_command_that_goes_on_changes_the_temperature(folder: Path):
     """Also of an old run, whose layouts do not say how they are acted in."""
     run = Path("runs/old")
     stored = run_settings(run)
-    warm = dataclasses.replace(stored.data, classic=dataclasses.replace(stored.data.classic, temperature=0.9))
+    warm = stored.data.with_sources(classic=dataclasses.replace(stored.data.sources["classic"], temperature=0.9))
     for _ in range(2):
         layouts = [Tokenizers.load(run, dataclasses.replace(stored, data=data)).layouts for data in (stored.data, warm)]
         assert [one[TASK].acting.temperature for one in layouts] == [0.5, 0.9]

@@ -20,7 +20,7 @@ from generalist.eval.report import history
 from generalist.eval.report.charts import FAIR, GOOD
 from generalist.eval.results.scores import HALF, Estimate, bootstrap, share_above
 from generalist.eval.results.words import counted
-from generalist.run.tasks import suite_tasks
+from generalist.run.tasks import source_tasks
 from generalist.system.console import READABLE
 from generalist.system.processes import cores
 
@@ -36,10 +36,10 @@ class Control(Part):
     seeds: ClassVar[Mapping[str, int]] = {"evaluation": EVALUATION_SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        return [_job(generalist, suite, tasks) for suite, tasks in suite_tasks(generalist.config).items()]
+        return [_job(generalist, suite, tasks) for suite, tasks in source_tasks(generalist.config).items()]
 
     def section(self, generalist: "Generalist", done: Mapping[str, Any]) -> dict[str, Any]:
-        tasks = suite_tasks(generalist.config)
+        tasks = source_tasks(generalist.config)
         return {suite: _summary(tasks[suite], done[suite]) for suite in tasks if suite in done}
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
@@ -98,7 +98,7 @@ def _clipped(suites: Mapping[str, Any]) -> str:
 
 def _job(generalist: "Generalist", suite: str, tasks: list[Task]) -> Job:
     config = generalist.config
-    episodes = getattr(config.evaluation, f"{suite}_episodes")
+    episodes = config.data.control()[suite].evaluation_episodes
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.eval.control import agents  # brings JAX along, which reading a file does not need

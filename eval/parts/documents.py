@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from generalist.config.run import Config
 from generalist.data.documents import DocumentExamples, Documents
+from generalist.data.sources.documents import OwnDocuments
 from generalist.eval.held_out import documents
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
@@ -29,13 +30,16 @@ class HeldOutDocuments(Part):
     seeds: ClassVar[Mapping[str, int]] = {"documents": documents.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        heldout = generalist.config.data.documents.heldout
-        return [] if heldout is None else [_job(generalist, heldout)]
+        return [
+            _job(generalist, name, own, own.heldout)
+            for name, own in generalist.config.data.sources.items()
+            if isinstance(own, OwnDocuments) and own.heldout is not None
+        ]
 
     def prepare(self, config: Config) -> None:
-        own = config.data.documents
-        if own.heldout is not None:
-            Documents(own.heldout, own.unreadable)
+        for own in config.data.sources.values():
+            if isinstance(own, OwnDocuments) and own.heldout is not None:
+                Documents(own.heldout, own.unreadable)
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, nats per token": _loss(found) for name, found in results["documents"].items()}
@@ -64,9 +68,8 @@ def _exact(loss: Estimate) -> str:
     return f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
 
 
-def _job(generalist: "Generalist", heldout: Path) -> Job:
-    config = generalist.config
-    own, count = config.data.documents, config.evaluation.documents
+def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) -> Job:
+    config, count = generalist.config, own.evaluation_documents
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood
@@ -90,7 +93,9 @@ def _job(generalist: "Generalist", heldout: Path) -> Job:
         "next_probability": own.next_probability,
         "seed": documents.SEED,
     }
-    return Job(part=HeldOutDocuments.name, key="heldout", settings=settings, compute=compute)
+    return Job(
+        part=HeldOutDocuments.name, key="heldout" if name == own.kind else name, settings=settings, compute=compute
+    )
 
 
 def _digest(path: Path) -> str:

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 from rich.progress import Progress
 
 from generalist.data.prose import prose
+from generalist.data.sources.prose import Prose
 from generalist.eval.held_out import language
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
@@ -25,7 +26,8 @@ class Language(Part):
     seeds: ClassVar[Mapping[str, int]] = {"text": language.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        return [_job(generalist)] if generalist.config.data.prose.weight > 0 else []
+        sources = generalist.config.data.taking_part
+        return [_job(generalist, name, one) for name, one in sources.items() if isinstance(one, Prose)]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, perplexity": Estimate(**one["perplexity"]) for name, one in results["language"].items()}
@@ -51,10 +53,10 @@ class Language(Part):
         return [element("h2", self.title), table(headers, rows)]
 
 
-def _job(generalist: "Generalist") -> Job:
+def _job(generalist: "Generalist", name: str, source: Prose) -> Job:
     config = generalist.config
     tokens = config.data.length - 1  # the beginning marker takes one position
-    megabytes, count = config.data.prose.megabytes, config.evaluation.prose_windows
+    megabytes, count = source.megabytes, source.evaluation_windows
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood
@@ -76,4 +78,4 @@ def _job(generalist: "Generalist") -> Job:
         )
 
     settings = {"megabytes": megabytes, "windows": count, "tokens": tokens, "seed": language.SEED}
-    return Job(part=Language.name, key="prose", settings=settings, compute=compute)
+    return Job(part=Language.name, key=name, settings=settings, compute=compute)

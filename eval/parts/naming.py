@@ -9,7 +9,8 @@ from xml.etree.ElementTree import Element
 from rich.progress import Progress
 
 from generalist.config.run import Config
-from generalist.data.emoji import Split, things
+from generalist.data.emoji import Split
+from generalist.data.sources.emoji import Emoji
 from generalist.eval.held_out import naming
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, short, table
@@ -40,15 +41,8 @@ class Naming(Part):
     seeds: ClassVar[Mapping[str, int]] = {"naming": naming.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        applies = generalist.config.data.emoji.weight > 0
-        return [_job(generalist, split) for split in SPLITS] if applies else []
-
-    def prepare(self, config: Config) -> None:
-        choices = config.evaluation.naming_choices
-        if config.data.emoji.weight > 0 and choices > (most := len(things("names"))):
-            raise ValueError(
-                f"evaluation.naming_choices must be from 2 to {most}, the things that are held out, got {choices}"
-            )
+        source = _source(generalist.config)
+        return [] if source is None else [_job(generalist, source, split) for split in SPLITS]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{split}, named rightly %": Estimate(**one["accuracy"]) for split, one in results["naming"].items()}
@@ -83,8 +77,12 @@ class Naming(Part):
         return [element("h2", self.title), table(headers, rows)]
 
 
-def _job(generalist: "Generalist", split: Split) -> Job:
-    wanted = generalist.config.evaluation
+def _source(config: Config) -> Emoji | None:
+    """The drawings that take part; None if none do."""
+    return next((one for one in config.data.taking_part.values() if isinstance(one, Emoji)), None)
+
+
+def _job(generalist: "Generalist", wanted: Emoji, split: Split) -> Job:
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.prompt import Decoding, prompt

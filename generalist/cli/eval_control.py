@@ -20,7 +20,7 @@ from generalist.config.plain import plain
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.results.words import counted
-from generalist.run.tasks import suite_tasks
+from generalist.run.tasks import source_tasks
 from generalist.system.places import check_new_file
 from generalist.system.processes import cores
 
@@ -119,7 +119,7 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
     Raises:
         ValueError: there are none.
     """
-    own = suite_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
+    own = source_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
     mine = [task for task in own if any(fnmatch.fnmatch(task.name, one) for one in patterns)]
     rest = [one for one in patterns if one == "*" or not any(fnmatch.fnmatch(task.name, one) for task in own)]
     matching = [*(tasks(rest) if rest else []), *mine]

@@ -1,7 +1,7 @@
 """Where training examples come from and how they are packed: the mixture of named sources, and the sizes of a batch."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,12 @@ def mixed(**chosen: Source) -> dict[str, Source]:
     return {name: kind() for name, kind in KINDS.items()} | chosen
 
 
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of sources in the registry's order, then those of other names: for settings that were stored without an order."""
+    known = list(KINDS)
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where examples come from and how they are packed."""
@@ -31,7 +37,8 @@ class DataConfig:
     workers: int | None = None
     """Processes that record and evaluate; None takes one per core."""
     sources: Annotated[dict[str, Source], tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=mixed, metadata={"entries": lambda name, stored: read_source(name, stored)}
+        default_factory=mixed,
+        metadata={"entries": lambda *entry: read_source(*entry), "order": lambda names: ordered(names)},
     )
     """The mixture, in order; on the command line and in files each by its name, as `data.NAME`."""
     mixture: Path | None = None
@@ -64,7 +71,7 @@ class DataConfig:
     """Processes that make the batches, each some of this process's shards; 0: a thread of the training process does, which two
     cores need and which a GPU outruns."""
     features: Literal["computed", "stored"] = "computed"
-    """A frozen encoder's features: computed in every step, or once, and kept in the data folder (needs images that come again)."""
+    """A frozen encoder's features: computed in every step; or once, and kept in the data folder, for images that come again."""
     cache_megabytes: int = 1024
     """Memory for decoded episodes."""
 
@@ -80,6 +87,16 @@ class DataConfig:
     def control(self) -> dict[str, ControlSource]:
         """Those of them that are control tasks."""
         return {name: source for name, source in self.taking_part.items() if isinstance(source, ControlSource)}
+
+    def suite_of(self, layout: str) -> ControlSource:
+        """The source that a layout's tasks belong to, by the first part of its name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        kind = layout.partition("/")[0]
+        known = [*self.control().values(), *self.sources.values()]
+        return next(one for one in known if isinstance(one, ControlSource) and one.kind == kind)
 
     def with_sources(self, **changed: Source) -> "DataConfig":
         """The same with other settings of some sources."""
@@ -97,8 +114,8 @@ class DataConfig:
                 raise ValueError(f"data.only: there is no source {name!r}, only {', '.join(self.sources)}")
             if not self.sources[name].takes_part:
                 raise ValueError(
-                    f"data.only names {name}, which takes no part: give data.{name}.weight a value above 0, and name its files if it "
-                    "reads some"
+                    f"data.only names {name}, which takes no part: give data.{name}.weight a value above 0, and name its files "
+                    "if it reads some"
                 )
         for name in ("rows", "length", "shards", "cache_megabytes"):
             if getattr(self, name) < 1:

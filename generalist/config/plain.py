@@ -47,7 +47,7 @@ def from_plain(kind: Callable[..., Settings], data: Any, name: str = "") -> Sett
         if "entries" in field.metadata:
             read = field.metadata["entries"]
             named = [key for key in data if key not in fields and key != f"{field.name}_order"]
-            order = data.pop(f"{field.name}_order", named)
+            order = data.pop(f"{field.name}_order", None) or field.metadata["order"](named)
             found = {key: read(key, data.pop(key)) for key in sorted(named, key=order.index)}
             entries[field.name] = found
     if unknown := sorted(set(data) - set(fields)):

@@ -7,7 +7,6 @@ from typing import Literal
 from generalist.config.data import DataConfig
 from generalist.data.source import Ways
 from generalist.model.config import REQUIRED, ModelConfig
-from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 

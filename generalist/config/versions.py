@@ -13,9 +13,19 @@ from generalist.config.plain import from_plain, plain
 from generalist.system.versions import stored_format
 
 FORMAT = 2
-"""Of what is written now. 2: layouts carry how they are acted in."""
+"""Of what is written now. 2: layouts carry how they are acted in, and sources how they are evaluated."""
 
-RENAMED: Mapping[int, Mapping[str, str]] = {}
+RENAMED: Mapping[int, Mapping[str, str]] = {
+    1: {
+        **{
+            f"evaluation.{suite}_episodes": f"data.{suite}.evaluation_episodes"
+            for suite in ("metaworld", "babyai", "atari", "classic", "fetch", "own")
+        },
+        "evaluation.naming_items": "data.emoji.naming_items",
+        "evaluation.naming_choices": "data.emoji.naming_choices",
+        "evaluation.prose_windows": "data.prose.evaluation_windows",
+    }
+}
 """Format → old dotted name → new dotted name, for what moved when the next format came. A name may be that of a section, whose
 settings move with it: `{2: {"data.own": "data.sources.own"}}`."""
 
@@ -89,4 +99,9 @@ def _taken(tree: dict[str, Any], path: list[str]) -> list[Any]:
     place: Any = tree
     for section in path[:-1]:
         place = place.get(section) if isinstance(place, dict) else None
-    return [place.pop(path[-1])] if isinstance(place, dict) and path[-1] in place else []
+    if not isinstance(place, dict) or path[-1] not in place:
+        return []
+    value = place.pop(path[-1])
+    if not place and len(path) > 1:  # a section of which everything has moved
+        _taken(tree, path[:-1])
+    return [value]

@@ -15,8 +15,8 @@ SAMPLES = 12  # examples a part of a source that its mean length is estimated fr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An open source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it as the square roots
-    of their sizes: long tasks, which have more to learn, get more, and short ones are not drowned."""
+    """An open source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it as the square
+    roots of their sizes: long tasks, which have more to learn, get more, and short ones are not drowned."""
 
     name: str
     weight: float

@@ -8,7 +8,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,19 @@ class Stored:
     corrections: tuple[Path, ...]
     """Folders that `generalist dagger` wrote."""
     cache: EpisodeCache
+    readers: dict[Path, EpisodeReader] = dataclasses.field(default_factory=dict)
+    """Data sets that are open: opening one takes a while, and several stages of a run read it."""
+
+    def reader(self, folder: Path, instruction: str) -> EpisodeReader:
+        """The episodes of a data set, whose own instructions stand before the given one.
+
+        Raises:
+            FileNotFoundError: there is no data set in the folder.
+            ValueError: it is damaged, or no RLDS.
+        """
+        if folder not in self.readers:
+            self.readers[folder] = EpisodeReader(folder, self.cache, instruction)
+        return self.readers[folder]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +73,7 @@ class Ways:
     """`stored` needs images that come again."""
 
 
+@runtime_checkable
 class FixedImages(Protocol):
     """Images that a source shows again and again, uint8 (H, W, 3) each, so that a frozen encoder's features can be stored.
     Equal values are equal images."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from generalist.config.data import read_mixture
 from generalist.config.plain import plain
 from generalist.config.run import Config
 from generalist.config.versions import from_stored
@@ -38,9 +39,15 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         SystemExit: for `--help`, or an unknown setting.
     """
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, value in (("training.start", default.training.start), ("name", default.name), ("runs", default.runs)):
+    asked = (("training.start", default.training.start), ("name", default.name), ("runs", default.runs))
+    for name, value in (*asked, ("data.mixture", default.data.mixture)):
         found.add_argument(f"--{name}", dest=name, nargs="?", default=value)
     given = vars(found.parse_known_args(list(arguments))[0])
+    if given["data.mixture"]:
+        path = Path(given["data.mixture"])
+        default = dataclasses.replace(
+            default, data=dataclasses.replace(default.data, mixture=path, sources=read_mixture(path))
+        )
     if given["training.start"] and not {"-h", "--help"} & set(arguments):
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])

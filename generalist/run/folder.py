@@ -21,7 +21,6 @@ from generalist.config.versions import from_stored, upgraded
 FREE = (
     *(
         "runs",
-        "evaluation.*",
         "data.workers",
         "data.loaders",
         "data.folder",
@@ -29,8 +28,10 @@ FREE = (
         "data.*.temperature",
         "data.features",
         "data.check",
-        "data.documents.unreadable",
-        "data.documents.heldout",
+        "data.*.unreadable",
+        "data.*.heldout",
+        "data.*.evaluation_*",
+        "data.*.naming_*",
     ),
     *(
         "training.steps",

@@ -70,7 +70,10 @@ def test_a_renamed_setting_of_a_run_is_read(monkeypatch: pytest.MonkeyPatch):
     moves = {"training.peak": "training.learning_rate", "speech": "data.prose"}
     monkeypatch.setattr(versions, "RENAMED", {1: moves})
     config = from_stored(Config, stored, FILE)
-    assert config.training.learning_rate == 2 * debug().training.learning_rate and config.data.prose.megabytes == 7
+    assert (
+        config.training.learning_rate == 2 * debug().training.learning_rate
+        and config.data.sources["prose"].megabytes == 7
+    )
 
 
 def test_every_move_in_the_table_leads_to_a_setting_of_today():

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from generalist.data.mixture import Source, mix
+from generalist.data.mixture import Opened, mix
 from generalist.data.packing import Draw
 from generalist.tokenizers.sequence import Sequence
 
@@ -41,7 +41,7 @@ def drawn(stream: Draw, count: int) -> list[int]:
 
 
 def source(count: int) -> Source:
-    return Source(name="numbers", weight=1.0, parts=[Numbers(count)])
+    return Opened(name="numbers", weight=1.0, parts=[Numbers(count)])
 
 
 def test_it_is_deterministic_and_goes_round():

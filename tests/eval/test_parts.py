@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from generalist.config.data import mixed
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig, DocumentsConfig, EmojiConfig, EvaluationConfig, ProseConfig
+from generalist.config.run import Config
 from generalist.data.documents import DocumentError
+from generalist.data.sources.documents import OwnDocuments
+from generalist.data.sources.prose import Prose
 from generalist.eval.parts import registry
 from generalist.eval.parts.part import Job, Part, Results
 from generalist.eval.report import page
@@ -61,18 +64,18 @@ def documents(folder: Path, count: int) -> Path:
 
 def smallest(folder: Path, heldout: Path | None) -> Config:
     """Two steps on prose."""
-    base, none = debug(), ControlConfig(weight=0)
+    base = debug()
     data = dataclasses.replace(
         base.data,
         folder=folder / "data",
-        **dict.fromkeys(("metaworld", "babyai", "atari", "classic", "fetch"), none),
-        emoji=EmojiConfig(weight=0),
-        prose=ProseConfig(weight=1.0, megabytes=0.3),
-        documents=DocumentsConfig(heldout=heldout),
+        sources=mixed(
+            prose=Prose(megabytes=0.3, evaluation_windows=4),
+            documents=OwnDocuments(heldout=heldout, evaluation_documents=6),
+        ),
+        only=("prose",),
     )
     training = dataclasses.replace(base.training, steps=2, warmup=1, checkpoint_every=2, log_every=1)
-    evaluation = EvaluationConfig(prose_windows=4, documents=6)
-    return dataclasses.replace(base, runs=folder / "runs", data=data, training=training, evaluation=evaluation)
+    return dataclasses.replace(base, runs=folder / "runs", data=data, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,7 @@ def test_the_loss_on_held_out_documents(evaluated: tuple[Config, str]):
     assert "documents, nats" in printed and "6 documents" in printed
     generalist = Generalist.from_run(config)
     (job,) = registry.PARTS[3].jobs(generalist)
-    own = config.data.documents.heldout
+    own = config.data.sources["documents"].heldout
     assert own is not None
     own.write_text(own.read_text().replace("number 3", "number 4"))
     assert registry.PARTS[3].jobs(generalist)[0].settings != job.settings, "edited documents are scored anew"
@@ -149,7 +152,7 @@ def test_held_out_documents_are_looked_at_before_training(tmp_path: Path):
         pipeline.run(config, ["train.py"], Console(quiet=True))
     assert not config.folder.exists()
     with pytest.raises(ValueError, match="heldout = own.jsonl is data.documents.path, which is trained on"):
-        DocumentsConfig(path=Path("own.jsonl"), heldout=Path("own.jsonl"))
+        OwnDocuments(path=Path("own.jsonl"), heldout=Path("own.jsonl"))
 
 
 def test_a_name_is_taken_once(added: Part):

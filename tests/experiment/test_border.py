@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from generalist.config.presets import debug
-from generalist.config.run import OwnConfig
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import Demonstration, own_tasks, record_demonstrations, save_demonstrations
 from generalist.experiment.beforehand import check
 from generalist.experiment.layout_fit import fit_layout, losses, sample
@@ -317,8 +317,8 @@ def test_choices_without_ids_are_refused_before_anything_is_recorded(registered:
     played = [Demonstration(observations=[0], actions=[{"answer": 0, "how": 99}], rewards=[9])]
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go")
     base = debug()
-    off = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
-    data = dataclasses.replace(base.data, own=OwnConfig(demonstrations=(str(task.folder),)), **off)
+    own = Custom(demonstrations=(str(task.folder),))
+    data = dataclasses.replace(base.data.with_sources(own=own), only=("own",))
     with pytest.raises(
         ValueError, match="part 'how' is Discrete.100., which has 100 values .*--tokens.discrete-values"
     ):

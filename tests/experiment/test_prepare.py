@@ -11,10 +11,13 @@ from jax.tree import leaves
 from PIL import Image
 from rich.console import Console
 
+from generalist.config.data import DataConfig, mixed
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig, DataConfig, DocumentsConfig, EmojiConfig, ProseConfig
+from generalist.config.run import Config
 from generalist.data.files import DocumentError
-from generalist.experiment.prepare import check_documents, prepare
+from generalist.data.sources.documents import OwnDocuments
+from generalist.experiment.beforehand import check
+from generalist.experiment.prepare import prepare
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.pieces import Modality
 
@@ -26,7 +29,6 @@ def own(tmp_path: Path, **tokens: str) -> Config:
     Image.new("RGB", (20, 30), (200, 0, 0)).save(tmp_path / "red.png")
     page = {"content": ["look: ", {"image": "red.png"}, "a red photo", {"image": "red.png"}, " of a dog"]}
     (tmp_path / "own.jsonl").write_text("\n".join([json.dumps(page)] * 3 + ['{"text": "a photo of a cat"}'] * 3))
-    absent = ControlConfig(weight=0.0)
     base = debug()
     model = dataclasses.replace(
         base.model,
@@ -35,14 +37,8 @@ def own(tmp_path: Path, **tokens: str) -> Config:
     )
     data = DataConfig(
         folder=tmp_path / "data",
-        metaworld=absent,
-        babyai=absent,
-        atari=absent,
-        classic=absent,
-        fetch=absent,
-        emoji=EmojiConfig(weight=0.0),
-        prose=ProseConfig(weight=0.0),
-        documents=DocumentsConfig(weight=1.0, path=tmp_path / "own.jsonl"),
+        sources=mixed(documents=OwnDocuments(weight=1.0, path=tmp_path / "own.jsonl")),
+        only=("documents",),
         rows=2,
         length=64,
         images=8,
@@ -81,19 +77,19 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.bmp")
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:2000])
-    check_documents(config, console)
+    check(config, console)
     assert "'url' of 21 documents is not read" in shown.getvalue() and "7.bmp" not in shown.getvalue()
     whole = dataclasses.replace(config, data=dataclasses.replace(config.data, check=True))
-    check_documents(whole, console)
+    check(whole, console)
     assert "own.jsonl line 8: " in shown.getvalue() and "20 of 21 documents can be read" in shown.getvalue()
-    none = dataclasses.replace(whole.data.documents, unreadable=0.0)
-    strict = dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=none))
+    none = dataclasses.replace(whole.data.sources["documents"], unreadable=0.0)
+    strict = dataclasses.replace(whole, data=whole.data.with_sources(documents=none))
     with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
-        check_documents(strict, console)
+        check(strict, console)
     assert not config.folder.exists()
-    absent = dataclasses.replace(none, weight=0.0, path=None)
-    with pytest.raises(ValueError, match="data.check reads documents of one's own, and data.documents.path names none"):
-        check_documents(dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=absent)), console)
+    absent = dataclasses.replace(whole.data.with_sources(documents=OwnDocuments()), only=("prose",))
+    with pytest.raises(ValueError, match="data.check reads documents of your own, and no source names some"):
+        check(dataclasses.replace(whole, data=absent), console)
 
 
 def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

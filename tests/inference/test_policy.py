@@ -15,8 +15,9 @@ import pytest
 from flax import nnx
 
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig
+from generalist.config.run import Config
 from generalist.data.batch import Batch
+from generalist.data.sources.control import Classic
 from generalist.inference.decode import allow, confine, median
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -64,9 +65,7 @@ def make_generalist(
         model = dataclasses.replace(model, vision=vision)
     base = dataclasses.replace(base, tokens=tokens, model=model)
     encoder = load_encoder(base.model.vision.encoder, base.model.vision.size)
-    data = dataclasses.replace(
-        base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions, temperature=temperature)
-    )
+    data = base.data.with_sources(classic=Classic(steps=steps, hide_actions=hide_actions, temperature=temperature))
     config = dataclasses.replace(base, data=data)
     text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
     settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
@@ -74,7 +73,7 @@ def make_generalist(
         LAYOUT,
         SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
-        config.data.classic.acting,
+        config.data.suite_of(LAYOUT).acting,
     )
     tokenizers = Tokenizers(
         config=config,

@@ -109,9 +109,7 @@ class ControlSource(Source):
 
     def open_demonstrations(self, stored: Stored) -> dict[Task, EpisodeReader]:
         """See `Source.open_demonstrations`."""
-        return {
-            task: EpisodeReader(self.folder(task, stored), stored.cache, task.instruction) for task in self.task_list()
-        }
+        return {task: stored.reader(self.folder(task, stored), task.instruction) for task in self.task_list()}
 
     def open_corrections(self, stored: Stored) -> list[tuple[Task, EpisodeReader]]:
         """See `Source.open_corrections`."""
@@ -119,7 +117,7 @@ class ControlSource(Source):
             (task, dataset_folder(folder, task)) for folder in stored.corrections for task in self.task_list()
         ]  # fmt: skip
         found = [(task, place) for task, place in places if read_metadata(place) is not None]
-        return [(task, EpisodeReader(place, stored.cache, task.instruction)) for task, place in found]
+        return [(task, stored.reader(place, task.instruction)) for task, place in found]
 
     def texts(self, stored: Stored) -> Iterator[str]:
         """The instructions of episodes from all over each task's."""

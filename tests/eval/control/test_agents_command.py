@@ -9,8 +9,10 @@ from flax import nnx
 from rich.console import Console
 
 from generalist.cli.main import main
+from generalist.config.data import mixed
 from generalist.config.presets import debug
-from generalist.config.run import ControlConfig, EmojiConfig, ProseConfig
+from generalist.data.sources.control import Classic
+from generalist.data.sources.prose import Prose
 from generalist.eval.control.agents import parse_agent
 from generalist.eval.control.policies import Prompt
 from generalist.eval.results import file as report
@@ -25,17 +27,12 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fresh weights that know the inverted pendulums, with the recordings beside them."""
-    folder, none, base = tmp_path_factory.mktemp("agents"), ControlConfig(weight=0), debug()
+    folder, base = tmp_path_factory.mktemp("agents"), debug()
     data = dataclasses.replace(
         base.data,
         folder=folder / "data",
-        metaworld=none,
-        babyai=none,
-        atari=none,
-        fetch=none,
-        classic=ControlConfig(tasks="inverted*", episodes=2),
-        emoji=EmojiConfig(weight=0),
-        prose=ProseConfig(weight=0.1, megabytes=0.3),
+        sources=mixed(classic=Classic(tasks="inverted*", episodes=2), prose=Prose(weight=0.1, megabytes=0.3)),
+        only=("classic", "prose"),
     )
     config = dataclasses.replace(base, runs=folder / "runs", data=data)
     record_missing(config, QUIET)
@@ -84,8 +81,9 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
 def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(weights: Path, tmp_path: Path):
     """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
     known = Generalist.load(weights)
-    without = dataclasses.replace(known.config.data.classic, weight=0)
-    config = dataclasses.replace(known.config, data=dataclasses.replace(known.config.data, classic=without))
+    without = dataclasses.replace(known.config.data.sources["classic"], weight=0.0)
+    data = dataclasses.replace(known.config.data.with_sources(classic=without), only=("prose",))
+    config = dataclasses.replace(known.config, data=data)
     assert "classic" not in config.data.control()
     dataclasses.replace(known, config=config, tokenizers=dataclasses.replace(known.tokenizers, config=config)).save(
         tmp_path / "begun"
