@@ -30,8 +30,8 @@ from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.system.huge_pages import use_huge_pages
 from generalist.tokenizers.vocabulary import SPECIALS, Vocabulary
-from generalist.training.metrics import model_flops, peak_flops
-from generalist.training.step import make_trainer
+from generalist.training.flops import model_flops, peak_flops
+from generalist.training.token_trainer import make_trainer
 
 HEAD = 32
 VOCABULARY = 8192
