@@ -31,8 +31,8 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.system.huge_pages import use_huge_pages
 from generalist.system.processes import cores
 from generalist.tokenizers.vocabulary import SPECIALS, Vocabulary
-from generalist.training.metrics import model_flops, peak_flops
-from generalist.training.step import make_trainer
+from generalist.training.flops import model_flops, peak_flops
+from generalist.training.token_trainer import make_trainer
 
 HEAD = 32
 VOCABULARY = 8192

@@ -164,11 +164,11 @@ def debug() -> Config:
         tokens=TokenConfig(text_pieces=512),
         data=DataConfig(
             sources=mixed(
-                metaworld=MetaWorld(weight=1, tasks="reach", episodes=2, evaluation_episodes=1),
-                babyai=BabyAI(weight=1, tasks="GoToRedBall", episodes=4, steps=16, evaluation_episodes=2),
-                atari=Atari(weight=1, tasks="freeway", episodes=1, evaluation_episodes=1),
-                classic=Classic(weight=1, tasks="cartpole", episodes=2, evaluation_episodes=2),
-                fetch=Fetch(weight=1, tasks="reach", episodes=2, evaluation_episodes=1),
+                metaworld=MetaWorld(weight=1.0, tasks="reach", episodes=2, evaluation_episodes=1),
+                babyai=BabyAI(weight=1.0, tasks="GoToRedBall", episodes=4, steps=16, evaluation_episodes=2),
+                atari=Atari(weight=1.0, tasks="freeway", episodes=1, evaluation_episodes=1),
+                classic=Classic(weight=1.0, tasks="cartpole", episodes=2, evaluation_episodes=2),
+                fetch=Fetch(weight=1.0, tasks="reach", episodes=2, evaluation_episodes=1),
                 emoji=Emoji(naming_items=20),
                 prose=Prose(megabytes=0.3, evaluation_windows=8),
             ),

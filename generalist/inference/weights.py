@@ -26,7 +26,7 @@ from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.checkpoint import restore_params
 from generalist.training.sharding import flat
-from generalist.training.step import divided, united
+from generalist.training.state import divided, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder

@@ -40,7 +40,7 @@ def drawn(stream: Draw, count: int) -> list[int]:
     return [int(stream(number)[1].tokens[0]) for number in range(count)]
 
 
-def source(count: int) -> Source:
+def source(count: int) -> Opened:
     return Opened(name="numbers", weight=1.0, parts=[Numbers(count)])
 
 

@@ -87,7 +87,7 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
     with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
         check(strict, console)
     assert not config.folder.exists()
-    absent = dataclasses.replace(whole.data.with_sources(documents=OwnDocuments()), only=("prose",))
+    absent = dataclasses.replace(whole.data, sources=mixed(), only=("prose",))
     with pytest.raises(ValueError, match="data.check reads documents of your own, and no source names some"):
         check(dataclasses.replace(whole, data=absent), console)
 

@@ -13,8 +13,8 @@ from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.experiment.prepare import prepare
 from generalist.training.checkpoint import Checkpoints
-from generalist.training.loop import train
-from generalist.training.step import make_trainer
+from generalist.training.token_trainer import make_trainer
+from generalist.training.tokens import train
 
 
 @pytest.fixture(scope="module")
