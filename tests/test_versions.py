@@ -19,6 +19,7 @@ from generalist.config.presets import debug
 from generalist.config.versions import FORMAT
 from generalist.envs import recording
 from generalist.envs.registry import get
+from generalist.eval.run import parts
 from generalist.experiment.inherit import parse
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -145,3 +146,14 @@ def test_a_command_that_goes_on_changes_the_temperature(folder: Path):
         layouts = [Tokenizers.load(run, dataclasses.replace(stored, data=data)).layouts for data in (stored.data, warm)]
         assert [one[TASK].acting.temperature for one in layouts] == [0.5, 0.9]
         Tokenizers.load(run, stored).save(run)  # a run of today
+
+
+def test_what_was_played_at_another_temperature_is_played_again():
+    """Parts of an evaluation are kept by their settings."""
+    weights = Generalist.load(OLD / "weights")
+    (part,) = parts(weights)
+    layout = weights.layouts[TASK]
+    warm = dataclasses.replace(layout, acting=dataclasses.replace(layout.acting, temperature=0.9))
+    tokenizers = dataclasses.replace(weights.tokenizers, layouts={TASK: warm})
+    (again,) = parts(dataclasses.replace(weights, tokenizers=tokenizers))
+    assert part.settings != again.settings

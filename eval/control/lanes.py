@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.eval.results.scores import Estimate, bootstrap, domain, percent
+from generalist.eval.results.scores import bootstrap, domain, percent
 
 MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
 
@@ -317,8 +317,3 @@ def summarize(
         "note": "percent of the way from random (0) to expert (100); the mean over tasks of the mean over episodes; "
         "episodes are cut off after max_steps, in the reference scores as well",
     }
-
-
-def estimate(summary: Mapping[str, Any], name: str = "percent") -> Estimate:
-    """A number of a summary with its interval."""
-    return Estimate(**summary[name])

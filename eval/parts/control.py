@@ -115,7 +115,14 @@ def _job(generalist: "Generalist", suite: str, tasks: list[Task]) -> Job:
         return {"episodes": [dataclasses.asdict(episode) for episode in played], "clipped": notes["clipped"]}
 
     limits = {task.name: task.max_steps for task in tasks}
-    settings = {"max_steps": limits, "episodes": episodes, "first_seed": EVALUATION_SEED}
+    # The only setting of acting that a later command may change: what was played with another one is played again.
+    temperatures = {task.layout: generalist.layouts[task.layout].acting.temperature for task in tasks}
+    settings = {
+        "max_steps": limits,
+        "episodes": episodes,
+        "first_seed": EVALUATION_SEED,
+        "temperatures": temperatures,
+    }
     return Job(part=Control.name, key=suite, settings=settings, compute=compute)
 
 

@@ -33,6 +33,7 @@ from generalist.envs.custom import (
 from generalist.eval.control.agents import Demonstrations, parse_agent, play
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
+from generalist.run.named_weights import run_settings
 from generalist.run.tasks import record_missing
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +96,9 @@ def test_recorded_trained_and_evaluated(trained: Path):
 
 
 def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: Path):
-    stored = from_plain(Config, json.loads((trained / "runs/debug/config.json").read_text()))
+    stored = run_settings(trained / "runs/debug")
     assert stored.data.sources["own"].demonstrations == ("demos/beacon",)
-    Generalist.from_run(dataclasses.replace(stored, runs=trained / "runs")).save(tmp_path / "model")
+    Generalist.from_run(stored).save(tmp_path / "model")
     weights = Generalist.load(tmp_path / "model")  # the folder demos/beacon is not here
     assert not Path("demos/beacon").exists()
     env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, ["own/beacon"])
@@ -108,7 +109,7 @@ def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: 
 
 def test_demonstrations_serve_prompts_and_the_nearest_neighbour(trained: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(trained)
-    stored = from_plain(Config, json.loads(Path("runs/debug/config.json").read_text()))
+    stored = run_settings(Path("runs/debug"))
     weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.sources["own"].demonstrations)
     demonstrations = Demonstrations(weights)
     demonstrations.ensure([task], 1, Console(quiet=True))
@@ -209,6 +210,7 @@ def edit(folder: Path, **changes: Any) -> Path:
         ({"arguments": {"colour": 1}}, "does not take the arguments .'colour': 1"),
         ({"arguments": {"beacons": 4}}, "was recorded with the action space .*but beacon:Beacon-v0 now has"),
         ({"max_steps": "many"}, "task.json is damaged"),
+        ({"format": 2, "max_steps": "many"}, r"task\.json has format 2, but .*: update the package"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_said_before_anything(tmp_path: Path, changes: dict, message: str):

@@ -159,7 +159,7 @@ def test_a_run_of_another_kind_is_named(config: Config):
 def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_path: Path):
     weights = make_model("encoder")
     wide = dataclasses.replace(weights.config.model, remat="block")
-    weights = dataclasses.replace(weights, config=dataclasses.replace(weights.config, model=wide))
+    weights = weights.with_config(dataclasses.replace(weights.config, model=wide))
     weights.save(tmp_path / "weights")
     start = ("--training.start", str(tmp_path / "weights"))
     config = command(tmp_path, *start)
