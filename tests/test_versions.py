@@ -19,7 +19,7 @@ from generalist.config.presets import debug
 from generalist.config.versions import FORMAT
 from generalist.envs import recording
 from generalist.envs.registry import get
-from generalist.eval.run import parts
+from generalist.eval.parts.control import Control
 from generalist.experiment.inherit import parse
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -151,9 +151,9 @@ def test_a_command_that_goes_on_changes_the_temperature(folder: Path):
 def test_what_was_played_at_another_temperature_is_played_again():
     """Parts of an evaluation are kept by their settings."""
     weights = Generalist.load(OLD / "weights")
-    (part,) = parts(weights)
+    (part,) = Control().jobs(weights)
     layout = weights.layouts[TASK]
     warm = dataclasses.replace(layout, acting=dataclasses.replace(layout.acting, temperature=0.9))
     tokenizers = dataclasses.replace(weights.tokenizers, layouts={TASK: warm})
-    (again,) = parts(dataclasses.replace(weights, tokenizers=tokenizers))
+    (again,) = Control().jobs(dataclasses.replace(weights, tokenizers=tokenizers))
     assert part.settings != again.settings
