@@ -17,6 +17,7 @@ import numpy as np
 
 from generalist.config.run import Config
 from generalist.data.episodes import Episode, EpisodeReader, decode
+from generalist.data.spread import spread
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.part_rules import is_image
@@ -66,7 +67,7 @@ def fit_layout(
     Raises:
         ValueError: a part of a space does not fit the settings; the message names it.
     """
-    vocabulary = config.tokens.vocabulary()
+    vocabulary, acting = config.tokens.vocabulary(), config.data.suite_of(name).acting
     seen = functools.partial(
         SpaceTokenizer.from_space,
         observation,
@@ -81,12 +82,13 @@ def fit_layout(
     )
     done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
     if found is None:
-        return TaskLayout(name, seen(), done())
+        return TaskLayout(name, seen(), done(), acting)
     seen = functools.partial(seen, statistics=statistics(found))
     return TaskLayout(
         name,
         seen(codecs=better_codecs(seen(), found.observations)),
         done(codecs=better_codecs(done(), found.actions)),
+        acting,
     )
 
 
@@ -118,11 +120,6 @@ def sample(
     return Sample(observations=seen.joined(), actions=done.joined(), frames=frames)
 
 
-def spread(count: int, most: int) -> np.ndarray:
-    """Up to `most` of the numbers from 0 to `count` - 1, as even as can be: int64, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-
-
 class _Rows:
     """Every n-th value of each Box that is no image, n such that a sample stays small."""
 
@@ -143,7 +140,9 @@ class _Rows:
         """The next `steps` values, by key."""
         for key, kept in self._kept.items():
             every = self._every[key]
-            kept.append(np.array(columns[key][-self._passed % every :: every]))
+            values = np.array(columns[key][-self._passed % every :: every])
+            # Other tools may store another type than the environment's, which is what acting sees.
+            kept.append(values.astype(self._leaves[key].dtype) if values.dtype.kind == "f" else values)
         self._passed += steps
 
     def joined(self) -> dict[str, np.ndarray]:
@@ -180,9 +179,10 @@ def better_codecs(tokenizer: SpaceTokenizer, values: Mapping[str, np.ndarray]) -
     found: dict[str, Codec] = {}
     for part in tokenizer.parts:
         if isinstance(part, ContinuousPart) and part.key in values:
-            seen = values[part.key].reshape(-1, part.size).astype(np.float64)
+            seen, bins = values[part.key].reshape(-1, part.size).astype(np.float64), part.vocabulary.continuous
             if _is_lossy(part, part.codec, seen):
-                found[part.key] = Quantile.fit(seen, part.vocabulary.continuous)
+                few = all(2 * len(np.unique(column)) <= bins for column in seen.T)
+                found[part.key] = Quantile.of_values(seen) if few else Quantile.fit(seen, bins)
     return found
 
 
@@ -192,6 +192,8 @@ def _errors(codec: Codec, values: np.ndarray) -> np.ndarray:
 
 
 def _is_lossy(part: ContinuousPart, codec: Codec, values: np.ndarray) -> bool:
+    if np.dtype(part.dtype).kind != "f":  # what is decoded is rounded: two choices must not become one
+        return bool((_errors(codec, values) >= 0.5).any())
     off, deviation = _errors(codec, values).mean(axis=0), values.std(axis=0)
     width = np.array(part.high) - np.array(part.low)
     largest = np.abs(values).max(axis=0)
@@ -213,7 +215,7 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
             name = f"{layout.name}, {kind} part {part.key!r}"
             seen = values[part.key].reshape(-1, part.size).astype(np.float64)
             if isinstance(part, TensorPart):
-                cut = np.abs((seen - np.array(part.mean)) / np.array(part.std)) > CLIP
+                cut = np.abs((seen - np.array(part.mean, np.float64)) / np.array(part.std)) > CLIP
                 if cut.any():
                     lines.append(
                         f"{name}: {cut.mean():.2%} of its numbers are cut off, {CLIP:g} deviations from their mean"
@@ -226,10 +228,11 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
 def _codec_losses(name: str, part: ContinuousPart, seen: np.ndarray) -> list[str]:
     off = _errors(part.codec, seen)
     if isinstance(part.codec, Quantile):
-        spread_of = np.maximum(seen.std(axis=0), 1e-9)
+        varies = seen.std(axis=0) > 0
+        share = (off.mean(axis=0)[varies] / seen.std(axis=0)[varies]).max(initial=0.0)
         return [
             f"{name}: bins follow what was recorded, since equal ones would lose too much; they are off by "
-            f"{off.mean():.3g} in the mean ({(off.mean(axis=0) / spread_of).max():.1%} of a deviation), at most {off.max():.3g}"
+            f"{off.mean():.3g} in the mean ({share:.1%} of a deviation), at most {off.max():.3g}"
         ]
     if _is_lossy(part, part.codec, seen):
         return [

@@ -4,8 +4,8 @@ import os
 
 from rich.console import Console
 
-from generalist.config.plain import plain
 from generalist.config.run import Config
+from generalist.config.versions import to_stored
 from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.run.folder import RunSettings, check_same_settings, forget, forget_unless_measured
 from generalist.run.tasks import record_missing
@@ -107,7 +107,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
         text.save(config.folder / "text.model")
-        write_json(config.folder / "config.json", plain(config))
+        write_json(config.folder / "config.json", to_stored(config))
     else:
         text = TextTokenizer.load(config.folder / "text.model")
     try:

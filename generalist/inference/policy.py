@@ -52,17 +52,18 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
         raise ValueError(
             f"these weights know no layout {name!r}: they act in {', '.join(sorted(generalist.layouts))}; train with its tasks"
         )
-    layout, control = generalist.layouts[name], generalist.control(name)
+    layout = generalist.layouts[name]
+    acting = layout.acting
     if layout.observation.tokens_per_step is None or layout.action.tokens_per_step is None:
         raise ValueError(
             f"{name} has text in its observations or actions, whose length varies, but a step of the policy is of one length: "
             "give such text in the instruction"
         )
-    hidden = control.hide_actions > 0
     observed = layout.observation.stack([some_value(layout.observation.space)])
-    step = generalist.assembler.step(layout, observed, hide_actions=hidden)
+    step = generalist.assembler.step(layout, observed, hide_actions=acting.hide_actions)
     dimensions = layout.action.tokens_per_step
-    return StepShape(tuple(step.modality.tolist()), dimensions, control.steps, hidden, control.temperature)
+    modalities = tuple(step.modality.tolist())
+    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.temperature)
 
 
 def some_value(space: gym.Space) -> Any:
@@ -72,7 +73,7 @@ def some_value(space: gym.Space) -> Any:
 
 
 class ControlPolicy:
-    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the suite has a
+    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the layout has a
     temperature.
 
     Args:
@@ -84,6 +85,8 @@ class ControlPolicy:
     """
 
     def __init__(self, generalist: Weights, layouts: Sequences[str]):
+        if not layouts:
+            raise ValueError("a policy needs the name of a layout for each lane, got none")
         self.generalist, self.lanes = generalist, len(layouts)
         self._runs = [(name, len(list(run))) for name, run in itertools.groupby(layouts)]
         shapes = {name: shape_of(generalist, name) for name, _ in self._runs}
@@ -97,6 +100,7 @@ class ControlPolicy:
             np.broadcast_to(self._allowed(name), (count, self.shape.dimensions, generalist.vocabulary.size))
             for name, count in self._runs
         ]
+        self._begun: set[int] = set()
         self._choices = jnp.asarray(np.concatenate(allowed))
         observed = len(self.shape.modalities)
         self._window = StepWindow(
@@ -121,6 +125,20 @@ class ControlPolicy:
             prefixes: what stands before the first step: an instruction, or one with demonstrations (`Assembler.prefix`).
             seeds: of the episodes; what is drawn in one depends on nothing else.
         """
+        if not len(lanes) == len(prefixes) == len(seeds) or isinstance(prefixes, str):
+            raise ValueError(
+                f"reset needs as many prefixes and seeds as lanes, got {len(lanes)} lanes, {len(prefixes)} prefixes and "
+                f"{len(seeds)} seeds: give lists"
+            )
+        if len(set(lanes)) != len(lanes) or not all(lane in range(self.lanes) for lane in lanes):
+            raise ValueError(f"lanes must be different numbers from 0 to {self.lanes - 1}, got {list(lanes)}")
+        if wrong := [one for one in prefixes if not isinstance(one, str | Sequence)]:
+            raise ValueError(f"a prefix must be an instruction or what Assembler.prefix gives, got {wrong[0]!r:.60}")
+        if bad := [one for one in seeds if not isinstance(one, int | np.integer)]:
+            raise ValueError(f"the seed of an episode must be a whole number, got {bad[0]!r:.60}")
+        if not lanes:
+            return
+        self._begun.update(lanes)
         sequences = [self.generalist.assembler.instruction(one) if isinstance(one, str) else one for one in prefixes]
         self._window.start(lanes, sequences, seeds)
 
@@ -133,6 +151,8 @@ class ControlPolicy:
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
         layouts = (layout for layout, count in self._layouts() for _ in range(count))
+        if idle := [lane for lane, one in enumerate(observations) if one is not None and lane not in self._begun]:
+            raise ValueError(f"lane {idle[0]} acts before its first episode has begun: call reset")
         self._last = [
             old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)
@@ -157,6 +177,12 @@ class ControlPolicy:
         self._window.append(self._action(read[-1][0]), self._choices[:, -1:])  # context for the next step
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
+
+    @property
+    def observed(self) -> dict[str, tuple[int, int]]:
+        """Of the projected numbers observed so far, by layout: how many lay beyond what their statistics reach, and how many
+        there were."""
+        return {name: (cut, numbers) for name, (cut, numbers) in self._cut.items()}
 
     @property
     def cut_off(self) -> dict[str, float]:

@@ -63,9 +63,7 @@ class Program:
 
 def source_weights(config: Config) -> dict[str, float]:
     """The data's sources that take part, with their weights."""
-    others = {name: getattr(config.data, name) for name in ("emoji", "prose", "documents")}
-    weights = {name: float(source.weight) for name, source in (config.data.control() | others).items()}
-    return {name: weight for name, weight in weights.items() if weight > 0}
+    return {name: float(source.weight) for name, source in config.data.taking_part.items()}
 
 
 def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> TokenTrainer:

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from generalist.config.plain import from_plain
 from generalist.config.run import Config
+from generalist.config.versions import from_stored
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # what `Generalist.save` wrote, with a model card
 ENCODER_FOLDER = "encoder"  # of a folder of weights: the frozen encoder, where it came from a folder
@@ -17,7 +17,7 @@ def run_settings(folder: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no run in it.
-        ValueError: its settings are damaged.
+        ValueError: its settings are damaged, or of a newer format than this version reads.
     """
     path = folder / "config.json"
     try:
@@ -28,10 +28,7 @@ def run_settings(folder: Path) -> Config:
         raise ValueError(f"{path} is damaged ({error})") from error
     if isinstance(stored, dict) and "towers" in stored:
         raise ValueError(f"{folder} is a run of train.py contrastive, whose towers are no agent: name another run")
-    try:
-        config = from_plain(Config, stored)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    config = from_stored(Config, stored, path)
     return dataclasses.replace(config, runs=folder.resolve().parent, name=folder.resolve().name)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from generalist.system.progress import Progress
+from generalist.system.progress import Progress, TimeLeft
 
 
 def forget_later(path: Path, step: int) -> None:
@@ -52,7 +52,7 @@ class Metrics:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TimeLeft(),
             TextColumn("{task.fields[status]}"),
             console=console,
             refresh_per_second=2,

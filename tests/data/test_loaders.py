@@ -14,10 +14,13 @@ import psutil
 import pytest
 from rich.console import Console
 
+from generalist.config.data import mixed
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig, EmojiConfig, ProseConfig
+from generalist.config.run import Config
 from generalist.data.loaders import PLACES, LoadedBatches
 from generalist.data.packing import BatchIterator
+from generalist.data.sources.emoji import Emoji
+from generalist.data.sources.prose import Prose
 from generalist.experiment.prepare import open_streams, prepare
 from generalist.system.processes import WorkerError
 from generalist.training.metrics import Metrics
@@ -31,13 +34,11 @@ QUIET = Console(quiet=True)
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run on drawings, which come as frames, and prose, whose batches its own thread makes."""
     folder, base = tmp_path_factory.mktemp("loaders"), debug()
-    absent = dict.fromkeys(("metaworld", "babyai", "atari", "classic", "fetch"), ControlConfig(weight=0.0))
     data = dataclasses.replace(
         base.data,
-        **absent,
         folder=folder / "data",
-        emoji=EmojiConfig(weight=0.5),
-        prose=ProseConfig(weight=0.5, megabytes=0.5),
+        sources=mixed(emoji=Emoji(weight=0.5), prose=Prose(weight=0.5, megabytes=0.5)),
+        only=("emoji", "prose"),
         rows=8,
         length=32,
         frames=64,

@@ -20,8 +20,9 @@ from rich.console import Console
 from generalist.cli.main import main
 from generalist.config.plain import from_plain, plain
 from generalist.config.presets import debug
-from generalist.config.run import Config, OwnConfig
+from generalist.config.run import Config
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import (
     Demonstration,
     join_demonstrations,
@@ -32,12 +33,12 @@ from generalist.envs.custom import (
 from generalist.eval.control.agents import Demonstrations, parse_agent, play
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
+from generalist.run.named_weights import run_settings
 from generalist.run.tasks import record_missing
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-NO_OTHERS = "--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 "
-NO_OTHERS += "--data.classic.weight 0 --data.fetch.weight 0 --data.emoji.weight 0 --data.prose.weight 0"
+NO_OTHERS = "--data.only own"
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ def record(folder: Path, episodes: int = 4, **settings: Any) -> Any:
 def config(tmp_path: Path, *demonstrations: object) -> Config:
     """A run of nothing but environments of one's own."""
     base = debug()
-    suites = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
-    own = OwnConfig(demonstrations=tuple(map(str, demonstrations)))
-    return dataclasses.replace(base, runs=tmp_path, data=dataclasses.replace(base.data, own=own, **suites))
+    own = Custom(demonstrations=tuple(map(str, demonstrations)))
+    data = dataclasses.replace(base.data.with_sources(own=own), only=("own", "emoji", "prose"))
+    return dataclasses.replace(base, runs=tmp_path, data=data)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FIXTURES))
         record(folder / "demos" / "beacon", 30, noise=0.2)
-    steps = "--training.steps 60 --data.own.demonstrations demos/beacon --evaluation.own-episodes 4"
+    steps = "--training.steps 60 --data.own.demonstrations demos/beacon --data.own.evaluation-episodes 4"
     command = [sys.executable, str(ROOT / "train.py"), "debug", *NO_OTHERS.split(), *steps.split()]
     path = os.pathsep.join([str(FIXTURES), os.environ.get("PYTHONPATH", "")])
     one_device = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
@@ -95,9 +96,9 @@ def test_recorded_trained_and_evaluated(trained: Path):
 
 
 def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: Path):
-    stored = from_plain(Config, json.loads((trained / "runs/debug/config.json").read_text()))
-    assert stored.data.own.demonstrations == ("demos/beacon",)
-    Generalist.from_run(dataclasses.replace(stored, runs=trained / "runs")).save(tmp_path / "model")
+    stored = run_settings(trained / "runs/debug")
+    assert stored.data.sources["own"].demonstrations == ("demos/beacon",)
+    Generalist.from_run(stored).save(tmp_path / "model")
     weights = Generalist.load(tmp_path / "model")  # the folder demos/beacon is not here
     assert not Path("demos/beacon").exists()
     env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, ["own/beacon"])
@@ -108,8 +109,8 @@ def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: 
 
 def test_demonstrations_serve_prompts_and_the_nearest_neighbour(trained: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(trained)
-    stored = from_plain(Config, json.loads(Path("runs/debug/config.json").read_text()))
-    weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.own.demonstrations)
+    stored = run_settings(Path("runs/debug"))
+    weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.sources["own"].demonstrations)
     demonstrations = Demonstrations(weights)
     demonstrations.ensure([task], 1, Console(quiet=True))
     played, _ = play(weights, parse_agent("nearest"), [task], 1, demonstrations, workers=1)
@@ -209,6 +210,7 @@ def edit(folder: Path, **changes: Any) -> Path:
         ({"arguments": {"colour": 1}}, "does not take the arguments .'colour': 1"),
         ({"arguments": {"beacons": 4}}, "was recorded with the action space .*but beacon:Beacon-v0 now has"),
         ({"max_steps": "many"}, "task.json is damaged"),
+        ({"format": 2, "max_steps": "many"}, r"task\.json has format 2, but .*: update the package"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_said_before_anything(tmp_path: Path, changes: dict, message: str):
@@ -230,7 +232,7 @@ def test_a_folder_without_demonstrations_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no task matches 'own/x\*': data.own.demonstrations has own/beacon"):
         own_tasks([str(folder)], "x*")
     with pytest.raises(ValueError, match=r"data.own.episodes = 3"):
-        OwnConfig(episodes=3)
+        Custom(episodes=3)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,7 @@ def test_demonstrations_are_replaced_only_when_asked_and_only_whole(tmp_path: Pa
 
 KILLED = """
 import os, sys
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import record_demonstrations
 asked = []
 def policy(observation):
@@ -292,7 +295,7 @@ def test_a_killed_recording_is_not_taken_for_whole(tmp_path: Path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode == -9
     (left,) = tmp_path.iterdir()  # the first file is whole, the second was never written
-    assert left.name == ".beacon.recording" and len([*left.iterdir()]) == 1
+    assert left.name.startswith(".beacon.recording.") and len([*left.iterdir()]) == 1
     for half in (folder, left):
         with pytest.raises(FileNotFoundError, match="holds no data set"):
             own_tasks([str(half)])
@@ -317,3 +320,65 @@ def test_settings_with_folders_are_written_and_read(tmp_path: Path):
     assert plain(chosen)["data"]["own"]["demonstrations"] == ["a", "Id-v0=b"]
     with pytest.raises(ValueError, match=re.escape("data.own.demonstrations[1] must be of type str, got 3")):
         from_plain(Config, plain(chosen) | {"data": {"own": {"demonstrations": ["a", 3]}}})
+
+
+def test_what_appears_in_the_folder_meanwhile_stays(tmp_path: Path):
+    def late(observation: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "late").mkdir(exist_ok=True)
+        (tmp_path / "late" / "thesis.txt").write_text("x")
+        return name_it(observation)
+
+    with pytest.raises(FileExistsError, match="late exists already"):
+        record_demonstrations("beacon:Beacon-v0", late, folder=tmp_path / "late", episodes=1, instruction="name it")
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["thesis.txt"]
+    with pytest.raises(FileExistsError, match="exists already"):
+        record(tmp_path / "new" / "..")
+    assert (tmp_path / "late" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": None}, "the rewards are None: give a list"),
+        ({"rewards": {0: 1.0}}, "the rewards are .0: 1.0.: give a list"),
+        ({"rewards": [1e39] * 10}, "step 0: the reward is 1e.39: .* no larger than float32 holds"),
+        (
+            {"rewards": np.ma.masked_array(np.ones(10), np.eye(10)[0])},
+            "step 0: the reward is .*: it must be one number",
+        ),
+        ({"terminated": "no"}, "terminated is 'no': it must be True or False"),
+        ({"instruction": 5}, "the instruction must be a text, got 5"),
+        ({"instruction": "half \ud800"}, "half a character at 5"),
+    ],
+)
+def test_a_demonstration_that_does_not_fit_is_refused(tmp_path: Path, changes: dict, message: str):
+    env = gym.make("beacon:Beacon-v0")
+    seen = [env.reset(seed=index)[0] for index in range(10)]
+    whole = Demonstration(observations=seen, actions=[*map(name_it, seen)], rewards=np.ones(10))
+    with pytest.raises(ValueError, match=message) as error:
+        save_demonstrations(
+            "beacon:Beacon-v0", [dataclasses.replace(whole, **changes)], folder=tmp_path / "x", instruction="name it"
+        )
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match="has 10 decisions, but episodes of beacon:Beacon-v0 end after 5"):
+        save_demonstrations("beacon:Beacon-v0", whole, folder=tmp_path / "x", instruction="name it", max_steps=5)
+    with pytest.raises(ValueError, match="demonstrations must be Demonstration.*, got dict"):
+        save_demonstrations("beacon:Beacon-v0", [{}], folder=tmp_path / "x", instruction="name it")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"instruction": 5}, "the instruction must be a text, got 5"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number of at least 1, got 2.5"),
+        ({"noise": "a"}, "noise must be from 0 to 1, got a"),
+        ({"episodes": 2.0}, "episodes must be a whole number from 1"),
+        ({"arguments": {"told": (1, 2)}}, "arguments must be JSON values"),
+        ({"arguments": {"told": float("nan")}}, "arguments must be JSON values"),
+    ],
+)
+def test_arguments_of_a_recording_are_checked(tmp_path: Path, how: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        record_demonstrations(
+            "beacon:Beacon-v0", name_it, **{"folder": tmp_path / "x", "episodes": 1, "instruction": "name it"} | how
+        )

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from generalist.config.presets import debug
-from generalist.config.run import OwnConfig
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import Demonstration, own_tasks, record_demonstrations, save_demonstrations
 from generalist.experiment.beforehand import check
 from generalist.experiment.layout_fit import fit_layout, losses, sample
@@ -295,6 +295,17 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
     assert policy.cut_off == {}
     policy.act([np.float32([1000, 0, 0])])
     assert policy.cut_off == {name: 1 / 9}
+    for lanes, prefixes, seeds, message in (
+        ([1], ["go"], [0], "lanes must be different numbers from 0 to 0"),
+        ([0], "go", [0], "give lists"),
+        ([0], ["go"], [], "as many prefixes and seeds as lanes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.reset(lanes, prefixes, seeds)
+    with pytest.raises(ValueError, match="lane 0 acts before its first episode has begun"):
+        ControlPolicy(generalist, [name]).act([observation])
+    with pytest.raises(ValueError, match="needs the name of a layout for each lane"):
+        ControlPolicy(generalist, [])
     with pytest.raises(ValueError, match=f"{name}: the observation has shape .4,., but its space has"):
         policy.act([np.zeros(4, np.float32)])
     with pytest.raises(ValueError, match=f"{name}: the observation is nan at"):
@@ -306,8 +317,8 @@ def test_choices_without_ids_are_refused_before_anything_is_recorded(registered:
     played = [Demonstration(observations=[0], actions=[{"answer": 0, "how": 99}], rewards=[9])]
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go")
     base = debug()
-    off = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
-    data = dataclasses.replace(base.data, own=OwnConfig(demonstrations=(str(task.folder),)), **off)
+    own = Custom(demonstrations=(str(task.folder),))
+    data = dataclasses.replace(base.data.with_sources(own=own), only=("own",))
     with pytest.raises(
         ValueError, match="part 'how' is Discrete.100., which has 100 values .*--tokens.discrete-values"
     ):
@@ -341,15 +352,16 @@ def test_a_text_that_does_not_change_is_the_instruction(tmp_path: Path):
     env = gym.make(id)
     for seed in range(3):
         told.append(env.reset(seed=seed)[0]["mission"])
-    played = [
-        Demonstration(
-            observations=[{key: value for key, value in env.reset(seed=seed)[0].items() if key != "mission"}],
-            actions=[1],
-            rewards=[1.0],
-        )
-        for seed in range(3)
+    played = [Demonstration(observations=[env.reset(seed=seed)[0]], actions=[1], rewards=[1.0]) for seed in range(3)]
+    untold = [
+        dataclasses.replace(one, observations=[{key: one.observations[0][key] for key in ("image", "direction")}])
+        for one in played
     ]
+    with pytest.raises(ValueError, match="tells 'go to the .*' of its own, .* say in each Demonstration what was told"):
+        save_demonstrations(id, untold, folder=tmp_path / "x", instruction="go", max_steps=5)
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go", max_steps=5)
     made = own_tasks([str(task.folder)])[0].make()
     assert [made.reset(seed=seed)[1]["instruction"] for seed in range(3)] == told
+    reader = EpisodeReader(task.folder, EpisodeCache(1))
+    assert [reader[seed].instruction for seed in range(3)] == told
     assert "mission" not in made.observation_space.spaces
