@@ -82,7 +82,7 @@ def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(we
     """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
     known = Generalist.load(weights)
     without = dataclasses.replace(known.config.data.sources["classic"], weight=0.0)
-    data = dataclasses.replace(known.config.data.with_sources(classic=without), only=("prose",))
+    data = dataclasses.replace(known.config.data, only=("prose",)).with_sources(classic=without)
     config = dataclasses.replace(known.config, data=data)
     assert "classic" not in config.data.control()
     known.with_config(config).save(tmp_path / "begun")
