@@ -6,6 +6,7 @@ from pathlib import Path
 
 from generalist.config.plain import from_plain
 from generalist.config.run import Config
+from generalist.run.folder import missing_run
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # what `Generalist.save` wrote, with a model card
 ENCODER_FOLDER = "encoder"  # of a folder of weights: the frozen encoder, where it came from a folder
@@ -23,7 +24,7 @@ def run_settings(folder: Path) -> Config:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
+        raise missing_run(folder) from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if isinstance(stored, dict) and "towers" in stored:

@@ -8,6 +8,7 @@ from pathlib import Path
 from generalist.config.plain import plain
 from generalist.config.run import Config
 from generalist.model.config import ModelSpec
+from generalist.run.folder import missing_run
 from generalist.system.files import write_json
 from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
@@ -87,7 +88,7 @@ class Tokenizers:
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
+            raise missing_run(folder) from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{folder / 'tokenizers.json'} is damaged ({type(error).__name__}: {error}): "
