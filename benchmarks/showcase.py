@@ -34,6 +34,7 @@ TASKS = {
     "fetch/pick-and-place": 1,
     "classic/lunar-lander": 5,
 }
+DOMAINS = {"metaworld": "Meta-World", "babyai": "BabyAI", "atari": "Atari", "fetch": "Fetch", "classic": "Box2D"}
 DRAWINGS = (("1f3c2", QUESTION), ("1f6b5", CAPTION), ("1f44e", CAPTION), ("1f408", QUESTION))  # the last one's name is wrong
 FRAMES, FPS = 64, 8.0  # of one round
 SIDE, STRIP, COLUMNS = 208, 40, 3  # pixels of a panel's picture and of the text below it; panels in a row
@@ -74,7 +75,8 @@ def played(generalist: Generalist, name: str, every: int, console: Console) -> l
 
 
 def _status(name: str, moment: Moment) -> str:
-    return f"{name}  {moment.step}" + ("" if moment.score is None else "  done")
+    domain = DOMAINS[name.partition("/")[0]]
+    return f"{domain}, step {moment.step}" + ("" if moment.score is None else ", done")
 
 
 def named(generalist: Generalist, console: Console) -> list[np.ndarray]:
@@ -112,7 +114,7 @@ def panel(picture: Image.Image, instruction: str, status: str, *, answer_colour:
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     for row, (text, colour) in enumerate(((instruction, TEXT), (status, (255, 205, 90) if answer_colour else STATUS))):
-        draw.text((6, SIDE + 4 + 17 * row), text, colour, ImageFont.load_default(12))
+        draw.text((4, SIDE + 4 + 17 * row), text, colour, ImageFont.load_default(11))
     return np.asarray(canvas)
 
 
