@@ -35,7 +35,12 @@ TASKS = {
     "classic/lunar-lander": 5,
 }
 DOMAINS = {"metaworld": "Meta-World", "babyai": "BabyAI", "atari": "Atari", "fetch": "Fetch", "classic": "Box2D"}
-DRAWINGS = (("1f3c2", QUESTION), ("1f6b5", CAPTION), ("1f44e", CAPTION), ("1f408", QUESTION))  # the last one's name is wrong
+DRAWINGS = (
+    ("1f3c2", QUESTION),
+    ("1f6b5", CAPTION),
+    ("1f44e", CAPTION),
+    ("1f408", QUESTION),
+)  # the last one's name is wrong
 FRAMES, FPS = 64, 8.0  # of one round
 SIDE, STRIP, COLUMNS = 208, 40, 3  # pixels of a panel's picture and of the text below it; panels in a row
 BYTES = 1_000_000
@@ -88,7 +93,9 @@ def named(generalist: Generalist, console: Console) -> list[np.ndarray]:
         drawing = by_code[code]
         answer = generalist.prompt([drawing.path, asked]).strip()
         console.print(f"{drawing.name}: {asked} {answer}", highlight=False)
-        image = fitted(np.asarray(Image.fromarray(drawing.image()).resize((160, 160), Image.Resampling.LANCZOS)), (255,) * 3)
+        image = fitted(
+            np.asarray(Image.fromarray(drawing.image()).resize((160, 160), Image.Resampling.LANCZOS)), (255,) * 3
+        )
         for number in range(share):
             # Written in the first half of its time, to be read in the second.
             letters = round(min(1.0, 2 * number / share) * len(answer))

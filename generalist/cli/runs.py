@@ -14,8 +14,8 @@ from generalist.config.plain import plain
 from generalist.config.presets import PRESETS
 from generalist.run.folder import flatten
 
-DESCRIPTION = """Lists the runs in a folder: the preset each is nearest to, the step of its last checkpoint, and the headline of its
-evaluation. Reads only small files and loads no weights."""
+DESCRIPTION = """Lists the runs in a folder: the preset each is nearest to, the step of its last checkpoint, and the headline of
+its evaluation. Reads only small files and loads no weights."""
 HALF = 50  # percent of the expert, above which a task counts in the headline
 PLACES = ("name", "runs")  # settings that say where a run is, not what it is
 
