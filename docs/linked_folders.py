@@ -1,7 +1,7 @@
 """Shows mkdocstrings the folders that are linked into `generalist/`.
 
-`tokenizers/`, `envs/` and `eval/` have no `__init__.py` (docs/architecture.md says why), and Griffe leaves out such folders within
-a package. They are added as empty modules before it looks for what is in them.
+`tokenizers/`, `envs/` and `eval/` have no `__init__.py` (docs/architecture.md says why), and Griffe leaves such folders of a
+package out. They are added as empty modules before it looks for what is in them.
 """
 
 from typing import Any

@@ -27,7 +27,13 @@ class Border(gym.Wrapper):
         Raises:
             ValueError: the observation is not of its space; the message names the part.
         """
-        observation, info = self._pair(self.env.reset(seed=seed, options=options))
+        try:
+            result = self.env.reset(seed=seed, options=options)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ValueError(f"{self._name}: reset must take seed and options, as Gymnasium asks ({error})") from error
+        observation, info = self._pair(result)
         told = info.get("instruction", "")
         if not isinstance(told, str):
             raise ValueError(f'{self._name}: info["instruction"] of reset is {told!r:.80}: it must be a text')
@@ -39,7 +45,13 @@ class Border(gym.Wrapper):
         Raises:
             ValueError: the observation is not of its space, the reward is no finite number, or an end is no flag.
         """
-        observation, reward, terminated, truncated, info = self.env.step(copied(action))
+        result = self.env.step(copied(action))
+        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], Mapping):
+            raise ValueError(
+                f"{self._name}: step() must return observation, reward, terminated, truncated and a dictionary of information, "
+                "as Gymnasium asks"
+            )
+        observation, reward, terminated, truncated, info = result
         return (
             self._observed(observation),
             checked_reward(reward, f"{self._name}: the reward"),

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 import gymnasium as gym
-from rich.console import Console
+
+from generalist.system.console import note
 
 # Tries the modules in turn, in a process that has imported Gymnasium alone: prints the first after which the id is known.
 _TRY = """
@@ -34,12 +35,9 @@ def importable_id(id: str) -> str:
         return id
     found = None if module == "__main__" else _registering(id, [module.partition(".")[0], module])
     if found is None:
-        Console(stderr=True).print(
-            f"note: no module that can be imported registers {id}, so other processes can't make it: to evaluate it with the "
-            f"weights, put its class and gymnasium.register into a module, and name it module:{id}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        note(
+            f"no module that can be imported registers {id}, so other processes can't make it, those of training and evaluation "
+            f"among them: put its class and gymnasium.register into a module, and name the folder module:{id}=FOLDER"
         )
     return f"{found}:{id}" if found else id
 

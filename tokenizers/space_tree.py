@@ -13,7 +13,7 @@ def leaves_of(space: gym.Space, path: Path) -> Iterator[tuple[Path, gym.Space]]:
     """Leaves in key order: a Dict's keys as texts, a Tuple's indices as numbers."""
     if isinstance(space, gym.spaces.Dict):
         for key in space.spaces:
-            if not isinstance(key, str) or "/" in key:
+            if not isinstance(key, str) or "/" in key or key != key.encode(errors="replace").decode():
                 raise ValueError(f'the key {key!r} of {space} must be a text without "/": rename it in a wrapper')
         for key in sorted(space.spaces):
             yield from leaves_of(space.spaces[key], (*path, key))

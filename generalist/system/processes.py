@@ -53,6 +53,17 @@ def _without_main() -> Iterator[None]:
         vars(main).update(hidden)
 
 
+def is_running(process: str) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
