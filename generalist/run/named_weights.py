@@ -50,8 +50,8 @@ def weights_folder(name: Path | str | None) -> Path:
         run = Path("runs") / folder
         near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
-            f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket, or "
-            f"`{SHIPPED_NAME}`"
+            f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket "
+            f"(`generalist runs` lists them), or `{SHIPPED_NAME}`"
         )
     return folder
 
