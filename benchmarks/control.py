@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.config.presets import PRESETS, debug
-from generalist.config.run import Config, ControlConfig, EmojiConfig, ProseConfig
+from generalist.config.run import Config
 from generalist.data.batch import Batch
+from generalist.data.source import KINDS
+from generalist.data.sources.prose import Prose
 from generalist.envs.pool import Act, EnvPool, Start
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED
@@ -42,13 +44,13 @@ WINDOWS = {"metaworld": 8, "babyai": 96, "atari": 16}
 
 def settings(folder: Path, model: ModelConfig) -> Config:
     """One task a suite, windows as in `pocket_long`, whose weights ship."""
-    base, none = debug(), ControlConfig(weight=0)
+    base = debug()
     suites = {
-        suite: ControlConfig(tasks=name.partition("/")[2], episodes=2, steps=WINDOWS[suite])
+        suite: KINDS[suite](tasks=name.partition("/")[2], episodes=2, steps=WINDOWS[suite])  # type: ignore[call-arg]
         for suite, name in TASKS.items()
     }
-    prose, emoji = ProseConfig(megabytes=0.3), EmojiConfig(weight=0)
-    data = dataclasses.replace(base.data, folder=folder, **suites, classic=none, fetch=none, prose=prose, emoji=emoji)
+    sources = base.data.with_sources(**suites, prose=Prose(megabytes=0.3))
+    data = dataclasses.replace(sources, folder=folder, only=(*suites, "prose"))
     return dataclasses.replace(base, runs=folder / "runs", data=data, model=model)
 
 
@@ -60,7 +62,7 @@ def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
     params = nnx.to_pure_dict(params)
     console.print(f"{count_parameters(params) / 1e6:.2f} M parameters on {jax.devices()[0]}", highlight=False)
-    return Generalist(config, tokenizers, graph, params, 0)
+    return Generalist(tokenizers, graph, params, 0)
 
 
 class Playing:

@@ -22,7 +22,7 @@ from generalist.model.attend import Packed, attend_packed, masked_attention
 from generalist.plan.memory import arithmetic, with_rows
 from generalist.plan.program import make_planned_trainer
 from generalist.run.shapes import without_data
-from generalist.training.metrics import model_flops, peak_flops
+from generalist.training.flops import model_flops, peak_flops
 from train import make_batch  # benchmarks/train.py, beside this file
 
 ROWS, HEADS, KV_HEADS, SIZE = 8, 8, 4, 64

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 ROOT = Path(__file__).parent.parent
 SETTINGS = """--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 --data.classic.weight 0 --data.fetch.weight 0
     --data.frames 16
-    --training.checkpoint-every 3 --training.log-every 1 --evaluation.naming-items 2 --evaluation.prose-windows 1"""
+    --training.checkpoint-every 3 --training.log-every 1 --data.emoji.naming-items 2 --data.prose.evaluation-windows 1"""
 
 
 def main() -> None:

@@ -25,10 +25,7 @@ PATHS = {
     "patches+encoder": f"--tokens.images patches+encoder --tokens.documents patches+encoder {LONG} {ENCODER} --data.images 128 "
     "--data.row-images 32",
 }
-ONLY = (
-    "--data.metaworld.weight 0 --data.babyai.weight 0 --data.classic.weight 0 --data.fetch.weight 0 --data.prose.weight 0 "
-    "--data.emoji.weight 0.5 --data.atari.weight 0.5"
-)
+ONLY = "--data.only atari emoji --data.emoji.weight 0.5 --data.atari.weight 0.5"
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from generalist.envs.registry import get
 from generalist.eval.control.lanes import Episode, summarize
 from generalist.eval.results import file as report
 from generalist.eval.results.scores import Estimate
-from generalist.system.files import write_json
 
 
 def rescored(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def rescored(summary: Mapping[str, Any]) -> dict[str, Any]:
         for task in listed
         for one in summary["tasks"][task.name]["episodes"]
     ]
-    return summarize(listed, played)
+    return summarize(listed, played, summary.get("clipped"))
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
                 control[suite] = rescored(before)
                 percents = [str(Estimate(**one["percent"])) for one in (before, control[suite])]
                 print(f"{path}: {agent}, {suite}: {' to '.join(dict.fromkeys(percents))}")
-        write_json(path, results)
+        report.save(path, results)  # with a new digest: the old one is of the scores before
 
 
 if __name__ == "__main__":

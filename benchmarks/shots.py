@@ -66,8 +66,7 @@ def main() -> None:
     generalist = load_weights(arguments, console)
     if arguments.shots * 6 >= generalist.config.data.length:  # what an image and its name take
         data = dataclasses.replace(generalist.config.data, length=8 * arguments.shots)
-        config = dataclasses.replace(generalist.config, data=data)
-        generalist = dataclasses.replace(generalist, config=config)
+        generalist = generalist.with_config(dataclasses.replace(generalist.config, data=data))
         console.print(f"the context is {data.length} positions here, which these weights were not trained on")
     console.print(f"{arguments.shots} shots, {arguments.rounds} rounds, on {jax.devices()[0]}", highlight=False)
     for way, (first, second) in measure(generalist, arguments.shots, arguments.rounds).items():

@@ -29,9 +29,10 @@ from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.system.huge_pages import use_huge_pages
+from generalist.system.processes import cores
 from generalist.tokenizers.vocabulary import SPECIALS, Vocabulary
-from generalist.training.metrics import model_flops, peak_flops
-from generalist.training.step import make_trainer
+from generalist.training.flops import model_flops, peak_flops
+from generalist.training.token_trainer import make_trainer
 
 HEAD = 32
 VOCABULARY = 8192
@@ -226,7 +227,7 @@ def torch_step(config: ModelConfig, training: TrainingConfig, batch: Batch) -> C
         from torch.nn import functional
     except ImportError as error:
         raise SystemExit("--torch needs PyTorch: pip install torch") from error
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     torch.manual_seed(0)
     width, inner, heads, size = config.width, config.heads * config.head_size, config.heads, config.head_size
 

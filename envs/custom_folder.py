@@ -18,6 +18,7 @@ from rich.console import Console
 from generalist.envs import rlds
 from generalist.envs.custom_task import (
     DESCRIPTION,
+    FORMAT,
     OwnTask,
     describe_spaces,
     make_env,
@@ -33,7 +34,6 @@ from generalist.system.processes import is_running
 from generalist.system.progress import counting
 from generalist.tokenizers.space_values import check_text
 
-FORMAT = 1
 RANDOM_EPISODES = 30  # for the lower end of every percentage
 EPISODES_A_FILE = 50
 

@@ -19,10 +19,13 @@ import numpy as np
 from generalist.envs.rlds import Spaces
 from generalist.envs.task import Policy, Task
 from generalist.envs.told import with_told
+from generalist.system.versions import FormatError, stored_format
 from generalist.tokenizers.learnable import check_learnable
 from generalist.tokenizers.space_json import space_to_json
 
 DESCRIPTION = "task.json"
+FORMAT = 1
+"""Of what task.json says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,22 +143,27 @@ def described_task(folder: Path, id: str | None = None) -> OwnTask:
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: it is not described, or is of another id.
+        ValueError: it is not described, is of another id, or of a newer format than this version reads.
     """
     if not (folder / "dataset_info.json").exists():
         raise FileNotFoundError(
             f"{folder} holds no data set: record one with generalist.envs.own.record_demonstrations, or give the folder with "
             "dataset_info.json in it"
         )
+    path = folder / DESCRIPTION
     try:
-        task = own_task(folder, json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+        description = json.loads(path.read_text(encoding="utf-8"))
+        stored_format(description, FORMAT, path)
+        task = own_task(folder, description)
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} does not say which environment it is of: give it as ID={folder}, with the Gymnasium id"
         ) from error
+    except FormatError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}): record the demonstrations again"
+            f"{path} is damaged ({type(error).__name__}: {error}): record the demonstrations again"
         ) from error
     if id is None or id == task.id:
         return task

@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from generalist.envs import rlds
 from generalist.envs.episodes import Episode, environment, play_expert
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.system.processes import run_jobs
-from generalist.system.progress import Progress
+from generalist.system.progress import Progress, TimeLeft
 
-FORMAT = 2  # raise it when the same settings give other data
 CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
+NAMED = 5  # tasks in a line; the rest is a number
 TRIES = 4  # seeds a wanted episode, where failures are left out
 PACKAGES = {
     "metaworld": ("metaworld", "mujoco"),
@@ -81,6 +81,18 @@ def record(
         )
     if not missing:
         return
+    if anew := [
+        task.name
+        for task in missing
+        if any(_is_outdated(place, task, seed) for place in (places[task.name], rlds.dataset_folder(folder, task)))
+    ]:
+        others = f" and {len(anew) - NAMED} more" if len(anew) > NAMED else ""
+        console.print(
+            f"recorded anew, since what is there is of other package versions or an older format: "
+            f"{', '.join(anew[:NAMED])}{others}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for task in {task.suite: task for task in missing}.values():
         task.make().close()  # a missing package is said before any worker starts
     plans = {task.name: chunks(task, places[task.name], episodes[task.name], seed) for task in missing}
@@ -122,18 +134,29 @@ def _run(
     settings: Mapping[str, str],
 ) -> None:
     """Plays all chunks; a task whose last chunk is in becomes a data set at once."""
-    columns = (TextColumn("recording {task.fields[name]:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("recording {task.fields[name]:<28}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[done]}"),
+    )
+    times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeLeft())
+    # An episode of one task takes a thousand times as long as another's: the bar and the time left go by the seconds that each
+    # task's episodes are known to take.
+    seconds = {name: get(name).seconds for name in plans}
+    total, played = sum(chunk.episodes for chunk in jobs), 0
     done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in plans}
     with Progress(*columns, *times, console=console, refresh_per_second=2) as progress:
-        bar = progress.add_task("recording", total=sum(chunk.episodes for chunk in jobs), name="starting workers")
+        expected = sum(chunk.episodes * seconds[chunk.task] for chunk in jobs)
+        bar = progress.add_task("recording", total=expected, name="starting workers", done=f"0/{total}")
         for chunk, result in run_jobs(play_chunk, jobs, workers=workers):
             done[chunk.task][chunk.first_seed] = result
-            progress.update(bar, advance=chunk.episodes, name=chunk.task)
+            played += chunk.episodes
+            advance = chunk.episodes * seconds[chunk.task]
+            progress.update(bar, advance=advance, name=chunk.task, done=f"{played}/{total}")
             if len(done[chunk.task]) == len(plans[chunk.task]):
                 ordered = [done[chunk.task][planned.first_seed] for planned in plans[chunk.task]]
                 finish(get(chunk.task), places[chunk.task], ordered, settings[chunk.task])
-        progress.update(bar, name=f"{len(plans)} tasks")
+        progress.update(bar, completed=expected, name=f"{len(plans)} tasks")  # sums of fractions may end just below
 
 
 def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:
@@ -239,10 +262,15 @@ def working_folder(place: Path) -> Path:
 
 def _remove_outdated(former: Path, task: Task, seed: int) -> None:
     """Removes what an earlier version left as a task's only recording, if it is of other versions or settings than today's."""
-    metadata = rlds.read_metadata(former) or {}
-    recorded = metadata.get("fingerprint")  # which other data sets have not
-    if recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed):
+    if _is_outdated(former, task, seed):
         shutil.rmtree(former)
+
+
+def _is_outdated(place: Path, task: Task, seed: int) -> bool:
+    """Whether a recording is there that today's versions and settings would make otherwise."""
+    metadata = rlds.read_metadata(place) or {}
+    recorded = metadata.get("fingerprint")  # which other data sets have not
+    return recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed)
 
 
 def fingerprint(task: Task, episodes: int, seed: int) -> str:
@@ -252,7 +280,7 @@ def fingerprint(task: Task, episodes: int, seed: int) -> str:
             name: getattr(task, name)
             for name in ("name", "record_steps", "max_steps", "noise", "noisy_share", "instruction")
         },
-        **{"episodes": episodes, "seed": seed, "format": FORMAT, "versions": versions(task)},
+        **{"episodes": episodes, "seed": seed, "format": rlds.FORMAT, "versions": versions(task)},
         **({"revision": task.revision} if task.revision else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

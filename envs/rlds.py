@@ -24,8 +24,11 @@ from PIL import Image
 
 from generalist.envs.episodes import Episode
 from generalist.envs.task import Task
+from generalist.system.versions import stored_format
 
 VERSION = "1.0.0"
+FORMAT = 2
+"""Of recordings. Raise it when files are laid out otherwise, or when the same settings give other data."""
 Spaces = tuple[gym.Space, gym.Space]
 """What is observed and what is done."""
 PNG_LEVEL = 1  # a third of the time of the usual level, for files a few percent larger
@@ -222,7 +225,7 @@ def write_dataset_files(
         task: what was recorded.
         spaces: what it observes and does.
         shards: (episodes, bytes) of each file.
-        metadata: kept as metadata.json.
+        metadata: kept as metadata.json, with the format's number.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import file_adapters
@@ -234,7 +237,7 @@ def write_dataset_files(
         builder=identity,
         features=features(spaces),
         description=f"{task.name}: {task.instruction}. Episodes of an expert.",
-        metadata=tfds.core.MetadataDict(metadata),
+        metadata=tfds.core.MetadataDict({"format": FORMAT, **metadata}),
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     template = tfds.core.ShardedFileTemplate(
@@ -251,9 +254,16 @@ def write_dataset_files(
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata of a data set folder; None if there is no whole one."""
+    """The metadata of a data set folder; None if there is no whole one.
+
+    Raises:
+        FormatError: it was recorded in a newer format than this version reads.
+    """
+    path = folder / "metadata.json"
     try:
         (folder / "dataset_info.json").stat()
-        return json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    stored_format(metadata, FORMAT, path)
+    return metadata

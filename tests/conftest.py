@@ -72,4 +72,4 @@ def model(images: str = "frame") -> Any:
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
         params["visual"]["gated"]["attention_gate"] += 1.0
-    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
+    return Generalist(tokenizers, graph, params, 0, encoder=encoder)

@@ -33,11 +33,9 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 SHELL = ("", "sh", "bash", "console")  # languages of blocks that hold commands; others are `text`, `json`, ...
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MIXTURE = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`((?:uv run|generalist|train\.py|python benchmarks/\w+\.py) [^`\n]+)`")
 PATTERN = re.compile(r"\.\.\.|…|SUITE|PRESET")  # many commands in one
-
-# Settings that `generalist.config` is about to have; empty once it has them.
-COMING = {"data.only", "data.mixture"} - {f"data.{one.name}" for one in dataclasses.fields(preset("debug").data)}
 
 # What is run here, in an empty folder that has the run `pocket`: the command, and what it prints.
 RUN = {
@@ -125,10 +123,11 @@ class Parsed(Exception):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with what the commands name: the run `pocket`, with the settings of the shipped weights."""
+    """An empty folder with what the commands name: the run `pocket`, with the settings of the shipped weights, and a mixture."""
     (tmp_path / "runs/pocket").mkdir(parents=True)
     for name in ("config.json", "tokenizers.json"):
         shutil.copy(SHIPPED / name, tmp_path / "runs/pocket" / name)
+    (tmp_path / "mixture.yaml").write_text(MIXTURE.findall((ROOT / "docs/mixture.md").read_text(encoding="utf-8"))[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -143,8 +142,6 @@ def test_a_command_is_run_or_marked_and_its_arguments_exist(
     words = command.words
     known = shlex.join(words) in {shlex.join(shlex.split(one)) for one in RUN | RUN_SLOWLY}
     assert known or is_name(words) or any(re.search(one, command.line) for one in ONLY_PARSED), "run it, or say why not"
-    if COMING & {word.removeprefix("--") for word in words}:
-        pytest.skip("generalist.config does not have the setting yet")
     monkeypatch.setattr(sys, "argv", words)
     if words[0] == "train.py":
         parse_training(words[1:])
@@ -261,7 +258,7 @@ def test_settings_in_the_text_exist():
     for page in PAGES:
         for name in re.findall(rf"--((?:{sections})\.[\w.-]*[\w])", page.read_text(encoding="utf-8")):
             meant = name.replace("SUITE", "babyai").replace(".no-", ".").replace("_", "-")
-            assert meant in known | COMING, f"{page}: there is no setting --{name}"
+            assert meant in known, f"{page}: there is no setting --{name}"
 
 
 def test_files_in_the_text_and_in_reasons_exist():

@@ -85,7 +85,7 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     begun = ["debug", "--name", "more", "--training.start", "runs/debug", "--training.steps", "1"]
     begun += ["--training.learning-rate", "1e-9"]
     others = [f"--data.{suite}.weight=0" for suite in ("metaworld", "atari", "fetch", "emoji", "prose")]
-    few = ["--evaluation.babyai-episodes", "1", "--evaluation.classic-episodes", "1"]
+    few = ["--data.babyai.evaluation-episodes", "1", "--data.classic.evaluation-episodes", "1"]
     done = train(folder, *begun, *others, *few, "--data.classic.tasks", "acrobot")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     before, after = Generalist.load(out), Generalist.from_run(named_weights.run_settings(folder / "runs/more"))
@@ -161,5 +161,5 @@ def test_other_settings_for_the_same_run_are_refused(trained: tuple[Path, str]):
 def test_help_shows_every_setting(tmp_path: Path):
     done = train(tmp_path, "--help")
     assert done.returncode == 0
-    for setting in ("--training.steps", "--data.metaworld.weight", "--model.width", "--evaluation.naming-choices"):
+    for setting in ("--training.steps", "--data.metaworld.weight", "--model.width", "--data.emoji.naming-choices"):
         assert setting in done.stdout

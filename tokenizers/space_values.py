@@ -53,18 +53,6 @@ def checked(space: gym.Space, value: Any, what: str, *, bounded: bool = False, e
         raise ValueError(refused.message(what)) from None
 
 
-def check_columns(space: gym.Space, values: np.ndarray, what: str) -> None:
-    """Whether an array (T, ...) holds T values of a space without parts, as `checked` checks one.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        _leaf(space, values, (len(values),), bounded=False)
-    except _Refused as refused:
-        raise ValueError(refused.message(what)) from None
-
-
 def checked_reward(value: Any, what: str) -> float:
     """A reward as a number; an array of one number counts as that number.
 

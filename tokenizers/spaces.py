@@ -19,6 +19,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.continuous import Codec, codec_from_json
 from generalist.tokenizers.part_rules import Learned, Rules, make_parts, projection_size
 from generalist.tokenizers.parts import ContinuousPart, FramePart, Part, Path, TensorPart, TextPart
@@ -284,6 +285,8 @@ class TaskLayout:
     name: str
     observation: SpaceTokenizer
     action: SpaceTokenizer
+    acting: Acting = Acting()
+    """How the weights that know it act in it."""
 
     def __post_init__(self) -> None:
         for part in self.action.parts:
@@ -299,11 +302,22 @@ class TaskLayout:
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {"name": self.name, "observation": self.observation.to_json(), "action": self.action.to_json()}
+        return {
+            "name": self.name,
+            "observation": self.observation.to_json(),
+            "action": self.action.to_json(),
+            "acting": self.acting.to_json(),
+        }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], text: TextTokenizer | None = None) -> "TaskLayout":
+    def from_json(
+        cls, data: Mapping[str, Any], text: TextTokenizer | None = None, acting: Acting | None = None
+    ) -> "TaskLayout":
         """The layout that `to_json` described.
+
+        Args:
+            text: needed if one of its spaces has a Text.
+            acting: for a description from before layouts carried it; None: the description must have it.
 
         Raises:
             ValueError: the description is damaged.
@@ -311,13 +325,14 @@ class TaskLayout:
         name = data.get("name") if isinstance(data, Mapping) else None
         try:
             observation, action = (SpaceTokenizer.from_json(data[key], text) for key in ("observation", "action"))
+            acting = acting or Acting.from_json(data["acting"])
             if not isinstance(name, str):
                 raise ValueError("it has no name")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the task layout {name!r} is damaged ({error}): delete the run's folder and train again"
             ) from error
-        return cls(name, observation, action)
+        return cls(name, observation, action, acting)
 
 
 def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int]:

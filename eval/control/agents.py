@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -92,7 +93,9 @@ def play(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[list[Episode], dict[str, Any]]:
-    """An agent's episodes, and what else is to be told of them: demonstrations whose beginning did not fit.
+    """An agent's episodes, and notes on them: `cut_demonstrations`, how many were shown without their beginning, which did not
+    fit; and `clipped`, the share of observed numbers beyond the range of their statistics, by layout, above 0 (None where the
+    model does not play).
 
     Raises:
         ValueError: the weights do not know a task's layout.
@@ -128,4 +131,14 @@ def play(
         progress=progress,
         stop=stop,
     )
-    return played, {"cut_demonstrations": sum(policy.cut for policy in policies)}
+    clipped = _clipped(policies) if agent.prompt is not None else None
+    return played, {"cut_demonstrations": sum(policy.cut for policy in policies), "clipped": clipped}
+
+
+def _clipped(policies: Sequence[ModelPolicy]) -> dict[str, float]:
+    """Over all groups of lanes, some of which share a layout."""
+    counts: dict[str, np.ndarray] = {}
+    for policy in policies:
+        for name, pair in policy.observed.items():
+            counts[name] = counts.get(name, np.zeros(2, np.int64)) + pair
+    return {name: float(cut / numbers) for name, (cut, numbers) in sorted(counts.items()) if cut}

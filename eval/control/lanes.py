@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.eval.results.scores import Estimate, bootstrap, domain, percent
+from generalist.eval.results.scores import bootstrap, domain, percent
 
 MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
 
@@ -280,11 +280,18 @@ class _Lane:
         )
 
 
-def summarize(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:
+def summarize(
+    tasks: Sequence[Task], episodes: Sequence[Episode], clipped: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """What the results file says of a suite: percent of the way from random to expert, for each task and together. Tasks without
-    an episode (of an evaluation that was stopped) are left out."""
+    an episode (of an evaluation that was stopped) are left out.
+
+    Args:
+        clipped: share of the observed numbers beyond their range, by layout, of any suites; None where it was not measured.
+    """
     by_task: dict[str, dict[str, Any]] = {}
     percents = []
+    layouts = {task.layout for task in tasks}
     for task in tasks:
         own = [episode for episode in episodes if episode.task == task.name]
         if not own:
@@ -306,11 +313,7 @@ def summarize(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, A
         "tasks": by_task,
         "episodes": len(episodes),
         "cut_off": sum(episode.cut_off for episode in episodes),
+        **({} if clipped is None else {"clipped": {name: clipped[name] for name in clipped if name in layouts}}),
         "note": "percent of the way from random (0) to expert (100); the mean over tasks of the mean over episodes; "
         "episodes are cut off after max_steps, in the reference scores as well",
     }
-
-
-def estimate(summary: Mapping[str, Any], name: str = "percent") -> Estimate:
-    """A number of a summary with its interval."""
-    return Estimate(**summary[name])

@@ -76,9 +76,9 @@ class ModelPolicy:
         return self._policy.act(observations)
 
     @property
-    def cut_off(self) -> dict[str, float]:
-        """See `ControlPolicy.cut_off`."""
-        return self._policy.cut_off
+    def observed(self) -> dict[str, tuple[int, int]]:
+        """See `ControlPolicy.observed`."""
+        return self._policy.observed
 
     def _prefix(self, begun: Begun) -> Tokens:
         layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler
@@ -95,14 +95,12 @@ class ModelPolicy:
 
     def _shown_steps(self, begun: Begun) -> int:
         """Steps of each demonstration that a row of training has room for, beside the instruction and a whole window."""
-        generalist, name = self._generalist, begun.task.layout
-        control, length = generalist.control(name), generalist.config.data.length
+        generalist, layout = self._generalist, self._generalist.layouts[begun.task.layout]
+        acting, length = layout.acting, generalist.config.data.length
         if self._prompt.goal:
-            return control.prompt_steps
-        room = generalist.assembler.room(
-            generalist.layouts[name], begun.instruction, window=control.steps, length=length
-        )
-        return max(control.prompt_steps, room // self._prompt.demonstrations)
+            return acting.prompt_steps
+        room = generalist.assembler.room(layout, begun.instruction, window=acting.steps, length=length)
+        return max(acting.prompt_steps, room // self._prompt.demonstrations)
 
 
 class NearestNeighbour:

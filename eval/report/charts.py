@@ -11,12 +11,15 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from generalist.eval.report.colours import colour_of
 from generalist.eval.results.scores import Estimate
 
-WIDTH, HEIGHT = 640, 280
+WIDTH, HEIGHT = 420, 250  # of a chart: about a phone's width, so that its numbers are as large there as other text
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 8, 36  # room around the plot for what is written there
-COLOURS = 8  # the style has c0 to c7
-BAR_WIDTH, BAR_HEIGHT, BAR_TOP = 220, 14, 120.0  # pixels; percent at the right end
+MOST_LINES = 8  # of a chart: more can't be told apart
+BAR_WIDTH, BAR_HEIGHT = 220, 14  # pixels
+BAR_LOW, BAR_TOP = -20.0, 120.0  # percent at the ends of a bar
+GOOD, FAIR = 80.0, 30.0  # percent from which on a bar is green, or yellow
 
 
 def element(tag: str, *children: Element | str | None, **attributes: object) -> Element:
@@ -49,14 +52,27 @@ class Line:
     high: Sequence[float] | None = None
 
 
+def charts(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] | None = None) -> list[Element]:
+    """As few charts as show the lines with at most `MOST_LINES` each, of nearly equal numbers; arguments as of `lines`."""
+    count = -(-len(drawn) // MOST_LINES)
+    parts = [drawn[part * len(drawn) // count : (part + 1) * len(drawn) // count] for part in range(count)]
+    return [lines(part, x=x, y=y, bounds=bounds) for part in parts]
+
+
 def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] | None = None) -> Element:
-    """A chart of lines with bands, ticks and a legend.
+    """A chart of lines with bands, ticks and a legend. A line's colour is that of its name; of two lines with the same colour
+    the second is dashed.
 
     Args:
-        drawn: at least one line with at least one point; values that are not finite are left out.
-        x, y: what the axes show.
+        drawn: from 1 to `MOST_LINES` lines with at least one point each; values that are not finite are left out.
+        x, y: what the axes show; `y` stands above the chart.
         bounds: of y; what the lines and bands need unless given.
+
+    Raises:
+        ValueError: there are more lines than can be told apart.
     """
+    if len(drawn) > MOST_LINES:
+        raise ValueError(f"a chart has at most {MOST_LINES} lines, got {len(drawn)}: draw several charts")
     across = [value for line in drawn for value in line.x]
     up = [
         value
@@ -73,45 +89,52 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
         v = HEIGHT - _BOTTOM - (min(max(py, bottom), top) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
         return f"{h:.1f},{v:.1f}"
 
-    children = [*_axes(place, (left, right), (bottom, top), x, y)]
-    for index, line in enumerate(drawn):
-        colour = f"c{index % COLOURS}"
+    children = [*_axes(place, (left, right), (bottom, top), x)]
+    legend: list[Element] = []
+    taken: set[str] = set()
+    for line in drawn:
+        colour = colour_of(line.name)
+        dashed = " dashed" if colour in taken else ""
+        taken.add(colour)
+        legend.append(element("span", line.name, class_=f"key {colour}{dashed}"))
         if line.low is not None and line.high is not None:
             around = [*zip(line.x, line.high, strict=True), *reversed([*zip(line.x, line.low, strict=True)])]
             children.append(
                 element("polygon", class_=f"band {colour}", points=" ".join(place(*point) for point in around))
             )
         points = [place(px, py) for px, py in zip(line.x, line.y, strict=True) if math.isfinite(py)]
-        children.append(element("polyline", class_=f"line {colour}", points=" ".join(points)))
+        children.append(element("polyline", class_=f"line {colour}{dashed}", points=" ".join(points)))
         if len(points) <= 12:
             dots = (point.split(",") for point in points)
             children += [element("circle", class_=f"dot {colour}", cx=h, cy=v, r="2.5") for h, v in dots]
     picture = element("svg", *children, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
-    legend = [element("span", line.name, class_=f"key c{index % COLOURS}") for index, line in enumerate(drawn)]
-    return element("figure", picture, element("figcaption", *legend), class_="chart")
+    return element("figure", element("strong", y), picture, element("figcaption", *legend), class_="chart")
 
 
 def _axes(
-    place: Callable[[float, float], str], across: tuple[float, float], up: tuple[float, float], x: str, y: str
+    place: Callable[[float, float], str], across: tuple[float, float], up: tuple[float, float], x: str
 ) -> list[Element]:
-    """Ticks with their numbers, lines across the plot, and what the axes show."""
+    """Ticks with their numbers, lines across the plot, and what the horizontal axis shows."""
     children = []
     for value in ticks(*up):
         h, v = place(across[0], value).split(",")
         children.append(element("line", class_="grid", x1=h, x2=WIDTH - _RIGHT, y1=v, y2=v))
         children.append(element("text", short(value), x=_LEFT - 6, y=float(v) + 4, text_anchor="end"))
-    for value in ticks(*across):
+    for value in ticks(*across, most=6):
         h = place(value, up[0]).split(",")[0]
         children.append(element("text", short(value), x=h, y=HEIGHT - _BOTTOM + 15, text_anchor="middle"))
     children.append(element("text", x, class_="axis", x=WIDTH - _RIGHT, y=HEIGHT - 4, text_anchor="end"))
-    children.append(element("text", y, class_="axis", x=4, y=HEIGHT - 4))
     return children
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:
-    """A table; the first column stands left, numbers right."""
+    """A table; the first column stands left, numbers right. On a narrow screen each row is a block, where every cell stands
+    beside its header."""
     head = element("tr", *(element("th", header) for header in headers))
-    body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
+    body = [
+        element("tr", *(element("td", cell, data_label=header) for header, cell in zip(headers, row, strict=True)))
+        for row in rows
+    ]
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
 
 
@@ -142,17 +165,21 @@ def short(value: float) -> str:
 
 
 def bar(estimate: Estimate) -> Element:
-    """Percent of the expert as a bar from 0 to 120 with its interval; beyond the ends it is cut."""
+    """Percent of the expert as a bar from zero, to the left where it is negative, with its interval; beyond `BAR_LOW` and
+    `BAR_TOP` both are cut. `bar_legend` says what the colours and marks mean."""
 
     def at(percent: float) -> float:
-        return round(float(np.clip(percent, 0.0, BAR_TOP)) / BAR_TOP * BAR_WIDTH, 1)
+        within = float(np.clip(percent, BAR_LOW, BAR_TOP))
+        return round((within - BAR_LOW) / (BAR_TOP - BAR_LOW) * BAR_WIDTH, 1)
 
-    colour = "good" if estimate.value >= 80 else "fair" if estimate.value >= 30 else "poor"
-    middle = BAR_HEIGHT / 2
+    colour = "good" if estimate.value >= GOOD else "fair" if estimate.value >= FAIR else "poor"
+    middle, zero, end = BAR_HEIGHT / 2, at(0.0), at(estimate.value)
+    left, width = min(zero, end), round(abs(end - zero), 1)
     return element(
         "svg",
         element("rect", class_="track", width=BAR_WIDTH, height=BAR_HEIGHT, rx=2),
-        element("rect", class_=colour, width=at(estimate.value), height=BAR_HEIGHT, rx=2),
+        element("rect", class_=colour, x=left, width=width, height=BAR_HEIGHT),
+        element("line", class_="zero", x1=zero, x2=zero, y1=0, y2=BAR_HEIGHT),
         element("line", class_="half", x1=at(50), x2=at(50), y1=0, y2=BAR_HEIGHT),
         element("line", class_="full", x1=at(100), x2=at(100), y1=0, y2=BAR_HEIGHT),
         element("line", class_="whisker", x1=at(estimate.low), x2=at(estimate.high), y1=middle, y2=middle),
@@ -163,3 +190,19 @@ def bar(estimate: Estimate) -> Element:
         viewBox=f"0 0 {BAR_WIDTH} {BAR_HEIGHT}",
         role="img",
     )
+
+
+def bar_legend() -> Element:
+    """What the colours and marks of bars mean."""
+    entries = (
+        ("swatch good", f"{GOOD:.0f}% of the expert or more"),
+        ("swatch fair", f"{FAIR:.0f}% or more"),
+        ("swatch poor", "less; below zero, worse than random, to the left"),
+        ("mark zero", "random (0)"),
+        ("mark half", "half of the expert (50)"),
+        ("mark full", "the expert (100)"),
+        ("mark whisker", "95% interval"),
+    )
+    shown = [element("span", element("i", class_=kind), text, class_="entry") for kind, text in entries]
+    ends = f"Bars end at {BAR_LOW:.0f} and {BAR_TOP:.0f}; the number beside a bar is exact."
+    return element("p", *shown, ends, class_="note legend")

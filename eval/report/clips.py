@@ -1,6 +1,6 @@
 """A short film a task: the weights play an episode of the first evaluation seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,19 +25,21 @@ SECONDS = 6.0
 BYTES = 150_000
 
 
-def play_tasks(generalist: "Generalist", results: Mapping[str, Any], console: Console) -> dict[str, bytes | str]:
-    """An animated WebP of every task in the results, or the reason why there is none.
+def play_tasks(
+    generalist: "Generalist", results: Mapping[str, Any], names: Sequence[str], console: Console
+) -> dict[str, bytes | str]:
+    """An animated WebP of every task, or the reason why there is none.
 
     Args:
         generalist: the weights that the results are of.
         results: as `report.load` gives them.
+        names: of the tasks.
         console: gets the progress.
 
     Raises:
         ValueError: the results are of other weights.
     """
     check_weights(results, generalist)
-    names = [name for summary in results["control"].values() for name in summary["tasks"]]
     shown: dict[str, bytes | str] = {}
     with counting(console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("playing for the report", total=len(names))

@@ -42,7 +42,10 @@ def _percents(path: Path, tasks: Mapping[str, Any]) -> list[np.ndarray]:
     """Percents of a part's episodes, (N,) a task."""
     by_task: dict[str, list[float]] = {}
     try:
-        for episode in json.loads(path.read_text(encoding="utf-8"))["result"]:
+        result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        for episode in (
+            result if isinstance(result, list) else result["episodes"]
+        ):  # an earlier version kept these alone
             task = tasks.get(episode["task"])
             if task is not None:
                 scaled = percent(episode["score"], task["random_score"], task["expert_score"])

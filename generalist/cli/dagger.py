@@ -14,7 +14,7 @@ from generalist.cli.weights import load_weights
 from generalist.envs.corrections import FIRST_SEED, CorrectedTask
 from generalist.envs.rlds import read_metadata
 from generalist.envs.task import EVALUATION_SEED
-from generalist.eval.results.file import counted
+from generalist.eval.results.words import counted
 from generalist.system.places import check_folder
 
 if TYPE_CHECKING:

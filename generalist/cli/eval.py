@@ -3,17 +3,12 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from generalist.cli import eval_control as agents_command
 from generalist.cli import eval_fewshot as fewshot_command
 from generalist.system.places import check_file
-
-if TYPE_CHECKING:
-    from generalist.eval.report.compare import Comparison
 
 DESCRIPTION = "Scores weights as agents and with shots, compares results files and makes reports of them."
 RESULTS = "results.json"
@@ -73,34 +68,8 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
     from generalist.eval.results import file as report
 
     before, after = (report.load(results_path(path)) for path in (arguments.before, arguments.after))
-    show(compare.compare(before, after), console)
+    compare.compare(before, after, console)
     return 0
-
-
-def show(comparison: "Comparison", console: Console) -> None:
-    """The comparison on the screen: what else differs, a row a domain, the verdicts, and the tasks that differ."""
-    for line in comparison.warnings:
-        console.print(f"note: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    table = Table("", "A %", "B %", "B - A", "P(B > A) %", "pairs", title="percent of expert, with 95% intervals")
-    for domain in comparison.domains:
-        paired = sum(task.paired for task in domain.tasks)
-        shown = [f"{value:z.1f}" for value in (domain.before, domain.after)]
-        table.add_row(
-            domain.name, *shown, str(domain.difference), str(domain.improvement), f"{paired}/{len(domain.tasks)}"
-        )
-    console.print(table)
-    for domain in comparison.domains:
-        console.print(f"{domain.name}: {domain.verdict}", highlight=False, markup=False, soft_wrap=True)
-    tasks = [task for domain in comparison.domains for task in domain.tasks]
-    different = [task for task in tasks if task.differs]
-    console.print(f"{len(different)} of {len(tasks)} tasks differ (5%, after Holm's correction)", highlight=False)
-    for task in sorted(different, key=lambda one: one.difference.value):
-        line = f"  {task.name}: {task.before:z.0f} → {task.after:z.0f}, {task.difference.value:+z.1f} "
-        console.print(
-            f"{line}[{task.difference.low:z.0f}, {task.difference.high:z.0f}], p = {task.p:.4f}",
-            highlight=False,
-            markup=False,
-        )
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

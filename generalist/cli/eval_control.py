@@ -5,6 +5,7 @@ import dataclasses
 import fnmatch
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from generalist.cli.weights import add_weights, load_weights
 from generalist.config.plain import plain
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.run.tasks import suite_tasks
+from generalist.eval.results.words import counted
+from generalist.run.tasks import source_tasks
 from generalist.system.places import check_new_file
 from generalist.system.processes import cores
 
@@ -117,7 +119,7 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
     Raises:
         ValueError: there are none.
     """
-    own = suite_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
+    own = source_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
     mine = [task for task in own if any(fnmatch.fnmatch(task.name, one) for one in patterns)]
     rest = [one for one in patterns if one == "*" or not any(fnmatch.fnmatch(task.name, one) for task in own)]
     matching = [*(tasks(rest) if rest else []), *mine]
@@ -156,14 +158,15 @@ def evaluate(
 
     from generalist.eval.control.agents import Demonstrations, play
     from generalist.eval.control.lanes import summarize
-    from generalist.eval.results import file as report
+    from generalist.eval.results.manifest import manifest
     from generalist.inference.fingerprint import fingerprint
     from generalist.system.progress import counting
 
+    started = time.monotonic()
     config = generalist.config
     if source["data"] is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=Path(source["data"])))
-        generalist = dataclasses.replace(generalist, config=config)
+        data = dataclasses.replace(config.data, folder=Path(source["data"]))
+        generalist = generalist.with_config(dataclasses.replace(config, data=data))
     played_tasks = known_tasks(generalist, asked["tasks"])
     suite_of = {task.name: task.suite for task in played_tasks}
     demonstrations, stop = Demonstrations(generalist), threading.Event()
@@ -175,7 +178,7 @@ def evaluate(
         if stop.is_set():
             break
         console.print(
-            f"{agent.name}: {report.counted(len(played_tasks), 'task')}, {report.counted(asked['episodes'], 'episode')} each",
+            f"{agent.name}: {counted(len(played_tasks), 'task')}, {counted(asked['episodes'], 'episode')} each",
             highlight=False,
         )
         with stopping(stop, console), counting(console, transient=True, disable=not console.is_terminal) as progress:
@@ -193,9 +196,10 @@ def evaluate(
             )
         suites = dict.fromkeys(task.suite for task in played_tasks)
         by_suite = {suite: [task for task in played_tasks if task.suite == suite] for suite in suites}
+        clipped = notes[agent.name].pop("clipped")
         mine = {one.task for one in episodes}
         policies[agent.name] = {
-            suite: summarize(several, [one for one in episodes if suite_of[one.task] == suite])
+            suite: summarize(several, [one for one in episodes if suite_of[one.task] == suite], clipped)
             for suite, several in by_suite.items()
             if any(task.name in mine for task in several)
         }
@@ -206,9 +210,9 @@ def evaluate(
     }
     command = ["generalist", "eval", "control", *(word for name, words in several.items() for word in (name, *words))]
     command += [str(word) for pair in given.items() for word in pair]
-    results = report.manifest(
-        command, plain(generalist.config), generalist.step, seeds, str(jax.devices()[0]), fingerprint(generalist)
-    )
+    device, weights = str(jax.devices()[0]), fingerprint(generalist)
+    seconds = time.monotonic() - started
+    results = manifest(command, plain(generalist.config), generalist.step, seeds, device, weights, seconds)
     main = agents[0].name
     return results | {
         "agent": main,
@@ -218,8 +222,6 @@ def evaluate(
         "policies": policies,
         "notes": notes,
         "stopped": stop.is_set(),
-        "naming": {},
-        "language": {},
         "failed": {},
     }
 
@@ -283,6 +285,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     """
     from generalist.eval.control.agents import parse_agent
     from generalist.eval.results import file as report
+    from generalist.eval.results.manifest import manifest
 
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
@@ -301,7 +304,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     )
     generalist = load_weights(where, console)
     report.check_weights(stored, generalist)
-    now = report.manifest([], {}, generalist.step, {}, "")["versions"]
+    now = manifest([], {}, generalist.step, {}, "")["versions"]
     for name in sorted(now | stored["versions"]):
         if now.get(name) != stored["versions"].get(name):
             console.print(f"note: {name} was {stored['versions'].get(name)} and is {now.get(name)}", style="yellow")
@@ -311,7 +314,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     for line in differing[:20]:
         console.print(line, highlight=False, markup=False)
     count = sum(one["episodes"] for suites in every_agent(results).values() for one in suites.values())
-    whole = report.counted(count, "episode")
+    whole = counted(count, "episode")
     verdict = f"{len(differing)} of {whole} differ" if differing else f"identical: all {whole}"
     console.print(verdict, style="red" if differing else "green", highlight=False)
     return int(bool(differing))

@@ -146,7 +146,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
     """Everything from which the same command gives the same numbers."""
     import jax
 
-    from generalist.eval.results import file as report
+    from generalist.eval.results.manifest import manifest
     from generalist.inference.fingerprint import fingerprint
 
     command = ["generalist", "eval", "fewshot"]
@@ -157,7 +157,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
         command += [f"--{name}", *map(str, values)]
     seeds = {"draw": 0}
     device = str(jax.devices()[0])
-    return report.manifest(command, plain(generalist.config), generalist.step, seeds, device, fingerprint(generalist))
+    return manifest(command, plain(generalist.config), generalist.step, seeds, device, fingerprint(generalist))
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:

@@ -60,6 +60,4 @@ def without_places(generalist: "Generalist") -> "Generalist":
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
     training = dataclasses.replace(config.training, checkpoints="", start="")
-    config = dataclasses.replace(config, runs=Path("runs"), data=data, training=training)
-    tokenizers = dataclasses.replace(generalist.tokenizers, config=config)
-    return dataclasses.replace(generalist, config=config, tokenizers=tokenizers)
+    return generalist.with_config(dataclasses.replace(config, runs=Path("runs"), data=data, training=training))

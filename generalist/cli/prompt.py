@@ -225,10 +225,11 @@ def part_of(text: str) -> Any:
 def silence(generalist: "Generalist", arguments: argparse.Namespace, number: int) -> str:
     """Why nothing was written, and what helps."""
     from generalist.data.emoji import CAPTION, QUESTION
+    from generalist.data.sources.emoji import Emoji
 
     why = "ended its text at once" + (", or a text of --stop came first" if arguments.stop else "")
     how = "ask as the texts do that the weights were trained on"
-    if generalist.config.data.emoji.weight > 0:
+    if any(isinstance(one, Emoji) for one in generalist.config.data.taking_part.values()):
         how += f", after an image: {CAPTION!r}, or {QUESTION!r} with the question in it"
     return f"the model wrote nothing on prompt {number}: it {why}; {how}"
 

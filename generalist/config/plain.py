@@ -13,7 +13,17 @@ Settings = TypeVar("Settings")
 def plain(value: Any) -> Any:
     """Settings as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            one = getattr(value, field.name)
+            if "entries" not in field.metadata:
+                found[field.name] = plain(one)
+                continue
+            # Named entries, such as the sources of a mixture, stand beside the settings, as on the command line.
+            for name, entry in one.items():
+                found[name] = plain(entry) | ({} if entry.kind == name else {"kind": entry.kind})
+            found[f"{field.name}_order"] = list(one)  # files have their keys sorted
+        return found
     if isinstance(value, tuple):
         return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
@@ -31,11 +41,20 @@ def from_plain(kind: Callable[..., Settings], data: Any, name: str = "") -> Sett
     hints = get_type_hints(kind)
     described: Any = kind  # a dataclass
     fields = {field.name: field for field in dataclasses.fields(described) if field.init}
+    data = dict(data)
+    entries: dict[str, Any] = {}
+    for field in fields.values():
+        if "entries" in field.metadata:
+            read = field.metadata["entries"]
+            named = [key for key in data if key not in fields and key != f"{field.name}_order"]
+            order = data.pop(f"{field.name}_order", None) or field.metadata["order"](named)
+            found = {key: read(key, data.pop(key)) for key in sorted(named, key=order.index)}
+            entries[field.name] = found
     if unknown := sorted(set(data) - set(fields)):
         raise ValueError(f"unknown setting {where}{unknown[0]}: there are {', '.join(fields)}")
     values = {key: _value(hints[key], value, where + key) for key, value in data.items()}
     try:
-        return kind(**values)
+        return kind(**values, **entries)
     except TypeError as error:
         raise ValueError(f"{name or 'the settings'}: {error}") from error
 

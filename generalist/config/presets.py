@@ -6,18 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generalist.config.run import (
-    Config,
-    ControlConfig,
-    DataConfig,
-    DocumentsConfig,
-    EmojiConfig,
-    EvaluationConfig,
-    FewShotConfig,
-    ProseConfig,
-    TokenConfig,
-    TrainingConfig,
-)
+from generalist.config.data import DataConfig, mixed
+from generalist.config.run import Config, TokenConfig, TrainingConfig
+from generalist.data.sources.control import Atari, BabyAI, Classic, ControlSource, Fetch, MetaWorld
+from generalist.data.sources.documents import OwnDocuments
+from generalist.data.sources.emoji import Emoji
+from generalist.data.sources.new_words import NewWords
+from generalist.data.sources.prose import Prose
 from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
 
 
@@ -29,14 +24,16 @@ def pocket() -> Config:
         model=ModelConfig(vision=VisionConfig(encoder="efficientnet_lite0", size=96, hidden_factor=1, every=2)),
         tokens=TokenConfig(documents="frame+encoder"),
         data=DataConfig(
-            metaworld=ControlConfig(weight=0.28, steps=8),
-            # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
-            babyai=ControlConfig(weight=0.25, steps=32, temperature=0.3, episodes=150),
-            atari=ControlConfig(weight=0.17, steps=8, temperature=1.0, episodes=3),
-            classic=ControlConfig(weight=0.10, steps=8),
-            fetch=ControlConfig(weight=0.04, steps=8),
-            emoji=EmojiConfig(weight=0.06),
-            prose=ProseConfig(weight=0.14),
+            sources=mixed(
+                metaworld=MetaWorld(weight=0.28, steps=8),
+                # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
+                babyai=BabyAI(weight=0.25, steps=32, temperature=0.3, episodes=150),
+                atari=Atari(weight=0.17, steps=8, temperature=1.0, episodes=3),
+                classic=Classic(weight=0.10, steps=8),
+                fetch=Fetch(weight=0.04, steps=8),
+                emoji=Emoji(weight=0.06),
+                prose=Prose(weight=0.14),
+            ),
         ),
         training=TrainingConfig(optimizer="muon"),
     )
@@ -45,9 +42,10 @@ def pocket() -> Config:
 def pocket_long() -> Config:
     """`pocket` for hours rather than minutes, on all the episodes that the suites have: the shipped weights."""
 
-    def suite(weight: float, steps: int, **changed: Any) -> ControlConfig:
+    def suite(kind: type[ControlSource], weight: float, steps: int, **changed: Any) -> ControlSource:
         # Some windows begin with demonstrations, so that evaluation may begin with some.
-        return ControlConfig(weight=weight, steps=steps, prompt_fraction=0.1, prompt_demonstrations=3, **changed)
+        how = {"prompt_fraction": 0.1, "prompt_demonstrations": 3, "evaluation_episodes": 20} | changed
+        return kind(weight=weight, steps=steps, **how)
 
     base = pocket()
     return dataclasses.replace(
@@ -57,15 +55,17 @@ def pocket_long() -> Config:
         model=dataclasses.replace(base.model, layers=12, vision=dataclasses.replace(base.model.vision, every=6)),
         data=dataclasses.replace(
             base.data,
-            metaworld=suite(0.12, 8, episodes=60),
-            # Long enough to know what was done of an instruction of several parts.
-            babyai=suite(0.40, 96, temperature=0.3, recast=True),
-            atari=suite(0.33, 16, temperature=0.2, shift=3),
-            classic=suite(0.04, 8),
-            fetch=suite(0.03, 8),
-            emoji=EmojiConfig(weight=0.02, variants=10),
-            fewshot=FewShotConfig(weight=0.045, images=41, ways=6, variants=10),
-            prose=ProseConfig(weight=0.015),
+            sources=mixed(
+                metaworld=suite(MetaWorld, 0.12, 8, episodes=60),
+                # Long enough to know what was done of an instruction of several parts.
+                babyai=suite(BabyAI, 0.40, 96, temperature=0.3, recast=True),
+                atari=suite(Atari, 0.33, 16, temperature=0.2, shift=3),
+                classic=suite(Classic, 0.04, 8),
+                fetch=suite(Fetch, 0.03, 8),
+                emoji=Emoji(weight=0.02, variants=10),
+                fewshot=NewWords(weight=0.045, images=41, ways=6, variants=10),
+                prose=Prose(weight=0.015),
+            ),
             rows=8,
             length=256,
             frames=380,
@@ -74,17 +74,16 @@ def pocket_long() -> Config:
             features="stored",
         ),
         training=dataclasses.replace(base.training, steps=10_000),
-        evaluation=EvaluationConfig(
-            metaworld_episodes=20, babyai_episodes=20, atari_episodes=20, classic_episodes=20, fetch_episodes=20
-        ),
     )
 
 
 def gato_pocket() -> Config:
     """Gato's own scheme on the pocket's data and model: a token a number, patches, the separator, prompts; slow on two cores."""
 
-    def suite(weight: float, steps: int, prompt_steps: int, episodes: int | None = None) -> ControlConfig:
-        return ControlConfig(
+    def suite(
+        kind: type[ControlSource], weight: float, steps: int, prompt_steps: int, episodes: int | None = None
+    ) -> ControlSource:
+        return kind(
             weight=weight,
             episodes=episodes,
             steps=steps,
@@ -104,13 +103,15 @@ def gato_pocket() -> Config:
         ),
         # Windows of up to about a thousand tokens, as in Gato, together with their prompts.
         data=DataConfig(
-            metaworld=suite(0.28, 16, 4),
-            babyai=suite(0.25, 5, 1),
-            atari=suite(0.17, 20, 4, episodes=6),
-            classic=suite(0.10, 40, 8),
-            fetch=suite(0.04, 16, 4),
-            emoji=EmojiConfig(weight=0.06),
-            prose=ProseConfig(weight=0.14),
+            sources=mixed(
+                metaworld=suite(MetaWorld, 0.28, 16, 4),
+                babyai=suite(BabyAI, 0.25, 5, 1),
+                atari=suite(Atari, 0.17, 20, 4, episodes=6),
+                classic=suite(Classic, 0.10, 40, 8),
+                fetch=suite(Fetch, 0.04, 16, 4),
+                emoji=Emoji(weight=0.06),
+                prose=Prose(weight=0.14),
+            ),
             rows=4,
             length=1024,
             patches=1024,
@@ -139,14 +140,14 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
     """Widths, layers and heads as published. The published counts hold a relative-position matrix a layer, which rotary
     positions do without; the feed-forward is as much wider, so that the counts agree."""
     pocket_sized = gato_pocket()
-    atari = dataclasses.replace(pocket_sized.data.atari, episodes=None)  # all that there are
+    atari = dataclasses.replace(pocket_sized.data.control()["atari"], episodes=None)  # all that there are
     return dataclasses.replace(
         pocket_sized,
         name=name,
         model=dataclasses.replace(model, qk_norm=False, remat="products", stochastic_depth=0.1),
         tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
         # Room for a window of nothing but frames in each shard of two rows.
-        data=dataclasses.replace(pocket_sized.data, atari=atari, rows=512, patches=262_144, shards=256),
+        data=dataclasses.replace(pocket_sized.data.with_sources(atari=atari), rows=512, patches=262_144, shards=256),
         training=TrainingConfig(
             steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
         ),
@@ -162,26 +163,20 @@ def debug() -> Config:
         ),
         tokens=TokenConfig(text_pieces=512),
         data=DataConfig(
-            metaworld=ControlConfig(weight=1, tasks="reach", episodes=2),
-            babyai=ControlConfig(weight=1, tasks="GoToRedBall", episodes=4, steps=16),
-            atari=ControlConfig(weight=1, tasks="freeway", episodes=1),
-            classic=ControlConfig(weight=1, tasks="cartpole", episodes=2),
-            fetch=ControlConfig(weight=1, tasks="reach", episodes=2),
-            prose=ProseConfig(megabytes=0.3),
+            sources=mixed(
+                metaworld=MetaWorld(weight=1.0, tasks="reach", episodes=2, evaluation_episodes=1),
+                babyai=BabyAI(weight=1.0, tasks="GoToRedBall", episodes=4, steps=16, evaluation_episodes=2),
+                atari=Atari(weight=1.0, tasks="freeway", episodes=1, evaluation_episodes=1),
+                classic=Classic(weight=1.0, tasks="cartpole", episodes=2, evaluation_episodes=2),
+                fetch=Fetch(weight=1.0, tasks="reach", episodes=2, evaluation_episodes=1),
+                emoji=Emoji(naming_items=20),
+                prose=Prose(megabytes=0.3, evaluation_windows=8),
+            ),
             rows=8,
             tensors=512,
             frames=64,
         ),
         training=TrainingConfig(steps=20, warmup=5, checkpoint_every=10, log_every=5),
-        evaluation=EvaluationConfig(
-            metaworld_episodes=1,
-            babyai_episodes=2,
-            atari_episodes=1,
-            classic_episodes=2,
-            fetch_episodes=1,
-            naming_items=20,
-            prose_windows=8,
-        ),
     )
 
 
@@ -206,7 +201,6 @@ def flamingo_80b() -> Config:
 def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -> Config:
     """Layers, widths, heads, latents and places of the gated layers as published. The published counts do not follow from them
     (40 layers of width 4096 with a fourfold feed-forward are 8.2 B, not 7.1 B): the hidden widths are chosen so that they do."""
-    absent = ControlConfig(weight=0.0)
     return Config(
         name=name,
         model=dataclasses.replace(
@@ -232,14 +226,16 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
         ),
         tokens=TokenConfig(text_pieces=32_000, images="encoder", documents="encoder"),
         data=DataConfig(
-            metaworld=absent,
-            babyai=absent,
-            atari=absent,
-            classic=absent,
-            fetch=absent,
-            emoji=EmojiConfig(weight=0.0),
-            prose=ProseConfig(weight=0.1),
-            documents=DocumentsConfig(weight=0.9, path=Path(REQUIRED)),
+            sources=mixed(
+                metaworld=MetaWorld(weight=0.0),
+                babyai=BabyAI(weight=0.0),
+                atari=Atari(weight=0.0),
+                classic=Classic(weight=0.0),
+                fetch=Fetch(weight=0.0),
+                emoji=Emoji(weight=0.0),
+                prose=Prose(weight=0.1),
+                documents=OwnDocuments(weight=0.9, path=Path(REQUIRED)),
+            ),
             # Rows as long as the published chunks of pages. Their number is not published as one: each data set had its own.
             rows=1024,
             length=256,

@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from generalist.config.data import DataConfig
+from generalist.data.source import Ways
 from generalist.model.config import REQUIRED, ModelConfig
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
-
-SUITES = ("metaworld", "babyai", "atari", "classic", "fetch")
-"""The suites of control tasks, each a field of `DataConfig` of that name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,237 +37,6 @@ class TokenConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ControlConfig:
-    """One suite of control tasks as a source of training examples."""
-
-    weight: float = 1.0
-    """Share of the tokens, relative to the other sources; 0 leaves the suite out altogether."""
-    tasks: str = "*"
-    """Which of the suite's tasks, as a shell pattern on the part of the name after the slash."""
-    episodes: int | None = None
-    """Expert episodes recorded a task; None takes the suite's own number."""
-    steps: int = 8
-    """Environment steps in a training window, and the context that the policy acts with."""
-    hide_actions: float = 1.0
-    """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
-    at once. Acting hides past actions if this is above 0."""
-    temperature: float = 0.0
-    """Acting draws actions at this temperature; 0 takes the likeliest, and of a continuous number the median. Drawing keeps a
-    policy from standing still for ever."""
-    prompt_fraction: float = 0.0
-    """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
-    prompt_steps: int = 4
-    """Environment steps of such a prompt."""
-    prompt_demonstrations: int = 0
-    """Half of the prompts show up to so many other episodes instead, of each any number of steps from `prompt_steps` to what a
-    row has room for, as `generalist eval control` does if it is asked for whole demonstrations; 0: none do."""
-    shift: int = 0
-    """Pixels by which the frames of a training window are moved at most, all alike: against learning few episodes by heart (DrQ,
-    Kostrikov et al. 2020)."""
-    recast: bool = False
-    """Show each training window as in an equal world, drawn at random, where the suite knows some: BabyAI's grids with their
-    colours exchanged, in the instruction too. Against learning few episodes by heart."""
-
-    def __post_init__(self) -> None:
-        if self.episodes is not None and self.episodes < 1:
-            raise ValueError(
-                f"data.SUITE.episodes must be at least 1, got {self.episodes}: data.SUITE.weight 0 leaves a suite out"
-            )
-        for name in ("steps", "prompt_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.SUITE.{name} must be at least 1 step, got {getattr(self, name)}")
-        for name in ("hide_actions", "prompt_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.SUITE.{name} is a share from 0 to 1, got {getattr(self, name)}")
-        if self.temperature < 0:
-            raise ValueError(f"data.SUITE.temperature must not be negative, got {self.temperature}")
-        if self.shift < 0:
-            raise ValueError(f"data.SUITE.shift must be at least 0 pixels, got {self.shift}")
-        if self.prompt_demonstrations < 0:
-            raise ValueError(
-                f"data.SUITE.prompt_demonstrations must be at least 0 episodes, got {self.prompt_demonstrations}"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OwnConfig(ControlConfig):
-    """A user's own environments with their demonstrations (docs/environments.md)."""
-
-    weight: float = 0.1
-    """Share of the tokens, relative to the other sources; 0 leaves the suite out altogether."""
-    demonstrations: tuple[str, ...] = ()
-    """Folders that `record_demonstrations` wrote; `ID=FOLDER` for another tool's, with the environment's Gymnasium id."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.episodes is not None:
-            raise ValueError(
-                f"data.own.episodes = {self.episodes}, but demonstrations are taken as they are: leave it out, and record "
-                "as many as are wanted"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EmojiConfig:
-    """Emoji drawings with their names: captions, and naming as question and answer."""
-
-    weight: float = 1.0
-    """Share of the tokens, relative to the other sources; 0 leaves it out."""
-    variants: int = 0
-    """Fixed variants of each drawing, so that a frozen encoder's features can be stored; 0 draws a new one each time."""
-
-    def __post_init__(self) -> None:
-        if self.variants < 0:
-            raise ValueError(f"data.emoji.variants must not be negative, got {self.variants}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FewShotConfig:
-    """Episodes that bind made-up names to classes of drawings (docs/prompts.md)."""
-
-    weight: float = 0.0
-    """Share of the tokens, relative to the other sources; 0 leaves them out."""
-    images: int = 20
-    """Images of an episode at most; each takes about six positions with its name."""
-    ways: int = 6
-    """Classes of an episode at most."""
-    variants: int = 10
-    """Fixed variants of each drawing."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("images", 4), ("ways", 2), ("variants", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.fewshot.{name} must be at least {least}, got {getattr(self, name)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProseConfig:
-    """English prose from the documentation that the installed packages carry."""
-
-    weight: float = 1.0
-    """Share of the tokens, relative to the other sources; 0 leaves it out."""
-    megabytes: float = 4.0
-    """How much text at most."""
-
-    def __post_init__(self) -> None:
-        if not self.megabytes > 0:
-            raise ValueError(
-                f"data.prose.megabytes must be above 0, got {self.megabytes}: data.prose.weight 0 leaves prose out"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DocumentsConfig:
-    """A user's own documents of texts and images (docs/data.md)."""
-
-    weight: float = 0.0
-    """Share of the tokens, relative to the other sources; 0 leaves it out."""
-    path: Path | None = None
-    """A JSONL file, or a folder with such files; `required`: a preset leaves it to you."""
-    images: int = 5
-    """Images of a document at most (Flamingo: 5)."""
-    next_probability: float = 0.5
-    """How often a document's texts belong to the image after them rather than the one before (Flamingo: 0.5)."""
-    unreadable: float = 0.05
-    """Share of the documents that may have an image which can't be read: they are left out, counted and named; one more ends the
-    run."""
-
-    def __post_init__(self) -> None:
-        if self.weight > 0 and self.path is None:
-            raise ValueError("data.documents.weight is above 0 but data.documents.path names no file: set it")
-        if not 0 <= self.next_probability <= 1:
-            raise ValueError(f"data.documents.next_probability must be from 0 to 1, got {self.next_probability}")
-        if not 0 <= self.unreadable < 1:
-            raise ValueError(f"data.documents.unreadable must be at least 0 and below 1, got {self.unreadable}")
-        if self.images < 1:
-            raise ValueError(f"data.documents.images must be at least 1, got {self.images}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where examples come from and how they are packed."""
-
-    folder: Path = Path("data")
-    """Recordings and texts are kept here and reused by every run."""
-    workers: int | None = None
-    """Processes that record and evaluate; None takes one a core."""
-    metaworld: ControlConfig = ControlConfig()
-    """Meta-World: robot manipulation from state."""
-    babyai: ControlConfig = ControlConfig()
-    """BabyAI: instructions in a grid world."""
-    atari: ControlConfig = ControlConfig()
-    """Atari 2600 from pixels."""
-    classic: ControlConfig = ControlConfig()
-    """Classic control, Box2D and MuJoCo from state."""
-    fetch: ControlConfig = ControlConfig()
-    """Fetch: a robot arm that reaches, pushes and carries, from state."""
-    own: OwnConfig = OwnConfig()
-    """Environments of one's own; none without demonstrations."""
-    dagger: tuple[Path, ...] = ()
-    """Folders that `generalist dagger` wrote: the experts' answers in the weights' own play, learnt from as well."""
-    emoji: EmojiConfig = EmojiConfig()
-    """Images and their names."""
-    fewshot: FewShotConfig = FewShotConfig()
-    """New words for new images."""
-    prose: ProseConfig = ProseConfig()
-    """Text."""
-    documents: DocumentsConfig = DocumentsConfig()
-    """Texts and images of one's own."""
-    check: bool = False
-    """Read every document of one's own with its images, whole, before anything is trained, and name at once all that can't be
-    read."""
-    rows: int = 14
-    """Rows of a batch."""
-    length: int = 128
-    """Positions of a row."""
-    tensors: int = 1280
-    """Projected tensors a batch has room for."""
-    frames: int = 208
-    """Frames a batch has room for."""
-    patches: int = 0
-    """Image patches a batch has room for."""
-    images: int = 16
-    """Images for the frozen encoder that a batch has room for."""
-    row_images: int = 8
-    """Those that one of its rows has room for."""
-    shards: int = 1
-    """Equal pieces that a batch is made of, each from a stream of its own; processes share them out, and the batches are the same
-    for any number of processes. With many devices: a multiple of data axis × fsdp axis × micro-batches."""
-    loaders: int = 0
-    """Processes that make the batches, each some of this process's shards; 0: a thread of the training process does, which two
-    cores need and which a GPU outruns."""
-    features: Literal["computed", "stored"] = "computed"
-    """A frozen encoder's features: computed in every step, or once, and kept in the data folder (needs data.emoji.variants)."""
-    cache_megabytes: int = 1024
-    """Memory for decoded episodes."""
-
-    def control(self) -> dict[str, ControlConfig]:
-        """The control suites that take part, by name."""
-        suites = {name: getattr(self, name) for name in SUITES} | ({"own": self.own} if self.own.demonstrations else {})
-        return {name: suite for name, suite in suites.items() if suite.weight > 0}
-
-    def __post_init__(self) -> None:
-        for name in (*SUITES, "own", "emoji", "fewshot", "prose", "documents"):
-            if getattr(self, name).weight < 0:
-                raise ValueError(f"data.{name}.weight must not be negative, got {getattr(self, name).weight}")
-        for name in ("rows", "length", "shards", "cache_megabytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("tensors", "frames", "patches", "images", "row_images"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"data.workers must be at least 1, got {self.workers}; left out, it is one a core")
-        if self.loaders < 0:
-            raise ValueError(f"data.loaders must not be negative, got {self.loaders}; 0 makes batches in a thread")
-        if self.loaders > self.shards:
-            raise ValueError(
-                f"data.loaders = {self.loaders} processes would share data.shards = {self.shards}: each needs a shard at least; "
-                "raise data.shards (and data.rows with it), or take fewer loaders"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Optimisation, checkpoints and what is shown."""
 
@@ -276,7 +44,8 @@ class TrainingConfig:
     """Optimizer steps."""
     start: str = ""
     """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
-    that they know, and their settings of `model` and `tokens`; empty: all is drawn and learnt anew."""
+    that they know, and their settings of `model` and `tokens`. Layouts that this run does not train keep the window, the
+    temperature and whatever else they act with; those that it trains act with this run's. Empty: all is drawn and learnt anew."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
     learning_rate: float = 2e-3
@@ -385,36 +154,6 @@ class ClusterConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How the trained weights are scored."""
-
-    metaworld_episodes: int = 4
-    """Episodes a Meta-World task."""
-    babyai_episodes: int = 5
-    """Episodes a BabyAI level."""
-    atari_episodes: int = 4
-    """Episodes an Atari game."""
-    classic_episodes: int = 10
-    """Episodes a classic, Box2D or MuJoCo task."""
-    fetch_episodes: int = 20
-    """Episodes a Fetch task."""
-    own_episodes: int = 20
-    """Episodes an environment of one's own."""
-    naming_items: int = 400
-    """Held-out drawings named."""
-    naming_choices: int = 10
-    """Names to choose among; chance is one over this."""
-    prose_windows: int = 200
-    """Held-out text windows."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            least = 2 if field.name == "naming_choices" else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(f"evaluation.{field.name} must be at least {least}, got {getattr(self, field.name)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -426,7 +165,6 @@ class Config:
     tokens: TokenConfig = TokenConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     profile: bool = False
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
@@ -447,15 +185,6 @@ class Config:
                 "training.start and model.trunk both say what to begin with: leave one out (weights that were exported bring "
                 "their trunk along)"
             )
-        for name, control in self.data.control().items():
-            if control.shift and "frame" not in self.tokens.images.split("+"):
-                raise ValueError(
-                    f"data.{name}.shift moves frames, but tokens.images is {self.tokens.images}: set one of them otherwise"
-                )
-            if control.recast and name != "babyai":
-                raise ValueError(
-                    f"data.{name}.recast: no equal worlds of {name} are known, only of babyai: leave it out"
-                )
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
         if wanting and self.model.vision.encoder == "none":
@@ -471,25 +200,14 @@ class Config:
             raise ValueError(
                 f"data.length = {self.data.length}, but the trunk knows only {self.model.learned_positions} positions: lower it"
             )
-        if self.data.documents.weight > 0 and self.data.documents.images > self.data.row_images and wanting:
-            raise ValueError(
-                f"data.documents.images = {self.data.documents.images}, but a row has room for data.row_images = "
-                f"{self.data.row_images}: raise that, or lower the first"
-            )
-        if self.data.fewshot.weight > 0 and self.data.fewshot.images > self.data.row_images and wanting:
-            raise ValueError(
-                f"data.fewshot.images = {self.data.fewshot.images}, but a row has room for data.row_images = "
-                f"{self.data.row_images}: raise that, or lower the first"
-            )
-        if self.data.features == "stored" and (
-            (self.data.emoji.weight > 0 and not self.data.emoji.variants)
-            or "encoder" in self.tokens.images
-            or self.data.documents.weight > 0
-        ):
-            raise ValueError(
-                "data.features = stored needs images that come again: set data.emoji.variants above 0, and let observed "
-                "images enter in another way than through the encoder (tokens.images), without documents of your own"
-            )
+        ways_in = Ways(
+            images=tuple(self.tokens.images.split("+")),
+            documents=tuple(self.tokens.documents.split("+")),
+            row_images=self.data.row_images,
+            features=self.data.features,
+        )
+        for name, source in self.data.taking_part.items():
+            source.check_settings(name, ways_in)
 
     @property
     def folder(self) -> Path:
@@ -522,7 +240,8 @@ def check_complete(config: Config) -> None:
     needed = {
         "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
         "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
-        "--data.documents.path FILE (texts and images, docs/data.md)": str(config.data.documents.path) == REQUIRED,
     }
-    if missing := [what for what, is_missing in needed.items() if is_missing]:
+    missing = [what for what, is_missing in needed.items() if is_missing]
+    missing += [f"--data.{name}.{source.missing}" for name, source in config.data.sources.items() if source.missing]
+    if missing:
         raise ValueError(f"{config.name} needs {', '.join(missing)}; `generalist plan` plans it without them")

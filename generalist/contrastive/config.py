@@ -6,9 +6,19 @@ from typing import Literal
 
 from generalist.config.run import TrainingConfig, check_name
 
-# Of training's settings, those that only the generalist's loss and loop know.
-WITHOUT_EFFECT = ("start", "ema", "average", "z_loss", "micro_batches", "loss_chunks", "skip_limit", "stall_seconds")
-METRICS = ("loss", "accuracy", "scale", "gradient_norm", "learning_rate", "pairs_per_second", "waiting")
+# Of training's settings, those that mean nothing here, with the reason; all others work.
+WITHOUT_EFFECT = {
+    "start": "towers begin freshly drawn",
+    "average": "a batch has one source",
+    "z_loss": "there are no logits over a vocabulary",
+    "loss_chunks": "there are no logits over a vocabulary",
+    "sequence_axis": "images and texts are not split by position",
+}
+METRICS = (
+    *("loss", "gradient_norm", "skipped", "learning_rate", "waiting", "step_seconds"),
+    *("pairs_per_second", "accuracy", "scale"),
+)
+"""Names in metrics.jsonl; those that the generalist's runs have too mean the same there."""
 Loss = Literal["clip", "siglip"]
 
 
@@ -70,11 +80,18 @@ class ContrastiveConfig:
     """Pairs a step, each against all others."""
     towers: TowersConfig = TowersConfig()
     training: TrainingConfig = TrainingConfig(steps=1500, learning_rate=1e-3, checkpoint_every=500)
+    profile: bool = False
+    """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
 
     def __post_init__(self) -> None:
         if self.batch < 2:
             raise ValueError(
                 f"batch must be at least 2, as a pair is told from the others of its batch, got {self.batch}"
+            )
+        if self.batch % self.training.micro_batches:
+            raise ValueError(
+                f"batch = {self.batch} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
+                "micro-batches have the same number of pairs"
             )
         if not 0 <= self.unreadable < 1:
             raise ValueError(f"unreadable must be at least 0 and below 1, got {self.unreadable}")
@@ -91,6 +108,11 @@ class ContrastiveConfig:
         """Where the run keeps everything; its `encoder/` is what `--model.vision.encoder` takes."""
         return self.runs / self.name
 
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return self.training.checkpoints or str(self.folder / "checkpoints")
+
 
 def check_effective(config: ContrastiveConfig) -> None:
     """Whether every setting that was changed has an effect on this kind of run.
@@ -99,9 +121,9 @@ def check_effective(config: ContrastiveConfig) -> None:
         ValueError: one has none, or `training.best_metric` names no metric of it.
     """
     usual = TrainingConfig()
-    for name in WITHOUT_EFFECT:
+    for name, reason in WITHOUT_EFFECT.items():
         if getattr(config.training, name) != getattr(usual, name):
-            raise ValueError(f"training.{name} has no effect on contrastive pretraining: leave it out")
+            raise ValueError(f"training.{name} has no effect on contrastive pretraining, since {reason}: leave it out")
     if config.training.keep_best and config.training.best_metric not in METRICS:
         raise ValueError(
             f"training.best_metric = {config.training.best_metric} is no metric of this run; there are: {', '.join(METRICS)}"

@@ -3,8 +3,9 @@
 import dataclasses
 import sys
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -176,10 +177,25 @@ class PairBatches:
         self.step += 1
         return batch
 
-    def go_to(self, step: int) -> None:
-        """Goes to before the batch of that step, counted from 0."""
+    @property
+    def position(self) -> dict[str, Any]:
+        """How many batches were handed out, for a checkpoint; every batch follows from its number."""
+        return {"step": self.step}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Goes to a `position`; batches made ahead are dropped."""
+        self._drop()
+        self.step = int(position["step"])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._drop()
+        self._pool.shutdown()
+
+    def _drop(self) -> None:
+        for future in self._ahead:
+            future.cancel()
         self._ahead.clear()
-        self.step = step
 
 
 def open_pairs(config: ContrastiveConfig) -> Pairs:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from generalist.config.plain import from_plain
+from generalist.config.versions import from_stored
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import text_ids
 from generalist.contrastive.towers import Towers
@@ -42,9 +42,9 @@ class DualEncoder:
         """
         weights = WeightsFolder(Path(folder))
         try:
-            config = from_plain(ContrastiveConfig, weights.config)
+            config = from_stored(ContrastiveConfig, weights.config, weights.folder / "config.json")
         except ValueError as error:
-            raise WeightsError(f"{weights.folder / 'config.json'}: {error}") from error
+            raise WeightsError(str(error)) from error
         shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param))
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         params = nested({path: jnp.asarray(array) for path, array in weights.read(recipes).items()})

@@ -1,181 +1,158 @@
-"""The contrastive step, its loop, and the export of the encoder that it leaves."""
+"""Contrastive training: what the common loop gets for pairs of images and texts, and the export of the encoder that it leaves.
+
+Dimension key: N pairs, S pixels on a side, L text pieces, E embedding width.
+"""
 
 import dataclasses
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
 from rich.console import Console
 
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import PairBatches
 from generalist.contrastive.dual import fresh_towers
 from generalist.contrastive.towers import LARGEST_LOG_SCALE, Towers, clip_loss, siglip_loss, vit_config
+from generalist.data.batch import ArrayLike
 from generalist.model.transformer import count_parameters
-from generalist.training.checkpoint import Checkpoints
-from generalist.training.loop import Interrupt, Interrupted
-from generalist.training.metrics import Metrics
-from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import flat, make_mesh, moment_shardings, parameter_shardings, rows_sharding
-from generalist.training.step import TrainState, compute_dtype
+from generalist.training import loop
+from generalist.training.sharding import flat, make_mesh, rows_sharding
+from generalist.training.state import Parameters, TrainState, compute_dtype
+from generalist.training.step import Gradients, Trainer, compile_trainer, split
 from generalist.vision.vit import save_vit
 from generalist.weights.folder import save_tensors
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ContrastiveTrainer:
-    """The compiled pieces of a run."""
-
-    initialize: Callable[[], TrainState]
-    step: Callable[[TrainState, Array, Array], tuple[TrainState, dict[str, Array]]]
-    """State, pixels and text ids to the next state and metrics; donates the state."""
-    abstract_state: TrainState
-    mesh: jax.sharding.Mesh
-
-    def place(self, arrays: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
-        """A batch on the devices, its rows split over them."""
-        return tuple(jax.device_put(array, rows_sharding(array.shape, self.mesh)) for array in arrays)
+Pairs = tuple[UInt8[Array, "N S S 3"], Int[Array, "N L"]]
+"""A batch: pixels and text ids."""
 
 
-def make_contrastive_trainer(config: ContrastiveConfig) -> ContrastiveTrainer:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairSums:
+    """What a batch of pairs measured."""
+
+    accuracy: Float[ArrayLike, ""]
+    """Share of the images whose own text is the nearest of the batch's."""
+    scale: Float[ArrayLike, ""]
+    """What similarities are multiplied by."""
+
+
+def make_contrastive_trainer(config: ContrastiveConfig) -> Trainer:
     """Builds the trainer over all devices; nothing is computed yet."""
-    training = config.training
-    mesh = make_mesh(training)
-    optimizer, dtype = make_optimizer(training), compute_dtype(training.dtype, jax.default_backend())
+    mesh = make_mesh(config.training)
+    parameters = Parameters(draw=lambda: nnx.to_pure_dict(nnx.state(fresh_towers(config), nnx.Param)))
+    dtype = compute_dtype(config.training.dtype, mesh.devices.flat[0].platform)
 
-    def fresh() -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(fresh_towers(config), nnx.Param))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, frozen={}, mean_params={}, opt_state=optimizer.init(params)
-        )
+    def clamped(params: Any) -> Any:
+        # The parameter itself is clamped: a clamp in the loss would have no gradient that brings it back.
+        return params | {"log_scale": jnp.minimum(params["log_scale"], LARGEST_LOG_SCALE)}
 
+    return compile_trainer(parameters, make_gradients(config, dtype), config.training, mesh, clamped)
+
+
+def make_gradients(config: ContrastiveConfig, dtype: np.dtype) -> Gradients:
+    """Loss and gradients of a batch, in which every pair is set against all others.
+
+    Micro-batches change neither: each is embedded on its own and without keeping activations, the loss is over all embeddings
+    together, and backwards each micro-batch is embedded once more for its share of the gradient (GradCache; Gao et al., 2021).
+    """
     graph, _ = nnx.split(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param)
-    abstract = jax.eval_shape(fresh)
-    shardings = parameter_shardings(abstract.params, mesh)
-    replicated = NamedSharding(mesh, P())
-    state_shardings = TrainState(
-        step=replicated,
-        params=shardings,
-        frozen={},
-        mean_params={},
-        opt_state=moment_shardings(abstract.opt_state, shardings),
-    )
+    count = config.training.micro_batches
 
-    def loss(params, pixels, text):
+    def embed(params: Any, batch: Pairs) -> tuple[Float[Array, "N E"], Float[Array, "N E"]]:
         towers: Towers = nnx.merge(graph, params)
-        images, texts = towers.images(pixels, dtype), towers.texts(text, dtype)
+        pixels, text = batch
+        return towers.images(pixels, dtype), towers.texts(text, dtype)
+
+    def embed_all(params: Any, batch: Pairs) -> tuple[Float[Array, "N E"], Float[Array, "N E"]]:
+        if count == 1:
+            return embed(params, batch)
+        parts = jax.tree.map(lambda x: split(x, len(x), count), batch)
+        # `checkpoint` keeps a micro-batch's pixels alone and no activation; the scan's transpose adds the gradients up.
+        found = jax.lax.map(jax.checkpoint(lambda part: embed(params, part)), parts)
+        # Micro-batch i has the pairs i, i + count, ...
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, x.shape[-1]), found)
+
+    def loss(params: Any, batch: Pairs) -> tuple[Array, PairSums]:
+        images, texts = embed_all(params, batch)
+        towers: Towers = nnx.merge(graph, params)
         if towers.bias is None:
             value = clip_loss(images, texts, towers.scale)
         else:
             value = siglip_loss(images, texts, towers.scale, towers.bias[...])
         right = (images @ texts.T).argmax(axis=1) == jnp.arange(len(images))
-        return value, {"loss": value, "accuracy": right.mean(), "scale": towers.scale}
+        return value, PairSums(accuracy=right.mean(), scale=towers.scale)
 
-    def step(state: TrainState, pixels: Array, text: Array) -> tuple[TrainState, dict[str, Array]]:
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, pixels, text)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # The parameter itself is clamped: a clamp in the loss would have no gradient that brings it back.
-        params |= {"log_scale": jnp.minimum(params["log_scale"], LARGEST_LOG_SCALE)}
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+    def gradients(params: Any, frozen: Any, batch: Pairs, key: Array):
+        del frozen, key  # no parameter is frozen, and nothing is drawn within the step
+        return jax.value_and_grad(loss, has_aux=True)(params, batch)
 
-    return ContrastiveTrainer(
-        initialize=jax.jit(fresh, out_shardings=state_shardings),
-        step=jax.jit(step, donate_argnums=(0,), out_shardings=(state_shardings, replicated)),
-        abstract_state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            state_shardings,
-        ),
-        mesh=mesh,
-    )
+    return gradients
+
+
+def place(batch: tuple[np.ndarray, np.ndarray], mesh: Mesh) -> Pairs:
+    """A batch on the devices, its rows split over them."""
+    pixels, text = (jax.device_put(array, rows_sharding(array.shape, mesh)) for array in batch)
+    return pixels, text
+
+
+@dataclasses.dataclass(frozen=True)
+class PairReadout:
+    """Means of what batches of pairs measured, and how fast pairs go by."""
+
+    batch: int
+    """Pairs per step."""
+
+    def values(self, sums: PairSums, *, steps: int, sound: int, seconds: float, params: Any) -> dict[str, float]:
+        """`accuracy` is the share of images whose own text is the nearest of the batch's."""
+        del steps, params  # pairs of skipped steps taught nothing, and tokens are counted in the same way
+        means = {name: value / max(1, sound) for name, value in vars(sums).items()}
+        return {"pairs_per_second": self.batch * sound / seconds, **means}
+
+    def describe(self, values: Mapping[str, float]) -> str:
+        return (
+            f"loss {values['loss']:.3f} right {values['accuracy']:.0%} {values['pairs_per_second']:.0f} pairs/s "
+            f"wait {values['waiting']:.0%}"
+        )
+
+    def origin(self, parts: PairSums) -> str:
+        del parts
+        return ""
+
+    def breakdown(self, parts: PairSums) -> str:
+        del parts
+        return ""
 
 
 def train(config: ContrastiveConfig, batches: PairBatches, console: Console) -> TrainState:
-    """Trains to `training.steps`, from the run's newest checkpoint if it has one."""
-    training, trainer = config.training, make_contrastive_trainer(config)
-    checkpoints = Checkpoints(training.checkpoints or str(config.folder / "checkpoints"), training)
-    if checkpoints.latest is None:
-        state = trainer.initialize()
-    else:
-        console.print(f"going on from the checkpoint of step {checkpoints.latest}", highlight=False)
-        state, position = checkpoints.restore(trainer.abstract_state)
-        batches.go_to(position["step"])
-    start = int(state.step)
+    """Trains to `training.steps`, from the run's newest checkpoint if it has one; `batches` are closed at the end.
+
+    Raises:
+        Interrupted, FloatingPointError, OSError: as `loop.train` says.
+    """
+    trainer = make_contrastive_trainer(config)
     console.print(
-        f"{count_parameters(state.params) / 1e6:.2f} M parameters, {config.batch} pairs a step, {config.loss} loss, "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)",
+        f"{count_parameters(trainer.abstract_state.params) / 1e6:.2f} M parameters, {config.batch} pairs per step, "
+        f"{config.loss} loss, {jax.device_count()} {jax.devices()[0].device_kind} device(s)",
         highlight=False,
     )
-    with Metrics(config.folder, training.steps, start, console) as metrics, Interrupt() as interrupt:
-        state, last = _steps(config, trainer, state, batches, checkpoints, metrics, interrupt)
-        metrics.advance(int(state.step), "saving")
-        checkpoints.save(state, {"step": batches.step}, last)
-        checkpoints.wait()
-    checkpoints.close()
-    if interrupt.asked:
-        raise Interrupted(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
-    return state
+    return loop.train(
+        config, trainer, batches, lambda batch: place(batch, trainer.mesh), PairReadout(config.batch), console
+    )
 
 
-def _steps(
-    config: ContrastiveConfig,
-    trainer: ContrastiveTrainer,
-    state: TrainState,
-    batches: PairBatches,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
-    interrupt: Interrupt,
-) -> tuple[TrainState, dict[str, float]]:
-    training = config.training
-    rate = schedule(training)
-    values: dict[str, float] = {}
-    begun, waited, since = time.perf_counter(), 0.0, int(state.step)
-    with jax.set_mesh(trainer.mesh):
-        for step in range(int(state.step) + 1, training.steps + 1):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            state, entry = trainer.step(state, *trainer.place(batch))
-            if step % training.log_every == 0 or step == training.steps:
-                values = {name: float(value) for name, value in entry.items()}
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"loss {values['loss']} at step {step}: lower training.learning_rate; the last checkpoint is whole"
-                    )
-                seconds = time.perf_counter() - begun
-                values |= {
-                    "learning_rate": float(rate(step - 1)),
-                    "pairs_per_second": (step - since) * config.batch / seconds,
-                    "waiting": waited / seconds,
-                }
-                metrics.write(step, values)
-                metrics.advance(
-                    step,
-                    f"loss {values['loss']:.3f} right {values['accuracy']:.0%} {values['pairs_per_second']:.0f} pairs/s "
-                    f"wait {values['waiting']:.0%}",
-                )
-                begun, waited, since = time.perf_counter(), 0.0, step
-            else:
-                jax.block_until_ready(entry["loss"])
-                metrics.advance(step)
-            if step % training.checkpoint_every == 0 and step < training.steps:
-                checkpoints.save(state, {"step": batches.step}, values)
-            if interrupt.asked:
-                break
-    return state, values
+def final_params(config: ContrastiveConfig, state: TrainState) -> Any:
+    """What is exported and scored: with `training.ema` the averaged weights, else the last ones."""
+    return state.mean_params if config.training.ema else state.params
 
 
 def export(config: ContrastiveConfig, params: Any) -> None:

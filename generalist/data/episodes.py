@@ -7,7 +7,6 @@ in one cache of bounded size that all readers share.
 import collections
 import dataclasses
 import io
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from generalist.data.images import pixels
+from generalist.envs.rlds import read_metadata
 from generalist.envs.rlds_steps import decisions, instruction, is_ours, training_split
 
 Column = np.ndarray | list[bytes]
@@ -138,9 +138,8 @@ class EpisodeReader:
 
     def _read_lengths(self) -> np.ndarray:
         """Decisions in each record, int (n,): from our metadata, else by reading all episodes once."""
-        path = self.folder / "metadata.json"
-        stored = json.loads(path.read_text(encoding="utf-8")).get("lengths") if path.exists() else None
-        if stored is None or not self._ours:
+        stored = (read_metadata(self.folder) or {}).get("lengths") if self._ours else None
+        if stored is None:
             lengths = [len(self._parsed(number)) for number in range(len(self._source))]
         else:
             lengths = stored

@@ -14,9 +14,9 @@ SAMPLES = 12  # examples a part of a source that its mean length is estimated fr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """A source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it as the square roots
-    of their sizes: long tasks, which have more to learn, get more, and short ones are not drowned."""
+class Opened:
+    """An open source by the name that metrics show, its share of the tokens, and its parts (tasks), which share it as the square
+    roots of their sizes: long tasks, which have more to learn, get more, and short ones are not drowned."""
 
     name: str
     weight: float
@@ -33,7 +33,7 @@ def mean_length(examples: Examples) -> float:
     return float(np.mean([len(examples.example(int(rng.integers(len(examples))), rng).tokens) for _ in range(SAMPLES)]))
 
 
-def mix(sources: Sequence[Source], *, seed: int, own: Sequence[int] = (0,), shards: int = 1) -> dict[int, Draw]:
+def mix(sources: Sequence[Opened], *, seed: int, own: Sequence[int] = (0,), shards: int = 1) -> dict[int, Draw]:
     """The streams of examples by number, (source id, sequence), for a batch's shards that are `own`.
 
     Every part is shuffled anew each epoch. Of several shards each reads its own share of every part; a part with fewer examples
@@ -55,7 +55,7 @@ def mix(sources: Sequence[Source], *, seed: int, own: Sequence[int] = (0,), shar
     return {shard: stream(shard) for shard in own}
 
 
-def _draws(source: Source) -> np.ndarray:
+def _draws(source: Opened) -> np.ndarray:
     """How often each part of a source is drawn from, float (parts,), so that the source has its share of the tokens."""
     lengths = np.array([mean_length(examples) for examples in source.parts])
     tokens = np.sqrt([len(examples) * length for examples, length in zip(source.parts, lengths, strict=True)])

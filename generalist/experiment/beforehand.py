@@ -4,26 +4,24 @@ from pathlib import Path
 
 from rich.console import Console
 
+from generalist.config.data import NO_SOURCE
 from generalist.config.run import Config
-from generalist.data.emoji import drawings, things
-from generalist.data.episodes import EpisodeCache
 from generalist.data.loaders import check_loaders
+from generalist.eval.parts import registry
 from generalist.experiment.inherit import check_same_model
 from generalist.experiment.layout_fit import fit_layout
-from generalist.experiment.prepare import NO_SOURCE, check_documents, check_same_encoder, open_corrections
+from generalist.experiment.prepare import check_same_encoder
 from generalist.inference.generalist import Generalist
 from generalist.model.config import ModelSpec
 from generalist.run.folder import has_begun
 from generalist.run.shapes import NO_IMAGE, batch_spec, spaces_of
-from generalist.run.tasks import correction_folders, suite_tasks
+from generalist.run.tasks import check_corrections, source_tasks, stored
 from generalist.run.tokenizers import model_spec
 from generalist.training.loss import KINDS
 from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.load import check_encoder, load_encoder
 from generalist.weights.language import LanguageModel
 
-TEXTS_AND_IMAGES = ("emoji", "fewshot", "prose", "documents")
-"""Sources that are no control suites."""
 # Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
 METRICS = (
     *(
@@ -49,19 +47,16 @@ def check(config: Config, console: Console) -> Generalist | None:
         FileNotFoundError, NotADirectoryError: what it names is not there, or is something else.
         ImportError: a package that it needs is not installed.
     """
-    tasks = suite_tasks(config)
-    for task in tasks.get("own", []):
-        fit_layout(config, task.layout, *spaces_of(task), offset=0, text=None, found=None)
-    if not tasks and not any(getattr(config.data, name).weight > 0 for name in TEXTS_AND_IMAGES):
+    if not config.data.taking_part:
         raise ValueError(NO_SOURCE)
-    if correction_folders(config):
-        open_corrections(config, EpisodeCache(config.data.cache_megabytes))
+    source_tasks(config)
+    check_corrections(config)
+    _check_sources(config, console)
     check_encoder(config.model.vision.encoder)
     if config.model.trunk != "none":
         LanguageModel(config.model.trunk).text()
     _check_sizes(config)
-    _check_texts_and_images(config, console)
-    _check_best_metric(config, tasks)
+    _check_best_metric(config)
     for name, folder in (("data.folder", config.data.folder), ("training.checkpoints", Path(config.checkpoints))):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{name}: {folder} is a file: name a folder")
@@ -81,21 +76,32 @@ def _some_spec(config: Config) -> ModelSpec:
     return model_spec(config, int(config.tokens.tensors == "projected"), int(config.model.vision.encoder != "none"))
 
 
-def _check_texts_and_images(config: Config, console: Console) -> None:
+def _check_sources(config: Config, console: Console) -> None:
+    """What the sources name, and what evaluation needs of them."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     data = config.data
-    check_documents(config, console)
-    if data.emoji.weight > 0 or data.fewshot.weight > 0:
-        drawings("train")
-    if data.emoji.weight > 0 and (choices := config.evaluation.naming_choices) > (most := len(things("names"))):
+    if data.check and not any(source.has_own_files for source in data.sources.values()):
         raise ValueError(
-            f"evaluation.naming_choices must be from 2 to {most}, the things that are held out, got {choices}"
+            "data.check reads documents of your own, and no source names some: leave it out, or set data.documents.path"
         )
+    opened = stored(config)
+    for name, source in data.sources.items():
+        source.check(name, opened, data.check, say)
+    for source in data.taking_part.values():
+        source.open_corrections(opened)
+        recorded = {task for task, _ in source.recordings()}
+        for task in source.task_list():
+            if task not in recorded:  # a user's own, whose spaces nobody has tried with these settings
+                fit_layout(config, task.layout, *spaces_of(task), offset=0, text=None, found=None)
+    for part in registry.PARTS:
+        part.prepare(config)
 
 
-def _check_best_metric(config: Config, tasks: dict) -> None:
-    data, best = config.data, config.training.best_metric
-    texts = [name for name in TEXTS_AND_IMAGES if getattr(data, name).weight > 0]
-    sources = [*tasks, *texts]
+def _check_best_metric(config: Config) -> None:
+    best, sources = config.training.best_metric, [*config.data.taking_part]
     known = [*METRICS, *(f"{what}/{name}" for what in ("loss", "accuracy") for name in sources)]
     known += [f"loss/{kind}" for kind in KINDS]
     if config.training.keep_best and best not in known:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import tyro
 
-from generalist.config.plain import from_plain, plain
+from generalist.config.data import read_mixture
+from generalist.config.plain import plain
 from generalist.config.run import Config
+from generalist.config.versions import from_stored
 from generalist.run.folder import flatten, has_begun
 from generalist.run.named_weights import weights_settings
 
@@ -37,9 +39,15 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         SystemExit: for `--help`, or an unknown setting.
     """
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, value in (("training.start", default.training.start), ("name", default.name), ("runs", default.runs)):
+    asked = (("training.start", default.training.start), ("name", default.name), ("runs", default.runs))
+    for name, value in (*asked, ("data.mixture", default.data.mixture)):
         found.add_argument(f"--{name}", dest=name, nargs="?", default=value)
     given = vars(found.parse_known_args(list(arguments))[0])
+    if given["data.mixture"]:
+        path = Path(given["data.mixture"])
+        default = dataclasses.replace(
+            default, data=dataclasses.replace(default.data, mixture=path, sources=read_mixture(path))
+        )
     if given["training.start"] and not {"-h", "--help"} & set(arguments):
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])
@@ -56,7 +64,7 @@ def _begun_settings(folder: Path, start: str) -> Config | None:
     if not path.is_file():
         return None
     try:
-        stored = from_plain(Config, json.loads(path.read_text(encoding="utf-8")))
+        stored = from_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
     except ValueError:
         return None  # `check_same_settings` tells
     return stored if stored.training.start == start and has_begun(folder, stored.training.checkpoints) else None

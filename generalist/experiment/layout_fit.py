@@ -17,6 +17,7 @@ import numpy as np
 
 from generalist.config.run import Config
 from generalist.data.episodes import Episode, EpisodeReader, decode
+from generalist.data.spread import spread
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.part_rules import is_image
@@ -66,7 +67,7 @@ def fit_layout(
     Raises:
         ValueError: a part of a space does not fit the settings; the message names it.
     """
-    vocabulary = config.tokens.vocabulary()
+    vocabulary, acting = config.tokens.vocabulary(), config.data.suite_of(name).acting
     seen = functools.partial(
         SpaceTokenizer.from_space,
         observation,
@@ -81,12 +82,13 @@ def fit_layout(
     )
     done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
     if found is None:
-        return TaskLayout(name, seen(), done())
+        return TaskLayout(name, seen(), done(), acting)
     seen = functools.partial(seen, statistics=statistics(found))
     return TaskLayout(
         name,
         seen(codecs=better_codecs(seen(), found.observations)),
         done(codecs=better_codecs(done(), found.actions)),
+        acting,
     )
 
 
@@ -116,11 +118,6 @@ def sample(
                 for key, image in _images(episode, math.ceil(FRAMES / len(indices))):
                     frames.setdefault(key, []).append(to_frame(image, frame_size))
     return Sample(observations=seen.joined(), actions=done.joined(), frames=frames)
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Up to `most` of the numbers from 0 to `count` - 1, as even as can be: int64, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 class _Rows:

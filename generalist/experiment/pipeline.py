@@ -1,15 +1,17 @@
 """Whole runs: prepare, train, evaluate. Every part is skipped when it is done already."""
 
+import os
+
 from rich.console import Console
 
-from generalist.config.plain import plain
 from generalist.config.run import Config
+from generalist.config.versions import to_stored
 from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.run.folder import RunSettings, check_same_settings, forget, forget_unless_measured
 from generalist.run.tasks import record_missing
 from generalist.system.files import write_json
 from generalist.tokenizers.text import TextTokenizer
-from generalist.training.cluster import join
+from generalist.training.cluster import join, several_expected
 
 
 def run(config: Config, command: list[str], console: Console) -> None:
@@ -28,7 +30,8 @@ def run(config: Config, command: list[str], console: Console) -> None:
     from generalist.experiment.beforehand import check
     from generalist.experiment.prepare import prepare
     from generalist.training.hosts import is_first, wait_for_all
-    from generalist.training.loop import Interrupted, train
+    from generalist.training.interrupt import Interrupted
+    from generalist.training.tokens import train
 
     start = None
     if is_first():
@@ -77,14 +80,19 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         KeyboardInterrupt: stopped; everything finished so far is on disk.
     """
     check_effective(config)
+    if several_expected(os.environ):
+        raise ValueError(
+            "contrastive pretraining runs in one process, and the launcher started several: start one, which takes all "
+            "devices of its machine"
+        )
     again = check_same_settings(config)
     console.print("loading JAX ...", highlight=False)
     from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
     from generalist.contrastive.dual import DualEncoder
-    from generalist.contrastive.train import export, train
+    from generalist.contrastive.train import export, final_params, train
     from generalist.data.documents import Documents
     from generalist.eval.held_out.contrastive import evaluate, show
-    from generalist.training.loop import Interrupted
+    from generalist.training.interrupt import Interrupted
     from generalist.training.sharding import make_mesh
 
     pairs = open_pairs(config)
@@ -99,7 +107,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
         text.save(config.folder / "text.model")
-        write_json(config.folder / "config.json", plain(config))
+        write_json(config.folder / "config.json", to_stored(config))
     else:
         text = TextTokenizer.load(config.folder / "text.model")
     try:
@@ -110,7 +118,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     except BaseException:
         forget_unless_measured(config)
         raise
-    export(config, state.params)
+    export(config, final_params(config, state))
     results = evaluate(DualEncoder.load(config.folder), heldout, console)
     write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
     show(results, console)

@@ -52,17 +52,18 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
         raise ValueError(
             f"these weights know no layout {name!r}: they act in {', '.join(sorted(generalist.layouts))}; train with its tasks"
         )
-    layout, control = generalist.layouts[name], generalist.control(name)
+    layout = generalist.layouts[name]
+    acting = layout.acting
     if layout.observation.tokens_per_step is None or layout.action.tokens_per_step is None:
         raise ValueError(
             f"{name} has text in its observations or actions, whose length varies, but a step of the policy is of one length: "
             "give such text in the instruction"
         )
-    hidden = control.hide_actions > 0
     observed = layout.observation.stack([some_value(layout.observation.space)])
-    step = generalist.assembler.step(layout, observed, hide_actions=hidden)
+    step = generalist.assembler.step(layout, observed, hide_actions=acting.hide_actions)
     dimensions = layout.action.tokens_per_step
-    return StepShape(tuple(step.modality.tolist()), dimensions, control.steps, hidden, control.temperature)
+    modalities = tuple(step.modality.tolist())
+    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.temperature)
 
 
 def some_value(space: gym.Space) -> Any:
@@ -72,7 +73,7 @@ def some_value(space: gym.Space) -> Any:
 
 
 class ControlPolicy:
-    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the suite has a
+    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the layout has a
     temperature.
 
     Args:
@@ -176,6 +177,12 @@ class ControlPolicy:
         self._window.append(self._action(read[-1][0]), self._choices[:, -1:])  # context for the next step
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
+
+    @property
+    def observed(self) -> dict[str, tuple[int, int]]:
+        """Of the projected numbers observed so far, by layout: how many lay beyond what their statistics reach, and how many
+        there were."""
+        return {name: (cut, numbers) for name, (cut, numbers) in self._cut.items()}
 
     @property
     def cut_off(self) -> dict[str, float]:

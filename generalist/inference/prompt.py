@@ -28,9 +28,6 @@ from generalist.model.blocked_attention import MASKED
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
 
-Given = np.ndarray | str | Path | ChunkEnd
-"""A part of a prompt: an image (uint8 H×W or H×W×C, or its file) or text; `CHUNK_END` ends a chunk that has no image."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:

@@ -107,25 +107,6 @@ def row_images(modality: np.ndarray, payload_index: np.ndarray) -> np.ndarray:
     return table
 
 
-def join(batches: list[Batch], frame_tokens: int) -> Batch:
-    """Batches of the same rows one after the other; payloads are concatenated and their indices moved along, so that what
-    follows an image attends to it."""
-    offsets, moved = dict.fromkeys(PAYLOADS, 0), []
-    held = np.zeros((len(batches[0].tokens), 1), np.int32)
-    for batch in batches:
-        index = batch.payload_index.copy()
-        for modality, payload in PAYLOADS.items():
-            index[batch.modality == modality] += offsets[modality]
-            offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
-        moved.append(dataclasses.replace(batch, payload_index=index, image=batch.image + held))
-        held = held + (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True, dtype=np.int32)
-    rows: dict[str, Any] = {
-        name: np.concatenate([getattr(batch, name) for batch in moved], axis=1) for name in POSITIONAL
-    }
-    flat: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in moved]) for name in FLAT}
-    return Batch(**rows, **flat, row_images=row_images(rows["modality"], rows["payload_index"]))
-
-
 def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
     """Batches of equally long rows, one below the other; payloads are concatenated and their indices moved along."""
     if len(batches) == 1:

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from generalist.config.plain import from_plain
-from generalist.config.run import Config, ControlConfig
+from generalist.config.run import Config
+from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
 from generalist.model.transformer import create
 from generalist.run.named_weights import ENCODER_FOLDER, is_run, run_settings, weights_folder
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.files import write_json
+from generalist.system.versions import stored_format
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.checkpoint import restore_params
 from generalist.training.sharding import flat
-from generalist.training.step import divided, united
+from generalist.training.state import divided, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
@@ -58,7 +59,6 @@ class Structure:
 class Weights:
     """One set of weights, its tokenizers and its task layouts."""
 
-    config: Config
     tokenizers: Tokenizers
     graph: nnx.GraphDef
     params: Any
@@ -82,7 +82,7 @@ class Weights:
         params, frozen, step = restore_params(
             config.checkpoints, *divided(shapes, config.model), step, mean=config.training.ema > 0
         )
-        return cls(config, tokenizers, graph, united(params, frozen), step, encoder=encoder)
+        return cls(tokenizers, graph, united(params, frozen), step, encoder=encoder)
 
     @classmethod
     def load(cls: type[Kind], folder: Path | str | None = None) -> Kind:
@@ -104,10 +104,11 @@ class Weights:
             return cls.from_run(run_settings(folder))
         weights = WeightsFolder(folder)
         try:
-            config = from_plain(Config, weights.config)
+            config = from_stored(Config, weights.config, weights.folder / "config.json")
+            card = weights.beside("model.json")
+            stored_format(card, FORMAT, weights.folder / "model.json")
         except ValueError as error:
-            raise WeightsError(f"{weights.folder / 'config.json'}: {error}") from error
-        card = weights.beside("model.json")
+            raise WeightsError(str(error)) from error
         if type(card.get("step")) is not int or card["step"] < 0:
             raise WeightsError(f"{weights.folder / 'model.json'} does not say how many steps the weights have seen")
         vision = config.model.vision
@@ -123,7 +124,7 @@ class Weights:
         graph, shapes = _abstract(tokenizers)
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
-        return cls(config, tokenizers, graph, nested(arrays), card["step"], encoder=encoder)
+        return cls(tokenizers, graph, nested(arrays), card["step"], encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes one folder = one model: `config.json` (every setting), `model.safetensors` (`dtype`: float32 or bfloat16), the
@@ -145,7 +146,7 @@ class Weights:
             }
             save_tensors(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
-            write_json(whole / "model.json", {"step": self.step, "encoder": fingerprint})
+            write_json(whole / "model.json", {"format": FORMAT, "step": self.step, "encoder": fingerprint})
             source = self.encoder.folder if self.encoder is not None else None
             if source is not None:
                 files = [*source.glob("*.json"), *source.glob("*.safetensors")]
@@ -155,6 +156,15 @@ class Weights:
                 for file in files:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
             whole.rename(folder)
+
+    @property
+    def config(self) -> Config:
+        """Every setting of the run that made the weights."""
+        return self.tokenizers.config
+
+    def with_config(self: Kind, config: Config) -> Kind:
+        """The same weights with other settings."""
+        return dataclasses.replace(self, tokenizers=dataclasses.replace(self.tokenizers, config=config))
 
     @cached_property
     def assembler(self) -> Assembler:
@@ -196,10 +206,6 @@ class Weights:
         model.unstack()
         graph, params = nnx.split(model, nnx.Param)
         return Structure(graph), nnx.to_pure_dict(params)
-
-    def control(self, layout: str) -> ControlConfig:
-        """The settings of the suite that a layout belongs to (the part of its name before the slash)."""
-        return getattr(self.config.data, layout.split("/")[0])
 
 
 def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Tokenizers:

@@ -25,8 +25,8 @@ from generalist.plan.program import (
 )
 from generalist.plan.roofline import Speeds, Totals, walk
 from generalist.plan.target import Target
-from generalist.training.metrics import model_flops
-from generalist.training.step import divided
+from generalist.training.flops import model_flops
+from generalist.training.state import divided
 from generalist.vision.encoder import VisionEncoder
 
 
@@ -56,7 +56,7 @@ class Estimate:
     limit: float | None
     """Bytes a device has."""
     model_flops: float = 0.0
-    """Of a step of the whole mesh, by arithmetic (`training.metrics.model_flops`)."""
+    """Of a step of the whole mesh, by arithmetic (`training.flops.model_flops`)."""
     totals: Totals = Totals()
     """Of a device, the encoder's included."""
     encoder_seconds: float | None = None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from generalist.plan.chips import Slice
 from generalist.plan.hlo import Computation, Instruction, Module
+from generalist.plan.target import Slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

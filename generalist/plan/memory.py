@@ -17,7 +17,7 @@ from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import batch_spec
 from generalist.training.loss import fitting
-from generalist.training.step import divided
+from generalist.training.state import divided
 from generalist.vision.encoder import VisionEncoder
 
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16

@@ -15,7 +15,8 @@ from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.training.sharding import make_mesh, parameter_shardings, rows_sharding
-from generalist.training.step import Trainer, compute_dtype, computed, make_trainer
+from generalist.training.state import compute_dtype, computed
+from generalist.training.token_trainer import TokenTrainer, make_trainer
 from generalist.vision.encoder import VisionEncoder
 
 
@@ -62,12 +63,10 @@ class Program:
 
 def source_weights(config: Config) -> dict[str, float]:
     """The data's sources that take part, with their weights."""
-    others = {name: getattr(config.data, name) for name in ("emoji", "prose", "documents")}
-    weights = {name: float(source.weight) for name, source in (config.data.control() | others).items()}
-    return {name: weight for name, weight in weights.items() if weight > 0}
+    return {name: float(source.weight) for name, source in config.data.taking_part.items()}
 
 
-def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> Trainer:
+def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> TokenTrainer:
     """The trainer that a run on these devices would have. The frozen encoder is planned apart: see `compile_encoder`.
 
     Raises:
@@ -77,7 +76,7 @@ def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]
     return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
 
 
-def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:
+def abstract_batch(config: Config, trainer: TokenTrainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:
     """A batch's shapes and shardings as the step takes it: images as features."""
     batch = trainer.abstract_batch(spec)
     if encoder is None or not spec.images:
@@ -89,7 +88,7 @@ def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: V
 
 
 def encoder_shapes(config: Config, mesh: Mesh, encoder: VisionEncoder) -> Any:
-    """A frozen encoder's parameters as a run lays them out (`training.step.encoder_on`), as shapes."""
+    """A frozen encoder's parameters as a run lays them out (`training.token_trainer.encoder_on`), as shapes."""
     dtype = compute_dtype(config.training.dtype, mesh.devices.flat[0].platform)
     shapes = jax.eval_shape(lambda: computed(jax.tree.map(_zeros, encoder.params), dtype))
     return jax.tree.map(
@@ -103,7 +102,7 @@ def _zeros(leaf: Any) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def compile_step(trainer: Trainer, batch: Batch) -> Program:
+def compile_step(trainer: TokenTrainer, batch: Batch) -> Program:
     """Compiles the step.
 
     Raises:

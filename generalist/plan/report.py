@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.config.run import Config
-from generalist.plan.chips import GIB
 from generalist.plan.estimate import Estimate
 from generalist.plan.memory import Arithmetic
 from generalist.plan.search import Candidate
 from generalist.plan.target import Target
+from generalist.system.chips import GIB
 
 LONGEST, SMALLEST = 6, 0.005  # exchanges that are listed one by one, and the share of the step below which none is
 WAITING = 0.1  # share of the step spent waiting for exchanges that is worth a word

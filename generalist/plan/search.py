@@ -13,7 +13,7 @@ from generalist.plan.estimate import Estimate, abstract_parameters, estimate
 from generalist.plan.memory import FULL, HALF, arithmetic, with_rows
 from generalist.plan.target import Target
 from generalist.run.shapes import batch_spec
-from generalist.training.metrics import model_flops
+from generalist.training.flops import model_flops
 from generalist.training.sharding import AXES, make_mesh
 from generalist.vision.encoder import VisionEncoder
 

@@ -1,16 +1,39 @@
 """What a plan is made for: a TPU slice that need not be there, simulated CPU devices, or one GPU's memory."""
 
 import dataclasses
+import difflib
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from generalist.plan.chips import GIB, Chip, Slice, parse_gpu, parse_slice
+from generalist.system.chips import GIB, GPUS, TPUS, Chip
 
 RESERVED = 0.25 * GIB
 """Of a TPU's main memory, what the runtime keeps: the compiler fills 15.75 GiB of 16."""
+
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice:
+    """TPU chips side by side."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Chips along each side."""
+
+    @property
+    def name(self) -> str:
+        """As the TPU compiler spells it, `v5e:16x16`."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +56,46 @@ class Target:
         if self.chip is None:
             return None
         return self.chip.memory - (RESERVED if self.slice is not None else 0.0)
+
+
+def parse_slice(text: str) -> Slice:
+    """`v5e:16x16` → the slice.
+
+    Raises:
+        ValueError: no such chip, or its sides are no numbers.
+    """
+    name, _, sides = text.partition(":")
+    if name not in TPUS:
+        near = difflib.get_close_matches(name, TPUS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown TPU {name!r} in --topology {text}.{hint} There are: {', '.join(TPUS)}")
+    flat = name in ("v5e", "v6e")
+    example = "16x16" if flat else "4x4x8"
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * (2 if flat else 3)), sides):
+        raise ValueError(
+            f"--topology {text}: a slice of {name} has {2 if flat else 3} sides; write {name}:{example} for one"
+        )
+    return Slice(chip=TPUS[name], shape=tuple(map(int, sides.split("x"))))
+
+
+def parse_gpu(text: str) -> Chip:
+    """`h100` or `gpu:24GiB` → one GPU; one known by its memory alone has no speed.
+
+    Raises:
+        ValueError: neither a known name nor an amount of memory.
+    """
+    name = text.removeprefix("gpu:").lower()
+    if name in GPUS:
+        return GPUS[name]
+    found = _MEMORY.fullmatch(name)
+    if not found or not text.startswith("gpu:") or not float(found.group(1)):
+        near = difflib.get_close_matches(name, GPUS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"unknown --devices {text!r}.{hint} Write cpu:8, gpu:24GiB, or a GPU's name: {', '.join(GPUS)}"
+        )
+    memory = float(found.group(1)) * (1e9 if found.group(2) == "gb" else GIB)
+    return Chip(name=f"gpu:{found.group(1)} GiB", flops=0.0, memory=memory, bandwidth=0.0)
 
 
 def parse_target(topology: str | None, devices: str | None) -> Target:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from generalist.config.plain import plain
+from generalist.config.versions import from_stored, upgraded
 
 # Settings that may change between two commands of one run: how long, how often, how it is scored, what is checked.
 FREE = (
     *(
         "runs",
-        "evaluation.*",
         "data.workers",
         "data.loaders",
         "data.folder",
@@ -28,7 +28,10 @@ FREE = (
         "data.*.temperature",
         "data.features",
         "data.check",
-        "data.documents.unreadable",
+        "data.*.unreadable",
+        "data.*.heldout",
+        "data.*.evaluation_*",
+        "data.*.naming_*",
     ),
     *(
         "training.steps",
@@ -98,19 +101,21 @@ def has_begun(folder: Path, checkpoints: str = "") -> bool:
 
 def _stored_checkpoints(folder: Path) -> str:
     """Where the run's own settings say that its checkpoints are; empty where they do not."""
+    path = folder / "config.json"
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["checkpoints"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        stored = upgraded(json.loads(path.read_text(encoding="utf-8")), path)["training"]["checkpoints"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return ""
     return stored if isinstance(stored, str) else ""
 
 
 def check_same_settings(config: RunSettings) -> bool:
     """Whether the run has begun already, with the same settings. What a run left that has no checkpoint is in nobody's way: see
-    `forget`.
+    `forget`. Settings of an earlier version are compared under today's names, and those that it lacked by their defaults.
 
     Raises:
-        ValueError: it has begun with other settings; the message names the first that differs. Or its settings are damaged.
+        ValueError: it has begun with other settings; the message names the first that differs. Or its settings are damaged, or
+            another version's that this one does not know.
         NotADirectoryError: a file is where its folder would be.
     """
     for folder in (config.folder, *config.folder.parents):
@@ -122,19 +127,26 @@ def check_same_settings(config: RunSettings) -> bool:
     if not path.exists():
         return False
     try:
-        stored = flatten(json.loads(path.read_text(encoding="utf-8")))
-        if not {"name", "runs", "training.steps"} <= stored.keys():
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if not {"name", "runs", "training.steps"} <= flatten(read).keys():
             raise ValueError("it is no run's")
     except (ValueError, RecursionError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or train in another folder with --name") from error
+    current = upgraded(read, path)  # a newer version's run is refused, whether or not it has begun
     if not has_begun(config.folder, config.training.checkpoints):
         return False
     now = flatten(plain(config))
-    kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (stored, now)]
+    kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (flatten(current), now)]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
         )
+    try:
+        stored = flatten(plain(from_stored(type(config), read, path)))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; this version can't go on with the run: use the version that began it, or another folder with --name"
+        ) from error
     # The weights to begin with come first: most of the model's settings are theirs.
     for name in sorted(stored.keys() | now.keys(), key=lambda name: (name != "training.start", name)):
         old, new = (one.get(name) for one in (stored, now))

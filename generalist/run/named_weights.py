@@ -4,8 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from generalist.config.plain import from_plain
 from generalist.config.run import Config
+from generalist.config.versions import from_stored
 from generalist.run.folder import missing_run
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # what `Generalist.save` wrote, with a model card
@@ -18,7 +18,7 @@ def run_settings(folder: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no run in it.
-        ValueError: its settings are damaged.
+        ValueError: its settings are damaged, or of a newer format than this version reads.
     """
     path = folder / "config.json"
     try:
@@ -29,10 +29,7 @@ def run_settings(folder: Path) -> Config:
         raise ValueError(f"{path} is damaged ({error})") from error
     if isinstance(stored, dict) and "towers" in stored:
         raise ValueError(f"{folder} is a run of train.py contrastive, whose towers are no agent: name another run")
-    try:
-        config = from_plain(Config, stored)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    config = from_stored(Config, stored, path)
     return dataclasses.replace(config, runs=folder.resolve().parent, name=folder.resolve().name)
 
 

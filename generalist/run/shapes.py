@@ -11,7 +11,7 @@ from generalist.config.run import Config
 from generalist.data.batch import BatchSpec
 from generalist.envs.task import Task
 from generalist.model.config import REQUIRED, ModelSpec
-from generalist.run.tasks import suite_tasks
+from generalist.run.tasks import source_tasks
 from generalist.run.tokenizers import model_spec
 from generalist.tokenizers.spaces import assign_offsets
 from generalist.vision.encoder import Preparation, VisionEncoder
@@ -54,7 +54,7 @@ def observation_spaces(config: Config) -> dict[str, gym.Space]:
         MissingExtra: an environment's package is not installed.
     """
     first: dict[str, Task] = {}
-    for several in suite_tasks(config).values():
+    for several in source_tasks(config).values():
         for task in several:
             first.setdefault(task.layout, task)
     return {name: spaces_of(task)[0] for name, task in first.items()}

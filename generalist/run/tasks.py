@@ -1,32 +1,41 @@
 """Which tasks a run takes part in, where their episodes are, and recording the experts. Imports no JAX: the first episodes are
 under way at once."""
 
-import os
 from pathlib import Path
 
 from rich.console import Console
 
 from generalist.config.run import Config
-from generalist.envs.custom import own_tasks
-from generalist.envs.custom_task import OwnTask
+from generalist.data.episodes import EpisodeCache
+from generalist.data.source import Stored
 from generalist.envs.recording import record, recording_folder
-from generalist.envs.registry import get, tasks
+from generalist.envs.registry import get
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task
+from generalist.system.processes import cores
 
 
-def suite_tasks(config: Config) -> dict[str, list[Task]]:
-    """The tasks of each control suite that takes part.
+def stored(config: Config, cache: EpisodeCache | None = None) -> Stored:
+    """Where a run's data are.
+
+    Args:
+        cache: that readers share; None: one for this call alone.
+    """
+    data = config.data
+    return Stored(
+        folder=data.folder, corrections=data.dagger, cache=cache or EpisodeCache(max(1, data.cache_megabytes))
+    )  # fmt: skip
+
+
+def source_tasks(config: Config) -> dict[str, list[Task]]:
+    """The tasks of each source that takes part and has some.
 
     Raises:
         ValueError: a pattern matches no task, or a folder of demonstrations does not fit its environment.
         FileNotFoundError: a folder of demonstrations holds no data set.
     """
-    listed = {suite: control for suite, control in config.data.control().items() if suite != "own"}
-    found = {suite: tasks(f"{suite}/{control.tasks}") for suite, control in listed.items()}
-    if "own" in config.data.control():
-        found["own"] = [*own_tasks(config.data.own.demonstrations, config.data.own.tasks)]
-    return found
+    found = {name: source.task_list() for name, source in config.data.taking_part.items()}
+    return {name: tasks for name, tasks in found.items() if tasks}
 
 
 def is_own(name: str) -> bool:
@@ -35,7 +44,7 @@ def is_own(name: str) -> bool:
 
 
 def task_of(name: str, config: Config) -> Task:
-    """The task of that name, one's own by the demonstrations that a run was trained on.
+    """The task of that name, a user's own by the demonstrations that a run was trained on.
 
     Raises:
         ValueError: there is none.
@@ -43,58 +52,52 @@ def task_of(name: str, config: Config) -> Task:
     """
     if not is_own(name):
         return get(name)
-    own = suite_tasks(config).get("own", [])
+    own = [task for tasks in source_tasks(config).values() for task in tasks if is_own(task.name)]
     found = next((task for task in own if task.name == name), None)
     if found is None:
         known = ", ".join(task.name for task in own) or "none"
-        raise ValueError(f"the weights know no environment {name!r}; of one's own they know: {known}")
+        raise ValueError(f"the weights know no environment {name!r}; of your own they know: {known}")
     return found
-
-
-def episodes_folder(config: Config, task: Task) -> Path:
-    """Where a task's episodes are: recorded by us, or its user's demonstrations."""
-    if isinstance(task, OwnTask):
-        return task.folder
-    return recording_folder(config.data.folder / "episodes", task, wanted_episodes(config, task))
 
 
 def wanted_episodes(config: Config, task: Task) -> int:
     """How many of an expert's episodes a run learns from."""
-    return getattr(config.data, task.suite).episodes or task.episodes
+    recorded = (pair for source in config.data.sources.values() for pair in source.recordings())
+    return next((count for one, count in recorded if one.name == task.name), task.episodes)
 
 
-def correction_folders(config: Config) -> dict[str, list[tuple[Task, Path]]]:
-    """Of each suite that takes part: the tasks that the experts have corrected play in, and where those episodes are.
+def episodes_folder(config: Config, task: Task) -> Path:
+    """Where a task's episodes are: recorded by us, or its user's demonstrations."""
+    own: Path | None = getattr(task, "folder", None)
+    if own is not None:
+        return own
+    return recording_folder(config.data.folder / "episodes", task, wanted_episodes(config, task))
+
+
+def check_corrections(config: Config) -> None:
+    """Whether every folder of corrections has some of a task that takes part.
 
     Raises:
-        FileNotFoundError: a folder of `data.dagger` holds none of any task that takes part.
+        FileNotFoundError: one has none.
     """
-    found: dict[str, list[tuple[Task, Path]]] = {}
+    tasks = [task for several in source_tasks(config).values() for task in several]
     for folder in config.data.dagger:
-        before = sum(map(len, found.values()))
-        for suite, several in suite_tasks(config).items():
-            own = ((task, dataset_folder(folder, task)) for task in several)
-            found.setdefault(suite, []).extend((task, place) for task, place in own if read_metadata(place) is not None)
-        if sum(map(len, found.values())) == before:
+        if not any(read_metadata(dataset_folder(folder, task)) is not None for task in tasks):
             raise FileNotFoundError(
                 f"data.dagger: {folder} holds no data set of a task that takes part: make some with `generalist dagger`"
             )
-    return found
 
 
 def record_missing(config: Config, console: Console) -> None:
     """Records the experts' episodes that are not on disk yet.
 
     Raises:
-        ValueError: an environment of one's own can't be made, or is not the one that was recorded.
+        ValueError: a pattern matches no task, or an expert fails too often.
         FileNotFoundError: a folder of corrections holds none.
     """
-    correction_folders(config)  # what is wrong with them is said before anything is played
-    wanted = suite_tasks(config)
-    for task in wanted.pop("own", []):
-        task.make().close()  # what is wrong with it is said before anything is played
-    everything = [task for several in wanted.values() for task in several]
-    episodes = {task.name: wanted_episodes(config, task) for task in everything}
-    if everything:
-        workers = config.data.workers or os.cpu_count() or 1
-        record(everything, config.data.folder / "episodes", episodes=episodes, workers=workers, console=console)
+    check_corrections(config)
+    wanted = {task: count for source in config.data.taking_part.values() for task, count in source.recordings()}
+    if wanted:
+        episodes = {task.name: count for task, count in wanted.items()}
+        folder, workers = config.data.folder / "episodes", config.data.workers or cores()
+        record([*wanted], folder, episodes=episodes, workers=workers, console=console)

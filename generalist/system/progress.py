@@ -1,7 +1,9 @@
 """Progress that is seen everywhere: a bar on a terminal, a line now and then in a log."""
 
 import contextlib
+import datetime
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,15 +11,19 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+SETTLING = 5.0  # seconds over which the estimate of the whole duration must stay
+SETTLED = 1.25  # within this factor
 
 
 class Progress(RichProgress):
@@ -53,6 +59,50 @@ class Progress(RichProgress):
                     self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+class TimeLeft(ProgressColumn):
+    """The time that a task still takes; `estimating` until the rate has settled.
+
+    The first steps of most tasks are no guide to the rest: processes start, a program compiles, quick items come first. The
+    estimate is shown once the whole duration that it implies has stayed within a factor of `SETTLED` for `SETTLING` seconds.
+    """
+
+    max_refresh = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._implied: dict[TaskID, deque[tuple[float, float]]] = {}
+        self._settled: set[TaskID] = set()
+
+    def render(self, task: Task) -> Text:
+        """`0:12:30`, or `estimating`."""
+        if task.finished:
+            return Text(_clock(0.0), style="progress.remaining")
+        left, elapsed = task.time_remaining, task.elapsed
+        if left is None or elapsed is None or not self._has_settled(task.id, elapsed, elapsed + left):
+            return Text("estimating", style="progress.remaining")
+        return Text(_clock(left), style="progress.remaining")
+
+    def _has_settled(self, task: TaskID, now: float, whole: float) -> bool:
+        if task in self._settled:
+            return True
+        implied = self._implied.setdefault(task, deque())
+        implied.append((now, whole))
+        # One estimate that is as old as the window, or older, stays: it says that there was one all the while.
+        while len(implied) > 1 and implied[1][0] <= now - SETTLING:
+            implied.popleft()
+        durations = [duration for _, duration in implied]
+        if now - implied[0][0] < SETTLING or max(durations) > SETTLED * min(durations):
+            return False
+        self._settled.add(task)
+        del self._implied[task]
+        return True
+
+
+def _clock(seconds: float) -> str:
+    """`h:mm:ss`."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
 @contextlib.contextmanager
 def counted(progress: RichProgress | None, text: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar beside the others while something takes its time; what it gives is called once for each of `total`."""
@@ -69,5 +119,5 @@ def counted(progress: RichProgress | None, text: str, total: int) -> Iterator[Ca
 def counting(console: Console, **settings: Any) -> Progress:
     """A display of tasks that count: what, how many of how many, time spent and time left."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeLeft())
     return Progress(*columns, *times, console=console, **settings)

@@ -16,7 +16,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from generalist.config.run import TrainingConfig
-from generalist.training.step import TrainState
+from generalist.training.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains every step at length
 

@@ -1,8 +1,9 @@
 """What is minimised: cross-entropy of the targets, a mean over tokens or over sources, without ever holding all logits.
 
-Dimension key: B rows, L positions, D width, V vocabulary, S sources, C chunks.
+Dimension key: B rows, L positions, D width, V vocabulary, K kinds of token, S sources, C chunks.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,12 +13,27 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from generalist.data.batch import Batch
+from generalist.data.batch import ArrayLike, Batch
 from generalist.model.attend import target_platform
 from generalist.model.transformer import Transformer
 from generalist.tokenizers.vocabulary import Vocabulary
 
 KINDS = ("text", "continuous", "discrete")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenSums:
+    """What a batch's tokens measured: sums, in nats where they are losses, by kind of token and by source."""
+
+    kind_nll: Float[ArrayLike, "K"]
+    kind_weight: Float[ArrayLike, "K"]
+    source_nll: Float[ArrayLike, "S"]
+    source_weight: Float[ArrayLike, "S"]
+    source_correct: Float[ArrayLike, "S"]
+    """Targets that were the likeliest token, by their weight in the loss."""
+    tokens: Float[ArrayLike, ""]
+    """Positions that are not padding."""
 
 
 def token_weights(batch: Batch, weights: Sequence[float], average: Literal["tokens", "sources"]) -> Float[Array, "B L"]:
@@ -90,7 +106,7 @@ def token_losses(
 
 def make_loss(graph: nnx.GraphDef, vocabulary: Vocabulary, sources: int, z_loss: float, chunks: int) -> Callable:
     """The function that is differentiated: parameters as they are computed with, batch, each target's weight and key to the
-    loss and its parts."""
+    loss and `TokenSums`."""
 
     def loss(params, batch: Batch, weight: Float[Array, "B L"], dtype: DTypeLike, key: Array):
         model = nnx.merge(graph, params)
@@ -99,14 +115,14 @@ def make_loss(graph: nnx.GraphDef, vocabulary: Vocabulary, sources: int, z_loss:
         counted = batch.loss_weight
         kinds = [vocabulary.range(kind) for kind in KINDS]
         of_kind = [counted * ((batch.targets >= ids.start) & (batch.targets < ids.stop)) for ids in kinds]
-        parts = {
-            "kind_nll": jnp.stack([(mask * nll).sum() for mask in of_kind]),
-            "kind_weight": jnp.stack([mask.sum() for mask in of_kind]),
-            "source_nll": by_source(counted * nll, batch, sources),
-            "source_weight": by_source(counted, batch, sources),
-            "source_correct": by_source(counted * right, batch, sources),
-            "tokens": (batch.segment > 0).sum().astype(jnp.float32),
-        }
-        return value, parts
+        sums = TokenSums(
+            kind_nll=jnp.stack([(mask * nll).sum() for mask in of_kind]),
+            kind_weight=jnp.stack([mask.sum() for mask in of_kind]),
+            source_nll=by_source(counted * nll, batch, sources),
+            source_weight=by_source(counted, batch, sources),
+            source_correct=by_source(counted * right, batch, sources),
+            tokens=(batch.segment > 0).sum().astype(jnp.float32),
+        )
+        return value, sums
 
     return loss

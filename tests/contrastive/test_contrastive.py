@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +15,20 @@ from PIL import Image
 from rich.console import Console
 
 from generalist.config.run import TrainingConfig
-from generalist.contrastive.config import ContrastiveConfig, Loss, TowersConfig
+from generalist.contrastive import train as training_of_pairs
+from generalist.contrastive.config import METRICS, ContrastiveConfig, Loss, TowersConfig, check_effective
 from generalist.contrastive.data import EmojiPairs, OwnPairs, PairBatches, open_pairs, text_ids
 from generalist.contrastive.dual import DualEncoder
 from generalist.contrastive.towers import PADDING, clip_loss, siglip_loss
-from generalist.contrastive.train import make_contrastive_trainer
+from generalist.contrastive.train import make_contrastive_trainer, place
 from generalist.data.documents import Documents
 from generalist.data.emoji import drawings
 from generalist.data.files import DocumentError
 from generalist.experiment.pipeline import run_contrastive
 from generalist.tokenizers.text import TextTokenizer
+from generalist.training.checkpoint import Checkpoints
+from generalist.training.interrupt import Interrupted
+from generalist.training.sharding import flat
 from generalist.vision.encoder import Preparation
 from generalist.vision.load import load_encoder
 
@@ -73,8 +80,8 @@ def test_siglip_loss_sums_over_pairs_and_divides_by_the_batch(embedded):
     np.testing.assert_allclose(loss, total / 6, rtol=1e-5)
 
 
-def config(loss: Loss, steps: int = 6, **mesh: int) -> ContrastiveConfig:
-    training = TrainingConfig(steps=steps, warmup=1, learning_rate=1e-3, checkpoint_every=3, log_every=3, **mesh)
+def config(loss: Loss, steps: int = 6, **changed: Any) -> ContrastiveConfig:
+    training = TrainingConfig(steps=steps, warmup=1, learning_rate=1e-3, checkpoint_every=3, log_every=3, **changed)
     return ContrastiveConfig(loss=loss, batch=16, towers=TINY, training=training)
 
 
@@ -85,11 +92,12 @@ def batches(seed: int = 0) -> PairBatches:
 
 def losses(settings: ContrastiveConfig, steps: int = 3) -> list[float]:
     trainer, source, seen = make_contrastive_trainer(settings), batches(), []
-    state = trainer.initialize()
+    state, key = trainer.initialize({}), jax.random.key(0)
     with jax.set_mesh(trainer.mesh):
         for _ in range(steps):
-            state, metrics = trainer.step(state, *trainer.place(next(source)))
-            seen.append(float(metrics["loss"]))
+            state, metrics = trainer.step(state, place(next(source), trainer.mesh), key)
+            seen.append(float(metrics.loss))
+    source.close()
     return seen
 
 
@@ -101,18 +109,34 @@ def test_eight_devices_give_the_losses_of_one(loss: Loss):
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_micro_batches_are_the_same_step_in_less_memory(loss: Loss):
+    """Each pair is still set against all others of the batch, whatever parts it is embedded in."""
+    whole, parts = (config(loss, data_axis=1, fsdp_axis=2, tensor_axis=4, micro_batches=count) for count in (1, 8))
+    np.testing.assert_allclose(losses(whole, steps=5), losses(parts, steps=5), rtol=1e-5)
+    needed = []
+    for settings in (whole, parts):
+        trainer, source = make_contrastive_trainer(settings), batches()
+        with jax.set_mesh(trainer.mesh):
+            batch = place(next(source), trainer.mesh)
+            lowered = jax.jit(trainer.step).lower(trainer.abstract_state, batch, jax.random.key(0))
+            needed.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+        source.close()
+    assert needed[1] < 0.6 * needed[0]
+
+
 def test_the_scale_is_clamped_and_comes_back():
     """Mismatched pairs drive it down again from the clamp, where a gradient of zero would hold it."""
     settings = config("clip")
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, learning_rate=0.1))
     trainer = make_contrastive_trainer(settings)
-    state, seen = trainer.initialize(), []
+    state, seen, key = trainer.initialize({}), [], jax.random.key(0)
     state.params["log_scale"] = jnp.array(9.0)
     with jax.set_mesh(trainer.mesh):
-        batch = trainer.place(next(batches()))
+        batch = place(next(batches()), trainer.mesh)
         for _ in range(4):
-            state, metrics = trainer.step(state, *batch)
-            seen.append(float(metrics["scale"]))
+            state, metrics = trainer.step(state, batch, key)
+            seen.append(float(metrics.parts.scale))
     assert seen[0] > 8000
     np.testing.assert_allclose(seen[1], 100, rtol=1e-5)
     assert seen[-1] < 99
@@ -121,11 +145,11 @@ def test_the_scale_is_clamped_and_comes_back():
 def test_batches_follow_from_their_number_and_hold_no_pair_twice():
     first, again = batches(), batches()
     seen = [next(first) for _ in range(5)]
-    again.go_to(3)
+    again.go_to({"step": 3})
     for mine, theirs in zip(seen[3:], (next(again), next(again)), strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])
         np.testing.assert_array_equal(mine[1], theirs[1])
-    assert first.step == 5
+    assert first.position == {"step": 5}
     for pixels, ids in seen:
         assert pixels.shape == (16, 24, 24, 3)
         assert len(np.unique(pixels.reshape(16, -1), axis=0)) == 16
@@ -174,9 +198,111 @@ def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
         run_contrastive(dataclasses.replace(settings, loss="clip"), ["test"], quiet)
 
 
+def final_state(settings: ContrastiveConfig) -> Any:
+    checkpoints = Checkpoints(settings.checkpoints, settings.training)
+    state, _ = checkpoints.restore(make_contrastive_trainer(settings).abstract_state)
+    checkpoints.close()
+    return jax.tree.map(np.asarray, state)
+
+
+class Signalling(PairBatches):
+    """Asks its own process to stop while a batch is made."""
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__next__()
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path):
+    quiet, pairs = Console(quiet=True), EmojiPairs(drawings("train")[:40])
+    whole, parts = (
+        dataclasses.replace(config("siglip", ema=0.9, micro_batches=2), name=name, runs=tmp_path)
+        for name in ("whole", "parts")
+    )
+    for settings in (whole, parts):
+        settings.folder.mkdir()
+    training_of_pairs.train(whole, batches(), quiet)
+    stopping = Signalling(pairs, Preparation(size=24, crop=False), TEXT, length=12, batch=16, seed=0)
+    with pytest.raises(Interrupted, match="stopped at step 4 and saved"):
+        training_of_pairs.train(parts, stopping, quiet)
+    assert int(final_state(parts).step) == 4
+    training_of_pairs.train(parts, batches(), quiet)
+    jax.tree.map(np.testing.assert_array_equal, final_state(whole), final_state(parts))
+
+
+def test_the_average_is_exported_and_every_other_setting_acts(tmp_path: Path):
+    """By the command's own path: averaged weights in parts of a batch, a trace, and a checkpoint for its metric."""
+    settings = config("siglip", steps=8, ema=0.9, micro_batches=2, keep=1, keep_best=1, best_metric="accuracy")
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    lines = [json.dumps({"image": f"{number}.png", "text": f"thing {number}"}) for number in range(16)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    settings = dataclasses.replace(settings, name="ema", runs=tmp_path, pairs=tmp_path / "own.jsonl", profile=True)
+    run_contrastive(settings, ["test"], Console(quiet=True))
+    state, exported = final_state(settings), flat(DualEncoder.load(settings.folder).params)
+    averaged, last = flat(state.mean_params), flat(state.params)
+    for path, leaf in exported.items():
+        np.testing.assert_array_equal(leaf, averaged[path])
+    assert not np.array_equal(averaged["projection/kernel"], last["projection/kernel"])
+    lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert all(set(line) == {"step", *METRICS} for line in lines)
+    assert list((settings.folder / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    placed: list[int] = []
+
+    def second_is_broken(batch: tuple[np.ndarray, np.ndarray], mesh: jax.sharding.Mesh) -> Any:
+        placed.append(len(placed))
+        pixels, text = batch
+        return place((pixels * np.float32(np.nan), text) if len(placed) == 2 else batch, mesh)
+
+    monkeypatch.setattr(training_of_pairs, "place", second_is_broken)
+    settings = dataclasses.replace(config("siglip", steps=3), name="borne", runs=tmp_path)
+    settings.folder.mkdir()
+    training_of_pairs.train(settings, batches(), Console(quiet=True))
+    (line,) = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
+    assert line["skipped"] == 1 and np.isfinite(line["loss"]) and line["loss"] > 0
+    placed.clear()
+    strict = dataclasses.replace(config("siglip", steps=3, skip_limit=0), name="strict", runs=tmp_path)
+    strict.folder.mkdir()
+    with pytest.raises(FloatingPointError, match="not finite at step 2, number 1 in a row"):
+        training_of_pairs.train(strict, batches(), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"start": "weights"}, "towers begin freshly drawn"),
+        ({"average": "sources"}, "a batch has one source"),
+        ({"z_loss": 0.0}, "no logits over a vocabulary"),
+        ({"loss_chunks": 2}, "no logits over a vocabulary"),
+        ({"sequence_axis": 2}, "not split by position"),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_refused(changed: dict[str, Any], reason: str):
+    (name,) = changed
+    with pytest.raises(
+        ValueError, match=rf"training.{name} has no effect on contrastive pretraining, since .*{reason}"
+    ):
+        check_effective(config("siglip", **changed))
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ValueError, match="contrastive pretraining runs in one process"):
+        run_contrastive(config("siglip"), ["test"], Console(quiet=True))
+
+
 def test_settings_that_make_no_sense(tmp_path: Path):
     with pytest.raises(ValueError, match="batch must be at least 2"):
         ContrastiveConfig(batch=1)
+    with pytest.raises(ValueError, match=r"batch = 16 must be a multiple of training.micro_batches = 3"):
+        config("clip", micro_batches=3)
     with pytest.raises(ValueError, match="heldout without pairs"):
         ContrastiveConfig(heldout=tmp_path)
     with pytest.raises(ValueError, match=r"towers.size \(72\) must be a multiple of towers.patch \(10\)"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.examples import ControlExamples, TextExamples
-from generalist.data.mixture import Source, mix
+from generalist.data.mixture import Opened, mix
 from generalist.experiment.layout_fit import sample, statistics
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler
@@ -208,7 +208,7 @@ def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):
         TextExamples(ids=np.full((size,), 300, np.int32), length=length, assembler=assembler)
         for size, length in ((300, 10), (2700, 15))
     ]
-    draw = mix([Source(name="both", weight=1.0, parts=parts)], seed=0)[0]
+    draw = mix([Opened(name="both", weight=1.0, parts=parts)], seed=0)[0]
     lengths = [len(draw(number)[1].tokens) for number in range(1500)]
     tokens = [sum(length for length in lengths if length == 1 + one.length) for one in parts]
     assert tokens[1] / tokens[0] == pytest.approx(3, rel=0.15)
@@ -217,7 +217,7 @@ def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):
 def test_shares_of_the_tokens(dataset: Path):
     """A source with windows of a quarter of the length gets four times as many of them."""
     sources = [
-        Source(name=name, weight=weight, parts=[examples(dataset, steps=steps)])
+        Opened(name=name, weight=weight, parts=[examples(dataset, steps=steps)])
         for name, weight, steps in (("long", 1.0, 8), ("short", 3.0, 2))
     ]
     draw = mix(sources, seed=0)[0]

@@ -1,5 +1,6 @@
 """Batches of several processes: the same as one thread's, from any position, and an end that is told."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -13,12 +14,17 @@ import psutil
 import pytest
 from rich.console import Console
 
+from generalist.config.data import mixed
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig, EmojiConfig, ProseConfig
+from generalist.config.run import Config
 from generalist.data.loaders import PLACES, LoadedBatches
 from generalist.data.packing import BatchIterator
+from generalist.data.sources.emoji import Emoji
+from generalist.data.sources.prose import Prose
 from generalist.experiment.prepare import open_streams, prepare
 from generalist.system.processes import WorkerError
+from generalist.training.metrics import Metrics
+from generalist.training.tokens import train
 
 SHARDS = 4
 QUIET = Console(quiet=True)
@@ -28,13 +34,11 @@ QUIET = Console(quiet=True)
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run on drawings, which come as frames, and prose, whose batches its own thread makes."""
     folder, base = tmp_path_factory.mktemp("loaders"), debug()
-    absent = dict.fromkeys(("metaworld", "babyai", "atari", "classic", "fetch"), ControlConfig(weight=0.0))
     data = dataclasses.replace(
         base.data,
-        **absent,
         folder=folder / "data",
-        emoji=EmojiConfig(weight=0.5),
-        prose=ProseConfig(weight=0.5, megabytes=0.5),
+        sources=mixed(emoji=Emoji(weight=0.5), prose=Prose(weight=0.5, megabytes=0.5)),
+        only=("emoji", "prose"),
         rows=8,
         length=32,
         frames=64,
@@ -86,6 +90,31 @@ def test_it_goes_on_from_any_position_and_leaves_no_process(alone: Config):
     deadline = time.monotonic() + 10
     while children() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert not children()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_training_leaves_no_process_however_it_ends(
+    alone: Config, failing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = with_loaders(alone, 2)
+    training = dataclasses.replace(config.training, steps=2, log_every=1, checkpoints=str(tmp_path))
+    config = dataclasses.replace(config, training=training)
+    packing: list[int] = []
+    real = Metrics.write
+
+    def write(self: Metrics, step: int, values: dict[str, float]) -> None:
+        packing.append(len(children()))
+        if failing:
+            raise OSError("no space is left")
+        real(self, step, values)
+
+    monkeypatch.setattr(Metrics, "write", write)
+    prepared = prepare(config, QUIET)
+    spec = prepared.tokenizers.model_spec()
+    with pytest.raises(OSError, match="no space") if failing else contextlib.nullcontext():
+        train(config, spec, prepared.batch_spec, prepared.iterator, prepared.sources, QUIET)
+    assert packing == [2] * (1 if failing else 2)
     assert not children()
 
 

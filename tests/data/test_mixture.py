@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from generalist.data.mixture import Source, mix
+from generalist.data.mixture import Opened, mix
 from generalist.data.packing import Draw
 from generalist.tokenizers.sequence import Sequence
 
@@ -40,8 +40,8 @@ def drawn(stream: Draw, count: int) -> list[int]:
     return [int(stream(number)[1].tokens[0]) for number in range(count)]
 
 
-def source(count: int) -> Source:
-    return Source(name="numbers", weight=1.0, parts=[Numbers(count)])
+def source(count: int) -> Opened:
+    return Opened(name="numbers", weight=1.0, parts=[Numbers(count)])
 
 
 def test_it_is_deterministic_and_goes_round():

@@ -20,8 +20,9 @@ from rich.console import Console
 from generalist.cli.main import main
 from generalist.config.plain import from_plain, plain
 from generalist.config.presets import debug
-from generalist.config.run import Config, OwnConfig
+from generalist.config.run import Config
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import (
     Demonstration,
     join_demonstrations,
@@ -32,12 +33,12 @@ from generalist.envs.custom import (
 from generalist.eval.control.agents import Demonstrations, parse_agent, play
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
+from generalist.run.named_weights import run_settings
 from generalist.run.tasks import record_missing
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-NO_OTHERS = "--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 "
-NO_OTHERS += "--data.classic.weight 0 --data.fetch.weight 0 --data.emoji.weight 0 --data.prose.weight 0"
+NO_OTHERS = "--data.only own"
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ def record(folder: Path, episodes: int = 4, **settings: Any) -> Any:
 def config(tmp_path: Path, *demonstrations: object) -> Config:
     """A run of nothing but environments of one's own."""
     base = debug()
-    suites = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
-    own = OwnConfig(demonstrations=tuple(map(str, demonstrations)))
-    return dataclasses.replace(base, runs=tmp_path, data=dataclasses.replace(base.data, own=own, **suites))
+    own = Custom(demonstrations=tuple(map(str, demonstrations)))
+    data = dataclasses.replace(base.data.with_sources(own=own), only=("own", "emoji", "prose"))
+    return dataclasses.replace(base, runs=tmp_path, data=data)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FIXTURES))
         record(folder / "demos" / "beacon", 30, noise=0.2)
-    steps = "--training.steps 60 --data.own.demonstrations demos/beacon --evaluation.own-episodes 4"
+    steps = "--training.steps 60 --data.own.demonstrations demos/beacon --data.own.evaluation-episodes 4"
     command = [sys.executable, str(ROOT / "train.py"), "debug", *NO_OTHERS.split(), *steps.split()]
     path = os.pathsep.join([str(FIXTURES), os.environ.get("PYTHONPATH", "")])
     one_device = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
@@ -95,9 +96,9 @@ def test_recorded_trained_and_evaluated(trained: Path):
 
 
 def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: Path):
-    stored = from_plain(Config, json.loads((trained / "runs/debug/config.json").read_text()))
-    assert stored.data.own.demonstrations == ("demos/beacon",)
-    Generalist.from_run(dataclasses.replace(stored, runs=trained / "runs")).save(tmp_path / "model")
+    stored = run_settings(trained / "runs/debug")
+    assert stored.data.sources["own"].demonstrations == ("demos/beacon",)
+    Generalist.from_run(stored).save(tmp_path / "model")
     weights = Generalist.load(tmp_path / "model")  # the folder demos/beacon is not here
     assert not Path("demos/beacon").exists()
     env, policy = gym.make("beacon:Beacon-v0"), ControlPolicy(weights, ["own/beacon"])
@@ -108,8 +109,8 @@ def test_weights_act_where_there_are_no_demonstrations(trained: Path, tmp_path: 
 
 def test_demonstrations_serve_prompts_and_the_nearest_neighbour(trained: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(trained)
-    stored = from_plain(Config, json.loads(Path("runs/debug/config.json").read_text()))
-    weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.own.demonstrations)
+    stored = run_settings(Path("runs/debug"))
+    weights, (task,) = Generalist.from_run(stored), own_tasks(stored.data.sources["own"].demonstrations)
     demonstrations = Demonstrations(weights)
     demonstrations.ensure([task], 1, Console(quiet=True))
     played, _ = play(weights, parse_agent("nearest"), [task], 1, demonstrations, workers=1)
@@ -209,6 +210,7 @@ def edit(folder: Path, **changes: Any) -> Path:
         ({"arguments": {"colour": 1}}, "does not take the arguments .'colour': 1"),
         ({"arguments": {"beacons": 4}}, "was recorded with the action space .*but beacon:Beacon-v0 now has"),
         ({"max_steps": "many"}, "task.json is damaged"),
+        ({"format": 2, "max_steps": "many"}, r"task\.json has format 2, but .*: update the package"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_said_before_anything(tmp_path: Path, changes: dict, message: str):
@@ -230,7 +232,7 @@ def test_a_folder_without_demonstrations_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no task matches 'own/x\*': data.own.demonstrations has own/beacon"):
         own_tasks([str(folder)], "x*")
     with pytest.raises(ValueError, match=r"data.own.episodes = 3"):
-        OwnConfig(episodes=3)
+        Custom(episodes=3)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,7 @@ def test_demonstrations_are_replaced_only_when_asked_and_only_whole(tmp_path: Pa
 
 KILLED = """
 import os, sys
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import record_demonstrations
 asked = []
 def policy(observation):

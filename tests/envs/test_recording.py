@@ -4,22 +4,28 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from rich.console import Console
+from rich.progress import TaskID
 
-from generalist.envs import registry
+from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.envs import recording, registry
 from generalist.envs.recording import chunks, is_recorded, record, recording_folder, working_folder
-from generalist.envs.rlds import dataset_folder, read_metadata
+from generalist.envs.rlds import FORMAT, dataset_folder, read_metadata
+from generalist.system.progress import Progress
 
 QUIET = Console(quiet=True)
+OLD = Path(__file__).parents[1] / "fixtures/versions/episodes"
 CARTPOLE, GO_TO = registry.get("classic/cartpole"), registry.get("babyai/GoToObj")
 
 
@@ -78,6 +84,33 @@ def test_recordings_of_earlier_versions_stay_where_they_are(tmp_path: Path):
     assert former.exists() and not is_recorded(CARTPOLE, tmp_path, 3)
     record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 3}, workers=1, console=QUIET)
     assert is_recorded(CARTPOLE, tmp_path, 3) and not former.exists()
+
+
+def test_an_older_recording_is_made_anew_and_that_is_told(tmp_path: Path):
+    """One of a format of before (tests/fixtures/make_versions.py); the run that learnt from it goes on with the new one."""
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    former, console = dataset_folder(tmp_path, CARTPOLE), Console(record=True, width=200)
+    metadata = read_metadata(former)
+    assert metadata is not None and "format" not in metadata and not is_recorded(CARTPOLE, tmp_path, 2)
+    for _ in range(2):
+        record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 2}, workers=1, console=console)
+    assert console.export_text().count("recorded anew, since what is there is of other package versions or an older format: "
+                                       f"{CARTPOLE.name}\n") == 1  # fmt: skip
+    again = read_metadata(recording_folder(tmp_path, CARTPOLE, 2))
+    assert again is not None and again["format"] == FORMAT and not former.exists()
+
+
+def test_a_newer_recording_is_neither_read_nor_replaced(tmp_path: Path):
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    former = dataset_folder(tmp_path, CARTPOLE)
+    metadata = json.loads((former / "metadata.json").read_text()) | {"format": FORMAT + 1}
+    (former / "metadata.json").write_text(json.dumps(metadata))
+    message = rf"metadata\.json has format {FORMAT + 1}, but .* up to {FORMAT}: update the package"
+    with pytest.raises(ValueError, match=message):
+        record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 2}, workers=1, console=QUIET)
+    with pytest.raises(ValueError, match=message):
+        EpisodeReader(former, EpisodeCache(1))
+    assert former.exists()
 
 
 def test_two_recordings_of_a_task_are_put_together_apart(tmp_path: Path):
@@ -165,3 +198,22 @@ def test_shapes_and_labels(tmp_path: Path):
     assert different > 0
     noisy = read_metadata(recording_folder(tmp_path, CARTPOLE, 6))["noisy"]  # type: ignore[index]
     assert 0 < np.mean(noisy) < 1
+
+
+def test_the_time_left_goes_by_what_each_tasks_episodes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The bar counts expected seconds; the episodes stand beside it."""
+    seen: list[tuple[float, float, str]] = []
+
+    class Watched(Progress):
+        def update(self, task_id: TaskID, **changed: Any) -> None:
+            super().update(task_id, **changed)
+            (task,) = self.tasks
+            seen.append((task.completed, task.total or 0.0, task.fields["done"]))
+
+    monkeypatch.setattr(recording, "Progress", Watched)
+    episodes = {CARTPOLE.name: 3, GO_TO.name: 5}
+    record([CARTPOLE, GO_TO], tmp_path, episodes=episodes, workers=1, console=QUIET)
+    expected = {task.name: episodes[task.name] * task.seconds for task in (CARTPOLE, GO_TO)}
+    total = pytest.approx(sum(expected.values()))
+    assert all(whole == total for _, whole, _ in seen) and seen[-1] == (total, total, "8/8")
+    assert seen[0][0] in [pytest.approx(seconds) for seconds in expected.values()] and seen[0][2] in ("3/8", "5/8")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from generalist.config.presets import debug
 from generalist.envs.suites.babyai import BabyAIEnv
-from generalist.eval.results.file import manifest
+from generalist.eval.results.manifest import manifest
 from generalist.eval.results.scores import bootstrap, domain, percent, proportion
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create
@@ -63,7 +63,7 @@ def weights() -> Weights:
 
     def make(seed: int) -> Generalist:
         graph, params = nnx.split(create(tokenizers.model_spec(), seed), nnx.Param)
-        return Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), step=7)
+        return Generalist(tokenizers, graph, nnx.to_pure_dict(params), step=7)
 
     return make
 

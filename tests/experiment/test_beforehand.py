@@ -54,7 +54,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--data.dagger", "nowhere"], "data.dagger: nowhere holds no data set"),
         (["--data.own.demonstrations", "nowhere"], "nowhere holds no data set: record one"),
         (["--model.vision.encoder", "nowhere", "--tokens.documents", "encoder"], "there is no folder nowhere"),
-        (["--evaluation.naming-choices", "5000"], "naming_choices must be from 2 to 85, .* got 5000"),
+        (["--data.emoji.naming-choices", "5000"], "naming_choices must be from 2 to 85, .* got 5000"),
         (
             ["--training.keep-best", "1", "--training.best-metric", "los"],
             "best_metric = los is no metric of this run; ",
@@ -62,7 +62,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--training.fsdp-axis", "3", "--training.data-axis", "3"], "does not cover the 8 devices"),
         (["--data.shards", "3"], "data.rows = 8 must be a multiple of data.shards = 3"),
         (["--data.classic.episodes", "0"], "data.SUITE.episodes must be at least 1, got 0"),
-        (["--evaluation.atari-episodes", "0"], "evaluation.atari_episodes must be at least 1, got 0"),
+        (["--data.atari.evaluation-episodes", "0"], "data.SUITE.evaluation_episodes must be at least 1, got 0"),
         (["--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["--training.checkpoints", __file__], "training.checkpoints: .* is a file: name a folder"),
         (["--runs", __file__], "is a file, so that .* can be no folder"),
@@ -159,7 +159,7 @@ def test_a_run_of_another_kind_is_named(config: Config):
 def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_path: Path):
     weights = make_model("encoder")
     wide = dataclasses.replace(weights.config.model, remat="block")
-    weights = dataclasses.replace(weights, config=dataclasses.replace(weights.config, model=wide))
+    weights = weights.with_config(dataclasses.replace(weights.config, model=wide))
     weights.save(tmp_path / "weights")
     start = ("--training.start", str(tmp_path / "weights"))
     config = command(tmp_path, *start)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from generalist.config.presets import debug
-from generalist.config.run import OwnConfig
 from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.sources.custom import Custom
 from generalist.envs.custom import Demonstration, own_tasks, record_demonstrations, save_demonstrations
 from generalist.experiment.beforehand import check
 from generalist.experiment.layout_fit import fit_layout, losses, sample
@@ -298,8 +298,7 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
     for lanes, prefixes, seeds, message in (
         ([1], ["go"], [0], "lanes must be different numbers from 0 to 0"),
         ([0], "go", [0], "give lists"),
-        ([0], [None], [0], "a prefix must be an instruction"),
-        ([0], ["go"], [None], "the seed of an episode must be a whole number"),
+        ([0], ["go"], [], "as many prefixes and seeds as lanes"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.reset(lanes, prefixes, seeds)
@@ -318,8 +317,8 @@ def test_choices_without_ids_are_refused_before_anything_is_recorded(registered:
     played = [Demonstration(observations=[0], actions=[{"answer": 0, "how": 99}], rewards=[9])]
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go")
     base = debug()
-    off = {name: dataclasses.replace(getattr(base.data, name), weight=0.0) for name in base.data.control()}
-    data = dataclasses.replace(base.data, own=OwnConfig(demonstrations=(str(task.folder),)), **off)
+    own = Custom(demonstrations=(str(task.folder),))
+    data = dataclasses.replace(base.data.with_sources(own=own), only=("own",))
     with pytest.raises(
         ValueError, match="part 'how' is Discrete.100., which has 100 values .*--tokens.discrete-values"
     ):

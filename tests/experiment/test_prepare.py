@@ -11,11 +11,22 @@ from jax.tree import leaves
 from PIL import Image
 from rich.console import Console
 
+from generalist.config.data import DataConfig, mixed
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig, DataConfig, DocumentsConfig, EmojiConfig, ProseConfig
+from generalist.config.run import Config
+from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.files import DocumentError
-from generalist.experiment.prepare import check_documents, prepare
+from generalist.data.sources.control import Classic
+from generalist.data.sources.documents import OwnDocuments
+from generalist.envs.registry import get
+from generalist.experiment.beforehand import check
+from generalist.experiment.learn import learn_tokenizers
+from generalist.experiment.prepare import prepare
+from generalist.run.named_weights import run_settings
+from generalist.run.tasks import record_missing, stored
+from generalist.run.tokenizers import Tokenizers
 from generalist.run.trunk import with_trunk
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import Modality
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -26,7 +37,6 @@ def own(tmp_path: Path, **tokens: str) -> Config:
     Image.new("RGB", (20, 30), (200, 0, 0)).save(tmp_path / "red.png")
     page = {"content": ["look: ", {"image": "red.png"}, "a red photo", {"image": "red.png"}, " of a dog"]}
     (tmp_path / "own.jsonl").write_text("\n".join([json.dumps(page)] * 3 + ['{"text": "a photo of a cat"}'] * 3))
-    absent = ControlConfig(weight=0.0)
     base = debug()
     model = dataclasses.replace(
         base.model,
@@ -35,14 +45,8 @@ def own(tmp_path: Path, **tokens: str) -> Config:
     )
     data = DataConfig(
         folder=tmp_path / "data",
-        metaworld=absent,
-        babyai=absent,
-        atari=absent,
-        classic=absent,
-        fetch=absent,
-        emoji=EmojiConfig(weight=0.0),
-        prose=ProseConfig(weight=0.0),
-        documents=DocumentsConfig(weight=1.0, path=tmp_path / "own.jsonl"),
+        sources=mixed(documents=OwnDocuments(weight=1.0, path=tmp_path / "own.jsonl")),
+        only=("documents",),
         rows=2,
         length=64,
         images=8,
@@ -81,19 +85,19 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.bmp")
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:2000])
-    check_documents(config, console)
+    check(config, console)
     assert "'url' of 21 documents is not read" in shown.getvalue() and "7.bmp" not in shown.getvalue()
     whole = dataclasses.replace(config, data=dataclasses.replace(config.data, check=True))
-    check_documents(whole, console)
+    check(whole, console)
     assert "own.jsonl line 8: " in shown.getvalue() and "20 of 21 documents can be read" in shown.getvalue()
-    none = dataclasses.replace(whole.data.documents, unreadable=0.0)
-    strict = dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=none))
+    none = dataclasses.replace(whole.data.sources["documents"], unreadable=0.0)
+    strict = dataclasses.replace(whole, data=whole.data.with_sources(documents=none))
     with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
-        check_documents(strict, console)
+        check(strict, console)
     assert not config.folder.exists()
-    absent = dataclasses.replace(none, weight=0.0, path=None)
-    with pytest.raises(ValueError, match="data.check reads documents of one's own, and data.documents.path names none"):
-        check_documents(dataclasses.replace(whole, data=dataclasses.replace(whole.data, documents=absent)), console)
+    absent = dataclasses.replace(whole.data, sources=mixed(), only=("prose",))
+    with pytest.raises(ValueError, match="data.check reads documents of your own, and no source names some"):
+        check(dataclasses.replace(whole, data=absent), console)
 
 
 def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -118,3 +122,37 @@ def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capf
     finally:
         again.close()
     assert "note: left out, the 1. of 24 documents:" in capfd.readouterr().err
+
+
+def test_layouts_of_other_weights_act_as_they_were_trained_unless_this_run_trains_them():
+    """Its own settings say nothing of suites that take no part."""
+    weights, task = FIXTURES / "versions/weights", get("classic/cartpole")
+    base = run_settings(weights)
+    start, console = Tokenizers.load(weights, base), Console(record=True, width=200)
+    known = start.layouts[task.layout]
+    others = {name: dataclasses.replace(known, name=name) for name in ("babyai", "classic/acrobot")}
+    start = dataclasses.replace(start, layouts={task.layout: known} | others)
+    classic = Classic(tasks="cartpole", episodes=2, steps=5, hide_actions=0.0)
+    data = dataclasses.replace(base.data.with_sources(classic=classic), only=("classic",))
+    opened = stored(dataclasses.replace(base, data=data))
+    recorded = FIXTURES / "versions/episodes/classic/cartpole/1.0.0"
+    opened.readers[classic.folder(task, opened)] = EpisodeReader(recorded, EpisodeCache(1))
+    learnt = learn_tokenizers(dataclasses.replace(base, data=data), opened, start, console=console)
+    assert learnt.layouts[task.layout].acting == Acting(steps=5, hide_actions=False)
+    assert {
+        name: learnt.layouts[name] for name in others
+    } == others  # also of a suite that takes part, with other tasks
+    assert others["babyai"].acting == Acting(temperature=0.5)
+    shown = console.export_text()
+    assert "classic/cartpole: acts with steps = 5 from now on; training.start had 8\n" in shown
+    assert "classic/cartpole: acts with temperature = 0.0 from now on; training.start had 0.5\n" in shown
+
+
+def test_recording_takes_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of a machine's 64, a scheduler may have given it two."""
+    taken: list[int] = []
+    monkeypatch.setattr("generalist.run.tasks.record", lambda *_, workers, **__: taken.append(workers))
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5}, raising=False)
+    record_missing(debug(), Console(quiet=True))
+    assert taken == [2]

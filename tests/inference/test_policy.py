@@ -15,8 +15,9 @@ import pytest
 from flax import nnx
 
 from generalist.config.presets import debug
-from generalist.config.run import Config, ControlConfig
+from generalist.config.run import Config
 from generalist.data.batch import Batch
+from generalist.data.sources.control import Classic
 from generalist.inference.decode import allow, confine, median
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -64,9 +65,7 @@ def make_generalist(
         model = dataclasses.replace(model, vision=vision)
     base = dataclasses.replace(base, tokens=tokens, model=model)
     encoder = load_encoder(base.model.vision.encoder, base.model.vision.size)
-    data = dataclasses.replace(
-        base.data, classic=ControlConfig(steps=steps, hide_actions=hide_actions, temperature=temperature)
-    )
+    data = base.data.with_sources(classic=Classic(steps=steps, hide_actions=hide_actions, temperature=temperature))
     config = dataclasses.replace(base, data=data)
     text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
     settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
@@ -74,6 +73,7 @@ def make_generalist(
         LAYOUT,
         SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
+        config.data.suite_of(LAYOUT).acting,
     )
     tokenizers = Tokenizers(
         config=config,
@@ -88,7 +88,7 @@ def make_generalist(
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
         params["visual"]["gated"]["attention_gate"] += 1.0
-    return Generalist(config, tokenizers, graph, params, 0, encoder=encoder)
+    return Generalist(tokenizers, graph, params, 0, encoder=encoder)
 
 
 def observe(rng: np.random.Generator, lanes: int) -> list[dict[str, np.ndarray]]:
@@ -239,7 +239,7 @@ def test_learnt_positions_do_not_slide():
     base = make_generalist(1.0)
     model = dataclasses.replace(base.config.model, learned_positions=256)
     with pytest.raises(ValueError, match="rotary positions"):
-        ControlPolicy(dataclasses.replace(base, config=dataclasses.replace(base.config, model=model)), [LAYOUT])
+        ControlPolicy(base.with_config(dataclasses.replace(base.config, model=model)), [LAYOUT])
 
 
 @pytest.mark.parametrize("images", ["frame", "frame+encoder"])

@@ -2,11 +2,11 @@
 
 import pytest
 
-from generalist.plan.chips import GIB, TPUS, parse_gpu, parse_slice
 from generalist.plan.groups import Exchange, Torus
 from generalist.plan.hlo import parse
 from generalist.plan.roofline import Speeds, walk
-from generalist.plan.target import parse_target
+from generalist.plan.target import parse_gpu, parse_slice, parse_target
+from generalist.system.chips import GIB, TPUS
 
 V5E = parse_slice("v5e:16x16")
 TORUS = Torus(slice=V5E, places=[(number // 16, number % 16) for number in range(256)])

@@ -1,5 +1,6 @@
 """Any space's values become pieces and come back; what can't says so."""
 
+import dataclasses
 import json
 import pickle
 
@@ -10,6 +11,7 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.continuous import MuLaw, Quantile, Uniform
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.space_json import png_text
@@ -341,8 +343,13 @@ def test_an_action_must_be_tokens():
 
 
 def test_a_layout_survives_json():
-    text = json.dumps(layout().to_json(), allow_nan=False)
-    assert TaskLayout.from_json(json.loads(text)) == layout()
+    acting = Acting(steps=96, hide_actions=False, temperature=0.3, prompt_steps=2)
+    one = dataclasses.replace(layout(), acting=acting)
+    described = json.loads(json.dumps(one.to_json(), allow_nan=False))
+    assert TaskLayout.from_json(described) == one
+    # Of before layouts said how they are acted in: whoever reads one says it.
+    del described["acting"]
+    assert TaskLayout.from_json(described, acting=acting) == one
 
 
 def damaged(path, value):
@@ -381,6 +388,17 @@ def damaged(path, value):
         damaged(["observation", "statistics", "a", "std"], [1.0]),
         damaged(["observation", "statistics", "a", "std"], [1.0, "wide"]),
         damaged(["observation", "space", "spaces"], [1]),
+        damaged(["acting"], None),
+        damaged(["acting"], 3),
+        damaged(["acting", "steps"], None),
+        damaged(["acting", "steps"], 0),
+        damaged(["acting", "steps"], 8.0),
+        damaged(["acting", "hide_actions"], 1),
+        damaged(["acting", "temperature"], "warm"),
+        damaged(["acting", "temperature"], -0.1),
+        damaged(["acting", "temperature"], float("nan")),
+        damaged(["acting", "prompt_steps"], True),
+        damaged(["acting", "haste"], 1),
     ],
 )  # fmt: skip
 def test_a_damaged_layout_is_a_one_line_error(data):

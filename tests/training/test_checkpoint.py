@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from generalist.config.run import TrainingConfig
 from generalist.training.checkpoint import Checkpoints, restore_params
-from generalist.training.step import TrainState
+from generalist.training.state import TrainState
 
 POSITION = {"shards": [[5, 1, 2], [7]]}
 

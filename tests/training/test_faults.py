@@ -13,8 +13,14 @@ from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.loop import SETTLED, Interrupt, Watch
-from generalist.training.step import StepMetrics, make_trainer
+from generalist.training.interrupt import Interrupt
+from generalist.training.interval import Interval
+from generalist.training.loss import TokenSums
+from generalist.training.optimizer import schedule
+from generalist.training.step import StepMetrics
+from generalist.training.token_trainer import make_trainer
+from generalist.training.tokens import TokenReadout
+from generalist.training.watch import SETTLED, Watch
 
 SPEC = ModelSpec(
     config=ModelConfig(width=16, layers=1, heads=2, kv_heads=1, head_size=8, hidden=16),
@@ -23,6 +29,7 @@ SPEC = ModelSpec(
     patches=False,
     frames=False,
 )
+READOUT = TokenReadout(["atari", "emoji", "prose"], positions=12, flops=1.0, peak=1.0)
 
 
 def batch(value: float) -> Batch:
@@ -64,9 +71,17 @@ def test_a_batch_that_is_not_finite_leaves_no_trace():
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert int(state.step) == 3
     assert (float(good.skipped), float(bad.skipped), float(later.skipped)) == (0, 1, 0)
-    assert float(bad.loss) == float(bad.gradient_norm) == float(bad.source_nll.sum()) == 0
-    np.testing.assert_array_equal(np.asarray(bad.skipped_sources) > 0, [False, True, False])
+    assert not np.isfinite(float(bad.loss))
+    np.testing.assert_array_equal(np.asarray(bad.parts.source_weight) > 0, [False, True, False])
     assert np.isfinite(float(later.loss))
+    interval = Interval()
+    interval.entries = [good, bad, later]
+    values = interval.summarize(READOUT, schedule(training), state.params, 3)
+    assert values["skipped"] == 1
+    np.testing.assert_allclose(values["loss"], (float(good.loss) + float(later.loss)) / 2, rtol=1e-6)
+    interval.entries = [bad, bad]
+    values = interval.summarize(READOUT, schedule(training), state.params, 3)
+    assert (values["skipped"], values["loss"], values["padding"]) == (2, 0, 1)
 
 
 def entry(loss: float, *, skipped: bool = False) -> StepMetrics:
@@ -75,31 +90,32 @@ def entry(loss: float, *, skipped: bool = False) -> StepMetrics:
     return StepMetrics(
         loss=np.asarray(loss, np.float32),
         gradient_norm=nought,
-        kind_nll=kinds,
-        kind_weight=kinds,
-        source_nll=weight * np.float32(loss),
-        source_weight=weight,
-        source_correct=weight,
-        tokens=nought,
         skipped=np.asarray(skipped, np.float32),
-        skipped_sources=weight * np.float32(skipped),
+        parts=TokenSums(
+            kind_nll=kinds,
+            kind_weight=kinds,
+            source_nll=weight * np.float32(loss),
+            source_weight=weight,
+            source_correct=weight,
+            tokens=nought,
+        ),
     )
 
 
 def test_skipped_steps_are_told_and_too_many_in_a_row_end_the_run():
     said: list[str] = []
-    watch = Watch(["atari", "emoji", "prose"], 2, said.append)
+    watch = Watch(READOUT, 2, said.append)
     for step, skipped in enumerate([True, True, False, True, True], start=1):
         watch.look(entry(0.0 if skipped else 2.0, skipped=skipped), step)
     assert len(said) == 4
     assert said[0] == "step 1 skipped: its loss or gradient is not finite; its batch came from emoji, prose"
-    with pytest.raises(FloatingPointError, match="at step 6, the 3th in a row; its batch came from emoji, prose"):
+    with pytest.raises(FloatingPointError, match="at step 6, number 3 in a row; its batch came from emoji, prose"):
         watch.look(entry(0.0, skipped=True), 6)
 
 
 def test_a_jump_of_the_loss_is_told_with_its_sources():
     said: list[str] = []
-    watch, rng = Watch(["atari", "emoji", "prose"], 0, said.append), np.random.default_rng(0)
+    watch, rng = Watch(READOUT, 0, said.append), np.random.default_rng(0)
     for step in range(2 * SETTLED):
         watch.look(entry(4.0 - step / SETTLED + rng.normal() * 0.1), step)
     assert not said, "a loss that falls, and wavers as usual, is no news"

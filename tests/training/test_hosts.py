@@ -104,7 +104,7 @@ def start(folder: Path, name: str, processes: int, devices: int) -> list[subproc
         --data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weight 0 --data.classic.weight 0 --data.fetch.weight 0
         --data.frames 16
         --data.shards 2 --training.log-every 1 --training.checkpoint-every 7 --training.stall-seconds 60
-        --evaluation.naming-items 2 --evaluation.prose-windows 1"""
+        --data.emoji.naming-items 2 --data.prose.evaluation-windows 1"""
     coordinator = f"--cluster.coordinator 127.0.0.1:{free_port()} --cluster.processes {processes} --cluster.process"
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",

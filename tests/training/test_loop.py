@@ -10,13 +10,11 @@ import pytest
 from rich.console import Console
 
 from generalist.config.presets import debug
-from generalist.config.run import SUITES, Config, ControlConfig
+from generalist.config.run import Config
 from generalist.experiment.prepare import prepare
 from generalist.training.checkpoint import Checkpoints
-from generalist.training.loop import train
-from generalist.training.step import make_trainer
-
-NO_CONTROL = ControlConfig(weight=0)
+from generalist.training.token_trainer import make_trainer
+from generalist.training.tokens import train
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +24,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, name: str, data_folder: Path, steps: int) -> Config:
     base = debug()
-    suites = dict.fromkeys(SUITES, NO_CONTROL)
-    data = dataclasses.replace(base.data, folder=data_folder, frames=16, **suites)
+    data = dataclasses.replace(base.data, folder=data_folder, frames=16, only=("emoji", "prose"))
     training = dataclasses.replace(base.training, steps=steps, checkpoint_every=4, log_every=2)
     return dataclasses.replace(base, name=name, runs=folder, data=data, training=training)
 

@@ -16,7 +16,8 @@ from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.optimizer import schedule
 from generalist.training.sharding import flat, make_mesh
-from generalist.training.step import Trainer, TrainState, make_trainer
+from generalist.training.state import TrainState
+from generalist.training.token_trainer import TokenTrainer, make_trainer
 
 TINY = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_size=8, hidden=48)
 SPEC = ModelSpec(
@@ -62,7 +63,7 @@ def counting_batch(rows: int = 8, length: int = 16, shards: int = 1) -> Batch:
     )
 
 
-def trainer_on(data: int, fsdp: int, tensor: int, sequence: int = 1, spec: ModelSpec = SPEC, **changed) -> Trainer:
+def trainer_on(data: int, fsdp: int, tensor: int, sequence: int = 1, spec: ModelSpec = SPEC, **changed) -> TokenTrainer:
     axes = {"data_axis": data, "fsdp_axis": fsdp, "tensor_axis": tensor, "sequence_axis": sequence}
     return make_trainer(spec, dataclasses.replace(CONFIG, **axes, **changed), weights=[1.0, 3.0])
 
@@ -73,7 +74,7 @@ def initial_state() -> TrainState:
     return jax.tree.map(np.asarray, on_one_device().initialize({}))
 
 
-def losses(trainer: Trainer, steps: int, batch: Batch | None = None) -> list[float]:
+def losses(trainer: TokenTrainer, steps: int, batch: Batch | None = None) -> list[float]:
     placed = trainer.place(counting_batch() if batch is None else batch)
     state, key, seen = jax.device_put(initial_state(), trainer.state_shardings), jax.random.key(0), []
     with jax.set_mesh(trainer.mesh):
@@ -83,7 +84,7 @@ def losses(trainer: Trainer, steps: int, batch: Batch | None = None) -> list[flo
     return seen
 
 
-def on_one_device() -> Trainer:
+def on_one_device() -> TokenTrainer:
     training = dataclasses.replace(CONFIG, fsdp_axis=1)
     return make_trainer(SPEC, training, make_mesh(training, jax.devices()[:1]), weights=[1.0, 3.0])
 
@@ -131,8 +132,8 @@ def test_a_mean_over_sources(count: int):
     state = jax.device_put(initial_state(), trainer.state_shardings)
     with jax.set_mesh(trainer.mesh):
         _, metrics = trainer.step(state, trainer.place(batch), jax.random.key(0))
-    means = np.asarray(metrics.source_nll) / np.asarray(metrics.source_weight)
-    assert float(metrics.source_weight[1]) > 3 * float(metrics.source_weight[0])
+    means = np.asarray(metrics.parts.source_nll) / np.asarray(metrics.parts.source_weight)
+    assert float(metrics.parts.source_weight[1]) > 3 * float(metrics.parts.source_weight[0])
     np.testing.assert_allclose(float(metrics.loss), means @ [0.25, 0.75], rtol=2e-3)  # and the z-loss
 
 

@@ -24,9 +24,10 @@ from generalist.model.transformer import Transformer, create
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.loop import load_trunk
 from generalist.training.sharding import flat
-from generalist.training.step import divided, make_trainer, united
+from generalist.training.state import divided, united
+from generalist.training.token_trainer import make_trainer
+from generalist.training.tokens import load_trunk
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel
 

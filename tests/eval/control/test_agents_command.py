@@ -9,8 +9,10 @@ from flax import nnx
 from rich.console import Console
 
 from generalist.cli.main import main
+from generalist.config.data import mixed
 from generalist.config.presets import debug
-from generalist.config.run import ControlConfig, EmojiConfig, ProseConfig
+from generalist.data.sources.control import Classic
+from generalist.data.sources.prose import Prose
 from generalist.eval.control.agents import parse_agent
 from generalist.eval.control.policies import Prompt
 from generalist.eval.results import file as report
@@ -25,23 +27,18 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fresh weights that know the inverted pendulums, with the recordings beside them."""
-    folder, none, base = tmp_path_factory.mktemp("agents"), ControlConfig(weight=0), debug()
+    folder, base = tmp_path_factory.mktemp("agents"), debug()
     data = dataclasses.replace(
         base.data,
         folder=folder / "data",
-        metaworld=none,
-        babyai=none,
-        atari=none,
-        fetch=none,
-        classic=ControlConfig(tasks="inverted*", episodes=2),
-        emoji=EmojiConfig(weight=0),
-        prose=ProseConfig(weight=0.1, megabytes=0.3),
+        sources=mixed(classic=Classic(tasks="inverted*", episodes=2), prose=Prose(weight=0.1, megabytes=0.3)),
+        only=("classic", "prose"),
     )
     config = dataclasses.replace(base, runs=folder / "runs", data=data)
     record_missing(config, QUIET)
     tokenizers = prepare(config, QUIET).tokenizers
     graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
-    Generalist(config, tokenizers, graph, nnx.to_pure_dict(params), 0).save(folder / "model")
+    Generalist(tokenizers, graph, nnx.to_pure_dict(params), 0).save(folder / "model")
     return folder / "model"
 
 
@@ -79,6 +76,27 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
     out.write_text(json.dumps(edited))
     assert main(["eval", "again", str(out)]) == 1
     assert "the mean of nearest neighbour in classic is 99" in " ".join(capsys.readouterr().out.split())
+
+
+def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(weights: Path, tmp_path: Path):
+    """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
+    known = Generalist.load(weights)
+    without = dataclasses.replace(known.config.data.sources["classic"], weight=0.0)
+    data = dataclasses.replace(known.config.data.with_sources(classic=without), only=("prose",))
+    config = dataclasses.replace(known.config, data=data)
+    assert "classic" not in config.data.control()
+    dataclasses.replace(known, config=config, tokenizers=dataclasses.replace(known.tokenizers, config=config)).save(
+        tmp_path / "begun"
+    )
+    out = tmp_path / "scores.json"
+    command = ["eval", "control", "--weights", str(tmp_path / "begun"), "--tasks", "classic/inverted-pendulum"]
+    assert main([*command, "--episodes", "1", "--workers", "1", "--agents", "goal", "nearest", "--out", str(out)]) == 0
+    results = report.load(out)
+    assert results["control"].keys() == {"classic"} and results["policies"].keys() == {"nearest neighbour"}
+    # What the model observed is measured; the nearest neighbour has no tokenizer that could cut anything off.
+    assert "clipped" in results["control"]["classic"]
+    assert "clipped" not in results["policies"]["nearest neighbour"]["classic"]
+    assert not {"naming", "language"} & results.keys() and results["seconds"] > 0
 
 
 @pytest.mark.parametrize(

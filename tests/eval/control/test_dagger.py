@@ -11,16 +11,15 @@ from rich.console import Console
 
 from generalist.cli.main import main
 from generalist.config.presets import debug
-from generalist.config.run import ControlConfig, EmojiConfig, ProseConfig
-from generalist.data.episodes import EpisodeCache, EpisodeReader
 from generalist.data.examples import ControlExamples
+from generalist.data.sources.control import BabyAI
 from generalist.envs.corrections import FIRST_SEED, CorrectedTask
 from generalist.envs.registry import get
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.suites.classic import ClassicTask
 from generalist.envs.task import GaveUp, Task
 from generalist.experiment.prepare import open_sources, prepare
-from generalist.run.tasks import correction_folders, record_missing
+from generalist.run.tasks import record_missing, stored
 
 GO_TO, CARTPOLE = get("babyai/GoToObj"), get("classic/cartpole")
 
@@ -104,21 +103,20 @@ def test_the_weights_play_and_training_learns_from_the_answers(
     assert main([*command, "--expert-share", "0.5"]) == 1
     assert "was played with expert_share 0.3, not 0.5" in " ".join(capsys.readouterr().out.split())
 
-    absent, base = ControlConfig(weight=0.0), debug()
-    babyai = ControlConfig(weight=1.0, tasks="GoToObj", episodes=2, steps=16, prompt_fraction=1.0)
+    base = debug()
+    babyai = BabyAI(weight=1.0, tasks="GoToObj", episodes=2, steps=16, prompt_fraction=1.0)
     data = dataclasses.replace(
-        base.data, folder=tmp_path / "data", metaworld=absent, babyai=babyai, atari=absent, classic=absent, fetch=absent
+        base.data.with_sources(babyai=babyai), folder=tmp_path / "data", only=("babyai",), dagger=(folder,)
     )
-    data = dataclasses.replace(data, emoji=EmojiConfig(weight=0.0), prose=ProseConfig(weight=0.0), dagger=(folder,))
     config = dataclasses.replace(base, runs=tmp_path / "runs", data=data)
     record_missing(config, Console(quiet=True))
     prepared = prepare(config, Console(quiet=True))
     prepared.iterator.close()
-    found = correction_folders(config)["babyai"]
-    assert [task.name for task, _ in found] == [GO_TO.name]
-    corrected = [(task, EpisodeReader(place, EpisodeCache(8))) for task, place in found]
-    sources = open_sources(config, prepared.tokenizers, {"babyai": {}}, {"babyai": corrected})
-    (part,) = sources[0].parts
+    data = stored(config)
+    assert [task.name for task, _ in babyai.open_corrections(data)] == [GO_TO.name]
+    (opened,) = open_sources(config, prepared.tokenizers, data)
+    recorded, part = opened.parts
+    assert isinstance(recorded, ControlExamples) and recorded.prompt_fraction == 1
     assert isinstance(part, ControlExamples) and part.prompt_fraction == 0
     assert len(part) == sum(-(-length // 16) for length in metadata["lengths"])
 

@@ -85,6 +85,9 @@ def test_summary_by_hand() -> None:
     assert own["percent"]["low"] < 75.0 < own["percent"]["high"]
     assert [row["score"] for row in own["episodes"]] == scores
     assert math.isclose(own["random_score"], task.random_score)
+    assert "clipped" not in summary, "nobody measured it"
+    clipped = {task.layout: 0.25, "babyai": 0.5}
+    assert summarize([task], episodes, clipped)["clipped"] == {task.layout: 0.25}, "of its own layouts"
 
 
 def test_lanes_are_used_again_and_tasks_of_one_shape_share_a_batch() -> None:

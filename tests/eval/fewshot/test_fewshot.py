@@ -91,7 +91,7 @@ def test_as_many_shots_as_fit(folder: Path, make_model: Models, images: str):
         for count, size in enumerate(sizes):
             for length, fitting in ((size, count), (size - 1, count - 1)):
                 data = dataclasses.replace(whole.config.data, length=length)
-                narrow = dataclasses.replace(whole, config=dataclasses.replace(whole.config, data=data))
+                narrow = whole.with_config(dataclasses.replace(whole.config, data=data))
                 asked = Asked(narrow, benchmark, Asking())
                 assert asked.fitting(1, [4, 0, 2], with_images=with_images) == fitting
 
@@ -103,7 +103,7 @@ def test_too_many_shots_are_left_out_and_named(folder: Path, make_model: Models)
     size = 1 + asked.length(benchmark.queries[0], answered=False) + asked.tokens
     size += max(asked.length(one, answered=True) for one in benchmark.supports)
     data = dataclasses.replace(generalist.config.data, length=size)
-    narrow = dataclasses.replace(generalist, config=dataclasses.replace(generalist.config, data=data))
+    narrow = generalist.with_config(dataclasses.replace(generalist.config, data=data))
     found = evaluate(narrow, benchmark, Asking(shots=(0, 4), seeds=1))
     assert [cell["shots"] for cell in found["cells"]] == [0]
     (left,) = found["left_out"]

@@ -32,7 +32,7 @@ def test_more_items_than_drawings_gives_all_of_them() -> None:
 
 @pytest.mark.parametrize("choices", [1, 10_000])
 def test_wrong_number_of_choices(choices: int) -> None:
-    with pytest.raises(ValueError, match=r"evaluation.naming_choices must be from 2 to \d+, got"):
+    with pytest.raises(ValueError, match=r"naming_choices must be from 2 to \d+, got"):
         questions("names", items=5, choices=choices)
 
 

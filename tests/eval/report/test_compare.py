@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from generalist.cli.eval import show
 from generalist.cli.main import main
-from generalist.eval.report.compare import compare, holm
+from generalist.eval.control.differences import compare, holm, show
+from generalist.eval.report.compare import warnings
 from generalist.eval.results import file as report
 
 
@@ -105,7 +105,7 @@ def test_what_else_differs_is_told(results: Callable) -> None:
     after["versions"] = before["versions"] | {"jax": "0.1"}
     after["settings"] = {"name": "other"}
     after["control"]["atari"]["tasks"]["atari/boxing"] |= {"max_steps": 99, "expert_score": 2.0}
-    text = "\n".join(compare(before, after).warnings)
+    text = "\n".join(warnings(before, after) + compare(before, after).warnings)
     for expected in (
         "other weights: abababababab… at step 20 → cdcdcdcdcdcd… at step 20",
         f"versions differ: jax {before['versions']['jax']} → 0.1",
@@ -127,10 +127,10 @@ def test_settings_that_differ_are_told_in_short(results: Callable) -> None:
     before, after = results({"atari/pong": [0.5] * 4}), results({"atari/pong": [0.5] * 4})
     before["settings"] = {"name": "a", "model": {f"size{number}": 1 for number in range(100)}, "text": "x" * 200}
     after["settings"] = {"name": "b", "model": {f"size{number}": 2 for number in range(100)}}
-    (line,) = [line for line in compare(before, after).warnings if line.startswith("settings")]
+    (line,) = [line for line in warnings(before, after) if line.startswith("settings")]
     assert line.startswith("settings differ: model.size0 1 → 2, ") and line.endswith(" and 96 more") and len(line) < 200
     after["settings"] = before["settings"] | {"name": "b", "text": "y" * 200}
-    (line,) = [line for line in compare(before, after).warnings if line.startswith("settings")]
+    (line,) = [line for line in warnings(before, after) if line.startswith("settings")]
     assert line == f"settings differ: text {'x' * 23}… → {'y' * 23}…, name a → b"
 
 
@@ -150,6 +150,7 @@ def test_the_command(tmp_path: Path, results: Callable, capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert "babyai: B is better: +" in text and "atari: no difference" in text
     assert "1 of 2 tasks differ" in text and "babyai/GoTo: " in text
+    assert "drawings, named rightly %" in text and "prose, perplexity" in text
     edited = tmp_path / "b" / "results.json"
     edited.write_text(edited.read_text().replace('"step": 20', '"step": 21'))
     assert main(["eval", "compare", str(tmp_path / "a"), str(edited)]) == 1

@@ -12,11 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from generalist.cli.main import main
+from generalist.config.presets import debug
 from generalist.envs.suites.atari import AtariTask
 from generalist.envs.video import small_webp
+from generalist.eval.parts.part import Beside
 from generalist.eval.report import clips, history
-from generalist.eval.report.charts import Line, bar, lines, ticks, written
-from generalist.eval.report.page import build
+from generalist.eval.report.charts import Line, bar, charts, lines, ticks, written
+from generalist.eval.report.colours import colour_of
+from generalist.eval.report.page import build, duration
 from generalist.eval.results import file as report
 from generalist.eval.results.scores import Estimate
 from generalist.inference.fingerprint import fingerprint
@@ -54,17 +57,19 @@ class Parsed(HTMLParser):
             self.text.append(data)
 
 
-def test_everything_is_in_it(results: Callable) -> None:
+def test_everything_is_in_it(results: Callable, tmp_path: Path) -> None:
     found = results(SCORES, failed={"control-classic": "MissingExtra: <b>classic</b>"})
     found["agent"] = "model"
     found["policies"] = {"nearest neighbour": {"babyai": found["control"]["babyai"]}}
-    evaluations = {step: {"babyai": Estimate(value=step / 10, low=1.0, high=90.0)} for step in (100, 200)}
+    for step in (10, 20):
+        write_part(tmp_path, step, "babyai-aa", {name: [1.0] for name in SCORES if name.startswith("babyai")})
     metrics = {
         "loss": ([1.0, 2.0], [3.0, 2.5]),
         "loss/atari": ([1.0], [2.0]),
+        "loss/text": ([1.0], [2.0]),
         "accuracy/atari": ([1.0, 2.0], [0.1, 0.5]),
     }
-    page = Parsed(build(found, evaluations=evaluations, metrics=metrics))
+    page = Parsed(build(found, Beside(folder=tmp_path), metrics=metrics))
     text = " ".join(page.text)
     for expected in (
         "debug, step 20",
@@ -76,7 +81,13 @@ def test_everything_is_in_it(results: Callable) -> None:
         '<script>alert("x")</script>&amp;',
         "Naming drawings",
         "66.7 [21, 94]",
-        "perplexity a token",
+        "perplexity per token",
+        "1 of 3 tasks above half of the expert",
+        f"evaluated {found['date'][:10]}",
+        "on cpu:0",
+        "95% interval",
+        "loss by kind of token",
+        "loss by source",
         "Training",
         "abababab",
         "train.py debug",
@@ -86,14 +97,14 @@ def test_everything_is_in_it(results: Callable) -> None:
         assert expected in text, f"{expected!r} is missing"
     assert "script" not in page.tags and "link" not in page.tags and page.links == []
     bars = 2 + 3  # domains and tasks
-    charts = 2 + 1 + 2  # profiles, history, losses and accuracies
+    charts = 2 + 1 + 4  # profiles, history, losses (all, by kind, by source) and accuracies
     assert page.tags.count("svg") == bars + charts
 
 
 def test_nothing_is_fetched(results: Callable) -> None:
     clip = small_webp([np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 200)], fps=5, limit=10_000)
     shown: dict[str, bytes | str] = {"babyai/GoTo": clip, "atari/pong": "atari needs the package ale_py"}
-    text = build(results(SCORES), clips=shown)
+    text = build(results(SCORES), Beside(clips=lambda names: shown))
     page = Parsed(text)
     assert len(page.links) == 1 and page.links[0].startswith("data:image/webp;base64,")
     assert "no video, atari needs the package ale_py" in " ".join(page.text)
@@ -102,7 +113,7 @@ def test_nothing_is_fetched(results: Callable) -> None:
 
 
 def test_without_control_naming_or_language(results: Callable) -> None:
-    page = Parsed(build(results({}, naming={}, language={})))
+    page = Parsed(build(results({}, control={}, naming={}, language={})))
     text = " ".join(page.text)
     assert "Manifest" in text and not any(
         title in text for title in ("Control", "profiles", "Naming", "Language", "Training")
@@ -132,9 +143,40 @@ def test_a_chart_shows_its_numbers() -> None:
 
 def test_a_bar_has_the_length_of_its_percent() -> None:
     svg = written(bar(Estimate(value=60.0, low=30.0, high=90.0)))
-    assert '<rect class="fair" width="110.0"' in svg, "half of the way to 120"
-    assert 'class="whisker" x1="55.0" x2="165.0"' in svg
-    assert '<rect class="poor" width="0.0"' in written(bar(Estimate(value=-30.0, low=-40.0, high=-20.0)))
+    # 220 pixels from -20 to 120: zero is at 31.4, 60 at 125.7.
+    assert '<rect class="fair" x="31.4" width="94.3"' in svg and 'class="zero" x1="31.4"' in svg
+    assert 'class="whisker" x1="78.6" x2="172.9"' in svg
+
+
+def test_a_negative_score_is_a_bar_to_the_left_of_zero() -> None:
+    assert '<rect class="poor" x="15.7" width="15.7"' in written(bar(Estimate(value=-10.0, low=-15.0, high=-5.0)))
+    below = written(bar(Estimate(value=-300.0, low=-400.0, high=-200.0)))
+    assert '<rect class="poor" x="0.0" width="31.4"' in below, "cut where the bar ends"
+
+
+def test_a_colour_belongs_to_a_name_and_a_chart_has_eight_lines_at_most() -> None:
+    config = debug()
+    sources = [name for name in vars(config.data) if hasattr(getattr(config.data, name), "weight")]
+    assert len(sources) >= 10 and len({colour_of(name) for name in sources}) == len(sources)
+    several = [Line(name=name, x=[0, 1], y=[0, 1]) for name in sources]
+    drawn = [written(chart) for chart in charts(several, x="x", y="y")]
+    assert len(drawn) == 2 and all(chart.count("<polyline") <= 8 for chart in drawn)
+    for name in sources:
+        (chart,) = [chart for chart in drawn if f">{name}</span>" in chart]
+        assert f'<span class="key {colour_of(name)}">{name}</span>' in chart
+    with pytest.raises(ValueError, match=f"at most 8 lines, got {len(several)}"):
+        lines(several, x="x", y="y")
+    twice = written(lines([Line(name="a", x=[0], y=[0]), Line(name="a", x=[0], y=[1])], x="x", y="y"))
+    assert twice.count("dashed") == 2, "a line and its key"
+
+
+def test_large_suites_are_folded(results: Callable) -> None:
+    text = build(results({f"{suite}/{i}": [1.0] for suite, count in (("a", 10), ("b", 11)) for i in range(count)}))
+    assert '<details open="open"><summary>a: 10 tasks' in text and "<details><summary>b: 11 tasks" in text
+
+
+def test_durations_read_well() -> None:
+    assert [duration(seconds) for seconds in (12.4, 125, 3900)] == ["12 s", "2 min 5 s", "1 h 5 min"]
 
 
 def test_ticks_are_round() -> None:
@@ -149,7 +191,10 @@ def write_part(folder: Path, step: int, name: str, scores: dict[str, list[float]
     path = folder / "evaluation" / f"step-{step}" / f"control-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     episodes = [{"task": task, "score": score} for task, several in scores.items() for score in several]
-    path.write_text(json.dumps({"settings": {}, "result": episodes}), encoding="utf-8")
+    result = (
+        {"episodes": episodes, "clipped": {}} if step >= 20 else episodes
+    )  # earlier versions kept the episodes alone
+    path.write_text(json.dumps({"settings": {}, "result": result}), encoding="utf-8")
 
 
 def test_earlier_evaluations_are_found(tmp_path: Path, results: Callable) -> None:
@@ -204,7 +249,7 @@ def test_clips_are_of_the_results_weights_or_say_why_not(
     monkeypatch.setattr(AtariTask, "build", not_installed)
     own = weights(0)
     found = results({"babyai/GoToObj": [1.0], "atari/pong": [0.5]}, weights=fingerprint(own))
-    shown = clips.play_tasks(own, found, Console(quiet=True))
+    shown = clips.play_tasks(own, found, ["babyai/GoToObj", "atari/pong"], Console(quiet=True))
     assert isinstance(shown["atari/pong"], str) and "needs the package ale_py" in shown["atari/pong"]
     clip = shown["babyai/GoToObj"]
     assert isinstance(clip, bytes) and len(clip) <= clips.BYTES
@@ -213,4 +258,4 @@ def test_clips_are_of_the_results_weights_or_say_why_not(
     with Image.open(path) as image:
         assert max(image.size) <= clips.SIDE and 2 <= getattr(image, "n_frames", 1) <= clips.FRAMES + 1
     with pytest.raises(ValueError, match="of other weights"):
-        clips.play_tasks(weights(1), found, Console(quiet=True))
+        clips.play_tasks(weights(1), found, ["babyai/GoToObj"], Console(quiet=True))

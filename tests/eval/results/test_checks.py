@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from rich.console import Console
 
 from generalist.envs import registry
 from generalist.eval.control.lanes import Episode, summarize
+from generalist.eval.report.page import build
 from generalist.eval.results import file as report
 from generalist.eval.results.checks import digest
 from generalist.inference.fingerprint import fingerprint
@@ -35,6 +37,19 @@ def test_an_untouched_file_is_read(path: Path) -> None:
     assert found["control"]["metaworld"]["tasks"][DOOR]["percent"]["value"] == 60.0
     report.save(path, found)
     assert report.load(path) == found, "saved again it is the same"
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path, results: Callable) -> None:
+    """Those without a format have empty sections for what was not evaluated; the shipped scores are one."""
+    shipped = report.load(Path(report.__file__).parents[2] / "shipped" / "scores.json")
+    assert "format" not in shipped and shipped["naming"] == shipped["language"] == {}
+    console = Console(record=True, width=120)
+    report.show(shipped, console)
+    assert "of 169 tasks above half of the expert" in console.export_text()
+    assert "<h2>Control</h2>" in build(shipped) and "Naming" not in build(shipped)
+    first = {name: value for name, value in results(SCORES).items() if name not in ("format", "date")}
+    report.save(tmp_path / "first.json", first)
+    assert report.load(tmp_path / "first.json")["naming"] == first["naming"]
 
 
 def test_what_evaluation_writes_fits_together(tmp_path: Path, results: Callable) -> None:
@@ -86,7 +101,10 @@ def put(owner: dict[str, Any], key: str, value: Any) -> None:
         (lambda r: put(r, "step", 10_000), "the digest does not fit"),
         (lambda r: task(r).pop("percent"), "KeyError 'percent'"),
         (lambda r: r.pop("digest"), "has no digest: an earlier version wrote it.*evaluate again"),
-        (lambda r: r.pop("control"), "is no results file"),
+        (lambda r: r.pop("control"), "the digest does not fit"),
+        (lambda r: r.pop("settings"), "is no results file"),
+        (lambda r: put(r, "format", 99), "has the format 99, but this version reads 1 to 2: update generalist"),
+        (lambda r: put(r, "format", "2"), "has the format '2', but"),
     ],
 )  # fmt: skip
 def test_every_edit_is_named(path: Path, edit: Callable[[dict[str, Any]], Any], message: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from generalist.eval.results import file as report
-from generalist.eval.results.file import Parts, manifest
+from generalist.eval.results.file import Parts
+from generalist.eval.results.manifest import manifest
 from generalist.eval.results.scores import Estimate
+from generalist.eval.results.words import counted
 
 
 def test_a_finished_part_is_not_computed_again(tmp_path: Path) -> None:
@@ -48,7 +50,7 @@ def test_a_damaged_part_names_the_file_and_the_remedy(tmp_path: Path) -> None:
 def test_numbers_and_words_are_written_as_people_do() -> None:
     assert str(Estimate(value=-0.04, low=-0.4, high=0.2)) == "0.0 [0, 0]"
     assert str(Estimate(value=-0.06, low=-0.6, high=0.2)) == "-0.1 [-1, 0]"
-    assert [report.counted(number, "episode") for number in (1, 20)] == ["1 episode", "20 episodes"]
+    assert [counted(number, "episode") for number in (1, 20)] == ["1 episode", "20 episodes"]
 
 
 def interval(value: float) -> dict[str, float]:
@@ -56,8 +58,15 @@ def interval(value: float) -> dict[str, float]:
 
 
 def results() -> dict[str, Any]:
-    task = {"percent": interval(84.0), "score": 420.0}
-    suite = {"percent": interval(71.0), "interquartile_mean": interval(75.0), "episodes": 20, "cut_off": 3}
+    task = {"percent": interval(84.0), "score": 420.0, "random_score": 0.0, "expert_score": 500.0}
+    task["episodes"] = [{"score": 420.0}]
+    suite = {
+        "percent": interval(71.0),
+        "interquartile_mean": interval(75.0),
+        "episodes": 20,
+        "cut_off": 3,
+        "clipped": {"classic/cartpole": 0.0123},
+    }
     naming = {
         "accuracy": interval(44.0),
         "blind_accuracy": interval(11.0),
@@ -86,13 +95,15 @@ def test_the_results_file_says_how_to_get_it_again(tmp_path: Path) -> None:
 def test_the_table_shows_every_domain_task_and_failure() -> None:
     console = Console(record=True, width=80)
     report.show(results(), console)
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     for expected in (
         "71.0 [66, 76]",
         "75.0 [70, 80]",
         "20 episodes",
         "limit of steps: classic 3/20",
+        "model: observed numbers clipped to the range that the tokenizers know: classic/cartpole 1.2%",
         "84 cartpole",
+        "1 of 1 task above half of the expert: 100.0 [100, 100]%",
         "44.0 [39, 49]",
         "chance 10",
         "11.0 [6, 16]",

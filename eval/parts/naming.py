@@ -1,0 +1,102 @@
+"""Naming: which of a few names do the weights find likeliest for a drawing that training held out?"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree.ElementTree import Element
+
+from rich.progress import Progress
+
+from generalist.config.run import Config
+from generalist.data.emoji import Split
+from generalist.data.sources.emoji import Emoji
+from generalist.eval.held_out import naming
+from generalist.eval.parts.part import Beside, Job, Part, Results, Row
+from generalist.eval.report.charts import element, short, table
+from generalist.eval.results.checks import same
+from generalist.eval.results.scores import Estimate, proportion
+from generalist.eval.results.words import counted
+
+if TYPE_CHECKING:
+    from generalist.inference.generalist import Generalist
+
+NAME_TOKENS = 16  # of a written name at most
+SPLITS: tuple[Split, ...] = ("drawings", "names")
+COLUMNS = {
+    "accuracy": "named rightly %",
+    "blind_accuracy": "wrong image %",
+    "imageless_accuracy": "no image %",
+    "caption_gain_over_wrong": "caption, nats over wrong",
+    "caption_gain_over_none": "over none",
+}
+"""Of the page's table."""
+
+
+class Naming(Part):
+    """A job per split: held-out drawings of known things, and things whose names were never seen."""
+
+    name = "naming"
+    title = "Naming drawings"
+    seeds: ClassVar[Mapping[str, int]] = {"naming": naming.SEED}
+
+    def jobs(self, generalist: "Generalist") -> list[Job]:
+        source = _source(generalist.config)
+        return [] if source is None else [_job(generalist, source, split) for split in SPLITS]
+
+    def numbers(self, results: Results) -> dict[str, Estimate]:
+        return {f"{split}, named rightly %": Estimate(**one["accuracy"]) for split, one in results["naming"].items()}
+
+    def check(self, results: Results) -> None:
+        for split, found in results["naming"].items():
+            right = sum(one["answer"] == one["thing"] for one in found["answers"])
+            accuracy = dataclasses.asdict(proportion(right, len(found["answers"])))
+            same(f"accuracy of naming {split}", found["accuracy"], accuracy, "answers")
+
+    def rows(self, results: Results) -> list[Row]:
+        rows = []
+        for split, found in results["naming"].items():
+            drawn = counted(found["items"], "drawing")
+            chance = f"chance {found['chance']:.0f}"
+            for label, key, against in (
+                (f"naming {split} %", "accuracy", chance),
+                ("  wrong image", "blind_accuracy", chance),
+                ("  no image", "imageless_accuracy", chance),
+                ("  caption, nats", "caption_gain_over_wrong", "wrong image 0"),
+                ("  caption, nats", "caption_gain_over_none", "no image 0"),
+            ):
+                rows.append(Row(label=label, value=str(Estimate(**found[key])), against=against, source=drawn))
+        return rows
+
+    def page(self, results: Results, beside: Beside) -> list[Element]:
+        rows = [
+            [split, *(str(Estimate(**found[key])) for key in COLUMNS), short(found["chance"]), str(found["items"])]
+            for split, found in results["naming"].items()
+        ]
+        headers = ("held out", *COLUMNS.values(), "chance %", "drawings")
+        return [element("h2", self.title), table(headers, rows)]
+
+
+def _source(config: Config) -> Emoji | None:
+    """The drawings that take part; None if none do."""
+    return next((one for one in config.data.taking_part.values() if isinstance(one, Emoji)), None)
+
+
+def _job(generalist: "Generalist", wanted: Emoji, split: Split) -> Job:
+
+    def compute(progress: Progress) -> dict[str, Any]:
+        from generalist.inference.prompt import Decoding, prompt
+        from generalist.inference.score import log_likelihood
+
+        return naming.evaluate_naming(
+            generalist.assembler.document,
+            partial(log_likelihood, generalist),
+            split,
+            items=wanted.naming_items,
+            choices=wanted.naming_choices,
+            generate=partial(prompt, generalist, decoding=Decoding(tokens=NAME_TOKENS)),
+            progress=progress,
+        )
+
+    settings = {"items": wanted.naming_items, "choices": wanted.naming_choices, "seed": naming.SEED}
+    return Job(part=Naming.name, key=split, settings=settings, compute=compute)

@@ -1,0 +1,192 @@
+"""Control suites: episodes that scripted experts play, recorded by the run, shown as windows of steps."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from generalist.data.episodes import EpisodeReader
+from generalist.data.examples import ControlExamples, Examples
+from generalist.data.source import Reading, Source, Stored, Ways, register
+from generalist.data.spread import spread
+from generalist.envs import registry
+from generalist.envs.recording import recording_folder
+from generalist.envs.rlds import dataset_folder, read_metadata
+from generalist.envs.task import Task
+from generalist.tokenizers.acting import Acting
+
+INSTRUCTIONS = 64  # of a task, for the text tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlSource(Source):
+    """One suite of control tasks as a source of training examples."""
+
+    tasks: str = "*"
+    """Which of the suite's tasks, as a shell pattern on the part of the name after the slash."""
+    episodes: int | None = None
+    """Expert episodes recorded per task; None takes the suite's own number."""
+    steps: int = 8
+    """Environment steps in a training window, and the context that the policy acts with."""
+    hide_actions: float = 1.0
+    """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
+    at once. Acting hides past actions if this is above 0."""
+    temperature: float = 0.0
+    """Acting draws actions at this temperature; 0 takes the most likely action, and of a continuous number the median. Drawing
+    keeps a policy from standing still for ever."""
+    prompt_fraction: float = 0.0
+    """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
+    prompt_steps: int = 4
+    """Environment steps of such a prompt."""
+    prompt_demonstrations: int = 0
+    """If above 0, half of the prompts show 1 to N demonstrations, each at least `prompt_steps` long and cut to fit the row."""
+    shift: int = 0
+    """Pixels by which the frames of a training window are moved at most, all by the same: against learning few episodes by heart
+    (DrQ, Kostrikov et al. 2020)."""
+    recast: bool = False
+    """Show each training window as in an equal world, drawn at random, where the suite knows some: BabyAI's grids with their
+    colours exchanged, in the instruction too. Against learning few episodes by heart."""
+    evaluation_episodes: int = 10
+    """Episodes played per task when the trained weights are scored."""
+
+    def __post_init__(self) -> None:
+        least = {"shift": 0, "prompt_demonstrations": 0, "steps": 1, "prompt_steps": 1, "evaluation_episodes": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"data.SUITE.{name} must be at least {value}, got {getattr(self, name)}")
+        if self.episodes is not None and self.episodes < 1:
+            raise ValueError(f"data.SUITE.episodes must be at least 1, got {self.episodes}")
+        for name in ("hide_actions", "prompt_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.SUITE.{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"data.SUITE.temperature must not be negative, got {self.temperature}")
+
+    @property
+    def acting(self) -> Acting:
+        """How layouts that are trained with these settings are acted in; stored with each (see `TaskLayout`)."""
+        return Acting(
+            steps=self.steps,
+            hide_actions=self.hide_actions > 0,
+            temperature=self.temperature,
+            prompt_steps=self.prompt_steps,
+        )
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("control",)
+
+    def check_settings(self, name: str, ways: Ways) -> None:
+        """See `Source.check_settings`."""
+        if self.shift and "frame" not in ways.images:
+            raise ValueError(
+                f"data.{name}.shift moves frames, but tokens.images is {'+'.join(ways.images)}: set one of them otherwise"
+            )
+        if self.recast and not self.knows_equal_worlds:
+            raise ValueError(f"data.{name}.recast: no equal worlds of {name} are known: leave it out")
+        if ways.features == "stored" and "encoder" in ways.images:
+            raise ValueError(
+                "data.features = stored needs images that come again: let observed images enter in another way than through the "
+                "encoder (tokens.images)"
+            )
+
+    @property
+    def knows_equal_worlds(self) -> bool:
+        """Whether the suite's tasks have a `recast`."""
+        return False
+
+    def task_list(self) -> list[Task]:
+        """See `Source.task_list`."""
+        return registry.tasks(f"{self.kind}/{self.tasks}")
+
+    def recordings(self) -> list[tuple[Task, int]]:
+        """See `Source.recordings`."""
+        return [(task, self.episodes or task.episodes) for task in self.task_list()]
+
+    def folder(self, task: Task, stored: Stored) -> Path:
+        """Where a task's episodes are."""
+        return recording_folder(stored.folder / "episodes", task, self.episodes or task.episodes)
+
+    def open_demonstrations(self, stored: Stored) -> dict[Task, EpisodeReader]:
+        """See `Source.open_demonstrations`."""
+        return {task: stored.reader(self.folder(task, stored), task.instruction) for task in self.task_list()}
+
+    def open_corrections(self, stored: Stored) -> list[tuple[Task, EpisodeReader]]:
+        """See `Source.open_corrections`."""
+        places = [
+            (task, dataset_folder(folder, task)) for folder in stored.corrections for task in self.task_list()
+        ]  # fmt: skip
+        found = [(task, place) for task, place in places if read_metadata(place) is not None]
+        return [(task, stored.reader(place, task.instruction)) for task, place in found]
+
+    def texts(self, stored: Stored) -> Iterator[str]:
+        """The instructions of episodes from all over each task's."""
+        for reader in self.open_demonstrations(stored).values():
+            yield from (reader[index].instruction for index in spread(len(reader), INSTRUCTIONS).tolist())
+
+    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
+        """Windows of each task's demonstrations, then of its corrections, with which nothing is prompted."""
+        return [
+            *(self._windows(task, reader, reading) for task, reader in self.open_demonstrations(stored).items()),
+            *(
+                self._windows(task, reader, reading, prompts=False)
+                for task, reader in self.open_corrections(stored)
+            ),
+        ]  # fmt: skip
+
+    def _windows(self, task: Task, reader: EpisodeReader, reading: Reading, *, prompts: bool = True) -> ControlExamples:
+        return ControlExamples(
+            reader=reader,
+            layout=reading.layouts[task.layout],
+            assembler=reading.assembler,
+            steps=self.steps,
+            hide_actions=self.hide_actions,
+            prompt_fraction=self.prompt_fraction if prompts else 0.0,
+            prompt_steps=self.prompt_steps,
+            prompt_demonstrations=self.prompt_demonstrations,
+            length=reading.length,
+            shift=self.shift,
+            recast=task.recast if self.recast else None,
+        )
+
+
+@register("metaworld")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaWorld(ControlSource):
+    """Meta-World: robot manipulation from state."""
+
+    evaluation_episodes: int = 4
+
+
+@register("babyai")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BabyAI(ControlSource):
+    """BabyAI: instructions in a grid world."""
+
+    evaluation_episodes: int = 5
+
+    @property
+    def knows_equal_worlds(self) -> bool:
+        return True
+
+
+@register("atari")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Atari(ControlSource):
+    """Atari 2600 from pixels."""
+
+    evaluation_episodes: int = 4
+
+
+@register("classic")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classic(ControlSource):
+    """Classic control, Box2D and MuJoCo from state."""
+
+
+@register("fetch")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fetch(ControlSource):
+    """Fetch: a robot arm that reaches, pushes and carries, from state."""
+
+    evaluation_episodes: int = 20

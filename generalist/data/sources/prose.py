@@ -1,0 +1,51 @@
+"""English prose from the documentation that the installed packages carry."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from generalist.data.examples import Examples, TextExamples
+from generalist.data.prose import Document, prose
+from generalist.data.source import Reading, Source, Stored, register
+
+TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learnt in seconds
+
+
+@register("prose")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prose(Source):
+    """Text."""
+
+    megabytes: float = 4.0
+    """How much text at most."""
+    evaluation_windows: int = 200
+    """Held-out windows of text that an evaluation reads."""
+
+    def __post_init__(self) -> None:
+        if self.megabytes <= 0:
+            raise ValueError(f"data.prose.megabytes must be above 0, got {self.megabytes}")
+        if self.evaluation_windows < 1:
+            raise ValueError(f"data.prose.evaluation_windows must be at least 1, got {self.evaluation_windows}")
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("language",)
+
+    def documents(self, stored: Stored) -> list[Document]:
+        """The training texts."""
+        return prose(stored.folder / "prose", "train", self.megabytes)
+
+    def texts(self, stored: Stored) -> list[str]:
+        """See `Source.texts`."""
+        return ["\n".join(document.text for document in self.documents(stored))[:TRAINING_CHARACTERS]]
+
+    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
+        """The documents laid end to end, each closed by the end marker."""
+        assembler = reading.assembler
+        end = np.array([assembler.vocabulary.eos], np.int32)
+        ids = np.concatenate(
+            [part for one in self.documents(stored) for part in (assembler.text_tokenizer.encode(one.text), end)]
+        )
+        return [TextExamples(ids=ids, length=reading.length - 1, assembler=assembler)]

@@ -1,0 +1,167 @@
+"""Training the generalist: what the loop gets for batches of tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from generalist.config.run import Config
+from generalist.data.batch import Batch, BatchSpec
+from generalist.data.packing import BatchIterator
+from generalist.model.config import ModelSpec
+from generalist.model.transformer import count_parameters
+from generalist.training import loop
+from generalist.training.flops import model_flops, peak_flops
+from generalist.training.hosts import all_positions, positions_from
+from generalist.training.loss import KINDS, TokenSums
+from generalist.training.sharding import flat
+from generalist.training.state import united
+from generalist.training.step import Trainer
+from generalist.training.token_trainer import make_trainer
+from generalist.vision.encoder import VisionEncoder
+from generalist.weights.folder import nested
+from generalist.weights.language import LanguageModel
+
+
+def train(
+    config: Config,
+    spec: ModelSpec,
+    batch_spec: BatchSpec,
+    iterator: BatchIterator,
+    sources: Mapping[str, float],
+    console: Console,
+    encoder: VisionEncoder | None = None,
+    start: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one. Of several processes, all call it.
+
+    Args:
+        iterator: gives this process's shards of the batches; closed at the end.
+        sources: the data's sources with their weights, in the order of the batches' `source` ids.
+        encoder: the frozen encoder, where batches carry pixels.
+        start: parameters to begin with, by their paths.
+
+    Raises:
+        Interrupted, FloatingPointError, OSError: as `loop.train` says.
+    """
+    trainer = make_trainer(spec, config.training, weights=list(sources.values()), encoder=encoder)
+    state = trainer.abstract_state
+    trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
+    held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
+    flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
+    console.print(
+        f"{trained / 1e6:.2f} M parameters{held}, {batch_spec.rows} × {batch_spec.length} positions per step, "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s) of {jax.process_count()} process(es), "
+        f"peak {peak / 1e9:.0f} GFLOP/s",
+        highlight=False,
+    )
+    loop.train(
+        config,
+        trainer,
+        TokenBatches(iterator, config.data.shards),
+        functools.partial(trainer.place, shards=config.data.shards),
+        TokenReadout(list(sources), batch_spec.rows * batch_spec.length, flops, peak),
+        console,
+        lambda: nested(start) if start else load_trunk(config, spec, trainer, console),
+    )
+
+
+def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
+    """The parameters that the pretrained language model brings, nested, each on the devices as soon as it is read, in the type
+    and parts that the trainer keeps; empty without one."""
+    if config.model.trunk == "none":
+        return {}
+    console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
+    kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
+
+    return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenBatches:
+    """Packed batches whose position is stored for all processes' shards together, so that any number of processes goes on."""
+
+    iterator: BatchIterator
+    shards: int
+    """Of a whole batch."""
+
+    def __next__(self) -> Batch:
+        return next(self.iterator)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        return {"shards": all_positions(self.iterator.positions, self.shards)}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        self.iterator.go_to(positions_from(position["shards"]))
+
+    def close(self) -> None:
+        self.iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenReadout:
+    """Losses by kind of token and by source, and how fast tokens go by."""
+
+    sources: list[str]
+    """Names, in the order of the batches' `source` ids."""
+    positions: int
+    """Of a batch, padding included."""
+    flops: float
+    """Of a step."""
+    peak: float
+    """Of all devices, FLOP/s."""
+
+    def values(self, sums: TokenSums, *, steps: int, sound: int, seconds: float, params: Any) -> dict[str, float]:
+        """`padding` is a share of the positions; losses are in nats per token."""
+        del sound  # losses are means over tokens, of which a skipped step has none
+        values = {
+            "tokens_per_second": sums.tokens / seconds,
+            "mfu": self.flops * steps / seconds / self.peak,
+            "padding": 1 - sums.tokens / (self.positions * steps),
+        }
+        for kind, nll, weight in zip(KINDS, sums.kind_nll, sums.kind_weight, strict=True):
+            if weight > 0:
+                values[f"loss/{kind}"] = nll / weight
+        for index, name in enumerate(self.sources):
+            if sums.source_weight[index] > 0:
+                values[f"loss/{name}"] = sums.source_nll[index] / sums.source_weight[index]
+                values[f"accuracy/{name}"] = sums.source_correct[index] / sums.source_weight[index]
+        return values | gate_openings(params)
+
+    def describe(self, values: Mapping[str, float]) -> str:
+        kinds = " ".join(f"{kind} {values[f'loss/{kind}']:.2f}" for kind in KINDS if f"loss/{kind}" in values)
+        gates = f" gates {values['gate/attention']:.2f}" if "gate/attention" in values else ""
+        return (
+            f"loss {values['loss']:.3f} ({kinds}){gates} {values['tokens_per_second'] / 1e3:.1f}k tok/s "
+            f"mfu {values['mfu']:.0%} pad {values['padding']:.0%} wait {values['waiting']:.0%}"
+        )
+
+    def origin(self, parts: TokenSums) -> str:
+        weights = np.asarray(parts.source_weight)
+        involved = [name for name, weight in zip(self.sources, weights, strict=True) if weight > 0]
+        return f"; its batch came from {', '.join(involved) or 'no source'}"
+
+    def breakdown(self, parts: TokenSums) -> str:
+        weights = np.asarray(parts.source_weight)
+        each = np.asarray(parts.source_nll) / np.maximum(weights, 1e-9)
+        named = zip(self.sources, each, weights, strict=True)
+        return f"; nats per token: {', '.join(f'{name} {nll:.2f}' for name, nll, weight in named if weight > 0)}"
+
+
+def gate_openings(params: Any) -> dict[str, float]:
+    """How far the gates of the cross-attention are open, 0 to 1, averaged over the layers; nothing without an encoder."""
+    if "visual" not in params:
+        return {}
+    gated = params["visual"]["gated"]
+    return {
+        f"gate/{name}": float(jnp.abs(jnp.tanh(gated[f"{name}_gate"])).mean()) for name in ("attention", "feed_forward")
+    }
