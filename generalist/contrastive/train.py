@@ -115,7 +115,7 @@ class PairReadout:
     def values(self, sums: PairSums, *, steps: int, sound: int, seconds: float, params: Any) -> dict[str, float]:
         """`accuracy` is the share of images whose own text is the nearest of the batch's."""
         del steps, params  # pairs of skipped steps taught nothing, and tokens are counted in the same way
-        means = {name: value / max(1, sound) for name, value in vars(sums).items()}
+        means = {name: float(value) / max(1, sound) for name, value in vars(sums).items()}
         return {"pairs_per_second": self.batch * sound / seconds, **means}
 
     def describe(self, values: Mapping[str, float]) -> str:

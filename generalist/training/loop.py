@@ -51,7 +51,8 @@ def train(
         OSError: a checkpoint could not be written.
     """
     training = settings.training
-    with contextlib.closing(batches), contextlib.closing(Checkpoints(settings.checkpoints, training)) as checkpoints:
+    with contextlib.closing(batches):
+        checkpoints = Checkpoints(settings.checkpoints, training)
         if checkpoints.latest is None:
             state = trainer.initialize(begin())
         else:
@@ -67,6 +68,8 @@ def train(
                 metrics.advance(int(state.step), "saving")
                 run.save(state)
                 checkpoints.wait()
+        # Not after an error, which is the one to be seen: closing raises again what a save raised.
+        checkpoints.close()
     if run.stopped:
         raise Interrupted(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
     return state

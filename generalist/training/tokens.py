@@ -135,7 +135,7 @@ class TokenReadout:
             if sums.source_weight[index] > 0:
                 values[f"loss/{name}"] = sums.source_nll[index] / sums.source_weight[index]
                 values[f"accuracy/{name}"] = sums.source_correct[index] / sums.source_weight[index]
-        return values | gate_openings(params)
+        return {name: float(value) for name, value in values.items()} | gate_openings(params)
 
     def describe(self, values: Mapping[str, float]) -> str:
         kinds = " ".join(f"{kind} {values[f'loss/{kind}']:.2f}" for kind in KINDS if f"loss/{kind}" in values)
