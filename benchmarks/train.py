@@ -1,6 +1,6 @@
 """How fast the training step is: tokens a second, the share of the machine's measured matmul peak, memory and compile time.
 
-    python benchmarks/train.py --sizes 3x128 6x256 8x512 --lengths 128 512 2048 --plot docs/performance.svg
+    python benchmarks/train.py --sizes 3x128 6x256 8x512 --lengths 128 512 2048 --plot docs/experiments/performance.svg
     python benchmarks/train.py --sizes 6x256 --lengths 512 --torch
 
 A size is layers × width. Every case is a process of its own, run twice: with an empty compile cache, and with what the first run

@@ -73,6 +73,12 @@ class RunSettings(Protocol):
     def training(self) -> RunTraining: ...
 
 
+def missing_run(folder: Path) -> FileNotFoundError:
+    """The error where a run is asked for and the folder holds none."""
+    listing = "generalist runs" if folder.parent == Path("runs") else f"generalist runs {folder.parent}"
+    return FileNotFoundError(f"no run in {folder}: train it first, or name another one (`{listing}` lists them)")
+
+
 def has_begun(folder: Path, checkpoints: str = "") -> bool:
     """Whether a run has anything that another one must not take the place of: a checkpoint, or scores.
 

@@ -19,6 +19,7 @@ from generalist.envs.registry import get
 from generalist.envs.rendering import NoGraphics, frame
 from generalist.envs.suites.babyai import BabyAITask
 from generalist.envs.task import GaveUp, Policy
+from generalist.inference.generalist import Generalist
 from generalist.run import named_weights
 
 # One a suite; MuJoCo's are skipped where there is no OpenGL.
