@@ -1,4 +1,4 @@
-"""The Perceiver resampler: any grid of features, of an image or of a video's frames, becomes a few visual tokens.
+"""The Perceiver resampler: turns the feature grids of an image or video into a few visual tokens.
 
 Flamingo (Alayrac et al., 2022), section 2.1 and appendix A.1.1.
 
@@ -33,6 +33,7 @@ class PerceiverAttention(nnx.Module):
         query = self.query(latents).reshape(count, size, self.heads, self.head_size)
         key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
         scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
+        # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
         seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
         weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1).astype(value.dtype)
         return self.out(jnp.einsum("nhks,nshe->nkhe", weights, value).reshape(count, size, -1))
@@ -45,18 +46,20 @@ class ResamplerLayer(nnx.Module):
         self.attention = PerceiverAttention(width, heads, head_size, rngs=rngs)
         self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
 
-    def __call__(self, features, latents, visible):
+    def __call__(
+        self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
+    ) -> Float[Array, "N K D"]:
         latents = latents + self.attention(features, latents, visible)
         return latents + self.feed_forward(latents)
 
 
 class PerceiverResampler(nnx.Module):
-    """Grids of features to K visual tokens each.
+    """Turns grids of features into K visual tokens each.
 
     Args:
-        width_in: F, the encoder's channels; projected to `width` where they differ.
+        width_in: F, the encoder's channels; projected to `width` if they differ.
         hidden: width of the feed-forwards' hidden layer; None: 4 · `width`.
-        frames: time embeddings learnt; a video of another length interpolates them linearly (appendix A.1.1).
+        frames: number of learned time embeddings; a video of another length interpolates them linearly (appendix A.1.1).
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class PerceiverResampler(nnx.Module):
     def __call__(
         self, features: Float[Array, "N T S F"], frames: Bool[Array, "N T"] | None = None
     ) -> Float[Array, "N K D"]:
-        """`frames`: which of a video's frames there are; None: all."""
+        """Visual tokens of videos (images have T = 1). `frames`: which frames of a video exist; None: all."""
         count, length, cells, _ = features.shape
         x = features if self.projection is None else self.projection(features)
         x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
@@ -101,8 +104,8 @@ class PerceiverResampler(nnx.Module):
 
 
 def time_embeddings(table: Float[Array, "M D"], length: int) -> Float[Array, "T D"]:
-    """Embeddings of `length` frames spread evenly over the table's rows, linearly interpolated; the table itself where the
-    lengths agree. Trained with 8 frames at one a second, Flamingo reads 30 frames at three a second (appendix A.1.1)."""
+    """Embeddings of `length` frames spread evenly over the table's rows by linear interpolation; the table itself if the lengths
+    are equal. Flamingo trains with 8 frames at 1 per second and reads 30 frames at 3 per second (appendix A.1.1)."""
     rows = table.shape[0]
     if length == rows:
         return table
