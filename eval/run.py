@@ -19,7 +19,8 @@ from generalist.eval.held_out import language, naming
 from generalist.eval.results import file as report
 from generalist.inference.fingerprint import fingerprint
 from generalist.inference.generalist import Generalist
-from generalist.inference.prompt import Decoding, prompt
+from generalist.inference.prompt import prompt
+from generalist.inference.sampling import Decoding
 from generalist.inference.score import log_likelihood
 from generalist.run.tasks import suite_tasks
 from generalist.system.processes import cores

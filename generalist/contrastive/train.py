@@ -22,12 +22,13 @@ from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import PairBatches
 from generalist.contrastive.dual import fresh_towers
 from generalist.contrastive.towers import LARGEST_LOG_SCALE, Towers, clip_loss, siglip_loss, vit_config
+from generalist.model.params import flat
 from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.loop import Interrupt, Interrupted
 from generalist.training.metrics import Metrics
 from generalist.training.optimizer import make_optimizer, schedule
-from generalist.training.sharding import flat, make_mesh, moment_shardings, parameter_shardings, rows_sharding
+from generalist.training.sharding import make_mesh, moment_shardings, parameter_shardings, rows_sharding
 from generalist.training.step import TrainState, compute_dtype
 from generalist.vision.vit import save_vit
 from generalist.weights.folder import save_tensors

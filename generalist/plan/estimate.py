@@ -11,6 +11,7 @@ from flax import nnx
 from generalist.config.run import Config
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
+from generalist.model.params import divided
 from generalist.model.transformer import count_parameters, create
 from generalist.plan.groups import Torus
 from generalist.plan.hlo import parse
@@ -26,7 +27,6 @@ from generalist.plan.program import (
 from generalist.plan.roofline import Speeds, Totals, walk
 from generalist.plan.target import Target
 from generalist.training.metrics import model_flops
-from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder
 
 

@@ -13,11 +13,11 @@ from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
+from generalist.model.params import divided
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import batch_spec
 from generalist.training.loss import fitting
-from generalist.training.step import divided
 from generalist.vision.encoder import VisionEncoder
 
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16

@@ -18,6 +18,7 @@ from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator
 from generalist.model.config import ModelSpec
+from generalist.model.params import flat, nested, united
 from generalist.model.transformer import count_parameters
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.hosts import (
@@ -32,10 +33,8 @@ from generalist.training.hosts import (
 from generalist.training.loss import KINDS
 from generalist.training.metrics import Metrics, model_flops, peak_flops
 from generalist.training.optimizer import schedule
-from generalist.training.sharding import flat
-from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer, united
+from generalist.training.step import StepMetrics, Trainer, TrainState, make_trainer
 from generalist.vision.encoder import VisionEncoder
-from generalist.weights.folder import nested
 from generalist.weights.language import LanguageModel
 
 TRACED = 5  # steps in a profiler's trace

@@ -20,25 +20,20 @@ from jaxtyping import Array, Float
 
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike, Batch, BatchSpec
-from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.config import ModelSpec
+from generalist.model.params import flat, nested, path_string
 from generalist.model.transformer import create
 from generalist.training.loss import make_loss, token_weights
 from generalist.training.optimizer import make_optimizer
 from generalist.training.sharding import (
-    flat,
     make_mesh,
     moment_shardings,
     own_shards,
     parameter_shardings,
-    path_string,
     place,
     rows_sharding,
 )
 from generalist.vision.encoder import VisionEncoder
-from generalist.weights.folder import nested
-
-TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
-"""Paths of what a pretrained language model brings."""
 
 
 @jax.tree_util.register_dataclass
@@ -75,32 +70,6 @@ class StepMetrics:
     """1 where the loss or a gradient was not finite: the parameters are as before, and all sums above are 0; else 0."""
     skipped_sources: Float[ArrayLike, "S"]
     """Of a skipped step: how much of the loss's weight each source had; else 0."""
-
-
-def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
-    """Nested parameters (or anything in their places) as those that are trained and those that are frozen, each nested."""
-    if config.trunk == "none" or not config.trunk_frozen:
-        return params, {}
-
-    def part(tree: Any, frozen: bool, prefix: str = "") -> Any:
-        found = {}
-        for name, value in tree.items():
-            path = f"{prefix}{name}"
-            if isinstance(value, dict):
-                if inner := part(value, frozen, f"{path}/"):
-                    found[name] = inner
-            elif bool(TRUNK.match(path)) == frozen:
-                found[name] = value
-        return found
-
-    return part(params, False), part(params, True)
-
-
-def united(params: Any, others: Any) -> Any:
-    """Two nests in one; where both have a parameter, the second one's."""
-    if not (isinstance(params, dict) and isinstance(others, dict)):
-        return others
-    return params | {name: united(params.get(name, {}), value) for name, value in others.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

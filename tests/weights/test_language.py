@@ -20,13 +20,13 @@ from generalist.config.presets import debug
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.params import divided, flat, united
 from generalist.model.transformer import Transformer, create
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.loop import load_trunk
-from generalist.training.sharding import flat
-from generalist.training.step import divided, make_trainer, united
+from generalist.training.step import make_trainer
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel
 
