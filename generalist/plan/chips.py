@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers publish it, and how a slice of them is wired."""
+"""Published figures of accelerators, and the wiring of a TPU slice."""
 
 import dataclasses
 import difflib
@@ -10,23 +10,23 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One device as JAX counts them."""
+    """One device, as JAX counts devices."""
 
     name: str
     flops: float
-    """Peak of dense bfloat16 products, FLOP/s."""
+    """Peak of dense bfloat16 matrix products, FLOP/s."""
     memory: float
     """Main memory, bytes."""
     bandwidth: float
-    """Of main memory, bytes/s."""
+    """Bandwidth of main memory, bytes/s."""
     link: float = 0.0
-    """Of one link to a neighbour, bytes/s in each direction; 0: it has none."""
+    """Bandwidth of one link to a neighbour, bytes/s in each direction; 0: no links."""
     wraps: int = 0
-    """A side of a slice that is a multiple of this closes to a ring; 0: none does."""
+    """A side of a slice closes to a ring if it is a multiple of this; 0: never."""
 
 
-# Google's documentation of each (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). Links: a chip's published interconnect bandwidth
-# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) over its links (v4, v5p 6: a 3-D torus; v5e, v6e
+# Figures from Google's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). Link: interconnect bandwidth
+# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) of a chip by its links (v4, v5p 6: a 3-D torus; v5e, v6e
 # 4: a 2-D one). A v4 or v5p chip has two cores that JAX shows as one device.
 TPUS = {
     chip.name: chip
@@ -37,7 +37,7 @@ TPUS = {
         Chip(name="v6e", flops=918e12, memory=32 * GIB, bandwidth=1640e9, link=100e9, wraps=16),
     )
 }
-# NVIDIA's data sheets: dense bfloat16 peak, memory and its bandwidth.
+# Figures from NVIDIA's data sheets. Theirs often give the peak with sparsity, which is twice the dense one used here.
 GPUS = {
     chip.name: chip
     for chip in (
@@ -55,33 +55,35 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G)?", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """TPU chips side by side."""
+    """A grid of TPU chips."""
 
     chip: Chip
     shape: tuple[int, ...]
-    """Chips along each side."""
+    """Number of chips along each side."""
 
     @property
     def name(self) -> str:
-        """As the TPU compiler spells it, `v5e:16x16`."""
+        """The name that the TPU compiler uses, such as `v5e:16x16`."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def count(self) -> int:
+        """Number of chips."""
         return math.prod(self.shape)
 
 
 def parse_slice(text: str) -> Slice:
-    """`v5e:16x16` → the slice.
+    """The slice of a name such as `v5e:16x16`.
 
     Raises:
-        ValueError: no such chip, or its sides are no numbers.
+        ValueError: the chip is unknown, or its sides are not numbers.
     """
     name, _, sides = text.partition(":")
     if name not in TPUS:
         near = difflib.get_close_matches(name, TPUS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown TPU {name!r} in --topology {text}.{hint} There are: {', '.join(TPUS)}")
+        raise ValueError(f"unknown TPU {name!r} in --topology {text}.{hint} Known are {', '.join(TPUS)}")
+    # The inference chips are wired as a 2-D torus, the others as a 3-D one.
     flat = name in ("v5e", "v6e")
     example = "16x16" if flat else "4x4x8"
     if not re.fullmatch("x".join([r"[1-9]\d*"] * (2 if flat else 3)), sides):
@@ -92,10 +94,10 @@ def parse_slice(text: str) -> Slice:
 
 
 def parse_gpu(text: str) -> Chip:
-    """`h100` or `gpu:24GiB` → one GPU; one known by its memory alone has no speed.
+    """One GPU from `h100` or `gpu:24GiB`; a GPU given by its memory alone has no speed.
 
     Raises:
-        ValueError: neither a known name nor an amount of memory.
+        ValueError: the text is neither a known name nor an amount of memory.
     """
     name = text.removeprefix("gpu:").lower()
     if name in GPUS:
@@ -107,5 +109,6 @@ def parse_gpu(text: str) -> Chip:
         raise ValueError(
             f"unknown --devices {text!r}.{hint} Write cpu:8, gpu:24GiB, or a GPU's name: {', '.join(GPUS)}"
         )
+    # "G" and no unit mean GiB, as sizes of GPU memory are usually given.
     memory = float(found.group(1)) * (1e9 if found.group(2) == "gb" else GIB)
     return Chip(name=f"gpu:{found.group(1)} GiB", flops=0.0, memory=memory, bandwidth=0.0)

@@ -1,6 +1,6 @@
 """Weights from a folder in HuggingFace's layout, `config.json` beside `*.safetensors`, checked before they are read.
 
-A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run code. Other formats of weights
+A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run code. Other formats
 (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) are refused by name and never opened.
 """
 
@@ -90,8 +90,8 @@ class WeightsFolder:
     def __init__(self, folder: Path):
         """
         Raises:
-            WeightsError: the folder, its `config.json` or its safetensors files are missing, a shard is broken or missing, or there
-                are two sets of weights.
+            WeightsError: the folder, its `config.json` or its safetensors files are missing, a shard is broken or missing, or
+                there are two sets of weights.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
