@@ -25,9 +25,9 @@ class Chip:
     """A side of a slice closes to a ring if it is a multiple of this; 0: never."""
 
 
-# Figures from Google's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). Link: interconnect bandwidth
-# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) of a chip by its links (v4, v5p 6: a 3-D torus; v5e, v6e
-# 4: a 2-D one). A v4 or v5p chip has two cores that JAX shows as one device.
+# Figures from Google's documentation (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). A link has the chip's interconnect bandwidth
+# (v4 2400, v5e 1600, v5p 4800, v6e 3200 Gbit/s; v6e's page said 3584 before) divided by its number of links (v4, v5p 6: a 3-D
+# torus; v5e, v6e 4: a 2-D one). A v4 or v5p chip has two cores that JAX shows as one device.
 TPUS = {
     chip.name: chip
     for chip in (

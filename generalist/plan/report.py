@@ -174,8 +174,8 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
     micro = 2 * config.training.micro_batches
     if config.data.rows % (parts * micro) == 0:
         yield (
-            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, its batch in {micro} parts one after "
-            "the other"
+            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, with its batch "
+            f"in {micro} parts, one after the other"
         )
     if config.training.loss_chunks < 16 and config.data.length % 16 == 0:
         yield "--training.loss-chunks 16: logits of a sixteenth of the positions at a time"

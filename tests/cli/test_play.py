@@ -178,9 +178,9 @@ class Unseen(gym.Env):
         ),
         (
             KeyError("surface"),
-            r"Unseen can't be shown, its render\(\) fails \(KeyError: 'surface'\): write one that gives",
+            r"Unseen cannot be shown: its render\(\) fails \(KeyError: 'surface'\): write one that gives",
         ),
-        (None, r"Unseen can't be shown, its render\(\) gives NoneType: write one that gives \(H, W, 3\) bytes"),
+        (None, r"Unseen cannot be shown: its render\(\) returns NoneType: write one that gives \(H, W, 3\) bytes"),
         (np.zeros((4, 4)), r"its render\(\) gives an array of float64 \(4, 4\): write one"),
     ],
 )
