@@ -54,7 +54,7 @@ def table(suite: str) -> str:
     """A Markdown table of a suite's tasks and their scores."""
     listed = tasks(f"{suite}/*")
     human = any(task.human_score is not None for task in listed)
-    head = ["task", "instruction", "random", "expert", *(["human"] if human else []), "episodes", "maximum steps"]
+    head = ["task", "instruction", "random", "expert", *(["human"] if human else []), "episodes", "steps at most"]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for task in listed:
         scores = [task.random_score, task.expert_score, *([task.human_score] if human else [])]
