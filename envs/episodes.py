@@ -55,8 +55,8 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
 
 def play_policy(task: Task, env: gym.Env, policy: Policy, observation: Any, instruction: str, seed: int, noisy: bool,
                 max_steps: int) -> Episode:  # fmt: skip
-    """Plays an episode of any policy, after `env.reset(seed=seed)` returned `observation` and `instruction`. Stores copies, since the
-    environment and the policy may go on writing into their arrays."""
+    """Plays an episode of any policy, after `env.reset(seed=seed)` returned `observation` and `instruction`. Stores copies, since
+    environment and policy may go on writing into their arrays."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
     disturb = task.disturbance(env.action_space, stream(seed, "noise"))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike, Batch, BatchSpec
 from generalist.model.config import ModelSpec
-from generalist.model.params import flat, nested, path_string
+from generalist.model.params import divided, flat, nested, path_string, united
 from generalist.model.transformer import create
 from generalist.training.loss import make_loss, token_weights
 from generalist.training.optimizer import make_optimizer
