@@ -41,8 +41,9 @@ class BabyAIEnv(gym.Env):
         self.last_action: int | None = None
 
     def _place(self, thing: Any, *arguments: Any, **settings: Any) -> tuple[int, int]:
-        """minigrid's own function. For the agent (no `thing`) it looks for a place that faces no object, without end if
-        there is none. After `AGENT_PLACES` attempts in a row a RecursionError makes minigrid draw the level anew, as in other dead ends."""
+        """minigrid's own function. For the agent (no `thing`) it looks for a place that faces no object, without end if there is
+        none. After `AGENT_PLACES` attempts in a row a RecursionError makes minigrid draw the level anew, as in other dead
+        ends."""
         self._placed = self._placed + 1 if thing is None else 0
         if self._placed > AGENT_PLACES:
             self._placed = 0

@@ -57,6 +57,7 @@ def extend(
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
     chosen = logits
     if sample:
+        assert draws is not None, "sampling needs the numbers that determine the draws"
         chosen = logits + temperature * noise(draws, logits.shape[1:])
     best = jnp.argmax(confine(chosen, allowed), axis=-1)
     if numbers[0] < numbers[1] and not sample:
