@@ -27,6 +27,7 @@ class Border(gym.Wrapper):
         Raises:
             ValueError: the observation does not belong to its space; the message names the part.
         """
+        # A custom environment in the interface of old gym returns the observation alone.
         observation, info = self._pair(self.env.reset(seed=seed, options=options))
         told = info.get("instruction", "")
         if not isinstance(told, str):
@@ -39,6 +40,7 @@ class Border(gym.Wrapper):
         Raises:
             ValueError: the observation does not belong to its space, the reward is not a finite number, or a flag is not one.
         """
+        # A copy of the action too: an environment may clip it in place, and the recording keeps what was chosen.
         observation, reward, terminated, truncated, info = self.env.step(copied(action))
         return (
             self._observed(observation),

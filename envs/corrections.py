@@ -62,6 +62,7 @@ class Corrected(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Executes the action or, with probability `share`, the expert's answer; then asks for the next answer."""
+        # The expert had no first answer: the episode ends at once, without a file.
         if self._answer is None:
             return self._observation, 0.0, False, True, {}
         # The draw must not depend on the player, or the same seed would give different episodes.
@@ -84,6 +85,7 @@ class Corrected(gym.Wrapper):
     def _asked(self, observation: Any) -> Any:
         """The expert's answer; None if it has none."""
         assert self._expert is not None
+        # Time is limited per answer: BabyAI's bot replans for ever on some grids.
         try:
             with time_limit(self._task.time_limit):
                 return self._expert(observation)
@@ -182,9 +184,11 @@ class CorrectedTask(Task):
             "versions": versions(self.task),
             **settings,
         }
+        # Only for its spaces, which some suites know once the environment is built.
         env = self.task.make()
         rlds.write_dataset_files(work, self.task, (env.observation_space, env.action_space), shards, metadata)
         env.close()
         self.place.parent.mkdir(parents=True, exist_ok=True)
+        # One rename: a data set is complete or absent.
         os.replace(work, self.place)
         return sum(metadata["lengths"])

@@ -59,10 +59,12 @@ def play_policy(task: Task, env: gym.Env, policy: Policy, observation: Any, inst
     environment and policy may go on writing into their arrays."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
+    # Its own stream: with and without noise the expert sees the same random numbers.
     disturb = task.disturbance(env.action_space, stream(seed, "noise"))
     while not (terminated or truncated or len(rewards) == max_steps):
         observations.append(observation)
         action = copied(policy(copied(observation)))
+        # The expert's choice is what is learned; the noisy one is what is executed.
         done = disturb(copied(action)) if noisy else action
         actions.append(action)
         executed.append(done)

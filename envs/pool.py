@@ -58,6 +58,7 @@ class EnvPool:
     def __init__(self, lanes: int, workers: int):
         if lanes < 1:
             raise ValueError(f"an EnvPool needs at least one lane, got {lanes}")
+        # More workers than lanes would idle.
         self._count = max(1, min(workers, lanes))
         self._workers = [start(_serve) for _ in range(self._count)]
         self._playing = [""] * lanes
@@ -95,6 +96,7 @@ class EnvPool:
     def close(self) -> None:
         """Ends the workers and their environments."""
         for process, connection in self._workers:
+            # Terminated, not awaited: an environment may hang in its own code.
             connection.close()
             process.terminate()
             process.join()
@@ -123,6 +125,7 @@ def _serve(connection: Connection) -> None:
                 name = command.task.name if isinstance(command, Start) else playing[lane][0].name
                 results[lane] = _carry_out(playing, lane, command)
             connection.send((False, results))
+        # As text: an environment's exception may not be picklable, or need its package to be imported.
         except Exception as error:
             connection.send((True, WorkerError(f"{name} failed ({type(error).__name__}: {error})")))
 
@@ -132,6 +135,7 @@ def _carry_out(playing: dict[int, tuple[Task, Any]], lane: int, command: Start |
         observation, reward, terminated, truncated, info = playing[lane][1].step(command.action)
         plain = {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
         return Acted(observation, float(reward), bool(terminated or truncated), plain)
+    # By value: the task is unpickled anew with every command.
     if lane not in playing or playing[lane][0] != command.task:
         if lane in playing:
             playing.pop(lane)[1].close()

@@ -33,6 +33,7 @@ def play(job: Job) -> list[float]:
     seeds = range(FIRST_SEED, FIRST_SEED + job.episodes)
     if not job.expert:
         return [play_random(task, environment(job.task), seed) for seed in seeds]
+    # Giving up counts as a failure here, while recording just tries another seed.
     played = [play_expert(task, seed, noisy=False, max_steps=task.max_steps) for seed in seeds]
     return [0.0 if episode is None else episode.score for episode in played]
 

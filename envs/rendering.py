@@ -43,6 +43,7 @@ def frame(env: gym.Env) -> np.ndarray:
         )  # pygame needs no display to draw into memory, but insists on one
     if world.render_mode is None:
         world.render_mode = "rgb_array"  # Gymnasium's environments read it at every call
+    # Meta-World keeps its simulator in an attribute; the others are simulators themselves.
     renderer = getattr(getattr(world, "simulator", world), "mujoco_renderer", None)
     if renderer is not None and renderer.viewer is None:
         _open(world, renderer)

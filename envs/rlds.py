@@ -119,6 +119,7 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
         return {str(place): _stack(part, [value[place] for value in values]) for place, part in enumerate(space)}
     if isinstance(space, gym.spaces.Text):
         return [str(value).encode() for value in values]
+    # np.asarray would broadcast or nest silently and TFDS would store garbage.
     if any(np.shape(value) != space.shape for value in values):
         wrong = next(np.shape(value) for value in values if np.shape(value) != space.shape)
         raise ValueError(f"a value of {space} must have shape {space.shape}, got {wrong}")
@@ -185,6 +186,7 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
 
     _check_room(path, sum(map(len, records)))
     try:
+        # ArrayRecord's writer reports a full disk only by an incomplete file, so the index is read back.
         writer = array_record_module.ArrayRecordWriter(
             str(path), "group_size:1"
         )  # as TFDS does: random access by record

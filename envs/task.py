@@ -147,6 +147,7 @@ class Task(abc.ABC):
 
         A bounded Box gets normal noise of `noise` half-ranges; a Discrete action is replaced at random with probability `noise`.
         """
+        # Half-ranges, so that one strength suits actions of any scale.
         if isinstance(space, gym.spaces.Box):
             half = (space.high - space.low) / 2
             noisy = action + half * self.noise * rng.standard_normal(space.shape)
@@ -172,6 +173,7 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
 
 def random_actions(space: gym.Space, seed: int) -> Policy:
     """A policy of uniformly random actions for the episode with that seed."""
+    # Gymnasium's spaces draw from their own generator, which must not depend on earlier episodes.
     space.seed(int(stream(seed, "actions").integers(2**31)))
     return lambda observation: space.sample()
 

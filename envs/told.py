@@ -43,6 +43,7 @@ class Told(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, keys: tuple[str, ...]) -> None:
         super().__init__(env)
         assert isinstance(env.observation_space, gym.spaces.Dict)
+        # The space must lose the keys too: tokenizers and `Border` go by it.
         kept = {key: part for key, part in env.observation_space.spaces.items() if key not in keys}
         self.observation_space = gym.spaces.Dict(kept)
         self.keys = keys

@@ -56,6 +56,7 @@ def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int
     Returns:
         (H', W', 3) uint8 with even H' and W', as video codecs need; of one size for frames of one size.
     """
+    # A whole factor with nearest neighbours keeps the pixels of small games sharp.
     scale = max(1, -(-least_width // frame.shape[1]))
     picture = Image.fromarray(np.ascontiguousarray(frame)).resize(
         (scale * frame.shape[1], scale * frame.shape[0]), Image.Resampling.NEAREST
@@ -84,6 +85,7 @@ def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         ValueError: there are no frames; also as `check_path`.
     """
     check_path(path)
+    # The suffix stays last: it chooses the format.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         count = (_write_mp4 if path.suffix.lower() == ".mp4" else _write_animation)(temporary, iter(frames), fps)

@@ -57,6 +57,7 @@ def episode(
             instruction=instruction, picture=frame(env), step=len(rewards), reward=float(np.sum(rewards)), score=score
         )
 
+    # Begun after `reset`: an expert reads the environment's state.
     policy = begin(task, env, instruction, seed)
     yield moment(None)
     while not done and len(rewards) != steps:

@@ -39,6 +39,7 @@ def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
 
     Pixels that enter at an edge repeat the edge's pixels.
     """
+    # Padded by the shift on all sides, then a window of the old size is cut out, moved the other way.
     size = (abs(down), abs(right))
     around = [(0, 0)] * (images.ndim - 3) + [(size[0],) * 2, (size[1],) * 2, (0, 0)]
     top, left = size[0] - down, size[1] - right
@@ -100,6 +101,7 @@ def standardised(frames: np.ndarray, mean: np.ndarray, deviation: np.ndarray) ->
         mean: uint8 (S, S, 3), over the frames of a layout.
         deviation: their standard deviation, uint8 (S, S, 3).
     """
+    # float32 suffices: the result has 256 levels.
     scale = LEVELS / (deviation.astype(np.float32) + LEAST_DEVIATION)
     levels = np.rint((frames - mean.astype(np.float32)) * scale + 128)
     return np.clip(levels, 0, 255).astype(np.uint8)

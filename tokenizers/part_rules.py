@@ -44,6 +44,7 @@ class Rules:
     bounded: Literal["uniform", "mu_law"]
 
     def __post_init__(self) -> None:
+        # Settings also come from JSON, which the types do not check.
         choices = {"tensors": ("tokens", "projected"), "images": get_args(Images), "bounded": ("uniform", "mu_law")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -96,6 +97,7 @@ def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabular
 
 def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, common: dict[str, Any]) -> list[Part]:
     """The parts of an image, the marker first, so that the image's other positions cross-attend to it too."""
+    # "patches+encoder" gives the same image two parts under one path.
     ways = rules.images.split("+")
     parts: list[Part] = [ImagePart(**common)] if "encoder" in ways else []
     if "patches" in ways:
@@ -164,6 +166,7 @@ def is_image(space: gym.Space) -> bool:
 
 def projection_size(space: gym.Space) -> int:
     """Projection columns that a leaf takes with tensors="projected"."""
+    # Must agree with `_projected`: columns are assigned before any tokenizer exists.
     if is_image(space) or isinstance(space, gym.spaces.Text):
         return 0
     if isinstance(space, gym.spaces.Box):
@@ -196,6 +199,7 @@ def _discrete(space: gym.Space) -> DiscreteCodec:
         sizes, starts = [2] * count, [0] * count
     else:
         low, high = space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist()
+        # Python ints: the size of a full int64 range does not fit an int64.
         starts, sizes = [int(value) for value in low], [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
     return DiscreteCodec(sizes=tuple(sizes), starts=tuple(starts))
 
@@ -231,6 +235,7 @@ def _statistics(
     path: Path, space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each number, row-major; 0 and 1 where nothing was learned."""
+    # Without statistics numbers pass unchanged, as for a space that was never recorded.
     size = int(np.prod(space.shape, dtype=np.int64))
     if given is None:
         return (0.0,) * size, (1.0,) * size

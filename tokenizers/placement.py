@@ -71,6 +71,7 @@ def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None =
     Raises:
         ValueError: a tensor's columns exceed the projection width, or an image needs an encoder and none is set.
     """
+    # In the order of the pieces, which is that of `payload_index` (see `place`).
     found: dict[str, list[np.ndarray]] = {}
     for piece in pieces:
         if piece.payload is None:
@@ -103,6 +104,7 @@ def _columns(payload: np.ndarray, offset: int, width: int) -> np.ndarray:
             f"a tensor's columns {offset} to {end} exceed projection_width = {width}: "
             "pass the assembler the width that assign_offsets returned"
         )
+    # Every layout has its own columns of one shared projection, so all tensors have its full width.
     wide = np.zeros((len(payload), width), np.float32)
     wide[:, offset:end] = payload
     return wide

@@ -91,6 +91,7 @@ class Assembler:
         The loss is on the window's actions alone, and on the prompts' too with `prompt_loss`. A prompt's actions are shown
         even if the window's are hidden: with hidden actions it would demonstrate nothing.
         """
+        # The same two calls that acting makes, one after the other: prefix once, then step by step.
         before = self.prefix(layout, instruction, prompts, prompt_loss=prompt_loss)
         return self.concatenate([before, self._steps(layout, observations, actions, hide=hide_actions)])
 
@@ -112,6 +113,7 @@ class Assembler:
         observed, acted = layout.observation.tokens_per_step, layout.action.tokens_per_step
         if observed is None or acted is None:
             return 0
+        # An upper bound: a hidden action takes one position fewer.
         left = length - len(self.instruction(instruction)) - window * (observed + self.separator + acted)
         return max(0, left // (observed + self.separator + acted))
 
@@ -160,6 +162,7 @@ class Assembler:
         Raises:
             ValueError: an image has an unsupported shape or dtype.
         """
+        # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
         pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
         for one in arrange(parts, to_next=to_next, is_open=is_open):
             placed = self._part(one)
@@ -238,6 +241,7 @@ class Assembler:
             raise ValueError(f"the observation parts of {layout.name} have different numbers of steps, or none")
         if self.separator:
             pieces.append(self._repeated(self.vocabulary.separator, np.ones((steps,), np.int32)))
+        # The last local position belongs to actions, so observations must stay below it.
         longest = int(np.sum([piece.lengths for piece in pieces], axis=0).max())
         if longest > ACTION_POSITION:
             raise ValueError(

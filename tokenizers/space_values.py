@@ -87,6 +87,7 @@ def checked_flag(value: Any, what: str) -> bool:
     Raises:
         ValueError: it is neither True nor False.
     """
+    # NumPy's bool_ and arrays of one flag are common; None is what a forgotten return gives.
     array = _array(value) if value is not None else np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iub" or array.reshape(()) not in (0, 1):
         raise ValueError(f"{what} is {_shown(value)}: it must be True or False")
@@ -264,6 +265,7 @@ def _multi_discrete(space: gym.spaces.MultiDiscrete, array: np.ndarray, bounded:
     outside = (array < space.start) | (array >= space.start + space.nvec)
     if outside.any():
         at = _first(outside)
+        # Each number has its own range, so the message shows the one that was missed.
         low, many = _bound(space.start, at), _bound(space.nvec, at)
         raise _Refused(
             f"is {array[at]} at {_place(at)}, outside {low}..{low + many - 1}: correct the value or its space"

@@ -186,6 +186,7 @@ class SpaceTokenizer:
             return [self.decode(row) for row in tokens]
         if tokens.ndim != 2 or tokens.shape[1] != width:
             raise ValueError(f"a value of {self.space} takes {width} ids, got ids of shape {tokens.shape}")
+        # All rows at once: decoding row by row would dominate a step with many environments.
         leaves, at = {}, 0
         for part in self.parts:
             count = part.tokens_per_step or 0
@@ -255,6 +256,7 @@ class SpaceTokenizer:
     def _encoded(self, part: Part, values: Mapping[str, np.ndarray]) -> Piece:
         if part.key not in values:
             raise ValueError(f"the values lack the part {part.key!r} of {self.space}: they have {sorted(values)}")
+        # The shape is checked here, where the key is known, and not in every kind of part.
         array = np.asarray(values[part.key])
         if array.shape[1:] != part.shape or array.ndim == 0:
             raise ValueError(f"the part {part.key!r} must have shape (T, {commas(part.shape)}), got {array.shape}")
@@ -290,6 +292,7 @@ class TaskLayout:
     action: SpaceTokenizer
 
     def __post_init__(self) -> None:
+        # An action is predicted token by token; an embedding has no inverse.
         for part in self.action.parts:
             if part.ranges is None and not isinstance(part, TextPart):
                 raise ValueError(
@@ -329,6 +332,7 @@ def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int
 
     Layouts are placed in sorted order, so that the same layouts always get the same columns.
     """
+    # Widths follow from the spaces alone, so all hosts of a run compute the same columns without communication.
     offsets, width = {}, 0
     for name in sorted(spaces):
         offsets[name] = width

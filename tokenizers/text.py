@@ -156,6 +156,7 @@ class TextTokenizer:
         Raises:
             ValueError: an id is not a piece.
         """
+        # The ids of other kinds begin where the text's end; SentencePiece would fail on them without naming the id.
         ids = np.asarray(ids)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.size):
             raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
@@ -199,6 +200,7 @@ class JsonProcessor:
 
 def _escaped(text: str) -> str:
     """The text with the three characters escaped that SentencePiece cannot represent."""
+    # SentencePiece would silently replace a surrogate, and the text would not round-trip.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -218,6 +220,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 def _frequent(characters: Counter[str], room: int) -> set[str]:
     """The characters that get their own pieces: the most frequent ones, up to `_COVERAGE` of the text."""
+    # At least one character, however small the vocabulary: SentencePiece fails without any.
     frequent, covered, enough = set(), 0, _COVERAGE * characters.total()
     for character, count in characters.most_common(max(1, room)):
         if covered >= enough:

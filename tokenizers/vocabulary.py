@@ -58,6 +58,7 @@ class Vocabulary:
             return range(int(self.boundaries[-1]), self.size)
         if kind not in KINDS:
             raise ValueError(f"unknown kind of token {kind!r}: there are {', '.join((*KINDS, 'special'))}")
+        # A kind of size 0 gives an empty range, not an error: its tokens just never occur.
         index = KINDS.index(kind)
         return range(int(self.boundaries[index]), int(self.boundaries[index + 1]))
 

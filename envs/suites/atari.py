@@ -46,6 +46,7 @@ class AtariEnv(gym.Env):
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._machine = ale_py.ALEInterface()
         self._machine.setInt("random_seed", 0)
+        # The emulator's own repetition is off: `sticky` repeats per raw frame, from the episode's seed.
         self._machine.setFloat("repeat_action_probability", 0.0)
         rom = ale_py.roms.get_rom_path(game)
         if rom is None:
@@ -120,6 +121,7 @@ class AtariEnv(gym.Env):
 
     def press(self, name: str) -> int:
         """The index of an action by name. If the game lacks it, the action without the button or, failing that, NOOP."""
+        # "UPFIRE" and "UP" are different actions; some games have no button.
         for known in (name, name.removesuffix("FIRE")):
             if known in self._index:
                 return self._index[known]
@@ -128,6 +130,7 @@ class AtariEnv(gym.Env):
     def _decide(self, action: int) -> float:
         """Plays four raw frames and stores the screens of the last two."""
         reward = 0.0
+        # Only the last two screens are read: reading costs as much as emulating.
         for frame in range(FRAMESKIP):
             if self._sticky == 0 or self.np_random.random() >= self._sticky:
                 self._held = self._actions[action]
@@ -138,6 +141,7 @@ class AtariEnv(gym.Env):
 
     def _observation(self) -> np.ndarray:
         """The maximum of the last two frames, averaged down to uint8 (84, 84, 3)."""
+        # BOX averages: a ball of one pixel stays visible, which sampling would lose.
         screen = Image.fromarray(np.maximum(self._frames[0], self._frames[1]))
         return np.asarray(screen.resize((SIDE, SIDE), Image.Resampling.BOX))
 

@@ -44,6 +44,7 @@ class Pong:
         """LEFT moves the paddle down, RIGHT up."""
         ball = memory[self.BALL_Y]
         speed = 0 if self._ball is None else ball - self._ball
+        # 0 between two points: a speed across it would be wrong.
         self._ball = ball or None
         if ball == 0:  # between two points
             return "NOOP"
@@ -70,6 +71,7 @@ class Breakout:
         speed_x, speed_y = (0, 0) if self._ball is None else (x - self._ball[0], y - self._ball[1])
         self._ball = (x, y)
         target = float(x)
+        # A larger speed is a new ball, not a motion.
         if 0 < speed_y < 30:
             target = self._reflect(x + speed_x * max(0, (self.PADDLE_Y - y) / speed_y))
         centre = memory[self.PADDLE_X] + 8 + (4 if speed_x > 0 else -4)
@@ -122,6 +124,7 @@ class Skiing:
             if memory[self.KINDS + slot] != self.FLAG or memory[self.ROWS + slot] in (0, 255):
                 continue
             y = 178 - memory[self.HEIGHTS + slot]
+            # Flags above the skier are passed; below 177 they are not on the screen yet.
             if memory[self.Y] - 78 < y <= 177:
                 below.append((y, memory[self.COLUMNS + slot] + 1 + 3 * (memory[self.SHIFTS + slot] == 4)))
         target = min(below)[1] + self.GAP if below else 80

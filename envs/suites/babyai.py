@@ -85,6 +85,7 @@ class Recoloured:
 
     def instruction(self, instruction: str) -> str:
         """See `Recast`."""
+        # Replaced in one pass: one after the other, a colour could be exchanged twice.
         new = {name: _COLOURS[other] for name, other in zip(_COLOURS, self.order, strict=True)}
         return re.sub(rf"\b({'|'.join(_COLOURS)})\b", lambda found: new[found[0]], instruction)
 
@@ -94,6 +95,7 @@ class Recoloured:
         def recoloured(steps: np.ndarray) -> np.ndarray:
             steps = steps.copy()
             cells = steps[:, :-1].reshape(len(steps), CELLS, len(_CELL))
+            # Walls and floors have a colour in the encoding too, which the mission cannot name.
             coloured = np.isin(cells[..., 0], _COLOURED)
             cells[coloured, 1] = np.array(self.order, steps.dtype)[cells[coloured, 1]]
             steps[:, :-1] = cells.reshape(len(steps), -1)

@@ -50,6 +50,7 @@ def acrobot(observation: np.ndarray) -> int:
 def _lander_errors(observation: np.ndarray) -> tuple[float, float]:
     """Errors of the lander's angle and height, from the heuristic that comes with Gymnasium (`lunar_lander.heuristic`)."""
     x, y, speed_x, speed_y, angle, spin, left_leg, right_leg = observation
+    # On the ground only the fall is damped; turning would tip the lander over.
     if left_leg or right_leg:
         return 0.0, float(-0.5 * speed_y)
     target = np.clip(0.5 * x + speed_x, -0.4, 0.4)
@@ -129,6 +130,7 @@ class ClassicTask(Task):
 
     def build(self) -> gym.Env:
         """See `Task.build`; the observation is float32 without bounds, since declared bounds are often wrong."""
+        # Unwrapped: Gymnasium's own time limit would end an episode before ours.
         settings = {"continuous": True} if self.continuous else {}
         env = gym.make(self.id, disable_env_checker=True, **settings).unwrapped
         space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)

@@ -34,6 +34,7 @@ def pick_and_place(seen: Observation) -> np.ndarray:
     to_object, fingers = seen["observation"][6:9], seen["observation"][9:11].sum()
     across = np.linalg.norm(to_object[:2])
     if across >= 0.02 or abs(to_object[2]) >= 0.015:
+        # 6 cm above until the gripper is over the object, so that it does not push it.
         above = np.array([0.0, 0.0, 0.06 if across > 0.01 else 0.0])
         return np.append(_GAIN * (to_object + above), 1.0)
     if fingers > 0.0505:  # they are 5 cm apart when they hold the cube
@@ -47,6 +48,7 @@ def push(seen: Observation) -> np.ndarray:
     distance = np.linalg.norm(goal)
     if distance < 0.015:
         return np.zeros(4)
+    # Positions relative to the cube, split along and across the way to the goal.
     way = goal / distance
     from_cube = -seen["observation"][6:9]
     along = from_cube[:2] @ way

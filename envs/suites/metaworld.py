@@ -94,6 +94,7 @@ class MetaworldEnv(gym.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Draws a new goal and object position; observation float32 (39,)."""
         super().reset(seed=seed)
+        # The goal comes from the simulator's generator, so it is seeded before its reset.
         self.simulator.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         observation, _ = self.simulator.reset()
         return observation.astype(np.float32), {}

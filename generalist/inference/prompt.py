@@ -116,6 +116,7 @@ def check_room(generalist: Weights, length: int) -> None:
     Raises:
         ValueError: the prompt is too long.
     """
+    # Rotary angles beyond the longest training row were never trained.
     if length >= context(generalist):
         raise ValueError(
             f"the prompt takes {length} positions, but the model was trained on rows of {context(generalist)}: leave out shots, "
@@ -130,6 +131,7 @@ def prompt(generalist: Weights, prompts: Sequences[Any], decoding: Decoding, aft
     Raises:
         ValueError, DocumentError: as `check_parts` and `check_room`, before anything is computed.
     """
+    # All prompts are checked here, before the first is computed.
     rows, logits, room = _begin(generalist, prompts, after, decoding.tokens)
     if decoding.beams > 1:
         return beam_search(generalist, rows, logits, decoding, room)
@@ -150,6 +152,7 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
     rows, logits, room = _begin(generalist, [parts], after, decoding.tokens)
     given = text = ""
     for (text,) in write(generalist, rows, logits, decoding, room):
+        # A later id may complete a character or a stop text, so these characters are held back.
         sure = text[: len(text) - unsure(text, decoding.stop)]
         if len(sure) > len(given):
             yield sure[len(given) :]
@@ -177,6 +180,7 @@ def rank(
     if isinstance(choices, str) or len(listed) != len(prompts) or len(counts) != 1 or not all(map(all, listed)):
         raise ValueError(f"choices must be non-empty texts, the same number for each prompt, got {choices!r:.80}")
     (count,) = counts
+    # All choices after all prompts are rows of one batch.
     ids = [generalist.tokenizers.text.encode(str(choice)) for several in listed for choice in several]
     if not ids:
         raise ValueError("choices must be non-empty texts, got none")
@@ -206,6 +210,7 @@ def act(generalist: Weights, asked: AgentPrompt) -> Any:
     Raises:
         ValueError: the weights lack the layout, or the prompt is too long.
     """
+    # A fresh window of one row: a prompt is the first step of its own episode.
     policy = ControlPolicy(generalist, [asked.layout])
     layout = generalist.layouts[asked.layout]
     prefix = generalist.assembler.prefix(layout, asked.instruction, asked.demonstrations)

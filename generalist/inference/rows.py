@@ -37,6 +37,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         ValueError: a sequence is longer than `length`.
     """
     rows = len(sequences)
+    # Padding: segment 0, which no position attends to and no loss counts.
     fields: dict[str, Any] = {
         name: np.full((rows, length), fill, np.int32)
         for name, fill in (
@@ -81,6 +82,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
 def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
     """The sequence without its first `start` positions. Images are counted anew; 0 replaces the number of an earlier one."""
     fields: dict[str, Any] = {name: getattr(sequence, name)[start:] for name in pieces.POSITIONAL}
+    # Payloads of the cut positions are dropped and the indices of the others moved down accordingly.
     before = sequence.modality[:start]
     index = fields["payload_index"].copy()
     for modality, payload in PAYLOADS.items():
@@ -96,6 +98,7 @@ def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
 
 def row_images(modality: Int[np.ndarray, "B L"], payload_index: Int[np.ndarray, "B L"]) -> Int[np.ndarray, "B I"]:
     """Each row's images by their markers, int32, zero-padded to the row with the most images."""
+    # An image has one marker, whose payload index is its place in the batch.
     marked = modality == Modality.IMAGE
     table = np.zeros((len(marked), int(marked.sum(axis=1).max(initial=0))), np.int32)
     at = np.nonzero(marked)
@@ -107,6 +110,7 @@ def join(batches: list[Batch], frame_tokens: int) -> Batch:
     """Batches of the same rows, one after the other. Payloads are concatenated and their indices shifted; positions after an
     image attend to it."""
     offsets, moved = dict.fromkeys(PAYLOADS, 0), []
+    # Images are numbered per row, so each row has its own offset.
     held = np.zeros((len(batches[0].tokens), 1), np.int32)
     for batch in batches:
         index = _following(batch, offsets, frame_tokens)
@@ -124,6 +128,7 @@ def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
     if len(batches) == 1:
         return batches[0]
     offsets, rows = dict.fromkeys(PAYLOADS, 0), {name: [] for name in POSITIONAL}
+    # Rows of different batches may hold different numbers of images.
     widest = max(batch.row_images.shape[1] for batch in batches)
     tables: list[np.ndarray] = []
     for batch in batches:
@@ -144,6 +149,7 @@ def pad_payloads(batch: Batch, images: int = 0) -> Batch:
         return np.pad(array, [(0, bucket(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
     flat: dict[str, Any] = {name: padded(getattr(batch, name)) for name in FLAT}
+    # Padding points at the first image, to which no position of the row attends.
     more = max(0, images - batch.row_images.shape[1]) if len(batch.images) else 0
     return dataclasses.replace(batch, **flat, row_images=np.pad(batch.row_images, ((0, 0), (0, more))))
 

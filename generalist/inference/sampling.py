@@ -33,6 +33,7 @@ class Decoding:
     """Seed of sampling; together with the row's number it determines the text."""
 
     def __post_init__(self) -> None:
+        # `not >=` also refuses NaN.
         for name, least in (("tokens", 1), ("temperature", 0), ("top_k", 0), ("beams", 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -42,6 +43,7 @@ class Decoding:
             raise ValueError("beam search looks for the likeliest text: leave out either beams or temperature")
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise ValueError("top_k and top_p are for drawing: set temperature above 0")
+        # A single string is a sequence of characters, each of which would stop the text.
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError("stop must be a sequence of texts that are not empty")
 

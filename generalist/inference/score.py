@@ -34,6 +34,7 @@ def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: in
     """
     if not sequences:
         return np.zeros((0,), np.float32)
+    # One length for all batches: one compilation, at the cost of padding.
     length = bucket(max(len(sequence.tokens) for sequence in sequences))
     scores = []
     for chunk in chunks(list(sequences), rows):

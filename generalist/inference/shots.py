@@ -87,6 +87,7 @@ def load_shots(path: Path, *, answered: bool = True) -> list[Shot]:
     Raises:
         DocumentError: the file is missing or damaged, or one of its entries is; the message names the entry.
     """
+    # All entries are checked now: a broken image in the last one must not end an evaluation after an hour.
     shots = [_shot(entry, path, where, answered) for where, entry in _entries(path)]
     if not shots:
         raise DocumentError(f"{path} has no entries: write one per line")
@@ -173,6 +174,7 @@ class Retriever:
     """
 
     def __init__(self, generalist: Weights, images: Sequence[np.ndarray]):
+        # The language model's own states are not compared: Flamingo retrieves by the frozen encoder too.
         if generalist.encoder is None:
             raise ValueError(
                 "retrieval compares images with the frozen encoder, but these weights have none: draw shots at random"
@@ -192,6 +194,7 @@ class Retriever:
             chunk = pixels[start : start + ENCODED_AT_ONCE]
             pixels_of_chunk = np.stack(filled(chunk, ENCODED_AT_ONCE))
             means.append(np.asarray(self._generalist.features(jnp.asarray(pixels_of_chunk)))[: len(chunk)].mean(axis=1))
+        # Scaled to length 1, a dot product is the cosine of the angle; 1e-9 guards features that are all zero.
         whole = np.concatenate(means).astype(np.float32)
         return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
 

@@ -117,6 +117,7 @@ class StepWindow:
             prefixes: one per row in `rows`, of any length.
             seeds: determine, together with the step's number, what is sampled in a row.
         """
+        # Slots first: filling writes into them.
         self._reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
         for at in range(0, len(rows), STARTED_AT_ONCE):
             self._fill(rows[at : at + STARTED_AT_ONCE], prefixes[at : at + STARTED_AT_ONCE])
@@ -172,6 +173,7 @@ class StepWindow:
     def _index(self) -> np.ndarray:
         """int (B, W): place of each ring slot's step in its row's window, oldest first; -1 for steps of an earlier episode."""
         # All rows share one clock and one ring; only where a row's episode began differs.
+        # The ring's slot of step t is t mod W.
         age = (self._clock - np.arange(self.steps)) % self.steps
         when = self._clock - age
         oldest = np.maximum(self._first, self._clock - self.steps + 1)[:, None]
@@ -179,6 +181,7 @@ class StepWindow:
 
     def _slots(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Segment and position of every slot, int32 (B, S); of the newest step only the part written so far."""
+        # A slot of another episode keeps its old numbers on the device; segment 0 hides it.
         offset = np.arange(self.positions)
         held = np.repeat((index >= 0)[..., None], self.positions, axis=2)
         held[:, self._clock % self.steps, self._written :] = False
@@ -198,6 +201,7 @@ class StepWindow:
         """The held images, numbered within each row's window."""
         if self._held is None or not self.steps * self.images + self._prefix_image_slots:
             return None
+        # The images of the prefix come first, then those of the steps in the order of their age.
         number = self._prefix_images[:, None, None] + index[..., None] * self.images + np.arange(self.images) + 1
         number = np.where(index[..., None] >= 0, number, 0).reshape(self.rows, -1)
         behind = np.arange(1, self._prefix_image_slots + 1)[None]

@@ -83,6 +83,7 @@ class RopeConfig:
             value = getattr(self, field.name)
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+        # The blend between stretched and kept wavelengths divides by their difference.
         if self.high_frequency <= self.low_frequency:
             raise ValueError(
                 f"model.rope.high_frequency ({self.high_frequency}) must be above low_frequency ({self.low_frequency})"

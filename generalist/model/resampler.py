@@ -76,6 +76,7 @@ class PerceiverResampler(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.projection = Linear(width_in, width, rngs=rngs) if width_in != width else None
+        # Learned queries: their number fixes that of the visual tokens, whatever the size of the image.
         self.latents = nnx.Param(jax.random.normal(rngs.params(), (latents, width)))
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (frames, width)))
 
@@ -94,8 +95,10 @@ class PerceiverResampler(nnx.Module):
         x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
         present = jnp.ones((count, length), bool) if frames is None else frames
         visible = jnp.repeat(present, cells, axis=1)
+        # Space and time become one axis: the cells have no order but what the encoder and `time_table` put into them.
         x = x.reshape(count, length * cells, -1)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype)[None], (count, *self.latents.shape))
+        # One compiled layer for all, as in the Transformer.
         graph, stacked = nnx.split(self.layers)
         latents, _ = jax.lax.scan(
             lambda carry, params: (nnx.merge(graph, params)(x, carry, visible), None), latents, stacked
@@ -109,6 +112,7 @@ def time_embeddings(table: Float[Array, "M D"], length: int) -> Float[Array, "T 
     rows = table.shape[0]
     if length == rows:
         return table
+    # The first and the last frame keep their embeddings, whatever the number of frames.
     place = jnp.linspace(0.0, rows - 1.0, length) if length > 1 else jnp.zeros((1,))
     low = jnp.floor(place).astype(jnp.int32)
     share = (place - low)[:, None]

@@ -65,6 +65,7 @@ class Block(nnx.Module):
         Args:
             kept: factors of each row's attention and feed-forward (stochastic depth); None: 1.
         """
+        # Post-norms (Gemma 2) act on the sub-layer's output, before the residual addition.
         mixed, cache = self.attention(self.attention_norm(x), seen, angles, written, cache, start)
         mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
         x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
@@ -277,6 +278,7 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""
         logits = (self.tokens if self.output is None else self.output).logits(hidden)
+        # In float32, like the products: the tanh flattens what distinguishes the largest logits.
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits
 

@@ -57,6 +57,7 @@ class VisualPath(nnx.Module):
                 rngs=rngs,
             )
 
+        # Rounded up: the last group may have fewer blocks.
         self.gated = stack(gated, -(-config.layers // vision.every), rngs.params())
 
     def tokens(self, batch: Batch, dtype: DTypeLike) -> Float[Array, "B I K V"]:
@@ -107,6 +108,7 @@ class VisualPath(nnx.Module):
         """The gated cross-attention that stands before a block, while decoding; a row is one segment."""
         layer = block // self.every
         gated = unstacked(self.gated)[layer]
+        # The feed-forward acts on positions without images too, as in training.
         if images is None:
             return gated(x, None, None)
         mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)

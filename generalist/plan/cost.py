@@ -76,6 +76,7 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
     blocks that a causal mask leaves. Blocks that are empty because of segments depend on the data and are counted."""
     if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
         return 0.0
+    # Kernels of JAX's library state a cost in newer versions; the names are for older ones.
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', one.attributes)
     if stated:
         return float(json.loads(stated.group(1)).get("flops", 0))
@@ -142,6 +143,7 @@ class _Use:
 
 def _read(body: Computation, index: int, operand: Instruction) -> float:
     """Bytes of an operand that a fusion reads: all, or only the slices that it takes."""
+    # An operand that no instruction reads is not moved.
     if index not in body.parameters:
         return 0.0
     whole = sum(map(_outside, operand.shapes))

@@ -113,6 +113,7 @@ def estimate(
         devices: the result of `open_devices`.
         hlo: where to write the step's compiled program.
     """
+    # The trainer of a real run, so that a plan cannot drift from it.
     spec, batch_spec, encoder = shapes
     trainer = make_planned_trainer(config, spec, devices)
     mesh = trainer.mesh
@@ -126,6 +127,7 @@ def estimate(
     try:
         step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder))
         seen = compile_encoder(config, encoder, batch_spec, mesh) if encoder is not None else None
+    # Not a failure of the plan but its result: the size that is needed.
     except OutOfMemory as error:
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
     if hlo is not None:

@@ -60,6 +60,7 @@ def first_group(attributes: str) -> tuple[int, ...]:
 def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
     """The partitions that differ only along the named axes, or along parts of axes, written `'a':(2)4`: size 4, after a part
     of size 2."""
+    # Partitions are numbered row-major over the axes.
     numbers = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
     index: list[np.ndarray] = [np.zeros(1, int)] * len(axes)
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):

@@ -145,6 +145,7 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
 
 def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     """Numbers that the embedders of payloads keep, and the resampler of grids of `cells` cells."""
+    # Rough on purpose: embedders are small against the blocks, and the compiler measures what is chosen.
     model, kept = spec.config, 0.0
     if spec.patches:
         kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
@@ -176,6 +177,7 @@ def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: Vis
 
 def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
     """The settings with `rows` rows in `shards` shards, and payloads in proportion."""
+    # Budgets must divide among the shards, and every shard must hold the images of at least one row.
     share = rows / config.data.rows
     sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
     if sizes["images"]:

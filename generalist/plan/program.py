@@ -79,6 +79,7 @@ def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]
 
 def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:
     """Shapes and shardings of the step's input batch, with images as features."""
+    # Pixels become features before the step, in the encoder's own program.
     batch = trainer.abstract_batch(spec)
     if encoder is None or not spec.images:
         return batch
@@ -90,6 +91,7 @@ def abstract_batch(config: Config, trainer: Trainer, spec: BatchSpec, encoder: V
 
 def encoder_shapes(config: Config, mesh: Mesh, encoder: VisionEncoder) -> Any:
     """Shapes of a frozen encoder's parameters, sharded as in a run (`training.step.encoder_on`)."""
+    # The platform of the mesh, not of this machine: a TPU computes in bfloat16.
     dtype = compute_dtype(config.training.dtype, mesh.devices.flat[0].platform)
     shapes = jax.eval_shape(lambda: computed(jax.tree.map(_zeros, encoder.params), dtype))
     return jax.tree.map(
@@ -130,6 +132,7 @@ def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mes
     """
     params, shape = encoder_shapes(config, mesh, encoder), (spec.images, *spec.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows_sharding(shape, mesh))
+    # On one device the encoder works through its images in chunks, which takes less memory.
     alone = mesh.size == 1
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)

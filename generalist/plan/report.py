@@ -29,6 +29,7 @@ PARTS = {
 
 def show(config: Config, target: Target, found: Estimate, console: Console) -> None:
     """Prints a compiled plan."""
+    # Everything that can be said is printed before the error or the advice, even if the step does not fit.
     show_counts(found.counts.trained, found.counts.frozen, found.counts.encoder, console)
     shape = " × ".join(f"{name} {size}" for name, size in found.mesh.items() if size > 1) or "one device"
     console.print(f"mesh {shape}; {found.rows} × {found.length} positions per step", highlight=False)
@@ -88,6 +89,7 @@ def memory_table(parts: dict[str, float], limit: float | None) -> Table:
     table = Table(title="memory per device", title_justify="left")
     table.add_column("")
     total = sum(parts.values())
+    # Small models in MiB, or every row would read 0.000.
     unit, name = (GIB, "GiB") if total > GIB / 8 else (2**20, "MiB")
     table.add_column(name, justify="right")
     for part, size in parts.items():
@@ -146,6 +148,7 @@ def _longest(found: Estimate) -> Iterator[str]:
 
 def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
     """Settings to change, most useful first; empty if nothing needs to change."""
+    # What does not fit has no speed worth advising on.
     if not found.fits:
         yield from shrinking(config, found, target)
         return
@@ -166,6 +169,7 @@ def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
 
 def shrinking(config: Config, found: Estimate | None = None, target: Target | None = None) -> Iterator[str]:
     """Settings that reduce the memory per device."""
+    # Settings that change only speed come first, then those that change the training, then the machine.
     if config.model.remat != "block":
         yield "--model.remat block: activations of a block are recomputed instead of kept"
     if found is not None and found.mesh.get("data", 1) > 1:

@@ -201,6 +201,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 def _constant(computation: Computation, loop: Instruction, condition: Computation, part: Instruction) -> int | None:
     """The initial number of a part of a loop's condition; None if it is not a constant."""
+    # The loop's variables are one tuple: the bound is looked up where the tuple was built.
     part = _origin(condition, part)
     if part.operation == "get-tuple-element":
         given, index = computation.operands(loop)[0], int(part.attribute("index", r"(\d+)") or 0)

@@ -69,6 +69,7 @@ def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, in
     """The candidate with the fewest micro-batches that fit by arithmetic, which is the fastest; None if none fits."""
     spec, batch, encoder = shapes
     training, parts = on_mesh(config.training, mesh), mesh["data"] * mesh["fsdp"]
+    # More micro-batches gather the weights more often, so the first that fits is the fastest.
     for micro in MICRO_BATCHES:
         if rows < 1 or rows % (parts * micro):
             continue
@@ -155,6 +156,7 @@ def search(
     Raises:
         ValueError: no candidate fits by arithmetic.
     """
+    # Arithmetic orders thousands in seconds; a compilation takes minutes.
     ranked = candidates(config, shapes, target, devices)
     if not ranked:
         raise ValueError(

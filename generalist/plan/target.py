@@ -41,6 +41,7 @@ def parse_target(topology: str | None, devices: str | None) -> Target:
     Raises:
         ValueError: both or neither are given, or one is unknown.
     """
+    # No default: a plan for the wrong machine looks as convincing as one for the right machine.
     if (topology is None) == (devices is None):
         raise ValueError("give either --topology, such as v5e:16x16, or --devices, such as cpu:8, gpu:24GiB or h100")
     if topology is not None:

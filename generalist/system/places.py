@@ -25,6 +25,7 @@ def check_new_file(path: Path, option: str) -> None:
         FileExistsError: it exists.
         NotADirectoryError, PermissionError: it cannot be written.
     """
+    # Nothing is ever overwritten silently: results of hours may be in it.
     if path.exists():
         raise FileExistsError(f"{path} already exists: name another file with {option}, or delete it")
     check_folder(path.parent, option)

@@ -94,6 +94,7 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
                     process.join()
                     del connections[connection]
     finally:
+        # Reached after an error or when the caller stops iterating: no worker may outlive the call.
         for process, _ in connections.values():
             process.terminate()
             process.join()
@@ -108,6 +109,7 @@ def receive(
         WorkerError: the process died; the message names what it was `doing`, its exit code and the remedy.
         Exception: what the worker raised.
     """
+    # EOFError means that the other end closed: the process is dead, and its exit code says how.
     try:
         failed, value = connection.recv()
     except (EOFError, ConnectionResetError) as error:

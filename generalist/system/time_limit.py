@@ -23,9 +23,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise OutOfTime(f"no answer within {seconds} s")
 
+    # A context manager for both cases keeps the callers free of a branch.
     if seconds is None:
         yield
         return
+    # Restored below: limits may be nested in code that has its own handler.
     before = signal.signal(signal.SIGVTALRM, interrupt)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:

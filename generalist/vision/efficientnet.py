@@ -68,6 +68,7 @@ def load_efficientnet(size: int) -> VisionEncoder:
     """
     return VisionEncoder(
         name="efficientnet_lite0",
+        # Stretched: a crop would cut off the borders of a game's screen.
         prepare=Preparation(size=size, crop=False),
         cells=(size // 32) ** 2,
         channels=CHANNELS,
@@ -118,6 +119,7 @@ def _layers() -> list[tuple[str, str]]:
 def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int = 1, groups: int = 1) -> Array:
     layer = params[name]
     kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)[None, None, None]
+    # Only depthwise layers have groups here, each channel its own.
     if groups > 1 and target_platform() == "cpu":
         return _depthwise(kernel, x, stride) + bias
     y = jax.lax.conv_general_dilated(
@@ -133,6 +135,7 @@ def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int
 
 def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stride: int) -> Float[Array, "N h w C"]:
     """A channel-by-channel convolution as a sum of shifted products: on a CPU XLA's own takes ten times as long."""
+    # "SAME" padding as XLA lays it out: an odd pixel goes to the end.
     size = kernel.shape[0]
     out = [-(-length // stride) for length in x.shape[1:3]]
     missing = [max(0, (count - 1) * stride + size - length) for count, length in zip(out, x.shape[1:3], strict=True)]

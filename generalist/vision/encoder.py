@@ -95,6 +95,7 @@ class VisionEncoder:
             params: the parameters as placed on devices; None: on the first device.
             alone: see `encode`.
         """
+        # Parameters are an argument: captured, they would be constants of the program and stored with it.
         compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone))
         placed = self.params if params is None else params
         return lambda pixels: compiled(placed, pixels)
@@ -108,5 +109,6 @@ class VisionEncoder:
         """
         if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
             return self.apply(params, pixels)
+        # Equal chunks only: a remainder would be a second shape to compile.
         chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
         return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)

@@ -45,6 +45,7 @@ class FeatureStore:
         self.shape = (encoder.cells, encoder.channels)
         self._shards: list[np.ndarray] = []
         self._places: dict[bytes, tuple[int, int]] = {}
+        # By .keys files: a .npy without one was interrupted and is written again under another number.
         for keys in sorted(self.folder.glob("*.keys")):
             self._enter(keys.with_suffix(".npy"), keys.read_bytes())
 
@@ -144,6 +145,7 @@ class FeatureStore:
             raise ValueError(f"{path} is damaged ({error}): delete it and its .keys file") from error
         if shard.shape != (len(keys) // KEY, *self.shape) or shard.dtype != np.float16 or len(keys) % KEY:
             raise ValueError(f"{path} is damaged ({shard.dtype} of shape {shard.shape}): delete it and its .keys file")
+        # An image that two processes stored at once is found in either; the features are equal.
         for row in range(len(shard)):
             self._places[keys[row * KEY : (row + 1) * KEY]] = (len(self._shards), row)
         self._shards.append(shard)

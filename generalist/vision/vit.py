@@ -130,6 +130,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
+        # CLIP's table has a row for the class position, in front.
         positions = config.cells + (config.family == "clip")
         self.patches = Linear(config.patch**2 * 3, config.width, rngs=rngs, bias=config.family == "siglip")
         self.position_table = nnx.Param(jax.random.normal(rngs.params(), (positions, config.width)) * 0.02)
@@ -246,6 +247,7 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
 
 def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
     """Path of each of our parameters → the recipe that makes it from the folder's tensors."""
+    # Keys are paths of our parameters, values the tensors of the published files.
     clip, width, patch = config.family == "clip", config.width, config.patch
     recipes = {
         # PyTorch's kernel (outputs, colours, height, width) → rows in the order of a flattened patch.
@@ -267,6 +269,7 @@ def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
 
 
 def _layer(config: ViTConfig, name: str) -> dict[str, Recipe]:
+    # Three published matrices are one kernel here, as in `ViTLayer`.
     width = config.width
     qkv = [f"{name}.self_attn.{which}_proj" for which in "qkv"]
     return {
@@ -301,6 +304,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     def norm(name: str, ours: Any) -> None:
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["scale"], ours["bias"]
 
+    # The inverse of `vit_recipes`: (height, width, colours, outputs) → PyTorch's (outputs, colours, height, width).
     kernel = params["patches"]["kernel"].reshape(config.patch, config.patch, 3, config.width)
     arrays["embeddings.patch_embedding.weight"] = kernel.transpose(3, 2, 0, 1)
     arrays["embeddings.patch_embedding.bias"] = params["patches"]["bias"]
@@ -328,7 +332,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
         "intermediate_size": config.hidden,
         "hidden_act": config.activation,
         "layer_norm_eps": config.epsilon,
-        "vision_use_head": False,
+        "vision_use_head": False,  # no pooling head: `load_vit` reads the grid
     }
     preparation = {
         "image_processor_type": "SiglipImageProcessor",
@@ -337,6 +341,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
         "image_mean": list(config.mean),
         "image_std": list(config.deviation),
     }
+    # Weights last: a folder without them is recognised as incomplete.
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")

@@ -106,6 +106,7 @@ class WeightsFolder:
         index = self._index()
         for path in self._shards(index):
             self._enter(path)
+        # A shard may be intact and still not the one that the index describes.
         if astray := [name for name, file in index.items() if self._files.get(name) != self.folder / file]:
             raise WeightsError(
                 f"{self.folder} lacks tensors where its index says they are: "
@@ -130,6 +131,7 @@ class WeightsFolder:
             WeightsError: it is missing and has no default, has another type, or is a number that is not finite, negative or, for
                 an integer, zero.
         """
+        # A missing section counts as a missing value, so that defaults apply to it too.
         value: Any = self.config
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -141,6 +143,7 @@ class WeightsFolder:
             raise WeightsError(
                 f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
             )
+        # JSON allows NaN and 1e999 in Python's reader; sizes of 0 would fail far from here.
         number: Any = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
         if not 0 <= number < math.inf or (number == 0 and kind is int):
             raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
@@ -163,6 +166,7 @@ class WeightsFolder:
     def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
         """The items of `read`, one at a time, so that no two arrays need to be in memory."""
         self.check(recipes, ignored)
+        # All shards stay open: a stacked array takes its layers from several of them.
         with ExitStack() as stack:
             opened = {
                 path: stack.enter_context(safe_open(path, framework="numpy")) for path in set(self._files.values())
@@ -222,6 +226,7 @@ class WeightsFolder:
         path = self.folder / name
         if not path.is_file():
             raise WeightsError(f"{self.folder} has no {name}: name a folder in HuggingFace's layout")
+        # RecursionError: a few kilobytes of nested brackets must not end the process.
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, OSError) as error:
@@ -277,6 +282,7 @@ class WeightsFolder:
                         raise WeightsError(
                             f"{self.folder} has {name} twice, in {self._files[name].name} and {path.name}"
                         )
+                    # A slice gives shape and dtype from the header, without reading the numbers.
                     entry = opened.get_slice(name)
                     self.shapes[name], self._types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
                     self._files[name] = path

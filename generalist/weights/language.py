@@ -109,6 +109,7 @@ class LanguageModel:
         Raises:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
+        # ModelConfig checks consistency; its errors are re-raised with the file's name.
         try:
             shape = self._gpt2_shape() if self.family == "gpt2" else self._llama_shape()
             ModelConfig(**shape)
@@ -127,6 +128,7 @@ class LanguageModel:
         return self._get("tie_word_embeddings", bool, self.folder.setting("tie_word_embeddings", bool, default=default))
 
     def _gpt2_shape(self) -> dict[str, Any]:
+        # GPT-2's biases, layer norm and learned positions are fixed by the architecture, not by its config.json.
         width, heads = self._get("n_embd"), self._get("n_head")
         return {
             "width": width,
@@ -200,6 +202,7 @@ class LanguageModel:
 
     def _windows(self) -> tuple[int, int]:
         """Size of the sliding window, and n such that every n-th layer has none."""
+        # Newer files list a kind per layer, older ones give only the pattern's period.
         layers, gemma = self._get("num_hidden_layers"), self.family.startswith("gemma")
         every = self._get("sliding_window_pattern") if gemma else 1
         kinds = self._get("layer_types", list, _kinds(layers, every))
@@ -256,6 +259,7 @@ class LanguageModel:
             WeightsError: both are missing, the file is damaged, or it has more pieces than the model has rows.
             ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
         """
+        # tokenizer.json first: it also has the added tokens, which the SentencePiece model lacks.
         for name in ("tokenizer.json", "tokenizer.model"):
             path = self.folder.folder / name
             if path.is_file():
@@ -292,6 +296,7 @@ class LanguageModel:
             WeightsError: tensors are missing, left over or have unexpected shapes.
         """
         keep = place or (lambda path, array: np.asarray(array, np.float32))
+        # A fixed seed: every host of a run draws the same rows for tokens that the checkpoint lacks.
         rng, arrays = np.random.default_rng(0), {}
         for path, array in self.folder.stream(*self._recipes()):
             if path in ("tokens/text", "output/text"):

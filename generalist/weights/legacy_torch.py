@@ -66,6 +66,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             return _read(file)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    # A damaged pickle can raise any of these.
     except (
         OSError,
         EOFError,
@@ -80,6 +81,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    # Five pickles in a row: magic number, protocol, machine, tensors, keys of the storages.
     if _Reader(file).load() != MAGIC or _Reader(file).load() != PROTOCOL:
         raise WeightsError("not PyTorch's format before version 1.6")
     _Reader(file).load()  # the sizes of numbers on the machine that wrote it
