@@ -251,7 +251,7 @@ def write_dataset_files(
 def read_metadata(folder: Path) -> dict[str, Any] | None:
     """The metadata of a data set folder; None if the data set is missing or incomplete."""
     try:
-        # dataset_info.json is written last of TFDS's files: without it the data set is incomplete.
+        # Without dataset_info.json TFDS cannot read the folder.
         (folder / "dataset_info.json").stat()
         return json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
