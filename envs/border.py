@@ -27,8 +27,16 @@ class Border(gym.Wrapper):
         Raises:
             ValueError: the observation does not belong to its space; the message names the part.
         """
+        try:
+            result = self.env.reset(seed=seed, options=options)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ValueError(
+                f"{self._name}: reset must take seed and options, as in Gymnasium's interface ({error})"
+            ) from error
         # A custom environment in the interface of old gym returns the observation alone.
-        observation, info = self._pair(self.env.reset(seed=seed, options=options))
+        observation, info = self._pair(result)
         told = info.get("instruction", "")
         if not isinstance(told, str):
             raise ValueError(f'{self._name}: info["instruction"] of reset is {told!r:.80}: it must be a string')
@@ -41,7 +49,13 @@ class Border(gym.Wrapper):
             ValueError: the observation does not belong to its space, the reward is not a finite number, or a flag is not one.
         """
         # A copy of the action too: an environment may clip it in place, and the recording keeps what was chosen.
-        observation, reward, terminated, truncated, info = self.env.step(copied(action))
+        result = self.env.step(copied(action))
+        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], Mapping):
+            raise ValueError(
+                f"{self._name}: step() must return observation, reward, terminated, truncated and a dictionary of information, "
+                "as in Gymnasium's interface"
+            )
+        observation, reward, terminated, truncated, info = result
         return (
             self._observed(observation),
             checked_reward(reward, f"{self._name}: the reward"),

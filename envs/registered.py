@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 import gymnasium as gym
-from rich.console import Console
+
+from generalist.system.console import note
 
 # Runs in a process that has imported only Gymnasium: imports the modules in turn and prints the first that registers the id.
 _TRY = """
@@ -35,12 +36,9 @@ def importable_id(id: str) -> str:
     # The package first: importing its top level is what users of the id do themselves.
     found = None if module == "__main__" else _registering(id, [module.partition(".")[0], module])
     if found is None:
-        Console(stderr=True).print(
-            f"note: no module that can be imported registers {id}, so other processes cannot make it: to evaluate it with the "
-            f"weights, put its class and gymnasium.register into a module, and name it module:{id}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        note(
+            f"no module that can be imported registers {id}, so other processes cannot make it, including those of training and "
+            f"evaluation: put its class and gymnasium.register into a module, and name the folder module:{id}=FOLDER"
         )
     return f"{found}:{id}" if found else id
 

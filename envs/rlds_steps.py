@@ -5,8 +5,35 @@ from typing import Any
 
 import numpy as np
 
-OURS = "executed_action"
-"""A part of a step that only our own recordings have."""
+INSTRUCTIONS = ("instruction", "language_instruction")
+"""Names under which data sets of other tools store the instruction, of an episode or of each of its steps."""
+
+
+def is_ours(features: Any) -> bool:
+    """Whether a data set was recorded by us, judged by the parts of its episodes and their steps."""
+    return {"episode_id", "task", "return"} <= set(features) and "executed_action" in features["steps"].feature
+
+
+def instruction(episode: Any, default: str) -> str:
+    """The instruction of an episode as TFDS parses it: with its steps together, or as a list of steps.
+
+    Raises:
+        ValueError: it is not a string.
+    """
+    steps = episode["steps"]
+    first = steps[0] if isinstance(steps, list) and steps else steps
+    places = [(place, name) for place in (episode, first) for name in INSTRUCTIONS if name in place]
+    if not places:
+        return default
+    place, name = places[0]
+    value = np.asarray(place[name], object).reshape(-1)[0]
+    try:
+        told = value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its {name} is no UTF-8 text ({error})") from error
+    if not isinstance(told, str):
+        raise ValueError(f"its {name} is {told!r:.60}, not a text")
+    return told or default
 
 
 def training_split(info: Any, folder: Path) -> str:
@@ -35,10 +62,16 @@ def decisions(ours: bool, is_last: Any, length: int) -> int:
     meaningless action; in our own recordings it is the last decision.
 
     Args:
-        ours: the steps have the part `OURS`.
+        ours: see `is_ours`.
         is_last: flags (T,); None if the steps have none.
         length: T.
+
+    Raises:
+        ValueError: it marks another step than the last one.
     """
     if ours or is_last is None or not length:
         return length
-    return length - bool(np.asarray(is_last).reshape(-1)[-1])
+    flags = np.asarray(is_last, bool).reshape(-1)
+    if flags[:-1].any():
+        raise ValueError(f"is_last marks step {int(flags.argmax())} of {length}: store one episode per record")
+    return length - bool(flags[-1])

@@ -142,6 +142,19 @@ class Quantile:
         # Interpolation between equal numbers can be off by a rounding error, which would make edges descend.
         return cls(edges=tuple(map(tuple, np.maximum.accumulate(edges, axis=1).tolist())))
 
+    @classmethod
+    def of_values(cls, values: np.ndarray) -> "Quantile":
+        """Bins that decode to each of the numbers (N, D) exactly, and to the middle of two where neither was seen.
+
+        Two bins per distinct number: meant for numbers of which there are few.
+
+        Raises:
+            ValueError: there are no numbers, or some are not finite.
+        """
+        columns = [np.repeat(np.unique(column), 2).tolist() for column in _finite(values).T]
+        longest = max(map(len, columns))
+        return cls(edges=tuple(tuple(column + column[-1:] * (longest - len(column))) for column in columns))
+
     @property
     def bins(self) -> int:
         """Bins per dimension."""
@@ -169,10 +182,10 @@ class Quantile:
         return np.clip(bins, 0, self.bins - 1)
 
     def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Centres, float32, of bins (..., D)."""
+        """Centres, float64, of bins (..., D)."""
         bins = _in_range(bins, self.bins, len(self.edges))
         dimension = np.arange(len(self.edges))
-        return ((self._edges[dimension, bins] + self._edges[dimension, bins + 1]) / 2).astype(np.float32)
+        return (self._edges[dimension, bins] + self._edges[dimension, bins + 1]) / 2
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "quantile", "edges": [list(edges) for edges in self.edges]}
@@ -201,20 +214,35 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
 def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over the first axis, float64, of numbers (N, ...) of any dtype.
 
-    A constant number gets a deviation of 1, so that dividing by it is safe.
+    The mean of 64-bit integers is an object array, with integers where float64 cannot hold them. A constant number gets a
+    deviation of 1, so that dividing by it is safe.
+
+    Numbers far beyond the bulk (20 times the range of the middle nine tenths) count as at that distance: one outlier must not
+    make all others look the same.
 
     Raises:
         ValueError: there are no numbers, or some are not finite.
     """
-    # Integers and booleans have no rounding errors; of floats, the errors grow with the type's epsilon.
-    exact = np.asarray(values).dtype.kind != "f"
-    rounding = 0.0 if exact else 10 * float(np.finfo(np.asarray(values).dtype).eps)
-    values = _finite(values)
-    if values.ndim == 0 or not len(values):
-        raise ValueError(f"statistics need at least one row of numbers, got shape {values.shape}")
+    given = np.asarray(values)
+    if given.ndim == 0 or not len(given):
+        raise ValueError(f"statistics need at least one row of numbers, got shape {given.shape}")
+    if given.dtype in (np.int64, np.uint64):
+        # float64 holds 53 of the 64 bits: what varies is taken from differences, which wrap around to the right number.
+        first = np.asarray(given[0])
+        apart = (given.astype(np.uint64) - first.astype(np.uint64)).view(np.int64)
+        mean, std = fit_statistics(apart.astype(np.float64))
+        pairs = zip(first.reshape(-1).tolist(), np.asarray(mean).reshape(-1).tolist(), strict=True)
+        whole = [one + round(more) if abs(one) > 2**52 else one + more for one, more in pairs]
+        return np.array(whole, object).reshape(first.shape), std
+    # Integers and booleans have no rounding errors; those of floats grow with the type's epsilon.
+    rounding = 2 * float(np.finfo(given.dtype).eps) if given.dtype.kind == "f" else 0.0
+    values = _finite(given)
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+    reach = np.where(high > low, 20 * (high - low), np.inf)  # a number that hardly ever varies has no bulk
+    values = np.clip(values, middle - reach, middle + reach)
     mean, std = values.mean(axis=0), values.std(axis=0)
     # What varies only by rounding errors is constant too: dividing by it would blow them up.
-    constant = std <= rounding * np.maximum(1.0, np.abs(mean))
+    constant = std <= rounding * np.abs(mean)
     return mean, np.where(constant, 1.0, std)
 
 

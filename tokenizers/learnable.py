@@ -5,6 +5,7 @@ import numpy as np
 
 from generalist.tokenizers.part_rules import WIDEST, is_image
 from generalist.tokenizers.space_tree import leaves_of
+from generalist.tokenizers.space_values import LARGEST
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -49,20 +50,32 @@ def _check_leaf(key: str, space: gym.Space) -> None:
         raise ValueError(
             f"the part {key!r} of shape {space.shape} has more than {WIDEST} numbers: reduce it in a wrapper"
         )
+    if isinstance(space, gym.spaces.Box):
+        if space.dtype.itemsize > 8 or space.dtype.kind not in "fiub":
+            raise ValueError(f"the part {key!r} is of type {space.dtype}, which is not stored: use float64 at most")
+        finite = np.concatenate([bound[np.isfinite(bound)].reshape(-1) for bound in (space.low, space.high)])
+        if space.dtype.kind == "f" and (np.abs(finite.astype(np.float64)) > LARGEST).any():
+            raise ValueError(f"the part {key!r} has bounds beyond {LARGEST:g}: take real ones, or infinity")
     # The rest looks for images in a layout that `is_image` does not recognise. Only bytes are suspicious.
-    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
         return
     shape = space.shape
     if len(shape) == 2:
         if min(shape) >= IMAGE_SIDE:
             remedy = f"ReshapeObservation(env, {(*shape, 1)})"
-            raise ValueError(f"the part {key!r} of shape {shape} looks like a grey image without an axis of channels: "
-                             f"add one, as by gymnasium.wrappers.{remedy}")  # fmt: skip
+            raise ValueError(
+                f"the part {key!r} of shape {shape} looks like a grey image without an axis of channels: add one, as by "
+                f"gymnasium.wrappers.{remedy}; if it is a table, give it another type than uint8"
+            )
         return
-    if shape[-1] in (1, 3, 4) and min(shape[:2]) >= shape[-1]:
+    if len(shape) == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) >= shape[-1]:
         return
     # Channels first, as PyTorch has them, or several frames stacked along an axis, as gymnasium's FrameStack does.
-    if shape[0] <= IMAGE_SIDE and min(shape[1:]) >= IMAGE_SIDE:
+    if len(shape) > 3:
+        if sorted(shape)[-2] < IMAGE_SIDE:
+            return
+        kind = "a stack of images"
+    elif shape[0] <= IMAGE_SIDE and min(shape[1:]) >= IMAGE_SIDE:
         kind = "an image with its channels first" if shape[0] in (1, 3) else f"a stack of {shape[0]} frames"
     elif shape[-1] <= IMAGE_SIDE and min(shape[:2]) >= IMAGE_SIDE:
         kind = f"a stack of frames ({shape[-1]} channels)"

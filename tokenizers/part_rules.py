@@ -149,7 +149,7 @@ def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common
     discrete = _discrete(space)
     most = max(discrete.sizes)
     if most > vocabulary.discrete:
-        remedy = 'raise it (--tokens.discrete-values), or use tensors="projected" for observations'
+        remedy = 'raise it (--tokens.discrete-values); an observation may also enter with tensors="projected"'
         raise _error(path, space, f"has {most} values but vocabulary.discrete is {vocabulary.discrete}: {remedy}")
     return DiscretePart(**common, codec=discrete)
 
@@ -239,8 +239,9 @@ def _statistics(
     size = int(np.prod(space.shape, dtype=np.int64))
     if given is None:
         return (0.0,) * size, (1.0,) * size
-    mean, std = (np.asarray(values, np.float64).reshape(-1) for values in given)
-    if len(mean) != size or len(std) != size or not np.isfinite(mean).all() or not (std > 0).all():
+    # As objects: whole numbers of 64 bits stay whole.
+    mean, std = np.asarray(given[0], object).reshape(-1), np.asarray(given[1], np.float64).reshape(-1)
+    if len(mean) != size or len(std) != size or not np.isfinite(mean.astype(np.float64)).all() or not (std > 0).all():
         raise _error(
             path,
             space,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from functools import cached_property
 from typing import Any
 
@@ -171,6 +172,7 @@ class TensorPart(Part):
 
     offset: int
     mean: tuple[float, ...]
+    """Of each number; whole where values are of 64 bits."""
     std: tuple[float, ...]
 
     @property
@@ -186,10 +188,26 @@ class TensorPart(Part):
         # Multiplied by the inverse instead of divided: this runs per training example.
         return np.array(self.mean, np.float64), 1.0 / np.array(self.std, np.float64)
 
+    @cached_property
+    def _whole_mean(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The mean as a whole number, modulo 2^64, and the rest, where values are of 64 bits: float64 holds 53 of them."""
+        if np.dtype(self.dtype) not in (np.int64, np.uint64):
+            return None
+        whole = [math.floor(one) for one in self.mean]
+        rest = np.array([one - below for one, below in zip(self.mean, whole, strict=True)], np.float64)
+        return np.array([one % 2**64 for one in whole], np.uint64), rest
+
     def encode(self, values: np.ndarray) -> Piece:
         mean, scale = self._standard
-        # In float64: a float32 near its limits would overflow here before it is clipped.
-        numbers = (values.reshape(len(values), self.size).astype(np.float64) - mean) * scale
+        flat = values.reshape(len(values), self.size)
+        if self._whole_mean is not None and flat.dtype.kind in "iu":
+            whole, rest = self._whole_mean
+            # Modulo 2^64, so that the difference of two large numbers is exact.
+            centred = (flat.astype(np.uint64) - whole).view(np.int64).astype(np.float64) - rest
+        else:
+            # In float64: a float32 near its limits would overflow here before it is clipped.
+            centred = flat.astype(np.float64) - mean
+        numbers = centred * scale
         if not np.isfinite(numbers).all():
             raise ValueError("a number is NaN or infinite: check the environment or the recording that produced it")
         payload = np.clip(numbers, -CLIP, CLIP).astype(np.float32)

@@ -14,7 +14,7 @@ def leaves_of(space: gym.Space, path: Path) -> Iterator[tuple[Path, gym.Space]]:
     if isinstance(space, gym.spaces.Dict):
         # "/" joins nested keys to flat ones: a key that contains it could collide with a nested one.
         for key in space.spaces:
-            if not isinstance(key, str) or "/" in key:
+            if not isinstance(key, str) or "/" in key or key != key.encode(errors="replace").decode():
                 raise ValueError(f'the key {key!r} of {space} must be a string without "/": rename it in a wrapper')
         for key in sorted(space.spaces):
             yield from leaves_of(space.spaces[key], (*path, key))

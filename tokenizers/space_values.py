@@ -14,6 +14,9 @@ import numpy as np
 
 from generalist.tokenizers.part_rules import is_image
 
+LARGEST = 1e100
+"""Numbers beyond it overflow when they are squared, as a standard deviation does."""
+
 
 class _Refused(ValueError):
     """A value does not belong to its space; `path` leads to the part."""
@@ -69,15 +72,15 @@ def checked_reward(value: Any, what: str) -> float:
     """A reward as a float; an array of one number counts as that number.
 
     Raises:
-        ValueError: it is not one number, or not finite.
+        ValueError: it is not one number, not finite, or too large for float32, in which rewards are stored.
     """
     # np.asarray(None) is an object array of size 1, which the next test would report less clearly.
     array = _array(value) if value is not None else np.empty(0)
     if array.size != 1 or array.dtype.kind not in "fiub":
         raise ValueError(f"{what} is {_shown(value)}: it must be one number")
     reward = float(array.reshape(()))
-    if not np.isfinite(reward):
-        raise ValueError(f"{what} is {reward}: it must be finite")
+    if not abs(reward) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{what} is {reward}: it must be finite, and no larger than float32 holds")
     return reward
 
 
@@ -92,6 +95,20 @@ def checked_flag(value: Any, what: str) -> bool:
     if array.size != 1 or array.dtype.kind not in "iub" or array.reshape(()) not in (0, 1):
         raise ValueError(f"{what} is {_shown(value)}: it must be True or False")
     return bool(array.reshape(()))
+
+
+def check_text(value: Any, what: str) -> None:
+    """Whether a value is a text that can be stored.
+
+    Raises:
+        ValueError: it is not, or has half a character (a lone surrogate) in it.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a text, got {_shown(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is {_shown(value)}, with half a character at {error.start}: mend it") from None
 
 
 def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
@@ -109,8 +126,13 @@ def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
         extra = [key for key in values if key not in space.spaces]
         if extra:
             raise ValueError(f"{what} are a dict with the key {extra[0]!r}, which the space lacks: leave it out")
-        columns = {key: steps_of(part, values[key], f"{what}, part {key!r}") for key, part in space.spaces.items()}
-        return [dict(zip(columns, row, strict=True)) for row in _rows(columns, what)]
+        columns = {
+            key: steps_of(part, values[key], f"{what}, part {key!r}")
+            for key, part in space.spaces.items()
+            if not _is_empty(part)
+        }
+        empty: dict[str, Any] = {key: values[key] for key, part in space.spaces.items() if _is_empty(part)}
+        return [dict(zip(columns, row, strict=True)) | empty for row in _rows(columns, what)]
     if isinstance(space, gym.spaces.Tuple) and _are_columns(space, values):
         parts = {
             str(at): steps_of(part, values[at], f"{what}, part '{at}'") for at, part in enumerate(space.spaces)
@@ -119,6 +141,15 @@ def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
     if isinstance(values, Mapping) or not hasattr(values, "__len__"):
         raise ValueError(f"{what} are {_shown(values)}: give a list or an array with one value of {space} per step")
     return list(values)
+
+
+def _is_empty(space: gym.Space) -> bool:
+    """Whether a space has no leaves, so that its columns do not say how many steps there are."""
+    return isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and all(map(_is_empty, _parts(space)))
+
+
+def _parts(space: gym.spaces.Dict | gym.spaces.Tuple) -> list[gym.Space]:
+    return list(space.spaces.values()) if isinstance(space, gym.spaces.Dict) else list(space.spaces)
 
 
 def _are_columns(space: gym.spaces.Tuple, values: Any) -> bool:
@@ -241,6 +272,9 @@ def _real(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray
         at = _first(~finite)
         remedy = "mask or clip it in a wrapper" if not np.isfinite(array[at]) else f"{space.dtype} can't hold it"
         raise _Refused(f"is {array[at]} at {_place(at)}, not a finite number: {remedy}")
+    if cast.dtype == np.float64 and (np.abs(cast) > LARGEST).any():
+        at = _first(np.abs(cast) > LARGEST)
+        raise _Refused(f"is {array[at]} at {_place(at)}, larger than {LARGEST:g}: scale it in a wrapper")
     if bounded:
         outside = (cast < space.low) | (cast > space.high)
         if outside.any():
@@ -308,7 +342,9 @@ def _whole(array: np.ndarray, space: gym.Space) -> None:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A value as an array; an array of objects if it is not numeric."""
+    """A value as an array; an array of objects if it is not numeric, or has masked numbers."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        return np.empty((), object)
     try:
         return np.asarray(value)
     except (ValueError, TypeError):  # a list of lists of several lengths
@@ -332,6 +368,8 @@ def _place(at: tuple[int, ...]) -> str:
 
 def _shown(value: Any) -> str:
     """A value as shown in a message: short, on one line."""
+    if isinstance(value, np.ma.MaskedArray):
+        return "an array with masked numbers"
     if isinstance(value, np.ndarray) and value.size > 8:
         return f"an array of {value.dtype} of shape {value.shape}"
     text = " ".join(repr(value).split())

@@ -232,7 +232,7 @@ class SpaceTokenizer:
         """
         try:
             numbers = {
-                key: (np.array(both["mean"], np.float64), np.array(both["std"], np.float64))
+                key: (np.array(both["mean"], object), np.array(both["std"], np.float64))
                 for key, both in data["statistics"].items()
             }
             # Weights written before frames were standardised have no "frames".
@@ -260,6 +260,8 @@ class SpaceTokenizer:
         array = np.asarray(values[part.key])
         if array.shape[1:] != part.shape or array.ndim == 0:
             raise ValueError(f"the part {part.key!r} must have shape (T, {commas(part.shape)}), got {array.shape}")
+        if array.dtype.kind == "f" and array.dtype != part.dtype and np.dtype(part.dtype).kind == "f":
+            array = array.astype(part.dtype)  # as acting has it: other tools store other types than the environment's
         try:
             return part.encode(array)
         except ValueError as error:

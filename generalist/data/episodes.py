@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from generalist.data.images import pixels
-from generalist.envs.rlds_steps import OURS, decisions, training_split
+from generalist.envs.rlds_steps import decisions, instruction, is_ours, training_split
 
 Column = np.ndarray | list[bytes]
 """(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
@@ -105,14 +105,13 @@ class EpisodeReader:
             builder = tfds.builder_from_directory(str(folder))
             features, info = builder.info.features, builder.info
         except Exception as error:
-            raise ValueError(
-                f"{folder} is no readable TFDS data set ({type(error).__name__}: {error}): record it again"
-            ) from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{folder} is no readable TFDS data set ({reason}): record it again") from error
         self.files = [str(path) for path in info.splits[training_split(info, folder)].filepaths]
         if "steps" not in features or not {"observation", "action"} <= set(features["steps"].feature.keys()):
             raise ValueError(f"{folder} is not RLDS: it needs `steps` with `observation` and `action`")
         self._parser = ExampleParserNp(features.get_serialized_info())
-        self._steps = features["steps"].feature
+        self._steps, self._ours = features["steps"].feature, is_ours(features)
         self._source = self._open()
         lengths = self._read_lengths()
         self._numbers = np.flatnonzero(lengths)  # an episode without a decision teaches nothing
@@ -141,7 +140,7 @@ class EpisodeReader:
         """Decisions in each record, int (n,): from our metadata, else by reading all episodes once."""
         path = self.folder / "metadata.json"
         stored = json.loads(path.read_text(encoding="utf-8")).get("lengths") if path.exists() else None
-        if stored is None or OURS not in self._steps:
+        if stored is None or not self._ours:
             lengths = [len(self._parsed(number)) for number in range(len(self._source))]
         else:
             lengths = stored
@@ -176,33 +175,35 @@ class EpisodeReader:
                 f"episode {number} of {self.folder} can't be read ({type(error).__name__}: {error}): a file is damaged; "
                 "delete the folder and record it again"
             ) from error
-        steps, instruction = values["steps"], values.get("instruction", self._instruction)
-        if isinstance(instruction, np.ndarray):
-            instruction = instruction.item()
+        steps = values["steps"]
         seen, acted = (dict(columns(steps[name], self._steps[name])) for name in ("observation", "action"))
-        count = decisions(OURS in self._steps, steps.get("is_last"), len(next(iter(acted.values()))))
+        try:
+            count = decisions(self._ours, steps.get("is_last"), len(next(iter(acted.values()))))
+            told = instruction(values, self._instruction) if count else self._instruction
+        except ValueError as error:
+            raise ValueError(f"episode {number} of {self.folder}: {error}") from error
         return Episode(
-            instruction=instruction.decode() if isinstance(instruction, bytes) else str(instruction),
+            instruction=told,
             observations={key: column[:count] for key, column in seen.items()},
             actions={key: column[:count] for key, column in acted.items()},
             nbytes=len(record),
         )
 
 
-def columns(value: Any, feature: Any, key: str = "") -> list[tuple[str, Column]]:
+def columns(value: Any, feature: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Column]]:
     """Nested step values as flat columns.
 
     Args:
         value: T steps as TFDS parses them.
         feature: their `tfds.features`, which tells images from texts: both are byte strings.
-        key: of the value within the step.
+        path: of the value within the step.
     """
     import tensorflow_datasets as tfds
 
     if isinstance(value, Mapping):
-        nested = [columns(value[name], feature[name], f"{key}/{name}" if key else str(name)) for name in value]
+        nested = [columns(value[name], feature[name], (*path, str(name))) for name in value]
         return [column for several in nested for column in several]
-    array = np.asarray(value)
+    array, key = np.asarray(value), "/".join(path)
     if isinstance(feature, tfds.features.Image):
         return [(key, [bytes(item) for item in array.reshape(-1)])]
     if array.dtype == object and np.dtype(feature.np_dtype).kind in "fiub":

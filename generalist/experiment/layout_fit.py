@@ -143,7 +143,9 @@ class _Rows:
         """The next `steps` values, by key."""
         for key, kept in self._kept.items():
             every = self._every[key]
-            kept.append(np.array(columns[key][-self._passed % every :: every]))
+            values = np.array(columns[key][-self._passed % every :: every])
+            # Other tools may store another type than the environment's, which is what acting sees.
+            kept.append(values.astype(self._leaves[key].dtype) if values.dtype.kind == "f" else values)
         self._passed += steps
 
     def joined(self) -> dict[str, np.ndarray]:
@@ -180,9 +182,10 @@ def better_codecs(tokenizer: SpaceTokenizer, values: Mapping[str, np.ndarray]) -
     found: dict[str, Codec] = {}
     for part in tokenizer.parts:
         if isinstance(part, ContinuousPart) and part.key in values:
-            seen = values[part.key].reshape(-1, part.size).astype(np.float64)
+            seen, bins = values[part.key].reshape(-1, part.size).astype(np.float64), part.vocabulary.continuous
             if _is_lossy(part, part.codec, seen):
-                found[part.key] = Quantile.fit(seen, part.vocabulary.continuous)
+                few = all(2 * len(np.unique(column)) <= bins for column in seen.T)
+                found[part.key] = Quantile.of_values(seen) if few else Quantile.fit(seen, bins)
     return found
 
 
@@ -192,6 +195,8 @@ def _errors(codec: Codec, values: np.ndarray) -> np.ndarray:
 
 
 def _is_lossy(part: ContinuousPart, codec: Codec, values: np.ndarray) -> bool:
+    if np.dtype(part.dtype).kind != "f":  # what is decoded is rounded: two choices must not become one
+        return bool((_errors(codec, values) >= 0.5).any())
     off, deviation = _errors(codec, values).mean(axis=0), values.std(axis=0)
     width = np.array(part.high) - np.array(part.low)
     largest = np.abs(values).max(axis=0)
@@ -213,7 +218,7 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
             name = f"{layout.name}, {kind} part {part.key!r}"
             seen = values[part.key].reshape(-1, part.size).astype(np.float64)
             if isinstance(part, TensorPart):
-                cut = np.abs((seen - np.array(part.mean)) / np.array(part.std)) > CLIP
+                cut = np.abs((seen - np.array(part.mean, np.float64)) / np.array(part.std)) > CLIP
                 if cut.any():
                     lines.append(
                         f"{name}: {cut.mean():.2%} of its numbers are cut off, {CLIP:g} deviations from their mean"
@@ -226,10 +231,11 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
 def _codec_losses(name: str, part: ContinuousPart, seen: np.ndarray) -> list[str]:
     off = _errors(part.codec, seen)
     if isinstance(part.codec, Quantile):
-        spread_of = np.maximum(seen.std(axis=0), 1e-9)
+        varies = seen.std(axis=0) > 0
+        share = (off.mean(axis=0)[varies] / seen.std(axis=0)[varies]).max(initial=0.0)
         return [
             f"{name}: bins follow what was recorded, since equal ones would lose too much; they are off by "
-            f"{off.mean():.3g} in the mean ({(off.mean(axis=0) / spread_of).max():.1%} of a deviation), at most {off.max():.3g}"
+            f"{off.mean():.3g} in the mean ({share:.1%} of a deviation), at most {off.max():.3g}"
         ]
     if _is_lossy(part, part.codec, seen):
         return [

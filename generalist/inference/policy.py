@@ -84,6 +84,8 @@ class ControlPolicy:
     """
 
     def __init__(self, generalist: Weights, layouts: Sequences[str]):
+        if not layouts:
+            raise ValueError("a policy needs the name of a layout for each lane, got none")
         self.generalist, self.lanes = generalist, len(layouts)
         self._runs = [(name, len(list(run))) for name, run in itertools.groupby(layouts)]
         shapes = {name: shape_of(generalist, name) for name, _ in self._runs}
@@ -97,6 +99,7 @@ class ControlPolicy:
             np.broadcast_to(self._allowed(name), (count, self.shape.dimensions, generalist.vocabulary.size))
             for name, count in self._runs
         ]
+        self._begun: set[int] = set()
         self._choices = jnp.asarray(np.concatenate(allowed))
         observed = len(self.shape.modalities)
         self._window = StepWindow(
@@ -121,6 +124,20 @@ class ControlPolicy:
             prefixes: what stands before the first step: an instruction, or one with demonstrations (`Assembler.prefix`).
             seeds: of the episodes; what is drawn in one depends on nothing else.
         """
+        if not len(lanes) == len(prefixes) == len(seeds) or isinstance(prefixes, str):
+            raise ValueError(
+                f"reset needs as many prefixes and seeds as lanes, got {len(lanes)} lanes, {len(prefixes)} prefixes and "
+                f"{len(seeds)} seeds: give lists"
+            )
+        if len(set(lanes)) != len(lanes) or not all(lane in range(self.lanes) for lane in lanes):
+            raise ValueError(f"lanes must be different numbers from 0 to {self.lanes - 1}, got {list(lanes)}")
+        if wrong := [one for one in prefixes if not isinstance(one, str | Sequence)]:
+            raise ValueError(f"a prefix must be an instruction or what Assembler.prefix gives, got {wrong[0]!r:.60}")
+        if bad := [one for one in seeds if not isinstance(one, int | np.integer)]:
+            raise ValueError(f"the seed of an episode must be a whole number, got {bad[0]!r:.60}")
+        if not lanes:
+            return
+        self._begun.update(lanes)
         sequences = [self.generalist.assembler.instruction(one) if isinstance(one, str) else one for one in prefixes]
         self._window.start(lanes, sequences, seeds)
 
@@ -133,6 +150,8 @@ class ControlPolicy:
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
         layouts = (layout for layout, count in self._layouts() for _ in range(count))
+        if idle := [lane for lane, one in enumerate(observations) if one is not None and lane not in self._begun]:
+            raise ValueError(f"lane {idle[0]} acts before its first episode has begun: call reset")
         self._last = [
             old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)

@@ -19,6 +19,11 @@ def open_console(*, stderr: bool = False) -> Console:
     return console
 
 
+def note(text: str) -> None:
+    """Tells the user something on standard error."""
+    open_console(stderr=True).print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
 def tell(error: BaseException, console: Console) -> int:
     """Prints an error in one line; returns the exit status, 1.
 

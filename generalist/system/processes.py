@@ -55,6 +55,17 @@ def _without_main() -> Iterator[None]:
         vars(main).update(hidden)
 
 
+def is_running(process: str) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def cores() -> int:
     """CPU cores that this process may use: fewer than the machine's in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -207,6 +207,7 @@ def another_tools(folder: Path, rewards: list[list[float]], split: str = "train"
     """RLDS as TFDS writes it: each episode ends with the final observation, whose action means nothing."""
     flag, number = tfds.features.Scalar(np.bool_), tfds.features.Scalar(np.float32)
     steps = {"observation": tfds.features.Scalar(np.int64), "action": tfds.features.Scalar(np.int64)}
+    steps |= {"language_instruction": tfds.features.Text()}
     steps |= {"reward": number, "is_first": flag, "is_last": flag, "is_terminal": flag}
 
     with tfds.core.registered.skip_registration():
@@ -227,7 +228,7 @@ def another_tools(folder: Path, rewards: list[list[float]], split: str = "train"
                     yield episode, {"steps": [
                         {"observation": 1, "action": 1 if index < length else 0, "is_first": index == 0,
                          "reward": several[index] if index < length else 99.0, "is_last": index == length,
-                         "is_terminal": index == length} | spoilt
+                         "language_instruction": f"guess {episode}", "is_terminal": index == length} | spoilt
                         for index in range(length + 1)
                     ]}  # fmt: skip
 
@@ -244,6 +245,7 @@ def test_the_final_observation_is_no_decision(tmp_path: Path, registered: Callab
     reader = EpisodeReader(folder, EpisodeCache(1))
     assert sorted(reader.lengths) == [1, 3]
     assert all((reader[index].actions[""] == 1).all() for index in range(2))
+    assert {reader[index].instruction for index in range(2)} == {"guess 0", "guess 2"}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,9 @@ def test_the_final_observation_is_no_decision(tmp_path: Path, registered: Callab
         ([[1.0]], {"observation": 2}, "episode 0, step 0: the observation is 2, outside 0..1"),
         ([[1.0]], {"action": 5}, "episode 0, step 0: the action is 5, outside 0..1"),
         ([[np.nan]], {}, "episode 0: the reward is nan"),
+        ([[1.0, 1.0]], {"is_last": True}, "is_last marks step 0 of 3: store one episode per record"),
+        ([[1.0]], {"language_instruction": b"\xe9"}, "episode 0: its language_instruction is no UTF-8 text"),
+        ([[-1.0]], {}, "score -1, no more than uniformly random actions"),
     ],
 )
 def test_other_data_that_does_not_fit_is_refused_when_it_joins(

@@ -292,7 +292,7 @@ def test_a_killed_recording_is_not_taken_for_whole(tmp_path: Path):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode == -9
     (left,) = tmp_path.iterdir()  # the first file is whole, the second was never written
-    assert left.name == ".beacon.recording" and len([*left.iterdir()]) == 1
+    assert left.name.startswith(".beacon.recording.") and len([*left.iterdir()]) == 1
     for half in (folder, left):
         with pytest.raises(FileNotFoundError, match="holds no data set"):
             own_tasks([str(half)])
@@ -317,3 +317,65 @@ def test_settings_with_folders_are_written_and_read(tmp_path: Path):
     assert plain(chosen)["data"]["own"]["demonstrations"] == ["a", "Id-v0=b"]
     with pytest.raises(ValueError, match=re.escape("data.own.demonstrations[1] must be of type str, got 3")):
         from_plain(Config, plain(chosen) | {"data": {"own": {"demonstrations": ["a", 3]}}})
+
+
+def test_what_appears_in_the_folder_meanwhile_stays(tmp_path: Path):
+    def late(observation: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "late").mkdir(exist_ok=True)
+        (tmp_path / "late" / "thesis.txt").write_text("x")
+        return name_it(observation)
+
+    with pytest.raises(FileExistsError, match="late exists already"):
+        record_demonstrations("beacon:Beacon-v0", late, folder=tmp_path / "late", episodes=1, instruction="name it")
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["thesis.txt"]
+    with pytest.raises(FileExistsError, match="exists already"):
+        record(tmp_path / "new" / "..")
+    assert (tmp_path / "late" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": None}, "the rewards are None: give a list"),
+        ({"rewards": {0: 1.0}}, "the rewards are .0: 1.0.: give a list"),
+        ({"rewards": [1e39] * 10}, "step 0: the reward is 1e.39: .* no larger than float32 holds"),
+        (
+            {"rewards": np.ma.masked_array(np.ones(10), np.eye(10)[0])},
+            "step 0: the reward is .*: it must be one number",
+        ),
+        ({"terminated": "no"}, "terminated is 'no': it must be True or False"),
+        ({"instruction": 5}, "the instruction must be a text, got 5"),
+        ({"instruction": "half \ud800"}, "half a character at 5"),
+    ],
+)
+def test_a_demonstration_that_does_not_fit_is_refused(tmp_path: Path, changes: dict, message: str):
+    env = gym.make("beacon:Beacon-v0")
+    seen = [env.reset(seed=index)[0] for index in range(10)]
+    whole = Demonstration(observations=seen, actions=[*map(name_it, seen)], rewards=np.ones(10))
+    with pytest.raises(ValueError, match=message) as error:
+        save_demonstrations(
+            "beacon:Beacon-v0", [dataclasses.replace(whole, **changes)], folder=tmp_path / "x", instruction="name it"
+        )
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match="has 10 decisions, but episodes of beacon:Beacon-v0 end after 5"):
+        save_demonstrations("beacon:Beacon-v0", whole, folder=tmp_path / "x", instruction="name it", max_steps=5)
+    with pytest.raises(ValueError, match="demonstrations must be Demonstration.*, got dict"):
+        save_demonstrations("beacon:Beacon-v0", [{}], folder=tmp_path / "x", instruction="name it")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"instruction": 5}, "the instruction must be a text, got 5"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number of at least 1, got 2.5"),
+        ({"noise": "a"}, "noise must be from 0 to 1, got a"),
+        ({"episodes": 2.0}, "episodes must be a whole number from 1"),
+        ({"arguments": {"told": (1, 2)}}, "arguments must be JSON values"),
+        ({"arguments": {"told": float("nan")}}, "arguments must be JSON values"),
+    ],
+)
+def test_arguments_of_a_recording_are_checked(tmp_path: Path, how: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        record_demonstrations(
+            "beacon:Beacon-v0", name_it, **{"folder": tmp_path / "x", "episodes": 1, "instruction": "name it"} | how
+        )

@@ -295,6 +295,18 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
     assert policy.cut_off == {}
     policy.act([np.float32([1000, 0, 0])])
     assert policy.cut_off == {name: 1 / 9}
+    for lanes, prefixes, seeds, message in (
+        ([1], ["go"], [0], "lanes must be different numbers from 0 to 0"),
+        ([0], "go", [0], "give lists"),
+        ([0], [None], [0], "a prefix must be an instruction"),
+        ([0], ["go"], [None], "the seed of an episode must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.reset(lanes, prefixes, seeds)
+    with pytest.raises(ValueError, match="lane 0 acts before its first episode has begun"):
+        ControlPolicy(generalist, [name]).act([observation])
+    with pytest.raises(ValueError, match="needs the name of a layout for each lane"):
+        ControlPolicy(generalist, [])
     with pytest.raises(ValueError, match=f"{name}: the observation has shape .4,., but its space has"):
         policy.act([np.zeros(4, np.float32)])
     with pytest.raises(ValueError, match=f"{name}: the observation is nan at"):
@@ -341,15 +353,16 @@ def test_a_text_that_does_not_change_is_the_instruction(tmp_path: Path):
     env = gym.make(id)
     for seed in range(3):
         told.append(env.reset(seed=seed)[0]["mission"])
-    played = [
-        Demonstration(
-            observations=[{key: value for key, value in env.reset(seed=seed)[0].items() if key != "mission"}],
-            actions=[1],
-            rewards=[1.0],
-        )
-        for seed in range(3)
+    played = [Demonstration(observations=[env.reset(seed=seed)[0]], actions=[1], rewards=[1.0]) for seed in range(3)]
+    untold = [
+        dataclasses.replace(one, observations=[{key: one.observations[0][key] for key in ("image", "direction")}])
+        for one in played
     ]
+    with pytest.raises(ValueError, match="tells 'go to the .*' of its own, .* say in each Demonstration what was told"):
+        save_demonstrations(id, untold, folder=tmp_path / "x", instruction="go", max_steps=5)
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go", max_steps=5)
     made = own_tasks([str(task.folder)])[0].make()
     assert [made.reset(seed=seed)[1]["instruction"] for seed in range(3)] == told
+    reader = EpisodeReader(task.folder, EpisodeCache(1))
+    assert [reader[seed].instruction for seed in range(3)] == told
     assert "mission" not in made.observation_space.spaces

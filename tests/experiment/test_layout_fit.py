@@ -142,3 +142,24 @@ def test_a_sample_is_spread_over_all(tmp_path: Path):
     steps = np.arange(4000.0).reshape(40, 100, 1)
     rows = sample([saved(tmp_path / "steps", steps, steps)], NUMBER, NUMBER, None).observations[""]
     assert len(rows) == 4000 and rows.max() == 3999
+
+
+def test_choices_of_an_integer_action_do_not_merge(tmp_path: Path):
+    """Five thrusts of three thousand: equal bins would make one of four of them."""
+    shown = np.array([0, 1, 2, 3, 2999])
+    layout, lost = learnt(
+        tmp_path, zeros(8), [np.tile(shown, 2)[:, None]] * 8, action=spaces.Box(0, 2999, (1,), np.int64)
+    )
+    tokens = layout.action.encode({"": shown[:, None]})[0].tokens
+    assert [int(layout.action.decode(tokens[at : at + 1])[0]) for at in range(5)] == shown.tolist()
+    assert len(lost) == 1 and "at most 0" in lost[0]
+
+
+def test_numbers_of_64_bits_reach_the_model(tmp_path: Path):
+    clock = spaces.Box(0, 2**62, (1,), np.int64)
+    seen = (1_700_000_000_000_000_000 + 100 * np.arange(10))[:, None]
+    layout, lost = learnt(tmp_path, [seen], zeros(1), clock)
+    rows = layout.observation.encode({"": seen})[0].payload[:, 0]
+    assert not lost and np.ptp(rows) == pytest.approx(3.13, abs=0.01) and (np.diff(rows) > 0.3).all()
+    again = type(layout).from_json(layout.to_json())
+    np.testing.assert_array_equal(again.observation.encode({"": seen})[0].payload[:, 0], rows)

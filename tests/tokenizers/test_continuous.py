@@ -162,3 +162,37 @@ def test_statistics_of_large_numbers_keep_what_varies():
 def test_statistics_need_numbers(values):
     with pytest.raises(ValueError):
         fit_statistics(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "std"),
+    [
+        (np.array([[1e-6, 0], [3e-6, 0]], np.float32), [2e-6, 0], [1e-6, 1]),  # amperes: small, not constant
+        (np.array([[0.0], [0.015]], np.float16), [0.0075], [0.0075]),
+        (np.array([2**63 + 1, 2**63 + 3], np.uint64), 2**63 + 2, 1),
+        (np.array([1_700_000_000_000_000_000, 1_700_000_000_000_000_200]), 1_700_000_000_000_000_100, 100),
+    ],
+)
+def test_statistics_are_of_what_varies_however_small_or_far_away(values, mean, std):
+    found = fit_statistics(values)
+    np.testing.assert_allclose(np.asarray(found[1], float), std, rtol=1e-3)
+    assert np.abs(np.asarray(found[0] - np.array(mean, object)).astype(float)).max() <= 1e-3 * np.max(std)
+
+
+def test_an_outlier_does_not_make_all_others_look_the_same():
+    values = np.tile([0.0, 1.0], 150)
+    values[7] = 1e9
+    mean, std = fit_statistics(values)
+    assert 0.4 < mean < 0.7 and 0.4 < std < 2
+    steady = np.zeros(300)
+    steady[7] = 5.0  # a signal, not an outlier: it has no bulk to be far from
+    assert fit_statistics(steady)[1] == pytest.approx(steady.std())
+
+
+def test_few_values_come_back_exactly():
+    values = np.array([[0, 5], [1, 5], [2, 5], [3, 5], [2999, 5]])
+    codec = Quantile.of_values(values)
+    np.testing.assert_array_equal(codec.decode(codec.encode(values)), values)
+    assert codec_from_json(codec.to_json()) == codec
+    between = codec.decode(codec.encode(np.array([[1000, 5]])))
+    assert between[0, 0] == 1501
