@@ -211,7 +211,7 @@ def test_an_agent_is_told_and_shown_and_acts(make_model: Callable[..., Generalis
         (["push"], {"top_k": 3}, "set temperature above 0"),
         (["push"], {"beams": 3, "temperature": 1.0}, "leave out either beams or temperature"),
         (["push"], {"stop": "the"}, "stop must be a sequence of texts"),
-        (["push"], {"choices": []}, "choices must be texts that are not empty"),
+        (["push"], {"choices": []}, "choices must be non-empty texts"),
         (["push"], {"choices": ["a"], "tokens": 3}, "choices are ranked, not written: leave out tokens"),
     ],
 )
