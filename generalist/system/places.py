@@ -27,7 +27,7 @@ def check_new_file(path: Path, option: str) -> None:
     """
     # Nothing is ever overwritten silently: results of hours may be in it.
     if path.exists():
-        raise FileExistsError(f"{path} already exists: name another file with {option}, or delete it")
+        raise FileExistsError(f"{path} exists already: name another file with {option}, or delete it")
     check_folder(path.parent, option)
 
 
@@ -38,7 +38,7 @@ def check_new_folder(path: Path) -> None:
         FileExistsError, NotADirectoryError, PermissionError: it exists or cannot be created.
     """
     if path.exists():
-        raise FileExistsError(f"{path} already exists: name another folder, or delete it")
+        raise FileExistsError(f"{path} exists already: name another folder, or delete it")
     check_folder(path.parent, "FOLDER")
 
 
