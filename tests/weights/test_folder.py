@@ -98,7 +98,7 @@ def test_a_tensor_twice(folder: Path):
     [
         (
             {"a": "../model-1.safetensors"},
-            r"names '\.\./model-1\.safetensors', which is no \*\.safetensors file of its own",
+            r"names '\.\./model-1\.safetensors', which is not a \*\.safetensors file of its own",
         ),
         ({"a": "/model-1.safetensors"}, "of its own folder"),
         ({"a": "pytorch_model.bin"}, "names 'pytorch_model.bin'"),
