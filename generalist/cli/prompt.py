@@ -244,7 +244,8 @@ def answers(
 ) -> Iterator[Answer]:
     """The answer to each query. All images are read before anything is computed, and again when it is their turn: of many
     queries no two are in memory."""
-    from generalist.inference.prompt import Decoding, check_parts, rank
+    from generalist.inference.prompt import check_parts, rank
+    from generalist.inference.sampling import Decoding
     from generalist.inference.shots import Images, Retriever
 
     for number, query in enumerate(queries, 1):

@@ -99,7 +99,9 @@ def test_a_json_list_is_read(folder: Path):
     with pytest.raises(DocumentError, match=r"shots.json holds dict instead of a list of shots"):
         load_shots(folder / "shots.json")
     write(folder / "shots.json", entries)
-    with pytest.raises(DocumentError, match=r"shots.json is not JSON .*; a file with an entry a line is called .jsonl"):
+    with pytest.raises(
+        DocumentError, match=r"shots.json is not JSON .*; a file with one entry per line must end in .jsonl"
+    ):
         load_shots(folder / "shots.json")
 
 
@@ -233,7 +235,9 @@ def test_a_file_is_an_image_whatever_its_name(folder: Path, monkeypatch: pytest.
     assert part_of("a photo of") == "a photo of"
     assert part_of("what is in 1.png? ") == "what is in 1.png? "
     assert part_of("x" * 5000) == "x" * 5000
-    with pytest.raises(ValueError, match=r"part 2 of the prompt is the text '1.png', but also an image: give Path"):
+    with pytest.raises(
+        ValueError, match=r"part 2 of the prompt is the text '1.png', but also names an image file: pass Path"
+    ):
         check_parts(["a cat", "1.png"])
 
 
