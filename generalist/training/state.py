@@ -17,9 +17,6 @@ from generalist.config.run import TrainingConfig
 from generalist.model.params import flat, path_string
 from generalist.training.sharding import moment_shardings, parameter_shardings
 
-TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
-"""Paths of what a pretrained language model brings."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
