@@ -95,7 +95,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
     end, parts = generalist.vocabulary.chunk_end, PROMPTS[0]
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
     allowed[0, [*pieces, end]] = True
-    monkeypatch.setattr(prompts, "writable", lambda _: allowed)
+    monkeypatch.setattr(writing, "writable", lambda _: allowed)
 
     @functools.cache
     def ahead(ids: tuple[int, ...]) -> np.ndarray:
