@@ -36,11 +36,15 @@ class Control(Part):
     seeds: ClassVar[Mapping[str, int]] = {"evaluation": EVALUATION_SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        return [_job(generalist, suite, tasks) for suite, tasks in source_tasks(generalist.config).items()]
+        return [_job(generalist, suite, tasks) for suite, tasks in self._tasks(generalist).items()]
 
     def section(self, generalist: "Generalist", done: Mapping[str, Any]) -> dict[str, Any]:
-        tasks = source_tasks(generalist.config)
+        tasks = self._tasks(generalist)
         return {suite: _summary(tasks[suite], done[suite]) for suite in tasks if suite in done}
+
+    def _tasks(self, generalist: "Generalist") -> dict[str, list[Task]]:
+        played = self.sources(generalist.config)
+        return {name: tasks for name, tasks in source_tasks(generalist.config).items() if name in played}
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{suite} %": Estimate(**one["percent"]) for suite, one in results["control"].items()}

@@ -26,7 +26,7 @@ class Language(Part):
     seeds: ClassVar[Mapping[str, int]] = {"text": language.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        sources = generalist.config.data.taking_part
+        sources = self.sources(generalist.config)
         return [_job(generalist, name, one) for name, one in sources.items() if isinstance(one, Prose)]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:

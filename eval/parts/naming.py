@@ -8,7 +8,6 @@ from xml.etree.ElementTree import Element
 
 from rich.progress import Progress
 
-from generalist.config.run import Config
 from generalist.data.emoji import Split
 from generalist.data.sources.emoji import Emoji
 from generalist.eval.held_out import naming
@@ -41,8 +40,8 @@ class Naming(Part):
     seeds: ClassVar[Mapping[str, int]] = {"naming": naming.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        source = _source(generalist.config)
-        return [] if source is None else [_job(generalist, source, split) for split in SPLITS]
+        drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, Emoji)]
+        return [_job(generalist, one, split) for one in drawn[:1] for split in SPLITS]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{split}, named rightly %": Estimate(**one["accuracy"]) for split, one in results["naming"].items()}
@@ -75,11 +74,6 @@ class Naming(Part):
         ]
         headers = ("held out", *COLUMNS.values(), "chance %", "drawings")
         return [element("h2", self.title), table(headers, rows)]
-
-
-def _source(config: Config) -> Emoji | None:
-    """The drawings that take part; None if none do."""
-    return next((one for one in config.data.taking_part.values() if isinstance(one, Emoji)), None)
 
 
 def _job(generalist: "Generalist", wanted: Emoji, split: Split) -> Job:

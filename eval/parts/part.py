@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from generalist.config.run import Config
+from generalist.data.source import Source
 from generalist.eval.report.charts import element, table
 from generalist.eval.results.scores import Estimate
 
@@ -84,6 +85,10 @@ class Part(abc.ABC):
     @abc.abstractmethod
     def numbers(self, results: Results) -> dict[str, Estimate]:
         """The section's main numbers with their intervals, by what they measure."""
+
+    def sources(self, config: Config) -> dict[str, Source]:
+        """The sources that take part and say that this part belongs to them, by name."""
+        return {name: one for name, one in config.data.taking_part.items() if self.name in one.evaluation_parts}
 
     def prepare(self, config: Config) -> None:  # noqa: B027 - most parts have nothing to look at
         """Looks at what the settings name, before anything is trained.
