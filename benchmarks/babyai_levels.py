@@ -1,4 +1,4 @@
-"""Plays BabyAI's bot in every level of minigrid: which levels it solves, in how many steps, at what cost.
+"""Plays BabyAI's bot in every level of minigrid: the levels that it solves, their steps and their cost.
 
     python benchmarks/babyai_levels.py --seeds 40
 
@@ -37,16 +37,16 @@ class Job:
 
 
 def levels() -> list[str]:
-    """All ids, without the prefix; the debug variants end an episode as failed at the first wrong move, else they are equal."""
+    """All ids, without the prefix; without the debug variants, which differ only in ending an episode at the first wrong move."""
     import gymnasium as gym
 
-    importlib.import_module("minigrid")  # which registers them
+    importlib.import_module("minigrid")  # importing it registers the levels
     ids = [id.removeprefix("BabyAI-") for id in gym.registry if id.startswith("BabyAI-")]
     return [id for id in ids if "Debug" not in id]
 
 
 def play(job: Job) -> list[tuple[int, float]]:
-    """Steps (0 for a failure) and processor seconds of each episode."""
+    """Steps (0 for a failure) and CPU seconds of each episode."""
     task = BabyAITask(name=f"babyai/{job.level}", suite="babyai", layout="babyai", instruction="follow the instruction",
                       max_steps=MAX_STEPS, record_steps=MAX_STEPS, episodes=1, seconds=1.0, noise=job.noise,
                       only_successes=True, level=job.level)  # fmt: skip
@@ -66,14 +66,14 @@ def play(job: Job) -> list[tuple[int, float]]:
 
 
 def main() -> None:
-    """Prints a line a level."""
+    """Prints one line per level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument(
-        "--noise", type=float, default=0.0, help="share of random moves; recording has 0.1 in every second episode"
+        "--noise", type=float, default=0.0, help="fraction of random moves; recording uses 0.1 in every second episode"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="processor time an episode")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per episode")
+    parser.add_argument("--workers", type=int, default=cores(), help="number of processes")
     arguments = parser.parse_args()
     print(f"{'level':28} solved  median  95%  longest  seconds (95%)", flush=True)
     jobs = [Job(level, arguments.seeds, arguments.noise, arguments.seconds) for level in levels()]

@@ -1,4 +1,4 @@
-"""Acting at speed: many environments in a batch against one at a time, and a cached step against computing the window again.
+"""Speed of acting: environments in a batch against one at a time, and a cached step against recomputing the window.
 
     python benchmarks/control.py
 
@@ -55,7 +55,7 @@ def settings(folder: Path, model: ModelConfig) -> Config:
 
 
 def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
-    """Fresh weights with what they need to act."""
+    """Fresh weights with the tokenizers that acting needs."""
     config = settings(folder, model)
     record_missing(config, console)
     tokenizers = prepare(config, console).tokenizers
@@ -86,7 +86,7 @@ class Playing:
         self._policy.reset(list(started), texts, seeds)
 
     def run(self, steps: int) -> tuple[float, float]:
-        """Seconds of so many steps of all lanes: altogether, and of the policy alone."""
+        """Seconds of `steps` steps of all lanes: in total, and of the policy alone."""
         total, acting = time.perf_counter(), 0.0
         for _ in range(steps):
             begun = time.perf_counter()
@@ -100,7 +100,7 @@ class Playing:
         return time.perf_counter() - total, acting
 
     def close(self) -> None:
-        """Ends the environments."""
+        """Closes the environments."""
         self._pool.close()
 
 
@@ -127,13 +127,13 @@ def whole_window(generalist: Generalist, name: str, lanes: int):
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lanes", type=int, default=16, help="environments in a batch")
-    parser.add_argument("--steps", type=int, default=40, help="steps a turn")
-    parser.add_argument("--turns", type=int, default=7, help="how often the parts take turns; the median counts")
+    parser.add_argument("--lanes", type=int, default=16, help="environments per batch")
+    parser.add_argument("--steps", type=int, default=40, help="steps per turn")
+    parser.add_argument("--turns", type=int, default=7, help="number of turns of each part; the median is reported")
     parser.add_argument(
-        "--preset", choices=PRESETS, help="whose model, without its encoder (default: 6 layers of width 256)"
+        "--preset", choices=PRESETS, help="preset of the model, without its encoder (default: 6 layers of width 256)"
     )
     arguments = parser.parse_args()
     model = FIVE_MILLION

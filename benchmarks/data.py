@@ -1,4 +1,4 @@
-"""How fast batches are made, how full they are, and whether memory stays flat, over a run's real recordings.
+"""Speed of batches, how full they are, and whether memory stays constant, with a run's real recordings.
 
     python benchmarks/data.py --batches 2000
     python benchmarks/data.py --batches 500 --loaders 8     # batches eight times as large, from eight processes
@@ -21,14 +21,14 @@ from generalist.plan.memory import with_rows
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="pocket")
     parser.add_argument("--batches", type=int, default=1000)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the recordings")
     parser.add_argument("--cache-megabytes", type=int, default=1024, help="memory for decoded episodes")
     parser.add_argument(
-        "--loaders", type=int, default=0, help="processes, each of which makes a batch of the preset's size"
+        "--loaders", type=int, default=0, help="number of processes, each of which makes a batch of the preset's size"
     )
     arguments = parser.parse_args()
     config, shards = preset(arguments.preset), max(1, arguments.loaders)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(iterator, batches: int) -> None:
-    """Draws the batches."""
+    """Makes and measures the batches."""
     process, begun, lines = psutil.Process(), time.perf_counter(), []
     filled = positions = 0
     for number in range(1, batches + 1):
@@ -66,7 +66,7 @@ def measure(iterator, batches: int) -> None:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes that the process and its loaders hold, what they share counted in each."""
+    """Bytes held by the process and its loaders; shared memory counts in each."""
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: cuDNN's attention beside the mask's, and a preset's training step: its speed, and its memory beside
+"""Measurements on a GPU: cuDNN's attention against the mask's, and a preset's training step: its speed, and its memory against
 `generalist plan`'s arithmetic.
 
     python benchmarks/gpu.py --presets gato_79m gato_364m --rows 32
@@ -26,20 +26,22 @@ from generalist.training.flops import model_flops, peak_flops
 from train import make_batch  # benchmarks/train.py, beside this file
 
 ROWS, HEADS, KV_HEADS, SIZE = 8, 8, 4, 64
-SEGMENTS = 3  # a row
+SEGMENTS = 3  # per row
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="*", default=["gato_79m"])
-    parser.add_argument("--rows", type=int, nargs="+", default=[32], help="of a batch; several: a line each")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[256, 1024, 4096], help="of the attention's rows")
+    parser.add_argument("--rows", type=int, nargs="+", default=[32], help="rows per batch; several give one line each")
+    parser.add_argument(
+        "--lengths", type=int, nargs="*", default=[256, 1024, 4096], help="positions of the attention's rows"
+    )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a preset")
     arguments = parser.parse_args()
     device = jax.devices()[0]
     if device.platform != "gpu":
-        raise SystemExit(f"this needs a GPU, and JAX sees a {device.device_kind}")
+        raise SystemExit(f"this needs a GPU, but JAX found {device.device_kind}")
     print(f"{device.device_kind}, jax {jax.__version__}\n")
     print(
         "| length | error, forward | error, gradients | mask's time / cuDNN's, forward and backward |\n|---|---|---|---|"
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def attention(length: int) -> str:
-    """Packed causal attention in bfloat16: what a GPU runs, beside the mask in float32 and in bfloat16."""
+    """Packed causal attention in bfloat16: the GPU's kernel against the mask in float32 and in bfloat16."""
     rng = np.random.default_rng(length)
     query, key, value, toward = (
         jnp.asarray(rng.normal(size=(ROWS, length, heads, SIZE)), jnp.float32)
@@ -102,7 +104,7 @@ def error(out: Any, right: Any) -> float:
 
 
 def seconds(call: Callable[[], Any], times: int) -> float:
-    """Mean time of a call, once it is compiled."""
+    """Mean seconds of a call after compilation."""
     jax.block_until_ready(call())
     begun = time.perf_counter()
     for _ in range(times):

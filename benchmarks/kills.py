@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the weights of one that never was, bit for bit.
+"""Checks that a run that is killed again and again ends with bit-identical weights to an uninterrupted one.
 
     python benchmarks/kills.py --kills 20
 
@@ -27,7 +27,7 @@ SETTINGS = """--data.metaworld.weight 0 --data.babyai.weight 0 --data.atari.weig
 
 
 def main() -> None:
-    """Runs, kills, compares."""
+    """Runs both, kills one repeatedly, and compares their weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=600)
@@ -45,13 +45,13 @@ def main() -> None:
             saving += where == "saving"
             print(f"kill {kill + 1}: while {where}, step {step}", flush=True)
         if start(folder, "killed", arguments.steps).wait():
-            raise SystemExit("the run did not go on: " + (folder / "killed.log").read_text()[-2000:])
+            raise SystemExit("the run did not continue: " + (folder / "killed.log").read_text()[-2000:])
         compared = compare(folder, arguments.steps)
         print(f"{arguments.kills} kills, {saving} of them during a save: {compared} numbers, all the same bits")
 
 
 def start(folder: Path, name: str, steps: int) -> subprocess.Popen:
-    """The run, from where it stands."""
+    """Starts or continues the run."""
     command = (
         f"train.py debug --name {name} --runs {folder} --data.folder {folder}/data --training.steps {steps} {SETTINGS}"
     )
@@ -64,7 +64,7 @@ def start(folder: Path, name: str, steps: int) -> subprocess.Popen:
 
 
 def kill_one(folder: Path, name: str, steps: int, rng: random.Random) -> tuple[str, int]:
-    """Starts the run and kills it: one time in five before its first new step, else a moment after it."""
+    """Starts the run and kills it: once in five times before its first new step, otherwise shortly after it."""
     before, process = last_step(folder / name), start(folder, name, steps)
     if rng.random() < 0.2:
         time.sleep(rng.uniform(0, 8))
@@ -73,7 +73,7 @@ def kill_one(folder: Path, name: str, steps: int, rng: random.Random) -> tuple[s
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1))
     if process.poll() is not None:
-        raise SystemExit(f"the run ended before it was killed: give it more --steps (see {folder / name}.log)")
+        raise SystemExit(f"the run ended before it was killed: use more --steps (see {folder / name}.log)")
     process.kill()
     process.wait()
     step = last_step(folder / name)
@@ -95,7 +95,7 @@ def last_step(run: Path) -> int:
 
 
 def compare(folder: Path, steps: int) -> int:
-    """How many numbers the last checkpoints of both runs hold, all of which are the same.
+    """Compares the last checkpoints of both runs and returns the count of their numbers, all of which are equal.
 
     Raises:
         AssertionError: some are not.

@@ -23,8 +23,8 @@ import numpy as np
 from generalist.system.processes import cores
 
 PATH = Path(__file__).parent.parent / "envs" / "linear_experts.json"
-TEST_SEED, TEST_EPISODES = 7_000_000, 24  # none of those of recording, evaluation and reference scores
-ROUND = 5  # decimals that are kept
+TEST_SEED, TEST_EPISODES = 7_000_000, 24  # seeds that recording, evaluation and reference scores do not use
+ROUND = 5  # stored decimals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Search:
     """Standard deviation of the directions."""
     directions: int
     best: int
-    """Directions that are used."""
+    """Number of best directions that are used."""
     alive: float = 0.0
-    """Reward of a step for not having fallen, which is left out: a policy that stands still must not look good."""
+    """The environment's reward per step for not falling, which is subtracted: a policy that stands still must not score."""
     steps: int = 1000
-    """Length of an episode."""
+    """Maximum steps per episode."""
 
 
 SEARCHES = {
@@ -79,20 +79,20 @@ class Moments:
         self.count, self.total, self.squares = 1.0, np.zeros(size), np.ones(size)
 
     def add(self, seen: np.ndarray) -> None:
-        """Takes an episode's observations (T, n)."""
+        """Updates the statistics with an episode's observations (T, n)."""
         self.count += len(seen)
         self.total += seen.sum(0)
         self.squares += (seen**2).sum(0)
 
     def fold(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights on the standardised observation as weights and offset on the observation."""
+        """Converts weights for standardised observations to weights and an offset for raw ones."""
         mean = self.total / self.count
         deviation = np.sqrt(np.maximum(self.squares / self.count - mean**2, 1e-6))
         return weights / deviation, -(weights / deviation) @ mean
 
 
 def search(name: str, minutes: float, seed: int, pool: Any) -> dict[str, Any]:
-    """The best policy found, with its mean return over the test episodes."""
+    """The best policy of a search, with its mean return over the test episodes."""
     settings, rng = SEARCHES[name], np.random.default_rng(seed)
     env = environment(settings.id)
     weights = np.zeros((env.action_space.shape[0], env.observation_space.shape[0]))
@@ -125,12 +125,12 @@ def search(name: str, minutes: float, seed: int, pool: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Searches, and keeps what is better."""
+    """Searches, and stores policies that are better than the present ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=sorted(SEARCHES))
-    parser.add_argument("--minutes", type=float, default=3.0, help="a task")
+    parser.add_argument("--minutes", type=float, default=3.0, help="minutes per task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--workers", type=int, default=cores(), help="number of processes")
     arguments = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
         for name in arguments.tasks:

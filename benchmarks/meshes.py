@@ -1,4 +1,4 @@
-"""Every way to lay eight devices out as data × fsdp × tensor × sequence gives the losses of one device.
+"""Checks that every mesh of eight devices (data × fsdp × tensor × sequence) gives the losses of one device.
 
     python benchmarks/meshes.py --steps 20
 
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent.parent / "tests" / "training" / "test_step.py"
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Runs every mesh and prints its losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()

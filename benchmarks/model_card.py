@@ -23,7 +23,7 @@ from generalist.eval.results.scores import Estimate
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import count_parameters
 
-# What each source is, and under which licence.
+# Description and licence of each source.
 SOURCES = {
     "metaworld": ("Meta-World MT50 from state, its scripted experts", "MIT"),
     "babyai": ("BabyAI (minigrid), its bot", "Apache-2.0"),
@@ -66,7 +66,7 @@ def scores_table(control: Mapping[str, Any]) -> list[str]:
 
 
 def prompts_table(files: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A row a domain, a column a kind of prompt; of several results files, each with domains or agents of its own."""
+    """One row per domain and one column per kind of prompt, from several results files with different domains or agents."""
     agents: dict[str, dict[str, Any]] = {}
     for results in files:
         for agent, control in ({results["agent"]: results["control"]} | results["policies"]).items():
@@ -80,7 +80,7 @@ def prompts_table(files: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def tasks_table(control: Mapping[str, Any]) -> list[str]:
-    """All tasks, best first, in one paragraph a domain."""
+    """All tasks, best first, in one paragraph per domain."""
     lines = []
     for suite, one in control.items():
         ordered = sorted(one["tasks"].items(), key=lambda pair: -pair[1]["percent"]["value"])
@@ -90,7 +90,7 @@ def tasks_table(control: Mapping[str, Any]) -> list[str]:
 
 
 def words_table(found: Mapping[str, Any]) -> list[str]:
-    """A row a number of ways and shots."""
+    """One row per number of ways and shots."""
     lines = [
         f"| ways | shots a class | {' | '.join(ANSWERERS.values())} | chance |",
         f"|---|---|{'---|' * len(ANSWERERS)}---|",
@@ -102,9 +102,9 @@ def words_table(found: Mapping[str, Any]) -> list[str]:
 
 
 def command(results: Mapping[str, Any]) -> str:
-    """What gives these numbers again; with whole suites by their names, and without tasks where they are all."""
+    """The command that reproduces these numbers: whole suites by name, and no --tasks if all are meant."""
     words = list(results["command"])
-    if "--out" in words:  # of no interest
+    if "--out" in words:  # the path of the results does not matter to a reader
         del words[words.index("--out") : words.index("--out") + 2]
     if "--tasks" not in words:
         return f"`{' '.join(words)}`"
@@ -122,11 +122,17 @@ def main() -> None:
     """Writes README.md into the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("scores", type=Path, help="results of `generalist eval control`")
-    parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="the same, with several agents")
-    parser.add_argument("--words", type=Path, help="results of `generalist eval fewshot` on new words")
-    parser.add_argument("--trained", required=True, help="how they were trained")
-    parser.add_argument("--notes", type=Path, help="a text to put at the end: limits, other scores")
+    parser.add_argument("scores", type=Path, help="results file of `generalist eval control`")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="results files of `generalist eval control` with several agents",
+    )
+    parser.add_argument("--words", type=Path, help="results file of `generalist eval fewshot` on new words")
+    parser.add_argument("--trained", required=True, help="sentence that says how the weights were trained")
+    parser.add_argument("--notes", type=Path, help="text file to append: limits, other scores")
     arguments = parser.parse_args()
     generalist = Generalist.load(arguments.folder)
     scores = report.load(arguments.scores)

@@ -1,4 +1,4 @@
-"""The paths by which images enter, compared on the same drawings, games and number of steps; a table in Markdown.
+"""Compares the ways in which images enter, on the same drawings, games and number of steps, in a Markdown table.
 
     python benchmarks/paths.py --steps 400 --data data --runs runs/paths
 
@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 ENCODER = "--model.vision.encoder efficientnet_lite0 --model.vision.size 96 --model.vision.hidden-factor 1 --model.vision.every 2"
 BLIND = "--model.vision.encoder none"
-# Patches make long windows: an Atari step has 36 of them.
+# Patches need long rows: an Atari step has 36 of them.
 LONG = "--data.rows 5 --data.length 384 --data.patches 1900"
 PATHS = {
     "frame": f"--tokens.documents frame {BLIND}",
@@ -29,7 +29,7 @@ ONLY = "--data.only atari emoji --data.emoji.weight 0.5 --data.atari.weight 0.5"
 
 
 def main() -> None:
-    """Trains, evaluates and prints."""
+    """Trains and evaluates every way and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the recordings")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def figures(folder: Path) -> list[str]:
-    """A row of the table."""
+    """One row of the table."""
     results = json.loads((folder / "results.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settled = lines[len(lines) // 2 :]

@@ -1,4 +1,4 @@
-"""Measures what a random policy and the expert score in every task, and writes `envs/reference_scores.json`.
+"""Measures the scores of a random policy and of the expert in every task, and writes `envs/reference_scores.json`.
 
     python benchmarks/reference_scores.py --tasks 'atari/*' --episodes 10
     python benchmarks/reference_scores.py --table      # only writes the tables of docs/tasks.md
@@ -25,13 +25,13 @@ COLUMNS = ("random", "expert", "episodes", "max_steps")
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Runs the measurements and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="*", help="shell pattern of the tasks' names")
     parser.add_argument(
         "--episodes", type=int, help=f"episodes per task and policy (default: as in the file, else {EPISODES})"
     )
-    parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--workers", type=int, default=cores(), help="number of processes")
     parser.add_argument("--only", choices=("random", "expert"), help="measure only one of the two policies")
     parser.add_argument("--table", action="store_true", help="measure nothing: write the tables of docs/tasks.md")
     arguments = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def lines(rows: dict[str, dict[str, float]]) -> str:
-    """A row a line, sorted, so that changes of different tasks can be merged."""
+    """One row per line, sorted, so that changes to different tasks can be merged."""
     ordered = {name: {key: rows[name][key] for key in COLUMNS if key in rows[name]} for name in sorted(rows)}
     return "{\n" + ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in ordered.items()) + "\n}\n"
 

@@ -1,4 +1,4 @@
-"""Writes the percents of results files anew by today's reference scores, from the scores of the episodes, which stay as they are.
+"""Recomputes the percents of results files with today's reference scores; the episodes' scores are unchanged.
 
     python benchmarks/rescore.py generalist/shipped/scores.json
 
@@ -17,7 +17,7 @@ from generalist.eval.results.scores import Estimate
 
 
 def rescored(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite's summary by the reference scores of today."""
+    """A suite's summary with today's reference scores."""
     listed = [get(name) for name in summary["tasks"]]
     played = [
         Episode(**one, task=task.name, cut_off=one["steps"] >= task.max_steps)

@@ -1,4 +1,4 @@
-"""What a second query costs after the same shots: they are read once, and queries share their keys and values.
+"""Cost of a second query after the same shots, which are read once and share their keys and values.
 
     python benchmarks/shots.py [--shots 32] [--rounds 10]
 
@@ -23,7 +23,7 @@ from generalist.inference.generalist import Generalist
 
 
 def ask(shots: int, number: int) -> tuple[list[Any], list[Any]]:
-    """Shots and a query with other images for every `number`, so that nothing is known from before."""
+    """Shots and a query with different images for every `number`, so that nothing is cached."""
     pool, names = drawings("names"), made_up_names("heldout")
     images = [variant(pool[(number * (shots + 1) + one) % len(pool)], number) for one in range(shots + 1)]
     shown = [part for one in range(shots) for part in (images[one], names[one % 2])]
@@ -31,13 +31,13 @@ def ask(shots: int, number: int) -> tuple[list[Any], list[Any]]:
 
 
 def measure(generalist: Generalist, shots: int, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of first and second queries, by what is asked for; each round has shots and queries of its own."""
+    """Seconds of first and second queries, by kind of answer; every round has its own shots and queries."""
     ways: dict[str, dict[str, Any]] = {
         "a choice of two names": {"choices": made_up_names("heldout")[:2]},
         "a written name": {"tokens": 4},
     }
     times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in ways}
-    for number in range(rounds + 1):  # the first compiles
+    for number in range(rounds + 1):  # the first round compiles
         shown, query = ask(shots, number)
         _, other = ask(shots, number + rounds + 1)
         for way, how in ways.items():
@@ -51,20 +51,20 @@ def measure(generalist: Generalist, shots: int, rounds: int) -> dict[str, tuple[
 
 
 def timed(call: Callable[..., Any], *given: Any, **how: Any) -> tuple[Any, float]:
-    """What a call gave, and its seconds."""
+    """The result of a call, and its seconds."""
     start = time.perf_counter()
     return call(*given, **how), time.perf_counter() - start
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_weights(parser)
     parser.add_argument("--shots", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
     arguments, console = parser.parse_args(), Console()
     generalist = load_weights(arguments, console)
-    if arguments.shots * 6 >= generalist.config.data.length:  # what an image and its name take
+    if arguments.shots * 6 >= generalist.config.data.length:  # positions of an image and its name
         data = dataclasses.replace(generalist.config.data, length=8 * arguments.shots)
         generalist = generalist.with_config(dataclasses.replace(generalist.config, data=data))
         console.print(f"the context is {data.length} positions here, which these weights were not trained on")

@@ -28,10 +28,10 @@ def play(task: AtariTask, env: AtariEnv, seed: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="atari/*", help="shell pattern of the tasks' names")
-    parser.add_argument("--episodes", type=int, default=5, help="episodes a game")
+    parser.add_argument("--episodes", type=int, default=5, help="episodes per game")
     parser.add_argument("--sticky", type=float, default=0.25, help="probability that a raw frame repeats an action")
     arguments = parser.parse_args()
     print(

@@ -1,6 +1,6 @@
-"""How fast the training step is: tokens a second, the share of the machine's measured matmul peak, memory and compile time.
+"""Speed of the training step: tokens per second, fraction of the machine's measured matmul peak, memory and compile time.
 
-    python benchmarks/train.py --sizes 3x128 6x256 8x512 --lengths 128 512 2048 --plot docs/performance.svg
+    python benchmarks/train.py --sizes 3x128 6x256 8x512 --lengths 128 512 2048 --plot docs/experiments/performance.svg
     python benchmarks/train.py --sizes 6x256 --lengths 512 --torch
 
 A size is layers × width. Every case is a process of its own, run twice: with an empty compile cache, and with what the first run
@@ -36,7 +36,7 @@ from generalist.training.token_trainer import make_trainer
 
 HEAD = 32
 VOCABULARY = 8192
-WARM = 4  # steps before any is timed: their memory is fetched from the system page by page
+WARM = 4  # untimed steps: in the first ones the system provides memory page by page
 
 
 def main() -> None:
@@ -45,12 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["6x256"], metavar="LAYERSxWIDTH")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512])
-    parser.add_argument("--tokens", type=int, default=4096, help="positions a step")
+    parser.add_argument("--tokens", type=int, default=4096, help="positions per step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--torch", action="store_true", help="the same model in PyTorch float32, step by step beside ours"
+        "--torch", action="store_true", help="also run the same model in PyTorch float32, alternating with ours"
     )
-    parser.add_argument("--plot", type=Path, help="a picture of the table: .svg or .png")
+    parser.add_argument("--plot", type=Path, help="write a plot of the table: .svg or .png")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -87,7 +87,7 @@ COLUMNS = (
 
 
 def describe(row: dict[str, Any], torch: bool) -> str:
-    """A line of the table."""
+    """One line of the table."""
     model = f"{row['size']}, {row['parameters'] / 1e6:.1f} M"
     ratio = f" {row['torch_ratio']:.2f} |" if torch else ""
     return (
@@ -97,7 +97,7 @@ def describe(row: dict[str, Any], torch: bool) -> str:
 
 
 def both(size: str, length: int) -> dict[str, Any]:
-    """A case in a process of its own with a cold compile cache, and once more with a warm one, which is only compiled."""
+    """Runs a case in a separate process with a cold compile cache, and compiles it once more with a warm one."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": cache,
@@ -121,7 +121,7 @@ def both(size: str, length: int) -> dict[str, Any]:
 
 
 def chosen(settings: list[str], part: str) -> dict[str, Any]:
-    """What `--set` says of a part of the settings, model or training."""
+    """The values of `--set` for a part of the settings, model or training."""
     pairs = (pair.split("=") for pair in settings)
     return {name.removeprefix(part): json.loads(value) for name, value in pairs if name.startswith(part)}
 
@@ -155,7 +155,7 @@ def make_batch(spec: BatchSpec, vocabulary: Vocabulary) -> Batch:
 
 
 def measure(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compiles a case and, unless that is all, times its steps."""
+    """Compiles a case and times its steps, unless only compilation was requested."""
     spec = make_spec(case["size"], arguments.set)
     sizes = BatchSpec(
         rows=max(1, arguments.tokens // case["length"]),
@@ -183,9 +183,7 @@ def measure(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, An
 
         for _ in range(WARM):
             ours()
-        memory = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        )  # of the process; what torch takes comes later
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of the process, before torch is imported
         theirs = torch_step(spec.config, training, batch) if arguments.torch else None
         if theirs:
             for _ in range(WARM):
@@ -220,8 +218,8 @@ def one_round(ours: Callable[[], None], theirs: Callable[[], None] | None) -> tu
 
 
 def torch_step(config: ModelConfig, training: TrainingConfig, batch: Batch) -> Callable[[], None]:
-    """A training step of the same model in PyTorch: the same shapes, norms, rotary positions, gates, clipping and AdamW, its own
-    fused attention and optimizer; without the z-loss and without what our step counts beside the loss."""
+    """A training step of the same model in PyTorch: the same shapes, norms, rotary positions, gates, clipping and AdamW, with
+    its own fused attention and optimizer; without the z-loss and the counts that our step computes besides the loss."""
     try:
         import torch
         from torch.nn import functional
@@ -303,7 +301,7 @@ def torch_step(config: ModelConfig, training: TrainingConfig, batch: Batch) -> C
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Shares of the peak by length, a line a size."""
+    """Fractions of the peak by length, one line per size."""
     try:
         from matplotlib import pyplot
     except ImportError as error:

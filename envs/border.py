@@ -1,5 +1,5 @@
-"""Where an environment meets the rest: what crosses is checked and copied, so that an environment or a policy that goes on using
-its own array changes nothing that was handed over."""
+"""The border between an environment and the rest: whatever crosses it is checked and copied, so that an environment or a policy
+that goes on writing into its own array changes nothing that it handed over."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from generalist.tokenizers.space_values import checked, checked_flag, checked_re
 
 
 class Border(gym.Wrapper):
-    """Checks every observation, reward and end against the environment's spaces, and copies in both directions.
+    """Checks every observation, reward and termination flag against the environment's spaces, and copies in both directions.
 
     Args:
         env: the environment.
-        name: of the task, for messages.
+        name: the task's name, for messages.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
@@ -22,34 +22,38 @@ class Border(gym.Wrapper):
         self._name = name
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets.
+        """Resets the environment; observation and info are checked.
 
         Raises:
-            ValueError: the observation is not of its space; the message names the part.
+            ValueError: the observation does not belong to its space; the message names the part.
         """
         try:
             result = self.env.reset(seed=seed, options=options)
         except TypeError as error:
             if "argument" not in str(error):
                 raise
-            raise ValueError(f"{self._name}: reset must take seed and options, as Gymnasium asks ({error})") from error
+            raise ValueError(
+                f"{self._name}: reset must take seed and options, as in Gymnasium's interface ({error})"
+            ) from error
+        # A custom environment in the interface of old gym returns the observation alone.
         observation, info = self._pair(result)
         told = info.get("instruction", "")
         if not isinstance(told, str):
-            raise ValueError(f'{self._name}: info["instruction"] of reset is {told!r:.80}: it must be a text')
+            raise ValueError(f'{self._name}: info["instruction"] of reset is {told!r:.80}: it must be a string')
         return self._observed(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Takes an action.
+        """Takes an action; everything that it returns is checked.
 
         Raises:
-            ValueError: the observation is not of its space, the reward is no finite number, or an end is no flag.
+            ValueError: the observation does not belong to its space, the reward is not a finite number, or a flag is not one.
         """
+        # A copy of the action too: an environment may clip it in place, and the recording keeps what was chosen.
         result = self.env.step(copied(action))
         if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], Mapping):
             raise ValueError(
                 f"{self._name}: step() must return observation, reward, terminated, truncated and a dictionary of information, "
-                "as Gymnasium asks"
+                "as in Gymnasium's interface"
             )
         observation, reward, terminated, truncated, info = result
         return (
@@ -61,11 +65,12 @@ class Border(gym.Wrapper):
         )
 
     def _observed(self, observation: Any) -> Any:
+        # `self.env.observation_space`, not `self.observation_space`: the space of the wrapped environment is what it promises.
         return checked(self.env.observation_space, observation, f"{self._name}: the observation")
 
     def _pair(self, result: Any) -> tuple[Any, dict[str, Any]]:
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
             raise ValueError(
-                f"{self._name}: reset() must return an observation and a dictionary of information, as Gymnasium asks"
+                f"{self._name}: reset() must return an observation and a dictionary of information, as in Gymnasium's interface"
             )
         return result[0], dict(result[1])

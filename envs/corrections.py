@@ -1,7 +1,7 @@
-"""The experts correct other players, for DAgger (Ross, Gordon & Bagnell 2011): somebody else decides what is executed, and at
-every step the expert says what it would have done there. Imitating those answers teaches the way back from one's own mistakes.
+"""Experts correct other players, for DAgger (Ross, Gordon & Bagnell 2011): another policy decides what is executed, and at every
+step the expert says what it would have done. Imitating those answers teaches how to recover from mistakes.
 
-    <folder>/<suite>/<task>/1.0.0/      RLDS, as recordings of the experts are (rlds.py): the actions are the expert's answers
+    <folder>/<suite>/<task>/1.0.0/      RLDS, like recordings of the experts (rlds.py); the actions are the expert's answers
 
 An episode is written by the worker that plays it, into a hidden folder that becomes the data set once all episodes are in it.
 """
@@ -28,15 +28,15 @@ FIRST_SEED = 500_000  # between the seeds of recordings and those of evaluation
 
 
 class Corrected(gym.Wrapper):
-    """Writes every episode that is played in it, with the expert's answers as its actions, as `<seed>.array_record`.
+    """Writes every episode that is played in it as `<seed>.array_record`, with the expert's answers as its actions.
 
-    An episode ends early where the expert has no answer; one in which it has none to begin with leaves no file.
+    An episode ends early when the expert has no answer; without a first answer no file is written.
 
     Args:
-        env: what the task's `make` gave.
-        task: whose expert answers.
-        share: the chance that the expert's own answer is executed instead of the action given.
-        folder: where files go.
+        env: the result of the task's `make`.
+        task: the task whose expert answers.
+        share: probability that the expert's answer is executed instead of the given action.
+        folder: folder of the files.
     """
 
     def __init__(self, env: gym.Env, task: Task, share: float, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Corrected(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets, and asks the expert for its first answer."""
-        assert seed is not None, "an episode is known by its seed"
+        assert seed is not None, "an episode is identified by its seed: pass one"
         observation, info = self.env.reset(seed=seed, options=options)
         self._seed, self._instruction, self._steps = seed, info["instruction"], []
         self._rng = stream(seed, "corrections")
@@ -61,9 +61,11 @@ class Corrected(gym.Wrapper):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Executes the action, or now and then the expert's answer; asks for the next one."""
+        """Executes the action or, with probability `share`, the expert's answer; then asks for the next answer."""
+        # The expert had no first answer: the episode ends at once, without a file.
         if self._answer is None:
             return self._observation, 0.0, False, True, {}
+        # The draw must not depend on the player, or the same seed would give different episodes.
         executed = self._answer if self._rng.random() < self._share else copied(action)
         observation, reward, terminated, truncated, info = self.env.step(executed)
         self._steps.append((self._observation, self._answer, executed, float(reward), info))
@@ -76,13 +78,14 @@ class Corrected(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def _see(self, observation: Any) -> None:
-        """Keeps copies of what is seen and of the expert's answer: both sides may write into the arrays they are given."""
+        """Stores copies of the observation and of the expert's answer: both sides may write into arrays that they are given."""
         self._observation = copied(observation)
         self._answer = copied(self._asked(copied(observation)))
 
     def _asked(self, observation: Any) -> Any:
         """The expert's answer; None if it has none."""
         assert self._expert is not None
+        # Time is limited per answer: BabyAI's bot replans for ever on some grids.
         try:
             with time_limit(self._task.time_limit):
                 return self._expert(observation)
@@ -112,9 +115,9 @@ class CorrectedTask(Task):
 
     task: Task
     share: float
-    """The chance that a step is the expert's own (see `Corrected`)."""
+    """Probability that a step executes the expert's answer (see `Corrected`)."""
     folder: Path
-    """Gets the data sets."""
+    """Folder of the data sets."""
 
     @classmethod
     def of(cls, task: Task, share: float, folder: Path) -> "CorrectedTask":
@@ -125,6 +128,7 @@ class CorrectedTask(Task):
         """
         if isinstance(task, OwnTask):
             raise ValueError(f"{task.name} has no expert that could answer: leave it out of --tasks")
+        # Episodes are as long as recorded ones: longer ones teach nothing new.
         common = {field.name: getattr(task, field.name) for field in dataclasses.fields(Task)}
         return cls(**common | {"max_steps": task.record_steps}, task=task, share=share, folder=folder)
 
@@ -137,16 +141,16 @@ class CorrectedTask(Task):
         return self.task.expert(env, rng)
 
     def make(self) -> gym.Env:
-        """The environment of the task in its wrapper."""
+        """The task's environment, wrapped in `Corrected`."""
         return Corrected(self.task.make(), self.task, self.share, working_folder(self.place))
 
     @property
     def place(self) -> Path:
-        """Where the whole data set will stand."""
+        """Folder of the finished data set."""
         return rlds.dataset_folder(self.folder, self.task)
 
     def begin(self) -> None:
-        """Makes an empty working folder; what a killed run left there goes."""
+        """Makes an empty working folder and removes what an interrupted run left there."""
         self.discard()
         working_folder(self.place).mkdir(parents=True)
 
@@ -155,20 +159,21 @@ class CorrectedTask(Task):
         shutil.rmtree(working_folder(self.place), ignore_errors=True)
 
     def finish(self, played: Sequence[tuple[int, float, int]], settings: Mapping[str, Any]) -> int:
-        """Makes a data set of the episodes that left a file, and moves it to its place; the number of their steps.
+        """Makes a data set of the episodes that left a file and moves it to its place. Returns the number of its steps.
 
         Args:
             played: seed, score and steps of every episode.
-            settings: what they were played with, kept as metadata.
+            settings: settings of the episodes, stored as metadata.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no episode left a file.
         """
         work = working_folder(self.place)
         files = {seed: work / f"{seed}.array_record" for seed, _, _ in played}
         kept = [one for one in played if files[one[0]].exists()]
         if not kept:
             raise ValueError(f"the expert of {self.name} had no answer in any of {len(played)} episodes: leave it out")
+        # One shard per episode: each was written by the worker that played it.
         shards = [(1, files[seed].stat().st_size) for seed, _, _ in kept]
         for index, (seed, _, _) in enumerate(kept):
             files[seed].rename(work / rlds.shard_name(self.task, index, len(kept)))
@@ -179,9 +184,11 @@ class CorrectedTask(Task):
             "versions": versions(self.task),
             **settings,
         }
+        # Only for its spaces, which some suites know once the environment is built.
         env = self.task.make()
         rlds.write_dataset_files(work, self.task, (env.observation_space, env.action_space), shards, metadata)
         env.close()
         self.place.parent.mkdir(parents=True, exist_ok=True)
+        # One rename: a data set is complete or absent.
         os.replace(work, self.place)
         return sum(metadata["lengths"])

@@ -147,7 +147,7 @@ def described_task(folder: Path, id: str | None = None) -> OwnTask:
     """
     if not (folder / "dataset_info.json").exists():
         raise FileNotFoundError(
-            f"{folder} holds no data set: record one with generalist.envs.own.record_demonstrations, or give the folder with "
+            f"{folder} holds no data set: record one with generalist.envs.custom.record_demonstrations, or give the folder with "
             "dataset_info.json in it"
         )
     path = folder / DESCRIPTION

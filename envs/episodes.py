@@ -1,4 +1,4 @@
-"""Playing an expert's episode: what recording and the reference scores have in common."""
+"""Playing episodes of experts, for recordings and reference scores."""
 
 import dataclasses
 import functools
@@ -15,17 +15,17 @@ from generalist.tokenizers.space_values import copied
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-    """T decisions. The observation after the last one is not kept: nothing is decided on it."""
+    """T decisions. The observation after the last one is not stored: no decision is based on it."""
 
     seed: int
     noisy: bool
     instruction: str
     score: float
     observations: list[Any]  # T values of the observation space
-    actions: list[Any]  # T values of the action space: what the expert chose
-    executed: list[Any]  # T values of the action space: what was done
+    actions: list[Any]  # T values of the action space: the expert's choices
+    executed: list[Any]  # T values of the action space: the executed ones
     rewards: np.ndarray  # (T,) float32
-    terminated: bool  # ended by itself, not by a limit
+    terminated: bool  # ended by the environment, not by a limit
 
 
 @functools.lru_cache(maxsize=1)  # an environment costs up to a second to make; jobs come sorted by task
@@ -35,13 +35,13 @@ def environment(name: str) -> gym.Env:
 
 
 def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episode | None:
-    """Plays an episode; None if the expert failed to answer.
+    """Plays an episode; None if the expert gave up.
 
     Args:
-        task: what to play.
-        seed: of the episode, and of the action noise.
-        noisy: whether to disturb what the expert chooses.
-        max_steps: decisions at most.
+        task: the task.
+        seed: seed of the episode and of the action noise.
+        noisy: whether to disturb the expert's actions.
+        max_steps: maximum number of decisions.
     """
     env = environment(task.name)
     observation, info = env.reset(seed=seed)
@@ -55,14 +55,16 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
 
 def play_policy(task: Task, env: gym.Env, policy: Policy, observation: Any, instruction: str, seed: int, noisy: bool,
                 max_steps: int) -> Episode:  # fmt: skip
-    """An episode of any policy, from what `env.reset(seed=seed)` returned. What the environment and the policy hand over is kept
-    in copies: both may go on using their arrays."""
+    """Plays an episode of any policy, after `env.reset(seed=seed)` returned `observation` and `instruction`. Stores copies, since
+    environment and policy may go on writing into their arrays."""
     observations, actions, executed, rewards, infos = [], [], [], [], []
     terminated = truncated = False
+    # Its own stream: with and without noise the expert sees the same random numbers.
     disturb = task.disturbance(env.action_space, stream(seed, "noise"))
     while not (terminated or truncated or len(rewards) == max_steps):
         observations.append(observation)
         action = copied(policy(copied(observation)))
+        # The expert's choice is what is learned; the noisy one is what is executed.
         done = disturb(copied(action)) if noisy else action
         actions.append(action)
         executed.append(done)

@@ -13,7 +13,7 @@ from generalist.system.processes import WorkerError, start
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Begin an episode, in whatever environment it takes."""
+    """Command: begin an episode of a task."""
 
     task: Task
     seed: int
@@ -21,7 +21,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """An episode has begun."""
+    """Reply: an episode has begun."""
 
     observation: Any
     instruction: str
@@ -29,41 +29,42 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """Take an action."""
+    """Command: take an action."""
 
     action: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Acted:
-    """What an action brought."""
+    """Reply: the result of an action."""
 
     observation: Any
     reward: float
     done: bool
-    """The episode is over, by itself or by a limit."""
+    """The episode has ended, by itself or by a limit."""
     info: dict[str, Any]
-    """Plain values only."""
+    """Numbers, flags and strings only: other values may be large or not picklable."""
 
 
 class EnvPool:
-    """`lanes` environments at most, each playing one episode after the other; a worker owns every n-th lane and steps them in
-    turn.
+    """Up to `lanes` environments, each playing one episode after the other. Each of n workers owns every n-th lane and steps
+    its lanes in turn.
 
     Args:
-        lanes: how many.
-        workers: processes at most.
+        lanes: number of lanes.
+        workers: maximum number of processes.
     """
 
     def __init__(self, lanes: int, workers: int):
         if lanes < 1:
-            raise ValueError("an EnvPool needs at least one lane")
+            raise ValueError(f"an EnvPool needs at least one lane, got {lanes}")
+        # More workers than lanes would idle.
         self._count = max(1, min(workers, lanes))
         self._workers = [start(_serve) for _ in range(self._count)]
         self._playing = [""] * lanes
 
     def run(self, commands: Mapping[int, Start | Act]) -> dict[int, Started | Acted]:
-        """Carries out at most one command a lane, all workers at once; what came of each.
+        """Carries out at most one command per lane, with all workers in parallel. Returns the reply of each lane.
 
         Raises:
             WorkerError: a worker died or an environment failed; the message names the task.
@@ -80,6 +81,7 @@ class EnvPool:
                 self._workers[index][1].send(shares[index])
             except (BrokenPipeError, OSError) as error:
                 raise self._died(index) from error
+        # All commands are sent before the first reply is awaited, so that the workers run at once.
         results: dict[int, Started | Acted] = {}
         for index in busy:
             try:
@@ -92,8 +94,9 @@ class EnvPool:
         return results
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers and their environments."""
         for process, connection in self._workers:
+            # Terminated, not awaited: an environment may hang in its own code.
             connection.close()
             process.terminate()
             process.join()
@@ -102,6 +105,7 @@ class EnvPool:
     def _died(self, index: int) -> WorkerError:
         process, _ = self._workers[index]
         process.join(timeout=5)
+        # A worker dies with all its lanes; any of their tasks may be the cause.
         names = sorted({name for name in self._playing[index :: self._count] if name})
         return WorkerError(
             f"the process that played {', '.join(names)} died (exit code {process.exitcode}); run the same command again"
@@ -110,6 +114,7 @@ class EnvPool:
 
 def _serve(connection: Connection) -> None:
     """A worker's loop: commands of its lanes in, (failed, results or exception) out."""
+    # An environment is kept while its lane plays the same task: making one costs up to a second.
     playing: dict[int, tuple[Task, Any]] = {}
     while True:
         commands: dict[int, Start | Act] = connection.recv()
@@ -120,6 +125,7 @@ def _serve(connection: Connection) -> None:
                 name = command.task.name if isinstance(command, Start) else playing[lane][0].name
                 results[lane] = _carry_out(playing, lane, command)
             connection.send((False, results))
+        # As text: an environment's exception may not be picklable, or need its package to be imported.
         except Exception as error:
             connection.send((True, WorkerError(f"{name} failed ({type(error).__name__}: {error})")))
 
@@ -129,6 +135,7 @@ def _carry_out(playing: dict[int, tuple[Task, Any]], lane: int, command: Start |
         observation, reward, terminated, truncated, info = playing[lane][1].step(command.action)
         plain = {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
         return Acted(observation, float(reward), bool(terminated or truncated), plain)
+    # By value: the task is unpickled anew with every command.
     if lane not in playing or playing[lane][0] != command.task:
         if lane in playing:
             playing.pop(lane)[1].close()

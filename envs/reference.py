@@ -1,6 +1,6 @@
-"""What a random policy and the expert score: the two ends of every percentage.
+"""Scores of a random policy and of the expert: the two ends of every percentage.
 
-The measure is evaluation's: the same cut-off after `max_steps`, the same score of an episode; no action noise.
+Measured as in evaluation: the same cut-off after `max_steps`, the same score of an episode, no action noise.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from generalist.envs.episodes import environment, play_expert
 from generalist.envs.registry import get, suites, tasks
 from generalist.envs.task import Task, random_actions
 
-FIRST_SEED = 5_000_000  # neither recording nor evaluation comes here
+FIRST_SEED = 5_000_000  # neither recording nor evaluation uses these seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,12 @@ class Job:
 
 
 def play(job: Job) -> list[float]:
-    """The score of each episode; an expert that does not answer scores 0."""
+    """The score of each episode; an expert that gives up scores 0."""
     task = get(job.task)
     seeds = range(FIRST_SEED, FIRST_SEED + job.episodes)
     if not job.expert:
         return [play_random(task, environment(job.task), seed) for seed in seeds]
+    # Giving up counts as a failure here, while recording just tries another seed.
     played = [play_expert(task, seed, noisy=False, max_steps=task.max_steps) for seed in seeds]
     return [0.0 if episode is None else episode.score for episode in played]
 
@@ -51,7 +52,7 @@ def play_random(task: Task, env: gym.Env, seed: int) -> float:
 
 
 def table(suite: str) -> str:
-    """A suite's tasks with their scores, in Markdown."""
+    """A Markdown table of a suite's tasks and their scores."""
     listed = tasks(f"{suite}/*")
     human = any(task.human_score is not None for task in listed)
     head = ["task", "instruction", "random", "expert", *(["human"] if human else []), "episodes", "steps at most"]
@@ -65,7 +66,7 @@ def table(suite: str) -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page with every suite's table between its marks, `<!-- table of SUITE -->` and `<!-- end -->`.
+    """The page with every suite's table placed between its marks, `<!-- table of SUITE -->` and `<!-- end -->`.
 
     Raises:
         ValueError: a suite has no marks.

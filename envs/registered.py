@@ -1,4 +1,4 @@
-"""Which module registers an environment's id, so that another process can make the environment too."""
+"""Finds the module that registers an environment's id, so that another process can make the environment too."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import gymnasium as gym
 
 from generalist.system.console import note
 
-# Tries the modules in turn, in a process that has imported Gymnasium alone: prints the first after which the id is known.
+# Runs in a process that has imported only Gymnasium: imports the modules in turn and prints the first that registers the id.
 _TRY = """
 import importlib, sys
 import gymnasium
@@ -26,24 +26,25 @@ _SECONDS = 120
 
 
 def importable_id(id: str) -> str:
-    """The id by which any process can make the environment: `module:Id-v0` where a module of its own registers it.
+    """The id by which any process can make the environment: `module:Id-v0` if another module than Gymnasium registers it.
 
-    Without a module that does so, which is said on standard error, the id stays as it is and is known to this process alone.
+    If no module does, the id is returned unchanged, is known to this process alone, and a note goes to standard error.
     """
     module = None if ":" in id else _module_of(id)
     if module is None or module.partition(".")[0] == "gymnasium":
         return id
+    # The package first: importing its top level is what users of the id do themselves.
     found = None if module == "__main__" else _registering(id, [module.partition(".")[0], module])
     if found is None:
         note(
-            f"no module that can be imported registers {id}, so other processes can't make it, those of training and evaluation "
-            f"among them: put its class and gymnasium.register into a module, and name the folder module:{id}=FOLDER"
+            f"no module that can be imported registers {id}, so other processes cannot make it, including those of training and "
+            f"evaluation: put its class and gymnasium.register into a module, and name the folder module:{id}=FOLDER"
         )
     return f"{found}:{id}" if found else id
 
 
 def _module_of(id: str) -> str | None:
-    """The module of an environment's class; None where the id is not registered here."""
+    """The module of an environment's class; None if the id is not registered in this process."""
     try:
         entry: Any = gym.spec(id).entry_point
     except gym.error.Error:
@@ -52,7 +53,8 @@ def _module_of(id: str) -> str | None:
 
 
 def _registering(id: str, modules: list[str]) -> str | None:
-    """The first of the modules whose import registers the id, "" if none is needed, None if none does."""
+    """The first of the modules whose import registers the id, "" if Gymnasium itself knows it, None if no import helps."""
+    # A fresh process, since this one may have registered the id by hand.
     path = os.pathsep.join(path for path in sys.path if path)
     tried = subprocess.run(
         [sys.executable, "-c", _TRY, id, *dict.fromkeys(modules)],

@@ -55,7 +55,7 @@ def _unknown(name: str) -> str:
     """The message for a name or pattern that no task has."""
     near = difflib.get_close_matches(name, _all(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"the suites are {', '.join(suites())}"
-    return f"no task matches {name!r}: {hint}"
+    return f"no task matches {name!r}: {hint} (`generalist tasks` lists them)"
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""A picture of any environment as it is now, for people to look at; no policy sees it.
+"""An image of any environment's current state, for people; policies never see it.
 
-Gymnasium's own environments and those built on MuJoCo draw what they are asked to; ours have a `render` of their own. MuJoCo
-draws with OpenGL: on Linux through EGL, which needs no display, unless the variable MUJOCO_GL says otherwise.
+Gymnasium's and MuJoCo's environments render themselves; the other suites here implement `render`. MuJoCo draws with OpenGL: on
+Linux through EGL, which needs no display, unless the environment variable MUJOCO_GL names another library.
 """
 
 import os
@@ -13,34 +13,37 @@ import numpy as np
 
 from generalist.envs.task import Task
 
-MUJOCO_SIDE = 240  # pixels; a software renderer draws about 50 of these a second
-DRAW = "write one that gives (H, W, 3) bytes where render_mode is rgb_array"  # for environments of one's own
-FRAMES_A_SECOND = 15.0  # where an environment does not say
+MUJOCO_SIDE = 240  # pixels; a software renderer draws about 50 such frames per second
+DRAW = "write one that gives (H, W, 3) bytes where render_mode is rgb_array"  # the remedy in messages about custom environments
+FRAMES_A_SECOND = 15.0  # for environments that do not define it
 
 
 class NoGraphics(ImportError):
-    """There is no OpenGL library to draw with."""
+    """No OpenGL library is available."""
 
     def __init__(self, reason: BaseException) -> None:
         super().__init__(
             f"MuJoCo cannot draw without OpenGL ({type(reason).__name__}: {reason}): install Mesa's EGL (libegl1 and "
-            "libgl1-mesa-dri, where packages are called so), or set MUJOCO_GL=osmesa and install libosmesa6, or MUJOCO_GL=glfw "
-            "where there is a display"
+            "libgl1-mesa-dri on Debian), or set MUJOCO_GL=osmesa and install libosmesa6, or MUJOCO_GL=glfw "
+            "if there is a display"
         )
 
 
 def frame(env: gym.Env) -> np.ndarray:
-    """What the environment looks like now: (H, W, 3) uint8, of equal size throughout an episode.
+    """The environment's current state as an image, uint8 (H, W, 3), of equal size throughout an episode.
 
     Raises:
-        NoGraphics: it is drawn with OpenGL, which is not there.
-        ValueError: it draws nothing, or fails to.
+        NoGraphics: it is drawn with OpenGL, which is not available.
+        ValueError: it has no `render`, or `render` fails.
     """
     world: Any = env.unwrapped
     if not has_display():
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would complain, though it draws into memory
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # pygame needs no display to draw into memory, but insists on one
     if world.render_mode is None:
-        world.render_mode = "rgb_array"  # Gymnasium's environments look at it whenever they draw
+        world.render_mode = "rgb_array"  # Gymnasium's environments read it at every call
+    # Meta-World keeps its simulator in an attribute; the others are simulators themselves.
     renderer = getattr(getattr(world, "simulator", world), "mujoco_renderer", None)
     if renderer is not None and renderer.viewer is None:
         _open(world, renderer)
@@ -48,27 +51,25 @@ def frame(env: gym.Env) -> np.ndarray:
     try:
         shown = world.render()
     except NotImplementedError as error:
+        raise ValueError(f"{name} has no render(), so it can be played and scored but not shown: {DRAW}") from error
+    except Exception as error:  # a custom environment may raise anything
         raise ValueError(
-            f"{name} has no render(), so that it can be played and scored, but not shown: {DRAW}"
-        ) from error
-    except Exception as error:  # whatever an environment raises, from outside
-        raise ValueError(
-            f"{name} can't be shown, its render() fails ({type(error).__name__}: {error}): {DRAW}"
+            f"{name} cannot be shown: its render() fails ({type(error).__name__}: {error}): {DRAW}"
         ) from error
     if not isinstance(shown, np.ndarray) or shown.dtype != np.uint8 or shown.ndim != 3 or shown.shape[-1] != 3:
         given = (
             f"an array of {shown.dtype} {shown.shape}" if isinstance(shown, np.ndarray) else f"{type(shown).__name__}"
         )
-        raise ValueError(f"{name} can't be shown, its render() gives {given}: {DRAW}")
+        raise ValueError(f"{name} cannot be shown: its render() returns {given}: {DRAW}")
     return shown
 
 
 def make(task: Task) -> gym.Env:
-    """The task's environment, to be drawn.
+    """The task's environment, to be rendered.
 
     Raises:
         MissingExtra: the suite's package is not installed.
-        NoGraphics: MUJOCO_GL asks for a library that is not there, which MuJoCo already looks for when it is imported.
+        NoGraphics: MUJOCO_GL names a missing library, which MuJoCo loads when it is imported.
     """
     try:
         return task.make()
@@ -84,12 +85,12 @@ def has_display() -> bool:
 
 
 def frames_a_second(env: gym.Env) -> float:
-    """Decisions a second at the environment's own pace."""
+    """Decisions per second at the environment's real speed."""
     return float(env.unwrapped.metadata.get("render_fps") or FRAMES_A_SECOND)
 
 
 def _open(world: Any, renderer: Any) -> None:
-    """Makes MuJoCo's drawing context: small and without shadows and mirrors, which take most of a software renderer's time."""
+    """Creates MuJoCo's drawing context: small, without shadows and reflections, which take most of a software renderer's time."""
     import mujoco
 
     if sys.platform == "linux":
@@ -97,7 +98,7 @@ def _open(world: Any, renderer: Any) -> None:
     renderer.width = renderer.height = MUJOCO_SIDE
     try:
         world.render()
-    except Exception as error:  # of many kinds: each way to OpenGL has its own
+    except Exception as error:  # each OpenGL library raises its own type of error
         raise NoGraphics(error) from error
     for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.viewer.scn.flags[effect] = 0

@@ -1,12 +1,12 @@
-"""Episodes on disk: RLDS as TFDS lays it out (Ramos et al. 2021), in ArrayRecord files, without TensorFlow.
+"""Episodes on disk: RLDS in the layout of TFDS (Ramos et al. 2021), in ArrayRecord files, without TensorFlow.
 
     <folder>/<suite>/<task>/1.0.0/
         dataset_info.json  features.json                 TFDS: names, shards, types
         metadata.json                                    ours: lengths of the episodes in stored order, seeds, settings, ...
-        <name>-train.array_record-00000-of-00003         one record an episode
+        <name>-train.array_record-00000-of-00003         one record per episode
 
-A record holds episode_id, task, instruction, success, return, and `steps`: observation (images as PNG), action (what the
-expert chose), executed_action (what was done), reward, discount, is_first, is_last, is_terminal.
+A record holds episode_id, task, instruction, success, return, and `steps`: observation (images as PNG), action (the expert's
+choice), executed_action (what was done), reward, discount, is_first, is_last, is_terminal.
 """
 
 import errno
@@ -25,27 +25,28 @@ from PIL import Image
 from generalist.envs.episodes import Episode
 from generalist.envs.task import Task
 from generalist.system.versions import stored_format
+from generalist.tokenizers.part_rules import is_image
 
 VERSION = "1.0.0"
 FORMAT = 2
 """Of recordings. Raise it when files are laid out otherwise, or when the same settings give other data."""
 Spaces = tuple[gym.Space, gym.Space]
-"""What is observed and what is done."""
-PNG_LEVEL = 1  # a third of the time of the usual level, for files a few percent larger
+"""Observation space and action space."""
+PNG_LEVEL = 1  # a third of the default level's time, for files a few percent larger
 
 
 def dataset_folder(folder: Path, task: Task) -> Path:
-    """Where a task's data set stands."""
+    """The folder of a task's data set."""
     return folder / task.suite / task.name.partition("/")[2] / VERSION
 
 
 def dataset_name(task: Task) -> str:
-    """The data set's name: TFDS takes letters, digits and underscores."""
+    """The data set's name: TFDS allows letters, digits and underscores."""
     return re.sub(r"\W", "_", task.name).lower()
 
 
 def shard_name(task: Task, index: int, count: int) -> str:
-    """The name of one of the data set's files."""
+    """The name of file `index` of `count` of a data set."""
     return f"{dataset_name(task)}-train.array_record-{index:05d}-of-{count:05d}"
 
 
@@ -78,10 +79,10 @@ def features(spaces: Spaces) -> Any:
 
 
 def feature(space: gym.Space) -> Any:
-    """The TFDS feature of a space's values; a Tuple's parts are named by their places."""
+    """The TFDS feature of a space's values; a Tuple's parts are named by their indices."""
     import tensorflow_datasets as tfds
 
-    if _is_image(space):
+    if is_image(space):
         return tfds.features.Image(shape=space.shape, encoding_format="png")
     if isinstance(space, gym.spaces.Dict):
         return tfds.features.FeaturesDict({key: feature(part) for key, part in space.items()})
@@ -96,12 +97,12 @@ def feature(space: gym.Space) -> Any:
 
 
 def _is_wide(space: gym.Space) -> bool:
-    """Whether a space's numbers are stored as bytes: a tf.train.Example holds float32 and int64, which round them off."""
+    """Whether a space's numbers are stored as bytes: tf.train.Example holds only float32 and int64, which would round them."""
     return space.dtype in (np.float64, np.uint64)
 
 
 def value(space: gym.Space, stored: Any) -> Any:
-    """A value of the space from its TFDS form, in which a Tuple's parts are named by their places and texts are bytes."""
+    """A value of the space from its TFDS form, in which a Tuple's parts are named by their indices and texts are bytes."""
     if isinstance(space, gym.spaces.Dict):
         return {key: value(part, stored[key]) for key, part in space.items()}
     if isinstance(space, gym.spaces.Tuple):
@@ -109,17 +110,11 @@ def value(space: gym.Space, stored: Any) -> Any:
     return stored.decode() if isinstance(stored, bytes) else stored
 
 
-def _is_image(space: gym.Space) -> bool:
-    """Whether a space's values are stored as PNG, which has 1, 3 or 4 channels."""
-    box = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
-    return box and len(space.shape) == 3 and space.shape[-1] in (1, 3, 4)
-
-
 def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
     """T values of a space as TFDS serializes them: one array (T, ...), or T byte strings for images, texts and wide numbers.
 
     Raises:
-        ValueError: a value has another shape than the space.
+        ValueError: a value's shape differs from the space's.
     """
     if isinstance(space, gym.spaces.Dict):
         return {key: _stack(part, [value[key] for value in values]) for key, part in space.items()}
@@ -127,10 +122,11 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
         return {str(place): _stack(part, [value[place] for value in values]) for place, part in enumerate(space)}
     if isinstance(space, gym.spaces.Text):
         return [str(value).encode() for value in values]
+    # np.asarray would broadcast or nest silently and TFDS would store garbage.
     if any(np.shape(value) != space.shape for value in values):
         wrong = next(np.shape(value) for value in values if np.shape(value) != space.shape)
         raise ValueError(f"a value of {space} must have shape {space.shape}, got {wrong}")
-    if _is_image(space):
+    if is_image(space):
         return [_png(value) for value in values]
     if _is_wide(space):
         return [np.asarray(value, space.dtype).tobytes() for value in values]
@@ -138,7 +134,7 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """An image (H, W, 1 or 3 or 4) uint8 as PNG."""
+    """An image, uint8 (H, W, C) with C = 1, 3 or 4, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
@@ -147,7 +143,7 @@ def _png(image: np.ndarray) -> bytes:
 class Serializer:
     """Turns a task's episodes into records.
 
-    TFDS's serializer takes the stacked arrays as they are; `features.encode_example` would take the steps one by one, at a
+    TFDS's serializer takes the stacked arrays directly; `features.encode_example` would take the steps one by one, at a
     hundred times the cost.
     """
 
@@ -158,9 +154,10 @@ class Serializer:
         self._serializer = ExampleSerializer(features(spaces).get_serialized_info())
 
     def __call__(self, episode: Episode) -> bytes:
-        """An episode as a record."""
+        """An episode as a serialised record."""
         length, (observation, action) = len(episode.rewards), self._spaces
         index = np.arange(length)
+        # A cut-off episode is not terminal: its future would have had rewards.
         terminal = (index == length - 1) & episode.terminated
         record = {
             "episode_id": episode.seed,
@@ -183,7 +180,7 @@ class Serializer:
 
 
 def write_shard(path: Path, records: Sequence[bytes]) -> None:
-    """Writes a file of records and reads its index back.
+    """Writes a file of records and reads its index back to check it.
 
     Raises:
         OSError: the disk is full, or cannot be written for another reason.
@@ -192,6 +189,7 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
 
     _check_room(path, sum(map(len, records)))
     try:
+        # ArrayRecord's writer reports a full disk only by an incomplete file, so the index is read back.
         writer = array_record_module.ArrayRecordWriter(
             str(path), "group_size:1"
         )  # as TFDS does: random access by record
@@ -201,14 +199,14 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
         reader = array_record_module.ArrayRecordReader(str(path))
         whole = reader.num_records() == len(records)
         reader.close()
-    except (ValueError, RuntimeError, IndexError) as error:  # the C++ side does not tell what went wrong
+    except (ValueError, RuntimeError, IndexError) as error:  # the C++ library does not report the cause
         raise OSError(errno.EIO, f"cannot write ({error})", str(path)) from error
     if not whole:
-        raise OSError(errno.EIO, "the file did not arrive whole on the disk", str(path))
+        raise OSError(errno.EIO, "the file is incomplete on the disk: check the disk and record again", str(path))
 
 
 def _check_room(path: Path, needed: int) -> None:
-    """Tries to reserve the room, since a full disk gives no clear error later."""
+    """Tries to reserve the space, since a full disk gives no clear error later."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, needed + 2**16)
@@ -218,12 +216,12 @@ def _check_room(path: Path, needed: int) -> None:
 def write_dataset_files(
     folder: Path, task: Task, spaces: Spaces, shards: Sequence[tuple[int, int]], metadata: Mapping[str, Any]
 ) -> None:
-    """Writes what makes a folder of shards a TFDS data set.
+    """Writes the files that make a folder of shards a TFDS data set.
 
     Args:
-        folder: holds the shards already.
-        task: what was recorded.
-        spaces: what it observes and does.
+        folder: folder that already holds the shards.
+        task: the recorded task.
+        spaces: its observation and action space.
         shards: (episodes, bytes) of each file.
         metadata: kept as metadata.json, with the format's number.
     """
@@ -261,6 +259,7 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "metadata.json"
     try:
+        # Without dataset_info.json TFDS cannot read the folder.
         (folder / "dataset_info.json").stat()
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

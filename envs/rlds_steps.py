@@ -1,4 +1,4 @@
-"""What an RLDS data set of any tool means (Ramos et al. 2021): which split is learnt from, and which steps are decisions."""
+"""Interpretation of RLDS data sets of any tool (Ramos et al. 2021): the split to learn from, and the steps that are decisions."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 
 INSTRUCTIONS = ("instruction", "language_instruction")
-"""Where data sets of other tools say what the agent is told: of an episode, or of each of its steps."""
+"""Names under which data sets of other tools store the instruction, of an episode or of each of its steps."""
 
 
 def is_ours(features: Any) -> bool:
-    """Whether a data set was recorded by us, by the parts of its episodes and their steps."""
+    """Whether a data set was recorded by us, judged by the parts of its episodes and their steps."""
     return {"episode_id", "task", "return"} <= set(features) and "executed_action" in features["steps"].feature
 
 
 def instruction(episode: Any, default: str) -> str:
-    """What the agent is told in an episode as TFDS parses it: of all steps at once, or as a list of steps.
+    """The instruction of an episode as TFDS parses it: with its steps together, or as a list of steps.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not a string.
     """
     steps = episode["steps"]
     first = steps[0] if isinstance(steps, list) and steps else steps
@@ -41,29 +41,29 @@ def training_split(info: Any, folder: Path) -> str:
 
     Args:
         info: a `tfds.core.DatasetInfo`.
-        folder: of the data set, for messages.
+        folder: the data set's folder, for messages.
 
     Raises:
-        ValueError: there are several, and none is called train; or there is none.
+        ValueError: there are no splits, or several and none is called train.
     """
     names = sorted(info.splits)
     if "train" in names:
         return "train"
     if len(names) != 1:
         raise ValueError(
-            f"{folder} has {'the splits ' + ', '.join(names) if names else 'no split'}, and none is called train: give a data "
+            f"{folder} has {'the splits ' + ', '.join(names) if names else 'no split'}, and none is called train: use a data "
             "set whose episodes are in a split called train"
         )
     return names[0]
 
 
 def decisions(ours: bool, is_last: Any, length: int) -> int:
-    """How many of an episode's steps are decisions. In RLDS the step that `is_last` marks has the final observation, and an
-    action that means nothing; in recordings of ours it marks the last decision.
+    """Number of an episode's steps that are decisions. In RLDS the step marked `is_last` has the final observation and a
+    meaningless action; in our own recordings it is the last decision.
 
     Args:
         ours: see `is_ours`.
-        is_last: flags (T,); None where the steps have none.
+        is_last: flags (T,); None if the steps have none.
         length: T.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A task: an environment with its instruction, its expert and its reference scores; and the list of all tasks.
+"""The base class of tasks: an environment with its instruction, its expert and its reference scores.
 
-A suite is one module of this folder. Its tasks are cheap to list: packages are imported by `make` alone.
+A suite is one module of `suites/`. Its tasks are cheap to list: only `make` imports packages.
 """
 
 import abc
@@ -13,21 +13,21 @@ import numpy as np
 
 from generalist.envs.border import Border
 
-# Recording draws its seeds from 0 upwards and evaluation from here upwards: the two never meet.
+# Recording uses seeds from 0 upwards and evaluation from here upwards, so they never overlap.
 EVALUATION_SEED = 1_000_000
 
 Policy = Callable[[Any], Any]
-"""Observation → action; lives for one episode."""
+"""Observation → action; may keep state for one episode."""
 
 
 class Recast(Protocol):
-    """An equal world: what an agent is told and sees there, where the same actions are right."""
+    """An equivalent version of an episode, such as one with other colours, in which the same actions are right."""
 
     def instruction(self, instruction: str) -> str:
-        """What is told there."""
+        """The episode's instruction in this version."""
 
     def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What is seen there at T steps, by key: (T, ...)."""
+        """The observations of T steps in this version, by key: (T, ...)."""
 
 
 class GaveUp(Exception):
@@ -38,43 +38,45 @@ class MissingExtra(ImportError):
     """A package of the environments is not installed."""
 
     def __init__(self, suite: str, package: str | None) -> None:
-        extra = "atari" if suite == "atari" else "envs"  # the emulator's licence is not for everybody
-        remedy = f"pip install 'generalist[{extra}]'; train.py does without by --data.{suite}.weight 0"
+        extra = (
+            "atari" if suite == "atari" else "envs"
+        )  # separate, since the emulator's licence does not suit everybody
+        remedy = f"pip install 'generalist[{extra}]'; or train without it: --data.{suite}.weight 0"
         super().__init__(f"{suite} needs the package {package}: {remedy}", name=package)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """An environment, what an agent is told to do in it, and how well it can be done.
+    """An environment with its instruction, expert, limits and reference scores.
 
-    Each suite says how to `make` the environment and what its `expert` does. `reset(seed=s)` determines an episode
-    entirely, whatever was played in the environment before.
+    Each suite defines how to `build` the environment and its `expert`. `reset(seed=s)` determines an episode completely,
+    whatever was played in the environment before.
     """
 
     name: str
     """Suite and task, such as `metaworld/door-open`."""
     suite: str
-    """The module the task belongs to."""
+    """The suite's module."""
     layout: str
     """Tasks of one layout have equal observation and action spaces, and share one tokenization."""
     instruction: str
-    """What the agent is told; an episode's own instruction stands in `info["instruction"]` of `reset`."""
+    """The default instruction; an episode's own is in `info["instruction"]` of `reset`."""
     max_steps: int
-    """Decisions after which an episode is cut off, in evaluation and in the reference scores."""
+    """Maximum decisions per episode, in evaluation and in the reference scores."""
     record_steps: int
-    """Decisions after which a recorded episode is cut off: balancing on for minutes teaches nothing new."""
+    """Maximum decisions per recorded episode: balancing for minutes teaches nothing new."""
     episodes: int
-    """Expert episodes recorded unless another number is asked for."""
+    """Default number of recorded expert episodes."""
     seconds: float
-    """Rough processor time of one recorded episode; by it the work is divided and the time left estimated."""
+    """Approximate CPU seconds per recorded episode, by which work is divided and the time left is estimated."""
     noise: float
-    """Strength of the action noise in the noisy ones among the recorded episodes (see `disturb`)."""
+    """Strength of the action noise in noisy recorded episodes (see `disturb`)."""
     noisy_share: float = 0.5
-    """Share of the recorded episodes with action noise."""
+    """Fraction of recorded episodes with action noise."""
     revision: int = 0
-    """Raised when the expert plays otherwise than before: what the one before recorded is recorded again."""
+    """Increased when the expert changes: recordings of an earlier revision are recorded again."""
     time_limit: float | None = None
-    """Processor seconds after which an expert's episode is given up, where an expert may never answer."""
+    """CPU seconds after which an expert's episode is abandoned, for experts that may never answer; None: no limit."""
     only_successes: bool = False
     """The score is success, 0 or 1, and a failed episode is not recorded; otherwise the score is the return."""
     random_score: float = float("nan")
@@ -82,9 +84,9 @@ class Task(abc.ABC):
     expert_score: float = float("nan")
     """Mean score of the expert, by the same measure."""
     scored_episodes: int = 0
-    """Episodes that each of the two is the mean of."""
+    """Number of episodes of which each of these scores is the mean."""
     human_score: float | None = None
-    """Score of a human tester over a whole game, where the literature has one."""
+    """Score of a human tester over a whole game, if the literature has one."""
 
     @abc.abstractmethod
     def build(self) -> gym.Env:
@@ -96,14 +98,14 @@ class Task(abc.ABC):
 
         Args:
             env: what `make` returned; an expert may read its state.
-            rng: for experts that draw.
+            rng: random numbers for experts that use them.
 
         Raises:
-            GaveUp: the policy, when it has no answer.
+            GaveUp: raised by the policy when it has no answer.
         """
 
     def make(self) -> gym.Env:
-        """The environment; episodes end by themselves after `max_steps`.
+        """The environment, checked by `Border`; episodes end after `max_steps`.
 
         Raises:
             MissingExtra: the suite's package is not installed.
@@ -112,36 +114,40 @@ class Task(abc.ABC):
             env = self.build()
         except ImportError as error:
             raise MissingExtra(self.suite, error.name) from error
+        # The limit is outermost, so that it counts decisions, not what a suite does inside.
         return gym.wrappers.TimeLimit(Instructed(Border(env, self.name), self.instruction), self.max_steps)
 
     def recast(self, rng: np.random.Generator) -> Recast:
-        """An equal world, drawn at random, for tasks that have some.
+        """A random equivalent version of an episode, for tasks that have any.
 
         Raises:
-            NotImplementedError: none is known of this one.
+            NotImplementedError: the task has none.
         """
-        raise NotImplementedError(f"no equal worlds of {self.name} are known")
+        raise NotImplementedError(
+            f"{self.name} has no equivalent versions of an episode: leave out --data.{self.suite}.recast"
+        )
 
     def score(self, rewards: Sequence[float], infos: Sequence[Mapping[str, Any]]) -> float:
         """The score of a finished episode.
 
         Args:
-            rewards: of every step.
-            infos: of every step.
+            rewards: reward of every step.
+            infos: info of every step.
         """
         if self.only_successes:
             return float(any(info.get("success", False) for info in infos))
         return float(np.sum(rewards, dtype=np.float64))
 
     def normalized(self, score: float) -> float:
-        """Percent of the way from random to expert; unbounded on both sides."""
+        """The score in percent of the way from random (0) to expert (100); may lie outside."""
         return 100.0 * (score - self.random_score) / (self.expert_score - self.random_score)
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
-        """The expert's action with noise: what is executed in some of the recorded episodes, for coverage.
+        """The expert's action with noise, executed in some of the recorded episodes to cover more states.
 
-        A bounded Box gets normal noise of `noise` half-ranges; a Discrete is replaced at random with probability `noise`.
+        A bounded Box gets normal noise of `noise` half-ranges; a Discrete action is replaced at random with probability `noise`.
         """
+        # Half-ranges, so that one strength suits actions of any scale.
         if isinstance(space, gym.spaces.Box):
             half = (space.high - space.low) / 2
             noisy = action + half * self.noise * rng.standard_normal(space.shape)
@@ -150,29 +156,30 @@ class Task(abc.ABC):
         return int(rng.integers(space.n)) if rng.random() < self.noise else action
 
     def disturbance(self, space: gym.Space, rng: np.random.Generator) -> Policy:
-        """The noise of one episode: a function from the expert's action to the one that is executed; by default `disturb`."""
+        """The noise of one episode: a function from the expert's action to the executed one; by default `disturb`."""
         return lambda action: self.disturb(action, space, rng)
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
-    """An episode's random numbers for one purpose. The environment draws from the stream of the seed itself, so an agent or a
-    disturbance that drew from that one too would know what is about to be drawn.
+    """An episode's random numbers for one purpose. The environment uses the stream of the seed itself; an agent or a disturbance
+    that used it too would know the environment's next draws.
 
     Args:
-        seed: of the episode.
+        seed: the episode's seed.
         purpose: `actions` (uniformly random ones), `expert`, `noise` or `corrections`.
     """
     return np.random.default_rng([*purpose.encode(), seed])
 
 
 def random_actions(space: gym.Space, seed: int) -> Policy:
-    """A policy of uniformly random actions for the episode of that seed."""
+    """A policy of uniformly random actions for the episode with that seed."""
+    # Gymnasium's spaces draw from their own generator, which must not depend on earlier episodes.
     space.seed(int(stream(seed, "actions").integers(2**31)))
     return lambda observation: space.sample()
 
 
 class Instructed(gym.Wrapper):
-    """Puts the instruction into the info of `reset`, unless the environment has done so."""
+    """Adds the instruction to the info of `reset`, unless the environment has set one."""
 
     def __init__(self, env: gym.Env, instruction: str) -> None:
         super().__init__(env)

@@ -1,4 +1,4 @@
-"""Episodes as pictures: a caption under each frame, and frames as MP4, GIF or animated WebP.
+"""Captioned frames, and videos of frames as MP4, GIF or animated WebP.
 
 Dimension key: H, W height and width of a frame in pixels.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SUFFIXES = (".mp4", ".gif", ".webp")
-LEAST_WIDTH = 320  # of a captioned frame; smaller ones are enlarged
+LEAST_WIDTH = 320  # pixels of a captioned frame; smaller ones are enlarged
 _FONT, _LINE, _MARGIN = 13, 17, 6  # pixels
-_INSTRUCTION_LINES = 3  # always as many, so that every frame of a video has the same size
+_INSTRUCTION_LINES = 3  # always reserved, so that every frame of a video has the same size
 
 
 class MissingVideo(ImportError):
@@ -25,37 +25,38 @@ class MissingVideo(ImportError):
 
     def __init__(self) -> None:
         super().__init__(
-            "MP4 needs the package av: pip install 'generalist[video]', or name a .gif or .webp, which need nothing more"
+            "MP4 needs the package av: pip install 'generalist[video]', or choose .gif or .webp, which need no package"
         )
 
 
 def check_path(path: Path) -> None:
-    """Whether a video can be written there, before an episode is played.
+    """Checks that a video can be written to the path, before an episode is played.
 
     Raises:
-        ValueError: the name says no format that can be written.
+        ValueError: the name's ending is not a supported format.
         MissingVideo: the format's package is not installed.
         FileNotFoundError: its folder does not exist.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--video must end in {', '.join(SUFFIXES)}, got {path}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into: create it first")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("av") is None:
         raise MissingVideo
 
 
 def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int = LEAST_WIDTH) -> np.ndarray:
-    """A frame, enlarged by a whole number if it is small, over a strip with the instruction and what stands.
+    """A frame, enlarged by a whole number if it is small, above a strip with the instruction and the status.
 
     Args:
         frame: (H, W, 3) uint8.
-        instruction: what the agent is told; at most three lines of it are shown.
+        instruction: the instruction; at most three lines of it are shown.
         status: one line.
 
     Returns:
-        (H', W', 3) uint8 with even H' and W', as video wants it; of one size for frames of one size.
+        (H', W', 3) uint8 with even H' and W', as video codecs need; of one size for frames of one size.
     """
+    # A whole factor with nearest neighbours keeps the pixels of small games sharp.
     scale = max(1, -(-least_width // frame.shape[1]))
     picture = Image.fromarray(np.ascontiguousarray(frame)).resize(
         (scale * frame.shape[1], scale * frame.shape[0]), Image.Resampling.NEAREST
@@ -73,17 +74,18 @@ def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int
 
 
 def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Writes a video as its frames come; returns how many there were. The file appears whole or not at all.
+    """Writes a video frame by frame. Returns the number of frames. The file appears completely or not at all.
 
     Args:
-        path: ends in `.mp4`, `.gif` or `.webp`.
+        path: must end in `.mp4`, `.gif` or `.webp`.
         frames: (H, W, 3) uint8 of one size; H and W even.
         fps: frames a second.
 
     Raises:
-        ValueError: there are no frames. And see `check_path`.
+        ValueError: there are no frames; also as `check_path`.
     """
     check_path(path)
+    # The suffix stays last: it chooses the format.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         count = (_write_mp4 if path.suffix.lower() == ".mp4" else _write_animation)(temporary, iter(frames), fps)
@@ -96,7 +98,7 @@ def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
 
 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """H.264 in MP4, as every browser plays it."""
+    """Writes H.264 in MP4, which every browser plays."""
     import av
 
     count, stream = 0, None
@@ -113,7 +115,8 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
 
 
 def _write_animation(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """GIF or WebP, played over and over."""
+    """Writes a GIF or WebP that loops for ever."""
+    # Pillow writes an animation in one call, so all frames are in memory here, unlike with MP4.
     pictures = [Image.fromarray(frame) for frame in frames]
     if pictures:
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
@@ -121,12 +124,12 @@ def _write_animation(path: Path, frames: Iterable[np.ndarray], fps: float) -> in
 
 
 def small_webp(frames: Sequence[np.ndarray], fps: float, limit: int) -> bytes:
-    """An animated WebP of at most `limit` bytes: of lower quality, then of fewer frames at the same pace, until it fits.
+    """An animated WebP of at most `limit` bytes: with lower quality, then with fewer frames of the same duration, until it fits.
 
     Args:
         frames: (H, W, 3) uint8 of one size.
         fps: frames a second.
-        limit: bytes.
+        limit: maximum size in bytes.
 
     Raises:
         ValueError: not even one frame fits.

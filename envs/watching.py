@@ -1,4 +1,4 @@
-"""Episodes to look at: pictures with what is told and scored, whoever plays."""
+"""Episodes to watch: images with instruction and score, for any player."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,22 +13,22 @@ from generalist.envs.task import GaveUp, Policy, Task, random_actions, stream
 from generalist.system.time_limit import OutOfTime, time_limit
 
 Begin = Callable[[Task, gym.Env, str, int], Policy]
-"""Task, environment just reset, instruction, seed → what plays this episode."""
+"""Task, environment after `reset`, instruction, seed → the policy of this episode."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What is seen before the first action, and after each."""
+    """The state before the first action, or after one."""
 
     instruction: str
     picture: np.ndarray
     """(H, W, 3) uint8."""
     step: int
-    """Actions so far."""
+    """Number of actions so far."""
     reward: float
     """Sum of the rewards so far."""
     score: float | None
-    """Of the episode, once it is over."""
+    """Score of the episode; None until it is over."""
 
     def captioned(self) -> np.ndarray:
         """The picture over its caption, (H', W', 3) uint8."""
@@ -39,15 +39,15 @@ class Moment:
 def episode(
     task: Task, env: gym.Env, begin: Begin, seed: int, *, every: int = 1, steps: int | None = None
 ) -> Iterator[Moment]:
-    """Plays an episode and shows every `every`-th moment of it, the first and the last in any case.
+    """Plays an episode and yields every `every`-th moment of it, always including the first and the last.
 
     Args:
-        task: what is played.
-        env: what the task's `make` gave.
-        begin: makes what plays.
-        seed: of the episode.
-        every: drawing takes time.
-        steps: decisions at most; the task's own limit unless given.
+        task: the task.
+        env: the result of the task's `make`.
+        begin: makes the policy.
+        seed: the episode's seed.
+        every: moments between two that are yielded: rendering is slow.
+        steps: maximum number of decisions; None: the task's limit.
     """
     observation, info = env.reset(seed=seed)
     instruction, rewards, infos, done = info["instruction"], [], [], False
@@ -57,6 +57,7 @@ def episode(
             instruction=instruction, picture=frame(env), step=len(rewards), reward=float(np.sum(rewards)), score=score
         )
 
+    # Begun after `reset`: an expert reads the environment's state.
     policy = begin(task, env, instruction, seed)
     yield moment(None)
     while not done and len(rewards) != steps:
@@ -72,7 +73,7 @@ def expert(task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
     """The task's own expert.
 
     Raises:
-        ValueError: when it acts; it thought for too long, or has no answer.
+        ValueError: raised by the policy if it exceeds its time limit or has no answer.
     """
     policy = task.expert(env, stream(seed, "expert"))
 

@@ -15,8 +15,8 @@ from generalist.cli.average import average
 from generalist.cli.main import main
 from generalist.eval.results import file as report
 from generalist.inference.generalist import Generalist
+from generalist.model.params import flat
 from generalist.run import named_weights
-from generalist.training.sharding import flat
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,7 @@
 """Imports follow the data, upwards through the folders of docs/architecture.md, and never in a circle, at any depth."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -126,6 +127,12 @@ OUTSIDE = {
     for pattern in ("train.py", "benchmarks/*.py", "tests/**/*.py")
     for path in ROOT.glob(pattern)
 }
+
+
+def test_the_documentation_has_the_folders_in_their_order() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(?:generalist/)?(\w+)/?` \|", page, re.MULTILINE)
+    assert tuple(listed) == ORDER
 
 
 def test_every_file_is_walked() -> None:

@@ -1,4 +1,4 @@
-"""Continuous numbers as bins and back: μ-law (Gato), uniform and quantile. All decode to bin centres."""
+"""Codecs between continuous numbers and bins: μ-law (Gato), uniform and quantile. All decode to bin centres."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ class Codec(Protocol):
 
     @property
     def bins(self) -> int:
-        """How many bins a number has."""
+        """Number of bins per dimension."""
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Bins in 0..bins-1, int32, of numbers (..., D)."""
@@ -23,14 +23,14 @@ class Codec(Protocol):
         """Bin centres, float32, of bins (..., D)."""
 
     def to_json(self) -> dict[str, Any]:
-        """What `codec_from_json` reads."""
+        """JSON values from which `codec_from_json` rebuilds the codec."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MuLaw:
     """Gato's code for unbounded numbers (section 2.1): sgn(x)·ln(μ|x| + 1) / ln(mμ + 1), cut to [-1, 1], in equal bins.
 
-    Fine around zero, coarse far away; numbers beyond ±m are cut off.
+    Resolution is fine around zero and coarse far away; numbers beyond ±m are clipped.
     """
 
     mu: float = 100.0
@@ -45,21 +45,24 @@ class MuLaw:
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Bins, int32, of numbers of any shape."""
         values = _finite(values)
+        # log1p and expm1 keep the precision of numbers near zero, where the bins are narrowest.
         companded = np.sign(values) * np.log1p(self.mu * np.abs(values)) / math.log1p(self.m * self.mu)
+        # An input of exactly m lands on the upper edge of the last bin, one past the end: hence the clip.
         return np.clip((companded + 1.0) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int32)
 
     def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Centres, float32, in companded space: so each is the inverse of its bin's middle."""
+        """Bin centres, float32. The centre is taken in companded space, then the companding is inverted."""
         middle = (_in_range(bins, self.bins) + 0.5) * (2.0 / self.bins) - 1.0
         return (np.sign(middle) * np.expm1(np.abs(middle) * math.log1p(self.m * self.mu)) / self.mu).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
+        # "type" is part of the file format: renaming it would make existing weights unreadable.
         return {"type": "mu_law", "mu": self.mu, "m": self.m, "bins": self.bins}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """Equal bins between two bounds a dimension; numbers beyond are cut off. For bounded numbers such as actions."""
+    """Equal bins between two bounds per dimension; numbers beyond are clipped. For bounded numbers such as actions."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -72,19 +75,21 @@ class Uniform:
             for low, high in zip(self.low, self.high, strict=True)
         ):
             raise ValueError(
-                f"low and high must be as many finite numbers with low ≤ high, got {self.low} and {self.high}"
+                f"low and high must be equally long tuples of finite numbers with low ≤ high, got {self.low} and {self.high}"
             )
 
     @property
     def dimensions(self) -> int:
-        """Numbers that are encoded together."""
+        """D: numbers per encoded value."""
         return len(self.low)
 
     @cached_property
     def _scale(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Low, bin width, and bins a unit (0 where low = high)."""
+        """Low, bin width, and bins per unit (0 where low = high), float64 (D,) each."""
+        # In float64, or values on a bin's edge could change bins between training and acting.
         low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
         width = (high - low) / self.bins
+        # A dimension with low = high has bins of no width: everything is encoded as bin 0 instead of dividing by 0.
         return low, width, np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -103,26 +108,26 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantile:
-    """Bins that hold equally many of the numbers seen, a dimension: fine where the data is.
+    """Bins per dimension that hold equally many of the fitted numbers: fine where the data is dense.
 
-    A number that makes up many of them (a saturated action) repeats as an edge and gets a bin of no width, which decodes to it
+    A number that occurs often (a saturated action) repeats as an edge and so gets a bin of zero width, which decodes to it
     exactly.
     """
 
     edges: tuple[tuple[float, ...], ...]
-    """Ascending edges of each dimension, one more than bins; all dimensions have as many."""
+    """Ascending edges of each dimension, one more than bins; every dimension has the same number of edges."""
 
     def __post_init__(self) -> None:
         counts = {len(edges) for edges in self.edges}
         if len(counts) != 1 or counts.pop() < 2:
-            raise ValueError("edges must have one tuple a dimension, all of one length of at least 2")
+            raise ValueError("edges must have one tuple per dimension, all of one length of at least 2")
         edges = np.array(self.edges, np.float64)
         if not np.isfinite(edges).all() or (np.diff(edges, axis=1) < 0).any():
             raise ValueError("edges must be finite and ascending in every dimension")
 
     @classmethod
     def fit(cls, values: np.ndarray, bins: int = 1024, tail: float = 0.0) -> "Quantile":
-        """Edges from numbers (N, D), leaving out a share `tail` of them at either end.
+        """Edges from numbers (N, D), leaving out a fraction `tail` of them at either end.
 
         Raises:
             ValueError: there are no numbers, or some are not finite.
@@ -134,7 +139,7 @@ class Quantile:
         if not 0 <= tail < 0.5:
             raise ValueError(f"tail must be in [0, 0.5), got {tail}")
         edges = np.quantile(values, np.linspace(tail, 1 - tail, bins + 1), axis=0).T
-        # Interpolation between equal numbers can be off by a rounding error.
+        # Interpolation between equal numbers can be off by a rounding error, which would make edges descend.
         return cls(edges=tuple(map(tuple, np.maximum.accumulate(edges, axis=1).tolist())))
 
     @classmethod
@@ -152,12 +157,12 @@ class Quantile:
 
     @property
     def bins(self) -> int:
-        """Bins of a dimension."""
+        """Bins per dimension."""
         return len(self.edges[0]) - 1
 
     @property
     def dimensions(self) -> int:
-        """Numbers that are encoded together."""
+        """D: numbers per encoded value."""
         return len(self.edges)
 
     @cached_property
@@ -168,10 +173,11 @@ class Quantile:
         """Bins, int32, of numbers (..., D)."""
         values = _finite(values, len(self.edges))
         bins = np.empty(values.shape, np.int32)
+        # One search per dimension: searchsorted takes a single sorted row, and D is small.
         for index, edges in enumerate(self._edges):
             first = np.searchsorted(edges, values[..., index], side="left")
             last = np.searchsorted(edges, values[..., index], side="right")
-            # An edge that repeats has bins of no width: take the one in the middle.
+            # A repeated edge encloses bins of zero width: take the middle one, which decodes to the edge exactly.
             bins[..., index] = np.where(last - first > 1, (first + last - 2) // 2, last - 1)
         return np.clip(bins, 0, self.bins - 1)
 
@@ -186,11 +192,12 @@ class Quantile:
 
 
 def codec_from_json(data: Mapping[str, Any]) -> Codec:
-    """The codec that `to_json` described.
+    """Rebuilds the codec that `to_json` described.
 
     Raises:
         ValueError: the description is damaged.
     """
+    # The file may be damaged or edited by hand: every way in which it can be wrong becomes one ValueError.
     try:
         kind = data["type"]
         if kind == "mu_law":
@@ -201,15 +208,17 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
             return Quantile(edges=tuple(_floats(edges) for edges in data["edges"]))
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"the description of a codec is damaged ({type(error).__name__}: {error})") from error
-    raise ValueError(f"unknown codec {kind!r}: there are mu_law, uniform and quantile")
+    raise ValueError(f"unknown codec {kind!r}; known are mu_law, uniform and quantile")
 
 
 def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the first axis of numbers (N, ...) of any type: float64; of 64-bit whole numbers the mean
-    as objects, whole where float64 does not hold it. A constant number gets deviation 1.
+    """Mean and standard deviation over the first axis, float64, of numbers (N, ...) of any dtype.
 
-    What lies far beyond the bulk of the numbers (20 times the range of their middle nine tenths) counts as at that distance: one
-    outlier must not make all others look the same.
+    The mean of 64-bit integers is an object array, with integers where float64 cannot hold them. A constant number gets a
+    deviation of 1, so that dividing by it is safe.
+
+    Numbers far beyond the bulk (20 times the range of the middle nine tenths) count as at that distance: one outlier must not
+    make all others look the same.
 
     Raises:
         ValueError: there are no numbers, or some are not finite.
@@ -225,10 +234,11 @@ def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pairs = zip(first.reshape(-1).tolist(), np.asarray(mean).reshape(-1).tolist(), strict=True)
         whole = [one + round(more) if abs(one) > 2**52 else one + more for one, more in pairs]
         return np.array(whole, object).reshape(first.shape), std
+    # Integers and booleans have no rounding errors; those of floats grow with the type's epsilon.
     rounding = 2 * float(np.finfo(given.dtype).eps) if given.dtype.kind == "f" else 0.0
     values = _finite(given)
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
-    reach = np.where(high > low, 20 * (high - low), np.inf)  # a number that seldom varies at all has no bulk
+    reach = np.where(high > low, 20 * (high - low), np.inf)  # a number that hardly ever varies has no bulk
     values = np.clip(values, middle - reach, middle + reach)
     mean, std = values.mean(axis=0), values.std(axis=0)
     # What varies only by rounding errors is constant too: dividing by it would blow them up.
@@ -237,6 +247,7 @@ def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_bins(bins: int) -> None:
+    # A bool is an int to Python; 2**24 bins is where float32 stops telling neighbouring bins apart.
     if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 2**24:
         raise ValueError(f"bins must be a whole number from 1 to {2**24}, got {bins!r}")
 
@@ -252,7 +263,7 @@ def _finite(values: np.ndarray, dimensions: int | None = None) -> np.ndarray:
         raise ValueError(f"the codec has {dimensions} dimensions but the numbers have shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(
-            "a number is NaN or infinite and has no bin: check the environment or the recording it came from"
+            "a number is NaN or infinite and has no bin: check the environment or the recording that produced it"
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Whole numbers as ids of the discrete range and back, and as one-hot vectors."""
+"""Integers as ids of the discrete range and back, and as one-hot vectors."""
 
 import dataclasses
 from functools import cached_property
@@ -8,12 +8,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteCodec:
-    """D whole numbers, each with its own range start..start+size-1, row-major (Gato, section 2.1)."""
+    """D integers, each with its own range start..start+size-1, in row-major order (Gato, section 2.1)."""
 
     sizes: tuple[int, ...]
-    """How many values each has."""
+    """Number of values of each integer."""
     starts: tuple[int, ...]
-    """The least value of each."""
+    """Smallest value of each integer."""
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -25,23 +25,24 @@ class DiscreteCodec:
 
     @cached_property
     def _columns(self) -> np.ndarray:
-        """First one-hot column of each number."""
+        """First one-hot column of each integer, int64 (D,)."""
         return np.cumsum(self._sizes) - self._sizes
 
     @property
     def width(self) -> int:
-        """Columns of the one-hot form: all sizes together."""
+        """Columns of the one-hot form: the sum of all sizes."""
         return int(self._sizes.sum())
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values counted from their starts, int32 (T, D), of values (T, D).
+        """Values (T, D) minus their starts, int32 (T, D).
 
         Raises:
-            ValueError: a value is outside its range or no whole number.
+            ValueError: a value is outside its range or is not an integer.
         """
+        # Some environments return discrete values as floats; exact integers among them are accepted.
         if values.dtype.kind not in "iub":
             if not (np.asarray(values) == np.floor(values)).all():
-                raise ValueError("a discrete value is no whole number")
+                raise ValueError("a discrete value is not an integer: round it in a wrapper")
             values = values.astype(np.int64)
         counted = values - self._starts
         if counted.size and ((counted < 0) | (counted >= self._sizes)).any():
@@ -49,12 +50,12 @@ class DiscreteCodec:
             low = self.starts[at[-1]]
             raise ValueError(
                 f"value {values[at]} of number {at[-1]} is outside {low}..{low + self.sizes[at[-1]] - 1}: "
-                "the values do not come from this space"
+                "they do not belong to this space; correct the space or the values"
             )
         return counted.astype(np.int32)
 
     def decode(self, counted: np.ndarray) -> np.ndarray:
-        """Values, int64 (T, D)."""
+        """The values, int64 (T, D), that `encode` counted."""
         return counted.astype(np.int64) + self._starts
 
     def one_hot(self, values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images as patches with their places (Gato, section 2.1 and appendix C.3), or as frames of one size."""
+"""Images as patches with their positions (Gato, section 2.1 and appendix C.3), or as frames of one size."""
 
 import numpy as np
 from PIL import Image
@@ -6,19 +6,19 @@ from PIL import Image
 from generalist.tokenizers.pieces import PATCH_SIZE, Modality, Piece
 
 PLACES = 128
-"""Parts that an image's height and width are divided into to say where a patch is (Gato, appendix C.3)."""
+"""Parts into which an image's height and width are divided to quantise patch positions (Gato, appendix C.3)."""
 
 LEVELS = 40
-"""Of a standardised pixel, a deviation."""
+"""Grey levels per standard deviation of a standardised pixel."""
 LEAST_DEVIATION = 8
-"""Added to every deviation: what hardly ever changes must not be blown up to noise."""
+"""Added to every deviation, in grey levels: pixels that hardly ever change must not be amplified into noise."""
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Images (..., H, W, C) with 1 (grey), 3 (RGB) or 4 (RGBA) channels as RGB, uint8. Transparency is laid on white.
+    """Images (..., H, W, C) with 1 (grey), 3 (RGB) or 4 (RGBA) channels as uint8 (..., H, W, 3), blended with white by alpha.
 
     Raises:
-        ValueError: other channels or another type.
+        ValueError: another number of channels or another dtype.
     """
     if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape[-3:]:
         raise ValueError(
@@ -29,12 +29,17 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
         return np.repeat(images, 3, axis=-1)
     if channels == 3:
         return images
+    # Integer arithmetic, rounded by the 127: float blending would differ between machines. uint32 holds 255 · 255 + 127.
     alpha = images[..., 3:].astype(np.uint32)
     return ((images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Images (..., H, W, C) moved by so many pixels, all alike; what comes in at an edge repeats the edge's pixels."""
+    """Images (..., H, W, C) shifted by `down` and `right` pixels (negative: up, left), every image by the same amount.
+
+    Pixels that enter at an edge repeat the edge's pixels.
+    """
+    # Padded by the shift on all sides, then a window of the old size is cut out, moved the other way.
     size = (abs(down), abs(right))
     around = [(0, 0)] * (images.ndim - 3) + [(size[0],) * 2, (size[1],) * 2, (0, 0)]
     top, left = size[0] - down, size[1] - right
@@ -45,7 +50,7 @@ def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
 def patchify(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cuts an image, uint8 (H, W, C) or grey (H, W), into 16×16 patches in raster order.
 
-    Height and width are filled up with black on the bottom and the right to multiples of 16.
+    Height and width are padded with black at the bottom and the right to multiples of 16.
 
     Returns:
         Patches, uint8 (n, 16, 16, 3), and their intervals, int32 (n, 4).
@@ -54,20 +59,22 @@ def patchify(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patchify_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`patchify` of images (T, H, W, C), one after the other."""
+    """`patchify` of images (T, H, W, C): patches, uint8 (T · n, 16, 16, 3), and intervals, int32 (T · n, 4)."""
     images = to_rgb(images)
     count, height, width, _ = images.shape
+    # Negated floor division rounds up without going through floats.
     rows, columns = -(-height // PATCH_SIZE), -(-width // PATCH_SIZE)
     bottom, right = rows * PATCH_SIZE - height, columns * PATCH_SIZE - width
     if bottom or right:
         images = np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    # (T, rows, 16, columns, 16, 3) → (T, rows, columns, 16, 16, 3): raster order of whole patches.
     cut = images.reshape(count, rows, PATCH_SIZE, columns, PATCH_SIZE, 3).swapaxes(2, 3)
     patches = cut.reshape(count * rows * columns, PATCH_SIZE, PATCH_SIZE, 3)
     return patches, np.tile(patch_intervals(rows, columns), (count, 1))
 
 
 def patch_intervals(rows: int, columns: int) -> np.ndarray:
-    """Where each patch of a grid lies, int32 (rows · columns, 4): row low, row high, column low, column high in 0..128."""
+    """Position of each patch of a grid, int32 (rows · columns, 4): row low, row high, column low, column high in 0..128."""
     row, column = _edges(rows), _edges(columns)
     intervals = np.empty((rows, columns, 4), np.int32)
     intervals[..., 0], intervals[..., 1] = row[:-1, None], row[1:, None]
@@ -76,36 +83,43 @@ def patch_intervals(rows: int, columns: int) -> np.ndarray:
 
 
 def to_frame(image: np.ndarray, size: int) -> np.ndarray:
-    """An image, uint8 (H, W, C) or grey (H, W), stretched to (size, size, 3)."""
+    """An image, uint8 (H, W, C) or grey (H, W), stretched to uint8 (size, size, 3), whatever its aspect ratio."""
     rgb = to_rgb(_with_channels(np.asarray(image)))
+    # Without resampling: recorded frames already have this size, and their pixels must stay exact.
     if rgb.shape[:2] == (size, size):
         return rgb
     return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def standardised(frames: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Frames (T, S, S, 3) by how far each pixel lies from its usual value, uint8: 128 where it is as usual, `LEVELS` more or less
-    a deviation away. A ball is a pixel among seven thousand that never change; so it is what a network sees first.
+    """Frames (T, S, S, 3) by how far each pixel is from its mean, uint8: 128 at the mean, `LEVELS` more or less per deviation.
+
+    In Atari a ball is one pixel among seven thousand that never change: standardised, it is what the network sees first.
 
     Args:
-        mean: uint8 (S, S, 3), of the frames of a layout.
-        deviation: their standard deviation, alike.
+        frames: uint8 (T, S, S, 3).
+        mean: uint8 (S, S, 3), over the frames of a layout.
+        deviation: their standard deviation, uint8 (S, S, 3).
     """
+    # float32 suffices: the result has 256 levels.
     scale = LEVELS / (deviation.astype(np.float32) + LEAST_DEVIATION)
     levels = np.rint((frames - mean.astype(np.float32)) * scale + 128)
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 def patch_piece(images: np.ndarray, *, pad: int) -> Piece:
-    """The patches of images (T, H, W, C), one image a step."""
+    """The patches of images (T, H, W, C), one image per step."""
     patches, intervals = patchify_all(images if images.ndim == 4 else images[..., None])
+    # All images of an array have one shape, so every step takes the same number of positions.
     lengths = np.full((len(images),), len(patches) // max(1, len(images)), np.int32)
+    # At a patch's position the payload speaks; the token is padding and is never embedded.
     tokens = np.full((len(patches),), pad, np.int32)
     return Piece(Modality.PATCH, tokens, lengths, payload=patches, intervals=intervals)
 
 
 def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: int) -> Piece:
-    """Images (T, H, W, C) as frames, one a step, each at `frame_tokens` positions."""
+    """Images (T, H, W, C) as frames, one per step, each taking `frame_tokens` positions."""
+    # Recorded frames come in their final size: passing them through avoids a copy per training example.
     if images.shape[1:] == (frame_size, frame_size, 3) and images.dtype == np.uint8:
         frames = images
     else:
@@ -115,19 +129,21 @@ def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: 
 
 
 def image_piece(images: np.ndarray, *, marker: int) -> Piece:
-    """Images (T, H, W, C), one a step, for cross-attention: in the sequence stands only the `marker` token."""
+    """Images (T, H, W, C), one per step, for cross-attention: the sequence itself holds only the `marker` token."""
     count = len(images)
     tokens, lengths = np.full((count,), marker, np.int32), np.ones((count,), np.int32)
+    # Kept at full size: the frozen encoder resizes to its own input, and resizing twice would blur.
     return Piece(Modality.IMAGE, tokens, lengths, payload=to_rgb(images))
 
 
 def patch_count(height: int, width: int) -> int:
-    """Patches of an image of that many pixels."""
+    """Number of patches of an image of `height` × `width` pixels."""
     return -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)
 
 
 def _edges(parts: int) -> np.ndarray:
-    """Edges of equal parts of 0..128, rounded half up."""
+    """Edges of `parts` equal intervals of 0..128, rounded half up: int32 (parts + 1,)."""
+    # Not np.rint, which rounds halves to even and would shift some edges.
     return np.floor(np.arange(parts + 1) * PLACES / parts + 0.5).astype(np.int32)
 
 

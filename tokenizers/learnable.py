@@ -1,4 +1,4 @@
-"""Whether a task's spaces can be learnt and acted with, found out before anything is recorded."""
+"""Checks whether a task's spaces can be learnt and acted in, before anything is recorded."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,16 +10,18 @@ from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 
 IMAGE_SIDE = 16
-"""Pixels from which on two long axes of bytes are an image rather than a board or a table."""
+"""Pixels per side from which an array of bytes counts as an image rather than a board or a table."""
 
 
 def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> None:
-    """Builds the task's layout as training would, with room for as many choices as any run may have.
+    """Builds the task's layout as training would, with the largest vocabulary that any run may have.
 
     Raises:
         ValueError: a part of a space can't be learnt; the message names the part and the remedy.
     """
+    # text=1: Text spaces are refused below, so no tokenizer is needed; discrete=WIDEST accepts whatever a run could be set to.
     vocabulary, made = Vocabulary(text=1, discrete=WIDEST), {}
+    # Observations are tried in the way that always fits (frames and projections); actions must become tokens.
     for kind, space, projected in (("observation", observation, True), ("action", action, False)):
         try:
             for path, leaf in leaves_of(space, ()):
@@ -33,7 +35,7 @@ def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> Non
 
 
 def _check_leaf(key: str, space: gym.Space) -> None:
-    """Refuses texts, whose length changes, and images whose axes do not say that they are images: they would be read as
+    """Refuses texts, whose length varies, and images whose axes are not those of an image: they would be read as
     thousands of unrelated numbers.
 
     Raises:
@@ -41,12 +43,12 @@ def _check_leaf(key: str, space: gym.Space) -> None:
     """
     if isinstance(space, gym.spaces.Text):
         raise ValueError(
-            f"the part {key!r} is a Text, whose length changes, and acting takes steps of one length: give what is told in "
-            'info["instruction"] of reset, or as a MultiDiscrete in a wrapper'
+            f"the part {key!r} is a Text, whose length varies, but acting needs steps of one length: put instructions into "
+            'info["instruction"] of reset, or encode the text as a MultiDiscrete in a wrapper'
         )
     if isinstance(space, gym.spaces.Box) and int(np.prod(space.shape, dtype=np.int64)) > WIDEST and not is_image(space):
         raise ValueError(
-            f"the part {key!r} of shape {space.shape} has more than {WIDEST} numbers: make it smaller in a wrapper"
+            f"the part {key!r} of shape {space.shape} has more than {WIDEST} numbers: reduce it in a wrapper"
         )
     if isinstance(space, gym.spaces.Box):
         if space.dtype.itemsize > 8 or space.dtype.kind not in "fiub":
@@ -54,6 +56,7 @@ def _check_leaf(key: str, space: gym.Space) -> None:
         finite = np.concatenate([bound[np.isfinite(bound)].reshape(-1) for bound in (space.low, space.high)])
         if space.dtype.kind == "f" and (np.abs(finite.astype(np.float64)) > LARGEST).any():
             raise ValueError(f"the part {key!r} has bounds beyond {LARGEST:g}: take real ones, or infinity")
+    # The rest looks for images in a layout that `is_image` does not recognise. Only bytes are suspicious.
     if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
         return
     shape = space.shape
@@ -67,6 +70,7 @@ def _check_leaf(key: str, space: gym.Space) -> None:
         return
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) >= shape[-1]:
         return
+    # Channels first, as PyTorch has them, or several frames stacked along an axis, as gymnasium's FrameStack does.
     if len(shape) > 3:
         if sorted(shape)[-2] < IMAGE_SIDE:
             return
@@ -78,6 +82,6 @@ def _check_leaf(key: str, space: gym.Space) -> None:
     else:
         return
     raise ValueError(
-        f"the part {key!r} of shape {shape} looks like {kind}: give images (height, width, 1 or 3), a stack as a Dict of them, "
-        "by gymnasium.wrappers.TransformObservation"
+        f"the part {key!r} of shape {shape} looks like {kind}: use (height, width, 1 or 3), for a stack a Dict of them, "
+        "with gymnasium.wrappers.TransformObservation"
     )

@@ -24,9 +24,9 @@ from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
-# Bounds beyond this are formal ("the largest float32"): equal bins between them would all be empty but one.
+# Bounds beyond this are nominal ("the largest float32"): of equal bins between them all but one would be empty.
 _LARGEST_BOUND = 1e6
-# One-hot vectors wider than this are a mistake, not an observation.
+# One-hot vectors wider than this are a mistake in the space, not an observation: a projection row costs D floats per column.
 WIDEST = 2**17
 
 _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple can be tokenised"
@@ -34,7 +34,7 @@ _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple ca
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How leaves enter; see `SpaceTokenizer.from_space`."""
+    """How the leaves of a space enter the sequence; see `SpaceTokenizer.from_space`."""
 
     tensors: Literal["tokens", "projected"]
     images: Images
@@ -44,6 +44,7 @@ class Rules:
     bounded: Literal["uniform", "mu_law"]
 
     def __post_init__(self) -> None:
+        # Settings also come from JSON, which the types do not check.
         choices = {"tensors": ("tokens", "projected"), "images": get_args(Images), "bounded": ("uniform", "mu_law")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -52,12 +53,12 @@ class Rules:
         for name, least in (("frame_size", 1), ("frame_tokens", 1), ("offset", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What was learned from data for one leaf, where it was."""
+    """What was learned from data for one leaf; None where nothing was."""
 
     text: TextTokenizer | None = None
     statistics: tuple[np.ndarray, np.ndarray] | None = None
@@ -65,8 +66,9 @@ class Learned:
 
 
 def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary, learned: Learned) -> list[Part]:
-    """The part that a leaf becomes, or for an image that enters in both ways the two; `rules.offset` is its own first
-    projection column.
+    """The part that a leaf becomes, or the two parts of an image that enters in both ways.
+
+    `rules.offset` is the leaf's first projection column.
 
     Raises:
         ValueError: it can't be one; the message names its key, its space and the remedy.
@@ -83,6 +85,7 @@ def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabular
         "dtype": str(space.dtype),
         "vocabulary": vocabulary,
     }
+    # np.prod of a shape with a 0 would otherwise give a part of no tokens, and the next part's position would be wrong.
     if 0 in space.shape:
         raise _error(path, space, "has no numbers: leave it out in a wrapper")
     if is_image(space):
@@ -93,7 +96,8 @@ def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabular
 
 
 def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, common: dict[str, Any]) -> list[Part]:
-    """The marker first, so that the image's other positions see the image through cross-attention too."""
+    """The parts of an image, the marker first, so that the image's other positions cross-attend to it too."""
+    # "patches+encoder" gives the same image two parts under one path.
     ways = rules.images.split("+")
     parts: list[Part] = [ImagePart(**common)] if "encoder" in ways else []
     if "patches" in ways:
@@ -108,7 +112,8 @@ def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, co
 def _frame_statistics(
     path: Path, space: gym.spaces.Box, rules: Rules, given: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[bytes, bytes]:
-    """Mean and deviation of a frame's pixels; empty where they are not known."""
+    """Mean and deviation of a frame's pixels as bytes; empty where they are unknown."""
+    # As bytes, not arrays: parts are frozen dataclasses, compared and hashed by value.
     if given is None:
         return b"", b""
     shape = (rules.frame_size, rules.frame_size, 3)
@@ -119,10 +124,11 @@ def _frame_statistics(
 
 
 def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:
-    """A tensor as one embedding."""
+    """The part of a tensor that enters as one embedding."""
     if isinstance(space, gym.spaces.Box):
         mean, std = _statistics(path, space, learned.statistics)
         return TensorPart(**common, offset=rules.offset, mean=mean, std=std)
+    # Discrete values have no scale: a linear map of one-hot columns is a table of embeddings, summed.
     width = projection_size(space)
     if width > WIDEST:
         raise _error(
@@ -132,8 +138,9 @@ def _projected(path: Path, space: gym.Space, rules: Rules, learned: Learned, com
 
 
 def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common: dict[str, Any]) -> Part:
-    """A tensor as one token a number."""
+    """The part of a tensor that enters as one token per number."""
     vocabulary: Vocabulary = common["vocabulary"]
+    # A codec that was fitted to the data wins over the rule that small integer ranges become discrete tokens.
     if isinstance(space, gym.spaces.Box) and (learned.codec is not None or not _is_discrete(space, vocabulary)):
         codec = learned.codec if learned.codec is not None else _default_codec(space, rules, vocabulary)
         _check_codec(path, space, codec, vocabulary)
@@ -148,7 +155,7 @@ def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common
 
 
 def is_image(space: gym.Space) -> bool:
-    """Whether a space is read as an image: a Box of uint8, H×W×C with 1, 3 or 4 channels."""
+    """Whether a space is read as an image: a Box of uint8, H×W×C, with 1, 3 or 4 channels."""
     return (
         isinstance(space, gym.spaces.Box)
         and space.dtype == np.uint8
@@ -158,7 +165,8 @@ def is_image(space: gym.Space) -> bool:
 
 
 def projection_size(space: gym.Space) -> int:
-    """Projection columns of a leaf that enters with tensors="projected"."""
+    """Projection columns that a leaf takes with tensors="projected"."""
+    # Must agree with `_projected`: columns are assigned before any tokenizer exists.
     if is_image(space) or isinstance(space, gym.spaces.Text):
         return 0
     if isinstance(space, gym.spaces.Box):
@@ -173,7 +181,7 @@ def _error(path: Path, space: gym.Space, what: str) -> ValueError:
 
 
 def _is_discrete(space: gym.spaces.Box, vocabulary: Vocabulary) -> bool:
-    """Whether a Box holds whole numbers that all have an id."""
+    """Whether a Box holds integers that all have an id."""
     if space.dtype.kind == "f":
         return False
     # In float64: the difference of two int64 bounds may overflow.
@@ -181,6 +189,7 @@ def _is_discrete(space: gym.spaces.Box, vocabulary: Vocabulary) -> bool:
 
 
 def _discrete(space: gym.Space) -> DiscreteCodec:
+    """The codec of a space of integers, row-major."""
     if isinstance(space, gym.spaces.Discrete):
         return DiscreteCodec(sizes=(int(space.n),), starts=(int(space.start),))
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -190,14 +199,17 @@ def _discrete(space: gym.Space) -> DiscreteCodec:
         sizes, starts = [2] * count, [0] * count
     else:
         low, high = space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist()
+        # Python ints: the size of a full int64 range does not fit an int64.
         starts, sizes = [int(value) for value in low], [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
     return DiscreteCodec(sizes=tuple(sizes), starts=tuple(starts))
 
 
 def _default_codec(space: gym.spaces.Box, rules: Rules, vocabulary: Vocabulary) -> Codec:
+    """The codec of a Box that no data was fitted to: equal bins between finite bounds, else μ-law."""
     bins = vocabulary.continuous
     low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
     within_one = bool((low >= -1).all() and (high <= 1).all())
+    # Gato's rule for observations: numbers already in [-1, 1] skip the companding (section 2.1).
     if within_one and rules.bounded == "mu_law":
         return Uniform(low=(-1.0,) * len(low), high=(1.0,) * len(low), bins=bins)
     finite = bool((np.abs(low) < _LARGEST_BOUND).all() and (np.abs(high) < _LARGEST_BOUND).all())
@@ -212,6 +224,7 @@ def _check_codec(path: Path, space: gym.spaces.Box, codec: Codec, vocabulary: Vo
         raise _error(
             path, space, f"has a codec of {codec.bins} bins but vocabulary.continuous is {bins}: use fewer bins"
         )
+    # Only codecs fitted per dimension have `dimensions`; μ-law is the same for every number.
     dimensions = getattr(codec, "dimensions", None)
     size = int(np.prod(space.shape, dtype=np.int64))
     if dimensions not in (None, size):
@@ -221,7 +234,8 @@ def _check_codec(path: Path, space: gym.spaces.Box, codec: Codec, vocabulary: Vo
 def _statistics(
     path: Path, space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each number, row-major."""
+    """Mean and deviation of each number, row-major; 0 and 1 where nothing was learned."""
+    # Without statistics numbers pass unchanged, as for a space that was never recorded.
     size = int(np.prod(space.shape, dtype=np.int64))
     if given is None:
         return (0.0,) * size, (1.0,) * size
@@ -231,6 +245,6 @@ def _statistics(
         raise _error(
             path,
             space,
-            f"needs {size} finite means and {size} positive deviations as its statistics: fit_statistics gives them",
+            f"needs {size} finite means and {size} positive deviations as its statistics: compute them with fit_statistics",
         )
     return tuple(mean.tolist()), tuple(std.tolist())

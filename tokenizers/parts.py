@@ -1,4 +1,4 @@
-"""One part of a space: how its values become a piece, and how tokens become its values again."""
+"""The parts of a space: how the values of each become a piece, and how tokens become its values again."""
 
 import abc
 import dataclasses
@@ -16,24 +16,24 @@ from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
 Path = tuple[str, ...]
-"""Keys and indices from a space down to a leaf; empty for a space without parts."""
+"""Keys and indices from a space down to a leaf; empty for a space that is itself a leaf."""
 
 CLIP = 10.0
-"""Standardised numbers are cut off here: one outlier must not swamp an embedding."""
+"""Standardised numbers are clipped to ±CLIP deviations: one outlier must not dominate an embedding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(abc.ABC):
-    """A leaf of a space: what stands under one key.
+    """A leaf of a space: the values under one key.
 
-    `encode` takes values (T, *shape); `decode` takes ids (T, tokens a step) and returns such values.
+    `encode` takes values (T, *shape); `decode` takes ids (T, tokens per step) and returns such values.
     """
 
     path: Path
     shape: tuple[int, ...]
     """Shape of one value."""
     dtype: str
-    """Type of its numbers; "object" for text."""
+    """NumPy dtype of its numbers; "object" for text."""
     vocabulary: Vocabulary
 
     @cached_property
@@ -43,30 +43,30 @@ class Part(abc.ABC):
 
     @property
     def size(self) -> int:
-        """Numbers in one value."""
+        """Numbers per value."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     @abc.abstractmethod
     def tokens_per_step(self) -> int | None:
-        """Positions a step takes; None where it varies."""
+        """Positions per step; None if it varies."""
 
     @property
     def projection_size(self) -> int:
-        """Columns of the run's projection that this part owns."""
+        """Columns of the run's projection that belong to this part."""
         return 0
 
     @abc.abstractmethod
     def encode(self, values: np.ndarray) -> Piece:
-        """What values (T, *shape) say."""
+        """The piece that represents values (T, *shape)."""
 
     @property
     def ranges(self) -> np.ndarray | None:
-        """Ids that each position may take, int32 (tokens a step, 2), the second exclusive; None if it has no tokens."""
+        """Ids that each position may take, int32 (tokens per step, 2), the second exclusive; None if it has no tokens."""
         return None
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Values (T, *shape) of ids (T, tokens a step), which lie in `ranges`."""
+        """Values (T, *shape) of ids (T, tokens per step), which lie in `ranges`."""
         raise ValueError(f"the part {self.key!r} enters as an embedding, which can't be decoded")
 
     def _lengths(self, steps: int) -> np.ndarray:
@@ -78,11 +78,11 @@ class Part(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinuousPart(Part):
-    """A Box as one token a number, row-major (Gato, section 2.1)."""
+    """A Box as one token per number, row-major (Gato, section 2.1)."""
 
     codec: Codec
     low: tuple[float, ...]
-    """Bounds of the space, which decoded numbers keep."""
+    """Bounds of the space; decoded numbers are clipped to them."""
     high: tuple[float, ...]
 
     @property
@@ -95,6 +95,7 @@ class ContinuousPart(Part):
 
     def encode(self, values: np.ndarray) -> Piece:
         bins = self.codec.encode(values.reshape(len(values), self.size))
+        # np.int32 keeps the sum int32: a Python int would be promoted differently by NumPy 1 and 2.
         return Piece(Modality.CONTINUOUS, bins.reshape(-1) + np.int32(self._first), self._lengths(len(values)))
 
     @property
@@ -105,13 +106,13 @@ class ContinuousPart(Part):
         numbers = self.codec.decode(tokens - self._first).astype(np.float64)
         if np.dtype(self.dtype).kind != "f":
             numbers = np.rint(numbers)
-        # A bin's centre may lie outside the bounds, and its float32 by a rounding error.
+        # The codec's range may exceed the space's bounds, and a float32 centre may miss them by a rounding error.
         return np.clip(numbers, self.low, self.high).astype(self.dtype).reshape(len(tokens), *self.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscretePart(Part):
-    """Whole numbers as one token each."""
+    """Integers as one token each."""
 
     codec: DiscreteCodec
 
@@ -138,7 +139,7 @@ class DiscretePart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextPart(Part):
-    """A text as its ids and the end marker, which tells where it ends."""
+    """A text as its ids followed by the end marker."""
 
     text: TextTokenizer
 
@@ -148,12 +149,13 @@ class TextPart(Part):
 
     def encode(self, values: np.ndarray) -> Piece:
         end = np.array([self.vocabulary.eos], np.int32)
+        # The end marker is needed because texts vary in length: it separates one step's text from what follows.
         ids = [self.text.encode(_string(value)) for value in values.tolist()]
         tokens = np.concatenate([part for step in ids for part in (step, end)]) if ids else end[:0]
         return Piece(Modality.TEXT, tokens, np.array([len(step) + 1 for step in ids], np.int32))
 
     def decode_one(self, tokens: np.ndarray) -> tuple[str, int]:
-        """The text that ids (n,) begin with, and how many they are with the end marker.
+        """The text at the start of ids (n,), and the number of ids it takes including the end marker.
 
         Raises:
             ValueError: there is no end marker.
@@ -166,7 +168,7 @@ class TextPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPart(Part):
-    """A Box projected: standardised numbers, in columns that this part owns."""
+    """A Box as standardised numbers in the projection columns of this part."""
 
     offset: int
     mean: tuple[float, ...]
@@ -183,6 +185,7 @@ class TensorPart(Part):
 
     @cached_property
     def _standard(self) -> tuple[np.ndarray, np.ndarray]:
+        # Multiplied by the inverse instead of divided: this runs per training example.
         return np.array(self.mean, np.float64), 1.0 / np.array(self.std, np.float64)
 
     @cached_property
@@ -202,11 +205,11 @@ class TensorPart(Part):
             # Modulo 2^64, so that the difference of two large numbers is exact.
             centred = (flat.astype(np.uint64) - whole).view(np.int64).astype(np.float64) - rest
         else:
-            # In float64: a float32 near its limits would overflow here before it is cut off.
+            # In float64: a float32 near its limits would overflow here before it is clipped.
             centred = flat.astype(np.float64) - mean
         numbers = centred * scale
         if not np.isfinite(numbers).all():
-            raise ValueError("a number is NaN or infinite: check the environment or the recording it came from")
+            raise ValueError("a number is NaN or infinite: check the environment or the recording that produced it")
         payload = np.clip(numbers, -CLIP, CLIP).astype(np.float32)
         steps = len(values)
         return Piece(Modality.TENSOR, self._pads(steps), self._lengths(steps), payload=payload, offset=self.offset)
@@ -214,7 +217,7 @@ class TensorPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneHotPart(Part):
-    """Whole numbers projected: their one-hot vectors side by side, in columns that this part owns."""
+    """Integers as one-hot vectors side by side in the projection columns of this part."""
 
     offset: int
     codec: DiscreteCodec
@@ -247,14 +250,14 @@ class PatchPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FramePart(Part):
-    """An image as one frame of fixed size, at one or a few positions; standardised, where statistics are known."""
+    """An image as one frame of fixed size, at one or a few positions; standardised if statistics are known."""
 
     frame_size: int
     frame_tokens: int
     mean: bytes = b""
-    """Usual pixels, uint8 (frame_size, frame_size, 3); empty: frames stay as they are."""
+    """Mean pixels as the bytes of uint8 (frame_size, frame_size, 3); empty: frames are not standardised."""
     deviation: bytes = b""
-    """Their standard deviation, alike."""
+    """Standard deviation of the pixels, in the same form."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -263,6 +266,7 @@ class FramePart(Part):
     def encode(self, values: np.ndarray) -> Piece:
         pad = self.vocabulary.pad
         piece = frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
+        # `frame_piece` always has a payload; the test is for the type checker.
         if not self.mean or piece.payload is None:
             return piece
         return dataclasses.replace(piece, payload=standardised(piece.payload, *self.statistics))
@@ -288,7 +292,7 @@ class ImagePart(Part):
 
 
 def _string(value: Any) -> str:
-    """A recorded text comes back from disk as bytes."""
+    """A text as str: recordings store texts as bytes."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if not isinstance(value, str):

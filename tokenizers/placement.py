@@ -1,6 +1,6 @@
-"""Pieces of T steps put side by side, step after step, without a loop over the steps.
+"""Interleaves the pieces of T steps, step after step, without a loop over the steps.
 
-Where a piece stands follows from cumulative lengths, which may differ from step to step (texts).
+Positions follow from cumulative lengths, which may differ between steps (texts).
 """
 
 import dataclasses
@@ -19,21 +19,24 @@ class Placed:
     local_position: np.ndarray
     payload_index: np.ndarray
     starts: np.ndarray
-    """int (T, pieces): where each piece begins in each step."""
+    """int (T, pieces): first position of each piece in each step."""
 
 
 def place(pieces: list[Piece], *, last_is_action: bool = False) -> Placed:
-    """Positions of every piece: local ones count within a step and restart, but an action's are all the shared one."""
+    """Places every piece. Local positions restart at 0 in each step, but those of an action are all `ACTION_POSITION`."""
     lengths = np.stack([piece.lengths for piece in pieces], axis=1)
+    # Row-major cumulative lengths of (step, piece): exactly the order in which they stand in the sequence.
     ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
     starts, total = ends - lengths, int(ends[-1, -1])
     tokens, modality = np.empty((2, total), np.int32)
     index = np.zeros((total,), np.int32)
+    # A position's local index is its distance from the first position of its step.
     local = (np.arange(total) - np.repeat(starts[:, 0], lengths.sum(axis=1))).astype(np.int32)
     rows = dict.fromkeys(PAYLOADS, 0)
     for number, piece in enumerate(pieces):
         at = positions(starts[:, number], piece.lengths)
         tokens[at], modality[at] = piece.tokens, piece.modality
+        # Payload rows are numbered per modality across pieces, in the order in which `payloads` joins them.
         if piece.payload is not None:
             index[at] = np.arange(rows[piece.modality], rows[piece.modality] + len(at))
             rows[piece.modality] += len(at)
@@ -45,13 +48,15 @@ def place(pieces: list[Piece], *, last_is_action: bool = False) -> Placed:
 def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Positions of runs that begin at `starts` (T,) and have `lengths` (T,), run after run: int (sum of lengths,)."""
     total = int(lengths.sum())
+    # The common case, equal lengths, is a broadcast: this runs for every piece of every training example.
     if total == lengths[0] * len(lengths) and (lengths == lengths[0]).all():
         return (starts[:, None] + np.arange(lengths[0])).ravel()
+    # arange counts through all runs; adding each run's start minus its place in that count moves it to its start.
     return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(total)
 
 
 def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces as one step-major stream: tokens and modality, int32 (n,); lengths, int32 (T,)."""
+    """Pieces as one step-major stream: tokens and modality, int32 (n,); lengths per step, int32 (T,)."""
     if len(pieces) == 1:
         piece = pieces[0]
         return piece.tokens, np.full_like(piece.tokens, piece.modality), piece.lengths
@@ -61,11 +66,12 @@ def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None = None) -> dict[str, np.ndarray]:
-    """The pieces' payloads as fields of a sequence, each kind joined in the order of the pieces, and only those found.
+    """The pieces' payloads as fields of a sequence, joined per modality in the order of the pieces; absent ones are left out.
 
     Raises:
-        ValueError: a tensor owns columns that there are not, or an image is for an encoder that there is not.
+        ValueError: a tensor's columns exceed the projection width, or an image needs an encoder and none is set.
     """
+    # In the order of the pieces, which is that of `payload_index` (see `place`).
     found: dict[str, list[np.ndarray]] = {}
     for piece in pieces:
         if piece.payload is None:
@@ -75,9 +81,7 @@ def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None =
             payload = _columns(payload, piece.offset, projection_width)
         elif piece.modality == Modality.IMAGE:
             if visual is None:
-                raise ValueError(
-                    "an image enters through the frozen encoder but there is none: set model.vision.encoder"
-                )
+                raise ValueError("an image enters through the frozen encoder but none is set: set model.vision.encoder")
             payload = visual(payload)
         found.setdefault(PAYLOADS[piece.modality], []).append(payload)
         if piece.intervals is not None:
@@ -86,19 +90,21 @@ def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None =
 
 
 def joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """Arrays one after the other, without a copy where at most one has rows: frames are large."""
+    """Arrays concatenated, without a copy if at most one has rows: frames are large."""
     filled = [array for array in arrays if len(array)]
+    # With no rows at all the first array is returned for its trailing shape and dtype.
     return np.concatenate(filled) if len(filled) > 1 else filled[0] if filled else arrays[0]
 
 
 def _columns(payload: np.ndarray, offset: int, width: int) -> np.ndarray:
-    """A tensor's numbers (n, size) in the columns it owns, zeros elsewhere: float32 (n, width)."""
+    """A tensor's numbers (n, size) in its own columns, zeros elsewhere: float32 (n, width)."""
     end = offset + payload.shape[1]
     if end > width:
         raise ValueError(
-            f"a tensor owns columns {offset} to {end} but projection_width is {width}: "
-            "give the assembler the width that assign_offsets returned"
+            f"a tensor's columns {offset} to {end} exceed projection_width = {width}: "
+            "pass the assembler the width that assign_offsets returned"
         )
+    # Every layout has its own columns of one shared projection, so all tensors have its full width.
     wide = np.zeros((len(payload), width), np.float32)
     wide[:, offset:end] = payload
     return wide

@@ -1,12 +1,12 @@
 """The assembler, which puts pieces in order (Gato, section 2.1 and appendix B).
 
-A window of control is one of two layouts. `o` observation positions, `|` the separator (if asked for), `a` action tokens:
+A control window has one of two layouts. `o` observation positions, `|` the optional separator, `a` action tokens:
 
     Gato     o o | a0 a1 a2  o o | a0 a1 a2       every action token is read by what follows
-    hidden   o o | h  h      o o | h  h           actions are targets only; all of a step's can be decoded at once
+    hidden   o o | h  h      o o | h  h           actions are targets only; all tokens of a step can be decoded at once
 
-In both, the first action token is predicted from the last position before it, and each next one from the next position.
-Hiding keeps the policy from copying its last action, and leaves out the position from which nothing is read.
+In both, the first action token is predicted from the last position before it, and each later one from the next position.
+Hiding keeps the policy from copying its last action. The last action token needs no hidden position: nothing is read from it.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
@@ -28,6 +29,7 @@ from generalist.tokenizers.pieces import (
     Piece,
     Sequence,
     Visual,
+    positions_per_row,
 )
 from generalist.tokenizers.placement import Placed, interleave, joined, payloads, place, positions
 from generalist.tokenizers.spaces import TaskLayout
@@ -37,48 +39,32 @@ from generalist.tokenizers.vocabulary import KINDS, Vocabulary
 __all__ = ["ACTION_POSITION", "CHUNK_END", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
 Values = Mapping[str, np.ndarray]
-"""Flat key → (T, ...): what `SpaceTokenizer.stack` returns."""
+"""Flat key → (T, ...): the result of `SpaceTokenizer.stack`."""
 
-# Modality of the vocabulary's kinds in their order, then of special tokens: among actions only the end marker of a text.
+# Modality of the vocabulary's kinds in their order, then of special tokens: an action contains only the end marker of a text.
 _MODALITY_OF_KIND = np.array(
     [Modality.TEXT, Modality.CONTINUOUS, *[Modality.DISCRETE] * (len(KINDS) - 2), Modality.TEXT], np.int32
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Predicted:
-    """Text of a document that the model learns to write, not only to read."""
-
-    text: str
-
-
-class ChunkEnd:
-    """Ends a chunk of a document that has no image; before an image and at the end of a document it goes without saying."""
-
-
-CHUNK_END = ChunkEnd()
-Part = np.ndarray | str | Predicted | ChunkEnd
-"""What a document is made of: images uint8 (H, W) or (H, W, C), ids int32 (n,), texts."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assembler:
-    """Puts pieces in order: the same code for training and for acting, so that the two can't drift."""
+    """Puts pieces in order: the same code for training and for acting, so that the two cannot differ."""
 
     vocabulary: Vocabulary
     text_tokenizer: TextTokenizer
     projection_width: int = 0
     """F: columns of the run's projection of tensors."""
     frame_size: int = 84
-    """Pixels on a side of a frame."""
+    """Pixels per side of a frame."""
     frame_tokens: int = 1
-    """Positions a frame takes."""
+    """Positions per frame."""
     separator: bool = False
     """Put the separator between an observation and its action."""
     images: Images = "frame"
-    """How the images of documents enter."""
+    """How document images enter the model; same choices as for observations."""
     visual: Visual | None = None
-    """What the frozen encoder is given of images, where there is one."""
+    """Converts images for the frozen encoder; None without one."""
 
     def __post_init__(self) -> None:
         if self.text_tokenizer.size > self.vocabulary.text:
@@ -100,11 +86,12 @@ class Assembler:
         prompts: Sequences[tuple[Values, Values]] = (),
         prompt_loss: bool = False,
     ) -> Sequence:
-        """A window of T steps, after its instruction and, if given, after prompts: steps of other episodes.
+        """A window of T steps, after its instruction and, if given, prompts: steps of other episodes.
 
-        The loss is on the window's actions alone, and on the prompts' with `prompt_loss`. A prompt's actions are shown
-        even where the window's are hidden: with them hidden it would demonstrate nothing.
+        The loss is on the window's actions alone, and on the prompts' too with `prompt_loss`. A prompt's actions are shown
+        even if the window's are hidden: with hidden actions it would demonstrate nothing.
         """
+        # The same two calls that acting makes, one after the other: prefix once, then step by step.
         before = self.prefix(layout, instruction, prompts, prompt_loss=prompt_loss)
         return self.concatenate([before, self._steps(layout, observations, actions, hide=hide_actions)])
 
@@ -116,30 +103,31 @@ class Assembler:
         *,
         prompt_loss: bool = False,
     ) -> Sequence:
-        """What stands before an episode's own steps: the instruction, and steps of other episodes, observations and actions."""
+        """What precedes an episode's steps: the instruction, and steps of other episodes with observations and actions."""
         shown = [self._steps(layout, *prompt, hide=False, weight=float(prompt_loss)) for prompt in prompts]
         return self.concatenate([self.instruction(instruction), *shown])
 
     def room(self, layout: TaskLayout, instruction: str, *, window: int, length: int) -> int:
-        """Steps with their actions that fit between an instruction and a window of `window` steps in a row of `length` positions;
-        0 for a layout with texts, whose steps vary in length."""
+        """Number of steps with actions that fit between an instruction and a window of `window` steps in a row of `length`
+        positions; 0 for a layout with texts, whose steps vary in length."""
         observed, acted = layout.observation.tokens_per_step, layout.action.tokens_per_step
         if observed is None or acted is None:
             return 0
+        # An upper bound: a hidden action takes one position fewer.
         left = length - len(self.instruction(instruction)) - window * (observed + self.separator + acted)
         return max(0, left // (observed + self.separator + acted))
 
     def instruction(self, text: str) -> Sequence:
-        """What the agent is told: given, never predicted, with no special tokens. An empty text gives no positions."""
+        """The instruction: given, never predicted, without special tokens. An empty text gives no positions."""
         return self._document(self._given(self._text_ids(text)))
 
     def step(self, layout: TaskLayout, observations: Values, *, hide_actions: bool) -> Sequence:
-        """Steps as they stand when their actions are still to be chosen: observation, separator and, with hidden actions,
-        the hidden tokens that the later dimensions are read from."""
+        """Steps whose actions are still to be chosen: observation, separator and, with hidden actions, the hidden tokens that
+        the later dimensions are predicted from."""
         return self._steps(layout, observations, None, hide=hide_actions)
 
     def action(self, layout: TaskLayout, tokens: np.ndarray) -> Sequence:
-        """Chosen action tokens, int (n,), as positions to append: any number of them, also a part of an action."""
+        """Chosen action tokens, int (n,), as positions to append; they may be a part of an action."""
         tokens = np.asarray(tokens, np.int32)
         placed = place([Piece(Modality.SPECIAL, tokens, np.array([len(tokens)], np.int32))], last_is_action=True)
         placed.modality[:] = self._modality_of(tokens)
@@ -150,6 +138,7 @@ class Assembler:
         its position."""
         ids = text if isinstance(text, np.ndarray) else self._text_ids(text)
         tokens = np.concatenate([[self.vocabulary.bos], ids] if bos else [ids]).astype(np.int32)
+        # Targets are the tokens shifted by one; the cut drops the target that has no position to be predicted from.
         targets = np.concatenate([tokens[1:], [self.vocabulary.eos if eos else self.vocabulary.pad]])[: len(tokens)]
         sequence = self._document(self._given(tokens))
         weight = (targets != self.vocabulary.pad).astype(np.float32)
@@ -161,48 +150,25 @@ class Assembler:
 
             bos  text  <image> text text chunk_end  <image> text chunk_end
 
-        Every text attends to the image before it or, with `to_next`, to the one after it. It is predicted unless there is none
-        (as OpenFlamingo does), and so is the end of its chunk, an image's marker never; but if some parts are `Predicted`, those
-        alone are, and the ends of their chunks.
+        Every text attends to the image before it or, with `to_next`, to the one after it. A text with an image is predicted (as
+        in OpenFlamingo) and so is the end of its chunk, an image's marker never. If some parts are `Predicted`, only those and
+        the ends of their chunks are.
 
         Args:
             parts: `CHUNK_END` ends a chunk that has no image.
-            is_open: the last chunk has no end, and nothing is predicted: what is to be written on.
+            to_next: texts attend to the next image instead of the previous one.
+            is_open: the last chunk has no end and nothing is predicted: a document to be continued.
 
         Raises:
-            ValueError: an image has a shape or type that no image has.
+            ValueError: an image has an unsupported shape or dtype.
         """
-        total, marked = sum(map(_is_image, parts)), any(isinstance(part, Predicted) for part in parts)
+        # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
         pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
-        before = chunk = 0  # images so far; the image of the text that stands last
-        written = predicted = False  # of the chunk: whether it has text, and whether the last of it is predicted
-
-        def end(always: bool = False) -> None:
-            if chunk or predicted or (always and written):
-                pieces.append(self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32)))
-                weights.append(int(predicted))
-                attended.append(chunk)
-
-        for part in parts:
-            if part is CHUNK_END or _is_image(part):
-                end(always=part is CHUNK_END)
-                chunk, written, predicted = 0, False, False
-            if part is CHUNK_END:
-                continue
-            if _is_image(part):
-                before += 1
-                placed = self._image(np.asarray(part))
-            else:
-                text = part.text if isinstance(part, Predicted) else part
-                chunk = before if not to_next else before + 1 if before < total else 0
-                placed = [self._given(text if isinstance(text, np.ndarray) else self._text_ids(str(text)))]
-                written, predicted = True, isinstance(part, Predicted) if marked else chunk > 0
-            predicted = predicted and not is_open
+        for one in arrange(parts, to_next=to_next, is_open=is_open):
+            placed = self._part(one)
             pieces += placed
-            weights += [int(predicted)] * len(placed)
-            attended += [chunk or (before if _is_image(part) else 0)] * len(placed)
-        if not is_open:
-            end()
+            weights += [int(one.predicted)] * len(placed)
+            attended += [one.image] * len(placed)
         sequence = self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
         if self.visual is None:
             return sequence
@@ -210,7 +176,7 @@ class Assembler:
         return dataclasses.replace(sequence, image=image[: len(sequence)])
 
     def concatenate(self, sequences: Sequences[Sequence]) -> Sequence:
-        """Sequences one after the other; payloads are joined and their indices moved along."""
+        """Sequences one after the other; payloads are joined and their indices shifted."""
         filled = [sequence for sequence in sequences if len(sequence.tokens)]
         if not filled:
             return self._document(self._given(np.zeros((0,), np.int32)))
@@ -220,17 +186,16 @@ class Assembler:
             field.name: [getattr(sequence, field.name) for sequence in filled] for field in dataclasses.fields(Sequence)
         }
         for modality, payload in PAYLOADS.items():
-            each = self.frame_tokens if modality == Modality.FRAME else 1
             before = 0
             for number, sequence in enumerate(filled):
-                count = len(getattr(sequence, payload)) * each
+                count = len(getattr(sequence, payload)) * positions_per_row(modality, self.frame_tokens)
                 if before and count:
                     index = fields["payload_index"][number]
                     fields["payload_index"][number] = np.where(
                         sequence.modality == modality, index + np.int32(before), index
                     )
                 before += count
-        # What follows an image attends to it, unless it has one of its own (Flamingo, section 2.4).
+        # What follows an image attends to it, unless it has its own (Flamingo, section 2.4).
         held = np.cumsum([0] + [int((sequence.modality == Modality.IMAGE).sum()) for sequence in filled])
         fields["image"] = [
             image + np.int32(before) if before else image
@@ -241,41 +206,46 @@ class Assembler:
     def _steps(
         self, layout: TaskLayout, observations: Values, actions: Values | None, *, hide: bool, weight: float = 1.0
     ) -> Sequence:
-        """Steps of one layout; what is predicted, where `actions` say it."""
+        """Steps of one layout; targets and loss weights are set if `actions` are given."""
         pieces = self._observed(layout, observations)
         steps = len(pieces[0].lengths)
+        # One hidden token fewer than action tokens: the first one is predicted from the position before.
         if hide:
             pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _dimensions(layout) - 1, np.int32)))
         if actions is None:
             return self._sequence(place(pieces, last_is_action=hide), self._payloads(pieces))
         acted, modality, counts = interleave(layout.action.encode(actions))
         if len(counts) != steps:
-            raise ValueError(f"{layout.name} has {steps} observed steps but {len(counts)} actions: give one a step")
+            raise ValueError(
+                f"{layout.name} has {steps} observed steps but {len(counts)} actions: give one action per step"
+            )
         if not hide:
             pieces.append(Piece(Modality.SPECIAL, acted, counts))
         placed = place(pieces, last_is_action=True)
         begin = placed.starts[:, -1]
+        # Action tokens of several kinds share one piece, so their modalities are filled in afterwards.
         if not hide:
             placed.modality[positions(begin, counts)] = modality
         sequence = self._sequence(placed, self._payloads(pieces))
-        # The first dimension is read from the position before it, each next one from the next position, in both layouts.
+        # The first dimension is predicted from the position before it, each later one from the next position, in both layouts.
         read_from = positions(begin - 1, counts)
         sequence.targets[read_from] = acted
         sequence.loss_weight[read_from] = weight
         return sequence
 
     def _observed(self, layout: TaskLayout, observations: Values) -> list[Piece]:
-        """The observation's pieces with the separator, checked against what this assembler has room for."""
+        """The observation's pieces with the separator, checked against this assembler's limits."""
         pieces = layout.observation.encode(observations)
         steps = len(pieces[0].lengths)
         if steps == 0 or any(len(piece.lengths) != steps for piece in pieces):
             raise ValueError(f"the observation parts of {layout.name} have different numbers of steps, or none")
         if self.separator:
             pieces.append(self._repeated(self.vocabulary.separator, np.ones((steps,), np.int32)))
+        # The last local position belongs to actions, so observations must stay below it.
         longest = int(np.sum([piece.lengths for piece in pieces], axis=0).max())
         if longest > ACTION_POSITION:
             raise ValueError(
-                f"a step of {layout.name} has {longest} observation positions, but there are {ACTION_POSITION} local positions: "
+                f"a step of {layout.name} has {longest} observation positions, more than the {ACTION_POSITION} local positions: "
                 'use tensors="projected" or images="frame", or shorten its text'
             )
         for piece in pieces:
@@ -286,12 +256,12 @@ class Assembler:
     def _check_frame(self, layout: TaskLayout, size: int, each: int) -> None:
         if size != self.frame_size or each != self.frame_tokens:
             raise ValueError(
-                f"a frame of {layout.name} has {size} pixels a side and {each} positions, but the assembler has frame_size "
+                f"a frame of {layout.name} has {size} pixels per side and {each} positions, but the assembler has frame_size "
                 f"{self.frame_size} and frame_tokens {self.frame_tokens}: use one setting for both"
             )
 
     def _sequence(self, placed: Placed, found: Mapping[str, np.ndarray]) -> Sequence:
-        """A sequence that predicts nothing yet. Payloads that were not found are empty."""
+        """A sequence without targets. Absent payloads are empty."""
         empty = np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8)
         return Sequence(
             tokens=placed.tokens,
@@ -300,6 +270,7 @@ class Assembler:
             modality=placed.modality,
             local_position=placed.local_position,
             payload_index=placed.payload_index,
+            # Each position attends to the last image marker at or before it.
             image=np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32),
             tensors=found.get("tensors", np.zeros((0, self.projection_width), np.float32)),
             frames=found.get("frames", empty),
@@ -317,12 +288,13 @@ class Assembler:
 
     def _document(self, piece: Piece) -> Sequence:
         """A piece of a document or an instruction: all its local positions are 0."""
+        # A document's order is given by its positions in the sequence; local positions are for the parts of a step.
         placed = place([piece])
         placed.local_position[:] = 0
         return self._sequence(placed, self._payloads([piece]))
 
     def _shifted(self, sequence: Sequence, pieces: list[Piece], weights: list[int]) -> Sequence:
-        """The document with every predicted token as the target of the position before it."""
+        """The document, each predicted token as the target of the position before it."""
         weight = np.repeat(np.array(weights, np.float32), [len(piece.tokens) for piece in pieces])
         next_weight = np.append(weight[1:], np.float32(0))
         following = np.append(sequence.tokens[1:], np.int32(self.vocabulary.pad))
@@ -341,6 +313,16 @@ class Assembler:
     def _text_ids(self, text: str) -> np.ndarray:
         return self.text_tokenizer.encode(text)
 
+    def _part(self, one: Arranged) -> list[Piece]:
+        """The pieces of a document's part."""
+        part = one.part
+        if isinstance(part, ChunkEnd):
+            return [self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32))]
+        if is_image(part):
+            return self._image(np.asarray(part))
+        text = part.text if isinstance(part, Predicted) else part
+        return [self._given(text if isinstance(text, np.ndarray) else self._text_ids(str(text)))]
+
     def _image(self, image: np.ndarray) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""
         pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
@@ -351,19 +333,15 @@ class Assembler:
         if "patches" in ways:
             pieces.append(patch_piece(image[None], pad=pad))
         if "frame" in ways:
+            # Documents have images of all sizes; a frame has one size, that of control's observations.
             frame = to_frame(image, self.frame_size)
             pieces.append(frame_piece(frame[None], pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens))
         return pieces
 
     def _modality_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Modality of action tokens, int32 like them. A special one is the end marker of a text."""
+        """Modality of action tokens int32 (n,), int32 (n,). A special one is the end marker of a text."""
         kinds = np.searchsorted(self.vocabulary.boundaries, tokens, side="right") - 1
         return _MODALITY_OF_KIND[kinds]
-
-
-def _is_image(part: Part) -> bool:
-    """Whether a part is an image; the other arrays are ids."""
-    return isinstance(part, np.ndarray) and part.ndim > 1
 
 
 def _dimensions(layout: TaskLayout) -> int:

@@ -1,4 +1,4 @@
-"""Gymnasium spaces and images as JSON and back: what a run's folder keeps of them. Nothing in such a file is trusted."""
+"""Gymnasium spaces and images as JSON and back, as a run's folder stores them. Nothing in such a file is trusted."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-# More numbers than any observation has, so that a damaged shape can't claim all memory.
+# More numbers than any observation has: a damaged shape must not allocate all memory.
 _LARGEST = 2**26
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
-    """A space as JSON values; `SpaceTokenizer.from_space` has checked that it is of a known kind."""
+    """A space as JSON values. `SpaceTokenizer.from_space` has already checked that its kind is supported."""
     if isinstance(space, gym.spaces.Box):
         low, high = _numbers(space.low), _numbers(space.high)
         return {"type": "Box", "low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}
@@ -29,6 +29,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
             "dtype": str(space.dtype),
         }
     if isinstance(space, gym.spaces.MultiBinary):
+        # n = 3 and n = (3,) are different spaces in gymnasium and must stay so.
         return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
     if isinstance(space, gym.spaces.Text):
         characters = "".join(sorted(space.character_set))
@@ -39,6 +40,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
             "characters": characters,
         }
     if isinstance(space, gym.spaces.Dict):
+        # Sorted keys: gymnasium sorts them too, and the file is the same whatever the order of construction.
         return {"type": "Dict", "spaces": {key: space_to_json(part) for key, part in sorted(space.spaces.items())}}
     if isinstance(space, gym.spaces.Tuple):
         return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
@@ -46,7 +48,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
 
 
 def space_from_json(data: Mapping[str, Any]) -> gym.Space:
-    """The space that `space_to_json` described.
+    """Rebuilds the space that `space_to_json` described.
 
     Raises:
         ValueError: the description is damaged.
@@ -55,12 +57,13 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
         return _READERS[data["type"]](data)
     except ValueError:
         raise
+    # Gymnasium's constructors assert; a hostile nesting recurses. All of it means the same to the reader of the file.
     except (KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError) as error:
         raise ValueError(f"the description of a space is damaged ({type(error).__name__}: {error})") from error
 
 
 def _numbers(array: np.ndarray) -> Any:
-    """All numbers, or the one number that they all are. Infinity is a text, as JSON has none."""
+    """All numbers, or one number if all are equal. Infinity is a string, since JSON has none."""
     flat = [value if math.isfinite(value) else str(value) for value in array.reshape(-1).tolist()]
     return flat[0] if flat and all(value == flat[0] for value in flat) else flat
 
@@ -70,18 +73,20 @@ def _array(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f":
         values = [float(value) for value in values]
     if any(isinstance(value, str) for value in values):
-        raise ValueError("the description of a space is damaged (a text where a number stands)")
+        raise ValueError("the description of a space is damaged (a string where a number is expected)")
     return np.array(values, dtype).reshape(shape)
 
 
 def _shape(data: Any) -> tuple[int, ...]:
     shape = tuple(data)
+    # `type(...) is not int` also refuses True and False, which isinstance would accept.
     if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) > _LARGEST:
         raise ValueError(f"the description of a space is damaged (shape {str(data)[:60]})")
     return shape
 
 
 def _dtype(name: Any) -> np.dtype:
+    # Types outside numbers and booleans are refused: np.dtype("O") could hold arbitrary objects.
     dtype = np.dtype(name) if isinstance(name, str) else np.dtype(object)
     if dtype.kind not in "fiub":
         raise ValueError(f"the description of a space is damaged (type {name!r})")
@@ -128,7 +133,7 @@ _READERS = {
 
 
 def png_text(pixels: np.ndarray) -> str:
-    """An image, uint8 (H, W, 3), as text: a PNG in base 64."""
+    """An image, uint8 (H, W, 3), as text: a PNG in Base64."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -138,12 +143,15 @@ def png_pixels(text: str, size: int) -> np.ndarray:
     """The image that `png_text` wrote, uint8 (size, size, 3).
 
     Raises:
-        ValueError: it is damaged, or of another size.
+        ValueError: it is damaged or has another size.
     """
     try:
+        # formats=["PNG"]: Pillow would otherwise try every decoder it has on untrusted bytes.
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
             if image.size != (size, size) or image.mode != "RGB":
                 raise ValueError(f"it is {image.mode} of {image.size}")
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, TypeError) as error:
-        raise ValueError(f"the statistics of a frame are no RGB image of {size} pixels a side: {error}") from error
+        raise ValueError(
+            f"the statistics of a frame are not an RGB image of {size} pixels per side: {error}"
+        ) from error

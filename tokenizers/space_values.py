@@ -1,7 +1,7 @@
-"""Values from outside against their space: checked and copied where they enter, so that nothing is changed on the way.
+"""Checks values from outside against their space and copies them where they enter, so that nothing changes them later.
 
-A value enters as it is, in its space's type: whole numbers exactly, real numbers to the type's own precision. Whatever does not
-fit is refused with the name of the part. Real numbers beyond the bounds of their Box are kept: bounds are often estimates.
+A value keeps its number in its space's dtype: integers exactly, real numbers to the dtype's precision. A value that does not fit
+is refused with the name of its part. Real numbers beyond the bounds of their Box are kept: bounds are often estimates.
 
 Dimension key: T steps.
 """
@@ -19,12 +19,13 @@ LARGEST = 1e100
 
 
 class _Refused(ValueError):
-    """A value does not fit; `path` leads to the part."""
+    """A value does not belong to its space; `path` leads to the part."""
 
     def __init__(self, problem: str, path: tuple[str, ...] = ()) -> None:
         super().__init__(problem)
         self.path = path
 
+    # Built from the inside out: the leaf knows the problem, each caller adds its own key.
     def under(self, key: str) -> "_Refused":
         """The same refusal, seen from the space that holds the part as `key`."""
         return _Refused(str(self), (key, *self.path))
@@ -35,30 +36,32 @@ class _Refused(ValueError):
 
 
 def checked(space: gym.Space, value: Any, what: str, *, bounded: bool = False, exact: bool = True) -> Any:
-    """A copy of a value of the space, in the space's own types; it shares no memory with the value.
+    """A copy of a value of the space, in the space's dtypes; it shares no memory with the value.
 
     Args:
         space: made of Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple.
-        value: as an environment or a policy gives it; plain Python numbers and lists are welcome.
-        what: what the message begins with, such as "own/maze: the observation".
-        bounded: real numbers must lie within the bounds of their Box too, as those of an action must.
-        exact: a Dict may have no keys beside those of its space.
+        value: as an environment or a policy returns it; plain Python numbers and lists are accepted.
+        what: the beginning of error messages, such as "own/maze: the observation".
+        bounded: real numbers must lie within the bounds of their Box, as is required of actions.
+        exact: a Dict must have no keys other than those of its space.
 
     Raises:
-        ValueError: it is not of the space; the message names the part, the value and the remedy.
+        ValueError: the value does not belong to the space; the message names the part, the value and the remedy.
     """
     try:
         return _checked(space, value, bounded, exact)
     except _Refused as refused:
+        # A ValueError proper: callers and users see one type, and the chain of parts is already in the message.
         raise ValueError(refused.message(what)) from None
 
 
 def checked_reward(value: Any, what: str) -> float:
-    """A reward as a number; an array of one number counts as that number.
+    """A reward as a float; an array of one number counts as that number.
 
     Raises:
-        ValueError: it is none, not finite, or larger than float32 holds, in which rewards are stored.
+        ValueError: it is not one number, not finite, or too large for float32, in which rewards are stored.
     """
+    # np.asarray(None) is an object array of size 1, which the next test would report less clearly.
     array = _array(value) if value is not None else np.empty(0)
     if array.size != 1 or array.dtype.kind not in "fiub":
         raise ValueError(f"{what} is {_shown(value)}: it must be one number")
@@ -69,11 +72,12 @@ def checked_reward(value: Any, what: str) -> float:
 
 
 def checked_flag(value: Any, what: str) -> bool:
-    """Whether an episode has ended, as True or False.
+    """A termination flag as a bool; 0 and 1 of any integer dtype are accepted.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither True nor False.
     """
+    # NumPy's bool_ and arrays of one flag are common; None is what a forgotten return gives.
     array = _array(value) if value is not None else np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iub" or array.reshape(()) not in (0, 1):
         raise ValueError(f"{what} is {_shown(value)}: it must be True or False")
@@ -95,16 +99,16 @@ def check_text(value: Any, what: str) -> None:
 
 
 def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
-    """T values of a space from their list, their array (T, ...), or a Dict or tuple of such (as Minari and D4RL store them).
+    """T values of a space from a list, an array (T, ...), or a Dict or tuple of arrays (as Minari and D4RL store them).
 
     Raises:
-        ValueError: the parts have different numbers of steps, or there is none of one.
+        ValueError: the parts have different numbers of steps, or a part is missing.
     """
     if isinstance(space, gym.spaces.Dict) and isinstance(values, Mapping):
         missing = [key for key in space.spaces if key not in values]
         if missing:
             raise ValueError(
-                f"{what} are a dict without the part {missing[0]!r}: it has the keys {sorted(map(str, values))}"
+                f"{what} are a dict that lacks the part {missing[0]!r}: it has the keys {sorted(map(str, values))}"
             )
         extra = [key for key in values if key not in space.spaces]
         if extra:
@@ -136,7 +140,8 @@ def _parts(space: gym.spaces.Dict | gym.spaces.Tuple) -> list[gym.Space]:
 
 
 def _are_columns(space: gym.spaces.Tuple, values: Any) -> bool:
-    """Whether a tuple holds the parts' columns rather than steps, which are tuples themselves."""
+    """Whether a tuple holds the parts' columns rather than a sequence of steps, which are tuples themselves."""
+    # Both forms may have the same length; an element that is a tuple where its part is a leaf can only be a step.
     return (
         isinstance(values, tuple)
         and len(values) == len(space.spaces)
@@ -151,7 +156,7 @@ def _rows(columns: Mapping[str, list[Any]], what: str) -> list[tuple[Any, ...]]:
     counts = {key: len(column) for key, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(
-            f"{what} have parts of different lengths: {counts}; give as many steps of each part of the dict"
+            f"{what} have parts of different lengths: {counts}; give the same number of steps for every part"
         )
     return list(zip(*columns.values(), strict=True))
 
@@ -163,6 +168,7 @@ def copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: copied(one) for key, one in value.items()}
     if isinstance(value, (tuple, list)):
+        # A namedtuple's constructor takes its fields one by one, so subclasses become plain tuples.
         return type(value)(copied(one) for one in value) if type(value) in (tuple, list) else tuple(map(copied, value))
     return value
 
@@ -180,6 +186,7 @@ def _checked(space: gym.Space, value: Any, bounded: bool, exact: bool) -> Any:
 def _checked_dict(space: gym.spaces.Dict, value: Any, bounded: bool, exact: bool) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise _Refused(f"is {_shown(value)}, not a dictionary with the keys {sorted(space.spaces)}")
+    # Counting first keeps the common case, exact keys, free of a second pass.
     if exact and len(value) != len(space.spaces):
         for key in value:
             if key not in space.spaces:
@@ -215,6 +222,7 @@ def _leaf(space: gym.Space, value: Any, lead: tuple[int, ...], bounded: bool) ->
     shape = (*lead, *(space.shape or ()))
     if array.shape != shape:
         raise _Refused(f"has shape {array.shape}, but its space has {shape}: give it that shape in a wrapper")
+    # isinstance, not a lookup by type: users subclass gymnasium's spaces.
     for kind, check in _CHECKS.items():
         if isinstance(space, kind):
             return check(space, array, bounded)
@@ -224,14 +232,16 @@ def _leaf(space: gym.Space, value: Any, lead: tuple[int, ...], bounded: bool) ->
 def _box(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
     if space.dtype.kind == "f":
         return _real(space, array, bounded)
+    # Compared before the cast: afterwards 256 would have become 0 of uint8 and pass.
     _whole(array, space)
     low, high = space.low, space.high
     outside = (array < low) | (array > high)
     if outside.any():
         at = _first(outside)
         raise _Refused(
-            f"is {array[at]}, outside {_bound(low, at)}..{_bound(high, at)}: widen its space, or keep to it in a wrapper"
+            f"is {array[at]}, outside {_bound(low, at)}..{_bound(high, at)}: widen its space, or clip it in a wrapper"
         )
+    # A recorded RGBA image loses its alpha channel, so one that carries information there must be refused.
     if is_image(space) and space.shape[-1] == 4 and not (array[..., 3] == 255).all():
         raise _Refused(
             "has four channels of which the last is not opaque: if it is a stack of frames or has depth, give a Dict of images "
@@ -241,6 +251,7 @@ def _box(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
 
 
 def _real(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
+    # A float64 beyond float32 becomes infinite here and is reported below with the original value.
     with np.errstate(over="ignore"):
         cast = array.astype(space.dtype)
     finite = np.isfinite(cast)
@@ -266,7 +277,7 @@ def _discrete(space: gym.spaces.Discrete, array: np.ndarray, bounded: bool) -> A
     outside = (array < space.start) | (array >= space.start + space.n)
     if outside.any():
         last = space.start + space.n - 1
-        raise _Refused(f"is {array[_first(outside)]}, outside {space.start}..{last}: mend the value, or its space")
+        raise _Refused(f"is {array[_first(outside)]}, outside {space.start}..{last}: correct the value or its space")
     return array.astype(space.dtype)[()]
 
 
@@ -275,8 +286,11 @@ def _multi_discrete(space: gym.spaces.MultiDiscrete, array: np.ndarray, bounded:
     outside = (array < space.start) | (array >= space.start + space.nvec)
     if outside.any():
         at = _first(outside)
+        # Each number has its own range, so the message shows the one that was missed.
         low, many = _bound(space.start, at), _bound(space.nvec, at)
-        raise _Refused(f"is {array[at]} at {_place(at)}, outside {low}..{low + many - 1}: mend the value, or its space")
+        raise _Refused(
+            f"is {array[at]} at {_place(at)}, outside {low}..{low + many - 1}: correct the value or its space"
+        )
     return array.astype(space.dtype)
 
 
@@ -284,7 +298,7 @@ def _multi_binary(space: gym.spaces.MultiBinary, array: np.ndarray, bounded: boo
     _whole(array, space)
     outside = (array != 0) & (array != 1)
     if outside.any():
-        raise _Refused(f"is {array[_first(outside)]}, not 0 or 1: mend the value, or its space")
+        raise _Refused(f"is {array[_first(outside)]}, not 0 or 1: correct the value or its space")
     return array.astype(space.dtype)
 
 
@@ -298,23 +312,24 @@ _CHECKS: dict[type[gym.Space], Callable[[Any, np.ndarray, bool], Any]] = {
 
 def _text(space: gym.spaces.Text, value: Any) -> str:
     if not isinstance(value, str):
-        raise _Refused(f"is {_shown(value)}, not a text")
+        raise _Refused(f"is {_shown(value)}, not a string")
+    # str(value) also turns NumPy strings into plain ones, which recordings store.
     if not space.contains(str(value)):
-        raise _Refused(f"is {value!r:.60}, not a text of {space}: mend the value, or its space")
+        raise _Refused(f"is {value!r:.60}, not a string of {space}: correct the value or its space")
     return str(value)
 
 
 def _whole(array: np.ndarray, space: gym.Space) -> None:
-    """Real numbers for whole ones are refused even where they have no fraction: scaled images begin with a black frame."""
+    """Refuses real numbers where integers belong, even without a fraction: a scaled image may begin with a black frame."""
     if array.dtype.kind == "f":
         raise _Refused(
-            f"is of type {array.dtype}, but its space holds whole numbers of type {space.dtype}: give that type, or change the "
+            f"is of type {array.dtype}, but its space holds integers of type {space.dtype}: give that type, or change the "
             "space in the wrapper that changes the values"
         )
 
 
 def _array(value: Any) -> np.ndarray:
-    """A value as an array; of objects where it is no array of numbers, or hides some of them."""
+    """A value as an array; an array of objects if it is not numeric, or has masked numbers."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         return np.empty((), object)
     try:
@@ -324,21 +339,22 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _first(flags: np.ndarray) -> tuple[int, ...]:
-    """Where the first of some flags is set."""
+    """Index of the first set flag."""
     return tuple(int(one) for one in np.argwhere(flags)[0]) if flags.ndim else ()
 
 
 def _bound(bounds: np.ndarray, at: tuple[int, ...]) -> Any:
-    """A bound at a place, which may have leading axes that bounds do not have."""
+    """The bound at an index, which may have leading axes (time) that bounds lack."""
     return bounds[at[len(at) - bounds.ndim :]] if bounds.ndim else bounds[()]
 
 
 def _place(at: tuple[int, ...]) -> str:
+    """An index as it is written in Python."""
     return f"[{', '.join(map(str, at))}]"
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: short, on one line."""
+    """A value as shown in a message: short, on one line."""
     if isinstance(value, np.ma.MaskedArray):
         return "an array with masked numbers"
     if isinstance(value, np.ndarray) and value.size > 8:

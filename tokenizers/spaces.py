@@ -1,14 +1,14 @@
-"""Any Gymnasium space ↔ pieces.
+"""Conversion of any Gymnasium space to pieces and back.
 
 Box of uint8, H×W×C      an image: patches, or one frame, or a marker and the frozen encoder, or both
-other Box                one token a number (continuous, or discrete if whole and few), or projected
+other Box                one token per number (continuous, or discrete if whole and few), or projected
 Discrete, MultiDiscrete, MultiBinary
-                         one token a number, or projected as one-hot vectors
+                         one token per number, or projected as one-hot vectors
 Text                     its ids and an end marker
 Dict, Tuple              their parts in key order (Gato, section 2.1), nested keys joined with "/"
 
-All that is projected of a step becomes one embedding, as in JAT (section 3): what an agent does often hangs on the difference of
-two parts, as of a gripper's place and a goal's, which one linear map sees and attention between positions has to learn.
+All projected parts of a step become one embedding, as in JAT (section 3). What an agent does often depends on the difference of
+two parts, such as the positions of a gripper and a goal: one linear map computes it, attention between positions must learn it.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ _SETTINGS = ("tensors", "images", "frame_size", "frame_tokens", "offset", "bound
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpaceTokenizer:
-    """A space's values ↔ pieces; frozen with its codecs and statistics, so that training and acting can't drift.
+    """Values of a space ↔ pieces; frozen with its codecs and statistics, so that training and acting cannot differ.
 
-    Values are passed flat: key → array (T, ...), where "" is the key of a space without parts.
+    Values are passed flat: key → array (T, ...), where "" is the key of a space that is itself a leaf.
     """
 
     parts: tuple[Part, ...]
@@ -71,18 +71,18 @@ class SpaceTokenizer:
             space: the space.
             vocabulary: the id ranges.
             text: needed if the space has a Text.
-            tensors: one token a number, or one projected embedding of all numbers of a step.
-            images: 16×16 patches, one frame of `frame_size` pixels a side at `frame_tokens` positions, the frozen encoder
+            tensors: one token per number, or one projected embedding of all numbers of a step.
+            images: 16×16 patches, one frame of `frame_size` pixels per side at `frame_tokens` positions, the frozen encoder
                 (one marker position), or two of these.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
-            statistics: mean and deviation by which projected numbers are standardised, 0 and 1 where missing; of an image those
-                of its frames' pixels, uint8 (frame_size, frame_size, 3), by which frames are (`image.standardised`).
+            statistics: mean and deviation that standardise projected numbers, 0 and 1 where missing; for an image those of its
+                frames' pixels, uint8 (frame_size, frame_size, 3), see `image.standardised`.
             codecs: continuous codecs by flat key, instead of the default ones.
             bounded: how numbers with two finite bounds become tokens by default: equal bins between the bounds, or μ-law
                 unless the bounds lie in [-1, 1] (Gato's rule for observations). Unbounded numbers take μ-law.
 
         Raises:
-            ValueError: a part can't be tokenised; the message names its key, its space and the remedy.
+            ValueError: a part cannot be tokenised; the message names its key, its space and the remedy.
         """
         rules = Rules(
             tensors=tensors,
@@ -94,7 +94,8 @@ class SpaceTokenizer:
         )
         leaves = list(leaves_of(space, ()))
         if not leaves:
-            raise ValueError(f"{space} has no parts: there is nothing to tokenise")
+            raise ValueError(f"{space} has no parts, so there is nothing to tokenise: add one in a wrapper")
+        # A misspelt key would otherwise silently leave its part without statistics.
         _check_keys(statistics, leaves, "statistics")
         _check_keys(codecs, leaves, "codecs")
         parts: list[Part] = []
@@ -104,36 +105,38 @@ class SpaceTokenizer:
             learned = Learned(text=text, statistics=(statistics or {}).get(key), codec=(codecs or {}).get(key))
             made = make_parts(path, leaf, leaf_rules, vocabulary, learned)
             parts += made
+            # Each leaf starts at the column where the one before it ended; images and texts take none.
             offset += sum(part.projection_size for part in made)
         return cls(parts=tuple(parts), space=space, vocabulary=vocabulary, rules=rules)
 
     @property
     def projection_size(self) -> int:
-        """Columns of the run's projection that the projected parts own."""
+        """Columns of the run's projection that belong to the projected parts."""
         return sum(part.projection_size for part in self.parts)
 
     @property
     def measured(self) -> int:
-        """Standardised numbers of a step."""
+        """Number of standardised numbers per step."""
         return sum(part.size for part in self.parts if isinstance(part, TensorPart))
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Positions a step takes; None if there is a Text, whose length varies."""
+        """Positions per step; None if there is a Text, whose length varies."""
+        # All projected parts share one position, however many there are.
         counts = [part.tokens_per_step for part in self.parts if not part.projection_size]
         projected = int(self.projection_size > 0)
         return None if None in counts else projected + sum(count for count in counts if count is not None)
 
     def checked(self, value: Any, what: str) -> Any:
-        """A copy of a value of the space, in its own types; parts that the space lacks are left out.
+        """A copy of a value of the space, in the space's dtypes; keys that the space lacks are left out.
 
         Raises:
-            ValueError: it is not of the space (see `space_values.checked`).
+            ValueError: the value does not belong to the space (see `space_values.checked`).
         """
         return checked(self.space, value, what, exact=False)
 
     def flatten(self, value: Any) -> dict[str, np.ndarray]:
-        """One value of the space as flat key → array."""
+        """One value of the space as flat key → array, without the leading axis of `stack`."""
         return {key: array[0] if array.ndim > 1 else array.reshape(()) for key, array in self.stack([value]).items()}
 
     def stack(self, values: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -145,16 +148,16 @@ class SpaceTokenizer:
         return {part.key: stacked([leaf_of(value, part) for value in values], part) for part in self.parts}
 
     def encode(self, values: Mapping[str, np.ndarray]) -> list[Piece]:
-        """One piece a part, in key order, of T steps given as flat key → array (T, ...); all projected parts are one piece, which
-        stands where the first of them would.
+        """One piece per part, in key order, of T steps given as flat key → array (T, ...). All projected parts are one piece,
+        which stands where the first of them would.
 
         Raises:
-            ValueError: a part is missing, has another shape, or a value that is not of the space.
+            ValueError: a part is missing, has another shape, or has a value outside the space.
         """
         return _as_one_tensor([self._encoded(part, values) for part in self.parts])
 
     def decode(self, tokens: np.ndarray) -> Any:
-        """The value of the space that the ids (n,) of one step say.
+        """The value of the space that the ids (n,) of one step encode.
 
         Raises:
             ValueError: an id is outside `valid_ranges`, there are too few or too many, or a part has no tokens.
@@ -162,6 +165,7 @@ class SpaceTokenizer:
         tokens = np.asarray(tokens)
         if self.tokens_per_step is not None:
             return self.decode_batch(tokens[None])[0]
+        # A Text varies in length: each part takes its ids from where the one before it ended.
         leaves, at = {}, 0
         for part in self.parts:
             if isinstance(part, TextPart):
@@ -172,17 +176,18 @@ class SpaceTokenizer:
                 leaves[part.path] = self._decoded(part, tokens[None, at : at + count])
             at += count
         if at != len(tokens):
-            raise ValueError(f"a value of {self.space} takes {at} ids here but {len(tokens)} were given")
+            raise ValueError(f"a value of {self.space} takes {at} ids here, got {len(tokens)}")
         return assembled(self.space, (), leaves, 0)
 
     def decode_batch(self, tokens: np.ndarray) -> list[Any]:
-        """One value a row of ids (B, n); all at once. As `decode`."""
+        """One value per row of ids int (B, n), decoded together; raises as `decode` does."""
         tokens = np.asarray(tokens)
         width = self.tokens_per_step
         if width is None:
             return [self.decode(row) for row in tokens]
         if tokens.ndim != 2 or tokens.shape[1] != width:
-            raise ValueError(f"a value of {self.space} takes {width} ids but the ids have shape {tokens.shape}")
+            raise ValueError(f"a value of {self.space} takes {width} ids, got ids of shape {tokens.shape}")
+        # All rows at once: decoding row by row would dominate a step with many environments.
         leaves, at = {}, 0
         for part in self.parts:
             count = part.tokens_per_step or 0
@@ -195,7 +200,7 @@ class SpaceTokenizer:
         """Ids that each position of a step may take, int32 (n, 2): first, and one past the last.
 
         Raises:
-            ValueError: a part is no token, or a Text.
+            ValueError: a part has no tokens, or is a Text, whose length varies.
         """
         ranges = []
         for part in self.parts:
@@ -208,6 +213,7 @@ class SpaceTokenizer:
         """All that `from_json` needs, as JSON values; the text tokenizer stays in its own file."""
         continuous = [part for part in self.parts if isinstance(part, ContinuousPart)]
         tensors = [part for part in self.parts if isinstance(part, TensorPart)]
+        # Frames without statistics are left out: `from_json` gives them none again.
         frames = [part for part in self.parts if isinstance(part, FramePart) and part.mean]
         return {
             "space": space_to_json(self.space),
@@ -220,7 +226,7 @@ class SpaceTokenizer:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], text: TextTokenizer | None = None) -> "SpaceTokenizer":
-        """The tokenizer that `to_json` described. `text` is needed if its space has a Text.
+        """Rebuilds the tokenizer that `to_json` described. `text` is needed if its space has a Text.
 
         Raises:
             ValueError: the description is damaged.
@@ -230,7 +236,7 @@ class SpaceTokenizer:
                 key: (np.array(both["mean"], object), np.array(both["std"], np.float64))
                 for key, both in data["statistics"].items()
             }
-            # Of weights from before frames were standardised there are none.
+            # Weights written before frames were standardised have no "frames".
             frames = {
                 key: (png_pixels(mean, data["frame_size"]), png_pixels(deviation, data["frame_size"]))
                 for key, (mean, deviation) in data.get("frames", {}).items()
@@ -251,6 +257,7 @@ class SpaceTokenizer:
     def _encoded(self, part: Part, values: Mapping[str, np.ndarray]) -> Piece:
         if part.key not in values:
             raise ValueError(f"the values lack the part {part.key!r} of {self.space}: they have {sorted(values)}")
+        # The shape is checked here, where the key is known, and not in every kind of part.
         array = np.asarray(values[part.key])
         if array.shape[1:] != part.shape or array.ndim == 0:
             raise ValueError(f"the part {part.key!r} must have shape (T, {commas(part.shape)}), got {array.shape}")
@@ -264,23 +271,24 @@ class SpaceTokenizer:
     def _decoded(self, part: Part, tokens: np.ndarray) -> np.ndarray:
         ranges = part.ranges
         if ranges is None:
-            return part.decode(tokens)  # says why it can't
+            return part.decode(tokens)  # raises with the reason
         if tokens.shape[1] != len(ranges):
             raise ValueError(f"the part {part.key!r} takes {len(ranges)} ids but {tokens.shape[1]} are left")
+        # The model is confined to valid ids when it samples; ids from outside must not wrap around in a codec.
         outside = (tokens < ranges[:, 0]) | (tokens >= ranges[:, 1])
         if outside.any():
             row, column = np.argwhere(outside)[0]
             low, high = ranges[column]
             raise ValueError(
                 f"id {tokens[row, column]} at position {column} of part {part.key!r} is outside {low}..{high - 1}: "
-                "confine the choice to valid_ranges"
+                "restrict sampling to valid_ranges"
             )
         return part.decode(tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskLayout:
-    """How the tasks that share it observe and act."""
+    """The observation and action spaces shared by the tasks of one kind."""
 
     name: str
     observation: SpaceTokenizer
@@ -289,6 +297,7 @@ class TaskLayout:
     """How the weights that know it act in it."""
 
     def __post_init__(self) -> None:
+        # An action is predicted token by token; an embedding has no inverse.
         for part in self.action.parts:
             if part.ranges is None and not isinstance(part, TextPart):
                 raise ValueError(
@@ -338,8 +347,9 @@ class TaskLayout:
 def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int]:
     """First projection column of each layout, by name, and the projection's width, given the layouts' observation spaces.
 
-    Layouts follow one another in sorted order, so that the same layouts always get the same columns.
+    Layouts are placed in sorted order, so that the same layouts always get the same columns.
     """
+    # Widths follow from the spaces alone, so all hosts of a run compute the same columns without communication.
     offsets, width = {}, 0
     for name in sorted(spaces):
         offsets[name] = width
@@ -348,13 +358,14 @@ def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int
 
 
 def _as_one_tensor(pieces: list[Piece]) -> list[Piece]:
-    """Pieces in which the tensors, whose columns follow one another, are one."""
+    """The pieces with all tensors, whose columns are adjacent, merged into one."""
     tensors = [piece for piece in pieces if piece.modality == Modality.TENSOR]
     if len(tensors) < 2:
         return pieces
     payload = np.concatenate([piece.payload for piece in tensors if piece.payload is not None], axis=1)
     first = [piece.modality for piece in pieces].index(Modality.TENSOR)
     others = [piece for piece in pieces if piece.modality != Modality.TENSOR]
+    # The first tensor's offset is that of the merged one, since columns were assigned in key order.
     return [*others[:first], dataclasses.replace(tensors[0], payload=payload), *others[first:]]
 
 

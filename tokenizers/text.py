@@ -1,4 +1,4 @@
-"""Text as SentencePiece ids (Kudo & Richardson, 2018) or those of a published model; every Unicode string comes back exactly."""
+"""Text as ids of SentencePiece (Kudo & Richardson, 2018) or a published model; every Unicode string round-trips exactly."""
 
 import dataclasses
 import io
@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-# SentencePiece writes a space as U+2581, so a U+2581 of the text's own needs another name, and so does the character that
-# begins such a name. NUL ends a string somewhere inside it. All three are rare: most strings pass unchanged.
+# SentencePiece writes a space as U+2581, so a U+2581 in the text itself needs another name, and so does the character that
+# begins such a name. NUL ends a string inside SentencePiece. All three are rare: most strings pass unchanged.
 _ESCAPE = "\ue000"
 _NAMES = {"\ue000": _ESCAPE + "0", "\u2581": _ESCAPE + "1", "\0": _ESCAPE + "2"}
 _CHARACTERS = {name: character for character, name in _NAMES.items()}
 _ESCAPED = re.compile("[" + "".join(_NAMES) + "]")
 _NAMED = re.compile(_ESCAPE + "[012]")
 
-# What a tokenizer that lowers, folds or strips, or has no bytes, does not give back; composed, as Qwen's wants it.
+# A tokenizer that lowercases, folds or strips, or lacks bytes, does not return this unchanged; composed (NFC), as Qwen expects.
 _SAMPLE = "A  \n \u00e9\U0001f642\u3000 "
 
-# SentencePiece skips longer lines in training (its limit counts bytes: at most four a character).
+# SentencePiece skips longer lines in training (its limit counts bytes: at most four per character).
 _LONGEST_LINE = 1000
-# The unknown, beginning and end markers and the 256 bytes, which every vocabulary has.
+# The unknown, beginning and end markers and the 256 bytes, which every vocabulary includes.
 _FIXED_PIECES = 259
-# Share of the text whose characters get pieces of their own (SentencePiece's own default).
+# Fraction of the text whose characters get their own pieces (the default of SentencePiece).
 _COVERAGE = 0.9995
-# Encodings kept: instructions and missions come again and again.
+# Cached encodings: the same instructions and missions occur again and again.
 _REMEMBERED = 4096
 
 
@@ -36,8 +36,8 @@ _REMEMBERED = 4096
 class TextTokenizer:
     """A SentencePiece model, or a `tokenizer.json` of HuggingFace's `tokenizers`; its piece numbers are the text ids.
 
-    Nothing is normalised, stripped or put in front, and what has no piece is spelled in UTF-8 bytes: `decode(encode(s))`
-    is `s` for every string. Its own control pieces are ids that text never takes.
+    Nothing is normalised, stripped or prepended, and characters without a piece are spelled in UTF-8 bytes:
+    `decode(encode(s))` is `s` for every string. Control pieces have ids that text never takes.
     """
 
     model: bytes = dataclasses.field(repr=False)
@@ -49,8 +49,9 @@ class TextTokenizer:
             changed = processor.decode(processor.encode(_SAMPLE)) != _SAMPLE
         except ImportError:
             raise
+        # SentencePiece and tokenizers raise whatever their C++ or Rust code does; for the user all of it means a damaged file.
         except Exception as error:
-            raise ValueError("the text model is damaged: train it again, or restore the file") from error
+            raise ValueError("the text model is damaged: train it again or restore the file") from error
         if changed:
             raise ValueError(
                 "the text model changes text (it normalises, or has no bytes): train it with TextTokenizer.train"
@@ -58,9 +59,9 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
-        """Learns at most `size` pieces from texts, by byte-pair encoding. The same texts give the same pieces.
+        """Learns at most `size` pieces from texts by byte-pair encoding. The same texts give the same pieces.
 
-        A small corpus gives fewer pieces: `size` of the result tells how many.
+        A small corpus gives fewer pieces: `size` of the result is the actual number.
 
         Raises:
             ValueError: there is no text, `size` leaves no room beyond the bytes, or a text has lone surrogates.
@@ -70,9 +71,10 @@ class TextTokenizer:
         lines = list(_lines(texts))
         characters = Counter(character for line in lines for character in line)
         if not characters:
-            raise ValueError("there is no text to train the text tokenizer on: give it at least one letter")
-        # Half the room is for characters, the other half for what is merged of them; rare ones are spelled in bytes.
+            raise ValueError("there is no text to train the text tokenizer on: provide at least one character")
+        # Half of the pieces are for characters, the other half for merges of them; rare characters are spelled in bytes.
         frequent = _frequent(characters, (size - _FIXED_PIECES) // 2)
+        # Rare characters become line breaks in training only, so that no piece is learned that contains them.
         rare = {ord(character): "\n" for character in characters.keys() - frequent}
         model = io.BytesIO()
         try:
@@ -90,11 +92,11 @@ class TextTokenizer:
                 shuffle_input_sentence=False,
                 hard_vocab_limit=False,
                 required_chars="\u2581",  # the space, also where the texts have none
-                num_threads=1,
+                num_threads=1,  # with several, ties are broken in an order that varies between runs
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(f"SentencePiece can't learn {size} pieces from this text ({_brief(error)})") from error
+            raise ValueError(f"SentencePiece cannot learn {size} pieces from this text ({_brief(error)})") from error
         return cls(model.getvalue())
 
     @classmethod
@@ -103,7 +105,7 @@ class TextTokenizer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no text model.
+            ValueError: the file is not a text model.
         """
         try:
             return cls(Path(path).read_bytes())
@@ -111,17 +113,18 @@ class TextTokenizer:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Writes the model, which SentencePiece's own tools read too."""
+        """Writes the model in the format of SentencePiece's own tools."""
         Path(path).write_bytes(self.model)
 
     @cached_property
     def _processor(self) -> "sentencepiece.SentencePieceProcessor | JsonProcessor":
-        if self.model[:1] == b"{":  # which begins no SentencePiece model
+        if self.model[:1] == b"{":  # no SentencePiece model (a protobuf) begins with a brace
             return JsonProcessor(self.model)
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @cached_property
     def _known(self) -> dict[str, np.ndarray]:
+        # Per instance and mutable on a frozen dataclass: a cache, not a part of its value.
         return {}
 
     @property
@@ -130,16 +133,17 @@ class TextTokenizer:
         return self._processor.get_piece_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 (n,), read-only.
+        """Ids of a text, int32 (n,), read-only since they are cached.
 
         Raises:
-            ValueError: the text has a lone surrogate, which is no character.
+            ValueError: the text has a lone surrogate, which is not a character.
         """
         known = self._known.get(text)
         if known is not None:
             return known
         ids = np.array(self._processor.encode(_escaped(text)), np.int32)
         ids.flags.writeable = False
+        # Emptied rather than evicted one by one: simpler, and refilled within one epoch of instructions.
         if len(text) < _LONGEST_LINE:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
@@ -147,11 +151,12 @@ class TextTokenizer:
         return ids
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of ids, int (n,). Bytes that are no UTF-8, which only a model writes, become U+FFFD.
+        """The text of ids, int (n,). Bytes that are not UTF-8, which only a model produces, become U+FFFD.
 
         Raises:
-            ValueError: an id is no piece.
+            ValueError: an id is not a piece.
         """
+        # The ids of other kinds begin where the text's end; SentencePiece would fail on them without naming the id.
         ids = np.asarray(ids)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.size):
             raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
@@ -159,21 +164,22 @@ class TextTokenizer:
         return _NAMED.sub(lambda name: _CHARACTERS[name.group()], text) if _ESCAPE in text else text
 
     def __reduce__(self) -> tuple:
+        # The processor is a C++ object: workers get the bytes and rebuild it.
         return TextTokenizer, (self.model,)
 
 
 class JsonProcessor:
-    """A `tokenizer.json` with the three calls of a SentencePiece processor."""
+    """A `tokenizer.json` behind the three methods of a SentencePiece processor that are used here."""
 
     def __init__(self, model: bytes):
         try:
-            import tokenizers
+            import tokenizers  # HuggingFace's package, an extra; ours is generalist.tokenizers
         except ImportError as error:
             raise ImportError(
                 'a tokenizer.json needs the package "tokenizers": install generalist[hf], or put the tokenizer.model beside it'
             ) from error
         self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
-        # What a text says is text: nobody writes control tokens into a prompt.
+        # Text is only text: control tokens written into a prompt must not become control tokens.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -193,26 +199,28 @@ class JsonProcessor:
 
 
 def _escaped(text: str) -> str:
-    """The text with the three characters renamed that SentencePiece can't tell apart or hold."""
+    """The text with the three characters escaped that SentencePiece cannot represent."""
+    # SentencePiece would silently replace a surrogate, and the text would not round-trip.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no character: "
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is not a character: "
             'replace it first, as text.encode("utf-8", "replace").decode() does'
         ) from error
     return _ESCAPED.sub(lambda found: _NAMES[found.group()], text)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines short enough for training. Line ends are left out: a byte spells them."""
+    """Lines short enough for training, without line ends: those are spelled in bytes."""
     for text in texts:
         for line in re.split("[\r\n]", _escaped(text)):
             yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
 
 
 def _frequent(characters: Counter[str], room: int) -> set[str]:
-    """The characters that get pieces of their own: the most frequent ones, up to nearly all of the text."""
+    """The characters that get their own pieces: the most frequent ones, up to `_COVERAGE` of the text."""
+    # At least one character, however small the vocabulary: SentencePiece fails without any.
     frequent, covered, enough = set(), 0, _COVERAGE * characters.total()
     for character, count in characters.most_common(max(1, room)):
         if covered >= enough:
@@ -223,4 +231,5 @@ def _frequent(characters: Counter[str], room: int) -> set[str]:
 
 
 def _brief(error: Exception) -> str:
+    """The end of an error on one line: SentencePiece puts the reason after a path in its own sources."""
     return " ".join(str(error).split())[-200:]

@@ -1,4 +1,4 @@
-"""Which token id means what: the only place that knows an id range."""
+"""The meaning of every token id: the only place that knows an id range."""
 
 import dataclasses
 from functools import cached_property
@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 KINDS = ("text", "continuous", "discrete", "image_codes", "locations")
+# Ids follow this order, which stored weights depend on: append, never reorder.
 SPECIALS = ("pad", "bos", "eos", "separator", "hidden", "image", "chunk_end")
 
 
@@ -13,8 +14,8 @@ SPECIALS = ("pad", "bos", "eos", "separator", "hidden", "image", "chunk_end")
 class Vocabulary:
     """Sizes of the id ranges, laid out in the order of the fields and followed by the special ids.
 
-    Gato's continuous and text ranges are 32000 and 1024 ids (section 2.1). Its discrete numbers share ids with text;
-    here they have a range of their own, so that no id means two things.
+    Gato's continuous and text ranges are 1024 and 32000 ids (section 2.1). In Gato discrete numbers share ids with text;
+    here they have their own range, so that no id means two things.
     """
 
     text: int = 32000
@@ -33,6 +34,7 @@ class Vocabulary:
             size = getattr(self, kind)
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise ValueError(f"vocabulary.{kind} must be a whole number of ids, 0 or more, got {size!r}")
+        # Ids travel as int32 to the device.
         if self.size >= 2**31:
             raise ValueError(f"the vocabulary has {self.size} ids, more than an int32 holds: make its ranges smaller")
 
@@ -43,7 +45,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many ids there are."""
+        """Number of ids, specials included."""
         return int(self.boundaries[-1]) + len(SPECIALS)
 
     def range(self, kind: str) -> range:
@@ -56,17 +58,19 @@ class Vocabulary:
             return range(int(self.boundaries[-1]), self.size)
         if kind not in KINDS:
             raise ValueError(f"unknown kind of token {kind!r}: there are {', '.join((*KINDS, 'special'))}")
+        # A kind of size 0 gives an empty range, not an error: its tokens just never occur.
         index = KINDS.index(kind)
         return range(int(self.boundaries[index]), int(self.boundaries[index + 1]))
 
     def kind_of(self, token: int) -> str:
-        """The kind an id belongs to.
+        """The kind of an id.
 
         Raises:
             ValueError: the id is outside the vocabulary.
         """
         if not 0 <= token < self.size:
             raise ValueError(f"token id {token} is outside the vocabulary of {self.size} ids")
+        # side="right" steps over kinds of size 0, which share their boundary with the next kind.
         index = int(np.searchsorted(self.boundaries, token, side="right")) - 1
         return (*KINDS, "special")[index]
 
@@ -75,7 +79,7 @@ class Vocabulary:
 
     @property
     def pad(self) -> int:
-        """Stands where no token does: padding, and positions at which a payload speaks."""
+        """Fills positions without a token: padding, and positions that embed a payload."""
         return self._special("pad")
 
     @property
@@ -100,10 +104,10 @@ class Vocabulary:
 
     @property
     def image(self) -> int:
-        """Stands where an image is that is seen through cross-attention (Flamingo, section 2.4)."""
+        """Marks an image that is seen through cross-attention (Flamingo, section 2.4)."""
         return self._special("image")
 
     @property
     def chunk_end(self) -> int:
-        """Ends what belongs to an image in a document of several (Flamingo, appendix A.3: `<EOC>`)."""
+        """Ends the text of one image in a document of several (Flamingo, appendix A.3: `<EOC>`)."""
         return self._special("chunk_end")

@@ -1,8 +1,8 @@
 """Atari 2600 games from pixels, with experts that read the machine's memory.
 
 The observation is the screen as 84×84 RGB, the maximum of the last two raw frames (many games draw an object in every
-second frame only). A decision holds for 4 raw frames; no action is ever repeated by chance. The actions are the game's own
-minimal set. The emulator is deterministic: a seed draws up to 30 idle decisions and up to 10 random ones before an episode.
+second frame only). A decision lasts 4 raw frames; actions are never repeated at random. The actions are the game's own minimal
+set. The emulator is deterministic, so a seed draws up to 30 idle and up to 10 random decisions before an episode.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ from generalist.envs.task import Policy, Task
 
 SIDE = 84
 FRAMESKIP = 4
-_IDLE, _RANDOM = 30, 10  # most decisions before an episode: the no-op starts of Mnih et al. 2015, and random ones
-_BURST = 6  # most decisions of a burst of noise
+_IDLE, _RANDOM = 30, 10  # maximum decisions before an episode: the no-op starts of Mnih et al. 2015, and random ones
+_BURST = 6  # maximum decisions per burst of noise
 _PLANNED_STEPS, _PLANNED_EPISODES = 800, 18  # a planned decision costs about fifty times a scripted one
 _WAYS = ("RIGHT", "LEFT", "UP", "DOWN")
 _SHOTS = ("FIRE", "RIGHTFIRE", "LEFTFIRE")
 
 
 class AtariEnv(gym.Env):
-    """One game. `memory` is what experts read, `press` how they name an action."""
+    """One game. Experts read `memory` and name actions with `press`."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 60 / FRAMESKIP}
     observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
 
     def __init__(self, game: str, *, sticky: float = 0.0) -> None:
-        """A game by its ROM's name; `sticky` is the chance that a raw frame repeats the action of the frame before.
+        """A game by its ROM's name; `sticky` is the probability that a raw frame repeats the previous frame's action.
 
         Raises:
-            ValueError: there is no such ROM, or `sticky` is no probability below 1.
+            ValueError: the ROM is unknown, or `sticky` is not in [0, 1).
         """
         import ale_py
 
@@ -46,14 +46,16 @@ class AtariEnv(gym.Env):
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._machine = ale_py.ALEInterface()
         self._machine.setInt("random_seed", 0)
+        # The emulator's own repetition is off: `sticky` repeats per raw frame, from the episode's seed.
         self._machine.setFloat("repeat_action_probability", 0.0)
         rom = ale_py.roms.get_rom_path(game)
         if rom is None:
             raise ValueError(
-                f"ale-py has no ROM of {game!r}: it ships those that `ale_py.roms.get_all_rom_ids()` lists"
+                f"ale-py has no ROM of {game!r}: known are those that `ale_py.roms.get_all_rom_ids()` lists"
             )
         self._machine.loadROM(rom)
         self._machine.reset_game()
+        # Every episode begins from this state, so that nothing of earlier ones remains, the emulator's random numbers included.
         self._start = self._machine.cloneState(include_rng=True)
         self._actions = self._machine.getMinimalActionSet()
         self._index = {action.name: index for index, action in enumerate(self._actions)}
@@ -77,25 +79,25 @@ class AtariEnv(gym.Env):
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Holds one of the game's actions for four frames; the reward is the score gained."""
+        """Holds one of the game's actions for four raw frames; the reward is the gain in score."""
         reward = self._decide(int(action))
         return self._observation(), reward, self.over, False, {}
 
     def advance(self, action: int) -> float:
-        """Holds an action for four frames that nobody sees, for planning; the score gained."""
+        """Holds an action for four raw frames without updating the screen, for planning. Returns the gain in score."""
         return sum(self._machine.act(self._actions[action]) for _ in range(FRAMESKIP))
 
     def snapshot(self) -> Any:
-        """The machine's state, for `restore`; what is on the screen is no part of it, and `advance` does not change that."""
+        """The machine's state, for `restore`. The observed screen is not part of it, and `advance` does not change it."""
         return self._machine.cloneState(include_rng=True)
 
     def restore(self, state: Any) -> None:
-        """Puts the machine back."""
+        """Restores a state from `snapshot`."""
         self._machine.restoreState(state)
 
     @property
     def lives(self) -> int:
-        """Lives left."""
+        """Number of lives left."""
         return self._machine.lives()
 
     @property
@@ -105,28 +107,30 @@ class AtariEnv(gym.Env):
 
     @property
     def names(self) -> list[str]:
-        """The actions' names, in order of their indices."""
+        """Names of the actions, in order of their indices."""
         return list(self._index)
 
     def render(self) -> np.ndarray:
-        """The screen as it is on a television, (210, 160, 3) uint8 in most games."""
+        """The screen at full resolution, uint8 (H, W, 3): (210, 160, 3) in most games."""
         return np.maximum(self._frames[0], self._frames[1])
 
     @property
     def memory(self) -> list[int]:
-        """The machine's 128 bytes."""
+        """The machine's 128 bytes of RAM."""
         return self._machine.getRAM().tolist()
 
     def press(self, name: str) -> int:
-        """The index of an action by name; what a game's set lacks is done without the button, or not at all."""
+        """The index of an action by name. If the game lacks it, the action without the button or, failing that, NOOP."""
+        # "UPFIRE" and "UP" are different actions; some games have no button.
         for known in (name, name.removesuffix("FIRE")):
             if known in self._index:
                 return self._index[known]
         return self._index["NOOP"]
 
     def _decide(self, action: int) -> float:
-        """Plays four raw frames and keeps the last two."""
+        """Plays four raw frames and stores the screens of the last two."""
         reward = 0.0
+        # Only the last two screens are read: reading costs as much as emulating.
         for frame in range(FRAMESKIP):
             if self._sticky == 0 or self.np_random.random() >= self._sticky:
                 self._held = self._actions[action]
@@ -136,7 +140,8 @@ class AtariEnv(gym.Env):
         return reward
 
     def _observation(self) -> np.ndarray:
-        """The last two frames' maximum, averaged down to 84×84."""
+        """The maximum of the last two frames, averaged down to uint8 (84, 84, 3)."""
+        # BOX averages: a ball of one pixel stays visible, which sampling would lose.
         screen = Image.fromarray(np.maximum(self._frames[0], self._frames[1]))
         return np.asarray(screen.resize((SIDE, SIDE), Image.Resampling.BOX))
 
@@ -146,9 +151,9 @@ class AtariTask(Task):
     """A game with its expert."""
 
     rule: Callable[[], atari_experts.Rule] | None = None
-    """Makes the scripted expert of one episode."""
+    """Makes the scripted expert of one episode; None: the game is planned."""
     planner: Planner = Planner()
-    """The expert of a game without a scripted one."""
+    """Settings of the planner, the expert of games without a scripted one."""
 
     @property
     def game(self) -> str:
@@ -160,7 +165,7 @@ class AtariTask(Task):
         return AtariEnv(self.game)
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
-        """The game's expert; a scripted one reads the memory, where things stand that the screen shows."""
+        """The game's expert; a scripted one reads from memory what the screen shows."""
         game: AtariEnv = env.unwrapped
         if self.rule is None:
             plan = Plan(self.planner, game)
@@ -169,10 +174,10 @@ class AtariTask(Task):
         return lambda observation: game.press(rule(game.memory))
 
     def disturbance(self, space: gym.Space, rng: np.random.Generator) -> Policy:
-        """Bursts: with probability `noise` a decision begins 1 to 6 in which one action drawn at random is held.
+        """Bursts: with probability `noise` a decision starts 1 to 6 decisions that hold one random action.
 
-        Independent random actions cancel out: the paddle trembles where the expert would have it. A held one carries it off, as
-        an imitator's repeated mistake does, and the undisturbed stretch that follows shows the way back. Bursts are far enough
+        Independent random actions cancel out: the paddle trembles around the expert's position. A held action carries it away, as
+        an imitator's repeated mistake does, and the undisturbed stretch that follows shows the recovery. Bursts are far enough
         apart for that, and for lives to last.
         """
         left = held = 0
@@ -191,13 +196,13 @@ class AtariTask(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Game:
-    """What differs from game to game."""
+    """Settings that differ between games."""
 
     instruction: str
     human: float | None = (
         None  # Mnih et al. 2015, as in the 57-game tables of DQN Zoo; None for a game that is not in them
     )
-    episodes: int = 36  # about 70,000 decisions together: of 12,000, six times fewer, play was learnt by heart
+    episodes: int = 36  # about 70,000 decisions in total: with 12,000, six times fewer, games were memorised
     planner: Planner = Planner()
     revision: int = 0
 
@@ -256,7 +261,7 @@ TASKS = tuple(
         seconds=(120.0 if name in atari_experts.RULES else 300.0) / game.episodes,
         revision=game.revision,
         noise=0.04,
-        noisy_share=0.75,  # without noise, most of a deterministic game's episodes would be one and the same
+        noisy_share=0.75,  # without noise, most episodes of a deterministic game would be identical
         human_score=game.human,
         rule=atari_experts.RULES.get(name),
         planner=game.planner,

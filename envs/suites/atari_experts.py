@@ -1,7 +1,7 @@
 """Hand-written Atari experts: functions from the console's 128 bytes of memory to the name of an action.
 
-They read only what the screen shows as well (positions of the ball, the players, the flags), and remember at most the last
-decision, so that a policy that sees a few frames can imitate them. The addresses were found by watching the memory.
+They read only what the screen shows too (positions of the ball, the players, the flags), and remember at most the last decision,
+so that a policy that sees a few frames can imitate them. The addresses were found by observing the memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,28 +11,28 @@ Memory = Sequence[int]
 
 
 class Rule(Protocol):
-    """An expert within one episode."""
+    """An expert for one episode."""
 
     def __call__(self, memory: Memory) -> str:
-        """The action for what the memory (128 bytes) shows."""
+        """The name of the action for the state of the memory (128 bytes)."""
 
 
 def move(right: float, down: float, *, slack: tuple[float, float] = (2, 2), fire: bool = False) -> str:
-    """The joystick towards a point `right` and `down` of here, with a slack each way and the button or not."""
+    """The joystick action towards a point `right` and `down` of here, in pixels; within `slack` an axis rests."""
     vertical = "DOWN" if down > slack[1] else "UP" if down < -slack[1] else ""
     horizontal = "RIGHT" if right > slack[0] else "LEFT" if right < -slack[0] else ""
     return (vertical + horizontal + ("FIRE" if fire else "")) or "NOOP"
 
 
 def column(byte: int) -> int:
-    """The place across the screen that a byte in the video chip's form means: 15 pixels a step, less its upper half (−8 to 7)."""
+    """The column that a byte in the format of the video chip encodes: 15 pixels per unit of its low half, minus its high half."""
     fine = byte >> 4
     return 15 * (byte & 15) - (fine - 16 if fine > 7 else fine)
 
 
 class Pong:
-    """Keeps a point below the paddle's middle at the ball's height, one decision ahead, within a slack that leaves the paddle
-    still: a paddle at rest off its middle returns the ball steeply, and an action that comes late costs little."""
+    """Keeps a point below the paddle's centre at the ball's height, one decision ahead. Within a slack the paddle rests: hit
+    off-centre the ball returns steeply, and a late action costs little."""
 
     BALL_Y, PADDLE_Y = 54, 51
     POINT, SLACK = 7, 7
@@ -44,6 +44,7 @@ class Pong:
         """LEFT moves the paddle down, RIGHT up."""
         ball = memory[self.BALL_Y]
         speed = 0 if self._ball is None else ball - self._ball
+        # 0 between two points: a speed across it would be wrong.
         self._ball = ball or None
         if ball == 0:  # between two points
             return "NOOP"
@@ -52,8 +53,8 @@ class Pong:
 
 
 class Breakout:
-    """Goes where the ball will come down; otherwise stays under it. Which end of the paddle it offers follows the ball's
-    direction, which keeps the ball from running in circles."""
+    """Goes where the ball will come down; otherwise stays under it. It hits the ball with the end of the paddle that lies in the
+    ball's direction, which keeps the ball out of endless loops."""
 
     BALL_X, BALL_Y, PADDLE_X = 99, 101, 72
     LEFT_WALL, RIGHT_WALL, PADDLE_Y = 57, 200, 185
@@ -70,6 +71,7 @@ class Breakout:
         speed_x, speed_y = (0, 0) if self._ball is None else (x - self._ball[0], y - self._ball[1])
         self._ball = (x, y)
         target = float(x)
+        # A larger speed is a new ball, not a motion.
         if 0 < speed_y < 30:
             target = self._reflect(x + speed_x * max(0, (self.PADDLE_Y - y) / speed_y))
         centre = memory[self.PADDLE_X] + 8 + (4 if speed_x > 0 else -4)
@@ -83,17 +85,17 @@ class Breakout:
 
 
 class Freeway:
-    """Up, always: being hit costs less time than waiting."""
+    """Always moves up: being hit costs less time than waiting."""
 
     def __call__(self, memory: Memory) -> str:
         return "UP"
 
 
 class Boxing:
-    """Keeps at arm's length, level with the opponent, and punches unless an arm is nearly stretched out: it has to come back."""
+    """Keeps at arm's length, level with the opponent, and punches unless an arm is nearly stretched: it must first come back."""
 
     X, Y, OTHER_X, OTHER_Y = 32, 34, 33, 35
-    ARMS, STRETCHED = (55, 57), 41  # how far out each arm is, and from where on a press is lost
+    ARMS, STRETCHED = (55, 57), 41  # how far each arm is stretched, and from where on a press has no effect
     NEAR, FAR = 20, 26
     REACH = (28, 14)
 
@@ -108,8 +110,8 @@ class Boxing:
 
 
 class Skiing:
-    """Steers towards the middle of the next pair of flags; the heading wanted grows with the distance to it. One heading
-    beside it will do: neighbours look alike."""
+    """Steers towards the middle of the next pair of flags, with a heading that grows with the distance. Neighbouring headings are
+    accepted, since they look the same."""
 
     X, Y, HEADING, AHEAD = 25, 26, 15, 8
     KINDS, ROWS, COLUMNS, SHIFTS, HEIGHTS = 70, 54, 62, 78, 86
@@ -122,6 +124,7 @@ class Skiing:
             if memory[self.KINDS + slot] != self.FLAG or memory[self.ROWS + slot] in (0, 255):
                 continue
             y = 178 - memory[self.HEIGHTS + slot]
+            # Flags above the skier are passed; below 177 they are not on the screen yet.
             if memory[self.Y] - 78 < y <= 177:
                 below.append((y, memory[self.COLUMNS + slot] + 1 + 3 * (memory[self.SHIFTS + slot] == 4)))
         target = min(below)[1] + self.GAP if below else 80
@@ -133,7 +136,7 @@ class Skiing:
 
 
 class Asterix:
-    """Values the eight lanes by what runs in them, goes to the best one, and steps aside for a lyre that comes near."""
+    """Values the eight lanes by their objects, goes to the best one, and steps aside for an approaching lyre."""
 
     X, LANE, OBJECT_X, KIND, STATE, COLLECTABLE = 41, 39, 42, 29, 18, 73
     EMPTY = 11
@@ -173,7 +176,7 @@ class Asterix:
         return move(right if down == 0 or abs(right) > 8 else 0, down, slack=(3, 0))
 
     def _worth(self, memory: Memory, lane: int) -> int:
-        """What touching the lane's object brings: 0 for none, negative for a lyre."""
+        """Value of touching the lane's object: 0 without one, negative for a lyre."""
         if memory[self.STATE - lane] == self.EMPTY:
             return 0
         if memory[self.COLLECTABLE + lane]:
@@ -182,11 +185,11 @@ class Asterix:
 
 
 class Gopher:
-    """Keeps above the gopher, a little ahead of it, and shovels again a decision after a stroke is over, as the screen shows it
-    (a stroke needs a new press). After a lost life, when all stands still, a press goes on."""
+    """Stays above the gopher, a little ahead of it, and shovels again one decision after a stroke has ended on the screen: each
+    stroke needs a new press. After a lost life, when nothing moves, a press continues the game."""
 
     X, GOPHER_X = 31, 41
-    STROKE, BUTTON = 47, 70  # raw frames that a stroke has lasted; 0 once a press counts as a new one
+    STROKE, BUTTON = 47, 70  # raw frames of the current stroke; 0 once a press counts as a new one
 
     def __init__(self) -> None:
         self._before: int | None = None
@@ -198,13 +201,13 @@ class Gopher:
         speed = 0 if self._before is None else gopher - self._before
         stands_still = stroke != 0 and stroke == self._stroke
         self._before, self._stroke = gopher, stroke
-        lead = 3 * speed if abs(speed) < 12 else 0  # a larger jump is the gopher going round the edge
+        lead = 3 * speed if abs(speed) < 12 else 0  # a larger jump: the gopher leaves one edge and enters at the other
         shovel = memory[self.BUTTON] == 0 or stands_still
         return move(gopher + lead - (memory[self.X] - 12), 0, slack=(8, 99), fire=shovel)
 
 
 class Tennis:
-    """Keeps under the ball, whichever side of the net it plays on, with the racket swinging all the time."""
+    """Stays under the ball on either side of the net, swinging the racket all the time."""
 
     BALL_X, FAR_SIDE = 16, 80
     NEAR_X, FAR_X = 26, 27
@@ -219,9 +222,9 @@ class Tennis:
 
 
 class Atlantis:
-    """Fires one shot at a time at the lowest ship, from the outpost that it has still to pass."""
+    """Fires one shot at a time at the lowest ship, from the outpost that the ship has yet to pass."""
 
-    SHIPS, BARREL = 36, 68  # four rows of ships, the lowest last; the barrel's picture, READY when nothing is in flight
+    SHIPS, BARREL = 36, 68  # four rows of ships, the lowest last; the barrel's image, READY if no shot is in flight
     READY = 140
 
     def __init__(self) -> None:
@@ -246,9 +249,9 @@ def up_n_down(memory: Memory) -> str:
 
 
 class Kaboom:
-    """Holds the buckets under the lowest bomb; the paddle runs on a little when it is let go."""
+    """Holds the buckets under the lowest bomb, allowing for the paddle, which moves on after it is released."""
 
-    BUCKETS, BOMBS, BOMB_X = 29, 59, 50  # nine rows from the top down: the bomb's picture, 0 without one, and its place
+    BUCKETS, BOMBS, BOMB_X = 29, 59, 50  # nine rows from the top down: the bomb's image, 0 without one, and its column
     LEFT, CENTRE = 28, 24
 
     def __init__(self) -> None:
@@ -267,10 +270,10 @@ class Kaboom:
 
 
 class Carnival:
-    """Stands where the next shot meets a target, the diving duck before all others, and shoots when no shot is in flight."""
+    """Stands where the next shot meets a target, the diving duck first of all, and shoots if no shot is in flight."""
 
     X, SHOT, DUCK_X, DUCK_Y = 2, 55, 111, 1
-    TARGET_X, KIND, PATTERN = 18, 24, 36  # six groups, two a row, from the lowest row up
+    TARGET_X, KIND, PATTERN = 18, 24, 36  # six groups, two per row, from the lowest row up
     KINDS, BULLETS, DUCK = (0, 16, 32, 48), 48, 92
     COPIES = (
         (0,),
@@ -282,7 +285,7 @@ class Carnival:
         (0, 32, 64),
         (0,),
     )  # of a group's target, by its pattern
-    FLIGHT = 5  # decisions to the lowest row
+    FLIGHT = 5  # decisions that a shot takes to the lowest row
 
     def __init__(self) -> None:
         self._before: Memory | None = None
@@ -295,7 +298,7 @@ class Carnival:
         return move(distance, 0, slack=(3, 99), fire=abs(distance) <= 5 and memory[self.SHOT] == 0)
 
     def _distance(self, memory: Memory) -> float | None:
-        """How far the best target is when a shot comes to it; bullets count as nearer."""
+        """Distance to the best target at the time a shot reaches it; bullets count as nearer."""
         places = memory[self.TARGET_X : self.TARGET_X + 6]
         before, self._before = self._before or places, places
         kinds = memory[self.KIND : self.KIND + 12 : 2]
@@ -315,7 +318,7 @@ class Carnival:
 
 
 def bowling(memory: Memory) -> str:
-    """Throws from one place and hooks the ball up before the pins: a line that strikes."""
+    """Throws from a fixed position and hooks the ball upwards before the pins, a line that gives strikes."""
     phase, ball_x, player_y = memory[13], memory[30], memory[40]
     ready, rolling = 0, 5
     if phase == ready:
@@ -324,13 +327,13 @@ def bowling(memory: Memory) -> str:
 
 
 class Assault:
-    """Shoots at the lowest ship, aiming where it will be when the shot arrives; never rests below it, where it bombs."""
+    """Shoots at the lowest ship, aiming at its position when the shot arrives; never rests below it, where it drops bombs."""
 
     X, SHIP_X, SHIP = 16, 33, 54  # three rows of ships, from the lowest up
-    LEFT, RIGHT, FLIGHT = 10, 150, 5  # where ships turn round; decisions to the lowest row
+    LEFT, RIGHT, FLIGHT = 10, 150, 5  # columns where ships turn round; decisions that a shot takes to the lowest row
 
     def __init__(self) -> None:
-        self._before: tuple[int, int] | None = None  # the row and the place of the ship last aimed at
+        self._before: tuple[int, int] | None = None  # row and column of the ship last aimed at
 
     def __call__(self, memory: Memory) -> str:
         """UP shoots upwards."""
@@ -351,7 +354,7 @@ class Assault:
 
 
 class NameThisGame:
-    """Fetches air when a pipe hangs down; otherwise shoots at the shark when it is deep, or at the longest tentacle."""
+    """Fetches air when a pipe hangs down; otherwise shoots at the shark if it is deep, or at the longest tentacle."""
 
     X, BOAT_X, PIPE, SHARK_X, SHARK_ROW = 99, 100, 117, 60, 59
     COLUMNS = (
@@ -374,7 +377,7 @@ class NameThisGame:
         return move(target - x, 0, slack=(3, 99), fire=True)
 
     def _tip(self, memory: Memory, number: int) -> tuple[int, int] | None:
-        """The lowest tentacle's row (0 is the lowest) and place in one of the five columns of the picture."""
+        """Row (0: lowest) and column of the lowest tentacle in one of the picture's five columns; None without one."""
         left, mirrored = self.COLUMNS[number]
         for row in range(self.ROWS):
             bits = f"{memory[number * self.ROWS + row]:08b}"

@@ -1,12 +1,12 @@
-"""A clone-and-plan expert for any Atari game: it tries futures in the emulator itself and plays the best one's beginning.
+"""A clone-and-plan expert for any Atari game: it simulates futures in the emulator and plays the beginning of the best one.
 
-Candidates are simple: one action held for a while, then another to the horizon. So what it plays looks like what a person
-might: a direction held, seldom a flicker. What is left of the last plan competes as well and wins ties, which keeps to a course
-while nothing scores. It sees the future, the game's own draws included; a policy that imitates it from frames does not, which
-is why horizons are short.
+Candidates are simple: one action held for a while, then another up to the horizon, so play looks like a person's: a direction is
+held and rarely flickers. The rest of the last plan is a candidate too and wins ties, which keeps a course while nothing scores.
+The planner sees the future, including the game's random draws; a policy that imitates it from frames does not, which is why
+horizons are short.
 
-Planning leaves the environment as it was, to the bit, and draws nothing at random. A plan starts from the state that was really
-reached: when that is not the one foreseen, because another action was executed, a new plan is made.
+Planning leaves the environment bit-identical and uses no random numbers. A plan starts from the state that was actually reached:
+if that is not the predicted one, because another action was executed, a new plan is made.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class Simulator(Protocol):
-    """What planning needs of a game: states that can be taken and put back, and what an action brings."""
+    """The interface to a game that planning needs: states that can be saved and restored, and the reward of an action."""
 
     @property
     def names(self) -> list[str]:
@@ -22,51 +22,51 @@ class Simulator(Protocol):
 
     @property
     def memory(self) -> list[int]:
-        """The bytes by which two states are told apart."""
+        """The bytes that distinguish two states."""
 
     @property
     def lives(self) -> int:
-        """Lives that are left."""
+        """Number of lives left."""
 
     @property
     def over(self) -> bool:
         """Whether the game is over."""
 
     def press(self, name: str) -> int:
-        """The index of the action of that name."""
+        """The index of the action with that name."""
 
     def snapshot(self) -> Any:
-        """The whole state."""
+        """The complete state."""
 
     def restore(self, state: Any) -> None:
-        """Puts a state back."""
+        """Restores a state."""
 
     def advance(self, action: int) -> float:
-        """Plays a decision; what it scores."""
+        """Plays one decision and returns its score."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Settings of a game's planning. A plan simulates at most (actions · holds · (seconds + 1) + 1) · `horizon` decisions."""
+    """Settings of a game's planner. A plan simulates at most (actions · holds · (seconds + 1) + 1) · `horizon` decisions."""
 
     horizon: int = 12
-    """Decisions looked ahead."""
+    """Number of decisions that are simulated."""
     holds: tuple[int, ...] = (4,)
-    """Decisions for which a candidate may hold its first action."""
+    """Numbers of decisions for which a candidate may hold its first action."""
     keep: int = 2
-    """Decisions for which a plan is followed while all goes as foreseen."""
+    """Decisions for which a plan is followed while states are as predicted."""
     actions: tuple[str, ...] = ()
-    """Names of the actions tried first, the most wanted first; none for all of the game's."""
+    """Names of the first actions, in order of preference; empty: all actions of the game."""
     seconds: tuple[str, ...] = ()
-    """Names of the actions that a candidate may go on with, besides the one that it holds."""
+    """Names of the second actions, besides the first one."""
     discount: float = 0.98
-    """Worth of a point one decision later."""
+    """Value of a point one decision later."""
     life: float = 100.0
-    """Points that a life is worth."""
+    """Value of a life in points."""
 
 
 class Plan:
-    """An expert within one episode: call it for the index of the action in the environment's present state."""
+    """An expert for one episode: a call returns the index of the action for the environment's current state."""
 
     def __init__(self, settings: Planner, env: Simulator) -> None:
         self._settings, self._env = settings, env
@@ -77,14 +77,15 @@ class Plan:
             for second in (first, *map(env.press, settings.seconds))
         )
         self._candidates = [list(actions) for actions in dict.fromkeys(candidates)]
-        self._plan: list[int] = []  # what is left of it
+        self._plan: list[int] = []  # its remaining actions
         self._kept = 0
         self._foreseen: list[int] | None = None
 
     def __call__(self) -> int:
-        """The next action; simulates, and leaves the environment as it was."""
+        """The next action. Simulates, and restores the environment afterwards."""
         root = self._env.snapshot()
         if self._kept == 0 or self._env.memory != self._foreseen:
+            # The rest of the old plan, filled up with its last action; first in the list, so that `max` prefers it in ties.
             left = self._plan + self._plan[-1:] * (self._settings.horizon - len(self._plan))
             self._plan = max([left, *self._candidates], key=lambda actions: self._worth(actions, root))
             self._kept = self._settings.keep
@@ -98,7 +99,7 @@ class Plan:
         return action
 
     def _worth(self, actions: list[int], root: object) -> float:
-        """The discounted score of playing `actions` from `root`, up to the loss of a life; an empty list is worth nothing."""
+        """The discounted score of playing `actions` from `root`, up to the loss of a life; -inf for an empty list."""
         if not actions:
             return float("-inf")
         env, settings = self._env, self._settings

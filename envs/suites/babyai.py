@@ -1,7 +1,7 @@
 """BabyAI: instructions in a grid world seen through a 7×7 window (Chevalier-Boisvert et al. 2019).
 
 The observation is MultiDiscrete of 148 numbers: for each of the 49 cells, row by row, the object's type (11), colour (6)
-and state (3), then the direction the agent faces (4). The agent stands at the bottom middle of the window.
+and state (3), then the agent's direction (4). The agent stands at the bottom centre of the window.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from generalist.system.time_limit import OutOfTime
 CELLS = 7 * 7
 _CELL = (11, 6, 3)  # types, colours, states
 _COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
-_COLOURED = (4, 5, 6, 7)  # doors, keys, balls and boxes; the colour of anything else means nothing
-AGENT_PLACES = 1_000  # tries; where there is a place, a few are enough
+_COLOURED = (4, 5, 6, 7)  # doors, keys, balls and boxes; the colour of other objects has no meaning
+AGENT_PLACES = 1_000  # attempts; if there is a place, a few are enough
 _FORWARD = 2  # left, right and forward are actions 0, 1 and 2
 
 
@@ -37,12 +37,13 @@ class BabyAIEnv(gym.Env):
 
         self.grid: Any = gym.make(f"BabyAI-{level}", max_steps=max_steps, disable_env_checker=True).unwrapped
         self.grid.place_obj = self._place
-        self._placed = 0  # places tried for the agent since anything else was placed
+        self._placed = 0  # attempts to place the agent since another object was placed
         self.last_action: int | None = None
 
     def _place(self, thing: Any, *arguments: Any, **settings: Any) -> tuple[int, int]:
-        """minigrid's own, which seeks a place for the agent (no thing) from where it faces none, for ever where a room has no
-        such place: after so many times in a row the level is drawn anew, as from its other dead ends."""
+        """minigrid's own function. For the agent (no `thing`) it looks for a place that faces no object, without end if there is
+        none. After `AGENT_PLACES` attempts in a row a RecursionError makes minigrid draw the level anew, as in other dead
+        ends."""
         self._placed = self._placed + 1 if thing is None else 0
         if self._placed > AGENT_PLACES:
             self._placed = 0
@@ -60,13 +61,13 @@ class BabyAIEnv(gym.Env):
         return _flat(observation), {"instruction": observation["mission"]}
 
     def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Takes one of left, right, forward, pick up, drop, toggle, done."""
+        """Executes one of left, right, forward, pick up, drop, toggle, done."""
         self.last_action = int(action)
         observation, reward, terminated, truncated, _ = self.grid.step(self.last_action)
         return _flat(observation), float(reward), terminated, truncated, {"success": reward > 0}
 
     def render(self) -> np.ndarray:
-        """The whole grid from above, what the agent sees brighter: 16 pixels a cell, (H, W, 3) uint8."""
+        """The whole grid from above, with the agent's view brighter: 16 pixels per cell, uint8 (H, W, 3)."""
         return self.grid.get_frame(highlight=True, tile_size=16)
 
 
@@ -77,13 +78,14 @@ def _flat(observation: dict[str, Any]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Recoloured:
-    """The same grid with its colours exchanged for one another: the bot plays it alike."""
+    """The same grid with permuted colours, in which the bot plays the same actions."""
 
     order: tuple[int, ...]
-    """The new colour of each of the six."""
+    """New index of each of the six colours."""
 
     def instruction(self, instruction: str) -> str:
         """See `Recast`."""
+        # Replaced in one pass: one after the other, a colour could be exchanged twice.
         new = {name: _COLOURS[other] for name, other in zip(_COLOURS, self.order, strict=True)}
         return re.sub(rf"\b({'|'.join(_COLOURS)})\b", lambda found: new[found[0]], instruction)
 
@@ -93,6 +95,7 @@ class Recoloured:
         def recoloured(steps: np.ndarray) -> np.ndarray:
             steps = steps.copy()
             cells = steps[:, :-1].reshape(len(steps), CELLS, len(_CELL))
+            # Walls and floors have a colour in the encoding too, which the mission cannot name.
             coloured = np.isin(cells[..., 0], _COLOURED)
             cells[coloured, 1] = np.array(self.order, steps.dtype)[cells[coloured, 1]]
             steps[:, :-1] = cells.reshape(len(steps), -1)
@@ -113,7 +116,7 @@ class BabyAITask(Task):
         return BabyAIEnv(self.level, self.max_steps)
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
-        """The bot; it is told what was really executed, so that it plans on after action noise.
+        """The bot; it gets the action that was actually executed, so that it replans after action noise.
 
         On some grids it replans forever: callers set a time limit.
         """
@@ -129,7 +132,7 @@ class BabyAITask(Task):
                 raise
             except (
                 Exception
-            ) as error:  # failed assertions, and errors where it looks for an object that it has not seen
+            ) as error:  # the bot fails assertions, and raises when it looks for an object that it has not seen
                 raise GaveUp("BabyAI's bot has no plan") from error
 
         return act
@@ -139,15 +142,14 @@ class BabyAITask(Task):
         return Recoloured(tuple(rng.permutation(len(_COLOURS)).tolist()))
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
-        """A random turn or step forward: other actions could spoil the mission for good (a wrong door, a box opened)."""
+        """A random turn or step forward: other actions could make the mission impossible (a wrong door, an opened box)."""
         return int(rng.integers(_FORWARD + 1)) if rng.random() < self.noise else action
 
 
-# (level, most decisions, episodes, processor seconds an episode), from the cheapest to the dearest. They are all levels that the
-# bot solves in at least 90% of the grids, as `benchmarks/babyai_levels.py` measures it, with twice the steps that 95% of its
-# episodes take. Without KeyCorridorS6R3, which is KeyCorridor under another name, the variants for debugging, and GoToObjS4,
-# which random moves solve as well. Short episodes are cheap, so there are more of them; a level that only has another size than
-# another one gets fewer.
+# (level, maximum decisions, episodes, CPU seconds per episode), sorted by cost. These are all levels that the bot solves in at
+# least 90% of the grids, as `benchmarks/babyai_levels.py` measures, with twice the steps that 95% of its episodes take. Left
+# out: KeyCorridorS6R3, which is KeyCorridor under another name, the variants for debugging, and GoToObjS4, which random moves
+# solve too. Short episodes are cheap, so there are more of them; a level that differs from another only in size gets fewer.
 _LEVELS = (
     ("GoToLocalS5N2-v0", 32, 300, 0.002),
     ("GoToObjS6-v1", 64, 300, 0.003),

@@ -13,11 +13,11 @@ import numpy as np
 from generalist.envs.task import Policy, Task
 
 Rule = Callable[[np.ndarray], Any]
-"""Observation (n,) float32 → action."""
+"""Observation, float32 (n,) → action."""
 
 
 def cartpole(observation: np.ndarray) -> int:
-    """Pushes towards where pole and cart are falling or drifting."""
+    """Pushes in the direction in which pole and cart are falling or drifting."""
     return int(observation @ (0.1, 0.4, 4.0, 1.2) > 0)
 
 
@@ -37,19 +37,20 @@ def pendulum(observation: np.ndarray) -> np.ndarray:
     if cosine > 0.85:
         torque = -(12 * np.arctan2(sine, cosine) + 3 * speed)
     else:
-        energy = speed**2 / 6 + 5 * (cosine - 1)  # of a rod of length 1 under g = 10; 0 when at rest on top
+        energy = speed**2 / 6 + 5 * (cosine - 1)  # of a rod of length 1 under g = 10; 0 at rest at the top
         torque = (-2 if energy > 0 else 2) * (1 if speed >= 0 else -1)
     return np.array([np.clip(torque, -2, 2)], np.float32)
 
 
 def acrobot(observation: np.ndarray) -> int:
-    """Swings the lower link against the upper one's motion."""
+    """Swings the lower link against the motion of the upper one."""
     return 0 if observation[4] > 0 else 2
 
 
 def _lander_errors(observation: np.ndarray) -> tuple[float, float]:
-    """What the lander's angle and height lack: the descent that comes with Gymnasium (`lunar_lander.heuristic`)."""
+    """Errors of the lander's angle and height, from the heuristic that comes with Gymnasium (`lunar_lander.heuristic`)."""
     x, y, speed_x, speed_y, angle, spin, left_leg, right_leg = observation
+    # On the ground only the fall is damped; turning would tip the lander over.
     if left_leg or right_leg:
         return 0.0, float(-0.5 * speed_y)
     target = np.clip(0.5 * x + speed_x, -0.4, 0.4)
@@ -57,7 +58,7 @@ def _lander_errors(observation: np.ndarray) -> tuple[float, float]:
 
 
 def lunar_lander(observation: np.ndarray) -> int:
-    """The engine that lowers the larger error."""
+    """Fires the engine that reduces the larger error."""
     angle, height = _lander_errors(observation)
     if height > abs(angle) and height > 0.05:
         return 2
@@ -65,7 +66,7 @@ def lunar_lander(observation: np.ndarray) -> int:
 
 
 def lunar_lander_continuous(observation: np.ndarray) -> np.ndarray:
-    """Main and side engine in proportion to the errors."""
+    """Main and side engine proportional to the errors."""
     angle, height = _lander_errors(observation)
     return np.clip([20 * height - 1, -20 * angle], -1, 1).astype(np.float32)
 
@@ -88,7 +89,7 @@ def inverted_double_pendulum(observation: np.ndarray) -> np.ndarray:
 
 
 def reacher(observation: np.ndarray) -> np.ndarray:
-    """Inverse kinematics with the elbow bent as it is, then proportional-derivative control of both joints."""
+    """Inverse kinematics that keeps the side of the elbow, then proportional-derivative control of both joints."""
     upper, lower = 0.1, 0.11  # lengths of the links
     cosine, sine, target, speed = observation[0:2], observation[2:4], observation[4:6], observation[6:8]
     angles = np.arctan2(sine, cosine)
@@ -100,12 +101,12 @@ def reacher(observation: np.ndarray) -> np.ndarray:
     return np.clip(0.3 * error - 0.06 * speed, -1, 1).astype(np.float32)
 
 
-# What `benchmarks/linear_experts.py` found: weights (actions, n) and offset (actions,) by the task's name.
+# Results of `benchmarks/linear_experts.py`: weights (actions, n) and offset (actions,) by the task's name.
 _LINEAR = json.loads((Path(__file__).parents[1] / "linear_experts.json").read_text(encoding="utf-8"))
 
 
 def linear(observation: np.ndarray, *, name: str) -> np.ndarray:
-    """Linear feedback, clipped: enough to swim, run and hop (Mania, Guez & Recht 2018)."""
+    """Clipped linear feedback, which suffices to swim, run and hop (Mania, Guez & Recht 2018)."""
     weights, offset = _matrix(name)
     return np.clip(weights @ observation + offset, -1, 1).astype(np.float32)
 
@@ -118,17 +119,18 @@ def _matrix(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassicTask(Task):
-    """A task of Gymnasium itself."""
+    """A task of Gymnasium."""
 
     id: str
     """Gymnasium's id."""
     rule: Rule
     """The expert."""
     continuous: bool = False
-    """For the lander: engines as numbers."""
+    """For the lander: continuous engine power."""
 
     def build(self) -> gym.Env:
-        """See `Task.build`; the observation is float32 without bounds, whatever the environment declares."""
+        """See `Task.build`; the observation is float32 without bounds, since declared bounds are often wrong."""
+        # Unwrapped: Gymnasium's own time limit would end an episode before ours.
         settings = {"continuous": True} if self.continuous else {}
         env = gym.make(self.id, disable_env_checker=True, **settings).unwrapped
         space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)

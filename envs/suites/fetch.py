@@ -18,22 +18,23 @@ from generalist.envs.task import Policy, Task
 
 Observation = Mapping[str, np.ndarray]
 Rule = Callable[[Observation], Sequence[float] | np.ndarray]
-"""Observation → action (4,), to be clipped."""
+"""Observation → action (4,), not yet clipped."""
 
 _STEPS = 50
-_GAIN = 10.0  # a full action moves the gripper by about 3 cm in a step
+_GAIN = 10.0  # a full action moves the gripper by about 3 cm per step
 
 
 def reach(seen: Observation) -> np.ndarray:
-    """Straight to the goal."""
+    """Moves straight to the goal."""
     return np.append(_GAIN * (seen["desired_goal"] - seen["achieved_goal"]), 0.0)
 
 
 def pick_and_place(seen: Observation) -> np.ndarray:
-    """Over the object, down around it, close the fingers, carry."""
+    """Moves over the object, down around it, closes the fingers, and carries it."""
     to_object, fingers = seen["observation"][6:9], seen["observation"][9:11].sum()
     across = np.linalg.norm(to_object[:2])
     if across >= 0.02 or abs(to_object[2]) >= 0.015:
+        # 6 cm above until the gripper is over the object, so that it does not push it.
         above = np.array([0.0, 0.0, 0.06 if across > 0.01 else 0.0])
         return np.append(_GAIN * (to_object + above), 1.0)
     if fingers > 0.0505:  # they are 5 cm apart when they hold the cube
@@ -42,11 +43,12 @@ def pick_and_place(seen: Observation) -> np.ndarray:
 
 
 def push(seen: Observation) -> np.ndarray:
-    """Up, over to the side of the cube that faces away from the goal, down, and straight on to the goal."""
+    """Moves up, to the side of the cube that faces away from the goal, down, and straight to the goal."""
     goal = (seen["desired_goal"] - seen["achieved_goal"])[:2]
     distance = np.linalg.norm(goal)
     if distance < 0.015:
         return np.zeros(4)
+    # Positions relative to the cube, split along and across the way to the goal.
     way = goal / distance
     from_cube = -seen["observation"][6:9]
     along = from_cube[:2] @ way
@@ -56,15 +58,15 @@ def push(seen: Observation) -> np.ndarray:
         return np.array([*(min(1.0, 8 * distance) * way - 12 * aside), -6 * height, 0.0])
     start = -0.075 * way - from_cube[:2]
     there = np.linalg.norm(start) < 0.02
-    clear = height > 0.05 or (there and along < -0.05)  # not through the cube
+    clear = height > 0.05 or (there and along < -0.05)  # a path above or behind the cube does not touch it
     return np.array([*(_GAIN * start * clear), _GAIN * ((0.0 if there else 0.07) - height), 0.0])
 
 
 class FetchEnv(gym.Wrapper):
-    """Numbers in float32, and `success` in the info."""
+    """Observations in float32, and `success` in the info."""
 
     def __init__(self, id: str) -> None:
-        with contextlib.redirect_stderr(io.StringIO()):  # news about other environments, printed in every process
+        with contextlib.redirect_stderr(io.StringIO()):  # notices about other environments, printed in every process
             import gymnasium_robotics
 
         gym.register_envs(gymnasium_robotics)
@@ -77,7 +79,7 @@ class FetchEnv(gym.Wrapper):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A new goal and a new place of the object."""
+        """Draws a new goal and a new position of the object."""
         observation, _ = self.env.reset(seed=seed, options=options)
         return _single(observation), {}
 
@@ -89,7 +91,7 @@ class FetchEnv(gym.Wrapper):
 
 
 def _single(observation: Observation) -> dict[str, np.ndarray]:
-    """In float32."""
+    """The observation in float32."""
     return {key: value.astype(np.float32) for key, value in observation.items()}
 
 
@@ -107,7 +109,7 @@ class FetchTask(Task):
         return FetchEnv(self.id)
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
-        """The rule within the action's bounds."""
+        """The rule, clipped to the action's bounds."""
         return lambda observation: np.clip(self.rule(observation), -1, 1).astype(np.float32)
 
     def score(self, rewards: Sequence[float], infos: Sequence[Mapping[str, Any]]) -> float:

@@ -68,10 +68,10 @@ _INSTRUCTIONS = {
 
 
 class MetaworldEnv(gym.Env):
-    """One Meta-World task whose goal is drawn by the seed.
+    """One Meta-World task with a goal drawn by the seed.
 
-    The benchmark's own `MT1` picks among fifty goals fixed at construction; here a seed draws a goal from the task's whole
-    range, so that seeds that were not recorded are goals that were not recorded.
+    The benchmark's `MT1` chooses among fifty goals fixed at construction. Here a seed draws a goal from the task's whole range,
+    so that evaluation's seeds are goals that were not recorded.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 40}
@@ -82,7 +82,7 @@ class MetaworldEnv(gym.Env):
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         self.simulator: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"]()
-        # What set_task does for a stored goal, but with the goal visible and drawn from the environment's own generator.
+        # As set_task does for a stored goal, but with the goal visible and drawn by the environment's own generator.
         self.simulator._partially_observable = False
         self.simulator._freeze_rand_vec = False
         self.simulator.seeded_rand_vec = True
@@ -92,8 +92,9 @@ class MetaworldEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new goal and a new object position; observation (39,) float32."""
+        """Draws a new goal and object position; observation float32 (39,)."""
         super().reset(seed=seed)
+        # The goal comes from the simulator's generator, so it is seeded before its reset.
         self.simulator.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         observation, _ = self.simulator.reset()
         return observation.astype(np.float32), {}
@@ -105,7 +106,7 @@ class MetaworldEnv(gym.Env):
         return observation.astype(np.float32), float(reward), success, truncated, {"success": success}
 
     def render(self) -> np.ndarray:
-        """The table over a corner, (H, W, 3) uint8; the camera hangs upside down. See `generalist.envs.rendering`."""
+        """The table seen from a corner, uint8 (H, W, 3); the camera hangs upside down. See `generalist.envs.rendering`."""
         renderer = self.simulator.mujoco_renderer
         renderer.camera_id = self.simulator.model.camera("corner4").id
         return renderer.render("rgb_array")[::-1, ::-1]
@@ -117,7 +118,7 @@ class MetaworldEnv(gym.Env):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaworldTask(Task):
-    """A task of Meta-World with the scripted policy that comes with it."""
+    """A Meta-World task with the scripted policy that comes with it."""
 
     def build(self) -> gym.Env:
         """See `Task.build`."""
@@ -127,7 +128,7 @@ class MetaworldTask(Task):
         """Meta-World's own policy, a function of the observation."""
         from metaworld.policies import ENV_POLICY_MAP
 
-        # Said once a process of policies that reach for the limits, which are clipped here.
+        # Warned once per process about policies that exceed the bounds, to which actions are clipped here.
         warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
         make_policy: Any = ENV_POLICY_MAP[self.name.partition("/")[2] + "-v3"]
         policy = make_policy()

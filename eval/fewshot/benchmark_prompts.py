@@ -14,7 +14,10 @@ import numpy as np
 from generalist.data.images import read_image
 from generalist.eval.fewshot.published import Benchmark, Example
 from generalist.inference.generalist import Generalist
-from generalist.inference.prompt import Decoding, context, prompt, rank
+from generalist.inference.prompt import context, prompt, rank
+from generalist.inference.rows import filled
+from generalist.inference.sampling import Decoding
+from generalist.inference.shots import example_parts
 from generalist.tokenizers.sequence import CHUNK_END
 
 SHOTS = (0, 4, 8, 16, 32)
@@ -66,14 +69,9 @@ class Asked:
         self._lengths: dict[tuple[Path, str, bool, bool], int] = {}
 
     def parts(self, example: Example, *, answered: bool, with_image: bool = True) -> list[Any]:
-        """A shot, or the query up to where its answer is to stand. Answers begin with a space, as words within a text do."""
+        """A shot, or the query up to the place of its answer."""
         before = self.template.replace("{question}", example.question).rstrip()
-        parts: list[Any] = [example.image] if with_image else []
-        parts += [before] if before else []
-        if answered:
-            parts.append(f" {example.shown.strip()}")
-            parts += [] if with_image else [CHUNK_END]
-        return parts
+        return example_parts(example.image if with_image else None, before, example.shown if answered else "")
 
     def prompt(self, query: int, shots: Sequence[int], *, with_images: bool = True) -> list[Any]:
         """Shots, with or without their images, and the query."""
@@ -126,7 +124,7 @@ def log_likelihoods(generalist: Generalist, prompts: list[list[Any]], choices: S
     once for all of them."""
     if len(choices) <= CHOICES_AT_ONCE:
         at_once = max(1, CHOICES_AT_ONCE // len(choices))
-        chunks = [_filled(prompts[at : at + at_once], at_once) for at in range(0, len(prompts), at_once)]
+        chunks = [filled(prompts[at : at + at_once], at_once) for at in range(0, len(prompts), at_once)]
         return np.concatenate([rank(generalist, chunk, choices) for chunk in chunks])[: len(prompts)]
     rows = []
     for parts in prompts:
@@ -140,7 +138,7 @@ def write(asked: Asked, prompts: list[list[list[Any]]]) -> list[dict[str, Any]]:
     """The text that is written after each prompt; of those after several orders the best by mean log-likelihood after all."""
     decoding, encode = Decoding(tokens=asked.tokens, beams=asked.asking.beams), asked.generalist.tokenizers.text.encode
     flat = [one for several in prompts for one in several]
-    chunks = [_filled(flat[at : at + ASKED_AT_ONCE], ASKED_AT_ONCE) for at in range(0, len(flat), ASKED_AT_ONCE)]
+    chunks = [filled(flat[at : at + ASKED_AT_ONCE], ASKED_AT_ONCE) for at in range(0, len(flat), ASKED_AT_ONCE)]
     texts = [text for chunk in chunks for text in prompt(asked.generalist, chunk, decoding)]
     answers, start = [], 0
     for several in prompts:
@@ -149,13 +147,8 @@ def write(asked: Asked, prompts: list[list[list[Any]]]) -> list[dict[str, Any]]:
         # Encoded again, a text may have more ids than it was written with: more than there is room for.
         lengths = {text: count for text in written if (count := len(encode(text))) <= asked.tokens}
         if len(lengths) > 1:
-            ranked = rank(asked.generalist, several, _filled(list(lengths), len(several)))[:, : len(lengths)]
+            ranked = rank(asked.generalist, several, filled(list(lengths), len(several)))[:, : len(lengths)]
             means = ranked.mean(axis=0) / (np.array(list(lengths.values())) + 1)  # an id, the end is one
             written = [list(lengths)[int(means.argmax())]]
         answers.append({"answer": written[0].strip() if written else ""})
     return answers
-
-
-def _filled(values: list[Any], size: int) -> list[Any]:
-    """As many as `size`, the first one again and again: one shape, one compilation."""
-    return values + [values[0]] * (size - len(values))

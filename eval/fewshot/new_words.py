@@ -27,6 +27,7 @@ from generalist.eval.results.scores import proportion
 from generalist.inference.fingerprint import fingerprint
 from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import check_room, rank
+from generalist.inference.rows import filled
 from generalist.vision.features import FeatureStore
 
 SEED = 0
@@ -218,9 +219,8 @@ def _answers(
             for number, instance in one.shown(shown, features, rng):
                 parts += [variant(*instance), one.names[number]]
             prompts.append([*parts, variant(*one.query)])
-        filled = prompts + [prompts[0]] * (ASKED_AT_ONCE - len(chunk))  # one shape, one compilation
-        choices = [list(one.names) for one in chunk] + [list(chunk[0].names)] * (ASKED_AT_ONCE - len(chunk))
-        taken += rank(generalist, filled, choices).argmax(axis=1)[: len(chunk)].tolist()
+        choices = filled([list(one.names) for one in chunk], ASKED_AT_ONCE)
+        taken += rank(generalist, filled(prompts, ASKED_AT_ONCE), choices).argmax(axis=1)[: len(chunk)].tolist()
         move(len(chunk))
     return taken
 

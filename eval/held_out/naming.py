@@ -63,7 +63,7 @@ def questions(split: Split, items: int, choices: int) -> list[Question]:
         by_thing[pool[index].thing].append(pool[index])
     names = sorted(by_thing)
     if not 2 <= choices <= len(names):
-        raise ValueError(f"evaluation.naming_choices must be from 2 to {len(names)}, got {choices}")
+        raise ValueError(f"data.emoji.naming_choices must be from 2 to {len(names)}, got {choices}")
     turns = [several[turn] for turn in range(len(pool)) for several in by_thing.values() if turn < len(several)]
     return [_question(drawing, by_thing, names, choices, rng) for drawing in turns[:items]]
 

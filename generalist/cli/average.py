@@ -74,8 +74,7 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
     """
     import numpy as np
 
-    from generalist.training.sharding import flat
-    from generalist.weights.folder import nested
+    from generalist.model.params import flat, nested
 
     missing = sorted(old.layouts.keys() - new.layouts.keys())
     if missing or old.tokenizers.text.model != new.tokenizers.text.model:

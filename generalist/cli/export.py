@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
     run_settings(arguments.runs / arguments.run)  # that there is none is said before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
+    from generalist.inference.generalist import Generalist
 
     generalist = without_places(Generalist.from_run(run_settings(arguments.runs / arguments.run)))
     generalist.save(arguments.out, ml_dtypes.bfloat16 if arguments.bfloat16 else np.float32)

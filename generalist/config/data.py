@@ -92,11 +92,16 @@ class DataConfig:
         """The source that a layout's tasks belong to, by the first part of its name.
 
         Raises:
-            KeyError: there is none.
+            ValueError: there is none.
         """
         kind = layout.partition("/")[0]
         known = [*self.control().values(), *self.sources.values()]
-        return next(one for one in known if isinstance(one, ControlSource) and one.kind == kind)
+        found = next((one for one in known if isinstance(one, ControlSource) and one.kind == kind), None)
+        if found is None:
+            raise ValueError(
+                f"the layout {layout!r} belongs to no source of control tasks: there are {', '.join(self.sources)}"
+            )
+        return found
 
     def with_sources(self, **changed: Source) -> "DataConfig":
         """The same with other settings of some sources."""

@@ -16,10 +16,10 @@ from generalist.config.versions import from_stored
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.data import text_ids
 from generalist.contrastive.towers import Towers
+from generalist.model.params import flat, nested
 from generalist.tokenizers.text import TextTokenizer
-from generalist.training.sharding import flat
 from generalist.vision.encoder import Preparation
-from generalist.weights.folder import WeightsError, WeightsFolder, nested, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, tensor
 
 EMBEDDED_AT_ONCE = 64
 

@@ -23,9 +23,10 @@ from generalist.contrastive.data import PairBatches
 from generalist.contrastive.dual import fresh_towers
 from generalist.contrastive.towers import LARGEST_LOG_SCALE, Towers, clip_loss, siglip_loss, vit_config
 from generalist.data.batch import ArrayLike
+from generalist.model.params import flat
 from generalist.model.transformer import count_parameters
 from generalist.training import loop
-from generalist.training.sharding import flat, make_mesh, rows_sharding
+from generalist.training.sharding import make_mesh, rows_sharding
 from generalist.training.state import Parameters, TrainState, compute_dtype
 from generalist.training.step import Gradients, Trainer, compile_trainer, split
 from generalist.vision.vit import save_vit

@@ -4,7 +4,7 @@ The random generator belongs to the index and the epoch, so that the same positi
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
 from generalist.data.episodes import Episode, EpisodeReader
+from generalist.envs.task import Recast
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler, Sequence
 from generalist.tokenizers.spaces import TaskLayout
@@ -29,16 +30,6 @@ class Examples(Protocol):
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
         """One of them; what is random about it is drawn from `rng`."""
-
-
-class World(Protocol):
-    """A world equal to the recorded one: what an agent is told and sees there, where the same actions are right."""
-
-    def instruction(self, instruction: str) -> str:
-        """What is told there."""
-
-    def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What is seen there at T steps, by key: (T, ...)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,7 @@ class ControlExamples:
     """Positions of a row, which bound what of several demonstrations is shown."""
     shift: int = 0
     """Pixels by which all frames of an example are moved at most, in both directions."""
-    recast: Callable[[np.random.Generator], World] | None = None
+    recast: Callable[[np.random.Generator], Recast] | None = None
     """Draws an equal world, in which an example is shown; None: as it was recorded."""
     first: np.ndarray = dataclasses.field(init=False)
     """int (episodes + 1,): number of the first window of each episode."""

@@ -205,5 +205,7 @@ def settings_of(name: str, stored: Any) -> tuple[type[Source], dict[str, Any]]:
         raise ValueError(f"data.{name} must be an object with a source's settings, got {stored!r:.60}")
     kind = stored.get("kind", name)
     if kind not in KINDS:
-        raise ValueError(f"data.{name}: there is no source of the kind {kind!r}, only {', '.join(KINDS)}")
+        raise ValueError(
+            f"data.{name}: there is no source of the kind {kind!r}, only {', '.join(KINDS)}: install or import what registers it"
+        )
     return KINDS[kind], {key: value for key, value in stored.items() if key != "kind"}

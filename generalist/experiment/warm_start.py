@@ -9,8 +9,8 @@ from rich.console import Console
 from generalist.inference.generalist import Generalist
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PROJECTION_SPREAD
+from generalist.model.params import flat
 from generalist.model.transformer import create
-from generalist.training.sharding import flat
 
 ADDED = ("/out/", "/down/")  # of a block: what it adds to the residual stream
 

@@ -1,6 +1,6 @@
 """Decoding from a key-value cache: the compiled steps, and rows that grow together from the left.
 
-Dimension key: B rows, L new positions, S cache slots, A positions read, V vocabulary, I image slots.
+Dimension key: B rows, L new positions, S cache slots, A positions that are read, V vocabulary, I image slots.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
+from generalist.inference.sampling import confine, median, noise
 from generalist.inference.weights import Structure, Weights
 from generalist.model.attention import Cache, Slide
-from generalist.model.blocked_attention import MASKED
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
@@ -41,25 +41,24 @@ def extend(
     draws: UInt[Array, "B 2"] | None = None,
     numbers: tuple[int, int] = (0, 0),
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A V"], list[Cache]]:
-    """Appends a batch at slot `start` and reads allowed ids off its last A positions: the likeliest, of a number the median, or
-    drawn at a temperature. Also the logits there, of all ids.
+    """Appends a batch at slot `start` and predicts allowed ids at its last A positions: the likeliest, the median of a continuous
+    number, or sampled at a temperature. Also returns the logits there, of all ids, and the caches.
 
     Args:
-        slide: of the slots, if positions have moved since they were written.
-        sample: draw.
-        draws: two numbers a row, which alone decide what is drawn in it.
-        numbers: first of the ids that are the bins of a continuous number, and one past the last. Where such are allowed and
-            nothing is drawn, the median is taken: the bounds of an action, which experts often press against, are one likely
-            bin each, and what lies between is spread over many, so that the likeliest bin swings from one bound to the other.
+        slide: distance that slots have moved since they were written; None: none has.
+        sample: sample instead of taking the likeliest.
+        draws: two numbers per row, which alone determine its samples.
+        numbers: first of the ids of continuous bins, and one past the last. Where these are allowed and nothing is sampled, the
+            median is taken: experts often saturate an action's bounds, so each bound is one likely bin while the probability
+            in between is spread over many, and the likeliest bin would jump from one bound to the other.
     """
     model = structure.model(params)
     hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images, slide)
     logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
     chosen = logits
     if sample:
-        # The likeliest of logits with Gumbel noise is a draw from their softmax.
-        keys = jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(draws)
-        chosen = logits + temperature * jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        assert draws is not None, "sampling needs the numbers that determine the draws"
+        chosen = logits + temperature * noise(draws, logits.shape[1:])
     best = jnp.argmax(confine(chosen, allowed), axis=-1)
     if numbers[0] < numbers[1] and not sample:
         is_number = jnp.any(allowed[..., slice(*numbers)], axis=-1)
@@ -67,22 +66,17 @@ def extend(
     return best.astype(jnp.int32), logits, caches
 
 
-def median(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
-    """The first id at which half of the probability is reached."""
-    return jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1) >= 0.5, axis=-1)
-
-
 @partial(jax.jit, static_argnames=("structure",), donate_argnames=("held",))
 def hold_images(
     structure: Structure, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
 ) -> list[VisualKeys]:
-    """The keys of a batch's images put among those held, from `slot` on."""
+    """The held keys with those of a batch's images written from `slot` on."""
     keys = structure.model(params).visual.keys(batch, held[0].key.dtype)
     return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
 
 
 def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]:
-    """Room for so many images a row, in every gated layer."""
+    """Empty keys for `slots` images per row, in every gated layer."""
     config = generalist.config.model
     heads, size = config.vision.cross_attention
     shape = (rows, slots, config.vision.latents, heads, size)
@@ -91,30 +85,25 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
 
 
 def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
-    """One empty cache a layer."""
+    """One empty cache per layer."""
     config = generalist.config.model
     return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
 
 
-def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "#B A V"]) -> Float[Array, "B A V"]:
-    """Logits with the ids that are not allowed masked: an action is always one that the task has."""
-    return jnp.where(allowed, logits, MASKED)
-
-
 def allow(ranges: np.ndarray, size: int) -> np.ndarray:
-    """Rows of (low, high) as bool (A, V)."""
+    """Id ranges int (A, 2), the second exclusive, as a mask bool (A, V) over `size` ids."""
     ids = np.arange(size)[None]
     return (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
 
 
 def without_images(batch: Batch) -> Batch:
-    """A batch whose images are held already."""
+    """The batch without its images, which are already held."""
     return dataclasses.replace(batch, images=batch.images[:0], row_images=batch.row_images[:, :0])
 
 
 @partial(jax.jit, static_argnames=("more",))
 def _rows_of(tree: Any, rows: Int[Array, "R"], more: int) -> Any:
-    """Some rows of every array, with room for more slots."""
+    """Some rows of every array, with `more` zero slots on their second axis."""
     return jax.tree.map(lambda leaf: jnp.pad(leaf[rows], [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)]), tree)
 
 
@@ -124,7 +113,7 @@ class CachedRows:
     Padding (segment 0) takes slots but no positions: rows of different lengths keep their own count.
 
     Args:
-        images: images a row has room for.
+        images: number of images that each row has room for.
     """
 
     def __init__(self, generalist: Weights, rows: int, slots: int, *, images: int = 0):
@@ -142,10 +131,10 @@ class CachedRows:
     def append(
         self, batch: Batch, allowed: Bool[np.ndarray, "A V"]
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
-        """Feeds positions to all rows; the likeliest of the allowed ids at the last A of them, and the logits there.
+        """Feeds positions to all rows. Returns the likeliest of the allowed ids at the last A of them, and the logits there.
 
         Args:
-            batch: its positions are counted on from those before.
+            batch: the new positions; `batch.position` is replaced by a count that continues the rows.
         """
         size, valid = batch.tokens.shape[1], batch.segment > 0
         position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)
@@ -155,7 +144,7 @@ class CachedRows:
         ids, logits, self._caches = extend(
             *self._generalist.decoder,
             self._caches,
-            # Copies: a step may still be reading what the next append changes.
+            # Copies: JAX may still be reading these arrays when the next append changes them.
             jnp.array(self._segment),
             jnp.array(self._position),
             jnp.int32(self.used),
@@ -168,13 +157,14 @@ class CachedRows:
         return np.asarray(ids), logits
 
     def take(self, rows: Int[np.ndarray, "R"], slots: int = 0, images: int = 0) -> "CachedRows":
-        """Copies of some rows, any of them also several times, with room for more; these stay as they are.
+        """Copies of some rows, which may repeat, with room for more; the original is unchanged.
 
         Args:
-            rows: which.
-            slots: more of them.
-            images: more of them a row.
+            rows: indices of the rows.
+            slots: additional slots.
+            images: additional images per row.
         """
+        # Without __init__, which would allocate caches that are replaced at once.
         taken = object.__new__(CachedRows)
         taken._generalist, taken.used, taken._images_used = self._generalist, self.used, self._images_used
 
@@ -192,18 +182,19 @@ class CachedRows:
         return taken
 
     def _held(self, batch: Batch) -> Batch:
-        """Takes the batch's images in; the batch without them, every position counting among all that the row holds."""
+        """Holds the batch's images. Returns the batch without them, its image numbers counted over all images of the row."""
         new = batch.row_images.shape[1]
         placed = self._generalist.on_device(batch)
         count = len(placed.images)
         if count:  # few shapes, few compilations
             more = [(0, -count % IMAGES), *[(0, 0)] * (placed.images.ndim - 1)]
             placed = dataclasses.replace(placed, images=jnp.pad(placed.images, more))
+        # Text before the batch's first image attends to the newest image of its row.
         image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
         if new:
             first, room = self._images_used, self._number.shape[1]
             if self._images is None or first + new > room:
-                raise ValueError(f"the rows have room for {room} images, not {first + new}")
+                raise ValueError(f"the rows have room for {room} images, got {first + new}: raise images")
             self._images = hold_images(*self._generalist.decoder, placed, self._images, jnp.int32(first))
             counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
             number = np.arange(first + 1, first + new + 1)[None]

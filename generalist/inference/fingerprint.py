@@ -1,4 +1,4 @@
-"""Which weights are these? One short text that equal weights have in common, wherever they were loaded from."""
+"""A fingerprint of weights: one short text that equal weights share, wherever they were loaded from."""
 
 import hashlib
 
@@ -6,17 +6,18 @@ import jax
 import numpy as np
 
 from generalist.inference.weights import Weights
-from generalist.training.sharding import flat
+from generalist.model.params import flat
 
 
 def fingerprint(generalist: Weights) -> str:
-    """SHA-256 over every parameter's name, dtype, shape and bytes, in order of name; and over the frozen encoder's own
-    fingerprint, where the model has one.
+    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name, and over the fingerprint of the frozen
+    encoder, if the model has one.
 
-    A run's checkpoint and a folder saved from it in float32 have the same one. Saved in bfloat16 they are other weights:
-    they were rounded.
+    A run's checkpoint and a folder saved from it in float32 have the same fingerprint. Saved in bfloat16 the weights are
+    rounded, so their fingerprint differs.
     """
     digest = hashlib.sha256()
+    # Sorted, since the order of a tree's leaves may change between versions of the libraries.
     for path, leaf in sorted(flat(generalist.params).items()):
         array = np.asarray(jax.device_get(leaf))
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())

@@ -1,10 +1,11 @@
-"""The weights with all that is asked of them in words, images and shots."""
+"""The facade: weights with methods to prompt them with words, images and shots."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from generalist.inference import prompt as prompting
+from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
 
@@ -20,40 +21,40 @@ class Generalist(Weights):
         choices: Sequence[str] | None = None,
         **decoding: Any,
     ) -> Any:
-        """What the model writes after a prompt, as text; the likeliest of the given choices; or, for an agent, its action.
+        """The text that the model writes after a prompt, the likeliest of the given choices or, for an agent, its action.
 
             model.prompt([image, "a picture of"])
-            model.prompt([[one, "a picture of"], [other, "a picture of"]], beams=3)   # several: a list of texts
+            model.prompt([[one, "a picture of"], [other, "a picture of"]], beams=3)   # several prompts: a list of texts
             model.prompt([image], after=model.read([shot, " tomi", shot, " zuka"]), choices=[" tomi", " zuka"])
             model.prompt(AgentPrompt(layout="babyai", observation=..., instruction="go to the red ball"))
 
         Args:
             parts: images (uint8 arrays or paths) and texts in any order, or a list of such lists, or an `AgentPrompt`.
-            after: what was read before, such as shots.
-            choices: texts to choose among by their log-likelihood; nothing is written then.
-            decoding: see `generalist.inference.prompt.Decoding`.
+            after: parts that were read before, such as shots.
+            choices: texts of which the likeliest is returned; nothing is written then.
+            decoding: see `generalist.inference.sampling.Decoding`.
 
         Raises:
-            ValueError: the prompt is empty, too long, or has a part that is neither image nor text; nothing was computed.
+            ValueError: the prompt is empty, too long, or has a part that is neither image nor text.
             DocumentError: an image file is broken or too large.
         """
         if isinstance(parts, prompting.AgentPrompt):
             if after is not None or choices is not None or decoding:
-                raise ValueError("an agent's prompt has no choices, no reading before it and no settings of decoding")
+                raise ValueError("an AgentPrompt takes neither choices nor after nor decoding settings: leave them out")
             return prompting.act(self, parts)
         several = bool(len(parts)) and all(isinstance(part, (list, tuple)) for part in parts)
         prompts = parts if several else [parts]
         if choices is not None:
             if decoding:
-                raise ValueError(f"choices are not written: leave out {', '.join(decoding)}")
+                raise ValueError(f"choices are ranked, not written: leave out {', '.join(decoding)}")
             best = prompting.rank(self, prompts, choices, after).argmax(axis=1)
             texts = [choices[one] for one in best]
         else:
-            texts = prompting.prompt(self, prompts, prompting.Decoding(**decoding), after)
+            texts = prompting.prompt(self, prompts, Decoding(**decoding), after)
         return texts if several else texts[0]
 
     def read(self, parts: Sequence[Any]) -> prompting.Reading:
-        """Reads shots once; any number of prompts go on `after` them.
+        """Reads shots once; any number of prompts can continue `after` them.
 
         Raises:
             ValueError, DocumentError: as `prompt`.
@@ -61,9 +62,9 @@ class Generalist(Weights):
         return prompting.Reading(self, parts)
 
     def stream(self, parts: Sequence[Any], *, after: prompting.Reading | None = None, **decoding: Any) -> Iterator[str]:
-        """What `prompt` gives, a piece at a time.
+        """The text of `prompt`, piece by piece.
 
         Raises:
             ValueError, DocumentError: as `prompt`.
         """
-        return prompting.stream(self, parts, prompting.Decoding(**decoding), after)
+        return prompting.stream(self, parts, Decoding(**decoding), after)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow
 from generalist.inference.rows import POSITIONAL, row_images, side_by_side, stack_rows
+from generalist.inference.step_window import StepWindow
 from generalist.inference.weights import Weights
-from generalist.inference.window import StepWindow
 from generalist.tokenizers.parts import CLIP
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence

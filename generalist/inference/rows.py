@@ -1,4 +1,4 @@
-"""Sequences side by side in one batch, one a row: what acting, scoring and generating feed the model.
+"""Batches with one sequence per row: the model's input for acting, scoring and writing.
 
 Dimension key: B rows, L positions.
 """
@@ -8,12 +8,13 @@ from collections.abc import Sequence as Sequences
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from generalist.data.batch import Batch
 from generalist.tokenizers import pieces
-from generalist.tokenizers.pieces import PAYLOADS, Modality, Sequence
+from generalist.tokenizers.pieces import PAYLOADS, Modality, Sequence, positions_per_row
 
-# Fields of a batch with a (rows, positions) shape.
+# Fields of a batch with shape (rows, positions).
 POSITIONAL = (
     "tokens",
     "targets",
@@ -30,12 +31,13 @@ FLAT = ("tensors", "frames", "patches", "intervals", "images")
 
 
 def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
-    """One sequence a row, padded on the right to `length` positions.
+    """One sequence per row, padded on the right to `length` positions.
 
     Raises:
         ValueError: a sequence is longer than `length`.
     """
     rows = len(sequences)
+    # Padding: segment 0, which no position attends to and no loss counts.
     fields: dict[str, Any] = {
         name: np.full((rows, length), fill, np.int32)
         for name, fill in (
@@ -58,11 +60,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
             )
         for name, field in fields.items():
             field[row, :size] = getattr(sequence, name)
-        for modality, payload in PAYLOADS.items():
-            at = sequence.modality == modality
-            fields["payload_index"][row, :size][at] += offsets[modality]
-            count = len(getattr(sequence, payload))
-            offsets[modality] += count * (frame_tokens if modality == Modality.FRAME else 1)
+        fields["payload_index"][row, :size] = _following(sequence, offsets, frame_tokens)
         for name, arrays in payloads.items():
             arrays.append(getattr(sequence, name))
         segment[row, :size] = 1
@@ -82,15 +80,15 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
 
 
 def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
-    """What follows the first `start` positions: its images are counted anew, and 0 stands for one before."""
+    """The sequence without its first `start` positions. Images are counted anew; 0 replaces the number of an earlier one."""
     fields: dict[str, Any] = {name: getattr(sequence, name)[start:] for name in pieces.POSITIONAL}
+    # Payloads of the cut positions are dropped and the indices of the others moved down accordingly.
     before = sequence.modality[:start]
     index = fields["payload_index"].copy()
     for modality, payload in PAYLOADS.items():
-        each = frame_tokens if modality == Modality.FRAME else 1
         used = int((before == modality).sum())
         index[fields["modality"] == modality] -= used
-        fields[payload] = getattr(sequence, payload)[used // each :]
+        fields[payload] = getattr(sequence, payload)[used // positions_per_row(modality, frame_tokens) :]
     fields["intervals"] = sequence.intervals[int((before == Modality.PATCH).sum()) :]
     fields["payload_index"] = index
     seen = int((before == Modality.IMAGE).sum())
@@ -98,8 +96,9 @@ def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
     return dataclasses.replace(sequence, **fields)
 
 
-def row_images(modality: np.ndarray, payload_index: np.ndarray) -> np.ndarray:
-    """The table of each row's images, read off their markers (B, L): int32 (B, I), I what the row with most of them needs."""
+def row_images(modality: Int[np.ndarray, "B L"], payload_index: Int[np.ndarray, "B L"]) -> Int[np.ndarray, "B I"]:
+    """Each row's images by their markers, int32, zero-padded to the row with the most images."""
+    # An image has one marker, whose payload index is its place in the batch.
     marked = modality == Modality.IMAGE
     table = np.zeros((len(marked), int(marked.sum(axis=1).max(initial=0))), np.int32)
     at = np.nonzero(marked)
@@ -108,19 +107,17 @@ def row_images(modality: np.ndarray, payload_index: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
-    """Batches of equally long rows, one below the other; payloads are concatenated and their indices moved along."""
+    """Batches of equally long rows, one below the other; payloads are concatenated and their indices shifted."""
     if len(batches) == 1:
         return batches[0]
     offsets, rows = dict.fromkeys(PAYLOADS, 0), {name: [] for name in POSITIONAL}
+    # Rows of different batches may hold different numbers of images.
     widest = max(batch.row_images.shape[1] for batch in batches)
     tables: list[np.ndarray] = []
     for batch in batches:
-        index = batch.payload_index.copy()
         table = batch.row_images + np.int32(offsets[Modality.IMAGE])
         tables.append(np.pad(table, ((0, 0), (0, widest - table.shape[1]))))
-        for modality, payload in PAYLOADS.items():
-            index[batch.modality == modality] += offsets[modality]
-            offsets[modality] += len(getattr(batch, payload)) * (frame_tokens if modality == Modality.FRAME else 1)
+        index = _following(batch, offsets, frame_tokens)
         for name in POSITIONAL:
             rows[name].append(index if name == "payload_index" else getattr(batch, name))
     fields: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in rows.items()}
@@ -129,18 +126,20 @@ def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
 
 
 def pad_payloads(batch: Batch, images: int = 0) -> Batch:
-    """The batch with its payloads padded by zeros to few sizes, and room for `images` a row: few shapes, few compilations."""
+    """The batch with its payloads padded by zeros to a few sizes, and room for `images` per row: few shapes, few compilations."""
 
     def padded(array: np.ndarray) -> np.ndarray:
         return np.pad(array, [(0, bucket(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
     flat: dict[str, Any] = {name: padded(getattr(batch, name)) for name in FLAT}
+    # Padding points at the first image, to which no position of the row attends.
     more = max(0, images - batch.row_images.shape[1]) if len(batch.images) else 0
     return dataclasses.replace(batch, **flat, row_images=np.pad(batch.row_images, ((0, 0), (0, more))))
 
 
 def shift_right(batch: Batch) -> Batch:
-    """The same rows with their padding on the left, so that all end at the same place."""
+    """The same rows with their padding on the left, so that all end at the last position."""
+    # A stable sort keeps the order of the positions of a row.
     order = np.argsort(batch.segment > 0, axis=1, kind="stable")
     moved: dict[str, Any] = {name: np.take_along_axis(getattr(batch, name), order, axis=1) for name in POSITIONAL}
     return dataclasses.replace(batch, **moved)
@@ -149,3 +148,17 @@ def shift_right(batch: Batch) -> Batch:
 def bucket(length: int, step: int = 16) -> int:
     """`length` rounded up to a multiple of `step`: few shapes, few compilations."""
     return -(-length // step) * step
+
+
+def filled(items: list[Any], size: int) -> list[Any]:
+    """`items`, filled up to `size` with the first one: one shape, one compilation. Cut off the results of the copies."""
+    return items + [items[0]] * (size - len(items))
+
+
+def _following(part: Sequence | Batch, offsets: dict[Modality, int], frame_tokens: int) -> np.ndarray:
+    """`part.payload_index` as it is once the part's payloads follow those that `offsets` counts, which it advances past them."""
+    index = part.payload_index.copy()
+    for modality, payload in PAYLOADS.items():
+        index[part.modality == modality] += offsets[modality]
+        offsets[modality] += len(getattr(part, payload)) * positions_per_row(modality, frame_tokens)
+    return index

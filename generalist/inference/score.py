@@ -1,4 +1,4 @@
-"""How likely sequences are under the weights: for ranking answers and for perplexity."""
+"""Log-likelihood of sequences under the weights, for ranking answers and for perplexity."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequences
@@ -12,33 +12,37 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
-from generalist.inference.rows import bucket, stack_rows
+from generalist.inference.rows import bucket, filled, stack_rows
 from generalist.inference.weights import Weights
 from generalist.tokenizers.sequence import Sequence
 
 
 @partial(jax.jit, static_argnames=("graph", "dtype"))
 def row_log_likelihood(graph: nnx.GraphDef, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
-    """Sum over a row of its weighted target log-probabilities, in nats."""
+    """Sum of each row's weighted target log-probabilities, in nats."""
     model = nnx.merge(graph, params)
     logits = model.logits(model.hidden(batch, dtype))
+    # logsumexp at once instead of log_softmax: no second array of the vocabulary's size.
     picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
     return (batch.loss_weight * (picked - jax.nn.logsumexp(logits, axis=-1))).sum(axis=1)
 
 
-def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> np.ndarray:
-    """Log-likelihood of each sequence's weighted targets, in nats, float32 (n,).
+def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> Float[np.ndarray, "n"]:
+    """Log-likelihood of each sequence's weighted targets, in nats, float32.
 
-    Sequences are scored `rows` at a time, all padded to the longest; a last incomplete batch repeats its first one.
+    Sequences are scored `rows` at a time, all padded to the length of the longest one.
     """
     if not sequences:
         return np.zeros((0,), np.float32)
+    # One length for all batches: one compilation, at the cost of padding.
     length = bucket(max(len(sequence.tokens) for sequence in sequences))
     scores = []
     for chunk in chunks(list(sequences), rows):
-        filled = chunk + [chunk[0]] * (rows - len(chunk))
         batch = stack_rows(
-            filled, length, pad=generalist.vocabulary.pad, frame_tokens=generalist.config.model.frame_tokens
+            filled(chunk, rows),
+            length,
+            pad=generalist.vocabulary.pad,
+            frame_tokens=generalist.config.model.frame_tokens,
         )
         scores.append(
             np.asarray(

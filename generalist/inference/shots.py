@@ -1,4 +1,4 @@
-"""Shots: answered examples that stand before a question, read from a file, chosen at random or by likeness (RICES).
+"""Shots: answered examples that precede a question, read from a file, chosen at random or by similarity (RICES).
 
 A file is JSONL, or JSON or YAML with a list:
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
+from generalist.inference.rows import filled
 from generalist.inference.weights import ENCODED_AT_ONCE, Weights
 from generalist.tokenizers.sequence import CHUNK_END
 
@@ -36,75 +37,85 @@ class Shot:
 
     @property
     def pixels(self) -> np.ndarray | None:
-        """The image, uint8 (H, W, C), read anew each time: of many queries no two need be in memory.
+        """The image, uint8 (H, W, C), read anew each time, so that only one of many queries is in memory.
 
         Raises:
-            DocumentError: the file can't be read.
+            DocumentError: the file cannot be read.
         """
         return read_image(self.image) if isinstance(self.image, Path) else self.image
 
     def parts(self, template: str = TEMPLATE, *, with_image: bool = True) -> list[Any]:
-        """What a prompt is made of: image, question and answer, or up to where the answer is to be written.
+        """The parts of a prompt: image, question and answer, or up to the place of the answer.
 
-        A template's text before `{answer}` is used where there is a question; else the answer follows the image. Answers begin
-        with a space, as words within a text do.
+        A template's text before `{answer}` is used if there is a question; otherwise the answer follows the image.
         """
         before = template.partition("{answer}")[0].format(question=self.question).rstrip() if self.question else ""
-        parts: list[Any] = [self.pixels] if self.pixels is not None and with_image else []
-        parts += [before] if before else []
-        if self.answer:
-            parts.append(f" {self.answer.strip()}")
-            # Before an image a chunk's end goes without saying; after text alone it does not.
-            parts += [] if len(parts) and isinstance(parts[0], np.ndarray) else [CHUNK_END]
-        return parts
+        return example_parts(self.pixels if with_image else None, before, self.answer)
+
+
+def example_parts(image: Any | None, before: str, answer: str) -> list[Any]:
+    """The parts of an example in a prompt: an image, the text before the answer, and the answer; empty ones are left out."""
+    parts: list[Any] = [image] if image is not None else []
+    parts += [before] if before else []
+    if answer:
+        # Answers begin with a space, as words within a text do: their pieces are then those that training saw.
+        parts.append(f" {answer.strip()}")
+        # The next image ends a chunk by itself; after text alone the end must be marked.
+        parts += [] if image is not None else [CHUNK_END]
+    return parts
 
 
 def check_template(template: str) -> str:
-    """The template, if it says where question and answer stand.
+    """The template, checked for its places of question and answer.
 
     Raises:
-        ValueError: it does not.
+        ValueError: a place is missing, repeated or unknown.
     """
     before, found, after = template.partition("{answer}")
+    # Any other brace would make `format` fail later, in the middle of an evaluation.
     if not found or after or before.count("{question}") != 1 or "{" in before.replace("{question}", ""):
         raise ValueError(f"a template has {{question}} once and ends with {{answer}}, got {template!r}")
     return template
 
 
 def load_shots(path: Path, *, answered: bool = True) -> list[Shot]:
-    """The shots of a file, every one checked; images must lie in the file's folder or below it.
+    """The shots of a file, all checked; images must be in the file's folder or below it.
 
     Args:
-        answered: each must have an answer (shots), or none may (queries).
+        answered: every entry must have an answer (shots), or none may (queries).
 
     Raises:
-        DocumentError: the file is not there or damaged, or one of its entries is; names the entry.
+        DocumentError: the file is missing or damaged, or one of its entries is; the message names the entry.
     """
+    # All entries are checked now: a broken image in the last one must not end an evaluation after an hour.
     shots = [_shot(entry, path, where, answered) for where, entry in _entries(path)]
     if not shots:
-        raise DocumentError(f"{path} has no entry: write one a line")
+        raise DocumentError(f"{path} has no entries: write one per line")
     return shots
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each entry stands, and what it holds: lines, or the members of a list, which JSON and YAML files hold."""
+    """The place and content of each entry: lines, or the members of the list in a JSON or YAML file."""
     if path.suffix.lower() == ".json":
         try:
             loaded = parsed(whole(path), str(path))
         except DocumentError as error:
-            raise DocumentError(f"{error}; a file with an entry a line is called .jsonl") from error
+            raise DocumentError(f"{error}; a file with one entry per line must end in .jsonl") from error
     elif path.suffix.lower() in (".yaml", ".yml"):
-        import yaml
+        import yaml  # imported here: only YAML files need it
 
         try:
             text = decoded(whole(path), str(path))
             loaded, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise DocumentError(f"{path} is not YAML ({error})") from error
+        # PyYAML silently keeps the last of equal keys, so they are looked for in the tree.
         for number, node in enumerate(root.value if isinstance(root, yaml.SequenceNode) else [], 1):
             keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
             if twice := [key for key in keys if keys.count(key) > 1]:
-                raise DocumentError(f"{path} entry {number} has {twice[0]!r} twice, of which one would be lost")
+                raise DocumentError(
+                    f"{path} entry {number} has {twice[0]!r} twice, and one of them would be lost: remove one"
+                )
     else:
         yield from json_lines(path)
         return
@@ -114,22 +125,23 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
-    """One entry, checked."""
+    """One checked entry."""
     if not isinstance(entry, dict) or not entry:
         raise DocumentError(f"{where} holds {entry!r:.60} instead of an image, a question and an answer")
     if unknown := sorted(set(map(str, entry)) - KEYS):
-        raise DocumentError(f"{where} has {unknown[0]!r}: there are {', '.join(sorted(KEYS))}")
+        raise DocumentError(f"{where} has {unknown[0]!r}: known are {', '.join(sorted(KEYS))}")
     for key, value in entry.items():
         if not isinstance(value, str) or not value.strip():
+            # YAML reads `answer: no` as a boolean and `answer: 3` as a number.
             quoted = "" if value is None or isinstance(value, str | list | dict) else ": put it in quotes"
             raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of text{quoted}")
         check_letters(value, f"{where}: its {key}")
     if answered and "answer" not in entry:
         raise DocumentError(f"{where} has no answer: give it one, or leave the shot out")
     if not answered and "answer" in entry:
-        raise DocumentError(f"{where} has an answer already: a query has none")
+        raise DocumentError(f"{where} has an answer, but a query must not: remove it")
     if "image" not in entry and "question" not in entry:
-        raise DocumentError(f"{where} has neither an image nor a question")
+        raise DocumentError(f"{where} has neither an image nor a question: add one")
     image = None
     if "image" in entry:
         image = named(path.parent, entry["image"], where)
@@ -141,7 +153,7 @@ def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
 
 
 class Images(Sequence):
-    """Images that are read when they are looked at."""
+    """A sequence of images that are read when they are accessed."""
 
     def __init__(self, images: Sequence[Path | np.ndarray]):
         self._images = images
@@ -155,34 +167,38 @@ class Images(Sequence):
 
 
 class Retriever:
-    """The nearest images by the frozen encoder: RICES (Flamingo, section 3.4, after Yang et al., 2022).
+    """Finds the nearest images by the frozen encoder's features: RICES (Flamingo, section 3.4, after Yang et al., 2022).
 
     Raises:
-        ValueError: the weights have no frozen encoder, or there is no image.
+        ValueError: the weights have no frozen encoder, or there are no images.
     """
 
     def __init__(self, generalist: Weights, images: Sequence[np.ndarray]):
+        # The language model's own states are not compared: Flamingo retrieves by the frozen encoder too.
         if generalist.encoder is None:
-            raise ValueError("retrieval looks for like images with the frozen encoder, and these weights have none")
+            raise ValueError(
+                "retrieval compares images with the frozen encoder, but these weights have none: draw shots at random"
+            )
         if not images:
-            raise ValueError("there is no image to look for like ones among")
+            raise ValueError("there are no images to retrieve from")
         self._generalist = generalist
         self.features = self.embed(images)
 
     def embed(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N F"]:
-        """Mean features of images, of length 1."""
+        """Mean features of N images, scaled to length 1."""
         encoder = self._generalist.encoder
         assert encoder is not None
         pixels = [encoder.prepare(image) for image in images]
         means = []
         for start in range(0, len(pixels), ENCODED_AT_ONCE):
             chunk = pixels[start : start + ENCODED_AT_ONCE]
-            filled = np.stack(chunk + [chunk[0]] * (ENCODED_AT_ONCE - len(chunk)))
-            means.append(np.asarray(self._generalist.features(jnp.asarray(filled)))[: len(chunk)].mean(axis=1))
+            pixels_of_chunk = np.stack(filled(chunk, ENCODED_AT_ONCE))
+            means.append(np.asarray(self._generalist.features(jnp.asarray(pixels_of_chunk)))[: len(chunk)].mean(axis=1))
+        # Scaled to length 1, a dot product is the cosine of the angle; 1e-9 guards features that are all zero.
         whole = np.concatenate(means).astype(np.float32)
         return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
 
     def nearest(self, image: np.ndarray, count: int) -> Int[np.ndarray, "k"]:
-        """The places of the most similar images, the most similar one last."""
+        """Indices of the `count` most similar images, the most similar one last: next to the query."""
         likeness = self.features @ self.embed([image])[0]
         return np.argsort(-likeness, kind="stable")[:count][::-1].astype(np.int64)

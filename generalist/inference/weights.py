@@ -16,6 +16,7 @@ from flax import nnx
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
+from generalist.model.params import divided, flat, nested, united
 from generalist.model.transformer import create
 from generalist.run.named_weights import ENCODER_FOLDER, is_run, run_settings, weights_folder
 from generalist.run.tokenizers import Tokenizers
@@ -25,12 +26,10 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.checkpoint import restore_params
-from generalist.training.sharding import flat
-from generalist.training.state import divided, united
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
-from generalist.weights.folder import WeightsError, WeightsFolder, nested, save_tensors, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors, tensor
 
 ENCODED_AT_ONCE = 16  # images
 

@@ -1,4 +1,4 @@
-"""Attention's products, by what suits the platform that they are compiled for, and over the mesh.
+"""Attention by the kernel that suits the target platform, divided over the mesh.
 
 Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, H head size.
 """
@@ -19,10 +19,10 @@ from generalist.model.splash_attention import splash_attention, splash_takes
 
 
 class Packed(NamedTuple):
-    """What the positions of whole rows see: those of their segment that stand no later in the row.
+    """Visibility in whole packed rows: a position sees those of its segment that are not later in the row.
 
-    A segment's positions stand together and in order, so that distance in the row is distance in time. Padding, segment 0, sees
-    padding: nobody reads what it makes of it.
+    A segment's positions are contiguous and in order, so distance in the row is distance in time. Padding, segment 0, sees
+    padding: its outputs are never read.
     """
 
     segment: Int[Array, "B L"]
@@ -31,7 +31,7 @@ class Packed(NamedTuple):
 
 
 def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softcap: float) -> bool:
-    """Whether cuDNN's kernel takes these shapes on every generation since Ampere (jax.nn.dot_product_attention)."""
+    """Whether cuDNN's kernel supports these shapes on every generation since Ampere (jax.nn.dot_product_attention)."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     return half and head_size % 8 == 0 and head_size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
 
@@ -45,8 +45,8 @@ def attend(
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """Scaled dot-product attention with grouped queries (N a multiple of M) to what a mask shows."""
-    if softcap:  # which the library does not know
+    """Scaled dot-product attention with grouped queries (N a multiple of M) to the keys that the mask shows."""
+    if softcap:  # jax.nn.dot_product_attention has no softcap
         return _mixed(_scores(query, key, scale), value, mask, softcap)
     _, length, _, size = query.shape
     fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
@@ -65,13 +65,14 @@ def attend_slid(
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """`attend` with two queries a position: one meets the keys of slots that have slid, the other those of all others."""
+    """`attend` with two queries per position: one meets the keys of slots that have slid, the other those of all others."""
+    # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
     first, second = jnp.split(_scores(jnp.concatenate(queries, axis=1), key, scale), 2, axis=-2)
     return _mixed(jnp.where(slid[None, None, None, None], first, second), value, mask, softcap)
 
 
 def _scores(query: Float[Array, "B L N H"], key: Float[Array, "B S M H"], scale: float) -> Float[Array, "B M G L S"]:
-    """Of G queries a key-value head, in float32."""
+    """Scores of G queries per key-value head, in float32."""
     groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
     return jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
 
@@ -79,7 +80,7 @@ def _scores(query: Float[Array, "B L N H"], key: Float[Array, "B S M H"], scale:
 def _mixed(
     scores: Float[Array, "B M G L S"], value: Float[Array, "B S M H"], mask: Bool[Array, "B L S"], softcap: float
 ) -> Float[Array, "B L N H"]:
-    """Values by the softmax of their scores, which are bounded if there is a bound."""
+    """Values averaged by the softmax of their scores, which `softcap` bounds if it is above 0."""
     bounded = softcap * jnp.tanh(scores / softcap) if softcap else scores
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], bounded, MASKED), axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bmgls,bsmh->blmgh", weights, value)
@@ -98,7 +99,8 @@ def masked_attention(
     start: Int[Array, ""] | int = 0,
     reach: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "B L N H"]:
-    """What `blocked_attention` computes, by a mask of all queries by all keys."""
+    """The result of `blocked_attention`, computed with a mask of all queries by all keys: the form that GPU kernels take."""
+    # Distance back in the row; negative for later keys. `start` places this device's queries in the whole row.
     back = jnp.arange(query.shape[1])[:, None] + start - jnp.arange(key.shape[1])[None]
     mask = (query_segment[:, :, None] == key_segment[:, None, :]) & (back >= 0)[None]
     if reach is not None:
@@ -116,29 +118,33 @@ def attend_packed(
     scale: float,
     softcap: float,
 ) -> Float[Array, "B L N H"]:
-    """Causal attention of whole packed rows: Pallas' splash kernel on a TPU, cuDNN's on a GPU, blocks on a CPU; no device holds
-    more than its rows, queries and heads, and the keys that these need.
+    """Causal attention of whole packed rows: Pallas' splash kernel on a TPU, cuDNN's on a GPU, blocks on a CPU. Each device holds
+    only its rows, queries and heads, and the keys that these need.
 
     Args:
-        window: positions that a layer looks back where `seen.near`, its own included; 0: no layer has a window.
+        window: positions that a layer with `seen.near` looks back, its own included; 0: no layer has a window.
     """
     batch, length = query.shape[:2]
     layout, platform = mesh_layout(batch, length, key.shape[2]), target_platform()
     if platform == "tpu" and splash_takes(length, layout.queries):
+        # The kernel has no scale argument, so the queries are scaled here.
         take = functools.partial(
             splash_attention, query * scale, key, value, seen.segment, softcap=softcap, layout=layout
         )
         if not window:
             return take(window=0)
+        # Splash compiles the window into its block tables, so one scan over both kinds of layers needs both kernels.
         return jax.lax.cond(seen.near, lambda: take(window=window), lambda: take(window=0))
     kernel = functools.partial(
         blocked_attention if platform == "cpu" else masked_attention, scale=scale, softcap=softcap
     )
+    # The other kernels take the window as a number: a layer without one looks back over the whole row.
     reach = jnp.where(seen.near, window, length) if window else None
     if layout == Layout():
         return kernel(query, key, value, seen.segment, seen.segment, reach=reach)
 
     def local(query, key, value, query_segment, key_segment, reach):
+        # Each device knows only its slice of the queries; its index gives their place in the row.
         start = jax.lax.axis_index(layout.queries) * query.shape[1] if layout.queries else 0
         return kernel(query, key, value, query_segment, key_segment, start=start, reach=reach)
 
@@ -146,5 +152,5 @@ def attend_packed(
         local,
         in_specs=(layout.query, layout.key, layout.key, P(*layout.query[:2]), P(*layout.key[:2]), P()),
         out_specs=layout.query,
-        check_vma=False,
+        check_vma=False,  # the kernels' custom gradients do not carry varying-axes annotations
     )(query, key, value, seen.segment, seen.segment, reach)

@@ -1,4 +1,4 @@
-"""Self-attention confined to a segment: masks, rotary positions, grouped queries and a key-value cache.
+"""Self-attention within segments: masks, rotary positions, grouped queries and a key-value cache.
 
 Dimension key: B batch, L query positions, S key positions, N query heads, M key-value heads, H head size, D width.
 """
@@ -15,7 +15,7 @@ from generalist.model.attend import Packed, attend, attend_packed, attend_slid
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
 
-FAR = 1024  # positions; a power of two, so that so many times a frequency is exact
+FAR = 1024  # positions; a power of two, so that FAR · frequency is exact in float32
 
 
 def attention_mask(
@@ -24,7 +24,7 @@ def attention_mask(
     key_segment: Int[Array, "B S"],
     key_position: Int[Array, "B S"],
 ) -> Bool[Array, "B L S"]:
-    """Causal inside a segment; segment 0 is padding, which nobody sees.
+    """Causal within a segment; segment 0 is padding, which no position sees.
 
     Two packed examples (segments 1 and 2) and one padding position; rows are queries, columns are keys:
 
@@ -36,6 +36,7 @@ def attention_mask(
                 2 . . . x x .
                 0 . . . . . .
     """
+    # Broadcast to (B, L, S): each query against each key.
     same = query_segment[:, :, None] == key_segment[:, None, :]
     causal = query_position[:, :, None] >= key_position[:, None, :]
     return same & causal & (key_segment[:, None, :] > 0)
@@ -44,7 +45,7 @@ def attention_mask(
 def local_mask(
     mask: Bool[Array, "B L S"], query_position: Int[Array, "B L"], key_position: Int[Array, "B S"], window: int
 ) -> Bool[Array, "B L S"]:
-    """The mask confined to the last `window` positions, the query's own included."""
+    """The mask restricted to the last `window` positions, the query's own included."""
     return mask & (query_position[:, :, None] - key_position[:, None, :] < window)
 
 
@@ -56,7 +57,7 @@ class Angles(NamedTuple):
 
 
 def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = False) -> Angles | None:
-    """Rotary angles (Su et al., 2021) of layers without a window, or with one (`local`); None where positions are learnt."""
+    """Rotary angles (Su et al., 2021) for layers without a window, or with one (`local`); None if positions are learned."""
     if config.learned_positions:
         return None
     rope, half = config.rope, config.head_size // 2
@@ -65,11 +66,12 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
     if rope.scaling == "linear" and not local:
         frequency = frequency / rope.factor
     if rope.scaling == "llama3" and not local:
-        # How many turns the first context holds decides: many, the frequency stays; few, it is divided; between, blended.
+        # By the turns within the original context: many, the frequency stays; few, it is divided by `factor`; between, blended.
         turns = rope.length * frequency / (2 * jnp.pi)
         kept = jnp.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0.0, 1.0)
         frequency = frequency * (kept + (1 - kept) / rope.factor)
-    # Whole turns are left out of all but the last positions: a product of a million would be off by a tenth of a radian.
+    # position · frequency in float32 is off by 0.1 radian at a million positions. So whole turns of FAR positions are
+    # removed first, and only the remainder is multiplied out.
     far, near = (part[:, :, None].astype(jnp.float32) for part in jnp.divmod(position, FAR))
     step = jnp.mod(FAR * frequency, 2 * jnp.pi)
     angle = (near * frequency[None, None, :] + far * step[None, None, :])[:, :, None, :]
@@ -77,52 +79,55 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
 
 
 def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
-    """Rotary position embedding, halves paired as in GPT-NeoX; in float32."""
+    """Rotary position embedding in float32; dimension i is paired with i + H/2, as in GPT-NeoX."""
+    # Models that pair neighbouring dimensions instead are permuted when their weights are read.
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = angles
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer in `S` slots. Keys are rotated as they are written; see `Slide`."""
+    """Keys and values of one layer in S slots. Keys are rotated when they are written; see `Slide`."""
 
     key: Float[Array, "B S M H"]
     value: Float[Array, "B S M H"]
 
     @classmethod
     def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: DTypeLike) -> "Cache":
+        """A cache of zeros, with `batch` rows of `slots` positions."""
         shape = (batch, slots, kv_heads, head_size)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class Slide(NamedTuple):
-    """Positions that have moved back since their keys were rotated, as those of a sliding window do: a key stays as it was
-    written, and the queries that meet it are rotated as much further."""
+    """Positions that have moved back since their keys were rotated, as in a sliding window. A key stays as it was written; the
+    queries that meet it are rotated further by the same distance."""
 
     by: Int[Array, "B"]
-    """How far, in each row."""
+    """Positions moved, per row."""
     slots: Bool[Array, "S"]
-    """Of which slots. New positions are written into such ones."""
+    """The slots that have moved. New positions are written into such slots."""
 
 
 class Masked(NamedTuple):
-    """What positions see of the keys, by a mask."""
+    """Visibility of the keys, given by a mask."""
 
     mask: Bool[Array, "B L S"]
     slid: Bool[Array, "S"] | None = None
-    """Slots of a cache that have slid; None: there are none."""
+    """Slots of a cache that have slid; None: no slot has."""
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with rotary positions and, as Chameleon found it steadier, normalised queries and keys."""
+    """Multi-head self-attention with rotary positions and normalised queries and keys (more stable, as in Chameleon)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
         self.scale, self.softcap = config.query_scale or config.head_size**-0.5, config.attention_softcap
         self.window = config.window
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
-        # One 2-D kernel for all three: a third of the calls, and no slow many-dimensional layout on a CPU.
+        # One 2-D kernel for all three: a third of the calls, and no slow multi-dimensional layout on a CPU.
         self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs, bias=config.qkv_bias)
+        # Residual branches start smaller with depth (GPT-2), so that the stream's variance does not grow with the layers.
         self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5, bias=config.bias)
 
         def head_norm() -> RMSNorm | None:
@@ -139,12 +144,16 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """Whole packed rows; or, with a cache, new positions: their keys and values are written at slot `start`, and the whole
-        cache is attended to where a mask shows it.
+        """Attends within whole packed rows; or, with a cache, writes the keys and values of new positions at slot `start` and
+        attends to the whole cache where a mask shows it.
 
         Args:
-            angles: of the positions.
-            written: of the positions as their keys are written, with what slots have slid by; else `angles` again.
+            seen: which keys each position sees.
+            angles: rotary angles of the positions.
+            written: rotary angles at which the keys are written, which include the distance that slots have slid; without a
+                cache the same as `angles`.
+            cache: keys and values so far; None for whole rows.
+            start: slot of the first new position.
         """
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -154,10 +163,11 @@ class Attention(nnx.Module):
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        slid = query
+        slid = query  # with learned positions nothing is rotated, and both queries are the same
         if angles is not None and written is not None:
             query, slid, key = rotate(query, angles), rotate(query, written), rotate(key, written)
         if cache is not None and start is not None:
+            # Written before attending: new positions see themselves and one another through the cache.
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),

@@ -1,13 +1,14 @@
-"""Causal attention of packed rows on a CPU, in blocks that stay in its caches and with what no query can see left out.
+"""Causal attention of packed rows on a CPU, in blocks that stay in its caches; keys that no query can see are skipped.
 
-As in FlashAttention (Dao et al., 2022) the backward pass knows the softmax from its logarithmic sum and computes scores once
-more; memory grows with the length, not with its square.
+As in FlashAttention (Dao et al., 2022) the backward pass rebuilds the softmax from its log-sum-exp and recomputes the scores, so
+memory grows with the length, not with its square.
 
 Dimension key: B rows, L queries, S keys, N query heads, M key-value heads, G query heads that share keys, H head size.
 """
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,16 @@ def blocked_attention(
     start: Int[Array, ""] | int = 0,
     reach: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "B L N H"]:
-    """Attention inside segments to keys that stand no later in the row.
+    """Attention within segments to keys that are not later in the row.
 
     Args:
-        start: the row's position of the first query; where it is 0 and known, blocks skip the keys that come later.
-        reach: how many positions a query looks back, its own included; None: all.
+        scale: factor of the scores.
+        softcap: bound of the scores by a tanh; 0: none.
+        start: position in the row of the first query; if it is known to be 0, blocks skip the keys that come later.
+        reach: positions that a query looks back, its own included; None: all.
     """
     batch, length, heads, size = query.shape
+    # (B, M, G, L, H): each key-value head with its group of queries, heads outermost, as the loop below takes them.
     groups = (query * scale).reshape(batch, length, key.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
     span = key.shape[1] if reach is None else reach
     mixed = _rows(
@@ -54,14 +58,21 @@ def blocked_attention(
 
 
 def _blocks(length: int, keys: int, skip: bool) -> Iterator[tuple[slice, slice]]:
-    """Slices of the queries, and of the keys that some of them see."""
+    """Slices of the queries, and of the keys that at least one of them sees."""
     for first in range(0, length, BLOCK):
         last = min(length, first + BLOCK)
         yield slice(first, last), slice(0, last if skip else keys)
 
 
-def _biases(query_segment, key_segment, start, reach, skip: bool) -> list[Float[Array, "1 L S"]]:
-    """What is added to a block's scores: 0 where a key is seen. One row's, made once and used by all its heads."""
+def _biases(
+    query_segment: Int[Array, "L"],
+    key_segment: Int[Array, "S"],
+    start: Any,
+    reach: Any,
+    skip: bool,
+) -> list[Array]:
+    """Added to the scores of each block, (1, its queries, its keys): 0 for a visible key, `MASKED` otherwise. All heads of a row
+    share them."""
 
     def bias(queries: slice, keys: slice):
         back = jnp.arange(queries.start, queries.stop)[:, None] + start - jnp.arange(keys.start, keys.stop)[None]
@@ -71,36 +82,44 @@ def _biases(query_segment, key_segment, start, reach, skip: bool) -> list[Float[
     return [bias(*block) for block in _blocks(len(query_segment), len(key_segment), skip)]
 
 
-def _capped(scores, softcap: float):
+def _capped(scores: Float[Array, "G l s"], softcap: float) -> Float[Array, "G l s"]:
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
-def _forward_head(biases, softcap: float, skip: bool, head):
-    """One key-value head with its queries (G, L, H): what they mix, and the logarithmic sums of their softmax (G, L)."""
+def _forward_head(
+    biases: list[Array],
+    softcap: float,
+    skip: bool,
+    head: tuple[Float[Array, "G L H"], Float[Array, "S H"], Float[Array, "S H"]],
+) -> tuple[Float[Array, "G L H"], Float[Array, "G L"]]:
+    """One key-value head with its G queries: the averaged values, and the log-sum-exp of the scores."""
     query, key, value = head
     mixed, sums = [], []
     for (queries, keys), bias in zip(_blocks(query.shape[1], len(key), skip), biases, strict=True):
         scores = jnp.einsum("glh,sh->gls", query[:, queries], key[keys], preferred_element_type=jnp.float32)
+        # The key axis of a block is complete, so the softmax needs no running maximum as on a GPU.
         scores = _capped(scores, softcap) + bias
         highest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = weights.sum(axis=-1, keepdims=True)
+        # Divided after the product: H numbers per query instead of one per key.
         product = jnp.einsum("gls,sh->glh", weights.astype(value.dtype), value[keys])
         mixed.append((product / total).astype(value.dtype))
         sums.append((highest + jnp.log(total))[..., 0])
     return jnp.concatenate(mixed, axis=1), jnp.concatenate(sums, axis=1)
 
 
-def _backward_head(biases, softcap: float, skip: bool, head):
-    """The gradients of one head's queries, keys and values."""
+def _backward_head(biases: list[Array], softcap: float, skip: bool, head: tuple[Array, ...]):
+    """Gradients of one head's queries (G, L, H), keys and values (S, H)."""
     query, key, value, mixed, sums, gradient = head
-    # Every softmax's gradient is shifted by this, its mean under the weights (Dao et al., 2022, section 3.1).
+    # The gradient of a softmax is shifted by its mean under the weights (Dao et al., 2022, section 3.1).
     mean = jnp.einsum("glh,glh->gl", mixed, gradient, preferred_element_type=jnp.float32)
     of_query, of_key, of_value = [], jnp.zeros(key.T.shape, jnp.float32), jnp.zeros(value.T.shape, jnp.float32)
     for (queries, keys), bias in zip(_blocks(query.shape[1], len(key), skip), biases, strict=True):
         q, g = query[:, queries], gradient[:, queries]
         scores = jnp.einsum("glh,sh->gls", q, key[keys], preferred_element_type=jnp.float32)
         capped = _capped(scores, softcap)
+        # The softmax again, from the stored log-sum-exp: one exponential instead of a second pass for the maximum.
         weights = jnp.exp(capped + bias - sums[:, queries, None])
         of_weights = jnp.einsum("glh,sh->gls", g, value[keys], preferred_element_type=jnp.float32)
         of_scores = weights * (of_weights - mean[:, queries, None])
@@ -108,7 +127,8 @@ def _backward_head(biases, softcap: float, skip: bool, head):
             of_scores = of_scores * (1 - jnp.square(capped / softcap))
         of_scores, weights = of_scores.astype(q.dtype), weights.astype(g.dtype)
         of_query.append(jnp.einsum("gls,sh->glh", of_scores, key[keys]))
-        # Head by position: transposing the scores, which the other order asks for, costs more than the products.
+        # (H, S) instead of (S, H): the other order transposes the scores, which costs more than the products.
+        # Summed over blocks in float32: in 16 bits small contributions would be lost.
         of_key = of_key.at[:, keys].add(jnp.einsum("glh,gls->hs", q, of_scores, preferred_element_type=jnp.float32))
         of_value = of_value.at[:, keys].add(jnp.einsum("glh,gls->hs", g, weights, preferred_element_type=jnp.float32))
     return jnp.concatenate(of_query, axis=1), of_key.T.astype(key.dtype), of_value.T.astype(value.dtype)
@@ -116,7 +136,7 @@ def _backward_head(biases, softcap: float, skip: bool, head):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def _rows(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
-    """Heads of all rows, one after another: query (B, M, G, L, H), key and value (B, M, S, H)."""
+    """All heads of all rows, one after the other: query (B, M, G, L, H), key and value (B, M, S, H)."""
     return _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap, skip)[0]
 
 
@@ -124,10 +144,11 @@ def _rows_forward(query, key, value, query_segment, key_segment, start, reach, s
     def row(operands):
         *heads, own, others = operands
         biases = _biases(own, others, start, reach, skip)
+        # map, not vmap: one head at a time keeps its block of scores in the core's cache.
         return jax.lax.map(functools.partial(_forward_head, biases, softcap, skip), tuple(heads))
 
     mixed, sums = jax.lax.map(row, (query, key, value, query_segment, key_segment))
-    # Named, so that a policy of what to recompute can keep them: the backward pass then needs no second forward one.
+    # Named, so that a remat policy can keep them: the backward pass then needs no second forward pass.
     mixed, sums = checkpoint_name(mixed, "attention"), checkpoint_name(sums, "attention")
     return mixed, (query, key, value, query_segment, key_segment, start, reach, mixed, sums)
 
@@ -141,6 +162,7 @@ def _rows_backward(softcap: float, skip: bool, kept, gradient):
         return jax.lax.map(functools.partial(_backward_head, biases, softcap, skip), tuple(heads))
 
     gradients = jax.lax.map(row, (query, key, value, mixed, sums, gradient, query_segment, key_segment))
+    # Segments, start and reach are integers and have no gradient.
     return (*gradients, None, None, None, None)
 
 

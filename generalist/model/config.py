@@ -1,4 +1,4 @@
-"""What a model is made of: sizes, checked where they are set."""
+"""Model settings, checked where they are set."""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +6,8 @@ from typing import Literal
 from generalist.tokenizers.vocabulary import Vocabulary
 
 REQUIRED = "required"
-"""Stands in a preset for a folder that only its user can name: sizes are known, weights are not. Training refuses it, planning
-takes it."""
+"""Placeholder in a preset for a folder that only its user can name: its sizes are known, its weights are not. Planning accepts
+it, training refuses it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,36 +15,37 @@ class VisionConfig:
     """Images through a frozen encoder, the Perceiver resampler and gated cross-attention (Flamingo, section 2)."""
 
     encoder: str = "none"
-    """The frozen encoder: none, efficientnet_lite0, or a folder of CLIP or SigLIP weights (config.json, *.safetensors); required:
-    a preset leaves that folder to you."""
+    """The frozen encoder: none, efficientnet_lite0, or a folder with CLIP or SigLIP weights (config.json, *.safetensors).
+    "required" stands in a preset for a folder that you must name."""
     size: int = 128
-    """Height and width that efficientnet_lite0 sees, in pixels (a multiple of 32); published folders know their own."""
+    """Height and width of efficientnet_lite0's input, in pixels (a multiple of 32); published folders define their own."""
     width: int = 128
-    """Width of the resampler and of the visual tokens it gives."""
+    """Width of the resampler and of its visual tokens."""
     latents: int = 8
-    """Visual tokens an image or video (Flamingo: 64)."""
+    """Visual tokens per image or video (Flamingo: 64)."""
     layers: int = 2
     """Layers of the resampler (Flamingo: 6)."""
     heads: int = 4
-    """Heads of the resampler, and of the cross-attention unless `gated_heads` says otherwise."""
+    """Heads of the resampler, and of the cross-attention unless `gated_heads` is set."""
     head_size: int = 32
-    """Size of one of these heads."""
+    """Size of each of these heads."""
     gated_heads: int = 0
-    """Heads of the cross-attention; 0: as many as the resampler has."""
+    """Heads of the cross-attention; 0: same as the resampler."""
     gated_head_size: int = 0
-    """Size of one of these; 0: the resampler's."""
+    """Size of each of these heads; 0: same as the resampler."""
     hidden_factor: int = 4
-    """Hidden width of the new feed-forwards, in widths."""
+    """Hidden width of the new feed-forwards, as a multiple of their width."""
     resampler_hidden: int = 0
-    """The same of the resampler's feed-forwards alone, in numbers; 0: `hidden_factor` decides."""
+    """Hidden width of the resampler's feed-forwards; 0: `hidden_factor` times the width."""
     gated_hidden: int = 0
-    """The same of the feed-forwards beside the gated cross-attention, alike."""
+    """Hidden width of the gated cross-attention's feed-forwards; 0: `hidden_factor` times the width."""
     every: int = 1
-    """Blocks that share one gated cross-attention, which stands before the first of them."""
+    """Blocks per gated cross-attention, which is placed before the first of them."""
     attend_to: Literal["last", "all"] = "last"
     """Which images a position sees: the last before it (Flamingo), or all of its sequence so far."""
 
     def __post_init__(self) -> None:
+        # Fields whose 0 means "same as another field" may be 0; all other sizes must be positive.
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(not field.name.startswith(("gated_", "resampler_")))
             if field.type in (int, "int") and value < least:
@@ -54,7 +55,7 @@ class VisionConfig:
 
     @property
     def cross_attention(self) -> tuple[int, int]:
-        """Heads of the cross-attention, and the size of one."""
+        """Number of heads of the cross-attention, and the size of each."""
         return self.gated_heads or self.heads, self.gated_head_size or self.head_size
 
 
@@ -63,25 +64,26 @@ class RopeConfig:
     """Rotary positions: the wavelengths, and how published models stretch them to longer contexts."""
 
     base: float = 10_000.0
-    """Base of the wavelengths: order in time."""
+    """Base of the wavelengths."""
     local_base: float = 10_000.0
-    """The same in layers with a window (Gemma 3)."""
+    """Base of the wavelengths in layers with a window (Gemma 3)."""
     scaling: Literal["none", "linear", "llama3"] = "none"
     """Positions divided by `factor` (linear), or only long wavelengths stretched (Llama 3.1); never in layers with a window."""
     factor: float = 1.0
-    """How far wavelengths are stretched."""
+    """Factor by which wavelengths are stretched."""
     low_frequency: float = 1.0
-    """llama3: wavelengths above `length` / this are stretched in full."""
+    """llama3: wavelengths above `length` / `low_frequency` are stretched in full."""
     high_frequency: float = 4.0
-    """llama3: wavelengths below `length` / this are not stretched."""
+    """llama3: wavelengths below `length` / `high_frequency` are not stretched."""
     length: int = 8192
-    """llama3: the context that the model was first trained with."""
+    """llama3: length of the context that the model was first trained with, in tokens."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+        # The blend between stretched and kept wavelengths divides by their difference.
         if self.high_frequency <= self.low_frequency:
             raise ValueError(
                 f"model.rope.high_frequency ({self.high_frequency}) must be above low_frequency ({self.low_frequency})"
@@ -93,11 +95,11 @@ class ModelConfig:
     """The shape of the Transformer and of its embedders."""
 
     trunk: str = "none"
-    """A folder with a pretrained language model (GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3): it brings the blocks, the text's
-    embeddings, its tokenizer and its own values of the settings from `width` to `logit_softcap`; none: all is learnt;
-    required: a preset leaves that folder to you."""
+    """A folder with a pretrained language model (GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3), which provides the blocks, the text
+    embeddings, the tokenizer and the settings from `width` to `logit_softcap`. none: everything is learned from scratch.
+    "required" stands in a preset for a folder that you must name."""
     trunk_frozen: bool = True
-    """Keep what the trunk brings as it is; only what is new is trained (Flamingo, section 2)."""
+    """Freeze the trunk's weights and train only the new ones (Flamingo, section 2)."""
     width: int = 128
     """Width of the residual stream."""
     layers: int = 4
@@ -109,15 +111,15 @@ class ModelConfig:
     head_size: int = 32
     """Size of one head."""
     hidden: int = 384
-    """Width of the feed-forward's hidden layer, of each branch where it is gated."""
+    """Width of the feed-forward's hidden layer, of each branch if it is gated."""
     activation: Literal["geglu", "swiglu", "gelu"] = "geglu"
-    """Which gate the feed-forward uses; gelu has none."""
+    """Activation and gate of the feed-forward; gelu has no gate."""
     norm: Literal["rms", "layer"] = "rms"
     """Root-mean-square or layer normalisation."""
     norm_epsilon: float = 1e-6
     """Added to the variance."""
     post_norms: bool = False
-    """Normalise also what attention and feed-forward give, before it is added (Gemma 2)."""
+    """Also normalise the outputs of attention and feed-forward before they are added (Gemma 2)."""
     qkv_bias: bool = False
     """Biases for queries, keys and values."""
     bias: bool = False
@@ -125,31 +127,31 @@ class ModelConfig:
     qk_norm: bool = True
     """Normalise queries and keys."""
     tied_output: bool = True
-    """Read logits off the token embedding instead of a matrix of their own."""
+    """Compute logits with the token embedding instead of a separate matrix."""
     rope: RopeConfig = RopeConfig()
     """Rotary positions."""
     learned_positions: int = 0
-    """Rows of a learnt table of positions in place of rotary ones (GPT-2); 0: rotary."""
+    """Rows of a learned table of positions that replaces rotary positions (GPT-2); 0: rotary."""
     window: int = 0
     """Positions that layers with a sliding window look back, themselves included; 0: no layer has one."""
     global_every: int = 1
-    """Of so many layers the last has no window (Gemma 2: 2, Gemma 3: 6)."""
+    """Every n-th layer has no window (Gemma 2: 2, Gemma 3: 6)."""
     embedding_scale: float | None = None
-    """Token embeddings are multiplied by it; None: the square root of the width."""
+    """Factor of the token embeddings; None: the square root of the width."""
     query_scale: float | None = None
-    """Attention scores are multiplied by it; None: one over the square root of the head size."""
+    """Factor of the attention scores; None: one over the square root of the head size."""
     attention_softcap: float = 0.0
     """Bound of attention scores, by a tanh (Gemma 2); 0: none."""
     logit_softcap: float = 0.0
-    """Bound of logits, alike."""
+    """Bound of logits, by a tanh (Gemma 2); 0: none."""
     local_positions: int = 512
     """Size of the table of positions within a timestep; its last row is shared by all action tokens."""
     tensor_hidden: int = 512
-    """Width between the two maps that embed a projected tensor."""
+    """Width between the two linear maps that embed a projected tensor."""
     frame_size: int = 84
     """Height and width that an image is resized to for the frame embedder, in pixels (a multiple of 4)."""
     frame_tokens: int = 1
-    """Embeddings a frame."""
+    """Embeddings per frame."""
     frame_channels: int = 32
     """Channels of the frame embedder's first layer; the others have twice as many."""
     patch_channels: int = 32
@@ -157,13 +159,14 @@ class ModelConfig:
     vision: VisionConfig = VisionConfig()
     """Images through a frozen encoder and cross-attention."""
     stochastic_depth: float = 0.0
-    """Probability that a training row skips an attention or a feed-forward (Gato's pretraining: 0.1)."""
+    """Probability that a training row skips an attention or feed-forward sub-layer (Gato's pretraining: 0.1)."""
     remat: Literal["none", "products", "block"] = "products"
-    """Which activations the backward pass computes again: none; all but matrix products and what attention mixed, which on a CPU
-    is also faster than fetching them from memory; or all of a block but its input, which
-    takes the least memory, for about a third more compute."""
+    """Which activations the backward pass recomputes. none: nothing. products: everything but matrix products and attention
+    outputs, which on a CPU is also faster than fetching from memory. block: everything but a block's input, which takes the
+    least memory, for about a third more compute."""
 
     def __post_init__(self) -> None:
+        # These two mean "off" at 0; every other size must be positive.
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name not in ("window", "learned_positions"))
             if field.type in (int, "int") and value < least:
@@ -175,8 +178,10 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
+        # Rotary positions pair the two halves of a head.
         if self.head_size % 2 and not self.learned_positions:
             raise ValueError(f"model.head_size must be even for rotary positions, got {self.head_size}")
+        # The frame embedder's stem takes 4×4 blocks, and GroupNorm groups channels by fours.
         if self.frame_size % 4:
             raise ValueError(f"model.frame_size must be a multiple of 4, got {self.frame_size}")
         if self.patch_channels % 4:
@@ -185,15 +190,15 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model together with what its data fixes: the vocabulary and the width of the tensor projection."""
+    """A model's settings together with what its data determines: the vocabulary and the width of the tensor projection."""
 
     config: ModelConfig
     vocabulary: Vocabulary
     projection_width: int
-    """Columns of the tensor projection: all layouts' projected tensors side by side; 0 when none is projected."""
+    """Columns of the tensor projection: the projected tensors of all layouts side by side; 0 if none is projected."""
     patches: bool
-    """Whether images enter as patches; without, the model has no patch embedder."""
+    """Whether images enter as patches; otherwise the model has no patch embedder."""
     frames: bool
-    """Whether images enter as whole frames; without, the model has no frame embedder."""
+    """Whether images enter as whole frames; otherwise the model has no frame embedder."""
     channels: int = 0
     """Channels of the frozen encoder's features; 0 without an encoder: the model then has no cross-attention."""

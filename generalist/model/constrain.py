@@ -1,7 +1,7 @@
-"""Where activations live on the mesh: one helper, names of axes instead of devices.
+"""Sharding of activations over the mesh, by logical axis names.
 
 The mesh has four axes (generalist/training/sharding.py): `data` and `fsdp` split a batch's rows, `sequence` its positions,
-`tensor` heads and hidden widths. Without a mesh, or where an axis does not divide, nothing is asked for.
+`tensor` heads and hidden widths. Without a mesh, or if an axis does not divide the size, no constraint is set.
 """
 
 import math
@@ -19,19 +19,20 @@ LOGICAL: dict[str, tuple[str, ...]] = {
 
 
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
-    """`x` with its axes laid out by their logical names, one a dimension; None leaves a dimension whole."""
+    """`x` sharded by logical axis names, one per dimension; None leaves a dimension whole."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     spec = []
     for size, name in zip(x.shape, names, strict=True):
         axes = LOGICAL[name] if name is not None else ()
+        # parts may be 1 (an axis of one device): naming it is harmless and keeps the specs equal across meshes.
         parts = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if axes and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: the mesh's, which need not be this machine's when a program is compiled ahead of time."""
+    """`cpu`, `gpu` or `tpu`: the mesh's, which differs from this machine's when a program is compiled ahead of time."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -1,6 +1,6 @@
 """Gated cross-attention to visual tokens, before a block of the language model (Flamingo, section 2.2: GATED XATTN-DENSE).
 
-Dimension key: B rows, L positions, I images a row, K visual tokens an image, D width, V visual width, H heads, E head size.
+Dimension key: B rows, L positions, I images per row, K visual tokens per image, D width, V visual width, H heads, E head size.
 """
 
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ AttendTo = Literal["last", "all"]
 def image_mask(
     image: Int[Array, "B L"], first: Int[Array, "B L"], number: Int[Array, "#B I"], attend_to: AttendTo
 ) -> Bool[Array, "B L I"]:
-    """Which images a position sees. A row's images are numbered from 1 in their order; 0 is none.
+    """Which images a position sees. A row's images are numbered from 1 in order; 0 means none.
 
     Two packed examples, the first with text before its image, the second with two images (section 2.4):
 
@@ -32,32 +32,34 @@ def image_mask(
 
     Args:
         image: the image each position belongs to.
-        first: the first image of the position's segment, counted alike.
-        number: of the images that are there, in any order.
+        first: number of the first image of the position's segment.
+        number: numbers of the images that are present, in any order.
         attend_to: the position's own image alone (Flamingo's choice), or all of its segment up to it.
     """
     number, image = number[:, None], image[..., None]
+    # Empty slots of the cache have number 0, which must not match text without an image.
     if attend_to == "last":
         return (number == image) & (number > 0)
     return (number <= image) & (number >= first[..., None])
 
 
 def first_image(is_image: Bool[Array, "B L"], position: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """1 + the row's images before the position's segment, which begins where `position` is 0."""
+    """1 + the number of the row's images before the position's segment, which begins where `position` is 0."""
     counted = jnp.cumsum(is_image, axis=1) - is_image
+    # Image counts never decrease along a row, so a running maximum carries the segment's first one to all its positions.
     return jax.lax.cummax(jnp.where(position == 0, counted, 0), axis=1) + 1
 
 
 class VisualKeys(NamedTuple):
-    """Keys and values of a row's images in one layer: computed once, read by every position and every decoding step."""
+    """Keys and values of a row's images in one layer: computed once, used by every position and every decoding step."""
 
     key: Float[Array, "B I K H E"]
     value: Float[Array, "B I K H E"]
 
 
 class GatedCrossAttention(nnx.Module):
-    """`y += tanh(α) · attention(y, images)`, then `y += tanh(β) · feed-forward(y)`, with α = β = 0 at the start: the language
-    model is untouched until training opens the gates."""
+    """`y += tanh(α) · attention(y, images)`, then `y += tanh(β) · feed-forward(y)`, with α = β = 0 initially: the language
+    model is unchanged until training opens the gates."""
 
     def __init__(self, width: int, visual_width: int, *, heads: int, head_size: int, hidden: int, rngs: nnx.Rngs):
         self.heads, self.head_size = heads, head_size
@@ -69,7 +71,7 @@ class GatedCrossAttention(nnx.Module):
         self.attention_gate, self.feed_forward_gate = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
 
     def keys(self, visual: Float[Array, "B I K V"]) -> VisualKeys:
-        """What positions attend to."""
+        """Keys and values of the images, which positions attend to."""
         rows, images, tokens, _ = visual.shape
         both = self.key_value(visual).reshape(rows, images, tokens, 2 * self.heads, self.head_size)
         return VisualKeys(*jnp.split(both, 2, axis=3))
@@ -77,24 +79,25 @@ class GatedCrossAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], keys: VisualKeys | None, mask: Bool[Array, "B L I"] | None
     ) -> Float[Array, "B L D"]:
-        """Without images (None) the attention adds nothing and costs nothing."""
+        """Adds attention and feed-forward to `x`. Without images (None) the attention adds nothing and costs nothing."""
         if keys is not None and mask is not None and mask.shape[-1]:
             x = x + gate(self.attention_gate, x) * self._attend(x, keys, mask)
         return x + gate(self.feed_forward_gate, x) * self.feed_forward(x)
 
-    def _attend(self, x, keys: VisualKeys, mask):
+    def _attend(self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]) -> Float[Array, "B L D"]:
         rows, length, _ = x.shape
         images, tokens = keys.key.shape[1:3]
         query = self.query(self.norm(x)).reshape(rows, length, self.heads, self.head_size)
         scores = jnp.einsum("blhe,bikhe->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
         scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
+        # One softmax over the tokens of all visible images together.
         weights = jax.nn.softmax(scores.reshape(rows, self.heads, length, images * tokens), axis=-1)
         weights = weights.reshape(scores.shape).astype(keys.value.dtype)
         mixed = jnp.einsum("bhlik,bikhe->blhe", weights, keys.value).reshape(rows, length, -1)
-        # Where no image precedes, the softmax of equal scores would be the mean of all of them.
+        # Without a visible image the softmax of equal masked scores would be the mean of all images.
         return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)
 
 
 def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 1"]:
-    """How far a gate is open, in (-1, 1)."""
+    """The opening of a gate, in (-1, 1), in the dtype of `x`."""
     return jnp.tanh(alpha[...]).astype(x.dtype).reshape(1, 1, 1)

@@ -1,4 +1,4 @@
-"""The small parts: linear map, norms, feed-forwards.
+"""Basic layers: linear map, norms, feed-forwards.
 
 Dimension key: D width, F hidden width of the feed-forward.
 """
@@ -18,15 +18,16 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 def stack(make: Callable[[nnx.Rngs], Layer], count: int, key: Array) -> Layer:
-    """`count` layers as one whose parameters carry a leading layer axis, each drawn from a key of its own, so that one
-    compiled layer serves all in a scan."""
+    """`count` layers as one module whose parameters have a leading layer axis, each initialised from its own key: one compiled
+    layer then serves all of them in a scan."""
+    # The graph without allocation; the parameters below are created in one vmapped call.
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     states = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key)), nnx.Param))
     return nnx.merge(graph, states(jax.random.split(key, count)))
 
 
 def unstacked(layers: nnx.Pytree) -> list[Any]:
-    """The layers of a stack, each by itself: their parameters are cut out, which copies them; or those of a list, as they are."""
+    """The separate layers of a stack, whose parameters are copied; or those of a list, unchanged."""
     if isinstance(layers, nnx.List):
         return list(layers)
     graph, state = nnx.split(layers)
@@ -36,8 +37,8 @@ def unstacked(layers: nnx.Pytree) -> list[Any]:
 
 @jax.custom_vjp
 def product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-    """`x @ kernel`, whose backward pass transposes the smaller one of x and the gradient; JAX's own always transposes the
-    gradient, which for kernels that widen costs a CPU more than the product."""
+    """`x @ kernel`, whose backward pass transposes the smaller of x and the gradient. JAX's own always transposes the gradient,
+    which on a CPU costs more than the product if the kernel widens."""
     return x @ kernel
 
 
@@ -67,8 +68,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        # Cast here, not stored in 16 bits: the optimiser's small updates would round to nothing.
         y = product(x, self.kernel[...].astype(x.dtype))
         if self.bias is not None:
+            # Reshaped explicitly: the tests forbid implicit rank promotion.
             y = y + self.bias[...].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y
 
@@ -82,6 +85,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        # In 16 bits the mean of squares would lose the precision that normalisation needs.
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         gain = 1.0 + self.scale[...].reshape((1,) * (y.ndim - 1) + (-1,))
@@ -105,14 +109,14 @@ class LayerNorm(nnx.Module):
 
 
 def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
-    """The norm that the settings name, over the model's width."""
+    """The norm that the settings choose, over the model's width."""
     kind = RMSNorm if config.norm == "rms" else LayerNorm
     return kind(config.width, rngs=rngs, epsilon=config.norm_epsilon)
 
 
 class FeedForward(nnx.Module):
     """`(act(x W₁) ⊙ x W₂) W₃` (Shazeer, 2020: GEGLU, SwiGLU), with W₁ and W₂ side by side in one kernel; or, without a gate,
-    `gelu(x W₁) W₃`. GELU by its tanh approximation, as published models have it."""
+    `gelu(x W₁) W₃`. GELU uses its tanh approximation, as published models do."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.activation = jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu

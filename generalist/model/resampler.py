@@ -1,4 +1,4 @@
-"""The Perceiver resampler: any grid of features, of an image or of a video's frames, becomes a few visual tokens.
+"""The Perceiver resampler: turns the feature grids of an image or video into a few visual tokens.
 
 Flamingo (Alayrac et al., 2022), section 2.1 and appendix A.1.1.
 
@@ -33,6 +33,7 @@ class PerceiverAttention(nnx.Module):
         query = self.query(latents).reshape(count, size, self.heads, self.head_size)
         key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
         scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
+        # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
         seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
         weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1).astype(value.dtype)
         return self.out(jnp.einsum("nhks,nshe->nkhe", weights, value).reshape(count, size, -1))
@@ -45,18 +46,20 @@ class ResamplerLayer(nnx.Module):
         self.attention = PerceiverAttention(width, heads, head_size, rngs=rngs)
         self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
 
-    def __call__(self, features, latents, visible):
+    def __call__(
+        self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
+    ) -> Float[Array, "N K D"]:
         latents = latents + self.attention(features, latents, visible)
         return latents + self.feed_forward(latents)
 
 
 class PerceiverResampler(nnx.Module):
-    """Grids of features to K visual tokens each.
+    """Turns grids of features into K visual tokens each.
 
     Args:
-        width_in: F, the encoder's channels; projected to `width` where they differ.
+        width_in: F, the encoder's channels; projected to `width` if they differ.
         hidden: width of the feed-forwards' hidden layer; None: 4 · `width`.
-        frames: time embeddings learnt; a video of another length interpolates them linearly (appendix A.1.1).
+        frames: number of learned time embeddings; a video of another length interpolates them linearly (appendix A.1.1).
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class PerceiverResampler(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.projection = Linear(width_in, width, rngs=rngs) if width_in != width else None
+        # Learned queries: their number fixes that of the visual tokens, whatever the size of the image.
         self.latents = nnx.Param(jax.random.normal(rngs.params(), (latents, width)))
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (frames, width)))
 
@@ -85,14 +89,16 @@ class PerceiverResampler(nnx.Module):
     def __call__(
         self, features: Float[Array, "N T S F"], frames: Bool[Array, "N T"] | None = None
     ) -> Float[Array, "N K D"]:
-        """`frames`: which of a video's frames there are; None: all."""
+        """Visual tokens of videos (images have T = 1). `frames`: which frames of a video exist; None: all."""
         count, length, cells, _ = features.shape
         x = features if self.projection is None else self.projection(features)
         x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
         present = jnp.ones((count, length), bool) if frames is None else frames
         visible = jnp.repeat(present, cells, axis=1)
+        # Space and time become one axis: the cells have no order but what the encoder and `time_table` put into them.
         x = x.reshape(count, length * cells, -1)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype)[None], (count, *self.latents.shape))
+        # One compiled layer for all, as in the Transformer.
         graph, stacked = nnx.split(self.layers)
         latents, _ = jax.lax.scan(
             lambda carry, params: (nnx.merge(graph, params)(x, carry, visible), None), latents, stacked
@@ -101,11 +107,12 @@ class PerceiverResampler(nnx.Module):
 
 
 def time_embeddings(table: Float[Array, "M D"], length: int) -> Float[Array, "T D"]:
-    """Embeddings of `length` frames spread evenly over the table's rows, linearly interpolated; the table itself where the
-    lengths agree. Trained with 8 frames at one a second, Flamingo reads 30 frames at three a second (appendix A.1.1)."""
+    """Embeddings of `length` frames spread evenly over the table's rows by linear interpolation; the table itself if the lengths
+    are equal. Flamingo trains with 8 frames at 1 per second and reads 30 frames at 3 per second (appendix A.1.1)."""
     rows = table.shape[0]
     if length == rows:
         return table
+    # The first and the last frame keep their embeddings, whatever the number of frames.
     place = jnp.linspace(0.0, rows - 1.0, length) if length > 1 else jnp.zeros((1,))
     low = jnp.floor(place).astype(jnp.int32)
     share = (place - low)[:, None]

@@ -1,4 +1,4 @@
-"""Attention of packed rows by Pallas' splash kernel, for TPUs: blocks that the mask empties are never computed.
+"""Attention of packed rows by Pallas' splash kernel, for TPUs: fully masked blocks are never computed.
 
 Dimension key: B rows, L positions, N query heads, M key-value heads, H head size.
 """
@@ -21,8 +21,8 @@ def mesh_parts(axis: str | None) -> int:
 
 
 def splash_takes(length: int, axis: str | None) -> bool:
-    """Whether the kernel takes rows of `length` positions whose queries are divided over a mesh axis."""
-    # The masks want the square of the parts; see jax's _ComputableMask.
+    """Whether the kernel supports rows of `length` positions with queries divided over a mesh axis."""
+    # The masks need a multiple of the square of the parts; see jax's _ComputableMask.
     return length % (LANES * mesh_parts(axis)) == 0 and length % mesh_parts(axis) ** 2 == 0
 
 
@@ -32,12 +32,13 @@ def block(length: int) -> int:
 
 
 def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout: Layout, interpret: bool) -> Any:
-    """The kernel of one row: a pytree of small tables that say which blocks are computed, divided like heads and queries."""
-    # Here, not above: Pallas takes long to import, and only a TPU needs it.
+    """The kernel of one row: a pytree of small tables of the blocks to compute, divided like heads and queries."""
+    # Imported here: Pallas takes long to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     parts = mesh_parts(layout.queries)
+    # LocalMask counts the positions before the query, without its own; None means unlimited.
     mask = masks.LocalMask((length, length), (window - 1 if window else None, 0), offset=0, shard_count=parts)
     queries, keys = block(length // parts), block(length)
     return kernels.make_splash_mha(
@@ -69,10 +70,10 @@ def splash_attention(
     layout: Layout,
     interpret: bool = False,
 ) -> Float[Array, "B L N H"]:
-    """Causal attention inside segments, `query` already scaled.
+    """Causal attention within segments; `query` is already scaled.
 
     Args:
-        window: positions a query looks back, its own included; 0: all.
+        window: positions that a query looks back, its own included; 0: all.
         interpret: run the kernel's program without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -85,10 +86,12 @@ def splash_attention(
         def row(query, key, value, query_segment, key_segment):
             return kernel(query, key, value, segment_ids=kernels.SegmentIds(q=query_segment, kv=key_segment))
 
+        # The kernel takes heads before positions, one row at a time.
         query, key, value = (array.swapaxes(1, 2) for array in (query, key, value))
         return jax.vmap(row)(query, key, value, query_segment, key_segment).swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
+    # Pallas calls are not partitioned by the compiler: on a mesh the division is written out.
     if mesh.empty:
         return local(kernel, query, key, value, segment, segment)
     return jax.shard_map(

@@ -26,15 +26,17 @@ from generalist.tokenizers.vocabulary import Vocabulary
 
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names("attention"),  # its kernels' results: they are no plain products
+    jax.checkpoint_policies.save_only_these_names(
+        "attention"
+    ),  # results of attention kernels, which are not plain products
 )
-# A scan keeps forward and backward apart by itself; barriers against merging them would only keep operations from fusing.
+# A scan already separates forward and backward; barriers against merging them would only prevent fusions.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda layer: layer,
     "products": functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False),
     "block": functools.partial(jax.checkpoint, prevent_cse=False),
 }
-"""What the backward pass finds of a layer's activations, by `model.remat`."""
+"""How a layer's activations are kept or recomputed, by `model.remat`."""
 
 
 class Block(nnx.Module):
@@ -48,8 +50,22 @@ class Block(nnx.Module):
         self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
         self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
 
-    def __call__(self, x, seen, angles, written, cache=None, start=None, kept=None):
-        """`kept`: (2, B), what to multiply each row's attention and feed-forward by (stochastic depth); None: nothing."""
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        seen: Packed | Masked,
+        angles: Angles | None,
+        written: Angles | None,
+        cache: Cache | None = None,
+        start: Int[Array, ""] | None = None,
+        kept: Float[Array, "2 B"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """One layer; arguments as in `Attention`.
+
+        Args:
+            kept: factors of each row's attention and feed-forward (stochastic depth); None: 1.
+        """
+        # Post-norms (Gemma 2) act on the sub-layer's output, before the residual addition.
         mixed, cache = self.attention(self.attention_norm(x), seen, angles, written, cache, start)
         mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
         x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
@@ -60,7 +76,7 @@ class Block(nnx.Module):
 
 
 class Sight(NamedTuple):
-    """What the layers of a kind see: which positions, and the angles that tell how far away they are (see `Attention`)."""
+    """What layers of one kind see: the visible positions, and the rotary angles of their distances (see `Attention`)."""
 
     seen: Packed | Masked
     angles: Angles | None
@@ -68,11 +84,11 @@ class Sight(NamedTuple):
 
 
 class TokenTable(nnx.Module):
-    """One row a token id. The text's rows, which a pretrained model brings, stand apart from those of all other tokens, which
-    it never has: the first may stay as they are while the others are learnt."""
+    """One row per token id. Text rows, which a pretrained model provides, are separate from those of all other tokens, which it
+    lacks: the former can stay frozen while the latter are learned."""
 
     def __init__(self, vocabulary: Vocabulary, width: int, *, rngs: nnx.Rngs):
-        # As output matrix, rows of length about 1 give logits of order 1 at the start.
+        # As output matrix, rows of length about 1 give initial logits of order 1.
         def rows(count: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), (count, width)) * width**-0.5)
 
@@ -80,18 +96,19 @@ class TokenTable(nnx.Module):
 
     @property
     def size(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return self.text.shape[0] + self.other.shape[0]
 
     def __call__(self, tokens: Int[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
         text, count = self.text[...], self.text.shape[0]
+        # An index below 0 would wrap around; rows of text tokens are looked up as row 0 here and discarded below.
         other = rows_at(self.other[...], jnp.maximum(tokens - count, 0)).astype(dtype)
         if not count:  # a vocabulary without text
             return other
         return jnp.where((tokens < count)[..., None], rows_at(text, tokens).astype(dtype), other)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Products with all rows, in float32."""
+        """Products with all rows, in float32: a softmax over the vocabulary in 16 bits would be too coarse."""
         tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))
         products = [product(hidden, table).astype(jnp.float32) for table in tables]
         return jnp.concatenate(products, axis=-1)
@@ -104,7 +121,7 @@ class Transformer(nnx.Module):
         config = spec.config
         self.config = config
         self.tokens = TokenTable(spec.vocabulary, config.width, rngs=rngs)
-        # A pretrained trunk starts as it is: nothing is added to its embeddings before training.
+        # With a pretrained trunk, nothing is added to its embeddings before training: it starts with its own outputs.
         local = jax.random.normal(rngs.params(), (config.local_positions, config.width)) * 0.1
         self.position_table = nnx.Param(local if config.trunk == "none" else jnp.zeros_like(local))
         self.tensor_embedder = TensorEmbedder(spec, rngs=rngs) if spec.projection_width else None
@@ -116,14 +133,15 @@ class Transformer(nnx.Module):
         self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
         times = config.learned_positions
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
-        # Last, so that the language model's own parameters are drawn alike with and without an encoder.
+        # Last, so that the language model's own parameters are initialised the same with and without an encoder.
         self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
-        """Token embeddings, replaced where a payload speaks, plus the embedding of the local position (and of the time, where it
-        is learnt)."""
+        """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
+        are learned, of the absolute one)."""
         scale = self.config.embedding_scale
         x = self.tokens(batch.tokens, dtype) * (self.config.width**0.5 if scale is None else scale)
+        # Built lazily: an embedder runs only if the batch has its payload.
         payloads = (
             (Modality.TENSOR, len(batch.tensors), lambda: self._need("tensor")(batch.tensors.astype(dtype))),
             (Modality.FRAME, len(batch.frames), lambda: self._need("frame")(batch.frames, dtype)),
@@ -143,7 +161,7 @@ class Transformer(nnx.Module):
         return constrain(x, "batch", "length", None)
 
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
-        """What layers without a window see of whole rows, and those with one; None where no layer has one."""
+        """What layers without a window see in whole rows, and layers with one; None if no layer has a window."""
 
         def sight(near: bool) -> Sight:
             turned = angles(batch.position, self.config, local=near)
@@ -158,13 +176,13 @@ class Transformer(nnx.Module):
         key_position: Int[Array, "B S"],
         slide: Slide | None,
     ) -> tuple[Sight, Sight | None]:
-        """The same of new positions, that see a cache's slots."""
+        """What layers without and with a window see when new positions attend to the slots of a cache."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
 
         def sight(mask: Bool[Array, "B L S"], local: bool) -> Sight:
             moved = 0 if slide is None else slide.by[:, None]
             both = jnp.stack([batch.position, batch.position + moved])
-            # A loop, so that they are computed here and not again by every layer, whose fusions they would become part of.
+            # A loop keeps the compiler from fusing this into every layer, which would compute it again each time.
             both = jax.lax.map(lambda position: angles(position, self.config, local=local), both)
             turned, written = jax.tree.map(lambda leaf: leaf[0], both), jax.tree.map(lambda leaf: leaf[1], both)
             return Sight(Masked(mask, None if slide is None else slide.slots), turned, written)
@@ -185,8 +203,8 @@ class Transformer(nnx.Module):
         return embedder
 
     def hidden(self, batch: Batch, dtype: DTypeLike = jnp.float32, key: Array | None = None) -> Float[Array, "B L D"]:
-        """Final hidden states of whole sequences. `key` draws patch positions and skipped sub-layers (training); with None the
-        positions are their means, and nothing is skipped."""
+        """Final hidden states of whole sequences. `key` draws patch positions and skipped sub-layers (training); with None patch
+        positions are the means of their intervals and nothing is skipped."""
         x = self.embed(batch, dtype, key)
         whole, near = self.sights(batch)
         graph, stacked = nnx.split(self.blocks)
@@ -195,6 +213,7 @@ class Transformer(nnx.Module):
 
         def layer(x, of_layer):
             params, is_global, kept = of_layer
+            # Both kinds of layers run in one scan; a choice between two sets of angles costs less than two scans.
             seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
@@ -206,11 +225,12 @@ class Transformer(nnx.Module):
         return self.final_norm(x)
 
     def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:
-        """Stochastic depth (Huang et al., 2016; Gato, appendix D): which rows skip which sub-layers, those kept scaled so that
-        the mean is as without; None where none is skipped."""
+        """Stochastic depth (Huang et al., 2016; Gato, appendix D): factors by layer, sub-layer and row: 0 for skipped ones, the
+        others scaled to keep the mean; None if nothing is skipped."""
         dropped = self.config.stochastic_depth
         if not dropped or key is None:
             return None
+        # fold_in: the key itself draws patch positions, and one key must not be used twice.
         drawn = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - dropped, (self.config.layers, 2, rows))
         return drawn.astype(dtype) / (1 - dropped)
 
@@ -224,17 +244,22 @@ class Transformer(nnx.Module):
         images: ImageCache | None = None,
         slide: Slide | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
-        """Final hidden states of new positions, written into the caches from slot `start` on.
+        """Final hidden states of new positions, whose keys and values are written into the caches from slot `start` on.
 
-        `cache_segment` and `cache_position` describe the slots with the new positions already entered; `images` holds the images
-        that may be seen (None: there are none), whose numbers `batch.image` means. `slide`: slots whose positions are no longer
-        those at which their keys were written.
+        Args:
+            batch: the new positions.
+            caches: one per layer.
+            cache_segment: segment of each slot, the new positions already entered.
+            cache_position: position of each slot, the new positions already entered.
+            start: slot of the first new position.
+            images: the images that may be seen, by the numbers in `batch.image`; None: no images.
+            slide: slots whose positions differ from those at which their keys were written.
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
         whole, near = self.cached_sights(batch, cache_segment, cache_position, slide)
         updated = []
-        # A loop, not a scan: caches kept apart a layer are updated in place; a stacked one would be copied every step.
+        # A loop, not a scan: one cache per layer is updated in place; a stacked one would be copied every step.
         for index, (block, cache) in enumerate(zip(unstacked(self.blocks), caches, strict=True)):
             if self.visual is not None and index % self.config.vision.every == 0:
                 x = self.visual.before(index, x, batch.image, images)
@@ -244,8 +269,8 @@ class Transformer(nnx.Module):
         return self.final_norm(x), updated
 
     def unstack(self) -> None:
-        """Keeps the layers' parameters apart, for decoding: a step computes so little that cutting them out of the stack would
-        take as long as the rest of it."""
+        """Separates the layers' parameters, for decoding: a step computes so little that slicing them out of the stack would take
+        as long as the rest of it."""
         self.blocks = nnx.List(unstacked(self.blocks))
         if self.visual is not None:
             self.visual.gated = nnx.List(unstacked(self.visual.gated))
@@ -253,11 +278,12 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""
         logits = (self.tokens if self.output is None else self.output).logits(hidden)
+        # In float32, like the products: the tanh flattens what distinguishes the largest logits.
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits
 
     def empty_caches(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> list[Cache]:
-        """One empty cache a layer."""
+        """One empty cache per layer, of `batch` rows and `slots` positions."""
         config = self.config
         return [Cache.empty(batch, slots, config.kv_heads, config.head_size, dtype) for _ in range(config.layers)]
 

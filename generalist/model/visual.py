@@ -1,6 +1,6 @@
-"""The path of images to the Transformer's blocks: encoder features → resampler → a gated cross-attention every few blocks.
+"""The path of images into the Transformer: encoder features → resampler → a gated cross-attention every few blocks.
 
-Dimension key: B rows, L positions, D width, J images of a batch, I images a row, S grid cells, F channels, K visual tokens,
+Dimension key: B rows, L positions, D width, J images per batch, I images per row, S grid cells, F channels, K visual tokens,
 V visual width, G gated layers.
 """
 
@@ -22,14 +22,14 @@ from generalist.tokenizers.pieces import Modality
 
 
 class ImageCache(NamedTuple):
-    """Images held while decoding: their keys in every gated layer, and each one's number in its row (0: the slot is empty)."""
+    """Images held while decoding: their keys in every gated layer, and the number of each in its row (0: empty slot)."""
 
     keys: list[VisualKeys]
     number: Int[Array, "B I"]
 
 
 class VisualPath(nnx.Module):
-    """All that is new in a language model that sees (Flamingo, section 2)."""
+    """The layers added to a language model so that it sees images (Flamingo, section 2)."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         config, vision = spec.config, spec.config.vision
@@ -57,10 +57,11 @@ class VisualPath(nnx.Module):
                 rngs=rngs,
             )
 
+        # Rounded up: the last group may have fewer blocks.
         self.gated = stack(gated, -(-config.layers // vision.every), rngs.params())
 
     def tokens(self, batch: Batch, dtype: DTypeLike) -> Float[Array, "B I K V"]:
-        """The visual tokens of each row's images, from features (J, S, F)."""
+        """The visual tokens of each row's images, from encoder features (J, S, F)."""
         if batch.images.ndim != 3:
             raise ValueError(
                 f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
@@ -71,8 +72,8 @@ class VisualPath(nnx.Module):
     def scan(
         self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable
     ) -> Float[Array, "B L D"]:
-        """All blocks (stacked parameters, stepped by `layer`), with a gated cross-attention before every few of them, whose
-        activations are kept or computed again as `remat` decides."""
+        """Runs all blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
+        activations are kept or recomputed as `remat` decides."""
         visual, mask = None, None
         if len(batch.images):  # a batch without images pays nothing for them
             visual = self.tokens(batch, x.dtype)
@@ -90,6 +91,7 @@ class VisualPath(nnx.Module):
             return jax.lax.scan(layer, look(x, gate_params), block_params)[0], None
 
         count = jax.tree.leaves(blocks)[0].shape[0]
+        # A scan within a scan: groups of blocks behind one cross-attention; the rest, if any, follow below.
         whole = count // self.every
         grouped = jax.tree.map(
             lambda leaf: leaf[: whole * self.every].reshape(whole, self.every, *leaf.shape[1:]), blocks
@@ -106,6 +108,7 @@ class VisualPath(nnx.Module):
         """The gated cross-attention that stands before a block, while decoding; a row is one segment."""
         layer = block // self.every
         gated = unstacked(self.gated)[layer]
+        # The feed-forward acts on positions without images too, as in training.
         if images is None:
             return gated(x, None, None)
         mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)

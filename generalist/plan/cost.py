@@ -1,7 +1,7 @@
-"""What one instruction costs: matrix FLOPs, and bytes between the chip and its main memory (HBM).
+"""The cost of one instruction: matrix FLOPs, and bytes moved between the chip and its main memory (HBM).
 
-FLOPs are those of matrix products and convolutions alone: what the matrix units do. Bytes are those of operands and results at
-the outside of a fusion; what stays within it, or lies in the chip's own memory, moves nothing.
+Only the FLOPs of matrix products and convolutions count, since only those run on the matrix units. Bytes are those of operands
+and results outside a fusion; what stays within it, or in the chip's own memory, is not moved.
 """
 
 import dataclasses
@@ -19,18 +19,19 @@ FREE = frozenset(
         *("opt-barrier", "iota", "domain", "add-dependency", "get-dimension-size"),
     )
 )
-"""Operations that move nothing."""
+"""Operations that move no data."""
 SLICES = ("dynamic-slice", "slice", "gather")
-# Products of the Pallas attention kernels, each of 2 · queries · keys · head size FLOPs: forward scores and mixing; backward the
-# scores again, then the gradients of values and weights, of keys, of queries.
+# Matrix products in the Pallas attention kernels, each of 2 · queries · keys · head size FLOPs. Forward: scores and mixing.
+# Backward: the scores again, then the gradients of values, weights, keys and queries.
 ATTENTION_PRODUCTS = {"dkv": 4, "dq": 3, "fwd": 2}
-FUSED_BACKWARD = 5
+FUSED_BACKWARD = 5  # one kernel for both gradients computes the scores once
 
 
 def flops(module: Module, computation: Computation, one: Instruction) -> float:
-    """Matrix FLOPs of an instruction and of what it calls; loops and conditionals are left to the walk."""
+    """Matrix FLOPs of an instruction and of the computations it calls; loops and conditionals are handled by `roofline`."""
     if one.operation == "dot":
         left = computation.operands(one)[0].shapes[0]
+        # Each element of the result is a sum over the contracted dimensions: one multiplication and one addition per term.
         return 2.0 * _elements(one.shapes[0]) * math.prod(left.dims[dim] for dim in one.sizes("lhs_contracting_dims"))
     if one.operation == "convolution":
         return convolution_flops(one, *(operand.shapes[0] for operand in computation.operands(one)[:2]))
@@ -40,13 +41,13 @@ def flops(module: Module, computation: Computation, one: Instruction) -> float:
 
 
 def inside(module: Module, one: Instruction) -> list[Computation]:
-    """The computations that run as one operation: a fusion's, or one that is started and awaited (a SparseCore's are such)."""
+    """The computations that run as one operation: those of a fusion, or of a call that is started and awaited (SparseCore)."""
     return module.called(one, "calls", "to_apply") if one.operation in ("fusion", "async-start", "call-start") else []
 
 
 def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -> float:
-    """FLOPs of a convolution; products with padding and with the holes of dilation are none (a TPU's batched products come
-    as such)."""
+    """FLOPs of a convolution, without products with padding or with the holes of dilation: batched matrix products on a TPU are
+    convolutions with much of both."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels is not None, one.attributes
     images, kernels, outputs = labels.groups()
@@ -55,6 +56,7 @@ def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -
     given = {name: values.split("x") for name, values in re.findall(r"(\w+)=([\w\-]+)", window)}
     valid = 1
     for index, label in enumerate(spatial):
+        # `at`: for every output and kernel position the input position; valid where it is inside and not in a hole.
 
         def value(name: str, default: str, index: int = index) -> str:
             return given[name][index] if name in given else default
@@ -70,10 +72,11 @@ def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -
 
 
 def custom_call_flops(computation: Computation, one: Instruction) -> float:
-    """FLOPs of a Pallas kernel: its own estimate where it states one, else those of attention by its operands' shapes, and by the
-    blocks that a causal mask leaves. Blocks that segments empty as well depend on the data: they are counted."""
+    """FLOPs of a Pallas kernel: its own estimate if it states one, else those of attention by its operands' shapes and by the
+    blocks that a causal mask leaves. Blocks that are empty because of segments depend on the data and are counted."""
     if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
         return 0.0
+    # Kernels of JAX's library state a cost in newer versions; the names are for older ones.
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', one.attributes)
     if stated:
         return float(json.loads(stated.group(1)).get("flops", 0))
@@ -94,7 +97,7 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
 
 
 def _causal_share(one: Instruction, name: str, length: int) -> float:
-    """Share of the blocks of scores that a causal kernel computes: those on the diagonal are whole."""
+    """Fraction of the blocks of scores that a causal kernel computes; blocks on the diagonal count as whole."""
     suffix = next((f"_{kind}" for kind in ("dkv", "dq") if kind in name), "")
     stated = re.search(rf"block_kv{suffix}\W+(\d+)", one.attributes)
     blocks = max(1, length // int(stated.group(1))) if stated else length
@@ -102,22 +105,24 @@ def _causal_share(one: Instruction, name: str, length: int) -> float:
 
 
 def is_counted(one: Instruction) -> bool:
-    """Whether a custom call's FLOPs are known, or there are none to know."""
+    """Whether an instruction's FLOPs are known; False for Pallas kernels of an unknown kind."""
     if one.attribute("custom_call_target", r'"([^"]*)"') != "tpu_custom_call":
         return True
     return "cost_estimate" in one.attributes or any(kind in one.attributes + one.name for kind in ATTENTION_PRODUCTS)
 
 
 def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> float:
-    """Bytes an instruction reads from main memory and writes to it. Slices read only what they take, and updates in place write
+    """Bytes that an instruction reads from main memory and writes to it. Slices read only what they take; updates in place write
     only what they change."""
     operands = computation.operands(one)
+    # "-done" only waits: its "-start" was counted.
     if one.operation in FREE or one.operation.endswith("-done"):
         return 0.0
     if one.operation == "fusion":
         (body,) = module.called(one, "calls")
         read = sum(_read(body, index, operand) for index, operand in enumerate(operands))
         return read + sum(_written(body, shape, part) for shape, part in _results(body, one))
+    # A copy reads or writes main memory on one side and the chip's own memory on the other.
     if one.operation in ("copy-start", "slice-start"):
         moved = min(_outside(one.shapes[0]), _outside(one.shapes[1])) if len(one.shapes) > 1 else 0.0
         return moved or max(_outside(shape) for shape in one.shapes[:2])
@@ -130,14 +135,15 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """How a part of a fusion is used."""
+    """How a part of a fusion is used: bytes that are moved, and whether all of it is read."""
 
     moved: float
     whole: bool
 
 
 def _read(body: Computation, index: int, operand: Instruction) -> float:
-    """Bytes that a fusion reads of its operand."""
+    """Bytes of an operand that a fusion reads: all, or only the slices that it takes."""
+    # An operand that no instruction reads is not moved.
     if index not in body.parameters:
         return 0.0
     whole = sum(map(_outside, operand.shapes))
@@ -148,7 +154,7 @@ def _read(body: Computation, index: int, operand: Instruction) -> float:
 
 
 def _through(body: Computation, part: Instruction) -> list[Instruction]:
-    """Who reads a part, bitcasts looked through."""
+    """The instructions that read a part, looking through bitcasts."""
     found = []
     for user in body.users.get(part.name, []):
         found += _through(body, user) if user.operation == "bitcast" and not user.root else [user]
@@ -158,14 +164,16 @@ def _through(body: Computation, part: Instruction) -> list[Instruction]:
 def _use(body: Computation, user: Instruction, name: str) -> _Use:
     if user.operation in SLICES:
         return _Use(user.bytes, False)
+    # The target of an update in place is not read.
     if user.operation == "dynamic-update-slice" and _source(body, user.operands[0]).name == name:
         return _Use(0.0, False)
-    # Buffers of a collective that runs beside the fusion only pass through it.
+    # Buffers of a collective that overlaps with the fusion only pass through it.
     passing = user.operation == "tuple" or is_collective(user) or user.operation in ("custom-call", "scatter")
     return _Use(0.0, user.operation == "scatter" or not passing)
 
 
 def _source(body: Computation, name: str) -> Instruction:
+    """The instruction that a name refers to, looking through bitcasts."""
     part = body.by_name[name]
     while part.operation == "bitcast":
         part = body.by_name[part.operands[0]]
@@ -173,13 +181,14 @@ def _source(body: Computation, name: str) -> Instruction:
 
 
 def _results(body: Computation, one: Instruction) -> list[tuple[ArrayShape, Instruction]]:
-    """A fusion's results, each with the part of its body that gives it."""
+    """A fusion's results, each with the part of its body that produces it."""
     if body.root.operation != "tuple":
         return [(shape, body.root) for shape in one.shapes]
     return list(zip(one.shapes, body.operands(body.root), strict=False))
 
 
 def _written(body: Computation, shape: ArrayShape, part: Instruction) -> float:
+    """Bytes of a fusion's result that are written: none if it only passes through, and only the changed part of an update."""
     source = _source(body, part.name)
     if source.operation == "parameter" or is_collective(source) or source.operation == "custom-call":
         return 0.0
@@ -197,7 +206,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragg
 
 
 def _outside(shape: ArrayShape) -> float:
-    """An array's bytes in main memory."""
+    """Bytes of an array in main memory; 0 if it is in the chip's own."""
     return shape.bytes if shape.space == 0 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""From compiled programs to the figures of a plan: time by the roofline, tokens/s, utilisation, memory against the device."""
+"""The figures of a plan from compiled programs: roofline time, tokens/s, utilisation, memory against the device's."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from flax import nnx
 from generalist.config.run import Config
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
+from generalist.model.params import divided
 from generalist.model.transformer import count_parameters, create
 from generalist.plan.groups import Torus
 from generalist.plan.hlo import parse
@@ -26,23 +27,22 @@ from generalist.plan.program import (
 from generalist.plan.roofline import Speeds, Totals, walk
 from generalist.plan.target import Target
 from generalist.training.flops import model_flops
-from generalist.training.state import divided
 from generalist.vision.encoder import VisionEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Parameters."""
+    """Numbers of parameters."""
 
     trained: int
     frozen: int
     encoder: int
-    """Of the frozen encoder, which is a program of its own."""
+    """Of the frozen encoder, which runs as a separate program."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A plan's figures; times are None where a device has no speed of its own."""
+    """A plan's figures; times are None for devices without a known speed."""
 
     mesh: dict[str, int]
     rows: int
@@ -50,50 +50,51 @@ class Estimate:
     counts: Counts
     fits: bool
     memory: Memory | None
-    """Of a device; None where the compiler gave up for want of it."""
+    """Of one device; None if the compiler ran out of it."""
     needed: float | None
-    """Bytes a device must have, as far as known."""
+    """Bytes that a device needs; None if unknown."""
     limit: float | None
-    """Bytes a device has."""
+    """Bytes that a device has; None if unlimited."""
     model_flops: float = 0.0
     """Of a step of the whole mesh, by arithmetic (`training.flops.model_flops`)."""
     totals: Totals = Totals()
-    """Of a device, the encoder's included."""
+    """Of one device, including the encoder."""
     encoder_seconds: float | None = None
-    """Of these, the encoder's."""
+    """The encoder's part of these seconds."""
     seconds: float | None = None
-    """Of a step."""
+    """Seconds per step."""
     tokens_per_second: float | None = None
-    """Positions of whole batches, padding included."""
+    """Positions of whole batches per second, padding included."""
     utilisation: float | None = None
-    """Model FLOPs against the peak of all devices."""
+    """Model FLOPs as a fraction of the peak of all devices."""
     compile_seconds: float = 0.0
     trouble: str = ""
-    """What the compiler said when it gave up."""
+    """The compiler's message if it ran out of memory."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The estimate as JSON values."""
         return dataclasses.asdict(self)
 
 
 @functools.cache
 def abstract_parameters(spec: ModelSpec) -> dict[str, Any]:
-    """The model's parameters as shapes, nested."""
+    """The model's parameters as nested shapes; nothing is allocated."""
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param))
 
 
 def count(spec: ModelSpec, encoder: VisionEncoder | None) -> Counts:
-    """How many parameters a model has."""
+    """Numbers of a model's parameters."""
     trained, frozen = divided(abstract_parameters(spec), spec.config)
     seen = 0 if encoder is None else count_parameters(encoder.params)
     return Counts(trained=count_parameters(trained), frozen=count_parameters(frozen), encoder=seen)
 
 
 def speeds_of(target: Target, devices: Any) -> Speeds:
-    """A device's peaks. Simulated ones have none: their time is 0."""
+    """A device's peak rates. Simulated devices have none: every time is 0."""
     if target.chip is None or target.slice is None:
         return Speeds(flops=math.inf, bandwidth=math.inf, seconds=lambda _: 0.0)
     sides = len(target.slice.shape)
+    # A device's last coordinate is its core; the sides of the slice come first.
     torus = Torus(slice=target.slice, places=[tuple(device.coords[:sides]) for device in devices])
     return Speeds(flops=target.chip.flops, bandwidth=target.chip.bandwidth, seconds=torus.seconds)
 
@@ -105,13 +106,14 @@ def estimate(
     devices: Any,
     hlo: Path | None = None,
 ) -> Estimate:
-    """Compiles the step (and the frozen encoder) for the target and counts what came out.
+    """Compiles the step (and the frozen encoder) for the target and measures the programs.
 
     Args:
-        shapes: of `generalist.run.shapes.without_data`.
-        devices: of `open_devices`.
+        shapes: the result of `generalist.run.shapes.without_data`.
+        devices: the result of `open_devices`.
         hlo: where to write the step's compiled program.
     """
+    # The trainer of a real run, so that a plan cannot drift from it.
     spec, batch_spec, encoder = shapes
     trainer = make_planned_trainer(config, spec, devices)
     mesh = trainer.mesh
@@ -125,6 +127,7 @@ def estimate(
     try:
         step = compile_step(trainer, abstract_batch(config, trainer, batch_spec, encoder))
         seen = compile_encoder(config, encoder, batch_spec, mesh) if encoder is not None else None
+    # Not a failure of the plan but its result: the size that is needed.
     except OutOfMemory as error:
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
     if hlo is not None:
@@ -141,12 +144,13 @@ def _measured(
     speeds: Speeds,
     batch: BatchSpec,
 ) -> Estimate:
+    """The figures of compiled programs, `seen` being the encoder's."""
     totals = walk(parse(step.text), speeds)
     memory, encoder_seconds = step.memory, None
     if seen is not None:
         of_encoder = walk(parse(seen.text), speeds)
         totals, encoder_seconds = totals + of_encoder, of_encoder.seconds
-        # Its parameters stay beside the step's; its activations are gone before the step begins.
+        # The encoder's parameters stay in memory with the step's; its activations are freed before the step begins.
         memory = dataclasses.replace(
             memory,
             frozen=memory.frozen + seen.memory.frozen,

@@ -1,4 +1,4 @@
-"""Exchanges between devices: of what kind, among how many, how much, and how long on a torus of links."""
+"""Exchanges between devices: kind, group, bytes, and time on a torus of links."""
 
 import dataclasses
 import math
@@ -13,20 +13,20 @@ from generalist.plan.target import Slice
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One collective, as one device sees it."""
+    """One collective, from the view of one device."""
 
     kind: str
     bytes: float
-    """Of the larger side, input or output."""
+    """Bytes of the larger side, input or output."""
     group: tuple[int, ...]
-    """The partitions of one of its groups; empty: all."""
+    """Partitions of one of its groups; empty: all partitions."""
 
 
 def exchange(module: Module, computation: Computation, one: Instruction) -> Exchange:
-    """What a collective moves."""
+    """The exchange that a collective performs."""
     kind = one.operation.removesuffix("-start")
     given = sum(operand.bytes for operand in computation.operands(one))
-    # A started one gives its operands back beside its results.
+    # A started collective returns its operands together with its results.
     result = one.bytes - given if one.operation.endswith("-start") and len(one.shapes) > 1 else one.bytes
     if kind == "all-reduce" and _is_scattered(computation, one):
         kind = "reduce-scatter"
@@ -41,6 +41,7 @@ def _is_scattered(computation: Computation, one: Instruction) -> bool:
 
 def first_group(attributes: str) -> tuple[int, ...]:
     """The first of `replica_groups`, in any of its spellings: lists, a reshaped and transposed range, or axes of a mesh."""
+    # All groups of a collective are of the same form, so the first one stands for all.
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return tuple(map(int, found.groups()))
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
@@ -57,8 +58,9 @@ def first_group(attributes: str) -> tuple[int, ...]:
 
 
 def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
-    """The partitions that differ only along the named axes, or along parts of them, written `'a':(2)4`: 4 of the places left
-    after the first 2."""
+    """The partitions that differ only along the named axes, or along parts of axes, written `'a':(2)4`: size 4, after a part
+    of size 2."""
+    # Partitions are numbered row-major over the axes.
     numbers = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
     index: list[np.ndarray] = [np.zeros(1, int)] * len(axes)
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):
@@ -73,20 +75,20 @@ def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Torus:
-    """Where each partition sits in a slice, and how long an exchange then takes.
+    """The place of each partition in a slice, and the time that an exchange takes there.
 
-    Along each side that a group spans it has two links a chip where the side closes to a ring, and one otherwise (the ends of a
-    line have but one). With B the bandwidth of these links in one direction, n the devices of a group and V the larger side:
+    Along each side that a group spans, a chip has two links if the side closes to a ring, otherwise one (the ends of a line have
+    only one). With B the bandwidth of these links in one direction, n the devices of a group and V the larger side:
 
-        all-gather, reduce-scatter   V (n - 1)/n / B       every chip takes in what the others hold
+        all-gather, reduce-scatter   V (n - 1)/n / B       every chip receives what the others hold
         all-reduce                   twice that            a reduce-scatter and an all-gather
-        all-to-all                   V side / 8 links      a half of all crosses the middle of the longest side
+        all-to-all                   V side / 8 links      half of the data crosses the middle of the longest side
         collective-permute           V / one link          to a neighbour
     """
 
     slice: Slice
     places: Sequence[tuple[int, ...]]
-    """Each partition's chip."""
+    """Coordinates of each partition's chip."""
 
     def seconds(self, one: Exchange) -> float:
         """Seconds of an exchange, without its latency."""
@@ -94,6 +96,7 @@ class Torus:
         if len(group) < 2 or not one.bytes:
             return 0.0
         link, wraps = self.slice.chip.link, self.slice.chip.wraps
+        # Only sides along which the members differ carry traffic.
         sides = list(zip(*(self.places[number] for number in group), strict=True))
         spanned = [index for index, side in enumerate(sides) if len(set(side)) > 1]
         links = {index: 2 if self.slice.shape[index] % wraps == 0 else 1 for index in spanned}

@@ -1,6 +1,6 @@
 """The compiler's optimised program (HLO text) as data: computations, their instructions, shapes and attributes.
 
-Only what counting needs is read. The text is the one form that every backend gives and that needs no protocol buffers.
+Only what counting needs is parsed. Text is the one form that every backend provides and that needs no protocol buffers.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """One array: its element type, sizes, and the memory it lies in (0: HBM; 1: the chip's own, on a TPU)."""
+    """One array: its dtype, dimensions, and memory space (0: HBM; 1: the chip's own, on a TPU)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -36,26 +36,26 @@ class ArrayShape:
 
     @property
     def bytes(self) -> float:
-        """Size without the padding of tiles."""
+        """Bytes without the padding of tiles."""
         return BYTES.get(self.dtype, 1.0 if self.dtype.startswith("f8") else 0.0) * math.prod(self.dims)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One operation: what it gives, of what, and the rest of its line."""
+    """One operation: its results, operands and the rest of its line."""
 
     name: str
     shapes: tuple[ArrayShape, ...]
-    """One, or those of a tuple in order, flattened."""
+    """Shapes of the results: one, or those of a tuple, flattened."""
     operation: str
     operands: tuple[str, ...]
     argument: str
-    """What stands in the parentheses: a parameter's number, a constant's value."""
+    """The text in the parentheses: a parameter's number, a constant's value."""
     attributes: str
     root: bool
 
     def attribute(self, name: str, pattern: str = r"%?([\w.\-]+)") -> str | None:
-        """The value of `name=`; None without it."""
+        """The value of `name=` that matches the pattern; None if it is missing."""
         found = re.search(rf"\b{name}={pattern}", self.attributes)
         return found.group(1) if found else None
 
@@ -66,12 +66,13 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
+        """Bytes of all results."""
         return sum(shape.bytes for shape in self.shapes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named list of instructions, in the order they run."""
+    """A named list of instructions, in the order in which they run."""
 
     name: str
     instructions: tuple[Instruction, ...]
@@ -82,9 +83,10 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """By name, the instructions that read it."""
+        """Name of an instruction → the instructions that read it."""
         found: dict[str, list[Instruction]] = {}
         for one in self.instructions:
+            # Once per user, even if it reads the same operand twice.
             for operand in dict.fromkeys(one.operands):
                 found.setdefault(operand, []).append(one)
         return found
@@ -110,12 +112,12 @@ class Module:
     entry: Computation
 
     def called(self, one: Instruction, *attributes: str) -> list[Computation]:
-        """The computations that an instruction names by these attributes."""
+        """The computations that an instruction names in these attributes."""
         found = (one.attribute(name) for name in attributes)
         return [self.computations[name] for name in found if name in self.computations]
 
     def branches(self, one: Instruction) -> list[Computation]:
-        """What a conditional chooses among."""
+        """The computations that a conditional chooses from."""
         listed = one.attribute("branch_computations", r"\{([^}]*)\}")
         names = _NAME.findall(listed) if listed else []
         named = [self.computations[name] for name in names if name in self.computations]
@@ -123,10 +125,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The program that `compiled.as_text()` gave.
+    """Parses the result of `compiled.as_text()`.
 
     Raises:
-        ValueError: it has no entry computation: it is no HLO text.
+        ValueError: the text has no entry computation, so it is not HLO.
     """
     computations: dict[str, Computation] = {}
     entry = None
@@ -141,7 +143,7 @@ def parse(text: str) -> Module:
             inside, computations[name] = False, Computation(name, tuple(begun))
         elif instruction := _instruction(line):
             begun.append(instruction)
-        elif begun:  # attributes of a kernel go on over several lines
+        elif begun:  # attributes of a kernel continue over several lines
             begun[-1] = dataclasses.replace(begun[-1], attributes=begun[-1].attributes + line)
     if entry is None:
         raise ValueError("the compiled program's text has no entry computation")
@@ -149,10 +151,12 @@ def parse(text: str) -> Module:
 
 
 def _instruction(line: str) -> Instruction | None:
+    """The instruction of a line, `%name = shape operation(operands), attributes`; None for other lines."""
     found = _INSTRUCTION.match(line)
     if not found:
         return None
     rest = _COMMENT.sub("", found.group(3))
+    # Comments such as /*index=5*/ stand within long tuples.
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opening = rest.index("(")
@@ -170,16 +174,17 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place after the parenthesis that closes the one at `opening`."""
+    """The position after the parenthesis that closes the one at `opening`."""
     depth = 0
     for place in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
         if depth == 0:
             return place + 1
-    raise ValueError(f"the compiled program's text has an open parenthesis: {text[:80]}")
+    raise ValueError(f"the compiled program's text has an unclosed parenthesis: {text[:80]}")
 
 
 def _shapes(text: str) -> Iterator[ArrayShape]:
+    """The arrays of a shape, tuples flattened; bounds of dynamic sizes (`<=8`) count as sizes."""
     for dtype, dims, layout in _ARRAY.findall(text):
         space = _SPACE.search(layout)
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)

@@ -1,4 +1,4 @@
-"""Memory of a training step by arithmetic, without a compiler: for one GPU, and to rank what is worth compiling.
+"""Memory of a training step by arithmetic, without a compiler: for one GPU, and to rank candidates before compiling.
 
 Dimension key of the formulas: B rows, L positions, D width, V vocabulary, F hidden width.
 """
@@ -13,24 +13,23 @@ from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
+from generalist.model.params import divided
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import batch_spec
 from generalist.training.loss import fitting
-from generalist.training.state import divided
 from generalist.vision.encoder import VisionEncoder
 
-FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
-LOGITS_COPIES = 2  # of a whole batch's logits in float32: they, and their gradient
-SCORES_COPIES = 3  # of one block's attention scores: scores, softmax, gradient
-MASK_COPIES = (
-    2  # where cuDNN's kernel never holds the scores: the mask of all heads, and what is added to the scores by it
-)
+FULL, HALF = 4, 2  # bytes of float32 and bfloat16
+LOGITS_COPIES = 2  # float32 arrays of a batch's logits: logits and gradient
+SCORES_COPIES = 3  # float32 arrays of one block's attention scores: scores, softmax, gradient
+# cuDNN's kernel never stores the scores, but the mask of all heads, and the bias made from it.
+MASK_COPIES = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """Bytes on one device."""
+    """Memory of one device, in bytes."""
 
     trained: int
     """Parameters that are trained."""
@@ -46,7 +45,7 @@ class Arithmetic:
     limit: float | None
 
     def parts(self) -> dict[str, float]:
-        """By what they are for."""
+        """Bytes by purpose."""
         return {
             "parameters": self.parameter_bytes,
             "frozen": self.frozen_bytes,
@@ -77,24 +76,25 @@ def arithmetic(
     shards: int = 1,
     replicas: int = 1,
 ) -> Arithmetic:
-    """Memory of a device.
+    """Memory of one device.
 
     Args:
-        width: bytes of an activation.
-        shards: devices that parameters, gradients and moments are split over.
-        replicas: devices that the batch is split over.
+        width: bytes per activation.
+        shards: number of devices that parameters, gradients and moments are split over.
+        replicas: number of devices that the batch is split over.
     """
     nested = abstract_parameters(spec)
     trained, frozen = (count_parameters(part) for part in divided(nested, spec.config))
     seen = 0 if encoder is None else count_parameters(encoder.params)
     copies = 2 if config.training.ema else 1
-    # Beside the float32 gradients stand the weights in the compute type, which the compiler casts all at once.
+    # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once.
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.micro_batches
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
     cells = 0 if encoder is None else encoder.cells
     micro = replicas * config.training.micro_batches
+    # Pixels and features of all images are in memory together: the encoder runs before the step.
     images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
@@ -115,13 +115,13 @@ def arithmetic(
 
 
 def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> float:
-    """Numbers of `width` bytes that the blocks keep for the backward pass: with remat the input of each, and all of one at a
-    time."""
+    """Numbers of `width` bytes that the blocks keep for the backward pass: with remat the input of each block, and everything of
+    one block at a time."""
     model = spec.config
     inner = (model.heads + 2 * model.kv_heads) * model.head_size
     gated = model.activation != "gelu"
-    # Products: queries to values, what attention and feed-forward give, both hidden layers. Beside them two norms with their
-    # inputs, rotated queries and keys, what attention mixes, the hidden layer after its activation.
+    # Products: query, key, value, the outputs of attention and feed-forward, hidden layers. Besides them two norms and their
+    # inputs, rotated queries and keys, mixed values, and the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
     one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
     dtype = jnp.float32 if width == FULL else jnp.bfloat16
@@ -134,17 +134,18 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     vision = model.vision
     heads, size = vision.cross_attention
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
-    # A gated layer: its scores against all images of the row, queries and what is mixed, both hidden layers, norms.
+    # A gated layer: scores against all images of the row, queries and mixed values, hidden layers, norms.
     seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
     groups = -(-model.layers // vision.every)
     if model.remat == "none":
         return positions * (model.layers * kept + groups * seen)
-    # Recomputed a group at a time: the inputs of its blocks stand beside it.
+    # Recomputed one group at a time, with the inputs of its blocks kept.
     return positions * (groups * model.width + vision.every * kept + again + seen)
 
 
 def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
-    """Numbers that the embedders of payloads keep, and the resampler of grids of so many cells."""
+    """Numbers that the embedders of payloads keep, and the resampler of grids of `cells` cells."""
+    # Rough on purpose: embedders are small against the blocks, and the compiler measures what is chosen.
     model, kept = spec.config, 0.0
     if spec.patches:
         kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
@@ -160,12 +161,13 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
 
 
 def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: VisionEncoder | None, limit: float) -> int:
-    """The most rows a step whose memory fits one device; 0 where not even one does."""
+    """The largest number of rows per step whose memory fits one device; 0 if not even one row fits."""
 
     def fits(rows: int) -> bool:
         sized = batch_spec(with_rows(config, rows), spec, batch.image_shape, batch.image_dtype)
         return arithmetic(config, spec, sized, encoder, limit=limit).fits
 
+    # Binary search by powers of two: memory grows with the rows.
     most = 0
     for step in (2**power for power in range(16, -1, -1)):
         if fits(most + step):
@@ -174,7 +176,8 @@ def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: Vis
 
 
 def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
-    """The settings with so many rows in so many shards, and payloads in proportion."""
+    """The settings with `rows` rows in `shards` shards, and payloads in proportion."""
+    # Budgets must divide among the shards, and every shard must hold the images of at least one row.
     share = rows / config.data.rows
     sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
     if sizes["images"]:

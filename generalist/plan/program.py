@@ -1,4 +1,4 @@
-"""The real training step, lowered from shapes alone and compiled for devices that need not be there."""
+"""The real training step, lowered from shapes alone and compiled for devices that need not be present."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ class OutOfMemory(Exception):
     """The compiler could not fit the program into a device.
 
     Args:
-        needed: bytes a device, as far as the compiler says; else None.
+        needed: bytes per device that the compiler reports; None if it does not.
     """
 
     def __init__(self, message: str, needed: float | None):
@@ -34,15 +34,15 @@ class OutOfMemory(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device, by what they are for."""
+    """Bytes on one device, by purpose."""
 
     parameters: float
-    """Trained ones, and their moving average if there is one."""
+    """Trained parameters, and their moving average if there is one."""
     frozen: float
     optimizer: float
     batch: float
     temporary: float
-    """Gradients, activations, and all else the step holds meanwhile: the compiler's own figure."""
+    """Gradients, activations and everything else that the step allocates, as the compiler reports it."""
     code: float
 
     @property
@@ -52,13 +52,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A compiled program, as far as a plan reads it."""
+    """A compiled program: the parts that a plan uses."""
 
     text: str
     """Optimised HLO."""
     memory: Memory
     seconds: float
-    """Spent compiling."""
+    """Seconds spent compiling."""
 
 
 def source_weights(config: Config) -> dict[str, float]:
@@ -106,7 +106,7 @@ def compile_step(trainer: TokenTrainer, batch: Batch) -> Program:
     """Compiles the step.
 
     Raises:
-        OutOfMemory: it does not fit.
+        OutOfMemory: it does not fit the device.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = trainer.abstract_state
@@ -122,13 +122,14 @@ def compile_step(trainer: TokenTrainer, batch: Batch) -> Program:
 
 
 def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh) -> Program:
-    """Compiles the frozen encoder's own program, which runs before each step.
+    """Compiles the frozen encoder's program, which runs before each step.
 
     Raises:
-        OutOfMemory: it does not fit.
+        OutOfMemory: it does not fit the device.
     """
     params, shape = encoder_shapes(config, mesh, encoder), (spec.images, *spec.image_shape)
     pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows_sharding(shape, mesh))
+    # On one device the encoder works through its images in chunks, which takes less memory.
     alone = mesh.size == 1
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
@@ -144,18 +145,20 @@ def device_bytes(tree: Any) -> float:
 
 
 def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
+    """Compiles and measures a program; `parts` are the bytes of its arguments."""
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
+        # XLA has no error type for memory: its text tells it from real faults, which are raised on.
         if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
             raise
         raise OutOfMemory(f"{what}: {message.splitlines()[0]}", _needed(message)) from error
     analysis = compiled.memory_analysis()
     memory = Memory(
         **parts,
-        # What is given back beside the donated state: metrics, or features.
+        # Outputs other than the donated state: metrics, or features.
         temporary=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
     )
@@ -163,6 +166,6 @@ def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
 
 
 def _needed(message: str) -> float | None:
-    """Bytes that the compiler says the program needs of a device's main memory."""
+    """Bytes of main memory that the program needs, according to the compiler's message; None if it does not say."""
     found = re.search(r"(?:temporaries \(|Used )(\d+(?:\.\d+)?)([KMGT])", message)
     return float(found.group(1)) * 2 ** (10 * ("KMGT".index(found.group(2)) + 1)) if found else None

@@ -1,4 +1,4 @@
-"""A plan on the screen: tables, and what to change where it does not fit or leaves much of the machine idle."""
+"""Prints a plan: tables, and settings to change if it does not fit or leaves much of the machine idle."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,8 +12,8 @@ from generalist.plan.search import Candidate
 from generalist.plan.target import Target
 from generalist.system.chips import GIB
 
-LONGEST, SMALLEST = 6, 0.005  # exchanges that are listed one by one, and the share of the step below which none is
-WAITING = 0.1  # share of the step spent waiting for exchanges that is worth a word
+LONGEST, SMALLEST = 6, 0.005  # exchanges listed one by one; fraction of the step below which none is listed
+WAITING = 0.1  # fraction of the step spent waiting for exchanges above which advice is given
 PARTS = {
     "parameters": "trained parameters",
     "frozen": "frozen parameters",
@@ -28,10 +28,11 @@ PARTS = {
 
 
 def show(config: Config, target: Target, found: Estimate, console: Console) -> None:
-    """A compiled plan."""
+    """Prints a compiled plan."""
+    # Everything that can be said is printed before the error or the advice, even if the step does not fit.
     show_counts(found.counts.trained, found.counts.frozen, found.counts.encoder, console)
     shape = " × ".join(f"{name} {size}" for name, size in found.mesh.items() if size > 1) or "one device"
-    console.print(f"mesh {shape}; {found.rows} × {found.length} positions a step", highlight=False)
+    console.print(f"mesh {shape}; {found.rows} × {found.length} positions per step", highlight=False)
     if found.memory is not None:
         parts = {name: getattr(found.memory, name) for name in found.memory.__dataclass_fields__}
         console.print(memory_table(parts, found.limit))
@@ -48,9 +49,9 @@ def show(config: Config, target: Target, found: Estimate, console: Console) -> N
 
 
 def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) -> None:
-    """What a search compiled."""
+    """Prints the candidates that a search compiled."""
     table = Table(title="compiled, the best first", title_justify="left")
-    for name in ("mesh and rows", "GiB a device", "ms a step", "tokens/s", "utilisation"):
+    for name in ("mesh and rows", "GiB per device", "ms per step", "tokens/s", "utilisation"):
         table.add_column(name, justify="left" if name == "mesh and rows" else "right")
     for candidate, one in found:
         size = f"{one.needed / GIB:.2f}" if one.needed else "?"
@@ -64,9 +65,9 @@ def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) ->
 
 
 def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Console) -> None:
-    """One GPU's memory, by arithmetic."""
+    """Prints one GPU's memory, by arithmetic."""
     show_counts(found.trained, found.frozen, found.encoder, console)
-    console.print(f"one device; {config.data.rows} × {config.data.length} positions a step", highlight=False)
+    console.print(f"one device; {config.data.rows} × {config.data.length} positions per step", highlight=False)
     console.print(memory_table(found.parts(), found.limit))
     if most:
         console.print(f"largest --data.rows that fits, payloads in proportion: {most}", highlight=False)
@@ -77,17 +78,18 @@ def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Conso
 
 
 def show_counts(trained: int, frozen: int, encoder: int, console: Console) -> None:
-    """How many parameters there are."""
+    """Prints the numbers of parameters."""
     held = f", {_count(frozen)} frozen" if frozen else ""
     seen = f", {_count(encoder)} of the frozen encoder" if encoder else ""
     console.print(f"parameters: {_count(trained)} trained{held}{seen}", highlight=False)
 
 
 def memory_table(parts: dict[str, float], limit: float | None) -> Table:
-    """Bytes on a device by what they are for, against what it has."""
+    """A table of bytes per device by purpose, with the device's limit."""
     table = Table(title="memory per device", title_justify="left")
     table.add_column("")
     total = sum(parts.values())
+    # Small models in MiB, or every row would read 0.000.
     unit, name = (GIB, "GiB") if total > GIB / 8 else (2**20, "MiB")
     table.add_column(name, justify="right")
     for part, size in parts.items():
@@ -102,14 +104,15 @@ def memory_table(parts: dict[str, float], limit: float | None) -> Table:
 
 
 def _figures(target: Target, found: Estimate) -> Table:
-    table = Table(title="a step", title_justify="left", show_header=False)
+    """The table of FLOPs, memory traffic and estimated times of a step."""
+    table = Table(title="per step", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("model FLOPs, all devices", f"{found.model_flops:.3g}")
-    table.add_row("FLOPs of the program, a device", f"{found.totals.flops:.3g}")
-    table.add_row("memory traffic, a device", f"{found.totals.bytes / GIB:.2f} GiB")
+    table.add_row("FLOPs of the program per device", f"{found.totals.flops:.3g}")
+    table.add_row("memory traffic per device", f"{found.totals.bytes / GIB:.2f} GiB")
     if found.seconds is None or target.chip is None:
-        table.add_row("time", "a simulated device has no speed of its own")
+        table.add_row("time", "unknown: simulated devices have no speed")
         return table
     waited = sum(one.seconds - one.hidden for one in found.totals.traffic.values())
     table.add_row("estimated time", f"{found.seconds * 1e3:.1f} ms")
@@ -124,8 +127,9 @@ def _figures(target: Target, found: Estimate) -> Table:
 
 
 def _exchanges(found: Estimate) -> Table:
-    table = Table(title="exchanges between devices, a step", title_justify="left")
-    for name in ("kind", "count", "GiB a device", "ms", "of these beside compute"):
+    """The table of exchanges by kind."""
+    table = Table(title="exchanges between devices per step", title_justify="left")
+    for name in ("kind", "count", "GiB per device", "ms", "of these overlapped"):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for kind, one in sorted(found.totals.traffic.items()):
         times = (f"{one.seconds * 1e3:.1f}", f"{one.hidden * 1e3:.1f}") if found.seconds is not None else ("", "")
@@ -134,7 +138,7 @@ def _exchanges(found: Estimate) -> Table:
 
 
 def _longest(found: Estimate) -> Iterator[str]:
-    """The exchanges that the step waits for longest, by the operation that asked for them."""
+    """The exchanges that the step waits for longest, by the operation that caused them."""
     waited = {place: one.seconds - one.hidden for place, one in found.totals.places.items()}
     for place in sorted(waited, key=lambda place: -waited[place])[:LONGEST]:
         if found.seconds and waited[place] > SMALLEST * found.seconds:
@@ -143,7 +147,8 @@ def _longest(found: Estimate) -> Iterator[str]:
 
 
 def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
-    """Settings to change, most useful first; none where all is well."""
+    """Settings to change, most useful first; empty if nothing needs to change."""
+    # What does not fit has no speed worth advising on.
     if not found.fits:
         yield from shrinking(config, found, target)
         return
@@ -154,33 +159,34 @@ def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
     if slowest and sum(waited.values()) > WAITING * found.seconds:
         yield (
             f"{sum(waited.values()) / found.seconds:.0%} of the step waits for exchanges, most for {slowest} "
-            f"({waited[slowest] * 1e3:.1f} ms): more --data.rows a step, or another mesh (--search tries several)"
+            f"({waited[slowest] * 1e3:.1f} ms): use more --data.rows per step or another mesh (--search tries several)"
         )
     less = {"block": "products", "products": "none"}.get(config.model.remat)
     if less and found.limit and found.needed and found.needed < 0.4 * found.limit:
         free = 1 - found.needed / found.limit
-        yield f"{free:.0%} of the memory is free: --model.remat {less} computes less a second time, if it fits then"
+        yield f"{free:.0%} of the memory is free: --model.remat {less} recomputes less, if it still fits"
 
 
 def shrinking(config: Config, found: Estimate | None = None, target: Target | None = None) -> Iterator[str]:
-    """What takes less memory a device."""
+    """Settings that reduce the memory per device."""
+    # Settings that change only speed come first, then those that change the training, then the machine.
     if config.model.remat != "block":
-        yield "--model.remat block: activations of a block are computed again, not kept"
+        yield "--model.remat block: activations of a block are recomputed instead of kept"
     if found is not None and found.mesh.get("data", 1) > 1:
         yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
     parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
     micro = 2 * config.training.micro_batches
     if config.data.rows % (parts * micro) == 0:
         yield (
-            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, its batch in {micro} parts, one "
-            "after the other"
+            f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, with its batch "
+            f"in {micro} parts, one after the other"
         )
     if config.training.loss_chunks < 16 and config.data.length % 16 == 0:
-        yield "--training.loss-chunks 16: the logits of a sixteenth of the positions at a time"
+        yield "--training.loss-chunks 16: logits of a sixteenth of the positions at a time"
     if config.data.rows > 1:
-        yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) by half as well"
+        yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) halved as well"
     if config.training.ema:
-        yield "--training.ema 0: one copy of the weights less"
+        yield "--training.ema 0: one copy of the weights fewer"
     if target is not None and target.slice is not None:
         larger = list(target.slice.shape)
         larger[larger.index(min(larger))] *= 2

@@ -1,6 +1,6 @@
-"""A whole compiled program: every loop's body times its trips, every collective once, and the time a roofline gives it.
+"""Costs of a whole compiled program: every loop's body times its trip count, every collective once, and the roofline time.
 
-The compiler's own cost analysis counts the body of a scan once (and so a 24-layer model as one layer): this walks instead.
+The compiler's own cost analysis counts the body of a scan only once, so a 24-layer model as one layer.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from generalist.plan.hlo import Computation, Instruction, Module
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """What a roofline is made of, a device."""
+    """The rates of one device that make its roofline."""
 
     flops: float
     """FLOP/s."""
     bandwidth: float
     """Bytes/s of main memory."""
     seconds: Callable[[Exchange], float]
-    """How long an exchange takes."""
+    """Seconds that an exchange takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Traffic:
 
     count: float = 0.0
     bytes: float = 0.0
-    """Of the larger side of each, input or output, on one device."""
+    """Bytes of the larger side of each, input or output, on one device."""
     seconds: float = 0.0
     hidden: float = 0.0
-    """Seconds of those that run beside compute."""
+    """Seconds of exchanges that overlap with compute."""
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
@@ -44,22 +44,22 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What a program costs one device."""
+    """Costs of a program on one device."""
 
     flops: float = 0.0
-    """Of matrix products and convolutions."""
+    """FLOPs of matrix products and convolutions."""
     bytes: float = 0.0
-    """To and from main memory."""
+    """Bytes to and from main memory."""
     seconds: float = 0.0
-    """By the roofline, see `body_seconds`."""
+    """Seconds by the roofline; see `_Body.seconds`."""
     matrix_seconds: float = 0.0
-    """Of the FLOPs alone, at the peak."""
+    """Seconds of the FLOPs alone, at the peak rate."""
     traffic: dict[str, Traffic] = dataclasses.field(default_factory=dict)
-    """By kind."""
+    """Exchanges by kind."""
     places: dict[str, Traffic] = dataclasses.field(default_factory=dict)
-    """The same by kind and by the operation of the model that asked for it."""
+    """Exchanges by kind and by the operation of the model that caused them."""
     notes: tuple[str, ...] = ()
-    """What could not be counted."""
+    """Parts of the program that could not be counted."""
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(
@@ -87,7 +87,7 @@ _SUMS = ("flops", "bytes", "seconds", "matrix_seconds")
 
 @dataclasses.dataclass
 class _Body:
-    """One pass through a computation, before it is turned into time."""
+    """Running sums of one pass through a computation, before they become a time."""
 
     inner: Totals = dataclasses.field(default_factory=Totals)
     compute: float = 0.0
@@ -97,9 +97,12 @@ class _Body:
     beside: float = 0.0
 
     def seconds(self, speeds: Speeds) -> float:
-        """The roofline's assumptions, in one place. An operation takes the longer of its products and its memory traffic.
-        Copies ahead of their use, and exchanges that the compiler started early, run beside all operations of the same body; but
-        all of a body's traffic shares the memory. Exchanges that the compiler waits for are added. Loops follow one another."""
+        """Time of one pass; the assumptions of the roofline are all here.
+
+        An operation takes the longer of its products and its memory traffic. Copies ahead of their use, and exchanges that the
+        compiler started early, overlap with all operations of the same body, but all traffic of a body shares the memory.
+        Exchanges that the compiler waits for are added. Loops run one after the other.
+        """
         return max(self.compute, self.bytes / speeds.bandwidth, self.beside) + self.waiting
 
 
@@ -114,10 +117,11 @@ def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
         if one.operation == "while":
             trips = trip_count(module, computation, one)
             (repeated,) = module.called(one, "body")
-            note = () if trips is not None else (f"the trips of the loop {one.name} are unknown: counted once",)
+            note = () if trips is not None else (f"the trip count of the loop {one.name} is unknown: counted once",)
             body.inner += _walk(module, repeated, speeds) * (1 if trips is None else trips) + Totals(notes=note)
         elif one.operation == "conditional":
             branches = [_walk(module, branch, speeds) for branch in module.branches(one)]
+            # Which branch runs depends on the data: the slowest is assumed.
             body.inner += max(branches, key=lambda branch: branch.seconds, default=Totals())
         elif one.operation == "call":
             for called in module.called(one, "to_apply"):
@@ -136,12 +140,12 @@ def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
 def _count(
     module: Module, computation: Computation, one: Instruction, speeds: Speeds, body: _Body, seen: set[str]
 ) -> None:
-    """Adds an instruction without a body of its own."""
+    """Adds an instruction that is not a loop, conditional or call."""
     if one.operation in FREE or one.operation.endswith("-done"):
         return
     for within, part, beside in collectives(module, computation, one):
-        # A TPU moves a collective that runs beside compute in pieces, each fused with another operation: one channel, one
-        # exchange.
+        # A TPU splits a collective that overlaps with compute into pieces, each fused with another operation. Pieces of one
+        # channel are one exchange.
         channel = part.attribute("channel_id", r"(\d+)")
         if channel is not None and channel in seen:
             continue
@@ -159,17 +163,17 @@ def _count(
     if not one.operation.endswith("-start"):
         body.compute += max(products / speeds.flops, moved_bytes / speeds.bandwidth)
     if not is_counted(one):
-        body.inner += Totals(notes=(f"FLOPs of the kernel {one.name} are unknown: counted as none",))
+        body.inner += Totals(notes=(f"FLOPs of the kernel {one.name} are unknown: counted as 0",))
 
 
 def collectives(
     module: Module, computation: Computation, one: Instruction
 ) -> list[tuple[Computation, Instruction, bool]]:
-    """The collectives that an instruction is or holds, each with where it stands and whether it runs beside compute."""
+    """The collectives that an instruction is or contains, each with its computation and whether it overlaps with compute."""
     if is_collective(one):
         return [(computation, one, one.operation.endswith("-start"))]
     inner = [(body, part) for body in inside(module, one) for part in body.instructions if is_collective(part)]
-    # A fusion that is nothing but the collective, or one and what scatters its sum, is waited for.
+    # A fusion of the collective alone, or of one with the slice of its sum, is waited for.
     chained = (
         one.operation.endswith("-start") or "async" in one.name or "chain_id" in "".join(p.attributes for _, p in inner)
     )
@@ -177,7 +181,7 @@ def collectives(
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs: as the compiler states it, else by the bound in its condition; None where neither says."""
+    """The trip count of a loop: as the compiler states it, else by the bound in its condition; None if neither gives it."""
     stated = re.search(r'"?known_trip_count"?:?\s*=?\s*\{\s*"?n"?:\s*"?(\d+)', loop.attributes)
     if stated:
         return int(stated.group(1))
@@ -186,7 +190,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     if compare.operation == "fusion":
         (body,) = module.called(compare, "calls")
         compare = body.root
-        # A fused comparison's sides are parameters, which stand for the fusion's operands, or constants.
+        # The sides of a fused comparison are constants or parameters, which refer to the fusion's operands.
         parts = body.operands(compare)
         sides = [sides[int(part.argument)] if part.operation == "parameter" else part for part in parts]
     if compare.operation != "compare" or compare.attribute("direction") != "LT" or len(sides) != 2:
@@ -196,7 +200,8 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 
 def _constant(computation: Computation, loop: Instruction, condition: Computation, part: Instruction) -> int | None:
-    """The number that a part of a loop's condition is at the start; None where it is none."""
+    """The initial number of a part of a loop's condition; None if it is not a constant."""
+    # The loop's variables are one tuple: the bound is looked up where the tuple was built.
     part = _origin(condition, part)
     if part.operation == "get-tuple-element":
         given, index = computation.operands(loop)[0], int(part.attribute("index", r"(\d+)") or 0)
@@ -207,7 +212,7 @@ def _constant(computation: Computation, loop: Instruction, condition: Computatio
 
 
 def _origin(computation: Computation, part: Instruction) -> Instruction:
-    """What a part is a copy of."""
+    """The instruction that a part is a copy of."""
     while part.operation in ("copy", "convert", "bitcast", "copy-done", "copy-start") and part.operands:
         part = computation.by_name[part.operands[0]]
     return part

@@ -1,4 +1,4 @@
-"""A search over meshes and rows a step: many are ranked by arithmetic, the best few are compiled."""
+"""A search over meshes and rows per step: many are ranked by arithmetic, the best few are compiled."""
 
 import dataclasses
 import itertools
@@ -19,9 +19,9 @@ from generalist.vision.encoder import VisionEncoder
 
 Shapes = tuple[ModelSpec, BatchSpec, VisionEncoder | None]
 ROWS = (0.25, 0.5, 1.0, 2.0)
-"""Of the preset's rows, what is tried."""
+"""Fractions of the preset's rows that are tried."""
 MICRO_BATCHES = (1, 2, 4, 8)
-LARGEST_SPLIT = 16  # of heads and of positions
+LARGEST_SPLIT = 16  # devices over which heads or positions are split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Candidate:
     config: Config
     shapes: Shapes
     seconds: float
-    """A step's, by arithmetic."""
+    """Seconds per step, by arithmetic."""
 
     @property
     def tokens_per_second(self) -> float:
-        """By arithmetic."""
+        """Positions per second, by arithmetic."""
         batch = self.shapes[1]
         return batch.rows * batch.length / self.seconds
 
@@ -49,7 +49,7 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """As `train.py` takes them."""
+        """The settings as options of `train.py`."""
         training, data = self.config.training, self.config.data
         budgets = {name: getattr(data, name) for name in ("rows", "shards", *BUDGETS)}
         axes = {f"{axis}-axis": getattr(training, f"{axis}_axis") for axis in AXES}
@@ -66,9 +66,10 @@ def candidates(config: Config, shapes: Shapes, target: Target, devices: Sequence
 
 
 def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, int], rows: int) -> Candidate | None:
-    """The fewest micro-batches that fit by arithmetic, which are the fastest; None where no number does."""
+    """The candidate with the fewest micro-batches that fit by arithmetic, which is the fastest; None if none fits."""
     spec, batch, encoder = shapes
     training, parts = on_mesh(config.training, mesh), mesh["data"] * mesh["fsdp"]
+    # More micro-batches gather the weights more often, so the first that fits is the fastest.
     for micro in MICRO_BATCHES:
         if rows < 1 or rows % (parts * micro):
             continue
@@ -91,8 +92,8 @@ def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, in
 
 
 def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
-    """Sizes of the four axes that multiply to the number of devices and can be laid along the sides of the slice; heads must
-    divide among the tensor axis, positions among the sequence axis."""
+    """Sizes of the four axes that multiply to the number of devices and can be laid along the sides of the slice. Heads must be
+    divisible by the tensor axis, positions by the sequence axis."""
     count = len(devices)
     sizes = [size for size in range(1, count + 1) if count % size == 0]
     for data, tensor, sequence in itertools.product(sizes, sizes, sizes):
@@ -114,28 +115,30 @@ def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
 
 
 def on_mesh(training: TrainingConfig, mesh: dict[str, int]) -> TrainingConfig:
-    """The settings with these sizes of the mesh's axes."""
+    """The settings with these sizes of the mesh axes."""
     axes: dict[str, Any] = {f"{axis}_axis": size for axis, size in mesh.items()}
     return dataclasses.replace(training, **axes)
 
 
 def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Target) -> float:
-    """A step's time by arithmetic: products at the peak or gathering weights, whichever is longer, and the sums that must be
-    waited for."""
+    """Seconds per step by arithmetic: the longer of products and gathering weights, plus the sums that must be waited for."""
     training, chip, params = config.training, target.chip, abstract_parameters(spec)
     weights, flops = count_parameters(params), model_flops(spec, batch, params)
     if chip is None or not chip.link:
-        return flops  # of simulated devices any order will do
+        return flops  # without speeds any order will do
+    # Remat runs the forward pass twice, so weights are gathered three times instead of twice.
     passes = 2 if config.model.remat == "none" else 3
     compute = flops * (4 / 3 if passes == 3 else 1) / (target.count * chip.flops)
     data, fsdp, tensor, sequence = (getattr(training, f"{axis}_axis") for axis in AXES)
     ring, split = 4 * chip.link, 2 * chip.link  # two sides of a slice, or one, each a ring
     gathered = training.micro_batches * passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
     summed = training.micro_batches * HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
+    # Bytes of the residual stream on one device, summed after each sub-layer over the tensor axis.
     stream = HALF * spec.config.layers * batch.rows * batch.length / (data * fsdp * sequence)
     summed += (tensor > 1) * 2 * passes * 2 * stream * spec.config.width / split
     heads = 2 * spec.config.kv_heads * spec.config.head_size
     summed += (sequence > 1) * 2 * passes * stream * sequence * heads / tensor / split
+    # The optimizer reads and writes weights, gradients and both moments once.
     traffic = 6 * FULL * weights / (fsdp * tensor) / chip.bandwidth
     return max(compute, gathered) + summed + traffic
 
@@ -148,15 +151,16 @@ def search(
     tries: int,
     say: Callable[[str], None],
 ) -> list[tuple[Candidate, Estimate]]:
-    """Compiles the best few candidates; the fastest that fits comes first.
+    """Compiles the best `tries` candidates; the fastest that fits comes first.
 
     Raises:
-        ValueError: by arithmetic, none comes near fitting.
+        ValueError: no candidate fits by arithmetic.
     """
+    # Arithmetic orders thousands in seconds; a compilation takes minutes.
     ranked = candidates(config, shapes, target, devices)
     if not ranked:
         raise ValueError(
-            f"by arithmetic no mesh of {target.name} comes near fitting {config.name}: name a larger slice, or fewer --data.rows"
+            f"by arithmetic {config.name} fits no mesh of {target.name}: choose a larger slice or fewer --data.rows"
         )
     say(f"{len(ranked)} meshes and batches may fit by arithmetic; compiling the best {min(tries, len(ranked))}")
     found = []

@@ -1,4 +1,4 @@
-"""What a plan is made for: a TPU slice that need not be there, simulated CPU devices, or one GPU's memory."""
+"""The target of a plan: a TPU slice that need not be present, simulated CPU devices, or one GPU's memory."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,7 @@ from typing import Any
 from generalist.system.chips import GIB, GPUS, TPUS, Chip
 
 RESERVED = 0.25 * GIB
-"""Of a TPU's main memory, what the runtime keeps: the compiler fills 15.75 GiB of 16."""
+"""Bytes of a TPU's main memory that the runtime reserves: the compiler fills 15.75 of 16 GiB."""
 
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G)?", re.IGNORECASE)
@@ -41,18 +41,18 @@ class Target:
     """The devices that a plan is made for."""
 
     name: str
-    """As it was asked for."""
+    """The name that the user gave."""
     platform: str
     """tpu, cpu or gpu."""
     count: int
     chip: Chip | None = None
-    """None for simulated devices, which have no memory and no speed of their own."""
+    """None for simulated devices, which have no limit of memory and no speed."""
     slice: Slice | None = None
-    """How TPUs are wired."""
+    """Wiring of TPUs; None for others."""
 
     @property
     def memory(self) -> float | None:
-        """Bytes of a device that a program may fill; None where there is no such limit."""
+        """Bytes per device that a program may fill; None without a limit."""
         if self.chip is None:
             return None
         return self.chip.memory - (RESERVED if self.slice is not None else 0.0)
@@ -104,6 +104,7 @@ def parse_target(topology: str | None, devices: str | None) -> Target:
     Raises:
         ValueError: both or neither are given, or one is unknown.
     """
+    # No default: a plan for the wrong machine looks as convincing as one for the right machine.
     if (topology is None) == (devices is None):
         raise ValueError("give either --topology, such as v5e:16x16, or --devices, such as cpu:8, gpu:24GiB or h100")
     if topology is not None:
@@ -120,13 +121,14 @@ def parse_target(topology: str | None, devices: str | None) -> Target:
 
 
 def prepare_environment(target: Target) -> None:
-    """What must stand in the environment before JAX is imported: programs are only compiled here, never run on an accelerator."""
+    """Sets environment variables that JAX reads on import. Programs are only compiled here, never run on an accelerator."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # Once JAX has started, the number of devices is fixed: `open_devices` reports it if it is too small.
     if target.platform == "cpu" and "jax" not in sys.modules:
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}".strip()
     if target.slice is not None:
-        # Without a TPU there is nothing to ask the machine about, and nothing to lock; the rest only silences the questions.
+        # Without a TPU there is no metadata server to query and no device to lock; the other variables only silence warnings.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         quiet = {
             "TPU_ACCELERATOR_TYPE": f"{target.slice.chip.name}-{target.count}",
@@ -140,11 +142,11 @@ def prepare_environment(target: Target) -> None:
 
 
 def open_devices(target: Target) -> Sequence[Any]:
-    """The devices, as JAX describes them.
+    """The target's devices, as JAX describes them.
 
     Raises:
         ImportError: libtpu is not installed.
-        ValueError: the TPU compiler knows no such slice, or too few devices are simulated.
+        ValueError: the TPU compiler does not know the slice, or too few devices are simulated.
     """
     import jax
 
@@ -152,8 +154,8 @@ def open_devices(target: Target) -> Sequence[Any]:
         found = jax.devices("cpu")
         if len(found) < target.count:
             raise ValueError(
-                f"--devices {target.name}, but JAX was started with {len(found)}: "
-                f"set XLA_FLAGS=--xla_force_host_platform_device_count={target.count} before it is imported"
+                f"--devices {target.name}, but JAX was started with {len(found)} devices: "
+                f"set XLA_FLAGS=--xla_force_host_platform_device_count={target.count} before JAX is imported"
             )
         return found[: target.count]
     try:
@@ -164,10 +166,10 @@ def open_devices(target: Target) -> Sequence[Any]:
         ) from error
     from jax.experimental import topologies
 
-    # A v4 chip's two cores as one device, which the later chips are by themselves.
+    # Makes the two cores of a v4 chip one device, as later chips are by default.
     settings = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=target.name, **settings).devices
     except Exception as error:  # the plugin raises errors of several kinds
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the TPU compiler knows no slice {target.name}: {reason}") from error
+        raise ValueError(f"the TPU compiler does not know the slice {target.name}: {reason}") from error

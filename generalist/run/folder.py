@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from generalist.config.plain import plain
+from generalist.config.run import Config
 from generalist.config.versions import from_stored, upgraded
 
 # Settings that may change between two commands of one run: how long, how often, how it is scored, what is checked.
@@ -70,6 +71,12 @@ class RunSettings(Protocol):
 
     @property
     def training(self) -> RunTraining: ...
+
+
+def missing_run(folder: Path) -> FileNotFoundError:
+    """The error where a run is asked for and the folder holds none."""
+    listing = "generalist runs" if folder.parent == Path("runs") else f"generalist runs {folder.parent}"
+    return FileNotFoundError(f"no run in {folder}: train it first, or name another one (`{listing}` lists them)")
 
 
 def has_begun(folder: Path, checkpoints: str = "") -> bool:
@@ -136,20 +143,29 @@ def check_same_settings(config: RunSettings) -> bool:
             f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
         )
     try:
-        stored = flatten(plain(from_stored(type(config), read, path)))
+        begun = from_stored(type(config), read, path)
     except ValueError as error:
         raise ValueError(
             f"{error}; this version can't go on with the run: use the version that began it, or another folder with --name"
         ) from error
+    stored, idle = flatten(plain(begun)), _idle(begun, config)
     # The weights to begin with come first: most of the model's settings are theirs.
     for name in sorted(stored.keys() | now.keys(), key=lambda name: (name != "training.start", name)):
         old, new = (one.get(name) for one in (stored, now))
-        if old != new and not any(fnmatch.fnmatch(name, free) for free in FREE):
+        if old != new and not name.startswith(idle) and not any(fnmatch.fnmatch(name, free) for free in FREE):
             raise ValueError(
                 f"{config.folder} holds a run with {name} = {_said(old)}, not {_said(new)}: "
                 f"use the same setting to go on with it, or another folder with --name"
             )
     return True
+
+
+def _idle(*runs: RunSettings) -> tuple[str, ...]:
+    """How the settings begin of sources that none of the runs learns from. They decide nothing, and their defaults may be others
+    than in the version that began the run."""
+    mixtures = [one.data for one in runs if isinstance(one, Config)]
+    named = {name for data in mixtures for name in data.sources}
+    return tuple(f"data.{name}." for name in named - {name for data in mixtures for name in data.taking_part})
 
 
 def _said(value: Any) -> str:

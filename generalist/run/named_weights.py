@@ -6,6 +6,7 @@ from pathlib import Path
 
 from generalist.config.run import Config
 from generalist.config.versions import from_stored
+from generalist.run.folder import missing_run
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # what `Generalist.save` wrote, with a model card
 ENCODER_FOLDER = "encoder"  # of a folder of weights: the frozen encoder, where it came from a folder
@@ -23,7 +24,7 @@ def run_settings(folder: Path) -> Config:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
+        raise missing_run(folder) from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if isinstance(stored, dict) and "towers" in stored:
@@ -46,8 +47,8 @@ def weights_folder(name: Path | str | None) -> Path:
         run = Path("runs") / folder
         near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
-            f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket, or "
-            f"`{SHIPPED_NAME}`"
+            f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket "
+            f"(`generalist runs` lists them), or `{SHIPPED_NAME}`"
         )
     return folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, to_stored
 from generalist.model.config import ModelSpec
+from generalist.run.folder import missing_run
 from generalist.run.named_weights import run_settings
 from generalist.system.files import write_json
 from generalist.system.versions import FormatError, stored_format
@@ -98,7 +99,7 @@ class Tokenizers:
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no run in {folder}: train it first, or name another one") from error
+            raise missing_run(folder) from error
         except FormatError:
             raise
         except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -1,11 +1,11 @@
-"""The screen, or the log: where every command writes, and how it tells what went wrong."""
+"""The console that every command writes to, and how it reports errors."""
 
 import os
 
 from rich.console import Console
 
-LOG_WIDTH = 400  # columns where there is no terminal: tables are whole, and a message is one line
-READABLE = 120  # columns that lists are laid out in there
+LOG_WIDTH = 400  # columns without a terminal: tables are complete, and a message is one line
+READABLE = 120  # columns of lists without a terminal
 
 TOLD = (ValueError, ImportError, OSError, FloatingPointError, RuntimeError)
 """Errors whose message is for the user."""
@@ -25,14 +25,14 @@ def note(text: str) -> None:
 
 
 def tell(error: BaseException, console: Console) -> int:
-    """Shows an error in one line; returns the exit status.
+    """Prints an error in one line; returns the exit status, 1.
 
     Raises:
-        BaseException: the error itself, where the variable GENERALIST_TRACEBACK asks for it.
+        BaseException: the error itself, if the environment variable GENERALIST_TRACEBACK is set.
     """
     if os.environ.get("GENERALIST_TRACEBACK"):
         raise error
-    console.quiet = False  # of several processes only the first one speaks, but errors are told by all
+    console.quiet = False  # only the first of several processes prints, but all report errors
     console.print("error:", error, style="bold red", highlight=False, markup=False, soft_wrap=True)
     console.print("(GENERALIST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
     return 1

@@ -6,10 +6,11 @@ import sys
 
 
 def use_huge_pages() -> None:
-    """Starts Python anew with huge memory pages: a CPU training step allocates and frees gigabytes, and with 4 KiB pages a third
-    of its time goes into page faults. glibc reads the setting once, when a process starts."""
+    """Restarts Python with huge memory pages: a CPU training step allocates and frees gigabytes, and with 4 KiB pages a third
+    of its time is page faults. glibc reads the setting only when a process starts."""
     setting = "glibc.malloc.hugetlb=1"
     tunables = os.environ.get("GLIBC_TUNABLES", "")
+    # The variable survives the restart and ends the recursion; a user's own setting is respected too.
     if platform.libc_ver()[0] == "glibc" and "hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,4 +1,4 @@
-"""Processes that play environments or make batches: started light, ended with their parent, and named when they fail."""
+"""Worker processes that run environments or make batches: light to start, ended with their parent, named when they fail."""
 
 import contextlib
 import multiprocessing
@@ -19,22 +19,23 @@ class WorkerError(RuntimeError):
 
 
 def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Starts `target(connection, *arguments)` in a new process; returns it and the other end of the connection."""
+    """Starts `target(connection, *arguments)` in a new process. Returns the process and the other end of the connection."""
     ours, theirs = CONTEXT.Pipe()
     process = CONTEXT.Process(target=_shielded, args=(target, theirs, *arguments), daemon=True)
     with _without_main():
         process.start()
+    # Only the worker must hold its end: when it dies, our `recv` then raises EOFError instead of waiting for ever.
     theirs.close()
     return process, ours
 
 
 def shared_bytes(count: int) -> Any:
-    """Zeroed memory that a process started with it as an argument shares; a buffer of so many bytes."""
+    """A zeroed buffer of `count` bytes, shared with a process that is started with it as an argument."""
     return CONTEXT.RawArray("B", count)
 
 
 def _shielded(target: Callable[..., None], connection: Connection, *arguments: Any) -> None:
-    """Runs in the worker: Ctrl-C is the parent's business, and a parent that is gone ends the worker quietly."""
+    """Runs in the worker: Ctrl-C is left to the parent, and a parent that is gone ends the worker quietly."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         target(connection, *arguments)
@@ -42,8 +43,9 @@ def _shielded(target: Callable[..., None], connection: Connection, *arguments: A
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keeps a starting worker from importing the main script, which would bring the whole of jax into each."""
+    """Keeps a starting worker from importing the main script, which would load all of JAX into each of them."""
     main = sys.modules["__main__"]
+    # "spawn" reads these two to find the main module; without them it imports none.
     hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
     main.__spec__ = None
     vars(main).pop("__file__", None)
@@ -65,22 +67,23 @@ def is_running(process: str) -> bool:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """CPU cores that this process may use: fewer than the machine's in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Runs `function(job)` for every job in worker processes; yields (job, result) as they are done.
+    """Runs `function(job)` for every job in worker processes; yields (job, result) in the order of completion.
 
     Args:
         function: a function of a module, with a picklable result.
         jobs: picklable; `str(job)` names one in errors.
-        workers: processes at most.
+        workers: maximum number of processes.
 
     Raises:
         WorkerError: a worker died.
         Exception: what `function` raised.
     """
+    # Taken from the end, so that jobs start in their order.
     waiting = list(reversed(jobs))
     connections: dict[Connection, tuple[BaseProcess, Any]] = {}
     try:
@@ -102,6 +105,7 @@ def run_jobs(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: in
                     process.join()
                     del connections[connection]
     finally:
+        # Reached after an error or when the caller stops iterating: no worker may outlive the call.
         for process, _ in connections.values():
             process.terminate()
             process.join()
@@ -113,9 +117,10 @@ def receive(
     """One result of a process that answers (failed, result or exception).
 
     Raises:
-        WorkerError: the process died; the message names what it was `doing` and the remedy.
-        Exception: what was raised in it.
+        WorkerError: the process died; the message names what it was `doing`, its exit code and the remedy.
+        Exception: what the worker raised.
     """
+    # EOFError means that the other end closed: the process is dead, and its exit code says how.
     try:
         failed, value = connection.recv()
     except (EOFError, ConnectionResetError) as error:
@@ -132,6 +137,6 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
         job = connection.recv()
         try:
             answer = (False, function(job))
-        except Exception as error:
+        except Exception as error:  # sent to the parent, which raises it
             answer = (True, error)
         connection.send(answer)

@@ -1,4 +1,4 @@
-"""A limit on the processor time of a block."""
+"""A limit on the CPU time of a block."""
 
 import contextlib
 import signal
@@ -7,25 +7,27 @@ from types import FrameType
 
 
 class OutOfTime(Exception):
-    """An expert thought too long."""
+    """An expert exceeded its time limit."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Interrupts the block after so much processor time (a busy machine does not count); main thread only.
+    """Interrupts the block after `seconds` of CPU time, so that a busy machine does not count; works in the main thread only.
 
-    By the timer of user time: that of all time belongs to profilers, such as libtpu's, whose signals would end the block at once.
+    Uses the timer of user time: the one of total time belongs to profilers such as libtpu's, whose signals would end the block.
 
     Raises:
-        OutOfTime: in the block.
+        OutOfTime: raised inside the block.
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise OutOfTime(f"no answer within {seconds} s")
 
+    # A context manager for both cases keeps the callers free of a branch.
     if seconds is None:
         yield
         return
+    # Restored below: limits may be nested in code that has its own handler.
     before = signal.signal(signal.SIGVTALRM, interrupt)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:

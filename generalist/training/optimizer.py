@@ -7,7 +7,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from generalist.config.run import TrainingConfig
-from generalist.training.sharding import path_string
+from generalist.model.params import path_string
 
 
 def schedule(config: TrainingConfig) -> optax.Schedule:

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from generalist.config.run import TrainingConfig
+from generalist.model.params import flat, path_string
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 ROWS = ("data", "fsdp")
@@ -57,16 +58,6 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
             "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
             "sides"
         ) from error
-
-
-def path_string(path: tuple) -> str:
-    """A tree path as `blocks/attention/qkv/kernel`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-def flat(tree) -> dict:
-    """A tree's leaves by their paths."""
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

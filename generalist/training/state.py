@@ -14,11 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from generalist.config.run import TrainingConfig
-from generalist.model.config import ModelConfig
-from generalist.training.sharding import flat, moment_shardings, parameter_shardings, path_string
-
-TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
-"""Paths of what a pretrained language model brings."""
+from generalist.model.params import flat, path_string
+from generalist.training.sharding import moment_shardings, parameter_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -94,32 +91,6 @@ def abstract_state(
         jax.eval_shape(lambda: fresh_state(parameters, training, optimizer, dtype, {})),
         state_shardings,
     )
-
-
-def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
-    """Nested parameters (or anything in their places) as those that are trained and those that are frozen, each nested."""
-    if config.trunk == "none" or not config.trunk_frozen:
-        return params, {}
-
-    def part(tree: Any, frozen: bool, prefix: str = "") -> Any:
-        found = {}
-        for name, value in tree.items():
-            path = f"{prefix}{name}"
-            if isinstance(value, dict):
-                if inner := part(value, frozen, f"{path}/"):
-                    found[name] = inner
-            elif bool(TRUNK.match(path)) == frozen:
-                found[name] = value
-        return found
-
-    return part(params, False), part(params, True)
-
-
-def united(params: Any, others: Any) -> Any:
-    """Two nests in one; where both have a parameter, the second one's."""
-    if not (isinstance(params, dict) and isinstance(others, dict)):
-        return others
-    return params | {name: united(params.get(name, {}), value) for name, value in others.items()}
 
 
 def compute_dtype(name: str, platform: str) -> np.dtype:

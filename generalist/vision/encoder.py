@@ -1,6 +1,6 @@
 """The interface to frozen vision encoders: an image becomes a grid of features.
 
-Dimension key: N images, S pixels on a side, T grid cells, F channels.
+Dimension key: N images, S pixels per side, T grid cells, F channels.
 """
 
 import dataclasses
@@ -22,29 +22,30 @@ AT_ONCE = 16  # images
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How an image of any size becomes the pixels that an encoder takes."""
+    """Conversion of an image of any size to an encoder's input pixels."""
 
     size: int
-    """S: pixels on a side."""
+    """S: pixels per side."""
     crop: bool
-    """Resize the shorter side to `shortest` and cut out the middle (CLIP), or stretch both sides to S (SigLIP)."""
+    """Resize the shorter side to `shortest` and crop the centre (CLIP), or stretch both sides to S (SigLIP)."""
     shortest: int = 0
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """An image, uint8 (H, W, 1, 3 or 4) → uint8 (S, S, 3). Transparency is laid on white."""
+        """An image, uint8 (H, W, C) with C = 1, 3 or 4 → uint8 (S, S, 3), blended with white by alpha."""
         picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
         if not self.crop:
             return np.asarray(picture.resize((self.size, self.size), self.resample))
         width, height = picture.size
         short, long = min(width, height), max(width, height)
+        # int() truncates, as the published processors do: another rounding would shift the crop by a pixel.
         other = max(1, int(self.shortest * long / short))
         target = (self.shortest, other) if width <= height else (other, self.shortest)
         return _middle(np.asarray(picture.resize(target, self.resample)), self.size)
 
 
 def _middle(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The middle (size, size) of an image, black where it is smaller."""
+    """The centre (size, size) of an image, padded with black if it is smaller."""
     missing = [max(0, size - length) for length in pixels.shape[:2]]
     if any(missing):
         around = [(-(-gap // 2), gap // 2) for gap in missing]
@@ -55,7 +56,7 @@ def _middle(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionEncoder:
-    """A frozen encoder; it also is the `Visual` of an assembler whose model computes features as it goes."""
+    """A frozen encoder. It is also the `Visual` of an assembler whose model computes features itself."""
 
     name: str
     prepare: Preparation
@@ -64,21 +65,21 @@ class VisionEncoder:
     channels: int
     """F."""
     weights_hash: str
-    """What they are known by: SHA-256 of the files that they came from, and how they standardise pixels where that may vary."""
+    """Identifies the weights: SHA-256 of their files, with the standardisation of pixels if it can vary."""
     params: Any
     apply: Callable[[Any, UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]
-    """Parameters and prepared pixels to features; can be compiled."""
+    """Parameters and prepared pixels → features; can be compiled."""
     folder: Path | None = None
-    """Where its files lie, for whoever copies them; None where a package brings them."""
+    """Folder of its files, to be copied with saved weights; None if they come with a package."""
 
     @property
     def fingerprint(self) -> str:
-        """Another one means other features: of the weights and of how images are prepared."""
+        """Hash of the weights and of the preparation: equal fingerprints give equal features."""
         return hashlib.sha256(f"{self.weights_hash} {self.prepare}".encode()).hexdigest()[:16]
 
     @property
     def empty(self) -> np.ndarray:
-        """No pixels."""
+        """Pixels of zero images."""
         return np.zeros((0, self.prepare.size, self.prepare.size, 3), np.uint8)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -88,24 +89,26 @@ class VisionEncoder:
     def compiled(
         self, params: Any = None, *, alone: bool = True
     ) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
-        """Pixels to features.
+        """A compiled function from pixels to features.
 
         Args:
-            params: the parameters as they were laid out on devices; None: on the first one.
+            params: the parameters as placed on devices; None: on the first device.
             alone: see `encode`.
         """
+        # Parameters are an argument: captured, they would be constants of the program and stored with it.
         compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone))
         placed = self.params if params is None else params
         return lambda pixels: compiled(placed, pixels)
 
     def encode(self, params: Any, pixels: UInt8[Array, "N S S 3"], *, alone: bool = True) -> Float[Array, "N T F"]:
-        """`apply`, as it suits the machine.
+        """`apply`, in the form that suits the platform.
 
         Args:
-            alone: whether one device does it. On a CPU it takes a few images at a time, whose activations stay in the caches:
-                half the time.
+            alone: whether one device does all of it. On a CPU, batches of a few images keep their activations in the caches: half
+                the time.
         """
         if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
             return self.apply(params, pixels)
+        # Equal chunks only: a remainder would be a second shape to compile.
         chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
         return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)

@@ -1,4 +1,4 @@
-"""A frozen encoder by its name or folder."""
+"""Loading of a frozen encoder by its name or folder."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
 
     Args:
         encoder: "none", "efficientnet_lite0", or a folder in HuggingFace's layout.
-        size: pixels on a side that efficientnet_lite0 takes.
+        size: input pixels per side of efficientnet_lite0.
 
     Raises:
         ImportError: its package is not installed.
-        WeightsError: there is no such folder, or it holds something else.
+        WeightsError: the folder does not exist or holds something else.
     """
     if encoder == "none":
         return None
@@ -27,7 +27,7 @@ def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
 
 
 def check_encoder(encoder: str) -> None:
-    """Whether `load_encoder` will find what `model.vision.encoder` names; no weight is read.
+    """Checks that `load_encoder` can load what `model.vision.encoder` names, without reading weights.
 
     Raises:
         ImportError, WeightsError: as `load_encoder`.

@@ -1,4 +1,4 @@
-"""How a published vision tower's own image processor prepares images, as its folder says."""
+"""The image preparation of a published vision tower, as its folder configures it."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Family = Literal["clip", "siglip"]
 MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
 STEPS = {"do_resize": True, "do_rescale": True, "do_center_crop": True, "rescale_factor": 1 / 255}
-"""Switches with the one value that we compute; cutting out the middle is CLIP's alone."""
+"""Switches with the one value that is supported; only CLIP crops the centre."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,26 +24,26 @@ class Processor:
 
     preparation: Preparation
     mean: tuple[float, ...]
-    """Of each colour in 0..1; with the deviation, how pixels are standardised."""
+    """Mean and deviation of each colour, in 0..1, that standardise pixels."""
     deviation: tuple[float, ...]
 
 
 def processor(folder: WeightsFolder, family: Family, size: int) -> Processor:
-    """What `preprocessor_config.json` says or, in newer folders, `processor_config.json`; the family's own values without either.
+    """The settings of `preprocessor_config.json` or, in newer folders, `processor_config.json`; else the family's defaults.
 
-    CLIP resizes the shorter side and cuts out the middle, SigLIP stretches both sides.
+    CLIP resizes the shorter side and crops the centre, SigLIP stretches both sides.
 
     Args:
-        size: pixels on a side that the tower takes.
+        size: input pixels per side of the tower.
 
     Raises:
-        WeightsError: it gives pixels of another size, or works in a way that is not supported.
+        WeightsError: it produces pixels of another size, or uses an unsupported setting.
     """
     stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
     try:
         return _processor(stored or {}, family, size)
     except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{folder.folder} prepares images in a way that is not supported: {error}") from error
+        raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
 
 
 def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processor:
@@ -51,8 +51,9 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     for name, value in STEPS.items():
         if family == "siglip" and name == "do_center_crop":
             continue
+        # Older files write the factor with few digits.
         given = stored.get(name, value)
-        # A stretch to the tower's own size leaves nothing to cut off.
+        # A stretch to the tower's size leaves nothing to crop.
         same = given == value or (isinstance(given, float) and math.isclose(given, value, rel_tol=1e-5))
         if not same and not (name == "do_center_crop" and stored.get("size") == square):
             raise ValueError(f"{name} must be {value}, got {given!r}")
@@ -62,11 +63,12 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     shortest = resized.get("shortest_edge") if family == "clip" else None
     cropped = stored.get("crop_size", size)
     if shortest is None and resized != square:
-        raise ValueError(f"size must be {square}, as the tower takes, got {resized!r}")
+        raise ValueError(f"size must be {square}, the tower's input, got {resized!r}")
     if shortest is not None and cropped not in (size, square):
-        raise ValueError(f"crop_size must be {square}, as the tower takes, got {cropped!r}")
+        raise ValueError(f"crop_size must be {square}, the tower's input, got {cropped!r}")
     if shortest is not None and not (type(shortest) is int and shortest > 0):
         raise ValueError(f"size.shortest_edge must be a whole number above 0, got {shortest!r}")
+    # Without normalisation, pixels stay in 0..1: mean 0 and deviation 1.
     plain = {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3} if stored.get("do_normalize", True) is False else stored
     mean = _colours(plain.get("image_mean", MEANS[family]))
     deviation = _colours(plain.get("image_std", DEVIATIONS[family]))
@@ -85,7 +87,7 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
 
 
 def _colours(values: Any) -> tuple[float, ...]:
-    """A number for each colour."""
+    """One number per colour."""
     found = tuple(map(float, values))
     if len(found) != 3 or not np.isfinite(found).all():
         raise ValueError(f"image_mean and image_std must be three numbers, got {values!r:.60}")

@@ -1,6 +1,6 @@
 """Vision Transformers (Dosovitskiy et al., 2021) as CLIP (Radford et al., 2021) and SigLIP (Zhai et al., 2023) build them.
 
-Dimension key: N images, S pixels on a side, L positions, T patches, D width, H heads, E head size.
+Dimension key: N images, S pixels per side, L positions, T patches, D width, H heads, E head size.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from PIL import Image
 
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
+from generalist.model.params import nested
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
 from generalist.weights.folder import (
@@ -25,7 +26,6 @@ from generalist.weights.folder import (
     WeightsFolder,
     joined,
     mapped,
-    nested,
     save_tensors,
     stacked,
     tensor,
@@ -46,7 +46,7 @@ UNUSED = (
     r".*position_ids",
     r"(vision_model\.)?head\..*",
 )
-"""Tensors of a whole CLIP or SigLIP, or of a pooling head, that a grid of features does without."""
+"""Tensors of a whole CLIP or SigLIP, or of a pooling head, that a grid of features does not need."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class ViTConfig:
     """The shape of a Vision Transformer."""
 
     family: Family
-    """CLIP has a class position and a norm before the first layer; SigLIP has neither, and biased patches."""
+    """CLIP has a class position and a norm before the first layer; SigLIP has neither, but biased patches."""
     size: int
     patch: int
     width: int
@@ -64,7 +64,7 @@ class ViTConfig:
     activation: Activation
     epsilon: float
     mean: tuple[float, ...]
-    """Of each colour in 0..1; with the deviation, how pixels are standardised."""
+    """Mean and deviation of each colour, in 0..1, that standardise pixels."""
     deviation: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class ViTConfig:
 
     @property
     def cells(self) -> int:
-        """T: patches of an image."""
+        """T: patches per image."""
         return (self.size // self.patch) ** 2
 
 
@@ -94,11 +94,11 @@ SO400M = ViTConfig(
     mean=MEANS["siglip"],
     deviation=DEVIATIONS["siglip"],
 )
-"""SigLIP So400m/14 (Zhai et al., 2023): the nearest published relative, in size, of Flamingo's encoder."""
+"""SigLIP So400m/14 (Zhai et al., 2023): the published encoder that is closest in size to Flamingo's."""
 
 
 class ViTLayer(nnx.Module):
-    """Pre-norm attention over all positions and feed-forward, each added."""
+    """Pre-norm attention over all positions and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.heads, self.activation = config.heads, config.activation
@@ -116,7 +116,7 @@ class ViTLayer(nnx.Module):
         )
         mixed = jax.nn.dot_product_attention(query, key, value)
         x = x + self.out(mixed.reshape(x.shape))
-        # Images stay where they are and weights come to them; left alone, the compiler sums activations over all devices.
+        # Keeps images on their devices and gathers weights there; otherwise the compiler sums activations over all devices.
         x = constrain(x, "batch", None, None)
         return x + self.down(ACTIVATIONS[self.activation](self.up(self.feed_forward_norm(x))))
 
@@ -124,12 +124,13 @@ class ViTLayer(nnx.Module):
 class ViT(nnx.Module):
     """Pixels to the normalised features of every patch after the last layer, in raster order.
 
-    For CLIP, whose own output is the class position, these are what LLaVA and OpenFlamingo's successors read too; the class
-    position is left out, as the grid must be one.
+    CLIP's own output is the class position, which is left out here, since a grid is needed; LLaVA and the successors of
+    OpenFlamingo read the patches too.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
+        # CLIP's table has a row for the class position, in front.
         positions = config.cells + (config.family == "clip")
         self.patches = Linear(config.patch**2 * 3, config.width, rngs=rngs, bias=config.family == "siglip")
         self.position_table = nnx.Param(jax.random.normal(rngs.params(), (positions, config.width)) * 0.02)
@@ -145,8 +146,10 @@ class ViT(nnx.Module):
         dtype = self.position_table[...].dtype
         mean, deviation = (jnp.array(values, dtype).reshape(1, 1, 1, 3) for values in (config.mean, config.deviation))
         x = (pixels.astype(dtype) / 255 - mean) / deviation
+        # Pixels beyond the last whole patch are cut off, as a strided convolution without padding does.
         side = config.size // config.patch
         x = x[:, : side * config.patch, : side * config.patch]
+        # (N, rows, P, columns, P, 3) → (N, rows, columns, P · P · 3): each patch's pixels side by side.
         x = x.reshape(-1, side, config.patch, side, config.patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patches(x.reshape(len(pixels), side * side, -1))
         if self.class_embedding is not None:
@@ -164,7 +167,7 @@ class ViT(nnx.Module):
 
 
 def check_vit(folder: WeightsFolder) -> None:
-    """Raises `WeightsError` where `load_vit` would, but for numbers that are not finite; reads no number."""
+    """Raises `WeightsError` where `load_vit` would, except for non-finite numbers, since no number is read."""
     config = vit_config(folder)
     folder.check(vit_recipes(config, _prefix(folder)), UNUSED)
     processor(folder, config.family, config.size)
@@ -175,10 +178,10 @@ def _prefix(folder: WeightsFolder) -> str:
 
 
 def load_vit(folder: WeightsFolder) -> VisionEncoder:
-    """The vision tower of a CLIP or SigLIP (2, of fixed resolution) model.
+    """Loads the vision tower of a CLIP, SigLIP or SigLIP 2 (of fixed resolution) model.
 
     Raises:
-        WeightsError: the folder holds another architecture, or not the tensors that its settings say.
+        WeightsError: the folder holds another architecture, or tensors that do not match its settings.
     """
     config = vit_config(folder)
     arrays = folder.read(vit_recipes(config, _prefix(folder)), UNUSED)
@@ -188,7 +191,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
         prepare=processor(folder, config.family, config.size).preparation,
         cells=config.cells,
         channels=config.width,
-        # Features are of standardised pixels: another mean gives others.
+        # The files do not fix the standardisation, and another mean gives other features.
         weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
         params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
@@ -200,7 +203,7 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
     """The settings of the folder's vision tower.
 
     Raises:
-        WeightsError: another architecture, or a setting that is missing or unknown.
+        WeightsError: another architecture, or a missing or unsupported setting.
     """
     kind = folder.setting("model_type", str)
     families: dict[str, Family] = {
@@ -215,6 +218,7 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
             f"{folder.folder} holds a {folder.architecture} ({kind}); the vision encoders that can be loaded are CLIP and "
             "SigLIP (also SigLIP 2 of a fixed resolution)"
         )
+    # A tower saved alone has its settings at the top level.
     section = "vision_config." if kind in ("clip", "siglip") else ""
 
     def setting(name: str, default: Any, kind: type | tuple[type, ...] = int) -> Any:
@@ -242,7 +246,8 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
 
 
 def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
-    """Path of each of our parameters → the tensors it is made of."""
+    """Path of each of our parameters → the recipe that makes it from the folder's tensors."""
+    # Keys are paths of our parameters, values the tensors of the published files.
     clip, width, patch = config.family == "clip", config.width, config.patch
     recipes = {
         # PyTorch's kernel (outputs, colours, height, width) → rows in the order of a flattened patch.
@@ -255,6 +260,7 @@ def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
     }
     if clip:
         recipes["class_embedding"] = tensor(f"{prefix}embeddings.class_embedding", width)
+        # "layrnorm" is the name in the published files.
         recipes |= _norm("first_norm", f"{prefix}pre_layrnorm", width)
     else:
         recipes["patches/bias"] = tensor(f"{prefix}embeddings.patch_embedding.bias", width)
@@ -263,6 +269,7 @@ def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
 
 
 def _layer(config: ViTConfig, name: str) -> dict[str, Recipe]:
+    # Three published matrices are one kernel here, as in `ViTLayer`.
     width = config.width
     qkv = [f"{name}.self_attn.{which}_proj" for which in "qkv"]
     return {
@@ -288,7 +295,7 @@ def _norm(ours: str, theirs: str, width: int) -> dict[str, Recipe]:
 
 
 def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
-    """Writes a SigLIP-like tower in HuggingFace's layout, for `load_vit` and whatever else reads it. `params` are nested."""
+    """Writes a SigLIP-like tower in HuggingFace's layout. `params`: nested, numpy."""
     arrays: dict[str, np.ndarray] = {}
 
     def linear(name: str, ours: Any) -> None:
@@ -297,6 +304,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     def norm(name: str, ours: Any) -> None:
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["scale"], ours["bias"]
 
+    # The inverse of `vit_recipes`: (height, width, colours, outputs) → PyTorch's (outputs, colours, height, width).
     kernel = params["patches"]["kernel"].reshape(config.patch, config.patch, 3, config.width)
     arrays["embeddings.patch_embedding.weight"] = kernel.transpose(3, 2, 0, 1)
     arrays["embeddings.patch_embedding.bias"] = params["patches"]["bias"]
@@ -324,7 +332,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
         "intermediate_size": config.hidden,
         "hidden_act": config.activation,
         "layer_norm_eps": config.epsilon,
-        "vision_use_head": False,
+        "vision_use_head": False,  # no pooling head: `load_vit` reads the grid
     }
     preparation = {
         "image_processor_type": "SiglipImageProcessor",
@@ -333,6 +341,7 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
         "image_mean": list(config.mean),
         "image_std": list(config.deviation),
     }
+    # Weights last: a folder without them is recognised as incomplete.
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""Weights from outside: a folder in HuggingFace's layout, `config.json` beside `*.safetensors`, checked before it is read.
+"""Weights from a folder in HuggingFace's layout, `config.json` beside `*.safetensors`, checked before they are read.
 
-A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run. Whatever else carries
-weights (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) is refused by name and never opened.
+A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run code. Other formats
+(pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) are refused by name and never opened.
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ from safetensors.numpy import save_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
-"""Types of tensors that are read; others (int8, float8) are quantised weights, whose scales stand elsewhere."""
+"""Supported tensor dtypes; others (int8, float8) are quantised weights, whose scales are stored elsewhere."""
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""Weights in one file; or which tensor is in which of several."""
-SHOWN = 5  # names in an error message; the rest is a number
+"""Weights in one file, or the index that maps tensors to several files."""
+SHOWN = 5  # names listed in an error message; the others are counted
 
 
 class WeightsError(ValueError):
-    """A folder of weights that cannot be loaded; the message names the folder, what is wrong and what would be right."""
+    """A folder of weights cannot be loaded; the message names the folder, the fault and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one of our arrays is made of a folder's tensors: their names and shapes, and what is done with them."""
+    """How one of our arrays is made from a folder's tensors: their names and shapes, and the function that combines them."""
 
     sources: tuple[tuple[str, tuple[int, ...]], ...]
     build: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def tensor(name: str, *shape: int) -> Recipe:
-    """A tensor as it stands."""
+    """A tensor of `shape`, unchanged."""
     return Recipe(((name, shape),), lambda arrays: arrays[0])
 
 
@@ -50,17 +50,17 @@ def transposed(name: str, *shape: int) -> Recipe:
 
 
 def mapped(recipe: Recipe, change: Callable[[np.ndarray], np.ndarray]) -> Recipe:
-    """What `change` makes of a recipe's array."""
+    """A recipe whose array is passed through `change`."""
     return Recipe(recipe.sources, lambda arrays: change(recipe.build(arrays)))
 
 
 def joined(recipes: Sequence[Recipe], axis: int = -1) -> Recipe:
-    """Several arrays side by side along an axis that they have."""
+    """Several arrays concatenated along an existing axis."""
     return _combined(recipes, lambda arrays: np.concatenate(arrays, axis=axis))
 
 
 def stacked(recipes: Sequence[Recipe]) -> Recipe:
-    """Several arrays along a new first axis: the layers of our stacked blocks."""
+    """Several arrays stacked along a new first axis: the layers of our stacked blocks."""
     return _combined(recipes, np.stack)
 
 
@@ -68,27 +68,16 @@ def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[np.ndarray]
     sources = tuple(source for recipe in recipes for source in recipe.sources)
 
     def build(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        # Arrays arrive in the order of `sources`: each recipe takes its share of them.
         rest = iter(arrays)
         return combine([recipe.build([next(rest) for _ in recipe.sources]) for recipe in recipes])
 
     return Recipe(sources, build)
 
 
-def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths such as `layers/out/kernel` as nested dictionaries, the form in which modules take parameters."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = array
-    return tree
-
-
 def save_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file with the permissions that new files have here: the library's own temporary file, which it
-    renames, is for its owner alone."""
+    """Writes a safetensors file with the permissions of new files. The library renames a temporary file that only its owner can
+    read, so they are restored afterwards."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(arrays), path)
@@ -96,17 +85,18 @@ def save_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 class WeightsFolder:
-    """An opened folder: its settings and the names and shapes of its tensors. No number is read before `read`."""
+    """An opened folder: its settings and the names and shapes of its tensors. Numbers are read only by `read` and `stream`."""
 
     def __init__(self, folder: Path):
         """
         Raises:
-            WeightsError: no such folder, no `config.json`, no safetensors file, a broken or missing shard, two sets of weights.
+            WeightsError: the folder, its `config.json` or its safetensors files are missing, a shard is broken or missing, or
+                there are two sets of weights.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise WeightsError(
-                f"there is no folder {self.folder}: give a local folder with config.json and *.safetensors"
+                f"there is no folder {self.folder}: name a local folder with config.json and *.safetensors"
             )
         self.config = self._read_json("config.json")
         self._files: dict[str, Path] = {}
@@ -116,6 +106,7 @@ class WeightsFolder:
         index = self._index()
         for path in self._shards(index):
             self._enter(path)
+        # A shard may be intact and still not the one that the index describes.
         if astray := [name for name, file in index.items() if self._files.get(name) != self.folder / file]:
             raise WeightsError(
                 f"{self.folder} lacks tensors where its index says they are: "
@@ -124,7 +115,7 @@ class WeightsFolder:
 
     @property
     def architecture(self) -> str:
-        """The name under `architectures` or, where there is none, the `model_type`."""
+        """The first of `architectures` or, without any, the `model_type`."""
         names = self.config.get("architectures")
         return str(names[0]) if isinstance(names, list) and names else str(self.config.get("model_type", "model"))
 
@@ -132,14 +123,15 @@ class WeightsFolder:
         """A value of `config.json`.
 
         Args:
-            name: its key; a dot leads into a section, as in `vision_config.hidden_size`.
-            kind: the type it must have.
+            name: its key; a dot separates sections, as in `vision_config.hidden_size`.
+            kind: the required type.
             default: `default=...` is returned where the key is missing or null.
 
         Raises:
-            WeightsError: it is missing and there is no default, has another type, or is a number that is not finite, is negative,
-                or, for a whole one, zero.
+            WeightsError: it is missing and has no default, has another type, or is a number that is not finite, negative or, for
+                an integer, zero.
         """
+        # A missing section counts as a missing value, so that defaults apply to it too.
         value: Any = self.config
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -151,28 +143,30 @@ class WeightsFolder:
             raise WeightsError(
                 f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
             )
+        # JSON allows NaN and 1e999 in Python's reader; sizes of 0 would fail far from here.
         number: Any = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
         if not 0 <= number < math.inf or (number == 0 and kind is int):
             raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
         return value
 
     def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, np.ndarray]:
-        """Every recipe's array, under the recipe's key, in the types that the files hold. All names and shapes are checked
-        before the first number is read; then one array at a time is in memory besides the result.
+        """Every recipe's array under the recipe's key, in the dtypes of the files. All names and shapes are checked before the
+        first number is read; then one array at a time is in memory besides the result.
 
         Args:
-            recipes: our name → how it is made.
-            ignored: regular expressions of whole tensor names that may be present and are not used.
+            recipes: our name → its recipe.
+            ignored: regular expressions that match whole names of tensors that may be present but are not used.
 
         Raises:
-            WeightsError: tensors are missing, left over, of other shapes than the settings say or of types that hold no plain
-                numbers, or a number is not finite.
+            WeightsError: tensors are missing, left over, or have unexpected shapes or unsupported dtypes, or a number is not
+                finite.
         """
         return dict(self.stream(recipes, ignored))
 
     def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-        """What `read` gives, one array at a time, for whoever needs no two of them in memory."""
+        """The items of `read`, one at a time, so that no two arrays need to be in memory."""
         self.check(recipes, ignored)
+        # All shards stay open: a stacked array takes its layers from several of them.
         with ExitStack() as stack:
             opened = {
                 path: stack.enter_context(safe_open(path, framework="numpy")) for path in set(self._files.values())
@@ -181,19 +175,18 @@ class WeightsFolder:
             def fetch(name: str) -> np.ndarray:
                 array = opened[self._files[name]].get_tensor(name)
                 if not np.isfinite(array).all():
-                    raise WeightsError(
-                        f"{self._files[name]} has numbers in {name} that are not finite: get another copy"
-                    )
+                    raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
                 return array
 
             for key, recipe in recipes.items():
                 yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
 
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
-        """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in types that
-        are read."""
+        """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in supported
+        dtypes."""
         wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
         missing = [name for name in wanted if name not in self.shapes]
+        # (?!) never matches: without patterns nothing is ignored.
         pattern = re.compile("|".join(f"(?:{one})" for one in ignored) or r"(?!)")
         extra = [name for name in self.shapes if name not in wanted and not pattern.fullmatch(name)]
         wrong = [
@@ -210,14 +203,15 @@ class WeightsFolder:
             "wrong shapes": wrong,
             f"types other than {', '.join(NUMBERS)}": packed,
         }
+        # All faults in one message: a wrong config.json otherwise takes one attempt per fault.
         faults = [f"{title}: {_few(names)}" for title, names in found.items() if names]
         if faults:
             raise WeightsError(
-                f"{self.folder} does not hold a {self.architecture} as its config.json says; {'; '.join(faults)}"
+                f"{self.folder} does not match the {self.architecture} of its config.json: {'; '.join(faults)}"
             )
 
     def beside(self, name: str) -> dict[str, Any]:
-        """Another JSON file of the folder; empty if there is none."""
+        """Another JSON file of the folder; empty if it is missing."""
         return self._read_json(name) if (self.folder / name).is_file() else {}
 
     def content_hash(self) -> str:
@@ -231,7 +225,8 @@ class WeightsFolder:
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if not path.is_file():
-            raise WeightsError(f"{self.folder} has no {name}: give a folder in HuggingFace's layout")
+            raise WeightsError(f"{self.folder} has no {name}: name a folder in HuggingFace's layout")
+        # RecursionError: a few kilobytes of nested brackets must not end the process.
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, OSError) as error:
@@ -241,23 +236,24 @@ class WeightsFolder:
         return value
 
     def _index(self) -> dict[str, str]:
-        """Name of a tensor → its shard, as the index says; empty where there is no index."""
+        """Name of a tensor → its shard, from the index; empty without an index."""
         path = self.folder / INDEX
         if not path.is_file():
             return {}
         index = self._read_json(path.name).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise WeightsError(f"{path} has no weight_map")
+        # A name such as ../../x must not lead out of the folder.
         for name in index.values():
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise WeightsError(f"{path} names {name!r:.80}, which is no *.safetensors file of its own folder")
+                raise WeightsError(f"{path} names {name!r:.80}, which is not a *.safetensors file of its own folder")
         return index
 
     def _shards(self, index: Mapping[str, str]) -> list[Path]:
-        """The safetensors files: those the index names, or all there are."""
+        """The safetensors files: those that the index names or, without one, all."""
         if index:
             paths = [self.folder / name for name in sorted(set(index.values()))]
-            # Saved anew beside shards of before, or the other way round: nothing says which is meant.
+            # Left from saving over an older set in the other form: which one is meant cannot be known.
             if WHOLE not in index.values() and (self.folder / WHOLE).exists():
                 raise WeightsError(
                     f"{self.folder} holds two sets of weights, {WHOLE} and the shards of {INDEX}: delete {WHOLE}, or the index "
@@ -270,7 +266,7 @@ class WeightsFolder:
         if not paths:
             pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLES)
             why = (
-                f"only {_few(pickles)}, which could run code when opened and is refused; convert it to safetensors"
+                f"only {_few(pickles)}, which is refused because it could run code when opened: convert it to safetensors"
                 if pickles
                 else "no *.safetensors file"
             )
@@ -278,6 +274,7 @@ class WeightsFolder:
         return paths
 
     def _enter(self, path: Path) -> None:
+        """Adds a file's table of names, shapes and dtypes; no number is read."""
         try:
             with safe_open(path, framework="numpy") as opened:
                 for name in sorted(opened.keys()):
@@ -285,6 +282,7 @@ class WeightsFolder:
                         raise WeightsError(
                             f"{self.folder} has {name} twice, in {self._files[name].name} and {path.name}"
                         )
+                    # A slice gives shape and dtype from the header, without reading the numbers.
                     entry = opened.get_slice(name)
                     self.shapes[name], self._types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
                     self._files[name] = path
@@ -293,5 +291,5 @@ class WeightsFolder:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,6 +1,6 @@
 """Published language models as our trunk: GPT-2, Llama (SmolLM), Qwen 2 and 3, Gemma 2 and 3, in HuggingFace's layout.
 
-A family is settings of the one Transformer and a map of names. What a checkpoint asks for beyond them is refused, not guessed.
+A family is a set of settings of our Transformer and a map of names. Settings that we do not support are refused, not guessed.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,19 +11,10 @@ from typing import Any
 import numpy as np
 
 from generalist.model.config import ModelConfig, RopeConfig
+from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.weights.folder import (
-    Recipe,
-    WeightsError,
-    WeightsFolder,
-    joined,
-    mapped,
-    nested,
-    stacked,
-    tensor,
-    transposed,
-)
+from generalist.weights.folder import Recipe, WeightsError, WeightsFolder, joined, mapped, stacked, tensor, transposed
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3")
 ACTIVATIONS = {
@@ -31,8 +22,8 @@ ACTIVATIONS = {
     "gemma": ("geglu", ("gelu_pytorch_tanh",)),
     "others": ("swiglu", ("silu",)),
 }
-"""Family → our name, and theirs."""
-# Settings that an older config.json leaves out, as the families' own definitions have them.
+"""Family → our activation, and the names of it in their files."""
+# Settings that an older config.json omits, with the defaults of the families' own definitions.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {"layer_norm_epsilon": 1e-5},
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"},
@@ -62,7 +53,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_activation": "gelu_pytorch_tanh",
     },
 }
-# Switches that change what the numbers mean, with the one value that we compute.
+# Switches that change the computation, with the one value that we support.
 REFUSED = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -75,17 +66,17 @@ REFUSED = {
 UNUSED = (
     r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask
     r".*rotary_emb\.inv_freq",
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a Gemma 3 that sees
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a multimodal Gemma 3
 )
 
 
 class LanguageModel:
-    """An opened folder with a language model: our settings for it, and its weights once they are asked for."""
+    """An opened folder with a language model: our settings for it, and its weights when `load` is called."""
 
     def __init__(self, folder: Path | str):
         """
         Raises:
-            WeightsError: there is no such folder, it holds another architecture, or one of its settings is not supported.
+            WeightsError: the folder does not exist, holds another architecture, or has an unsupported setting.
         """
         self.folder = WeightsFolder(Path(folder))
         self.family = self.folder.setting("model_type", str)
@@ -94,6 +85,7 @@ class LanguageModel:
                 f"{folder} holds a {self.folder.architecture} ({self.family}); the language models that can be loaded are "
                 f"{', '.join(FAMILIES)}"
             )
+        # A multimodal Gemma 3 keeps the settings of its language model in a section.
         self._section = "text_config." if self.family == "gemma3" else ""
         self._defaults = DEFAULTS["gemma3" if self.family.startswith("gemma3") else self.family]
         for name, value in REFUSED.items():
@@ -107,34 +99,36 @@ class LanguageModel:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Rows of the text's table."""
+        """Rows of the text table."""
         return self._get("vocab_size")
 
     @cached_property
     def shape(self) -> dict[str, Any]:
-        """The fields of our `ModelConfig` that the model fixes.
+        """The fields of our `ModelConfig` that the checkpoint determines.
 
         Raises:
-            WeightsError: a setting is missing, not supported, or at odds with another.
+            WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
+        # ModelConfig checks consistency; its errors are re-raised with the file's name.
         try:
             shape = self._gpt2_shape() if self.family == "gpt2" else self._llama_shape()
             ModelConfig(**shape)
         except WeightsError:
             raise
         except (ValueError, TypeError) as error:
-            raise WeightsError(f"{self.folder.folder / 'config.json'} has settings that do not fit: {error}") from error
+            raise WeightsError(f"{self.folder.folder / 'config.json'} has inconsistent settings: {error}") from error
         return shape
 
     def _head_size(self, width: int, heads: int) -> int:
         if width % heads:
-            raise WeightsError(f"{self.folder.folder} has {heads} heads, which do not divide its width of {width}")
+            raise WeightsError(f"{self.folder.folder} has {heads} heads, which do not divide its width {width}")
         return width // heads
 
     def _tied(self, default: bool) -> bool:
         return self._get("tie_word_embeddings", bool, self.folder.setting("tie_word_embeddings", bool, default=default))
 
     def _gpt2_shape(self) -> dict[str, Any]:
+        # GPT-2's biases, layer norm and learned positions are fixed by the architecture, not by its config.json.
         width, heads = self._get("n_embd"), self._get("n_head")
         return {
             "width": width,
@@ -187,14 +181,14 @@ class LanguageModel:
             "global_every": every,
             "embedding_scale": float(width**0.5) if gemma else 1.0,
             "query_scale": float(scalar**-0.5) if scalar is not None else None,
-            # Gemma 3 has the setting too, and its definition does not use it.
+            # Gemma 3 has the setting too, but its definition does not use it.
             "attention_softcap": self._softcap("attn_logit_softcapping") if self.family == "gemma2" else 0.0,
             "logit_softcap": self._softcap("final_logit_softcapping"),
         }
 
     def _softcap(self, name: str) -> float:
         settings = self.folder.setting("text_config", dict) if self._section else self.folder.config
-        if not self.family.startswith("gemma") or (name in settings and settings[name] is None):  # null means none
+        if not self.family.startswith("gemma") or (name in settings and settings[name] is None):  # null means no bound
             return 0.0
         return float(self._get(name, (int, float), 0.0))
 
@@ -207,19 +201,22 @@ class LanguageModel:
         return ours
 
     def _windows(self) -> tuple[int, int]:
-        """Size of the sliding window, and which layers have none: every so many."""
+        """Size of the sliding window, and n such that every n-th layer has none."""
+        # Newer files list a kind per layer, older ones give only the pattern's period.
         layers, gemma = self._get("num_hidden_layers"), self.family.startswith("gemma")
         every = self._get("sliding_window_pattern") if gemma else 1
         kinds = self._get("layer_types", list, _kinds(layers, every))
         every = kinds.index("full_attention") + 1 if "full_attention" in kinds else layers + 1
         if kinds != _kinds(layers, every) or (every > 1 and not gemma):
             raise WeightsError(
-                f"{self.folder.folder} has layer_types of which not every nth is the full one, the others having a window: "
-                "other orders are not supported"
+                f"{self.folder.folder} has layer_types in an unsupported order: every n-th layer must be full_attention and "
+                "all others sliding_attention"
             )
         return (self._get("sliding_window"), every) if every > 1 else (0, 1)
 
     def _rope(self) -> RopeConfig:
+        """The rotary settings, from either of the forms in which the families have stored them."""
+        # Newest form: rope_parameters, for Gemma 3 per kind of layer. Older: rope_theta and rope_scaling.
         stored: dict[str, Any] = self._get("rope_parameters", dict, {})
         local: dict[str, Any] = {}
         if "full_attention" in stored:
@@ -256,12 +253,13 @@ class LanguageModel:
             raise WeightsError(f"{self.folder.folder / 'config.json'}: {kind} rotary positions lack {error}") from error
 
     def text(self) -> TextTokenizer:
-        """Its tokenizer: `tokenizer.json` or, where there is none, a SentencePiece `tokenizer.model`.
+        """Its tokenizer: `tokenizer.json` or, if it is missing, a SentencePiece `tokenizer.model`.
 
         Raises:
-            WeightsError: there is neither, it is damaged, or has more pieces than the model has rows.
-            ImportError: a `tokenizer.json` without the package `tokenizers`.
+            WeightsError: both are missing, the file is damaged, or it has more pieces than the model has rows.
+            ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
         """
+        # tokenizer.json first: it also has the added tokens, which the SentencePiece model lacks.
         for name in ("tokenizer.json", "tokenizer.model"):
             path = self.folder.folder / name
             if path.is_file():
@@ -275,28 +273,30 @@ class LanguageModel:
         raise WeightsError(f"{self.folder.folder} has neither tokenizer.json nor tokenizer.model: add one")
 
     def marks(self) -> dict[str, int]:
-        """The ids of its own marks of a text's beginning and end, as far as it has them: "bos" and "eos"."""
+        """The ids of its markers of a text's beginning and end, "bos" and "eos", as far as it has them."""
         found, own = {}, self.folder.setting("text_config", dict, default={})
         for name in ("bos", "eos"):
             value = own.get(f"{name}_token_id", self.folder.config.get(f"{name}_token_id"))
+            # Chat models list several end markers; the first ends a text.
             value = value[0] if isinstance(value, list) and value else value
             if isinstance(value, int) and 0 <= value < self.vocabulary:
                 found[name] = value
         return found
 
     def load(self, vocabulary: Vocabulary, place: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
-        """Our parameters that the checkpoint has, nested, float32; with rows for the vocabulary's other tokens, drawn like the
-        text's own (each column's mean and deviation), so that their logits are no larger. Its marks of beginning and end are
-        the rows of ours.
+        """The parameters that the checkpoint provides, nested, float32, with rows for the vocabulary's other tokens. Those are
+        drawn with the mean and deviation of each column of the text rows, so that their logits are no larger; our markers of
+        beginning and end get the checkpoint's rows.
 
         Args:
-            place: path and array, in the file's type → what is kept of it, as soon as it is read: no more than two of them are
-                then in this machine's memory at once. None keeps float32 here.
+            place: path and array, in the file's dtype → what is kept of it, called as soon as it is read: at most two arrays
+                are then in this machine's memory at once. None keeps float32 here.
 
         Raises:
-            WeightsError: tensors are missing, left over or of other shapes than the settings say.
+            WeightsError: tensors are missing, left over or have unexpected shapes.
         """
         keep = place or (lambda path, array: np.asarray(array, np.float32))
+        # A fixed seed: every host of a run draws the same rows for tokens that the checkpoint lacks.
         rng, arrays = np.random.default_rng(0), {}
         for path, array in self.folder.stream(*self._recipes()):
             if path in ("tokens/text", "output/text"):
@@ -306,20 +306,21 @@ class LanguageModel:
         return nested(arrays)
 
     def check(self) -> None:
-        """Raises `WeightsError` unless its tensors are those that its settings say; reads no number."""
+        """Raises `WeightsError` unless its tensors match its settings; reads no number."""
         self.folder.check(*self._recipes())
 
     def _recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
-        """How our parameters are made of its tensors, and which others it may have."""
+        """Recipes of our parameters, and patterns of tensors that may be present but are not used."""
         recipes = self._gpt2_recipes() if self.family == "gpt2" else self._llama_recipes()
         if self.shape["tied_output"]:
+            # Tied models may still store the output matrix, as a copy of the embedding.
             return recipes, (*UNUSED, r"(language_model\.)?lm_head\.weight")
         heads = ("language_model.lm_head.weight", "lm_head.weight")
         name = next((one for one in heads if one in self.folder.shapes), heads[1])
         return recipes | {"output/text": tensor(name, self.vocabulary, self.shape["width"])}, UNUSED
 
     def _other_rows(self, text: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
-        """Rows of the tokens that the text's table has not."""
+        """Rows of the tokens that the text table lacks, float32 (others, D)."""
         text = text.astype(np.float32)
         count = vocabulary.size - vocabulary.text
         other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
@@ -342,7 +343,7 @@ class LanguageModel:
             }
 
         def linear(ours: str, theirs: str, inputs: int, outputs: int) -> dict[str, Recipe]:
-            # GPT-2 alone keeps kernels as (inputs, outputs).
+            # Only GPT-2 stores kernels as (inputs, outputs).
             return {
                 f"{ours}/kernel": tensor(f"{theirs}.weight", inputs, outputs),
                 f"{ours}/bias": tensor(f"{theirs}.bias", outputs),
@@ -375,11 +376,12 @@ class LanguageModel:
         prefix = next((one for one in prefixes if f"{one}embed_tokens.weight" in self.folder.shapes), "model.")
 
         def norm(ours: str, theirs: str, length: int = width) -> dict[str, Recipe]:
-            # Our gain is 1 + scale, and so is Gemma's; the others store the gain itself.
+            # Our gain is 1 + scale, as Gemma's is; the others store the gain itself.
             stored = tensor(f"{theirs}.weight", length)
             return {f"{ours}/scale": stored if gemma else mapped(stored, lambda gain: gain.astype(np.float32) - 1)}
 
         def layer(index: int) -> dict[str, Recipe]:
+            # Kernels that read the same input are one matrix here: query, key and value; gate and up.
             name = f"{prefix}layers.{index}"
             heads = [(f"{name}.self_attn.{which}_proj", inner if which == "q" else kv_inner) for which in "qkv"]
             recipes = {
@@ -392,6 +394,7 @@ class LanguageModel:
                 "feed_forward/down/kernel": transposed(f"{name}.mlp.down_proj.weight", width, hidden),
             }
             if gemma:
+                # Gemma's names: its post_attention_layernorm is a post-norm, in the others the pre-norm of the feed-forward.
                 recipes |= norm("attention_post_norm", f"{name}.post_attention_layernorm")
                 recipes |= norm("feed_forward_norm", f"{name}.pre_feedforward_layernorm")
                 recipes |= norm("feed_forward_post_norm", f"{name}.post_feedforward_layernorm")
@@ -412,5 +415,5 @@ class LanguageModel:
 
 
 def _kinds(layers: int, every: int) -> list[str]:
-    """The kinds of layers where each `every`th is full and the others have a window."""
+    """The kinds of layers if every `every`-th is full and the others have a window."""
     return ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]

@@ -1,7 +1,7 @@
-"""Tensors from a file that PyTorch wrote before version 1.6, without PyTorch and without running what the file says.
+"""Tensors from a file in PyTorch's format before version 1.6, read without PyTorch and without running code from the file.
 
-Such a file is a row of pickles, a program for a small machine that can call anything. The reader here knows ordered
-dictionaries, the types of storages and how a tensor is laid over one; any other name ends the reading.
+Such a file is a sequence of pickles, programs for a small machine that can call any function. This reader knows ordered
+dictionaries, the types of storages and the strides of tensors; any other name raises an error.
 """
 
 import collections
@@ -20,7 +20,7 @@ TYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}
 
 
 class _Tensor(tuple):
-    """Storage key, offset, shape and strides, all but the key in elements."""
+    """Storage key, offset, shape and strides; offset and strides count elements."""
 
 
 def _rebuild(storage: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
@@ -28,22 +28,26 @@ def _rebuild(storage: str, offset: int, shape: tuple[int, ...], strides: tuple[i
 
 
 class _Reader(pickle.Unpickler):
-    """Builds dictionaries of tensors and nothing else."""
+    """An unpickler that builds dictionaries of tensors and nothing else."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
         self.storages: dict[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        # Every callable of a pickle goes through here: what is not listed cannot be called.
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
         if module == "torch" and name in TYPES:
             return TYPES[name]
-        raise WeightsError(f"the file asks for {module}.{name}, which tensors do not need: it is refused")
+        raise WeightsError(
+            f"the file asks for {module}.{name}, which tensors do not need, so it is refused: use a file that holds tensors alone"
+        )
 
     def persistent_load(self, pid: Any) -> str:
+        # Numbers follow behind the pickles; here only the type of each storage is noted.
         kind, dtype, key = pid[:3]
         if kind != "storage" or dtype not in TYPES.values():
             raise WeightsError(f"the file holds a {kind!r} of an unknown type")
@@ -52,16 +56,17 @@ class _Reader(pickle.Unpickler):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Name → tensor.
+    """Name → tensor, float32 or int64.
 
     Raises:
-        WeightsError: the file is truncated, of another format, or asks for more than tensors.
+        WeightsError: the file is truncated, has another format, or refers to more than tensors.
     """
     try:
         with path.open("rb") as file:
             return _read(file)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    # A damaged pickle can raise any of these.
     except (
         OSError,
         EOFError,
@@ -76,6 +81,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    # Five pickles in a row: magic number, protocol, machine, tensors, keys of the storages.
     if _Reader(file).load() != MAGIC or _Reader(file).load() != PROTOCOL:
         raise WeightsError("not PyTorch's format before version 1.6")
     _Reader(file).load()  # the sizes of numbers on the machine that wrote it
@@ -86,6 +92,7 @@ def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
 
 
 def _storage(file: IO[bytes], dtype: Any) -> np.ndarray:
+    """The next storage of the file, (count,): a little-endian count and that many numbers."""
     (count,) = struct.unpack("<q", file.read(8))
     data = np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
     if len(data) != count:
@@ -96,6 +103,7 @@ def _storage(file: IO[bytes], dtype: Any) -> np.ndarray:
 def _laid_out(
     storages: dict[str, np.ndarray], key: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
+    # as_strided does not check bounds: strides from the file could read memory outside the storage.
     data = storages[key]
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if offset < 0 or min((*shape, *strides, 1)) < 0 or last >= len(data):

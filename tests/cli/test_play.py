@@ -19,6 +19,7 @@ from generalist.envs.registry import get
 from generalist.envs.rendering import NoGraphics, frame
 from generalist.envs.suites.babyai import BabyAITask
 from generalist.envs.task import GaveUp, Policy
+from generalist.inference.generalist import Generalist
 from generalist.run import named_weights
 
 # One a suite; MuJoCo's are skipped where there is no OpenGL.
@@ -174,14 +175,14 @@ class Unseen(gym.Env):
     [
         (
             NotImplementedError(),
-            r"Unseen has no render\(\), so that it can be played and scored, but not shown: write one",
+            r"Unseen has no render\(\), so it can be played and scored but not shown: write one",
         ),
         (
             KeyError("surface"),
-            r"Unseen can't be shown, its render\(\) fails \(KeyError: 'surface'\): write one that gives",
+            r"Unseen cannot be shown: its render\(\) fails \(KeyError: 'surface'\): write one that gives",
         ),
-        (None, r"Unseen can't be shown, its render\(\) gives NoneType: write one that gives \(H, W, 3\) bytes"),
-        (np.zeros((4, 4)), r"its render\(\) gives an array of float64 \(4, 4\): write one"),
+        (None, r"Unseen cannot be shown: its render\(\) returns NoneType: write one that gives \(H, W, 3\) bytes"),
+        (np.zeros((4, 4)), r"its render\(\) returns an array of float64 \(4, 4\): write one"),
     ],
 )
 def test_what_can_not_be_drawn_says_so(drawn: Any, message: str) -> None:
@@ -199,7 +200,7 @@ def test_no_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_mp4_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(video.MissingVideo, match=r"pip install 'generalist\[video\]', or name a .gif or .webp"):
+    with pytest.raises(video.MissingVideo, match=r"pip install 'generalist\[video\]', or choose .gif or .webp"):
         video.check_path(tmp_path / "a.mp4")
     video.check_path(tmp_path / "a.gif")
 

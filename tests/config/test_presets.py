@@ -6,9 +6,9 @@ from flax import nnx
 
 from generalist.config.presets import PRESETS, preset
 from generalist.config.run import check_complete
+from generalist.model.params import divided
 from generalist.model.transformer import count_parameters, create
 from generalist.run.shapes import without_data
-from generalist.training.state import divided
 from generalist.vision.vit import SO400M
 
 # In millions: the frozen language model, its gated layers, the resampler, the encoder, and all (Flamingo, table 5).

@@ -155,7 +155,11 @@ def test_infos_are_copies():
 @pytest.mark.parametrize(
     ("method", "value", "message"),
     [
-        ("reset", (np.zeros(1), {"instruction": 3}), r'own/x: info\["instruction"\] of reset is 3: it must be a text'),
+        (
+            "reset",
+            (np.zeros(1), {"instruction": 3}),
+            r'own/x: info\["instruction"\] of reset is 3: it must be a string',
+        ),
         ("reset", np.zeros(1), r"own/x: reset\(\) must return an observation and a dictionary"),
         ("reset", (np.zeros(2), {}), r"own/x: the observation has shape \(2,\), but its space has \(1,\)"),
         ("step", (np.zeros(1), [1, 2], False, False, {}), r"own/x: the reward is \[1, 2\]: it must be one number"),

@@ -31,10 +31,10 @@ from generalist.envs.custom import (
     save_demonstrations,
 )
 from generalist.eval.control.agents import Demonstrations, parse_agent, play
+from generalist.experiment.beforehand import check
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.run.named_weights import run_settings
-from generalist.run.tasks import record_missing
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -128,7 +128,7 @@ def test_it_is_played_by_the_weights_that_know_it(
         assert film.n_frames == 11  # the start and ten steps
     assert "own/beacon: name the lit beacon" in capsys.readouterr().out
     assert main([command[0], "own/other", *command[2:]]) == 1
-    assert "the weights know no environment 'own/other'; of one's own they know: own/beacon" in _line(capsys)
+    assert "the weights know no environment 'own/other'; of your own they know: own/beacon" in _line(capsys)
     assert main(["play", "own/beacon", "--random", "--video", str(video)]) == 1
     assert (
         "is known only by the weights that were trained on it: name them with --run or --weights, and leave"
@@ -216,13 +216,13 @@ def edit(folder: Path, **changes: Any) -> Path:
 def test_an_environment_that_does_not_fit_is_said_before_anything(tmp_path: Path, changes: dict, message: str):
     folder = edit(record(tmp_path / "beacon").folder, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        record_missing(config(tmp_path, folder), Console(quiet=True))
+        check(config(tmp_path, folder), Console(quiet=True))
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_without_demonstrations_is_said(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere holds no data set"):
-        record_missing(config(tmp_path, tmp_path / "nowhere"), Console(quiet=True))
+        check(config(tmp_path, tmp_path / "nowhere"), Console(quiet=True))
     with pytest.raises(FileNotFoundError, match="nowhere holds no data set"):
         own_tasks([f"CartPole-v1={tmp_path / 'nowhere'}"])
     folder = record(tmp_path / "a" / "beacon").folder

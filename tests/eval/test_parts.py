@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from generalist.config.data import mixed
+from generalist.config.data import DataConfig, mixed, read_mixture
 from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.data.documents import DocumentError
+from generalist.data.examples import TextExamples
+from generalist.data.source import KINDS, Reading, Source, Stored, register
 from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.prose import Prose
 from generalist.eval.parts import registry
@@ -25,6 +27,8 @@ from generalist.eval.results import file as report
 from generalist.eval.results.scores import Estimate
 from generalist.experiment import pipeline
 from generalist.inference.generalist import Generalist
+from generalist.plan.program import source_weights
+from generalist.run.named_weights import run_settings
 
 
 class LargestWeight(Part):
@@ -62,17 +66,37 @@ def documents(folder: Path, count: int) -> Path:
     return path
 
 
+@register("counting")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counting(Source):
+    """A source in a file of its own: it counts."""
+
+    weight: float = 0.5
+    numbers: int = 40
+
+    def texts(self, stored: Stored) -> list[str]:
+        return [" ".join(map(str, range(self.numbers)))]
+
+    def open(self, stored: Stored, reading: Reading) -> list[TextExamples]:
+        ids = reading.assembler.text_tokenizer.encode(self.texts(stored)[0])
+        return [TextExamples(ids=ids, length=reading.length - 1, assembler=reading.assembler)]
+
+
+KINDS.pop("counting")  # only where a test gives it to a run by itself
+
+
 def smallest(folder: Path, heldout: Path | None) -> Config:
-    """Two steps on prose."""
+    """Two steps on prose, and on a source of this file."""
     base = debug()
     data = dataclasses.replace(
         base.data,
         folder=folder / "data",
         sources=mixed(
+            counting=Counting(),
             prose=Prose(megabytes=0.3, evaluation_windows=4),
             documents=OwnDocuments(heldout=heldout, evaluation_documents=6),
         ),
-        only=("prose",),
+        only=("prose", "counting"),
     )
     training = dataclasses.replace(base.training, steps=2, warmup=1, checkpoint_every=2, log_every=1)
     return dataclasses.replace(base, runs=folder / "runs", data=data, training=training)
@@ -80,11 +104,13 @@ def smallest(folder: Path, heldout: Path | None) -> Config:
 
 @pytest.fixture(scope="module")
 def added() -> Any:
-    """The part is registered, and gone afterwards."""
+    """The part and the source are registered, and gone afterwards."""
     before = list(registry.PARTS)
     registry.register(LargestWeight())
+    KINDS["counting"] = Counting
     yield registry.PARTS[-1]
     registry.PARTS[:] = before
+    del KINDS["counting"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +134,54 @@ def test_a_part_in_a_file_of_its_own_is_computed_stored_and_shown(evaluated: tup
     console = Console(record=True, width=120)
     compare(found, found, console)
     assert "Largest weight" in console.export_text()
+
+
+def test_a_source_in_a_file_of_its_own_is_planned_trained_on_and_reported(
+    evaluated: tuple[Config, str], tmp_path: Path
+):
+    config, _ = evaluated
+    assert source_weights(config) == {"prose": 1.0, "counting": 0.5}
+    lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss/prose", "loss/counting", "accuracy/counting"} <= lines[-1].keys()
+    page.write(config.folder / "results.json", tmp_path / "report.html", Console(quiet=True))
+    assert "counting" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    settings = json.loads((config.folder / "config.json").read_text())["data"]
+    assert settings["counting"] == {"numbers": 40, "weight": 0.5}
+    assert run_settings(config.folder).data.sources["counting"] == Counting()
+    (tmp_path / "mixture.yaml").write_text("counting: {weight: 2.0}\nmore: {kind: counting, numbers: 9}\n")
+    read = read_mixture(tmp_path / "mixture.yaml")
+    assert read == {"counting": Counting(weight=2.0), "more": Counting(numbers=9)} and list(read) == [
+        "counting",
+        "more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prose: [1]", "data.prose must be an object with a source's settings"),
+        ("rows: {kind: prose}", "a source can't be called rows, which is a setting of data"),
+        ("tale: {weight: 1.0}", "data.tale: there is no source of the kind 'tale', only metaworld"),
+        ("prose: {wieght: 1.0}", "unknown setting data.prose.wieght"),
+        ("prose: {weight: heavy}", "data.prose.weight must be of type float, got 'heavy'"),
+        ("- prose", "must have the names of sources with their settings"),
+        ("prose: {", "is no YAML file"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "mixture.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        DataConfig(sources=read_mixture(tmp_path / "mixture.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_only_some_sources_take_part():
+    data = DataConfig(only=("emoji", "classic"))
+    assert list(data.taking_part) == ["classic", "emoji"]
+    with pytest.raises(ValueError, match="data.only: there is no source 'emojis', only metaworld"):
+        DataConfig(only=("emojis",))
+    with pytest.raises(ValueError, match="data.only names documents, which takes no part"):
+        DataConfig(only=("documents",))
 
 
 def test_a_section_is_there_only_if_its_part_applies(evaluated: tuple[Config, str]):

@@ -339,7 +339,9 @@ def test_a_dict_of_arrays_is_a_demonstration(registered: Callable[..., str], tmp
         np.testing.assert_array_equal(observations["place"], seen["place"][:-1].astype(np.float32))
         np.testing.assert_array_equal(observations["goal/0"], seen["goal"][0][:-1])
         np.testing.assert_array_equal(actions["how"], done["how"].astype(np.float32))
-    with pytest.raises(ValueError, match="x9: demonstration 0: the observations are a dict without the part 'place'"):
+    with pytest.raises(
+        ValueError, match="x9: demonstration 0: the observations are a dict that lacks the part 'place'"
+    ):
         spoilt = dataclasses.replace(played, observations={"goal": seen["goal"]})
         save_demonstrations(id, [spoilt], folder=tmp_path / "x9", instruction="go")
 

@@ -17,9 +17,8 @@ from generalist.experiment.warm_start import fitted
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelSpec
+from generalist.model.params import flat, nested
 from generalist.model.transformer import create
-from generalist.training.sharding import flat
-from generalist.weights.folder import nested
 
 
 def example(generalist: Generalist) -> Batch:

@@ -18,10 +18,11 @@ from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.data.batch import Batch
 from generalist.data.sources.control import Classic
-from generalist.inference.decode import allow, confine, median
+from generalist.inference.decode import allow
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
+from generalist.inference.sampling import confine, median
 from generalist.inference.score import log_likelihood
 from generalist.model.attend import attend
 from generalist.model.attention import angles, rotate

@@ -16,9 +16,11 @@ from PIL import Image
 
 from generalist.data.documents import DocumentError
 from generalist.inference import prompt as prompts
+from generalist.inference import writing
 from generalist.inference.generalist import Generalist
-from generalist.inference.prompt import AgentPrompt, Decoding, draw
+from generalist.inference.prompt import AgentPrompt
 from generalist.inference.rows import stack_rows
+from generalist.inference.sampling import Decoding, draw
 from generalist.inference.score import log_likelihood
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.sequence import CHUNK_END, Predicted
@@ -40,7 +42,7 @@ def whole_pass(graph: nnx.GraphDef, params: Any, batch: Any) -> jax.Array:
 def plainly(generalist: Generalist, parts: list[Any], tokens: int) -> str:
     """The likeliest next id over and over, each from a whole pass without a cache."""
     assembler = generalist.assembler
-    allowed = np.flatnonzero(prompts.writable(generalist)[0])
+    allowed = np.flatnonzero(writing.writable(generalist)[0])
     sequence, ids = assembler.document(parts, is_open=True), []
     for _ in range(tokens):
         batch = generalist.on_device(stack_rows([sequence], 64, pad=generalist.vocabulary.pad))
@@ -79,7 +81,7 @@ def test_one_beam_and_streaming_give_the_plain_text(make_model: Callable[..., Ge
         plain = generalist.prompt(parts, tokens=6)
         assert "".join(generalist.stream(parts, tokens=6)) == plain
         rows, logits, room = prompts._begin(generalist, [parts], None, 6)
-        assert prompts._beam_search(generalist, rows, logits, Decoding(tokens=6), room) == [plain]
+        assert writing.beam_search(generalist, rows, logits, Decoding(tokens=6), room) == [plain]
     drawn = {"tokens": 6, "temperature": 1.5, "seed": 3}
     assert "".join(generalist.stream(PROMPTS[0], **drawn)) == generalist.prompt(PROMPTS[0], **drawn)
 
@@ -93,7 +95,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
     end, parts = generalist.vocabulary.chunk_end, PROMPTS[0]
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
     allowed[0, [*pieces, end]] = True
-    monkeypatch.setattr(prompts, "writable", lambda _: allowed)
+    monkeypatch.setattr(writing, "writable", lambda _: allowed)
 
     @functools.cache
     def ahead(ids: tuple[int, ...]) -> np.ndarray:
@@ -209,8 +211,8 @@ def test_an_agent_is_told_and_shown_and_acts(make_model: Callable[..., Generalis
         (["push"], {"top_k": 3}, "set temperature above 0"),
         (["push"], {"beams": 3, "temperature": 1.0}, "leave out either beams or temperature"),
         (["push"], {"stop": "the"}, "stop must be a sequence of texts"),
-        (["push"], {"choices": []}, "choices must be texts that are not empty"),
-        (["push"], {"choices": ["a"], "tokens": 3}, "choices are not written: leave out tokens"),
+        (["push"], {"choices": []}, "choices must be non-empty texts"),
+        (["push"], {"choices": ["a"], "tokens": 3}, "choices are ranked, not written: leave out tokens"),
     ],
 )
 def test_a_prompt_that_can_not_be_read(

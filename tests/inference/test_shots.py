@@ -58,13 +58,13 @@ def test_shots_of_both_files_are_the_same(folder: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no entry"),
+        ("", "has no entries"),
         ('{"image": "0.png"}', "line 1 has no answer: give it one"),
         (
             '{"image": "0.png", "answer": "a"}\n{"image": "0.png", "answer": " "}',
             "line 2: its answer is ' ' instead of text",
         ),
-        ('{"image": "0.png", "anwser": "a"}', "line 1 has 'anwser': there are answer, image, question"),
+        ('{"image": "0.png", "anwser": "a"}', "line 1 has 'anwser': known are answer, image, question"),
         ('{"answer": "a"}', "neither an image nor a question"),
         ('{"image": "../0.png", "answer": "a"}', "outside the folder"),
         ('{"image": "9.png", "answer": "a"}', "there is no image .*9.png"),
@@ -99,7 +99,9 @@ def test_a_json_list_is_read(folder: Path):
     with pytest.raises(DocumentError, match=r"shots.json holds dict instead of a list of shots"):
         load_shots(folder / "shots.json")
     write(folder / "shots.json", entries)
-    with pytest.raises(DocumentError, match=r"shots.json is not JSON .*; a file with an entry a line is called .jsonl"):
+    with pytest.raises(
+        DocumentError, match=r"shots.json is not JSON .*; a file with one entry per line must end in .jsonl"
+    ):
         load_shots(folder / "shots.json")
 
 
@@ -123,7 +125,7 @@ def test_yaml_runs_nothing(folder: Path):
     with pytest.raises(DocumentError, match="holds dict instead of a list"):
         load_shots(path)
     path.write_text("- {question: a, question: b, answer: c}\n")
-    with pytest.raises(DocumentError, match="entry 1 has 'question' twice, of which one would be lost"):
+    with pytest.raises(DocumentError, match="entry 1 has 'question' twice, and one of them would be lost"):
         load_shots(path)
     path.write_text("- {question: is it so, answer: yes}\n")
     with pytest.raises(DocumentError, match="entry 1: its answer is True instead of text: put it in quotes"):
@@ -233,7 +235,9 @@ def test_a_file_is_an_image_whatever_its_name(folder: Path, monkeypatch: pytest.
     assert part_of("a photo of") == "a photo of"
     assert part_of("what is in 1.png? ") == "what is in 1.png? "
     assert part_of("x" * 5000) == "x" * 5000
-    with pytest.raises(ValueError, match=r"part 2 of the prompt is the text '1.png', but also an image: give Path"):
+    with pytest.raises(
+        ValueError, match=r"part 2 of the prompt is the text '1.png', but also names an image file: pass Path"
+    ):
         check_parts(["a cat", "1.png"])
 
 

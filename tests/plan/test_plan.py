@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_with_the_remedy(arguments: list[str], message: st
 
 def test_help_imports_no_jax():
     code = (
-        "import sys\nfrom generalist.cli import main\ntry:\n    main(['plan', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom generalist.cli.main import main\ntry:\n    main(['plan', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'jax' not in sys.modules and 'gymnasium' not in sys.modules"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

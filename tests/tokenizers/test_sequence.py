@@ -340,13 +340,13 @@ def test_steps_that_do_not_fit():
     with pytest.raises(ValueError, match="different numbers of steps, or none"):
         assembler().step(TOY, {"": np.zeros((0, 2), np.int64)}, hide_actions=True)
     wide = layout(gs.MultiBinary(512), gs.Discrete(2))
-    with pytest.raises(ValueError, match=r"512 observation positions, but there are 511.*projected"):
+    with pytest.raises(ValueError, match=r"512 observation positions, more than the 511.*projected"):
         assembler().step(wide, {"": np.zeros((1, 512), np.int8)}, hide_actions=True)
     tensor = layout(gs.Box(-1, 1, (4,)), gs.Discrete(2), tensors="projected", offset=3)
-    with pytest.raises(ValueError, match="columns 3 to 7 but projection_width is 6"):
+    with pytest.raises(ValueError, match="columns 3 to 7 exceed projection_width = 6"):
         assembler(projection_width=6).step(tensor, {"": np.zeros((1, 4))}, hide_actions=True)
     frame = layout(gs.Box(0, 255, (8, 8, 3), np.uint8), gs.Discrete(2), images="frame", frame_size=8)
-    with pytest.raises(ValueError, match=r"a frame of toy has 8 pixels a side.*frame_size 16"):
+    with pytest.raises(ValueError, match=r"a frame of toy has 8 pixels per side.*frame_size 16"):
         assembler().step(frame, {"": np.zeros((1, 8, 8, 3), np.uint8)}, hide_actions=True)
 
 

@@ -42,7 +42,7 @@ def test_a_value_enters_as_it_is(space: gym.Space, value: Any, entered: Any):
 @pytest.mark.parametrize(
     ("space", "value", "message"),
     [
-        (BYTES, np.full((8, 8, 3), 0.5), "it is of type float64, but its space holds whole numbers of type uint8"),
+        (BYTES, np.full((8, 8, 3), 0.5), "it is of type float64, but its space holds integers of type uint8"),
         (BYTES, np.zeros((8, 8, 3), np.float32), "it is of type float32"),  # black, of a scaled image
         (BYTES, np.zeros((3, 8, 8), np.uint8), r"it has shape \(3, 8, 8\), but its space has \(8, 8, 3\)"),
         (BYTES, np.full((8, 8, 3), 256), "it is 256, outside 0..255"),
@@ -60,8 +60,8 @@ def test_a_value_enters_as_it_is(space: gym.Space, value: Any, entered: Any):
         (spaces.Discrete(3), [1], r"it has shape \(1,\)"),
         (spaces.MultiDiscrete([3, 2]), [0, 2], r"it is 2 at \[1\], outside 0..1"),
         (spaces.MultiBinary(2), [0, 2], "it is 2, not 0 or 1"),
-        (spaces.Text(3), "abcd", "it is 'abcd', not a text of"),
-        (spaces.Text(3), b"abc", "not a text"),
+        (spaces.Text(3), "abcd", "it is 'abcd', not a string of"),
+        (spaces.Text(3), b"abc", "not a string"),
         (ARM, {"arm": {"joints": [0, np.nan]}, "grip": 1}, r"it part 'arm/joints' is nan at \[1\]"),
         (ARM, {"arm": {}, "grip": 1}, "it part 'arm/joints' is missing"),
         (ARM, {"arm": {"joints": [0, 0]}, "grip": 0}, "it part 'grip' is 0, outside 1..3"),
@@ -120,7 +120,7 @@ def test_columns_are_taken_apart_into_steps():
         assert [one for one, _ in found] == [0, 1] and [two.sum() for _, two in found] == [0, 2]
     nested = steps_of(ARM, {"arm": {"joints": np.zeros((3, 2))}, "grip": [1, 2, 3]}, "they")
     assert [value["grip"] for value in nested] == [1, 2, 3] and nested[0]["arm"]["joints"].shape == (2,)
-    with pytest.raises(ValueError, match="they are a dict without the part 'grip'"):
+    with pytest.raises(ValueError, match="they are a dict that lacks the part 'grip'"):
         steps_of(ARM, {"arm": {"joints": np.zeros((3, 2))}}, "they")
     with pytest.raises(ValueError, match="they have parts of different lengths: {'arm': 3, 'grip': 2}"):
         steps_of(ARM, {"arm": {"joints": np.zeros((3, 2))}, "grip": [1, 2]}, "they")
@@ -140,7 +140,7 @@ def test_columns_are_taken_apart_into_steps():
         (spaces.Box(0, 255, (4, 84, 84), np.uint8), "looks like a stack of 4 frames: .* TransformObservation|Dict"),
         (spaces.Box(0, 255, (3, 84, 84), np.uint8), "looks like an image with its channels first"),
         (spaces.Box(0, 255, (84, 84, 12), np.uint8), r"looks like a stack of frames \(12 channels\)"),
-        (spaces.Text(4), "is a Text, whose length changes"),
+        (spaces.Text(4), "is a Text, whose length varies"),
     ],
 )
 def test_a_space_that_cannot_be_learnt_is_refused_by_part(space: gym.Space, message: str):

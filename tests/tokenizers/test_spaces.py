@@ -240,7 +240,7 @@ def test_frames_show_what_is_unusual():
 def test_damaged_statistics_of_frames_are_found(text):
     data = standardised_frames().to_json()
     data["frames"][""][0] = text
-    with pytest.raises(ValueError, match="no RGB image of 4 pixels a side") as error:
+    with pytest.raises(ValueError, match="not an RGB image of 4 pixels per side") as error:
         SpaceTokenizer.from_json(data)
     assert "\n" not in str(error.value)
 
@@ -293,7 +293,7 @@ def test_what_does_not_fit_says_so(space, settings, message):
         ({"a": np.zeros((1, 3)), "b": np.array([0])}, r"'a' must have shape \(T, 2\), got \(1, 3\)"),
         ({"a": np.full((1, 2), np.nan), "b": np.array([0])}, "part 'a': a number is NaN"),
         ({"a": np.zeros((1, 2)), "b": np.array([9])}, r"part 'b': value 9 of number 0 is outside 0\.\.3"),
-        ({"a": np.zeros((1, 2)), "b": np.array([0.5])}, "part 'b': .*whole"),
+        ({"a": np.zeros((1, 2)), "b": np.array([0.5])}, "part 'b': .*integer"),
     ],
 )
 @pytest.mark.parametrize("tensors", ["tokens", "projected"])

@@ -11,11 +11,12 @@ import pytest
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.params import flat
 from generalist.model.transformer import create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.optimizer import schedule
-from generalist.training.sharding import flat, make_mesh
+from generalist.training.sharding import make_mesh
 from generalist.training.state import TrainState
 from generalist.training.token_trainer import TokenTrainer, make_trainer
 

@@ -76,7 +76,7 @@ def test_pixels_that_are_not_standardised(copy: Path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("clip", {"size": {"height": 30, "width": 34}}, "size must be {'height': 24, 'width': 24}, as the tower takes"),
+        ("clip", {"size": {"height": 30, "width": 34}}, "size must be {'height': 24, 'width': 24}, the tower's input"),
         ("clip", {"crop_size": {"height": 20, "width": 24}}, "crop_size must be {'height': 24"),
         ("clip", {"do_center_crop": False}, "do_center_crop must be True"),
         ("clip", {"size": {"shortest_edge": "28"}}, "size.shortest_edge must be a whole number above 0"),

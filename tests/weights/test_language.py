@@ -20,12 +20,11 @@ from generalist.config.presets import debug
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.params import divided, flat, united
 from generalist.model.transformer import Transformer, create
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.sharding import flat
-from generalist.training.state import divided, united
 from generalist.training.token_trainer import make_trainer
 from generalist.training.tokens import load_trunk
 from generalist.weights.folder import WeightsError, WeightsFolder
@@ -279,12 +278,12 @@ def test_a_sentencepiece_model_serves_as_well(copy: Path):
         ({"hidden_size": "16"}, "not of the expected type"),
         ({"num_hidden_layers": -2}, "num_hidden_layers = -2: it must be above 0"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
-        ({"num_attention_heads": 5}, "5 heads, which do not divide its width of 16"),
+        ({"num_attention_heads": 5}, "5 heads, which do not divide its width 16"),
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, r"model\.heads \(8\) must be a multiple of"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": "much"}}, "settings that do not fit: could not convert"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "much"}}, "inconsistent settings: could not convert"),
         ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "model.rope.factor must be above 0"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "model.rope.base must be above 0"),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types of which"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types in"),
     ],
 )
 def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], message: str):
@@ -299,7 +298,7 @@ def test_layers_with_windows_in_another_order(tmp_path: Path):
     settings = json.loads((folder / "config.json").read_text())
     settings["layer_types"].reverse()
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(WeightsError, match="layer_types of which not every nth is the full one"):
+    with pytest.raises(WeightsError, match="layer_types in an unsupported order"):
         _ = LanguageModel(folder).shape
 
 
@@ -354,5 +353,5 @@ def test_truncated_shards_and_pickles(tmp_path: Path):
     for path in (*shards[1:], folder / "model.safetensors.index.json"):
         path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(WeightsError, match=r"pytorch_model.bin, which could run code"):
+    with pytest.raises(WeightsError, match=r"pytorch_model.bin, which is refused because it could run code"):
         LanguageModel(folder)

@@ -82,12 +82,10 @@ def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(we
     """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
     known = Generalist.load(weights)
     without = dataclasses.replace(known.config.data.sources["classic"], weight=0.0)
-    data = dataclasses.replace(known.config.data.with_sources(classic=without), only=("prose",))
+    data = dataclasses.replace(known.config.data, only=("prose",)).with_sources(classic=without)
     config = dataclasses.replace(known.config, data=data)
     assert "classic" not in config.data.control()
-    dataclasses.replace(known, config=config, tokenizers=dataclasses.replace(known.tokenizers, config=config)).save(
-        tmp_path / "begun"
-    )
+    known.with_config(config).save(tmp_path / "begun")
     out = tmp_path / "scores.json"
     command = ["eval", "control", "--weights", str(tmp_path / "begun"), "--tasks", "classic/inverted-pendulum"]
     assert main([*command, "--episodes", "1", "--workers", "1", "--agents", "goal", "nearest", "--out", str(out)]) == 0

@@ -155,8 +155,7 @@ def test_a_negative_score_is_a_bar_to_the_left_of_zero() -> None:
 
 
 def test_a_colour_belongs_to_a_name_and_a_chart_has_eight_lines_at_most() -> None:
-    config = debug()
-    sources = [name for name in vars(config.data) if hasattr(getattr(config.data, name), "weight")]
+    sources = [*debug().data.sources]
     assert len(sources) >= 10 and len({colour_of(name) for name in sources}) == len(sources)
     several = [Line(name=name, x=[0, 1], y=[0, 1]) for name in sources]
     drawn = [written(chart) for chart in charts(several, x="x", y="y")]

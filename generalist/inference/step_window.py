@@ -1,17 +1,17 @@
-"""A key-value cache that slides over an episode: every row keeps its prefix and its newest steps, and nothing is computed twice.
+"""A key-value cache that slides over an episode: every row keeps its prefix and newest steps, and nothing is computed twice.
 
 A row's slots are a ring of `steps` steps and, behind it, its prefix (instruction and prompt):
 
     ring of 4   step 8   step 5   step 6   step 7  |  prefix          step 9 will overwrite step 5
     position     p + 3    p        p + 1    p + 2  |  0 ... p - 1
 
-Positions tell the age of a step within the row's window: they never grow beyond those of training, no two are alike, and the
-prefix stays as far from the oldest step as it was in training. A step's position changes while it is held, by as much as that of
-all held steps: keys stay as they were rotated, and queries are rotated as much further for them. What a layer made of a step
-stays as it was made, with the steps that were held then: a step sees its window directly, and what came before through it, as
-with Transformer-XL's memory, which Gato acts with (section 2.5).
+Positions give the age of a step within the row's window: they stay within those of training, are unique, and keep the prefix as
+far from the oldest step as in training. A step's position changes while it is held, by the same amount for all held steps: keys
+stay as they were rotated, and the queries that meet them are rotated further instead. A step's keys and values in deeper layers
+were computed with the steps that were held then: a step sees its window directly and earlier steps through it, as with
+Transformer-XL's memory, which Gato uses for acting (section 2.5).
 
-Dimension key: B rows, R rows that start, W steps, N positions of a step, P prefix slots, S = W·N + P slots, A positions read.
+Dimension key: B rows, R rows that start, W steps, N positions per step, P prefix slots, S = W·N + P slots, A positions read.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
-from generalist.inference.rows import bucket, pad_payloads, stack_rows
+from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
 from generalist.inference.weights import Structure, Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.sequence import Sequence
 
-STARTED_AT_ONCE = 4  # prefixes computed by one call: a single shape, a single compilation
+STARTED_AT_ONCE = 4  # prefixes per call: a single shape, a single compilation
 
 
 @partial(jax.jit, static_argnames=("structure", "images"), donate_argnames=("caches", "held"))
@@ -46,8 +46,8 @@ def fill(
     batch: Batch,
     images: int,
 ) -> tuple[list[Cache], list[VisualKeys] | None]:
-    """Computes prefixes (R, P) and puts them behind the rings of their rows; `images` of the image slots are a ring as well.
-    A row that is not there is left out."""
+    """Computes prefixes (R, P) and writes them behind the rings of their rows. The first `images` image slots are a ring
+    too. Rows beyond the last one are dropped."""
     model = structure.model(params)
     dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape
     ring = caches[0].key.shape[1] - length
@@ -55,7 +55,9 @@ def fill(
     if held is not None and batch.row_images.shape[1]:
         keys = model.visual.keys(batch, dtype)
         number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
+        # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
+    # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
     caches = jax.tree.map(lambda whole, part: whole.at[rows, ring:].set(part, mode="drop"), caches, fresh)
@@ -67,17 +69,17 @@ def fill(
 
 
 class StepWindow:
-    """Rows that act, each with its own beginning, prefix and window.
+    """Rows that act, each with its own start, prefix and window.
 
     Args:
         rows: B.
         steps: W.
-        positions: N, with the action's if they are fed.
-        images: images of a step for the frozen encoder.
-        temperature: 0 chooses the likeliest ids, and the median of a continuous number's bins.
+        positions: N, including those of the action if actions are fed.
+        images: images per step for the frozen encoder.
+        temperature: 0 takes the likeliest ids, and the median bin of a continuous number.
 
     Raises:
-        ValueError: the model's positions are learnt, so that a step's can't change.
+        ValueError: the model's positions are learned, so a step's position cannot change.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class StepWindow:
     ):
         if generalist.config.model.learned_positions:
             raise ValueError(
-                "acting slides a window over the episode, which needs rotary positions, but those of this model's trunk are "
-                "learnt (GPT-2): act with another trunk"
+                "acting slides a window over the episode, which needs rotary positions, but this model's trunk has learned ones "
+                "(GPT-2): act with another trunk"
             )
         self._generalist, self._temperature = generalist, temperature
         continuous = generalist.vocabulary.range("continuous")
@@ -104,17 +106,18 @@ class StepWindow:
         self._prefix_slots = self._prefix_image_slots = 0
         self._prefix = np.zeros((rows,), np.int32)  # positions of each row's prefix
         self._prefix_images = np.zeros((rows,), np.int32)
-        self._first = np.zeros((rows,), np.int64)  # the clock when each row's first step is appended
+        self._first = np.zeros((rows,), np.int64)  # clock at each row's first step
         self._seed = np.zeros((rows,), np.uint32)
-        self._clock, self._written = -1, positions  # steps appended so far, less one; positions of the newest one
+        self._clock, self._written = -1, positions  # index of the newest step; its positions written so far
 
     def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
-        """Begins an episode in some rows: what they held is forgotten, and their prefixes are computed.
+        """Begins an episode in some rows: their contents are dropped and their prefixes computed.
 
         Args:
-            prefixes: of each of these rows, any length.
-            seeds: decide with the number of the step what is drawn in a row.
+            prefixes: one per row in `rows`, of any length.
+            seeds: determine, together with the step's number, what is sampled in a row.
         """
+        # Slots first: filling writes into them.
         self._reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
         for at in range(0, len(rows), STARTED_AT_ONCE):
             self._fill(rows[at : at + STARTED_AT_ONCE], prefixes[at : at + STARTED_AT_ONCE])
@@ -125,11 +128,12 @@ class StepWindow:
     def append(
         self, batch: Batch, allowed: Bool[Array, "#B A V"]
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
-        """Feeds a step, or the next part of one, to all rows; the allowed ids chosen at its last A positions, and the logits."""
+        """Feeds a step, or the next part of one, to all rows. Returns the allowed ids chosen at its last A positions and
+        the logits there."""
         if self._written == self.positions:
             self._clock, self._written = self._clock + 1, 0
         size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions + self._written
-        index = self._index()  # of each ring slot's step within its row's window, below 0: not this row's
+        index = self._index()  # per ring slot: place of its step in the row's window; below 0: not this row's
         newest = index[:, self._clock % self.steps]
         start = self._prefix + newest * self.positions + self._written
         image = batch.image + (self._prefix_images + newest * self.images)[:, None]
@@ -140,6 +144,7 @@ class StepWindow:
             position=(start[:, None] + np.arange(size)).astype(np.int32),
             image=image.astype(np.int32),
         )
+        # Images stay on the device; a batch without them is small enough to be copied by the call itself.
         placed = batch
         if batch.row_images.shape[1] and self._held is not None:
             placed = self._generalist.on_device(batch)
@@ -166,14 +171,17 @@ class StepWindow:
         return np.asarray(ids), logits
 
     def _index(self) -> np.ndarray:
-        """int (B, W): the place of each ring slot's step within its row's window, oldest first; -1 for what is not its own."""
+        """int (B, W): place of each ring slot's step in its row's window, oldest first; -1 for steps of an earlier episode."""
+        # All rows share one clock and one ring; only where a row's episode began differs.
+        # The ring's slot of step t is t mod W.
         age = (self._clock - np.arange(self.steps)) % self.steps
         when = self._clock - age
         oldest = np.maximum(self._first, self._clock - self.steps + 1)[:, None]
         return np.where(when[None] >= oldest, when[None] - oldest, -1)
 
     def _slots(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Segment and position of every slot, int32 (B, S): of the newest step only what is written so far."""
+        """Segment and position of every slot, int32 (B, S); of the newest step only the part written so far."""
+        # A slot of another episode keeps its old numbers on the device; segment 0 hides it.
         offset = np.arange(self.positions)
         held = np.repeat((index >= 0)[..., None], self.positions, axis=2)
         held[:, self._clock % self.steps, self._written :] = False
@@ -184,15 +192,16 @@ class StepWindow:
         return segment.astype(np.int32), np.where(segment, position, 0).astype(np.int32)
 
     def _slide(self, newest: np.ndarray) -> Slide:
-        """The ring's slots were written at the positions of a window that had room for the whole episode."""
+        """The ring's slots were written at positions that count the whole episode; the difference is the slide."""
         gone = self._clock - self._first - newest  # steps
         ring = np.arange(self.steps * self.positions + self._prefix_slots) < self.steps * self.positions
         return Slide(jnp.asarray(gone * self.positions, jnp.int32), jnp.asarray(ring))
 
     def _images(self, index: np.ndarray) -> ImageCache | None:
-        """The held images, each with its number in its row's window."""
+        """The held images, numbered within each row's window."""
         if self._held is None or not self.steps * self.images + self._prefix_image_slots:
             return None
+        # The images of the prefix come first, then those of the steps in the order of their age.
         number = self._prefix_images[:, None, None] + index[..., None] * self.images + np.arange(self.images) + 1
         number = np.where(index[..., None] >= 0, number, 0).reshape(self.rows, -1)
         behind = np.arange(1, self._prefix_image_slots + 1)[None]
@@ -200,18 +209,20 @@ class StepWindow:
         return ImageCache(self._held, jnp.asarray(np.concatenate([number, behind], axis=1), jnp.int32))
 
     def _draws(self) -> np.ndarray | None:
-        """Seed and number of the position within the episode, uint32 (B, 2)."""
+        """Seed and number of the position within the episode, uint32 (B, 2), which determine the samples."""
         if not self._temperature:
             return None
+        # Positions are counted over the whole episode, so no two of them draw with the same numbers.
         number = np.maximum(self._clock - self._first, 0) * (self.positions + 1) + self._written
         return np.stack([self._seed, number.astype(np.uint32)], axis=1)
 
     def _reserve(self, prefix: int, images: int) -> None:
-        """Makes room for longer prefixes."""
+        """Adds slots for longer prefixes and more of their images."""
 
         def padded(leaf: Array, more: int) -> Array:
             return jnp.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
 
+        # Only ever grown, and in buckets: each new size compiles the step again.
         if (more := bucket(prefix) - self._prefix_slots) > 0:
             self._caches = jax.tree.map(partial(padded, more=more), self._caches)
             self._prefix_slots += more
@@ -220,17 +231,18 @@ class StepWindow:
             self._prefix_image_slots += more
 
     def _fill(self, rows: Sequences[int], prefixes: Sequences[Sequence]) -> None:
-        """Up to `STARTED_AT_ONCE` prefixes by one call."""
-        if not self._prefix_slots:  # no row has one
+        """Computes up to `STARTED_AT_ONCE` prefixes in one call."""
+        if not self._prefix_slots:  # no row has a prefix
             return
         missing = STARTED_AT_ONCE - len(rows)
         batch = stack_rows(
-            [*prefixes, *[prefixes[0]] * missing],
+            filled(list(prefixes), STARTED_AT_ONCE),
             self._prefix_slots,
             pad=self._generalist.vocabulary.pad,
             frame_tokens=self._generalist.config.model.frame_tokens,
         )
         placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots))
+        # Row numbers beyond the last one are dropped by `fill`: the copies go nowhere.
         self._caches, self._held = fill(
             *self._generalist.decoder,
             self._caches,
@@ -242,5 +254,5 @@ class StepWindow:
 
 
 def _images_of(sequence: Sequence) -> int:
-    """Images of a prefix, in the order of their positions."""
+    """Number of images in a prefix."""
     return int(sequence.image.max(initial=0))

@@ -1,0 +1,54 @@
+"""Parameters by path and as nests: `blocks/attention/qkv/kernel` ↔ {"blocks": {"attention": {"qkv": {"kernel": ...}}}}.
+
+Everything here takes any leaves: arrays, shapes, shardings or counts.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import traverse_util
+
+from generalist.model.config import ModelConfig
+
+TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
+"""Paths of the parameters that a pretrained language model provides."""
+
+
+def path_string(path: tuple) -> str:
+    """A tree path as `blocks/attention/qkv/kernel`."""
+    # Dictionaries, dataclasses and lists name their keys differently in JAX.
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their paths, in the order of JAX's flattening."""
+    # Not flax's flatten_dict, which takes dictionaries alone: optimizer states hold tuples and dataclasses too.
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by their paths as nested dictionaries, the form in which modules take parameters."""
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
+    """Nested parameters as those that are trained and those that are frozen, each nested."""
+    if config.trunk == "none" or not config.trunk_frozen:
+        return params, {}
+    # Tuples as paths: lists of modules have integers for keys, which a joined path would turn into texts.
+    leaves = traverse_util.flatten_dict(params)
+
+    def part(frozen: bool) -> dict[str, Any]:
+        of_part = {path: leaf for path, leaf in leaves.items() if bool(TRUNK.match("/".join(map(str, path)))) == frozen}
+        return traverse_util.unflatten_dict(of_part)
+
+    return part(False), part(True)
+
+
+def united(params: Any, others: Any) -> Any:
+    """Two nests as one; `others` wins where both have a parameter."""
+    if not (isinstance(params, dict) and isinstance(others, dict)):
+        return others
+    return params | {name: united(params.get(name, {}), value) for name, value in others.items()}
