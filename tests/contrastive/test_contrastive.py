@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -221,7 +220,7 @@ class Signalling(PairBatches):
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         if self.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # handled at once, where `os.kill` leaves it to some thread
         return super().__next__()
 
 
