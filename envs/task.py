@@ -38,9 +38,8 @@ class MissingExtra(ImportError):
     """A package of the environments is not installed."""
 
     def __init__(self, suite: str, package: str | None) -> None:
-        extra = (
-            "atari" if suite == "atari" else "envs"
-        )  # separate, since the emulator's licence does not suit everybody
+        # The emulator's extra is separate, since its licence does not suit everybody.
+        extra = "atari" if suite == "atari" else "envs"
         remedy = f"pip install 'generalist[{extra}]'; or train without it: --data.{suite}.weight 0"
         super().__init__(f"{suite} needs the package {package}: {remedy}", name=package)
 

@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from generalist.config.run import Config
 from generalist.plan.target import Target, open_devices, parse_target, prepare_environment
 from generalist.system.places import check_file
+
+if TYPE_CHECKING:
+    from generalist.config.run import Config
 
 DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (the compiler needs no TPU: extra tpu) or for
 simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and what devices
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
     )
 
 
-def read_config(name: str, settings: list[str]) -> Config:
+def read_config(name: str, settings: list[str]) -> "Config":
     """The preset with the settings given after it; a trunk's folder brings its shape."""
     from generalist.config.presets import preset
     from generalist.experiment.inherit import parse
@@ -78,7 +80,7 @@ def read_config(name: str, settings: list[str]) -> Config:
     return with_trunk(config)
 
 
-def _plan(config: Config, target: Target, arguments: argparse.Namespace, console: Console) -> int:
+def _plan(config: "Config", target: Target, arguments: argparse.Namespace, console: Console) -> int:
     from generalist.plan.estimate import estimate
     from generalist.plan.report import show, show_found
     from generalist.plan.search import search
@@ -101,7 +103,7 @@ def _plan(config: Config, target: Target, arguments: argparse.Namespace, console
     return 0 if result.fits else 2
 
 
-def _gpu(config: Config, target: Target, arguments: argparse.Namespace, console: Console) -> int:
+def _gpu(config: "Config", target: Target, arguments: argparse.Namespace, console: Console) -> int:
     import dataclasses
 
     from generalist.plan.memory import arithmetic, largest_rows
