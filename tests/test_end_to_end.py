@@ -71,7 +71,7 @@ def test_a_run_becomes_a_folder_that_tells_nothing_of_its_makers_machine(
     assert f"{out}: step" in capsys.readouterr().out.replace("\n", "")
     for file in out.rglob("*"):
         assert str(trained[0]).encode() not in file.read_bytes()
-    whole, rounded = Generalist.from_run(named_weights.run_settings(runs / "debug"), Generalist.load(out))
+    whole, rounded = Generalist.from_run(named_weights.run_settings(runs / "debug")), Generalist.load(out)
     for path, leaf in flat(rounded.params).items():
         np.testing.assert_allclose(leaf, flat(whole.params)[path], rtol=2**-8)
     assert main(command) == 1 and "exists already" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
     [
         (["poket"], "unknown preset 'poket'. Did you mean 'pocket'?"),
         (["debug", "--model.heads", "3", "--model.kv-heads", "2"], "model.heads (3)"),
-        (["debug", "--data.atari.shift", "-1"], "shift must be at least 0 pixels, got -1"),
+        (["debug", "--data.atari.shift", "-1"], "shift must be at least 0, got -1"),
         (
             ["debug", "--data.atari.shift", "2", "--tokens.images", "patches"],
             "data.atari.shift moves frames, but tokens.images is patches",
