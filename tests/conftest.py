@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of whoever runs the tests, or of pytest-xdist: tables are as wide as in a log.
+os.environ.pop("COLUMNS", None)
 
 import gymnasium as gym
 import jax
