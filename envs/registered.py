@@ -17,7 +17,7 @@ id, *modules = sys.argv[1:]
 for module in ("", *modules):
     try:
         if module: importlib.import_module(module)
-    except Exception: continue
+    except Exception: continue  # whatever is wrong with it, it is not the module that registers the id
     if id in gymnasium.registry:
         print("found:" + module)
         break

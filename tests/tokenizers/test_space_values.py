@@ -5,12 +5,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generalist.data.episodes import columns
 from generalist.tokenizers.learnable import check_learnable
 from generalist.tokenizers.space_values import checked, checked_flag, checked_reward, copied, steps_of
+from generalist.tokenizers.spaces import SpaceTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
 
 BYTES = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 ARM = spaces.Dict(
@@ -185,3 +189,28 @@ def test_every_value_of_any_space_enters_unchanged(space: gym.Space, seed: int):
     assert space.contains(entered)
     np.testing.assert_equal(entered, value)
     np.testing.assert_equal(checked(space, entered, "it"), entered)
+
+
+def test_numbers_of_another_type_than_the_space_enter_training_as_they_enter_acting():
+    """Data sets of other tools may hold float64 where the environment gives float32."""
+    tokenizer = SpaceTokenizer.from_space(
+        spaces.Box(-np.inf, np.inf, (1,), np.float32), vocabulary=Vocabulary(), tensors="projected",
+        statistics={"": (np.array([1.7e9]), np.array([100.0]))},
+    )  # fmt: skip
+    stored = 1.7e9 + np.arange(0, 600, 100.0)[:, None]
+    acting = np.stack([tokenizer.checked(value, "it") for value in stored])
+    trained, acted = (tokenizer.encode({"": values})[0].payload for values in (stored, acting))
+    np.testing.assert_array_equal(trained, acted)
+
+
+def test_empty_keys_within_empty_keys_are_flat_keys_as_a_data_set_has_them():
+    nested = spaces.Dict({"": spaces.Dict({"": spaces.Discrete(2)})})
+    (part,) = SpaceTokenizer.from_space(nested, vocabulary=Vocabulary(), tensors="projected").parts
+    feature = {"": {"": tfds.features.Scalar(np.int64)}}
+    assert [key for key, _ in columns({"": {"": np.zeros(3, np.int64)}}, feature)] == [part.key] == ["/"]
+
+
+@pytest.mark.parametrize("bound", [1.7e308, 1e101])
+def test_bounds_that_nothing_is_drawn_between_are_refused(bound: float):
+    with pytest.raises(ValueError, match="has bounds beyond 1e.100: take real ones, or infinity"):
+        check_learnable("own/x", spaces.Discrete(2), spaces.Box(-bound, bound, (1,), np.float64))
