@@ -6,21 +6,16 @@ in one cache of bounded size that all readers share.
 
 import collections
 import dataclasses
-import io
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from generalist.data.images import pixels
+from generalist.data.formats.columns import Column, decode
 from generalist.envs.rlds import read_metadata
 from generalist.envs.rlds_steps import decisions, instruction, is_ours, training_split
-
-Column = np.ndarray | list[bytes]
-"""(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,18 +34,6 @@ class Episode:
         """Observations and actions of the steps from `start` to `stop`, images decoded."""
         observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
         return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
-
-
-def decode(column: Column) -> np.ndarray:
-    """Images from their bytes, uint8 (T, H, W, C); anything else as it is."""
-    if isinstance(column, np.ndarray):
-        return column
-    images = []
-    for encoded in column:
-        with Image.open(io.BytesIO(encoded)) as image:
-            images.append(pixels(image))
-    stacked = np.stack(images)
-    return stacked if stacked.ndim == 4 else stacked[..., None]
 
 
 class EpisodeCache:

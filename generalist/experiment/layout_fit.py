@@ -16,7 +16,8 @@ import gymnasium as gym
 import numpy as np
 
 from generalist.config.run import Config
-from generalist.data.episodes import Episode, EpisodeReader, decode
+from generalist.data.episodes import Episode, EpisodeReader
+from generalist.data.formats.columns import Frames, decode
 from generalist.data.spread import spread
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
@@ -153,9 +154,9 @@ class _Rows:
 def _images(episode: Episode, most: int) -> Iterator[tuple[str, np.ndarray]]:
     """Up to `most` images of each image part, uint8 (H, W, C), from all over an episode."""
     for key, column in episode.observations.items():
-        if isinstance(column, list):
-            for image in decode([column[index] for index in spread(len(column), most).tolist()]):
-                yield key, image
+        if isinstance(column, list | Frames):
+            for index in spread(len(column), most).tolist():
+                yield key, decode(column[index : index + 1])[0]
 
 
 def statistics(found: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:

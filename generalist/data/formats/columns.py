@@ -1,0 +1,88 @@
+"""The values of an episode's steps, a column per part.
+
+Dimension key: T steps, H height, W width, C channels.
+"""
+
+import abc
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from generalist.data.images import pixels
+
+
+class Frames(abc.ABC):
+    """T images that are read and decoded only when a window asks for them: of a video, of a large array on disk."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, steps: slice) -> "Frames":
+        """The images of some steps, still undecoded."""
+
+    @abc.abstractmethod
+    def decode(self) -> UInt8[np.ndarray, "T H W C"]:
+        """All of them.
+
+        Raises:
+            BrokenRecord: one can't be read; the message names the file and the frame.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take undecoded."""
+        return 0
+
+
+class ArrayFrames(Frames):
+    """Images that are an array already."""
+
+    def __init__(self, images: UInt8[np.ndarray, "T H W C"]):
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, steps: slice) -> "ArrayFrames":
+        return ArrayFrames(self._images[steps])
+
+    def decode(self) -> UInt8[np.ndarray, "T H W C"]:
+        """See `Frames.decode`."""
+        return self._images
+
+    @property
+    def nbytes(self) -> int:
+        """See `Frames.nbytes`."""
+        return self._images.nbytes
+
+
+Column = np.ndarray | list[bytes] | Frames
+"""(T, ...) values of one part of every step, texts as bytes or str in an array of objects; T encoded images; or T frames.
+Images are never a bare array, which could be numbers."""
+
+
+def decode(column: Column) -> np.ndarray:
+    """Images from what encodes them, (T, H, W, C); anything else as it is."""
+    if isinstance(column, np.ndarray):
+        return column
+    if isinstance(column, Frames):
+        return column.decode()
+    images = []
+    for encoded in column:
+        with Image.open(io.BytesIO(encoded)) as image:
+            images.append(pixels(image))
+    stacked = np.stack(images)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
+
+
+def nbytes(column: Any) -> int:
+    """Memory that a column takes."""
+    if isinstance(column, list):
+        return sum(map(len, column))
+    if isinstance(column, np.ndarray) and column.dtype == object:
+        return sum(len(value) for value in column.reshape(-1))
+    return int(column.nbytes)

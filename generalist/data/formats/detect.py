@@ -1,0 +1,27 @@
+"""Which format a folder or a file has."""
+
+from generalist.data.formats.episodes import EpisodeSet, Opening
+from generalist.data.formats.places import Place, place
+
+FORMATS: tuple[type[EpisodeSet], ...] = ()
+"""In the order in which they are tried."""
+
+
+def open_episodes(where: str | Place, opening: Opening) -> EpisodeSet:
+    """The data set of episodes in a folder or a file, whatever its format.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a file that it must have is missing.
+        ValueError: it is of no known format, or damaged.
+        ImportError: a package that reads the format is not installed.
+    """
+    found = place(where)
+    if not found.exists():
+        raise FileNotFoundError(f"there is no {where}: give the folder of a data set")
+    for kind in FORMATS:
+        if kind.matches(found):
+            return kind(found, opening)
+    known = ", ".join(kind.format for kind in FORMATS)
+    raise ValueError(
+        f"{where} is no data set of episodes that is known ({known}): give its folder, or convert it to one of them"
+    )

@@ -1,0 +1,61 @@
+"""Broken records: counted, named by file and record, and left out as long as they are few."""
+
+import math
+from collections.abc import Callable
+
+TOLD = 10  # by name; then the 16th, the 32nd, ...
+NAMED = 20  # of them in the error that ends a run
+
+
+class BrokenRecord(ValueError):
+    """A record, a file or a part of one that can't be read; the message names file, record and reason."""
+
+
+class TooManyBroken(ValueError):
+    """More records are broken than may be left out; the message names the first ones."""
+
+
+class Faults:
+    """Which records of a data set can't be read.
+
+    Args:
+        what: the data set, for messages.
+        total: its records.
+        share: of them that may be left out, from 0 to below 1.
+        say: prints a line for the user.
+    """
+
+    def __init__(self, what: object, total: int, share: float, say: Callable[[str], None]):
+        self.what, self.total, self.share = what, total, share
+        self._say = say
+        self.reasons: dict[int, str] = {}
+        """Number of a record → why it can't be read, as far as is known."""
+
+    def add(self, number: int, reason: object) -> None:
+        """Counts a broken record, once.
+
+        Raises:
+            TooManyBroken: it is one too many.
+        """
+        if number in self.reasons:
+            return
+        self.reasons[number] = str(reason)
+        count = len(self.reasons)
+        if count <= TOLD or count & (count - 1) == 0:
+            self._say(f"note: record left out, number {count} of {self.total:,}: {reason}")
+        self.check()
+
+    def check(self) -> None:
+        """
+        Raises:
+            TooManyBroken: more are broken than may be left out.
+        """
+        count = len(self.reasons)
+        if count <= math.floor(self.share * self.total):
+            return
+        named = "; ".join(self.reasons[number] for number in sorted(self.reasons)[:NAMED])
+        more = f"; and {count - NAMED:,} more" if count > NAMED else ""
+        raise TooManyBroken(
+            f"{count:,} of {self.total:,} records of {self.what} can't be read, where a share of {self.share:g} may be left out "
+            f"(the setting `unreadable`): mend them, take them out, or raise it; {named}{more}"
+        )

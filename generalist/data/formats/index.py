@@ -1,0 +1,96 @@
+"""An index per file of data: where its records begin and how long they are. Built once, by several processes, and kept.
+
+<folder>/<kind>-<fingerprint>.npz        one per data file, written whole or not at all
+"""
+
+import dataclasses
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from generalist.data.formats.episodes import Opening
+from generalist.data.formats.places import Place, size, stamp
+from generalist.system.processes import run_jobs
+from generalist.system.progress import counting
+
+Arrays = Mapping[str, np.ndarray]
+Scan = Callable[[Place], Arrays]
+"""Reads a file for its index; a function of a module or a partial of one, since other processes call it."""
+
+FORMAT = 1
+"""Of indices; raise it when a scan gives other arrays."""
+LARGE = 2**26  # bytes: below, starting processes would take longer than scanning
+
+
+def indexed(files: Sequence[Place], scan: Scan, *, kind: str, opening: Opening) -> list[Arrays]:
+    """The index of each file: taken from the folder of indices if the file is as it was, or scanned and kept.
+
+    Args:
+        kind: of the scan, with all settings that its result depends on.
+
+    Raises:
+        ValueError, OSError: what `scan` raises.
+    """
+    kept = [_kept(file, kind, opening.index) for file in files]
+    found: list[Arrays | None] = [None if path is None else _read(path) for path in kept]
+    lacking = [number for number, arrays in enumerate(found) if arrays is None]
+    jobs = [_Job(files[number], scan, kept[number]) for number in lacking]
+    several = opening.workers > 1 and len(jobs) > 1 and sum(size(job.file) for job in jobs) > LARGE
+    with counting(Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"indexing {kind.partition(' ')[0]}", total=len(jobs))
+        done = run_jobs(_work, jobs, workers=opening.workers) if several else ((job, _work(job)) for job in jobs)
+        scanned = {}
+        for job, arrays in done:
+            scanned[job.file] = arrays
+            progress.advance(bar)
+    for number in lacking:
+        found[number] = scanned[files[number]]
+    return [arrays for arrays in found if arrays is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    file: Place
+    scan: Scan
+    kept: Path | None
+
+    def __str__(self) -> str:
+        return f"the index of {self.file}"
+
+
+def _work(job: _Job) -> Arrays:
+    arrays = job.scan(job.file)
+    if job.kept is not None:
+        write_arrays(job.kept, arrays)
+    return arrays
+
+
+def _kept(file: Place, kind: str, folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    name = hashlib.sha256(f"{FORMAT} {kind} {stamp(file)}".encode()).hexdigest()[:32]
+    return folder / f"{kind.partition(' ')[0]}-{name}.npz"
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Writes arrays to one file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The arrays of an index; None if there is none, or a damaged one, which is built anew."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (FileNotFoundError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile):
+        return None
