@@ -11,6 +11,10 @@ class BrokenRecord(ValueError):
     """A record, a file or a part of one that can't be read; the message names file, record and reason."""
 
 
+class Unread(BrokenRecord):
+    """A part of a record is of a kind that is never read; the rest of it may be."""
+
+
 class TooManyBroken(ValueError):
     """More records are broken than may be left out; the message names the first ones."""
 

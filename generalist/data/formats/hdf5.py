@@ -1,0 +1,204 @@
+"""HDF5 files of somebody else's, opened for reading; links that lead out of a file are refused."""
+
+import collections
+import contextlib
+import re
+import threading
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from generalist.data.formats.arrays import check_size, native, text
+from generalist.data.formats.faults import BrokenRecord, Unread
+from generalist.data.formats.places import Place
+
+ENDINGS = (".hdf5", ".h5", ".hdf")
+OPEN = 16  # files that are kept open
+DEEPEST, MOST = 16, 10_000  # groups within groups, and data sets in one of them: more is a circle of links
+# What h5py raises for damaged files; which of them depends on the place of the damage.
+ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError, MemoryError)
+
+
+def is_hdf5(place: Place) -> bool:
+    """Whether a file is called like HDF5 files."""
+    return place.suffix in ENDINGS and not place.name.startswith(".")
+
+
+def hdf5_files(place: Place) -> list[Place]:
+    """A file itself, or the HDF5 files of a folder by their names."""
+    if not place.is_dir():
+        return [place] if is_hdf5(place) else []
+    return sorted((file for file in place.iterdir() if is_hdf5(file)), key=lambda file: file.name)
+
+
+class Opened(NamedTuple):
+    """An HDF5 file that is open."""
+
+    content: Any
+    """`h5py.File`"""
+    stream: BinaryIO
+    """The same file, as bytes."""
+
+
+@contextlib.contextmanager
+def opened(place: Place, where: str) -> Iterator[Opened]:
+    """A file until the end of a block; whatever goes wrong with it names `where`.
+
+    Raises:
+        BrokenRecord: it can't be read.
+        ImportError: h5py is not installed.
+    """
+    h5py = package()
+    with naming(where), place.open("rb") as stream, h5py.File(stream, "r") as content:
+        yield Opened(content, stream)
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Whatever h5py raises within a block names `where`.
+
+    Raises:
+        BrokenRecord: it did raise.
+    """
+    try:
+        yield
+    except BrokenRecord:
+        raise
+    except ERRORS as error:
+        raise BrokenRecord(f"{where} can't be read ({error}): get it again, or take it out") from error
+
+
+class Files:
+    """HDF5 files of which the last used ones stay open, in this process: a copy in another one opens its own."""
+
+    def __init__(self) -> None:
+        self._open: collections.OrderedDict[str, tuple[Opened, contextlib.ExitStack]] = collections.OrderedDict()
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
+        return Files, ()
+
+    @contextlib.contextmanager
+    def reading(self, place: Place, where: str) -> Iterator[Opened]:
+        """As `opened`, for one thread at a time, as HDF5 reads anyway."""
+        with self._lock, naming(where):
+            yield self._file(place)
+
+    def _file(self, place: Place) -> Opened:
+        name = str(place)
+        if name not in self._open:
+            stack = contextlib.ExitStack()
+            self._open[name] = stack.enter_context(opened(place, name)), stack
+            if len(self._open) > OPEN:
+                _, (_, oldest) = self._open.popitem(last=False)
+                oldest.close()
+        self._open.move_to_end(name)
+        return self._open[name][0]
+
+
+def package() -> Any:
+    """h5py.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("HDF5 files are read with h5py: pip install 'generalist[formats]'") from error
+    return h5py
+
+
+def has(group: Any, name: str) -> bool:
+    """Whether a group has a member, wherever it leads."""
+    return isinstance(group, package().Group) and group.get(name, getlink=True) is not None
+
+
+def find(group: Any, path: str, where: str) -> Any:
+    """What stands under a path of names joined with `/`; itself if the path is empty.
+
+    Raises:
+        BrokenRecord: there is nothing.
+        Unread: a link on the way leads to another file or place.
+    """
+    for name in path.split("/") if path else ():
+        group = _member(group, name, where)
+    return group
+
+
+def _member(group: Any, name: str, where: str) -> Any:
+    h5py = package()
+    name.encode("utf-8")
+    if not has(group, name):
+        raise BrokenRecord(f"{where} has no {name!r} in {getattr(group, 'name', '')!r}: get it again, or take it out")
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise Unread(
+            f"{where}: {name!r} is a link to {getattr(link, 'filename', '') or link.path!r}, which is not followed: put "
+            "what it points to in its place (h5copy -f soft,ext)"
+        )
+    return group[name]
+
+
+def arrays(group: Any, where: str, unread: dict[str, str], passed_over: Collection[str] = ()) -> Iterator[str]:
+    """The paths of all arrays in a group and in the groups within it.
+
+    Args:
+        unread: is filled with the paths that are links, and the reason not to follow them.
+        passed_over: members that are no matter.
+
+    Raises:
+        BrokenRecord: there are too many.
+    """
+    h5py = package()
+    found, groups = 0, [("", group)]
+    while groups:
+        path, group = groups.pop()
+        if path.count("/") > DEEPEST or len(group) > MOST or found > MOST or len(groups) > MOST:
+            raise BrokenRecord(f"{where} has more than {DEEPEST} groups in groups, or {MOST:,} arrays: divide it")
+        for name in group:
+            inner = f"{path}/{name}" if path else name
+            if inner in passed_over:
+                continue
+            try:
+                member = find(group, name, where)
+            except Unread as error:
+                unread[inner] = str(error)
+                continue
+            if isinstance(member, h5py.Group):
+                groups.append((inner, member))
+            elif isinstance(member, h5py.Dataset):
+                found += 1
+                yield inner
+
+
+def numbered(group: Any, pattern: str, where: str) -> list[str]:
+    """Names of a group's members that a pattern matches, in the order of the number that it catches.
+
+    Raises:
+        BrokenRecord: it is no group.
+    """
+    if not isinstance(group, package().Group):
+        raise BrokenRecord(f"{where}: {group.name!r} is no group: get it again")
+    found = [(int(match[1]), name) for name in group if (match := re.fullmatch(pattern, name))]
+    return [name for _, name in sorted(found)]
+
+
+def attribute(thing: Any, name: str, where: str) -> str | np.ndarray | None:
+    """An attribute of a group or an array, if it has it and it is a text or numbers.
+
+    Raises:
+        BrokenRecord: it is too large.
+        ValueError, OSError: it can't be read, for whoever opened the file.
+    """
+    if name not in thing.attrs:
+        return None
+    about = thing.attrs.get_id(name)
+    check_size(about.shape or (), about.dtype, f"{where}: the attribute {name!r}")
+    value = thing.attrs[name]
+    if isinstance(value, str | bytes):
+        return text(value)
+    if isinstance(value, package().Empty) or np.asarray(value).dtype.kind not in "fiub":
+        return None
+    return native(np.asarray(value))
