@@ -67,11 +67,15 @@ def check_values(field: Field, shape: Shape, dtype: np.dtype, where: str) -> Non
     one = shape[1:] if field.level == "step" else shape
     if len(one) != len(field.shape) or not all(map(_fits, one, field.shape)):
         raise BrokenRecord(f"{where}: {field.key!r} has values of the shape {one}, where {field.shape} is expected")
-    is_text = dtype.kind in "USO"
-    is_same = dtype == np.uint8 if field.kind == "image" else is_text or dtype.kind == np.dtype(field.dtype).kind
-    if is_text != (field.kind == "text") or not is_same:
+    if not _is_of(field, dtype):
         expected = "texts" if field.kind == "text" else field.dtype
         raise BrokenRecord(f"{where}: {field.key!r} has values of the type {dtype}, where {expected} is expected")
+
+
+def _is_of(field: Field, dtype: np.dtype) -> bool:
+    if field.kind == "number":
+        return dtype.kind == np.dtype(field.dtype).kind
+    return dtype == np.uint8 if field.kind == "image" else dtype.kind in "USO"
 
 
 def _fits(size: int, should: int | None) -> bool:

@@ -112,7 +112,7 @@ def package() -> Any:
 
 def has(group: Any, name: str) -> bool:
     """Whether a group has a member, wherever it leads."""
-    return isinstance(group, package().Group) and group.get(name, getlink=True) is not None
+    return _link(group, name) is not None
 
 
 def find(group: Any, path: str, where: str) -> Any:
@@ -123,22 +123,24 @@ def find(group: Any, path: str, where: str) -> Any:
         Unread: a link on the way leads to another file or place.
     """
     for name in path.split("/") if path else ():
-        group = _member(group, name, where)
+        kind = _link(group, name)
+        if kind is None:
+            raise BrokenRecord(f"{where} has no {name!r} in {group.name!r}: get it again, or take it out")
+        if kind != package().h5l.TYPE_HARD:
+            raise Unread(
+                f"{where}: {name!r} is a link to another place, which is not followed: put what it points to in its place "
+                "(h5copy -f soft,ext)"
+            )
+        group = group[name]
     return group
 
 
-def _member(group: Any, name: str, where: str) -> Any:
-    h5py = package()
-    name.encode("utf-8")
-    if not has(group, name):
-        raise BrokenRecord(f"{where} has no {name!r} in {getattr(group, 'name', '')!r}: get it again, or take it out")
-    link = group.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        raise Unread(
-            f"{where}: {name!r} is a link to {getattr(link, 'filename', '') or link.path!r}, which is not followed: put "
-            "what it points to in its place (h5copy -f soft,ext)"
-        )
-    return group[name]
+def _link(group: Any, name: str) -> int | None:
+    """The kind of the link that a member of a group is; None if there is none."""
+    key = name.encode()
+    if not isinstance(group, package().Group) or not group.id.links.exists(key):
+        return None
+    return int(group.id.links.get_info(key).type)
 
 
 def arrays(group: Any, where: str, unread: dict[str, str], passed_over: Collection[str] = ()) -> Iterator[str]:

@@ -5,24 +5,20 @@ Dimension key: T steps, H height, W width, C channels.
 
 import itertools
 import math
-import zlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from generalist.data.formats.arrays import LARGEST, Shape, check_size, check_values, native, text, value_of
+from generalist.data.formats.arrays import LARGEST, Shape, check_size, check_values, native, value_of
 from generalist.data.formats.columns import EncodedFrames, Frames
 from generalist.data.formats.episodes import Field
 from generalist.data.formats.faults import BrokenRecord, Unread
-from generalist.data.formats.hdf5 import Files, Opened, find, package
+from generalist.data.formats.hdf5 import Files, Opened, find, naming, package
+from generalist.data.formats.hdf5_bytes import DEFLATE, FLETCHER, POINTER, SHUFFLE, Filter, Heap, unpacked
 from generalist.data.formats.places import Place
 
-DEFLATE, SHUFFLE, FLETCHER, SZIP, LZF = 1, 2, 3, 4, 32000  # numbers of filters
-EXPANSION = {DEFLATE: 1032, LZF: 88, SZIP: 64}  # at most, of what a filter unpacks
-PIECE = 2**20  # bytes that are unpacked at once
-CHUNKS = 2**16  # that one reading may touch: HDF5 takes 2 KB for each
-POINTER = np.dtype([("length", "<u4"), ("place", "<u8"), ("number", "<u4")])  # what stands for a value of any length
+CHUNKS = 2**16  # that one reading may touch
 
 
 class StoredArray:
@@ -35,44 +31,20 @@ class StoredArray:
         where: file and record, for messages.
 
     Raises:
-        Unread: it is no array, its values stand in other files, or are packed in a way that is not read.
+        Unread: it is no array, its values stand in other files, or are of a type or packed in a way that is not read.
         BrokenRecord: there is none, or its chunks are too large.
     """
 
     def __init__(self, file: Opened, group: Any, path: str, where: str):
         h5py = package()
-        self._stream, self._dataset = file.stream, find(group, path, where)
+        self._file, self._dataset = file, find(group, path, where)
         self._what = f"{where}: {path!r}"
         if not isinstance(self._dataset, h5py.Dataset) or self._dataset.shape is None:
             raise Unread(f"{self._what} is no array: get it again")
         self.shape: Shape = self._dataset.shape
-        self.dtype: np.dtype = self._dataset.dtype
-        """Of texts, NumPy's bytes; of encoded images, objects."""
+        self._chunks: Shape | None = self._dataset.chunks
         self._filters = self._check_layout()
-        self._varies = self.dtype == object
-        """Whether values have different lengths."""
-        if h5py.check_string_dtype(self.dtype) is not None:
-            self.dtype = np.dtype(f"S{max(self.dtype.itemsize, 1)}")
-        elif self._varies and h5py.check_vlen_dtype(self.dtype) != np.uint8:
-            raise Unread(f"{self._what} holds values of the type {self._dataset.id.get_type()}, which are not read")
-        if self._varies and (self._filters or len(self.shape) > 1):
-            raise Unread(f"{self._what} holds packed texts, which are not read: h5repack -f NONE")
-
-    def _check_layout(self) -> list[int]:
-        """The numbers of its filters."""
-        h5py = package()
-        made = self._dataset.id.get_create_plist()
-        if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
-            raise Unread(f"{self._what} has its values in other files, which are not read: write them into this one")
-        filters = [made.get_filter(number)[0] for number in range(made.get_nfilters())]
-        if set(filters) - {SHUFFLE, FLETCHER, *EXPANSION} or sum(one in EXPANSION for one in filters) > 1:
-            raise Unread(
-                f"{self._what} is packed with the filters {filters}, of which at most one of gzip, lzf and szip is read: "
-                "h5repack -f GZIP=4"
-            )
-        if self._dataset.chunks is not None:
-            check_size(self._dataset.chunks, self.dtype, f"a chunk of {self._what}")
-        return filters
+        self.dtype, self._raw = self._types()
 
     @property
     def name(self) -> str:
@@ -93,116 +65,139 @@ class StoredArray:
         """Some rows; texts as str.
 
         Raises:
-            BrokenRecord: they are too large, or unpack to more than they should.
-            ValueError, OSError: they can't be read, for whoever opened the file.
+            BrokenRecord: they are damaged, or too large.
         """
-        values = self._read(rows)
-        return native(np.array([text(value) for value in values], object) if self._varies else values)
+        with naming(self._what):
+            return native(self._read(rows))
 
     def encoded(self, rows: range) -> list[bytes]:
         """The bytes of some images.
 
         Raises:
-            BrokenRecord, ValueError, OSError: as `read`.
+            BrokenRecord: as `read`.
         """
-        return [value.tobytes() for value in self._read(rows)]
+        with naming(self._what):
+            return [value if isinstance(value, bytes) else value.tobytes() for value in self._read(rows)]
 
     def value(self, field: Field, where: str) -> str | np.ndarray:
         """All of it, as a value of an episode.
 
         Raises:
-            BrokenRecord: it is not what the field says.
-            BrokenRecord, ValueError, OSError: as `read`.
+            BrokenRecord: as `read`, or it is not what the field says.
         """
         check_values(field, self.shape, self.dtype, where)
-        if self.shape:
-            return self.read(range(self.shape[0]))
-        self._check_lengths(range(1))
-        check_size((), self.dtype, self._what)
-        return value_of(np.asarray(self._dataset[()]))
+        with naming(self._what):
+            return value_of(self._read(range(self.rows)))
+
+    def _check_layout(self) -> list[Filter]:
+        """The filters of its chunks."""
+        h5py = package()
+        made = self._dataset.id.get_create_plist()
+        if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
+            raise Unread(f"{self._what} has its values in other files, which are not read: write them into this one")
+        found = [made.get_filter(number) for number in range(made.get_nfilters())]
+        filters = [Filter(kind, values[0] if kind == SHUFFLE and values else 1) for kind, _, values, _ in found]
+        if {one.kind for one in filters} - {DEFLATE, SHUFFLE, FLETCHER} or [one.kind for one in filters].count(
+            DEFLATE
+        ) > 1:
+            names = ", ".join(name.decode(errors="replace") or str(kind) for kind, _, _, name in found)
+            raise Unread(f"{self._what} is packed with {names}, of which gzip and shuffle are read: h5repack -f GZIP=4")
+        return filters
+
+    def _types(self) -> tuple[np.dtype, np.dtype]:
+        """The type of its values, of texts NumPy's bytes and of encoded images objects; and of what is stored of each."""
+        h5py = package()
+        dtype, stored = self._dataset.dtype, self._dataset.id.get_type()
+        if dtype.kind == "O":
+            is_text = h5py.check_string_dtype(dtype) is not None
+            if not is_text and h5py.check_vlen_dtype(dtype) != np.uint8:
+                raise Unread(f"{self._what} holds values of the type {stored}, which are not read")
+            if self._file.content.id.get_create_plist().get_sizes() != (8, 8):
+                raise Unread(f"{self._what} has pointers of an unusual size: h5repack")
+            return np.dtype("S64") if is_text else dtype, POINTER
+        if isinstance(stored, h5py.h5t.TypeEnumID):  # as truth values are
+            stored, plain = stored.get_super(), np.dtype(np.int8) if dtype.kind == "b" else dtype
+        else:
+            plain = dtype
+        if dtype.kind in "fiub" and not stored.equal(h5py.h5t.py_create(np.dtype(plain.str))):
+            raise Unread(f"{self._what} holds numbers of an unusual format ({stored}): write them anew")
+        return dtype, dtype
 
     def _read(self, rows: range) -> np.ndarray:
-        check_size((len(rows), *self.shape[1:]), self.dtype, self._what)
-        self._check_chunks(rows)
-        self._check_lengths(rows)
-        return self._dataset[rows.start : rows.stop]
-
-    def _chunks(self, rows: range) -> list[range]:
-        """Where the chunks of some rows begin, by axis."""
-        spans = [(rows.start, rows.stop), *((0, size) for size in self.shape[1:])]
-        return [
-            range(start - start % size, stop, size)
-            for (start, stop), size in zip(spans, self._dataset.chunks, strict=True)
-        ]
-
-    def _check_lengths(self, rows: range) -> None:
-        """HDF5 makes room for values of any length before it looks for them, so that their sum is looked at first.
-
-        Raises:
-            BrokenRecord: they are too long.
-        """
-        if not self._varies or not self._dataset.id.get_storage_size():
-            return
-        if self._dataset.chunks is not None:
-            starts = ((start,) for start in self._chunks(rows)[0])
-            raw = b"".join(self._dataset.id.read_direct_chunk(start)[1] for start in starts if self._stored(start))
+        """Some rows, or all if it has none; texts and encoded images as bytes."""
+        shape = (len(rows), *self.shape[1:]) if self.shape else ()
+        check_size(shape, self._raw, self._what)
+        if self._chunks is None:
+            values = self._plain(rows.start * math.prod(shape[1:]), shape)
         else:
-            begin = self._dataset.id.get_offset()
-            if begin is None:
-                raise Unread(
-                    f"{self._what} holds texts among the file's headers, which are not read: h5repack -l CONTI"
-                )
-            self._stream.seek(begin + rows.start * POINTER.itemsize)
-            raw = self._stream.read(len(rows) * POINTER.itemsize)
-        pointers = np.frombuffer(raw[: len(raw) // POINTER.itemsize * POINTER.itemsize], POINTER)
-        longest, total = pointers["length"].max(initial=0), pointers["length"].sum(dtype=np.int64)
-        # No value is longer than the file, though several may be the same one.
-        if longest > self._dataset.file.id.get_filesize() or total > LARGEST:
-            raise BrokenRecord(
-                f"{self._what} declares values of {total:,} bytes, the longest of {longest:,}: get it again"
-            )
+            values = self._from_chunks(rows)
+        return self._resolved(values) if self._raw == POINTER else values
 
-    def _stored(self, chunk: Shape) -> int:
-        """Bytes that a chunk takes in the file; 0 if it was never written."""
-        return self._dataset.id.get_chunk_info_by_coord(chunk).size or 0
+    def _plain(self, first: int, shape: Shape) -> np.ndarray:
+        """Values that are stored one after the other.
 
-    def _check_chunks(self, rows: range) -> None:
-        """HDF5 unpacks a chunk to whatever is in it, however small it is declared.
-
-        Raises:
-            BrokenRecord: a chunk of these rows would unpack to too much, or they have too many chunks.
+        Args:
+            first: how many are before them.
+            shape: of the result.
         """
-        if self._dataset.chunks is None or not len(rows):
-            return
-        chunks = self._chunks(rows)
-        if math.prod(map(len, chunks)) > CHUNKS:
+        begin, size = self._dataset.id.get_offset(), self._dataset.id.get_storage_size()
+        if not size:
+            return np.full(shape, self._fill, self._raw)
+        if size != math.prod(self.shape) * self._raw.itemsize:
+            raise ValueError(f"{size:,} bytes are stored for values of the shape {self.shape}")
+        if begin is None:  # among the headers of the file
+            if self._raw == POINTER:
+                raise Unread(f"{self._what} has texts among the headers, which are not read: h5repack -l CONTI")
+            return self._dataset[()].reshape(-1)[first:][: math.prod(shape)].reshape(shape)
+        self._file.stream.seek(begin + first * self._raw.itemsize)
+        content = self._file.stream.read(math.prod(shape) * self._raw.itemsize)
+        return np.frombuffer(content, self._raw).reshape(shape).copy()
+
+    def _from_chunks(self, rows: range) -> np.ndarray:
+        assert self._chunks is not None
+        check_size(self._chunks, self._raw, f"a chunk of {self._what}")
+        spans = [(rows.start, rows.stop), *((0, size) for size in self.shape[1:])]
+        grid = [range(low - low % size, high, size) for (low, high), size in zip(spans, self._chunks, strict=True)]
+        if math.prod(map(len, grid)) > CHUNKS:
             raise BrokenRecord(f"{self._what} is stored in more than {CHUNKS:,} chunks: make them larger (h5repack -l)")
-        expansion = max((EXPANSION.get(one, 1) for one in self._filters), default=1)
-        if expansion == 1 or self._dataset.id.get_storage_size() * expansion <= LARGEST:
-            return
-        for chunk in itertools.product(*chunks):
-            if self._stored(chunk) * expansion > LARGEST:
-                self._check_unpacked(chunk)
+        values = np.empty((len(rows), *self.shape[1:]), self._raw)
+        for corner in itertools.product(*grid):
+            chunk = self._chunk(corner)
+            source, target = [], []
+            for begin, size, (low, high) in zip(corner, self._chunks, spans, strict=True):
+                first, last = max(begin, low), min(begin + size, high)
+                source.append(slice(first - begin, last - begin))
+                target.append(slice(first - low, last - low))
+            values[tuple(target)] = chunk[tuple(source)]
+        return values
 
-    def _check_unpacked(self, chunk: Shape) -> None:
-        """Unpacks a large chunk piece by piece, and counts.
+    def _chunk(self, corner: Shape) -> np.ndarray:
+        assert self._chunks is not None
+        size = math.prod(self._chunks) * self._raw.itemsize
+        stored = self._dataset.id.get_chunk_info_by_coord(corner).size or 0
+        if not stored:
+            return np.broadcast_to(np.asarray(self._fill, self._raw), self._chunks)
+        # No filter makes more of it than this.
+        if stored > size + size // 100 + 1024 or (stored != size and not self._filters):
+            raise ValueError(f"the chunk at {corner} takes {stored:,} bytes, where it has {size:,}")
+        mask, content = self._dataset.id.read_direct_chunk(corner)
+        return np.frombuffer(unpacked(content, self._filters, mask, size), self._raw).reshape(self._chunks)
 
-        Raises:
-            BrokenRecord: it is larger than it should be, or packed in another way than by gzip.
-        """
-        largest = math.prod(self._dataset.chunks) * self.dtype.itemsize
-        packed = self._dataset.id.read_direct_chunk(chunk)[1] if DEFLATE in self._filters else b""
-        unpacking, count = zlib.decompressobj(), 0
-        try:
-            while packed and count <= largest:
-                count += len(unpacking.decompress(packed, PIECE))
-                packed = unpacking.unconsumed_tail
-        except zlib.error as error:
-            raise BrokenRecord(f"{self._what}: its chunk at {chunk} can't be unpacked ({error})") from error
-        if not 0 < count <= largest:
-            raise BrokenRecord(
-                f"{self._what}: its chunk at {chunk} may unpack to more than {largest:,} bytes: get it again"
-            )
+    @property
+    def _fill(self) -> Any:
+        """The value where none was written."""
+        return np.zeros((), POINTER) if self._raw == POINTER else self._dataset.fillvalue
+
+    def _resolved(self, pointers: np.ndarray) -> np.ndarray:
+        """The bytes that pointers stand for, of the same shape."""
+        total = int(pointers["length"].sum(dtype=np.int64))
+        content = self._file.content
+        if total > LARGEST:
+            raise BrokenRecord(f"{self._what} declares values of {total:,} bytes, more than {LARGEST:,}: get it again")
+        heap = Heap(self._file.stream, content.userblock_size, content.id.get_filesize())
+        values = np.empty(pointers.shape, object)
+        values.reshape(-1)[:] = [heap.value(*pointer) for pointer in pointers.reshape(-1).tolist()]
+        return values
 
 
 class StoredFrames(Frames):

@@ -200,7 +200,7 @@ class Hdf5Set(EpisodeSet):
             told = self.told(index, file, group)
         if not any(field.level == "step" for field in fields.values()):
             raise BrokenRecord(next(iter(unread.values()), f"{where} has no values of steps: take it out"))
-        return {key: told_field(key, value, where) for key, value in told.items() if key not in fields} | fields
+        return fields | {key: told_field(key, value, where) for key, value in told.items() if key not in fields}
 
     def _field(self, key: str, array: StoredArray, index: int) -> Field:
         where = self.where(index)

@@ -28,7 +28,7 @@ Group = tuple[Place, ...]
 
 FORMAT = 1
 """Of indices; raise it when a scan gives other arrays."""
-LARGE = 2**26  # bytes: below, starting processes would take longer than scanning
+LARGE = 2**26  # bytes: below, starting processes would take longer than scanning, and so would looking at its progress
 GROUP = 1000  # small files that have one index
 
 
@@ -73,8 +73,9 @@ def _indexed(groups: Sequence[Group], scan: Callable[[Group], Arrays], *, kind: 
     found: list[Arrays | None] = [None if path is None else _read(path) for path in kept]
     lacking = [number for number, arrays in enumerate(found) if arrays is None]
     jobs = [_Job(groups[number], scan, kept[number]) for number in lacking]
-    several = opening.workers > 1 and len(jobs) > 1 and sum(size(file) for job in jobs for file in job.files) > LARGE
-    with counting(Console(stderr=True), transient=True) as progress:
+    large = sum(size(file) for job in jobs for file in job.files) > LARGE
+    several = opening.workers > 1 and len(jobs) > 1 and large
+    with counting(Console(stderr=True, quiet=not large), transient=True, disable=not large) as progress:
         bar = progress.add_task(f"indexing {kind.partition(' ')[0]}", total=len(jobs))
         done = run_jobs(_work, jobs, workers=opening.workers) if several else ((job, _work(job)) for job in jobs)
         scanned = {}

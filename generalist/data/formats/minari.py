@@ -203,7 +203,7 @@ class Minari(Hdf5Set):
         for key in MISSIONS:
             if key in self._paths and "instruction" not in found:
                 array = StoredArray(file, group, self._paths[key], where)
-                if array.dtype.kind == "S" and array.rows:
+                if array.dtype.kind == "S" and len(array.shape) == 1 and array.rows:
                     found["instruction"] = str(array.read(range(1))[0])
         return {name: value for name, value in found.items() if value is not None}
 

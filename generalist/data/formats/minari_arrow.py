@@ -102,13 +102,9 @@ class MinariArrow(EpisodeSet):
         return self._folders[index] / f"part-0.{self._metadata.layout}"
 
     def _stored(self, index: int) -> dict[str, "Stored"]:
-        rows = read_rows(self._file(index), int(self.lengths[index]))
-        found = (
-            leaf
-            for field, array in zip(rows.schema, rows.columns, strict=True)
-            for leaf in _leaves(field.name, field, array)
-        )
-        return {one.key: one for one in found}
+        rows, where = read_rows(self._file(index), int(self.lengths[index])), self.where(index)
+        columns = zip(rows.schema, rows.columns, strict=True)
+        return {one.key: one for field, array in columns for one in _leaves(field.name, field, array, where)}
 
     def _shape(self, stored: "Stored") -> Shape:
         space = self._metadata.spaces.get(stored.key)
@@ -140,7 +136,7 @@ class MinariArrow(EpisodeSet):
                 unread[key] = str(error)
         self.unread = unread
         told = self._told(index, stored)
-        return {key: told_field(key, value, where) for key, value in told.items() if key not in fields} | fields
+        return fields | {key: told_field(key, value, where) for key, value in told.items() if key not in fields}
 
     def _told(self, index: int, stored: Mapping[str, "Stored"]) -> dict[str, str | np.ndarray]:
         found = dict(_attributes(json_file(self._folders[index] / METADATA)))
@@ -187,18 +183,29 @@ class Stored(NamedTuple):
             array, kind = array.flatten(), kind.value_type
         if not (pa.types.is_primitive(kind) or self.is_text):
             raise Unread(f"{where}: {self.key!r} holds values of the type {kind}, which are not read")
-        if array.null_count or self.array.null_count or len(array) != len(self.array) * math.prod(shape):
-            raise BrokenRecord(f"{where}: {self.key!r} has gaps, or values of another shape than {shape}: get it again")
+        if array.null_count or self.array.null_count:
+            raise BrokenRecord(f"{where}: {self.key!r} has gaps: get it again, or take it out")
+        if len(array) != len(self.array) * math.prod(shape):
+            raise BrokenRecord(
+                f"{where}: {self.key!r} has {len(array):,} numbers in {len(self.array):,} steps, where its space in {METADATA} "
+                f"says {shape}"
+            )
         return array.to_numpy(zero_copy_only=False).reshape(len(self.array), *shape)
 
 
-def _leaves(key: str, field: Any, array: Any) -> Iterator[Stored]:
-    """The columns within a column, by their keys."""
+def _leaves(key: str, field: Any, array: Any, where: str) -> Iterator[Stored]:
+    """The columns within a column, by their keys.
+
+    Raises:
+        BrokenRecord: it has gaps.
+    """
     import pyarrow as pa
 
     if pa.types.is_struct(field.type):
+        if array.null_count:
+            raise BrokenRecord(f"{where}: {key!r} has gaps: get it again, or take it out")
         for number, inner in enumerate(field.type):
-            yield from _leaves(f"{key}/{inner.name}", inner, array.field(number))
+            yield from _leaves(f"{key}/{inner.name}", inner, array.field(number), where)
         return
     is_list = pa.types.is_fixed_size_list(field.type)
     said = (field.metadata or {}).get(b"shape", b"")

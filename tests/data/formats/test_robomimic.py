@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import sys
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 from upath import UPath
 
-from generalist.data.formats import hdf5, hdf5_arrays
+from generalist.data.formats import hdf5
 from generalist.data.formats.columns import decode
 from generalist.data.formats.detect import open_episodes
 from generalist.data.formats.episodes import Opening
@@ -107,10 +108,16 @@ def test_frames_are_read_by_the_window(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"compression": "gzip"}, {"compression": "lzf", "shuffle": True}, {"fletcher32": True}]
+    "settings",
+    [
+        {"compression": 9},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"chunks": True},
+        {"fletcher32": True},
+    ],
 )
 def test_packed_arrays(tmp_path: Path, read_all: Any, settings: dict[str, Any]) -> None:
-    plain, packed = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", chunks=True, **settings)
+    plain, packed = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", **settings)
     for one, other in zip(read_all(plain), read_all(packed), strict=True):
         assert all(np.array_equal(one[key], other[key]) for key in one)
 
@@ -333,13 +340,36 @@ def test_a_declared_size_that_no_memory_has(path: Path) -> None:
         frames.decode()
 
 
-def test_a_chunk_that_unpacks_to_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 itself unpacks all of it."""
-    monkeypatch.setattr(hdf5_arrays, "LARGEST", 2**20)
-    bomb = zlib.compress(bytes(2**24))
-    replace(path, "rewards", shape=(4,), dtype=float, chunks=(4,), compression="gzip")
-    change(path, lambda file: file["data/demo_2/rewards"].id.write_direct_chunk((0,), bomb))
-    assert "may unpack to more than 32 bytes" in message(path, "rewards")
+@pytest.mark.parametrize(
+    ("chunk", "settings", "expected"),
+    [
+        (zlib.compress(bytes(2**20)), {"compression": "gzip"}, "a chunk unpacks to more than 36 bytes"),
+        (zlib.compress(bytes(2**24)), {"compression": "gzip"}, "takes 16,316 bytes, where it has 32"),
+        (zlib.compress(bytes(24)), {"compression": "gzip"}, "a chunk has 24 bytes, where 32 are expected"),
+        (zlib.compress(bytes(32))[:-2], {"compression": "gzip"}, "is cut off"),
+        (bytes(32), {"compression": "gzip"}, "a chunk can't be unpacked"),
+        (bytes(24), {}, "takes 24 bytes, where it has 32"),
+        (bytes(2112), {}, "takes 2,112 bytes, where it has 32"),
+        (bytes(32) + b"abcd", {"fletcher32": True}, "the checksum of a chunk is wrong"),
+    ],
+)
+def test_chunks_of_another_size(path: Path, chunk: bytes, settings: dict[str, Any], expected: str) -> None:
+    """HDF5 itself reads or writes past the chunk, or unpacks all that there is."""
+    replace(path, "rewards", shape=(4,), dtype=float, chunks=(4,), **settings)
+    change(path, lambda file: file["data/demo_2/rewards"].id.write_direct_chunk((0,), chunk))
+    said = message(path, "rewards")
+    assert expected in said and "demo_2: 'rewards' can't be read" in said
+
+
+def test_an_array_that_has_fewer_bytes(path: Path) -> None:
+    """The size of what is stored is part of its layout."""
+    with h5py.File(path) as file:
+        begin = file["data/demo_2/rewards"].id.get_offset()
+    layout = struct.pack("<QQ", begin, 32)
+    content = path.read_bytes()
+    assert content.count(layout) == 1
+    path.write_bytes(content.replace(layout, struct.pack("<QQ", begin, 16)))
+    assert "demo_2" in message(path, "rewards")
 
 
 def test_chunks_that_are_too_many(path: Path) -> None:
@@ -368,13 +398,54 @@ def test_texts_that_claim_a_length(path: Path, chunks: Any) -> None:
     content[at : at + 4] = b"\xff" * 4
     path.write_bytes(content)
     assert "declares values of 4,294,967,301 bytes" in message(path, "obs/text")
+    content[at : at + 4] = (2**30).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert "a value of 1,073,741,824 bytes is not where it should be" in message(path, "obs/text")
 
 
-@pytest.mark.parametrize("settings", [{"scaleoffset": 4}, {"compression": "gzip", "dtype": h5py.string_dtype()}])
+@pytest.mark.parametrize("settings", [{"scaleoffset": 4}, {"compression": "lzf"}])
 def test_filters_that_are_not_read(path: Path, settings: dict[str, Any]) -> None:
-    values = ["a"] * 4 if "dtype" in settings else np.ones(4)
-    replace(path, "rewards", data=values, chunks=True, **settings)
-    assert "packed" in message(path, "rewards")
+    replace(path, "rewards", data=np.ones(4), chunks=True, **settings)
+    assert "demo_2: 'rewards' is packed with" in message(path, "rewards") and "h5repack -f GZIP=4" in message(
+        path, "rewards"
+    )
+
+
+def stored_otherwise(file: h5py.File) -> None:
+    """Values in ways that are unusual, and allowed."""
+    group = file["data/demo_0/obs"]
+    group.create_dataset("big", data=np.arange(6, dtype=">i2").reshape(3, 2))
+    group.create_dataset("partial", (3, 4), int, chunks=(2, 3), fillvalue=7)[0, 0] = 1
+    group.create_dataset("never", (3,), float, fillvalue=2.5)
+    group.create_dataset("grown", data=np.arange(3.0), maxshape=(None,), chunks=(2,))
+    group.create_dataset("texts", data=["a", "", "ccc"], chunks=(2,), compression="gzip", shuffle=True)
+    group.create_dataset("kinds", data=[1, 0, 2], dtype=h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "u1"))
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_layout(h5py.h5d.COMPACT)
+    small = h5py.h5d.create(group.id, b"compact", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((3, 2)), made)
+    small.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(6, dtype=np.float32).reshape(3, 2))
+    twelve = h5py.h5t.STD_I16LE.copy()
+    twelve.set_precision(12)
+    h5py.h5d.create(group.id, b"twelve", twelve, h5py.h5s.create_simple((3,)))
+
+
+@pytest.mark.parametrize("block", [0, 512])
+def test_values_that_are_stored_otherwise(tmp_path: Path, read_all: Any, block: int) -> None:
+    path = tmp_path / "demo.hdf5"
+    with h5py.File(path, "w", userblock_size=block):
+        pass
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/actions"], file["data/demo_0/obs/x"] = np.zeros((3, 1)), np.ones(3)
+        stored_otherwise(file)
+        truth = {
+            key: file[f"data/demo_0/obs/{key}"][()] for key in file["data/demo_0/obs"] if key not in ("texts", "twelve")
+        }
+    episodes, read = open_episodes(path, Opening()), read_all(path)[0]
+    assert "numbers of an unusual format" in episodes.unread["obs/twelve"] and len(episodes.unread) == 1
+    for key, values in truth.items():
+        np.testing.assert_array_equal(read[f"obs/{key}"], values)
+    assert read["obs/texts"].tolist() == ["a", "", "ccc"] and read["obs/partial"].tolist()[0] == [1, 7, 7, 7]
+    assert read["obs/big"].dtype == np.dtype("=i2")
 
 
 def test_an_index_is_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
