@@ -13,9 +13,8 @@ import numpy as np
 from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.formats.faults import BrokenRecord, Unread
 
-LARGEST = (
-    2**31
-)  # bytes that one column, or what it is decompressed to, may take: more is a mistake, or meant to exhaust the memory
+# Bytes that a column, or what is read of it at once, may take: more is a mistake, or meant to exhaust the memory.
+LARGEST = 2**31
 OBJECT = 64  # bytes that a text takes in Python at least
 CHANNELS = (1, 3, 4)
 TRIED = 20  # episodes that are opened to find one that tells the fields
@@ -106,13 +105,13 @@ def native(values: np.ndarray) -> np.ndarray:
 
 
 def text(value: str | bytes) -> str:
-    """A text that a file holds as bytes or str.
+    """A text that a file holds as bytes, with or without the byte of zero at the end that C gives it, or as str.
 
     Raises:
         ValueError: it is no UTF-8, or has half a character.
     """
     if isinstance(value, bytes):
-        return value.decode("utf-8")
+        return value.rstrip(b"\0").decode("utf-8")
     value.encode("utf-8")
     return str(value)
 

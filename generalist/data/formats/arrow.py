@@ -4,12 +4,10 @@ import struct
 from typing import Any
 
 from generalist.data.formats.arrays import LARGEST
-from generalist.data.formats.faults import BrokenRecord
+from generalist.data.formats.faults import BrokenRecord, naming
 from generalist.data.formats.places import Place, size
 
 MAGIC = b"ARROW1\0\0"
-# What pyarrow raises for damaged files.
-ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, MemoryError, OverflowError, struct.error)
 
 
 def read_rows(file: Place, steps: int) -> Any:
@@ -21,7 +19,7 @@ def read_rows(file: Place, steps: int) -> Any:
     Raises:
         BrokenRecord: it can't be read, is too large, or has another number of rows.
     """
-    try:
+    with naming(file):
         if size(file) > LARGEST:
             raise BrokenRecord(f"{file} has more than {LARGEST:,} bytes: divide it")
         content = file.read_bytes()
@@ -30,10 +28,6 @@ def read_rows(file: Place, steps: int) -> Any:
             raise BrokenRecord(f"{file} has {table.num_rows:,} rows, where {steps:,} steps and one more are expected")
         table.validate(full=True)
         return table.slice(0, steps).combine_chunks().to_batches()[0]
-    except BrokenRecord:
-        raise
-    except ERRORS as error:
-        raise BrokenRecord(f"{file} can't be read ({error}): get it again, or take it out") from error
 
 
 def _parquet(content: bytes, file: Place) -> Any:

@@ -1,7 +1,12 @@
 """Broken records: counted, named by file and record, and left out as long as they are few."""
 
+import contextlib
 import math
-from collections.abc import Callable
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 
 TOLD = 10  # by name; then the 16th, the 32nd, ...
 NAMED = 20  # of them in the error that ends a run
@@ -13,6 +18,38 @@ class BrokenRecord(ValueError):
 
 class Unread(BrokenRecord):
     """A part of a record is of a kind that is never read; the rest of it may be."""
+
+
+# What libraries raise for damaged files; which of them depends on the place of the damage.
+ERRORS = (
+    *(
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ),
+    *(SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+
+
+@contextlib.contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Whatever a library raises for a damaged file within a block names `where`.
+
+    Raises:
+        BrokenRecord: it did raise.
+    """
+    try:
+        yield
+    except BrokenRecord:
+        raise
+    except ERRORS as error:
+        raise BrokenRecord(f"{where} can't be read ({error}): get it again, or take it out") from error
 
 
 class TooManyBroken(ValueError):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Collection, Iterator
@@ -10,14 +11,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from generalist.data.formats.arrays import check_size, native, text
-from generalist.data.formats.faults import BrokenRecord, Unread
+from generalist.data.formats.faults import BrokenRecord, Unread, naming
 from generalist.data.formats.places import Place
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
 OPEN = 16  # files that are kept open
 DEEPEST, MOST = 16, 10_000  # groups within groups, and data sets in one of them: more is a circle of links
-# What h5py raises for damaged files; which of them depends on the place of the damage.
-ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 def is_hdf5(place: Place) -> bool:
@@ -54,26 +53,12 @@ def opened(place: Place, where: str) -> Iterator[Opened]:
         yield Opened(content, stream)
 
 
-@contextlib.contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Whatever h5py raises within a block names `where`.
-
-    Raises:
-        BrokenRecord: it did raise.
-    """
-    try:
-        yield
-    except BrokenRecord:
-        raise
-    except ERRORS as error:
-        raise BrokenRecord(f"{where} can't be read ({error}): get it again, or take it out") from error
-
-
 class Files:
     """HDF5 files of which the last used ones stay open, in this process: a copy in another one opens its own."""
 
     def __init__(self) -> None:
-        self._open: collections.OrderedDict[str, tuple[Opened, contextlib.ExitStack]] = collections.OrderedDict()
+        self._open: collections.OrderedDict[tuple[int, str], tuple[Opened, contextlib.ExitStack]]
+        self._open = collections.OrderedDict()
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
@@ -86,10 +71,10 @@ class Files:
             yield self._file(place)
 
     def _file(self, place: Place) -> Opened:
-        name = str(place)
+        name = (os.getpid(), str(place))  # after a fork, two processes would move one position in the file
         if name not in self._open:
             stack = contextlib.ExitStack()
-            self._open[name] = stack.enter_context(opened(place, name)), stack
+            self._open[name] = stack.enter_context(opened(place, str(place))), stack
             if len(self._open) > OPEN:
                 _, (_, oldest) = self._open.popitem(last=False)
                 oldest.close()
@@ -192,7 +177,7 @@ def attribute(thing: Any, name: str, where: str) -> str | np.ndarray | None:
 
     Raises:
         BrokenRecord: it is too large.
-        ValueError, OSError: it can't be read, for whoever opened the file.
+        ValueError, OSError: it can't be read, for whoever opened the file. A damaged text may make HDF5 take 4 GB until then.
     """
     if name not in thing.attrs:
         return None

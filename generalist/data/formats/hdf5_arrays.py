@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from generalist.data.formats.arrays import LARGEST, Shape, check_size, check_values, native, value_of
 from generalist.data.formats.columns import EncodedFrames, Frames
 from generalist.data.formats.episodes import Field
-from generalist.data.formats.faults import BrokenRecord, Unread
-from generalist.data.formats.hdf5 import Files, Opened, find, naming, package
+from generalist.data.formats.faults import BrokenRecord, Unread, naming
+from generalist.data.formats.hdf5 import Files, Opened, find, package
 from generalist.data.formats.hdf5_bytes import DEFLATE, FLETCHER, POINTER, SHUFFLE, Filter, Heap, unpacked
 from generalist.data.formats.places import Place
 
@@ -97,9 +97,8 @@ class StoredArray:
             raise Unread(f"{self._what} has its values in other files, which are not read: write them into this one")
         found = [made.get_filter(number) for number in range(made.get_nfilters())]
         filters = [Filter(kind, values[0] if kind == SHUFFLE and values else 1) for kind, _, values, _ in found]
-        if {one.kind for one in filters} - {DEFLATE, SHUFFLE, FLETCHER} or [one.kind for one in filters].count(
-            DEFLATE
-        ) > 1:
+        kinds = [one.kind for one in filters]
+        if set(kinds) - {DEFLATE, SHUFFLE, FLETCHER} or kinds.count(DEFLATE) > 1:
             names = ", ".join(name.decode(errors="replace") or str(kind) for kind, _, _, name in found)
             raise Unread(f"{self._what} is packed with {names}, of which gzip and shuffle are read: h5repack -f GZIP=4")
         return filters

@@ -145,11 +145,10 @@ class Hdf5Set(EpisodeSet):
             raise BrokenRecord(self._broken[index])
         columns: dict[str, Column] = {}
         values: dict[str, Any] = {}
-        where = self.where(index)
+        where, fields = self.where(index), {key: self.fields[key] for key in keys}
         with self._reading(index) as (file, group):
             told = None
-            for key in keys:
-                field = self.fields[key]
+            for key, field in fields.items():
                 if field.level == "episode" and key not in self._paths:
                     told = self.told(index, file, group) if told is None else told
                     values[key] = told_value(field, told, where)

@@ -16,12 +16,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from generalist.data.formats.arrays import CHANNELS, Shape
 from generalist.data.formats.episodes import Field, Opening
-from generalist.data.formats.faults import BrokenRecord
-from generalist.data.formats.hdf5 import Opened, attribute, naming, numbered, opened
+from generalist.data.formats.faults import BrokenRecord, naming
+from generalist.data.formats.hdf5 import Opened, attribute, numbered, opened
 from generalist.data.formats.hdf5_arrays import StoredArray
 from generalist.data.formats.hdf5_set import Hdf5Set, Told, encoded_field, scanned
 from generalist.data.formats.index import Arrays
@@ -100,18 +98,19 @@ def read_metadata(folder: Place) -> Metadata:
     """What metadata.json says.
 
     Raises:
-        ValueError: it is damaged, or has spaces that are not known.
+        BrokenRecord: it is damaged, or has spaces that are not known.
     """
     path = folder / METADATA
     content = json_file(path)
     count = content.get("total_episodes")
     if not isinstance(count, int) or count < 0:
-        raise ValueError(f"{path} has no number of episodes (total_episodes): get it again")
+        raise BrokenRecord(f"{path} has no number of episodes (total_episodes): get it again")
     spaces: dict[str, Declared] = {}
     for name, key in (("observation_space", "observations"), ("action_space", "actions")):
         if isinstance(content.get(name), str):
             where = f"{path}: {name}"
-            spaces |= _declared(json_object(content[name].encode(), where), key, where)
+            with naming(where):
+                spaces |= _declared(json_object(content[name].encode(), where), key, where)
     return Metadata(folder, str(content.get("data_format", "hdf5")), count, spaces)
 
 
@@ -119,11 +118,11 @@ def _declared(space: Any, key: str, where: str) -> dict[str, Declared]:
     """The spaces within a space, by their keys.
 
     Raises:
-        ValueError: one is not known, or says no shape.
+        BrokenRecord: one is not known, or says no shape.
     """
     kind, within = (space.get("type"), space.get("subspaces")) if isinstance(space, dict) else (None, None)
     if key.count("/") > DEEPEST:
-        raise ValueError(f"{where} has more than {DEEPEST} spaces in spaces")
+        raise BrokenRecord(f"{where} has more than {DEEPEST} spaces in spaces")
     if kind == "Dict" and isinstance(within, dict):
         members = list(within.items())
     elif kind == "Tuple" and isinstance(within, list):
@@ -139,16 +138,21 @@ def _leaf(kind: Any, space: Any, key: str, where: str) -> Declared:
     if kind == "Discrete":
         return Declared((), "number")
     if kind == "MultiDiscrete":
-        return Declared(np.shape(space.get("nvec")), "number")
+        return Declared(_nested(space.get("nvec")), "number")
     shape = space.get("n" if kind == "MultiBinary" else "shape") if kind in ("Box", "MultiBinary") else None
     shape = [shape] if isinstance(shape, int) else shape
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(
+        raise BrokenRecord(
             f"{where}: the space of {key!r} is {kind!r} of the shape {shape}, which is not known: get it again"
         )
     image = space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= SMALLEST_IMAGE
     image = image and (len(shape) == 2 or shape[2] in CHANNELS)
     return Declared(tuple(shape), "image" if image else "number")
+
+
+def _nested(values: Any) -> Shape:
+    """The shape of lists in lists, by the first of each."""
+    return (len(values), *_nested(values[0] if values else None)) if isinstance(values, list) else ()
 
 
 class Minari(Hdf5Set):
@@ -190,9 +194,8 @@ class Minari(Hdf5Set):
         space = self._metadata.spaces.get(field.key)
         if space is None:
             return field
-        if (
-            space.kind == "image" and field.dtype == "uint8" and len(field.shape) == 1
-        ):  # files of equal lengths by chance
+        # Files of JPEG that have the same length by chance.
+        if space.kind == "image" and field.dtype == "uint8" and len(field.shape) == 1:
             field = encoded_field(field.key, array, where)
         return space.agreed(field, where)
 

@@ -28,7 +28,7 @@ from generalist.data.formats.arrays import (
 from generalist.data.formats.arrow import read_rows
 from generalist.data.formats.columns import ArrayFrames, Column, EncodedFrames, decode_image
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
-from generalist.data.formats.faults import BrokenRecord, Unread
+from generalist.data.formats.faults import BrokenRecord, Unread, naming
 from generalist.data.formats.index import Arrays, grouped
 from generalist.data.formats.json_objects import json_file
 from generalist.data.formats.minari import METADATA, MISSIONS, data_folder, read_metadata
@@ -102,9 +102,11 @@ class MinariArrow(EpisodeSet):
         return self._folders[index] / f"part-0.{self._metadata.layout}"
 
     def _stored(self, index: int) -> dict[str, "Stored"]:
-        rows, where = read_rows(self._file(index), int(self.lengths[index])), self.where(index)
-        columns = zip(rows.schema, rows.columns, strict=True)
-        return {one.key: one for field, array in columns for one in _leaves(field.name, field, array, where)}
+        where = self.where(index)
+        rows = read_rows(self._file(index), int(self.lengths[index]))
+        with naming(where):
+            columns = zip(rows.schema, rows.columns, strict=True)
+            return {one.key: one for field, array in columns for one in _leaves(field.name, field, array, where)}
 
     def _shape(self, stored: "Stored") -> Shape:
         space = self._metadata.spaces.get(stored.key)
@@ -190,7 +192,8 @@ class Stored(NamedTuple):
                 f"{where}: {self.key!r} has {len(array):,} numbers in {len(self.array):,} steps, where its space in {METADATA} "
                 f"says {shape}"
             )
-        return array.to_numpy(zero_copy_only=False).reshape(len(self.array), *shape)
+        with naming(f"{where}: {self.key!r}"):
+            return array.to_numpy(zero_copy_only=False).reshape(len(self.array), *shape)
 
 
 def _leaves(key: str, field: Any, array: Any, where: str) -> Iterator[Stored]:

@@ -9,10 +9,7 @@ Pickled objects are never read. Members are read one by one, and only those that
 import contextlib
 import math
 import re
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +29,7 @@ from generalist.data.formats.arrays import (
 )
 from generalist.data.formats.columns import ArrayFrames, Column
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
-from generalist.data.formats.faults import BrokenRecord, Unread
+from generalist.data.formats.faults import BrokenRecord, Unread, naming
 from generalist.data.formats.index import Arrays, grouped
 from generalist.data.formats.places import Place
 
@@ -40,11 +37,6 @@ ENDING, MEMBER_ENDING = ".npz", ".npy"
 MOST = 10_000  # members of a file
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 ENCRYPTED = 1  # a bit of a member's flags
-# What zipfile and NumPy raise for damaged files.
-ERRORS = (
-    *(OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError),
-    *(RecursionError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-)
 
 
 class Npz(EpisodeSet):
@@ -86,7 +78,7 @@ class Npz(EpisodeSet):
             raise BrokenRecord(self._broken[index])
         columns: dict[str, Column] = {}
         values: dict[str, Any] = {}
-        where = self.where(index)
+        where, fields = self.where(index), {key: self.fields[key] for key in keys}
         with _reading(self._files[index]) as archive:
             members = _members(archive, where)
             lacking = [key for key in keys if key not in members]
@@ -94,12 +86,12 @@ class Npz(EpisodeSet):
                 raise BrokenRecord(f"{where} has no {lacking[0]!r}, which the first episode has: add it")
             if sum(members[key].file_size for key in keys) > LARGEST:
                 raise BrokenRecord(f"{where} declares more than {LARGEST:,} bytes: divide it")
-            for key in keys:
-                array = self._array(archive, members[key], self.fields[key], index)
-                if self.fields[key].level == "episode":
+            for key, field in fields.items():
+                array = self._array(archive, members[key], field, index)
+                if field.level == "episode":
                     values[key] = value_of(array)
                 else:
-                    columns[key] = ArrayFrames(array) if self.fields[key].kind == "image" else native(array)
+                    columns[key] = ArrayFrames(array) if field.kind == "image" else native(array)
         return RawEpisode(columns=columns, values=values)
 
     def _array(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, field: Field, index: int) -> np.ndarray:
@@ -176,13 +168,8 @@ def _reading(file: Place) -> Iterator[zipfile.ZipFile]:
     Raises:
         BrokenRecord: it can't be read.
     """
-    try:
-        with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            yield archive
-    except BrokenRecord:
-        raise
-    except ERRORS as error:
-        raise BrokenRecord(f"{file} can't be read ({error}): get it again, or take it out") from error
+    with naming(file), file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        yield archive
 
 
 def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from generalist.data.formats.episodes import Opening
-from generalist.data.formats.faults import BrokenRecord
-from generalist.data.formats.hdf5 import Opened, attribute, find, has, hdf5_files, naming, numbered, opened
+from generalist.data.formats.faults import BrokenRecord, naming
+from generalist.data.formats.hdf5 import Opened, attribute, find, has, hdf5_files, numbered, opened
 from generalist.data.formats.hdf5_arrays import StoredArray
 from generalist.data.formats.hdf5_set import Hdf5Set, scanned
 from generalist.data.formats.index import Arrays

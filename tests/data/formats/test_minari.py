@@ -136,6 +136,10 @@ SPACE = json.loads(json.loads((FIXTURES / "hdf5/data/metadata.json").read_text()
         ({"total_episodes": None}, "has no number of episodes"),
         ({"action_space": "{"}, "metadata.json: action_space is not JSON"),
         ({"action_space": "[]"}, "metadata.json: action_space is no object of JSON"),
+        (
+            {"action_space": '{"type": "MultiDiscrete", "nvec": ' + "[" * 900 + "]" * 900 + "}"},
+            "action_space|'actions'",
+        ),
         ({"action_space": '{"type": "Graph"}'}, "the space of 'actions' is 'Graph' of the shape None"),
         ({"action_space": '{"type": "Box", "shape": [-1]}'}, r"'Box' of the shape \[-1\]"),
         ({"action_space": '{"type": "Dict", "subspaces": {"a": 3}}'}, "the space of 'actions/a' is None"),

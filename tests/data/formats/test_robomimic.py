@@ -419,6 +419,9 @@ def stored_otherwise(file: h5py.File) -> None:
     group.create_dataset("never", (3,), float, fillvalue=2.5)
     group.create_dataset("grown", data=np.arange(3.0), maxshape=(None,), chunks=(2,))
     group.create_dataset("texts", data=["a", "", "ccc"], chunks=(2,), compression="gzip", shuffle=True)
+    ended = h5py.h5t.C_S1.copy()
+    ended.set_size(4)
+    group.create_dataset("words", data=np.array([b"a", b"bb", b"ccc"], "S4"), dtype=h5py.Datatype(ended))
     group.create_dataset("kinds", data=[1, 0, 2], dtype=h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "u1"))
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_layout(h5py.h5d.COMPACT)
@@ -437,14 +440,14 @@ def test_values_that_are_stored_otherwise(tmp_path: Path, read_all: Any, block: 
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"], file["data/demo_0/obs/x"] = np.zeros((3, 1)), np.ones(3)
         stored_otherwise(file)
-        truth = {
-            key: file[f"data/demo_0/obs/{key}"][()] for key in file["data/demo_0/obs"] if key not in ("texts", "twelve")
-        }
+        obs = file["data/demo_0/obs"]
+        truth = {key: obs[key][()] for key in obs if key not in ("texts", "twelve", "words")}
     episodes, read = open_episodes(path, Opening()), read_all(path)[0]
     assert "numbers of an unusual format" in episodes.unread["obs/twelve"] and len(episodes.unread) == 1
     for key, values in truth.items():
         np.testing.assert_array_equal(read[f"obs/{key}"], values)
-    assert read["obs/texts"].tolist() == ["a", "", "ccc"] and read["obs/partial"].tolist()[0] == [1, 7, 7, 7]
+    assert read["obs/texts"].tolist() == ["a", "", "ccc"] and read["obs/words"].tolist() == ["a", "bb", "ccc"]
+    assert read["obs/partial"].tolist()[0] == [1, 7, 7, 7]
     assert read["obs/big"].dtype == np.dtype("=i2")
 
 
