@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from generalist.data.episodes import BrokenEpisode, Episode, EpisodeCache, Episodes
 from generalist.data.formats.columns import Column
@@ -268,10 +269,45 @@ def _check_finite(column: Column, key: str) -> None:
         raise BrokenRecord(f"step {int(bad.argmax())} of {key!r} has a number that is not finite")
 
 
-def rounded_rate(dataset: Dataset) -> float | None:
-    """Steps per second of the episodes, where the files say it."""
-    found = opened(dataset)
-    return None if found.episodes.rate is None else found.episodes.rate / found.every
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionNumbers:
+    """The D numbers of an action over the data set, in the order of `actions_of`."""
+
+    names: tuple[str, ...]
+    choice: Bool[np.ndarray, "D"]
+    """Which are choices, not numbers."""
+    mean: Float[np.ndarray, "D"]
+    """Of a choice the most frequent one."""
+    deviation: Float[np.ndarray, "D"]
+    """0 for what never changes; of a choice 1."""
+    executed: Int[np.ndarray, "D"]
+    """Of each, which number of the step before was executed last: of a chunk the one just before this step."""
+
+
+def action_numbers(dataset: Dataset) -> ActionNumbers:
+    """What the numbers of the data set's actions are, from its statistics."""
+    found, chunk = opened(dataset), dataset.chunk
+    names: list[str] = []
+    parts: dict[str, list[np.ndarray]] = {"choice": [], "mean": [], "deviation": [], "executed": []}
+    for name, key in sorted(found.mapping.action.items()):
+        numbers, field = found.statistics.fields[key], found.episodes.fields[key]
+        size = len(numbers.mean)
+        single = field.names if len(field.names) == size else [f"{name or 'action'}[{index}]" for index in range(size)]
+        names += [one if chunk == 1 else f"{one}+{later}" for later in range(chunk) for one in single]
+        is_choice = not isinstance(_space(found, key, 1), gym.spaces.Box)
+        frequent = [_most_frequent(column) for column in numbers.rows.reshape(len(numbers.rows), -1).T]
+        varies = ~numbers.constant
+        parts["choice"].append(np.full(size * chunk, is_choice))
+        parts["mean"].append(np.tile(frequent if is_choice else numbers.mean, chunk))
+        parts["deviation"].append(np.tile(varies.astype(float) if is_choice else numbers.deviation, chunk))
+        before = min(found.every, chunk) - 1
+        parts["executed"].append(len(names) - size * chunk + before * size + np.tile(np.arange(size), chunk))
+    return ActionNumbers(names=tuple(names), **{name: np.concatenate(several) for name, several in parts.items()})
+
+
+def _most_frequent(column: np.ndarray) -> float:
+    values, counts = np.unique(column, return_counts=True)
+    return float(values[counts.argmax()]) if len(values) else 0.0
 
 
 def actions_of(action: Any) -> np.ndarray:

@@ -155,7 +155,7 @@ def _leaves(feature: Any, path: tuple[str, ...], is_step: bool) -> Iterator[tupl
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.FeaturesDict):
-        for name in feature:
+        for name in sorted(feature):
             inner, entered = feature[name], not path and name == "steps"
             inner = inner.feature if entered else inner
             yield from _leaves(inner, (*path, str(name)), is_step or entered)
