@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from generalist.data.formats.columns import Column
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
@@ -66,14 +67,14 @@ class LeRobot(EpisodeSet):
         self.rate, self.fields, self.unread = self._info.rate, self._info.fields, self._info.unread
         self._tasks = self._named_tasks() if TASK in self.fields else {}
         found, reasons = self._listed()
-        order = np.argsort(found["number"], kind="stable")
+        order = np.argsort(found["episode_index"], kind="stable")
         found = {key: values[order] for key, values in found.items()}
-        self._check_numbers(found["number"])
+        self._check_numbers(found["episode_index"])
         chosen, split = np.ones(len(order), bool), self._info.split(opening.split)
         if split is not None:
-            chosen = (found["number"] >= split.start) & (found["number"] < split.stop)
+            chosen = (found["episode_index"] >= split.start) & (found["episode_index"] < split.stop)
         self._episodes = {key: values[chosen] for key, values in found.items()}
-        self._numbers = self._episodes["number"]
+        self._numbers = self._episodes["episode_index"]
         self._reasons = {
             index: reasons[number] for index, number in enumerate(self._numbers.tolist()) if number in reasons
         }
@@ -81,18 +82,15 @@ class LeRobot(EpisodeSet):
         self.lengths[list(self._reasons)] = 0
         self._lost = self._info.episodes - len(order)
 
-    def _check_numbers(self, found: np.ndarray) -> None:
+    def _check_numbers(self, found: Int[np.ndarray, "N"]) -> None:
         """Whether the numbers of all episodes, in order, are those of a data set."""
-        if not len(found) or found[0] < 0 or (np.diff(found) == 0).any():
-            twice = found[1:][np.diff(found) == 0].tolist()
-            what = (
-                f"lists episode {twice[0]} twice"
-                if twice
-                else "lists a negative episode"
-                if len(found)
-                else "lists none"
+        meta, twice = self.place / "meta", found[1:][np.diff(found) == 0]
+        if not len(found) or found[0] < 0:
+            raise ValueError(
+                f"{meta} lists {'no episodes' if not len(found) else f'episode {found[0]}'}: copy it again"
             )
-            raise ValueError(f"{self.place / 'meta'} {what}: copy it again")
+        if len(twice):
+            raise ValueError(f"{meta} lists episode {twice[0]} twice: copy it again")
         if not len(found) <= self._info.episodes <= 2 * len(found):
             raise ValueError(
                 f"{self._info.file} has total_episodes {self._info.episodes}, where {len(found)} are listed beside it: "
@@ -119,8 +117,8 @@ class LeRobot(EpisodeSet):
 
     @abc.abstractmethod
     def _listed(self) -> tuple[Mapping[str, np.ndarray], Mapping[int, str]]:
-        """Of all episodes, in any order, `number` (episode_index) and `length`, (N,) of whole numbers, and what else the class
-        wants to know of them, (N,); and by number, why some are broken."""
+        """Of all episodes, in any order, `episode_index` and `length`, (N,) of whole numbers, and what else the class wants to
+        know of them, (N,); and by `episode_index`, why some are broken."""
 
     @abc.abstractmethod
     def _rows(self, index: int) -> Rows:
@@ -138,20 +136,14 @@ class LeRobot(EpisodeSet):
     def _described_by(self) -> list[Place]:
         """The files of the folder `meta` that are read."""
 
+    @abc.abstractmethod
+    def _held_by(self) -> Iterable[Place]:
+        """The files with rows and images of episodes, each once."""
+
     @property
     def files(self) -> list[Place]:
         """See `EpisodeSet.files`; without those that are missing."""
-        found = dict.fromkeys(self._described_by())
-        for index in range(len(self)):
-            if index not in self._reasons:
-                found |= dict.fromkeys([self._rows(index).file, *self._videos(index)])
-        return [file for file in found if file.exists()]
-
-    def _videos(self, index: int) -> list[Place]:
-        try:
-            return [self._footage(index, camera).file for camera in self._info.videos]
-        except BrokenRecord:
-            return []
+        return [file for file in [*self._described_by(), *self._held_by()] if file.exists()]
 
     def broken(self) -> dict[int, str]:
         """See `EpisodeSet.broken`."""
@@ -175,25 +167,36 @@ class LeRobot(EpisodeSet):
         stored = {key for key in keys if key not in self._info.videos and key != TASK}
         stored |= {*CHECKED, *(["task_index"] if TASK in keys else [])}
         rows = self._rows(index)
-        table = self._table(rows, int(self.lengths[index]), sorted(stored))
+        table, behind = self._table(rows, int(self.lengths[index]), sorted(stored))
         try:
             checked = {key: numbers(table[key], self.fields[key]).reshape(-1) for key in CHECKED}
-            table = self._check(checked, table, rows, index)
-            times = checked["timestamp"][: len(table)].astype(np.float64)
+            following = numbers(behind, self.fields["episode_index"]).reshape(-1).tolist()
+            self._check(checked, following, rows, index)
+            times = checked["timestamp"].astype(np.float64)
             return RawEpisode(columns={key: self._column(key, table, index, times) for key in keys})
         except BrokenRecord as error:
             raise BrokenRecord(f"{self.where(index)}: {error}") from error
 
-    def _table(self, rows: Rows, length: int, keys: Collection[str]) -> Any:
-        """The rows of an episode and, if there is one, the row behind them."""
+    def _table(self, rows: Rows, length: int, keys: Collection[str]) -> tuple[Any, Any]:
+        """The rows of an episode; and the `episode_index` of the row behind them, of none if there is no such row."""
+        stop = rows.start + length
         with readable(rows.file), TABLES.use(rows.file) as table:
-            stop = rows.start + length
-            return table.read(rows.start, stop + 1 if stop < table.rows else stop, keys)
+            if stop < table.rows and not table.is_first(stop):
+                found = table.read(rows.start, stop + 1, keys)
+                return found[:length], found["episode_index"][length:]
+            # The next row group is not read for one value of each column.
+            found = table.read(rows.start, stop, keys)
+            return found, table.read(stop, min(stop + 1, table.rows), ["episode_index"])["episode_index"]
 
-    def _check(self, checked: Mapping[str, np.ndarray], table: Any, rows: Rows, index: int) -> Any:
-        """The rows of an episode alone, if they are what they should be."""
+    def _check(self, checked: Mapping[str, np.ndarray], following: Collection[Any], rows: Rows, index: int) -> None:
+        """Whether rows are those of an episode, all of them, and in order.
+
+        Args:
+            checked: (T,) by key.
+            following: `episode_index` of the row behind them, if there is one.
+        """
         length, number, rate = int(self.lengths[index]), int(self._numbers[index]), self._info.rate
-        if len(table) > length and checked["episode_index"][length] == number:
+        if number in following:
             raise BrokenRecord(
                 f"it goes on after row {rows.start + length - 1}, where it should end: copy `meta` and `data` again"
             )
@@ -202,14 +205,13 @@ class LeRobot(EpisodeSet):
         for key, values in wanted.items():
             allowed = TOLERANCE / rate if key == "timestamp" else 0
             # A value that is not a number is no near one either.
-            wrong = np.flatnonzero(~(np.abs(checked[key][:length] - values) <= allowed))
+            wrong = np.flatnonzero(~(np.abs(checked[key] - values) <= allowed))
             if len(wrong):
                 step = int(wrong[0])
                 raise BrokenRecord(
-                    f"in row {rows.start + step} {key} is {checked[key][step]}, where {values[step]:g} should be (step {step} "
+                    f"in row {rows.start + step} {key} is {checked[key][step]}, where {values[step]:.10g} should be (step {step} "
                     f"at {rate:g} steps per second): copy `meta` and `data` again, or correct them"
                 )
-        return table.slice(0, length)
 
     def _column(self, key: str, table: Any, index: int, times: np.ndarray) -> Column:
         field: Field = self.fields[key]

@@ -161,12 +161,16 @@ def _fields(file: Place, features: Any) -> tuple[dict[str, Field], tuple[str, ..
         except ValueError as error:
             unread[key] = str(error)
     for key in CHECKED:
-        if key not in fields or fields[key].kind != "number" or fields[key].shape not in ((), (1,)):
+        if not _is_one_number(fields.get(key)):
             raise _wrong(file, f"features.{key}", features.get(key), "a number per frame, as in every LeRobot data set")
-    if "task_index" in fields:
+    if _is_one_number(fields.get("task_index")):
         fields[TASK] = Field(key=TASK, kind="text")
     videos = tuple(key for key in fields if key != TASK and features[key]["dtype"] == "video")
     return fields, videos, unread
+
+
+def _is_one_number(field: Field | None) -> bool:
+    return field is not None and field.kind == "number" and field.shape in ((), (1,))
 
 
 def _field(key: str, feature: Any) -> Field:

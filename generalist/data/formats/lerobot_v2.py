@@ -33,6 +33,11 @@ class LeRobotV2(LeRobot):
         tasks = [self.place / "meta" / "tasks.jsonl"] if self._tasks else []
         return [self._info.file, *tasks, self.place / "meta" / "episodes.jsonl"]
 
+    def _held_by(self) -> Iterable[Place]:
+        for index in range(len(self)):
+            yield self._rows(index).file
+            yield from (self._footage(index, camera).file for camera in self._info.videos)
+
     def _stored_tasks(self) -> Iterable[tuple[Any, Any]]:
         for _, content in json_rows(self.place / "meta" / "tasks.jsonl"):
             yield content.get("task_index"), content.get("task")
@@ -40,7 +45,7 @@ class LeRobotV2(LeRobot):
     def _listed(self) -> tuple[Mapping[str, np.ndarray], Mapping[int, str]]:
         file = self.place / "meta" / "episodes.jsonl"
         (found,) = indexed([file], scan_episodes, kind="lerobot-v2", opening=self.opening)
-        empty = found["number"][found["length"] < 1].tolist()
+        empty = found["episode_index"][found["length"] < 1].tolist()
         return found, {number: f"{file}: episode {number} has no steps: record it again" for number in empty}
 
     def _rows(self, index: int) -> Rows:
@@ -62,7 +67,7 @@ class LeRobotV2(LeRobot):
 
 
 def scan_episodes(file: Place) -> Arrays:
-    """`number` and `length` of the episodes that `meta/episodes.jsonl` lists, int64 (N,)."""
+    """`episode_index` and `length` of the episodes that `meta/episodes.jsonl` lists, int64 (N,)."""
     found = []
     for row, content in json_rows(file):
         number, length = content.get("episode_index"), content.get("length")
@@ -73,4 +78,4 @@ def scan_episodes(file: Place) -> Arrays:
             )
         found.append((number, length))
     columns = np.array(found, np.int64).reshape(-1, 2)
-    return {"number": columns[:, 0], "length": columns[:, 1]}
+    return {"episode_index": columns[:, 0], "length": columns[:, 1]}

@@ -23,17 +23,11 @@ from generalist.data.formats.parquet import TABLES, numbers, read_rows, readable
 from generalist.data.formats.places import Place
 from generalist.data.formats.video import SURPLUS
 
-COUNTS = {
-    "number": "episode_index",
-    "length": "length",
-    "start": "dataset_from_index",
-    "stop": "dataset_to_index",
-    "data_chunk": "data/chunk_index",
-    "data_file": "data/file_index",
-}
-"""Name in the index → column of the episodes' files."""
-CAMERA_COUNTS = ("chunk_index", "file_index")
-CAMERA_TIMES = ("from_timestamp", "to_timestamp")
+START, STOP = "dataset_from_index", "dataset_to_index"
+"""Columns of the files that list episodes, as the index has them."""
+FILE = ("chunk_index", "file_index")
+TIMES = ("from_timestamp", "to_timestamp")
+"""The same, behind `data/` and `videos/CAMERA/`."""
 LONGEST = 1e9
 """Seconds of a video."""
 
@@ -53,6 +47,16 @@ class LeRobotV3(LeRobot):
     def _described_by(self) -> list[Place]:
         tasks = [self.place / "meta" / "tasks.parquet"] if self._tasks else []
         return [self._info.file, *tasks, *self._lists()]
+
+    def _held_by(self) -> Iterable[Place]:
+        cameras = [(self._info.video_path, f"videos/{camera}", camera) for camera in self._info.videos]
+        for path, key, camera in [(self._info.data_path, "data", ""), *cameras]:
+            places = np.stack([self._episodes[f"{key}/{name}"][self.lengths > 0] for name in FILE])
+            for chunk, number in np.unique(places, axis=1).T.tolist():
+                yield self._file(path, chunk, number, camera)
+
+    def _file(self, path: str, chunk: int, number: int, camera: str = "") -> Place:
+        return filled(self._info, path, {"chunk_index": chunk, "file_index": number, "video_key": camera})
 
     def _lists(self) -> list[Place]:
         """The files that list episodes, in order."""
@@ -76,30 +80,29 @@ class LeRobotV3(LeRobot):
         scan = functools.partial(scan_episodes, cameras=self._info.videos)
         scanned = indexed(lists, scan, kind=f"lerobot-v3 {self._info.videos}", opening=self.opening)
         found = {key: np.concatenate([arrays[key] for arrays in scanned]) for key in scanned[0]}
-        wrong = (found["length"] < 1) | (found["stop"] - found["start"] != found["length"])
-        wrong |= np.min([found[key] for key in ("start", "data_chunk", "data_file")], axis=0) < 0
-        found["row"] = _rows_in_files(found, ~wrong)
-        reasons = {
-            int(
-                found["number"][index]
-            ): f"{self.place / 'meta' / 'episodes'}: episode {found['number'][index]} has the length "
-            f"{found['length'][index]}, rows {found['start'][index]} to {found['stop'][index]} and the file "
-            f"{found['data_chunk'][index]}/{found['data_file'][index]}, which can't be: copy it again"
-            for index in np.flatnonzero(wrong).tolist()
-        }
+        is_wrong = (found["length"] < 1) | (found[STOP] - found[START] != found["length"])
+        is_wrong |= np.min([found[key] for key in (START, "data/chunk_index", "data/file_index")], axis=0) < 0
+        found["row"] = _rows_in_files(found, ~is_wrong)
+        reasons = {}
+        for index in np.flatnonzero(is_wrong).tolist():
+            one = {key: values[index].item() for key, values in found.items()}
+            reasons[one["episode_index"]] = (
+                f"{self.place / 'meta' / 'episodes'}: episode {one['episode_index']} has the length {one['length']}, rows "
+                f"{one[START]} to {one[STOP]} and the file {one['data/chunk_index']}/{one['data/file_index']}, which can't be: "
+                "copy it again"
+            )
         return found, reasons
 
     def _rows(self, index: int) -> Rows:
-        chunk, number, row = (int(self._episodes[key][index]) for key in ("data_chunk", "data_file", "row"))
-        file = filled(self._info, self._info.data_path, {"chunk_index": chunk, "file_index": number, "video_key": ""})
-        return Rows(file=file, start=row)
+        chunk, number = (int(self._episodes[f"data/{key}"][index]) for key in FILE)
+        return Rows(file=self._file(self._info.data_path, chunk, number), start=int(self._episodes["row"][index]))
 
     def _footage(self, index: int, camera: str) -> Footage:
-        counts = {key: int(self._episodes[f"{camera}/{key}"][index]) for key in CAMERA_COUNTS}
-        start, stop = (float(self._episodes[f"{camera}/{key}"][index]) for key in CAMERA_TIMES)
-        file = filled(self._info, self._info.video_path, {**counts, "video_key": camera})
+        chunk, number = (int(self._episodes[f"videos/{camera}/{key}"][index]) for key in FILE)
+        start, stop = (float(self._episodes[f"videos/{camera}/{key}"][index]) for key in TIMES)
+        file = self._file(self._info.video_path, chunk, number, camera)
         length, rate = int(self.lengths[index]), self._info.rate
-        if min(counts.values()) < 0 or not 0 <= start <= stop < LONGEST:
+        if min(chunk, number) < 0 or not 0 <= start <= stop < LONGEST:
             raise BrokenRecord(f"{file} is said to show it from {start} to {stop} s: copy `meta` again")
         if abs((stop - start) * rate - length) > SURPLUS + 0.5:
             raise BrokenRecord(
@@ -112,9 +115,12 @@ class LeRobotV3(LeRobot):
 def _rows_in_files(found: Mapping[str, np.ndarray], is_right: Bool[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     """In which row of its file each episode begins; 0 for those that are wrong. `dataset_from_index` counts the rows of all
     files, and a file begins with the first of its episodes."""
-    row, places = np.zeros_like(found["start"]), np.stack([found["data_chunk"], found["data_file"]])[:, is_right]
+    row, places = (
+        np.zeros_like(found[START]),
+        np.stack([found["data/chunk_index"], found["data/file_index"]])[:, is_right],
+    )
     _, file = np.unique(places, axis=1, return_inverse=True)
-    start, file = found["start"][is_right], file.reshape(-1)
+    start, file = found[START][is_right], file.reshape(-1)
     first = np.full(len(start), np.iinfo(np.int64).max)
     np.minimum.at(first, file, start)
     row[is_right] = start - first[file]
@@ -123,17 +129,14 @@ def _rows_in_files(found: Mapping[str, np.ndarray], is_right: Bool[np.ndarray, "
 
 def scan_episodes(file: Place, *, cameras: tuple[str, ...]) -> Arrays:
     """What a file of `meta/episodes` says of its episodes, (N,): int64, and float64 for times."""
-    columns = dict(COUNTS)
-    for camera in cameras:
-        columns |= {f"{camera}/{key}": f"videos/{camera}/{key}" for key in (*CAMERA_COUNTS, *CAMERA_TIMES)}
-    table = read_rows(file, 0, None, list(columns.values()))
+    counts = ["episode_index", "length", START, STOP, *(f"data/{key}" for key in FILE)]
+    counts += [f"videos/{camera}/{key}" for camera in cameras for key in FILE]
+    times = [f"videos/{camera}/{key}" for camera in cameras for key in TIMES]
+    table = read_rows(file, 0, None, [*counts, *times])
     try:
         return {
-            name: numbers(
-                table[column],
-                Field(key=column, kind="number", dtype="float64" if name.endswith(CAMERA_TIMES) else "int64"),
-            )
-            for name, column in columns.items()
+            key: numbers(table[key], Field(key=key, kind="number", dtype="float64" if key in times else "int64"))
+            for key in [*counts, *times]
         }
     except BrokenRecord as error:
         raise BrokenRecord(f"{file}: {error}: copy it again") from error

@@ -69,6 +69,10 @@ class OpenTable:
         """Of the columns."""
         return self.schema.names
 
+    def is_first(self, row: int) -> bool:
+        """Whether a row group begins with a row, or would begin behind the last one."""
+        return row in self.first
+
     def read(self, start: int, stop: int, keys: Collection[str]) -> Any:
         """Some columns of the rows from `start` to `stop`, a pyarrow.Table.
 
@@ -174,23 +178,22 @@ def numbers(column: Any, field: Field) -> np.ndarray:
         if not _is_list(values.type):
             raise BrokenRecord(f"the field {field.key!r} is stored as {column.type}, where a list of {width} should be")
         _check_present(values, field)
-        if len(values) and pc.any(pc.not_equal(pc.list_value_length(values), width)).as_py():
-            row = int(np.flatnonzero(pc.list_value_length(values).to_numpy() != width)[0])
+        wrong = np.flatnonzero(pc.list_value_length(values).to_numpy() != width)
+        if len(wrong):
             raise BrokenRecord(
-                f"the field {field.key!r} has lists of other lengths than {width}, the first at position {row}"
+                f"the field {field.key!r} has lists of other lengths than {width}, the first at position {wrong[0]}"
             )
         values = _storage(values.flatten())
     _check_present(values, field)
-    wanted = np.dtype(field.dtype)
-    stored = np.dtype(values.type.to_pandas_dtype()) if _is_number(values.type) else None
-    if stored is None or (stored.kind == "b") != (wanted.kind == "b") or (stored.kind == "f" and wanted.kind != "f"):
-        raise BrokenRecord(f"the field {field.key!r} is stored as {column.type}, where {wanted} should be")
+    wanted, kind = pa.from_numpy_dtype(np.dtype(field.dtype)), _kind(values.type)
+    if kind is None or (kind == "b") != (_kind(wanted) == "b") or (kind == "f" and _kind(wanted) != "f"):
+        raise BrokenRecord(f"the field {field.key!r} is stored as {column.type}, where {field.dtype} should be")
     try:
-        cast = values.cast(pa.from_numpy_dtype(wanted))
+        cast = values.cast(wanted)
     except pa.ArrowException as error:
-        raise BrokenRecord(f"the field {field.key!r} has numbers that are no {wanted}: {error}") from error
-    if stored != wanted and wanted.kind == "f" and pc.sum(pc.is_inf(cast)) != pc.sum(pc.is_inf(values)):
-        raise BrokenRecord(f"the field {field.key!r} has numbers too large for {wanted}")
+        raise BrokenRecord(f"the field {field.key!r} has numbers that are no {field.dtype}: {error}") from error
+    if values.type != wanted and _kind(wanted) == "f" and pc.sum(pc.is_inf(cast)) != pc.sum(pc.is_inf(values)):
+        raise BrokenRecord(f"the field {field.key!r} has numbers too large for {field.dtype}")
     # A copy, which does not keep the whole batch in memory.
     return np.array(cast.to_numpy(zero_copy_only=False)).reshape(count, *field.shape)
 
@@ -277,7 +280,9 @@ def _is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_number(kind: Any) -> bool:
+def _kind(kind: Any) -> str | None:
+    """The letter that NumPy has for types such as this one; None if they are no numbers."""
     import pyarrow as pa
 
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    kinds = {"i": pa.types.is_integer, "f": pa.types.is_floating, "b": pa.types.is_boolean}
+    return next((letter for letter, is_one in kinds.items() if is_one(kind)), None)

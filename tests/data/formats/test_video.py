@@ -3,13 +3,13 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.video import OPEN, VIDEOS, OpenVideo, VideoFrames
+from tests.data.formats.coded_videos import code, coded, write_video
 
 FPS = 20
 COUNT = 60
@@ -38,14 +38,14 @@ def frames(
 
 
 @pytest.fixture(scope="module")
-def h264(tmp_path_factory: pytest.TempPathFactory, write_video: Any, coded: Any) -> Path:
+def h264(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video whose only keyframe is the first frame."""
     path = tmp_path_factory.mktemp("video") / "h264.mp4"
     return write_video(path, map(coded, range(COUNT)), codec="libx264", g="1000", **{"x264-params": "scenecut=0"})
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_every_frame_in_every_order(name: str, tmp_path: Path, write_video: Any, coded: Any, code: Any) -> None:
+def test_every_frame_in_every_order(name: str, tmp_path: Path) -> None:
     codec, options = CODECS[name]
     file = write_video(tmp_path / "video.mp4", map(coded, range(COUNT)), codec=codec, **options)
     video, rng = frames(file), np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_every_frame_in_every_order(name: str, tmp_path: Path, write_video: Any,
     np.testing.assert_array_equal(video[3::17].decode(), images[3::17])
 
 
-def test_windows_in_order_decode_every_frame_once(h264: Path, monkeypatch: pytest.MonkeyPatch, code: Any) -> None:
+def test_windows_in_order_decode_every_frame_once(h264: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sought: list[int] = []
     seek = OpenVideo._seek
     monkeypatch.setattr(OpenVideo, "_seek", lambda video, key: (sought.append(key), seek(video, key)))
@@ -71,9 +71,7 @@ def test_windows_in_order_decode_every_frame_once(h264: Path, monkeypatch: pytes
     assert sought == [0, 0]
 
 
-def test_goes_to_the_keyframe_on_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_video: Any, coded: Any, code: Any
-) -> None:
+def test_goes_to_the_keyframe_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps far from each other are not reached through all frames between them."""
     file = write_video(tmp_path / "video.mp4", map(coded, range(COUNT)), codec="libx264", g="4", bf="0")
     sought: list[int] = []
@@ -83,7 +81,7 @@ def test_goes_to_the_keyframe_on_the_way(
     assert sought == [0, 20, 40]
 
 
-def test_an_episode_within_a_video(h264: Path, code: Any) -> None:
+def test_an_episode_within_a_video(h264: Path) -> None:
     video = frames(h264, start=23, count=9)
     assert len(video) == 9 and len(video[2:4]) == 2 and video.nbytes == 0
     assert list(map(code, video.decode())) == list(range(23, 32))
@@ -91,19 +89,19 @@ def test_an_episode_within_a_video(h264: Path, code: Any) -> None:
     assert video[4:4].decode().shape == (0, 32, 64, 3)
 
 
-def test_times_of_float32_hours_into_a_video(h264: Path, code: Any) -> None:
+def test_times_of_float32_hours_into_a_video(h264: Path) -> None:
     times = np.float32(7200) + np.arange(COUNT, dtype=np.float32) / np.float32(FPS) - np.float32(7200)
     assert np.abs(times - np.arange(COUNT) / FPS).max() > 1e-4  # what LeRobot would refuse
     video = VideoFrames(h264, times.astype(np.float64), size=(32, 64), period=1 / FPS, what="episode 7")
     assert list(map(code, video.decode())) == list(range(COUNT))
 
 
-def test_nearest_of_more_frames_than_steps(h264: Path, code: Any) -> None:
+def test_nearest_of_more_frames_than_steps(h264: Path) -> None:
     every_third = frames(h264, count=COUNT // 3, fps=FPS / 3)
     assert list(map(code, every_third.decode())) == list(range(0, COUNT, 3))
 
 
-def test_times_of_the_video_are_not_assumed(tmp_path: Path, write_video: Any, coded: Any, code: Any) -> None:
+def test_times_of_the_video_are_not_assumed(tmp_path: Path) -> None:
     """A frame is missing: the ones behind it are still shown when they should be."""
     times = [index for index in range(20) if index != 8]
     file = write_video(tmp_path / "gap.mp4", map(coded, times), times=times)
@@ -154,7 +152,7 @@ def test_what_is_no_mp4_is_not_opened_as_anything_else(tmp_path: Path, h264: Pat
         frames(tmp_path / "empty.mp4").decode()
 
 
-def test_rewritten_video_is_opened_anew(tmp_path: Path, write_video: Any, coded: Any, code: Any) -> None:
+def test_rewritten_video_is_opened_anew(tmp_path: Path) -> None:
     file = write_video(tmp_path / "video.mp4", [coded(1)] * 3)
     assert code(frames(file, count=1).decode()[0]) == 1
     write_video(file, [coded(2)] * 4)
@@ -182,9 +180,7 @@ def test_missing_package(h264: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
-def test_damaged_videos(
-    codec: str, tmp_path: Path, write_video: Any, coded: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_videos(codec: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever bytes are changed or cut off: images of the right shape, or an error that names the file; nothing is printed."""
     options = {"g": "5", "svtav1-params": "lp=1"} if codec == "libsvtav1" else {"g": "5"}
     whole = write_video(tmp_path / "whole.mp4", map(coded, range(12)), codec=codec, **options).read_bytes()
