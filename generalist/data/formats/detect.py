@@ -6,7 +6,7 @@ from generalist.data.formats.lerobot_v3 import LeRobotV3
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.rlds import Rlds
 
-FORMATS: tuple[type[EpisodeSet], ...] = (Rlds, LeRobotV3, LeRobotV2)
+FORMATS: tuple[type[EpisodeSet], ...] = (LeRobotV3, LeRobotV2, Rlds)
 """In the order in which they are tried."""
 
 

@@ -152,7 +152,7 @@ class OpenVideo:
         self._passed: Any = None
         self._last: Any = None
         self._container: Any = None
-        self._file = file.open("rb")
+        self.file, self._file = file, file.open("rb")
         try:
             self._container = av.open(self._file, format="mp4")
             if not self._container.streams.video:
@@ -190,7 +190,7 @@ class OpenVideo:
             BrokenRecord: it is damaged, or has another size than the video.
         """
         if frame.is_corrupt or (frame.height, frame.width) != self.size:
-            raise BrokenRecord(f"{self._file.name}: the frame at {self.time(frame):.4f} s is damaged: {REMEDY}")
+            raise BrokenRecord(f"{self.file}: the frame at {self.time(frame):.4f} s is damaged: {REMEDY}")
         return frame.to_ndarray(format="rgb24", threads=THREADS)
 
     def nearest(self, time: float, exact: float) -> Any:
