@@ -5,6 +5,7 @@ from typing import Any
 
 from generalist.data.formats.arrays import LARGEST
 from generalist.data.formats.faults import BrokenRecord, naming
+from generalist.data.formats.parquet import TABLES
 from generalist.data.formats.places import Place, size
 
 MAGIC = b"ARROW1\0\0"
@@ -20,34 +21,27 @@ def read_rows(file: Place, steps: int) -> Any:
         BrokenRecord: it can't be read, is too large, or has another number of rows.
     """
     with naming(file):
-        if size(file) > LARGEST:
-            raise BrokenRecord(f"{file} has more than {LARGEST:,} bytes: divide it")
-        content = file.read_bytes()
-        table = _parquet(content, file) if file.suffix == ".parquet" else _arrow(content, file)
+        table = _parquet(file) if file.suffix == ".parquet" else _arrow(file)
         if not 0 <= table.num_rows - steps <= 1:
             raise BrokenRecord(f"{file} has {table.num_rows:,} rows, where {steps:,} steps and one more are expected")
         table.validate(full=True)
         return table.slice(0, steps).combine_chunks().to_batches()[0]
 
 
-def _parquet(content: bytes, file: Place) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(pa.BufferReader(content)) as opened:
-        groups = range(opened.metadata.num_row_groups)
-        declared = sum(opened.metadata.row_group(number).total_byte_size for number in groups)
-        if not 0 <= declared <= LARGEST:
-            raise BrokenRecord(f"{file} declares {declared:,} bytes, more than {LARGEST:,}: divide it")
-        return opened.read()
+def _parquet(file: Place) -> Any:
+    with TABLES.use(file) as table:
+        return table.read(0, table.rows, table.names)
 
 
-def _arrow(content: bytes, file: Place) -> Any:
+def _arrow(file: Place) -> Any:
     """A file of Arrow is a stream between two marks; read as one, nothing is read that was not looked at."""
     import pyarrow as pa
 
+    if size(file) > LARGEST:
+        raise BrokenRecord(f"{file} has more than {LARGEST:,} bytes: divide it")
+    content = file.read_bytes()
     if not content.startswith(MAGIC):
-        raise BrokenRecord(f"{file} is no file of Arrow: get it again")
+        raise BrokenRecord(f"{file} is no file of Arrow: copy it again")
     stream = pa.py_buffer(content).slice(len(MAGIC))
     for message in pa.ipc.MessageReader.open_stream(stream):
         if message.type != "schema" and (message.type != "record batch" or _is_packed(message.metadata.to_pybytes())):

@@ -101,23 +101,25 @@ class EncodedFrames(Frames):
 
 
 def decode_image(encoded: bytes, where: str) -> UInt8[np.ndarray, "H W C"]:
-    """One image.
+    """One image of 8 bits a colour.
 
     Raises:
-        BrokenRecord: it is none that is read, broken, too large, or of more than 8 bits a colour.
+        BrokenRecord: it is none that is read, broken, too large, or of more bits.
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if image.width * image.height > LARGEST_IMAGE:
-                raise BrokenRecord(f"{where} has {image.width} × {image.height} pixels: make it smaller")
-            values = pixels(image)
-    except BrokenRecord:
-        raise
-    except Exception as error:  # a broken file ends Pillow's decoders in many ways
-        raise BrokenRecord(f"{where} is no image that can be read ({error}): get it again, or take it out") from error
+    values = _opened(encoded, where)
     if values.dtype != np.uint8:
         raise BrokenRecord(f"{where} has colours of the type {values.dtype}: store 8 bits a colour")
     return values if values.ndim == 3 else values[..., None]
+
+
+def _opened(encoded: bytes, where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise BrokenRecord(f"it has {image.width} × {image.height} pixels")
+            return pixels(image)
+    except Exception as error:  # a broken file ends Pillow's decoders in many ways
+        raise BrokenRecord(f"{where} can't be read ({error})") from error
 
 
 Column = np.ndarray | list[bytes] | Frames
@@ -126,12 +128,20 @@ Images are never a bare array, which could be numbers."""
 
 
 def decode(column: Column) -> np.ndarray:
-    """Images from what encodes them, (T, H, W, C); anything else as it is."""
+    """Images from what encodes them, (T, H, W, C); anything else as it is.
+
+    Raises:
+        BrokenRecord: an image can't be read, has too many pixels, or another size than the first one.
+    """
     if isinstance(column, np.ndarray):
         return column
     if isinstance(column, Frames):
         return column.decode()
-    return np.stack([decode_image(encoded, f"image {number}") for number, encoded in enumerate(column)])
+    images = [_opened(encoded, f"image {step}") for step, encoded in enumerate(column)]
+    if len({image.shape for image in images}) > 1:
+        raise BrokenRecord(f"its images have several sizes: {images[0].shape} and others")
+    stacked = np.stack(images)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
 
 
 def nbytes(column: Any) -> int:

@@ -58,7 +58,7 @@ def scan(place: Place) -> Arrays:
     with opened(place, where) as file:
         flags = {name: StoredArray(file, file.content, name, where) for name in ENDS if has(file.content, name)}
         if not flags:
-            raise BrokenRecord(f"{where} has no {ENDS[0]}, which say where episodes end: get it again")
+            raise BrokenRecord(f"{where} has no {ENDS[0]}, which say where episodes end: copy it again")
         rows = max(one.rows for one in flags.values())
         for name, one in flags.items():
             if one.dtype.kind not in "fiub" or one.shape not in ((rows,), (rows, 1)) or rows > MOST_ROWS:
@@ -76,7 +76,7 @@ def _ended(flags: Mapping[str, StoredArray], rows: range, where: str) -> Bool[np
     for name, one in flags.items():
         values = one.read(rows).reshape(len(rows))
         if not np.isin(values, (0, 1)).all():
-            raise BrokenRecord(f"{where}: {name!r} holds other values than 0 and 1 in {rows}: get it again")
+            raise BrokenRecord(f"{where}: {name!r} holds other values than 0 and 1 in {rows}: copy it again")
         ended |= values != 0
     return ended
 

@@ -10,7 +10,6 @@ import abc
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -89,8 +88,8 @@ class EpisodeSet(abc.ABC):
     """By key."""
     lengths: Int[np.ndarray, "N"]
     """Steps of each episode; 0 for one that is known to be broken."""
-    unread: Mapping[str, str] = MappingProxyType({})
-    """What is stored beside the fields and not read, by key, with the reason."""
+    unread: Mapping[str, str] = {}
+    """Keys of what is stored but can't be read as a field, with the reason."""
     rate: float | None = None
     """Steps per second, where the files say it."""
 

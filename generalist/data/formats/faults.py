@@ -49,7 +49,7 @@ def naming(where: object) -> Iterator[None]:
     except BrokenRecord:
         raise
     except ERRORS as error:
-        raise BrokenRecord(f"{where} can't be read ({error}): get it again, or take it out") from error
+        raise BrokenRecord(f"{where} can't be read ({error}): copy it again, or take it out") from error
 
 
 class TooManyBroken(ValueError):

@@ -1,17 +1,15 @@
 """HDF5 files of somebody else's, opened for reading; links that lead out of a file are refused."""
 
-import collections
 import contextlib
-import os
 import re
-import threading
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from generalist.data.formats.arrays import check_size, native, text
 from generalist.data.formats.faults import BrokenRecord, Unread, naming
+from generalist.data.formats.handles import Handles
 from generalist.data.formats.places import Place
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
@@ -31,13 +29,29 @@ def hdf5_files(place: Place) -> list[Place]:
     return sorted((file for file in place.iterdir() if is_hdf5(file)), key=lambda file: file.name)
 
 
-class Opened(NamedTuple):
-    """An HDF5 file that is open."""
+class Opened:
+    """An HDF5 file that is open.
 
-    content: Any
-    """`h5py.File`"""
-    stream: BinaryIO
-    """The same file, as bytes."""
+    Raises:
+        ImportError: h5py is not installed.
+        OSError: it is none.
+    """
+
+    def __init__(self, place: Place):
+        h5py = package()
+        with contextlib.ExitStack() as stack:
+            self.stream: BinaryIO = stack.enter_context(place.open("rb"))
+            self.content: Any = stack.enter_context(h5py.File(self.stream, "r"))
+            """`h5py.File`"""
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stack.close()
+
+
+FILES: Handles[Opened] = Handles(Opened, OPEN)
+"""Of this process."""
 
 
 @contextlib.contextmanager
@@ -48,38 +62,8 @@ def opened(place: Place, where: str) -> Iterator[Opened]:
         BrokenRecord: it can't be read.
         ImportError: h5py is not installed.
     """
-    h5py = package()
-    with naming(where), place.open("rb") as stream, h5py.File(stream, "r") as content:
-        yield Opened(content, stream)
-
-
-class Files:
-    """HDF5 files of which the last used ones stay open, in this process: a copy in another one opens its own."""
-
-    def __init__(self) -> None:
-        self._open: collections.OrderedDict[tuple[int, str], tuple[Opened, contextlib.ExitStack]]
-        self._open = collections.OrderedDict()
-        self._lock = threading.RLock()
-
-    def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
-        return Files, ()
-
-    @contextlib.contextmanager
-    def reading(self, place: Place, where: str) -> Iterator[Opened]:
-        """As `opened`, for one thread at a time, as HDF5 reads anyway."""
-        with self._lock, naming(where):
-            yield self._file(place)
-
-    def _file(self, place: Place) -> Opened:
-        name = (os.getpid(), str(place))  # after a fork, two processes would move one position in the file
-        if name not in self._open:
-            stack = contextlib.ExitStack()
-            self._open[name] = stack.enter_context(opened(place, str(place))), stack
-            if len(self._open) > OPEN:
-                _, (_, oldest) = self._open.popitem(last=False)
-                oldest.close()
-        self._open.move_to_end(name)
-        return self._open[name][0]
+    with naming(where), FILES.use(place) as file:
+        yield file
 
 
 def package() -> Any:
@@ -110,7 +94,7 @@ def find(group: Any, path: str, where: str) -> Any:
     for name in path.split("/") if path else ():
         kind = _link(group, name)
         if kind is None:
-            raise BrokenRecord(f"{where} has no {name!r} in {group.name!r}: get it again, or take it out")
+            raise BrokenRecord(f"{where} has no {name!r} in {group.name!r}: copy it again, or take it out")
         if kind != package().h5l.TYPE_HARD:
             raise Unread(
                 f"{where}: {name!r} is a link to another place, which is not followed: put what it points to in its place "
@@ -167,7 +151,7 @@ def numbered(group: Any, pattern: str, where: str) -> list[str]:
         BrokenRecord: it is no group.
     """
     if not isinstance(group, package().Group):
-        raise BrokenRecord(f"{where}: {group.name!r} is no group: get it again")
+        raise BrokenRecord(f"{where}: {group.name!r} is no group: copy it again")
     found = [(int(match[1]), name) for name in group if (match := re.fullmatch(pattern, name))]
     return [name for _, name in sorted(found)]
 

@@ -14,7 +14,7 @@ from generalist.data.formats.arrays import LARGEST, Shape, check_size, check_val
 from generalist.data.formats.columns import EncodedFrames, Frames
 from generalist.data.formats.episodes import Field
 from generalist.data.formats.faults import BrokenRecord, Unread, naming
-from generalist.data.formats.hdf5 import Files, Opened, find, package
+from generalist.data.formats.hdf5 import Opened, find, opened, package
 from generalist.data.formats.hdf5_bytes import DEFLATE, FLETCHER, POINTER, SHUFFLE, Filter, Heap, unpacked
 from generalist.data.formats.places import Place
 
@@ -40,7 +40,7 @@ class StoredArray:
         self._file, self._dataset = file, find(group, path, where)
         self._what = f"{where}: {path!r}"
         if not isinstance(self._dataset, h5py.Dataset) or self._dataset.shape is None:
-            raise Unread(f"{self._what} is no array: get it again")
+            raise Unread(f"{self._what} is no array: copy it again")
         self.shape: Shape = self._dataset.shape
         self._chunks: Shape | None = self._dataset.chunks
         self._filters = self._check_layout()
@@ -192,7 +192,7 @@ class StoredArray:
         total = int(pointers["length"].sum(dtype=np.int64))
         content = self._file.content
         if total > LARGEST:
-            raise BrokenRecord(f"{self._what} declares values of {total:,} bytes, more than {LARGEST:,}: get it again")
+            raise BrokenRecord(f"{self._what} declares values of {total:,} bytes, more than {LARGEST:,}: copy it again")
         heap = Heap(self._file.stream, content.userblock_size, content.id.get_filesize())
         values = np.empty(pointers.shape, object)
         values.reshape(-1)[:] = [heap.value(*pointer) for pointer in pointers.reshape(-1).tolist()]
@@ -204,7 +204,6 @@ class StoredFrames(Frames):
     (rows, H, W) of grey; or encoded as JPEG or PNG, (rows,) or (rows, bytes).
 
     Args:
-        files: opens it.
         place: the HDF5 file.
         path: of the array in it.
         rows: those of the images.
@@ -214,7 +213,6 @@ class StoredFrames(Frames):
 
     def __init__(
         self,
-        files: Files,
         place: Place,
         path: str,
         rows: range,
@@ -222,7 +220,7 @@ class StoredFrames(Frames):
         where: str,
         first: int = 0,
     ):
-        self._files, self._place, self._path = files, place, path
+        self._place, self._path = place, path
         self._rows, self._shape, self._where, self._first = rows, shape, where, first
 
     def __len__(self) -> int:
@@ -233,11 +231,11 @@ class StoredFrames(Frames):
         if step != 1:
             raise ValueError(f"frames are read in their order, one after the other, and not by {step}")
         rows, first = self._rows[start:stop], self._first + start
-        return StoredFrames(self._files, self._place, self._path, rows, self._shape, self._where, first)
+        return StoredFrames(self._place, self._path, rows, self._shape, self._where, first)
 
     def decode(self) -> UInt8[np.ndarray, "T H W C"]:
         """See `Frames.decode`."""
-        with self._files.reading(self._place, self._where) as file:
+        with opened(self._place, self._where) as file:
             array = StoredArray(file, file.content, self._path, self._where)
             if array.is_encoded:
                 return EncodedFrames(array.encoded(self._rows), self._shape, self._where, self._first).decode()

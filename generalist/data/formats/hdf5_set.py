@@ -15,7 +15,7 @@ from generalist.data.formats.arrays import array_field, check_rows, check_values
 from generalist.data.formats.columns import Column, decode_image
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
 from generalist.data.formats.faults import BrokenRecord, Unread
-from generalist.data.formats.hdf5 import Files, Opened, arrays, find
+from generalist.data.formats.hdf5 import Opened, arrays, find, opened
 from generalist.data.formats.hdf5_arrays import StoredArray, StoredFrames
 from generalist.data.formats.index import Arrays, Scan, indexed
 from generalist.data.formats.places import Place
@@ -78,7 +78,7 @@ class Hdf5Set(EpisodeSet):
         super().__init__(place, opening)
         if not files:
             raise FileNotFoundError(f"there are no HDF5 files in {place}: give the folder that has them")
-        self._all, self._opened = files, Files()
+        self._all = files
         found = indexed(files, scan, kind=kind, opening=opening)
         wanted = self.wanted(found)
         self._file = np.repeat(np.arange(len(files)), [int(keep.sum()) for keep in wanted])
@@ -96,7 +96,7 @@ class Hdf5Set(EpisodeSet):
             if keep[at]
         }
         if not len(self.lengths):
-            raise ValueError(f"{place} has no episodes: get it again, or give another folder")
+            raise ValueError(f"{place} has no episodes: copy it again, or give another folder")
         self._paths: dict[str, str] = {}
         self.fields = first_fields(self, self._fields)
 
@@ -165,7 +165,7 @@ class Hdf5Set(EpisodeSet):
         """The file and the group of an episode."""
         where = self.where(index)
         path = "/".join(part for part in (self.within, self._names[index].decode()) if part)
-        with self._opened.reading(self._all[self._file[index]], where) as file:
+        with opened(self._all[self._file[index]], where) as file:
             yield file, find(file.content, path, where)
 
     def _column(self, field: Field, array: StoredArray, index: int) -> Column:
@@ -179,7 +179,7 @@ class Hdf5Set(EpisodeSet):
             shape = array.shape if len(array.shape) == 4 else (*array.shape, 1)
             check_values(field, shape, array.dtype, where)
         place = self._all[self._file[index]]
-        return StoredFrames(self._opened, place, array.name, rows, field.shape, f"{where}, {field.key!r}")
+        return StoredFrames(place, array.name, rows, field.shape, f"{where}, {field.key!r}")
 
     def _check_rows(self, key: str, array: StoredArray, index: int) -> None:
         rows = int(self._rows[index])

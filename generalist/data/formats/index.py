@@ -70,7 +70,7 @@ def _scan_all(scan: Scan, files: Group) -> Arrays:
 
 def _indexed(groups: Sequence[Group], scan: Callable[[Group], Arrays], *, kind: str, opening: Opening) -> list[Arrays]:
     kept = [_kept(group, kind, opening.index) for group in groups]
-    found: list[Arrays | None] = [None if path is None else _read(path) for path in kept]
+    found: list[Arrays | None] = [None if path is None else read_arrays(path) for path in kept]
     lacking = [number for number, arrays in enumerate(found) if arrays is None]
     jobs = [_Job(groups[number], scan, kept[number]) for number in lacking]
     large = sum(size(file) for job in jobs for file in job.files) > LARGE
@@ -121,7 +121,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_arrays(path: Path) -> dict[str, Any] | None:
     """The arrays of an index; None if there is none, or a damaged one, which is built anew."""
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -23,7 +23,7 @@ from generalist.data.formats.hdf5 import Opened, attribute, numbered, opened
 from generalist.data.formats.hdf5_arrays import StoredArray
 from generalist.data.formats.hdf5_set import Hdf5Set, Told, encoded_field, scanned
 from generalist.data.formats.index import Arrays
-from generalist.data.formats.json_objects import json_file, json_object
+from generalist.data.formats.json_files import is_count, json_object, parsed_object
 from generalist.data.formats.places import Place
 
 METADATA, MAIN = "metadata.json", "main_data.hdf5"
@@ -85,7 +85,7 @@ class Metadata:
             )
         names = (f"episode {number}" for number in range(self.episodes) if number not in numbers)
         return [
-            f"{self.folder} has no {name}, of {self.episodes:,} that {METADATA} counts: get it again" for name in names
+            f"{self.folder} has no {name}, of {self.episodes:,} that {METADATA} counts: copy it again" for name in names
         ]
 
 
@@ -101,16 +101,16 @@ def read_metadata(folder: Place) -> Metadata:
         BrokenRecord: it is damaged, or has spaces that are not known.
     """
     path = folder / METADATA
-    content = json_file(path)
-    count = content.get("total_episodes")
-    if not isinstance(count, int) or count < 0:
-        raise BrokenRecord(f"{path} has no number of episodes (total_episodes): get it again")
+    content = json_object(path)
+    count: Any = content.get("total_episodes")
+    if not is_count(count):
+        raise BrokenRecord(f"{path} has no number of episodes (total_episodes): copy it again")
     spaces: dict[str, Declared] = {}
     for name, key in (("observation_space", "observations"), ("action_space", "actions")):
         if isinstance(content.get(name), str):
             where = f"{path}: {name}"
             with naming(where):
-                spaces |= _declared(json_object(content[name].encode(), where), key, where)
+                spaces |= _declared(parsed_object(content[name], where), key, where)
     return Metadata(folder, str(content.get("data_format", "hdf5")), count, spaces)
 
 
@@ -143,7 +143,7 @@ def _leaf(kind: Any, space: Any, key: str, where: str) -> Declared:
     shape = [shape] if isinstance(shape, int) else shape
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise BrokenRecord(
-            f"{where}: the space of {key!r} is {kind!r} of the shape {shape}, which is not known: get it again"
+            f"{where}: the space of {key!r} is {kind!r} of the shape {shape}, which is not known: copy it again"
         )
     image = space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= SMALLEST_IMAGE
     image = image and (len(shape) == 2 or shape[2] in CHANNELS)

@@ -30,12 +30,11 @@ from generalist.data.formats.columns import ArrayFrames, Column, EncodedFrames, 
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
 from generalist.data.formats.faults import BrokenRecord, Unread, naming
 from generalist.data.formats.index import Arrays, grouped
-from generalist.data.formats.json_objects import json_file
+from generalist.data.formats.json_files import is_count, json_object
 from generalist.data.formats.minari import METADATA, MISSIONS, data_folder, read_metadata
 from generalist.data.formats.places import Place
 
 LAYOUTS = ("arrow", "parquet")
-MOST_STEPS = 2**40
 NUMBER = r"0|[1-9][0-9]{0,17}"
 
 
@@ -55,7 +54,7 @@ class MinariArrow(EpisodeSet):
         numbers = sorted(int(one.name) for one in folder.iterdir() if re.fullmatch(NUMBER, one.name))
         numbers = [number for number in numbers if (folder / str(number) / METADATA).exists()]
         if not numbers:
-            raise ValueError(f"{folder} has no episodes: get it again")
+            raise ValueError(f"{folder} has no episodes: copy it again")
         self._folders = [folder / str(number) for number in numbers]
         found = grouped([one / METADATA for one in self._folders], scan, kind="minari-arrow 1", opening=opening)
         self.lengths = found["lengths"]
@@ -141,7 +140,8 @@ class MinariArrow(EpisodeSet):
         return fields | {key: told_field(key, value, where) for key, value in told.items() if key not in fields}
 
     def _told(self, index: int, stored: Mapping[str, "Stored"]) -> dict[str, str | np.ndarray]:
-        found = dict(_attributes(json_file(self._folders[index] / METADATA)))
+        with naming(self._folders[index]):
+            found = dict(_attributes(json_object(self._folders[index] / METADATA)))
         for key in MISSIONS:
             if key in stored and "instruction" not in found and stored[key].is_text and stored[key].array[0].is_valid:
                 found["instruction"] = stored[key].array[0].as_py()
@@ -186,7 +186,7 @@ class Stored(NamedTuple):
         if not (pa.types.is_primitive(kind) or self.is_text):
             raise Unread(f"{where}: {self.key!r} holds values of the type {kind}, which are not read")
         if array.null_count or self.array.null_count:
-            raise BrokenRecord(f"{where}: {self.key!r} has gaps: get it again, or take it out")
+            raise BrokenRecord(f"{where}: {self.key!r} has gaps: copy it again, or take it out")
         if len(array) != len(self.array) * math.prod(shape):
             raise BrokenRecord(
                 f"{where}: {self.key!r} has {len(array):,} numbers in {len(self.array):,} steps, where its space in {METADATA} "
@@ -206,7 +206,7 @@ def _leaves(key: str, field: Any, array: Any, where: str) -> Iterator[Stored]:
 
     if pa.types.is_struct(field.type):
         if array.null_count:
-            raise BrokenRecord(f"{where}: {key!r} has gaps: get it again, or take it out")
+            raise BrokenRecord(f"{where}: {key!r} has gaps: copy it again, or take it out")
         for number, inner in enumerate(field.type):
             yield from _leaves(f"{key}/{inner.name}", inner, array.field(number), where)
         return
@@ -231,11 +231,12 @@ def scan(file: Place) -> Arrays:
     """The length of an episode by its metadata.json, (1,); 0 if that can't be read, with the reason, (1,)."""
     steps, reason = 0, ""
     try:
-        said = json_file(file).get("total_steps")
-        if isinstance(said, int) and 0 < said < MOST_STEPS:
+        with naming(file):
+            said = json_object(file).get("total_steps")
+        if said and is_count(said):
             steps = said
         else:
-            reason = f"{file} says {said!r} for its steps (total_steps): get it again, or take it out"
+            reason = f"{file} says {said!r} for its steps (total_steps): copy it again, or take it out"
     except BrokenRecord as error:
         reason = str(error)
     return {"lengths": np.array([steps], np.int64), "reasons": np.array([reason])}

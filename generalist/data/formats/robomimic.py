@@ -19,7 +19,7 @@ from generalist.data.formats.hdf5 import Opened, attribute, find, has, hdf5_file
 from generalist.data.formats.hdf5_arrays import StoredArray
 from generalist.data.formats.hdf5_set import Hdf5Set, scanned
 from generalist.data.formats.index import Arrays
-from generalist.data.formats.json_objects import json_object
+from generalist.data.formats.json_files import parsed_object
 from generalist.data.formats.places import Place
 
 DEMO = r"demo_([0-9]{1,18})"
@@ -111,7 +111,7 @@ def _demo(file: Opened, path: str, where: str) -> tuple[int, str]:
     steps, said = StoredArray(file, demo, "actions", where).rows, attribute(demo, "num_samples", where)
     if said is not None and said != steps:
         raise BrokenRecord(
-            f"{where} has {steps:,} actions, where its num_samples says {said}: get it again, or take it out"
+            f"{where} has {steps:,} actions, where its num_samples says {said}: copy it again, or take it out"
         )
     if not steps:
         raise BrokenRecord(f"{where} has no steps: take it out")
@@ -137,4 +137,4 @@ def _json(thing: Any, name: str, where: str) -> dict[str, Any]:
         BrokenRecord: it is no JSON, or no object.
     """
     found = attribute(thing, name, where)
-    return {} if found is None else json_object(str(found).encode(), f"{where}: the attribute {name!r}")
+    return {} if found is None else parsed_object(str(found), f"{where}: the attribute {name!r}")

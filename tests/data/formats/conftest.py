@@ -1,4 +1,4 @@
-"""What the tests of every format do: read all of a data set, and damage a file in many ways."""
+"""Data sets of LeRobot that tests write; reading all of a data set, and damaging a file in many ways."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pytest
 from generalist.data.formats.columns import decode
 from generalist.data.formats.detect import open_episodes
 from generalist.data.formats.episodes import EpisodeSet, Opening
+from tests.data.formats.lerobot_sets import Written
 
 
 def read_all(place: Path, opening: Opening = Opening()) -> list[dict[str, Any] | str]:
@@ -79,3 +80,15 @@ def survives(damaged: Any) -> Callable[[Path, Path, int], int]:
         return refused
 
     return check
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return Written(tmp_path / "set")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By version, a data set that nobody changes."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {name: Written(folder / name).version(name) for name in ("v2", "v3")}

@@ -134,8 +134,8 @@ SPACE = json.loads(json.loads((FIXTURES / "hdf5/data/metadata.json").read_text()
     [
         ({"total_episodes": "many"}, "has no number of episodes"),
         ({"total_episodes": None}, "has no number of episodes"),
-        ({"action_space": "{"}, "metadata.json: action_space is not JSON"),
-        ({"action_space": "[]"}, "metadata.json: action_space is no object of JSON"),
+        ({"action_space": "{"}, "metadata.json: action_space is damaged"),
+        ({"action_space": "[]"}, "metadata.json: action_space must hold an object"),
         (
             {"action_space": '{"type": "MultiDiscrete", "nvec": ' + "[" * 900 + "]" * 900 + "}"},
             "action_space|'actions'",
@@ -186,7 +186,7 @@ def edit(change: Callable[[h5py.Group], None]) -> Callable[[Path], None]:
         (
             "observations/image",
             np.zeros((6, 500), np.uint8),
-            "'observations/image', frame 0 is no image that can be read",
+            "'observations/image', frame 0 can't be read",
         ),
         ("rewards", np.zeros(0), " has no steps: take it out"),
         ("rewards", None, " has no 'rewards'"),

@@ -169,7 +169,7 @@ def test_instructions_of_robocasa(path: Path) -> None:
     change(path, lambda file: file["data/demo_2"].attrs.update(ep_meta="{"))
     episodes = open_episodes(path, Opening())
     assert episodes.read(0, ["actions", "instruction"]).values == {"instruction": "close the lid"}
-    with pytest.raises(BrokenRecord, match=r"demo_2: the attribute 'ep_meta' is not JSON"):
+    with pytest.raises(BrokenRecord, match=r"demo_2: the attribute 'ep_meta' is damaged"):
         episodes.read(1, ["actions"])
     with pytest.raises(BrokenRecord, match=r"demo_10 has no 'instruction', which the first episode has"):
         episodes.read(2, ["actions", "instruction"])
@@ -209,7 +209,7 @@ def test_encoded_images(path: Path, read_all: Any) -> None:
     for one in read_all(path):
         np.testing.assert_array_equal(one["obs/png"], one["obs/agentview_image"])
     change(path, lambda file: file["data/demo_2/obs/png"].__setitem__(3, np.zeros(9, np.uint8)))
-    assert "demo_2, 'obs/png', frame 3 is no image" in message(path, "obs/png")
+    assert "demo_2, 'obs/png', frame 3 can't be read" in message(path, "obs/png")
 
 
 def test_raw_files_are_refused(tmp_path: Path, path: Path) -> None:
@@ -486,4 +486,4 @@ def test_damaged_files(path: Path, survives: Any, settings: dict[str, Any]) -> N
     change(
         path, lambda file: [file[f"data/demo_{n}"].create_dataset("obs/t", data=["ab"] * t) for n, t in LENGTHS.items()]
     )
-    assert survives(path, path, 150) > 20
+    assert survives(path, path, 80) > 10
