@@ -57,7 +57,7 @@ def test_a_second_command_reuses_the_recordings_and_goes_on_with_more_steps(trai
     more = train(folder, "debug", "--training.steps", "24")
     assert more.returncode == 0, more.stdout[-2000:] + more.stderr[-2000:]
     assert "5 of 5 tasks are recorded already" in more.stdout
-    assert "going on from the checkpoint of step 20" in more.stdout
+    assert "continuing from the checkpoint of step 20" in more.stdout
     assert json.loads((folder / "runs/debug/metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
     assert json.loads((folder / "runs/debug/results.json").read_text())["step"] == 24
 

@@ -126,5 +126,5 @@ def check_effective(config: ContrastiveConfig) -> None:
             raise ValueError(f"training.{name} has no effect on contrastive pretraining, since {reason}: leave it out")
     if config.training.keep_best and config.training.best_metric not in METRICS:
         raise ValueError(
-            f"training.best_metric = {config.training.best_metric} is no metric of this run; there are: {', '.join(METRICS)}"
+            f"training.best_metric = {config.training.best_metric} is not a metric of this run; there are: {', '.join(METRICS)}"
         )

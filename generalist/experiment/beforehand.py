@@ -105,7 +105,7 @@ def _check_best_metric(config: Config) -> None:
     known = [*METRICS, *(f"{what}/{name}" for what in ("loss", "accuracy") for name in sources)]
     known += [f"loss/{kind}" for kind in KINDS]
     if config.training.keep_best and best not in known:
-        raise ValueError(f"training.best_metric = {best} is no metric of this run; there are: {', '.join(known)}")
+        raise ValueError(f"training.best_metric = {best} is not a metric of this run; there are: {', '.join(known)}")
 
 
 def _open_start(config: Config) -> Generalist:

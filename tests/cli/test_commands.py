@@ -93,7 +93,7 @@ def test_settings_without_effect_are_refused():
     ):
         check_effective(ContrastiveConfig(training=TrainingConfig(start="weights")))
     with pytest.raises(
-        ValueError, match=r"best_metric = loss/prose is no metric of this run; there are: loss, gradient_norm"
+        ValueError, match=r"best_metric = loss/prose is not a metric of this run; there are: loss, gradient_norm"
     ):
         check_effective(ContrastiveConfig(training=TrainingConfig(keep_best=1, best_metric="loss/prose")))
 

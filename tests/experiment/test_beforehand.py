@@ -57,7 +57,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--data.emoji.naming-choices", "5000"], "naming_choices must be from 2 to 85, .* got 5000"),
         (
             ["--training.keep-best", "1", "--training.best-metric", "los"],
-            "best_metric = los is no metric of this run; ",
+            "best_metric = los is not a metric of this run; ",
         ),
         (["--training.fsdp-axis", "3", "--training.data-axis", "3"], "does not cover the 8 devices"),
         (["--data.shards", "3"], "data.rows = 8 must be a multiple of data.shards = 3"),
