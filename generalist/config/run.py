@@ -153,8 +153,27 @@ class ClusterConfig:
             )
 
 
+class RunSettings:
+    """What the settings of every kind of run have, and where its files are."""
+
+    name: str
+    runs: Path
+    training: TrainingConfig
+    profile: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: settings, tokenizers, metrics and results, and the checkpoints unless they are elsewhere."""
+        return self.runs / self.name
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of the run's checkpoints, or a bucket's address."""
+        return self.training.checkpoints or str(self.folder / "checkpoints")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunSettings):
     """A whole run."""
 
     name: str
@@ -208,16 +227,6 @@ class Config:
         )
         for name, source in self.data.taking_part.items():
             source.check_settings(name, ways_in)
-
-    @property
-    def folder(self) -> Path:
-        """Where the run keeps its tokenizers, checkpoints, metrics and results."""
-        return self.runs / self.name
-
-    @property
-    def checkpoints(self) -> str:
-        """Where its checkpoints are."""
-        return self.training.checkpoints or str(self.folder / "checkpoints")
 
 
 def check_name(name: str) -> None:

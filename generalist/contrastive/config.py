@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from generalist.config.run import TrainingConfig, check_name
+from generalist.config.run import RunSettings, TrainingConfig, check_name
 
 # Of training's settings, those that mean nothing here, with the reason; all others work.
 WITHOUT_EFFECT = {
@@ -58,8 +58,8 @@ class TowersConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContrastiveConfig:
-    """A whole run."""
+class ContrastiveConfig(RunSettings):
+    """A whole run. The folder `encoder` within the run's is what `--model.vision.encoder` takes."""
 
     name: str = "contrastive"
     """The run's folder under `runs`."""
@@ -102,16 +102,6 @@ class ContrastiveConfig:
                 "heldout without pairs: the emoji have held-out drawings of their own; give pairs too, or neither"
             )
         check_name(self.name)
-
-    @property
-    def folder(self) -> Path:
-        """Where the run keeps everything; its `encoder/` is what `--model.vision.encoder` takes."""
-        return self.runs / self.name
-
-    @property
-    def checkpoints(self) -> str:
-        """Where its checkpoints are."""
-        return self.training.checkpoints or str(self.folder / "checkpoints")
 
 
 def check_effective(config: ContrastiveConfig) -> None:

@@ -4,10 +4,10 @@ import os
 
 from rich.console import Console
 
-from generalist.config.run import Config
+from generalist.config.run import Config, RunSettings
 from generalist.config.versions import to_stored
 from generalist.contrastive.config import ContrastiveConfig, check_effective
-from generalist.run.folder import RunSettings, check_same_settings, forget, forget_unless_measured
+from generalist.run.folder import check_same_settings, forget, forget_unless_measured
 from generalist.run.tasks import record_missing
 from generalist.system.files import write_json
 from generalist.tokenizers.text import TextTokenizer

@@ -12,10 +12,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from generalist.config.plain import plain
-from generalist.config.run import Config
+from generalist.config.run import Config, RunSettings
 from generalist.config.versions import from_stored, upgraded
 
 # Settings that may change between two commands of one run: how long, how often, how it is scored, what is checked.
@@ -54,23 +54,6 @@ FREE = (
         "unreadable",
     ),
 )
-
-
-class RunTraining(Protocol):
-    """Of a run's settings of training, what says where it stands."""
-
-    @property
-    def checkpoints(self) -> str: ...
-
-
-class RunSettings(Protocol):
-    """Settings of any kind of run."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def training(self) -> RunTraining: ...
 
 
 def missing_run(folder: Path) -> FileNotFoundError:

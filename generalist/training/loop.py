@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from generalist.config.run import RunSettings
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.hosts import WAITING_FOR_DATA, WAITING_FOR_DEVICES, Vote, Watchdog, is_first
 from generalist.training.interrupt import Interrupt, Interrupted
 from generalist.training.interval import Interval
 from generalist.training.metrics import Metrics
-from generalist.training.objective import Batches, Readout, RunSettings
+from generalist.training.objective import Batches, Readout
 from generalist.training.optimizer import schedule
 from generalist.training.state import TrainState
 from generalist.training.step import Trainer

@@ -1,27 +1,7 @@
-"""What the loop needs from each kind of training: its settings, its batches, and names for what its loss measured."""
+"""What the loop needs from each kind of training: its batches, and names for what its loss measured."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-from generalist.config.run import TrainingConfig
-
-
-@runtime_checkable
-class RunSettings(Protocol):
-    """The part of a run's settings that the loop reads."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def checkpoints(self) -> str: ...
-
-    @property
-    def training(self) -> TrainingConfig: ...
-
-    @property
-    def profile(self) -> bool: ...
 
 
 @runtime_checkable

@@ -45,8 +45,8 @@ class Watch:
         if self.seen >= SETTLED and loss > usual + SPIKE * spread + 0.1 * abs(usual):
             self.say(f"step {step}: the loss is {loss:.2f}, usually {usual:.2f}{self.readout.breakdown(entry.parts)}")
         self.seen += 1
-        # Exponentially weighted mean and variance, updated in one pass (Finch, 2009, section 9), over about the last fifty steps. At
-        # first the plain mean of all steps, since an average that began at 0 would be far too low.
+        # Exponentially weighted mean and variance, updated in one pass (Finch, 2009, section 9), over about fifty steps. At first
+        # the plain mean of all steps, since an average that began at 0 would be far too low.
         share = max(0.02, 1 / self.seen)
         self.variance = (1 - share) * (self.variance + share * (loss - self.mean) ** 2)
         self.mean += share * (loss - self.mean)
