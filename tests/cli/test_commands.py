@@ -100,5 +100,5 @@ def test_settings_without_effect_are_refused():
 
 @pytest.mark.parametrize("name", ["", "..", "../other", "/tmp/run"])
 def test_a_run_stays_in_the_folder_of_runs(name: str):
-    with pytest.raises(ValueError, match="name must be a folder's under `runs`, such as pocket"):
+    with pytest.raises(ValueError, match="name must be that of a folder under `runs`, such as pocket"):
         ContrastiveConfig(name=name)

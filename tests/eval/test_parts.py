@@ -164,8 +164,8 @@ def test_a_source_in_a_file_of_its_own_is_planned_trained_on_and_reported(
         ("tale: {weight: 1.0}", "data.tale: there is no source of the kind 'tale', only metaworld"),
         ("prose: {wieght: 1.0}", "unknown setting data.prose.wieght"),
         ("prose: {weight: heavy}", "data.prose.weight must be of type float, got 'heavy'"),
-        ("- prose", "must have the names of sources with their settings"),
-        ("prose: {", "is no YAML file"),
+        ("- prose", "must hold names of sources with their settings"),
+        ("prose: {", "is not YAML"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused(tmp_path: Path, text: str, message: str):
