@@ -161,5 +161,5 @@ def test_other_settings_for_the_same_run_are_refused(trained: tuple[Path, str]):
 def test_help_shows_every_setting(tmp_path: Path):
     done = train(tmp_path, "--help")
     assert done.returncode == 0
-    for setting in ("--training.steps", "--data.metaworld.weight", "--model.width", "--data.emoji.naming-choices"):
+    for setting in ("--training.steps", "--data.SUITE.weight", "--model.width", "--data.emoji.naming-choices"):
         assert setting in done.stdout
