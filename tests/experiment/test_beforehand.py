@@ -65,7 +65,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--data.atari.evaluation-episodes", "0"], "data.SUITE.evaluation_episodes must be at least 1, got 0"),
         (["--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["--training.checkpoints", __file__], "training.checkpoints: .* is a file: name a folder"),
-        (["--runs", __file__], "is a file, so that .* can be no folder"),
+        (["--runs", __file__], "is a file, so .* can.t be a folder"),
     ],
 )
 def test_what_a_command_names_is_checked_first(tmp_path: Path, arguments: list[str], message: str):

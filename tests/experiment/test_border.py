@@ -205,7 +205,7 @@ def test_the_model_is_given_what_the_environment_gave(
         assert task.expert_score == STEPS
         reader, env = EpisodeReader(task.folder, EpisodeCache(1)), task.make()
         layout, found = layout_of(task, reader, env)
-        assert not losses(layout, found) or all("bins follow" in line for line in losses(layout, found))
+        assert not losses(layout, found) or all("bins are fitted" in line for line in losses(layout, found))
         for episode in range(2):
             trained, acted = reader[episode].window(0, STEPS)
             rows = slice(episode * STEPS, episode * STEPS + STEPS)
