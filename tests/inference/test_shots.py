@@ -193,9 +193,9 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name the parts of one prompt"),
+        ([], "give either the parts of one prompt"),
         (["none.png"], "there is no image none.png"),
-        (["push", "--retrieve", "2"], "--retrieve takes a number above 0 and needs --shots"),
+        (["push", "--retrieve", "2"], "--retrieve needs a number above 0, and --shots"),
         (["push", "--shots", "none.jsonl"], "none.jsonl can't be read"),
         (["push", "--template", "{answer}"], "a template has {question} once"),
         (["push", "--tokens", "0"], "tokens must be at least 1"),
@@ -207,8 +207,8 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
         (["my cat.png"], "there is no image my cat.png; if that is meant as text, write a space behind it"),
         (["{folder}/notes"], "notes is no image that can be read (it is none of PNG, JPEG"),
         (["{folder}/cut", "push"], "cut is no image that can be read (image file is truncated"),
-        (["push", "--choices", "a", " "], "--choices takes different texts that are not empty"),
-        (["push", "--choices", "a", " a"], "--choices takes different texts that are not empty"),
+        (["push", "--choices", "a", " "], "--choices needs different texts that are not empty"),
+        (["push", "--choices", "a", " a"], "--choices needs different texts that are not empty"),
         (["push", "--choices", "a", "--top-p", "0.5"], "--choices writes nothing: leave out --top-p"),
         (["push", "--template", "Q: {question} A: {answer}"], "--template is for questions in files"),
     ],
