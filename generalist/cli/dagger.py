@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     for suite, tasks in by_suite.items():
         try:
             steps = _corrected(generalist, tasks, settings, arguments, console)
-        finally:
+        finally:  # whatever is unfinished: after an interruption, and after an error
             for task in tasks:
                 task.discard()
         if steps is None:
@@ -129,6 +129,7 @@ def _corrected(
 
     for task in tasks:
         task.begin()
+    # Interrupted, nothing of this suite is kept: a data set with fewer episodes would pass for a complete one.
     stop = threading.Event()
     with stopping(stop, console), counting(console, disable=not console.is_terminal) as progress:
         played, _ = play(

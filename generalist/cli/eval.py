@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("compare", _add_compare, "compare two results files: which is better, and whether the episodes can show it"),
         ("report", _add_report, "write one HTML file with everything about a run's evaluation, to open offline"),
     ):
+        # No abbreviations: an option added later could make a shorter one ambiguous in stored commands.
         add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
 
 
@@ -64,6 +65,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    """Compares two results files; needs neither JAX nor weights."""
     from generalist.eval.report import compare
     from generalist.eval.results import file as report
 
@@ -93,7 +95,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.weights and not arguments.videos:
         raise ValueError("--weights is for --videos: give both or neither")
-    check_file(arguments.out, "--out")
+    check_file(arguments.out, "--out")  # before anything is played
     source = results_path(arguments.source)
     page.write(
         source,

@@ -93,7 +93,7 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
             style="yellow",
             highlight=False,
         )
-    agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))
+    agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))  # each once, in the given order
     generalist = load_weights(arguments, console)
     # What decides the results, and so what `again` repeats. Workers are not among it.
     asked = {
@@ -173,11 +173,13 @@ def evaluate(
     started = time.monotonic()
     config = generalist.config
     if source["data"] is not None:
+        # Only where recordings are looked for changes; which tasks and layouts there are is a matter of the weights.
         data = dataclasses.replace(config.data, folder=Path(source["data"]))
         generalist = generalist.with_config(dataclasses.replace(config, data=data))
     played_tasks = known_tasks(generalist, asked["tasks"])
     suite_of = {task.name: task.suite for task in played_tasks}
     demonstrations, stop = Demonstrations(generalist), threading.Event()
+    # Recorded now if they are missing, so that no agent has to wait for them between two others.
     if any(agent.needs_demonstrations for agent in agents):
         demonstrations.ensure(played_tasks, workers, console)
     policies: dict[str, Any] = {}
@@ -312,6 +314,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
         raise ValueError(
             f"{arguments.results} is of an evaluation that was interrupted, at a point that cannot be repeated: evaluate again"
         )
+    # The weights are named as in the first command, so they must still be in their place; their fingerprint is compared.
     source = stored["source"]
     where = argparse.Namespace(
         weights=source["weights"],
@@ -328,7 +331,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     agents = [parse_agent(text) for text in stored["asked"]["agents"]]
     results = evaluate(generalist, agents, stored["asked"], source, arguments.workers, console)
     differing = differences(every_agent(stored), every_agent(results))
-    for line in differing[:20]:
+    for line in differing[:20]:  # more would only repeat that something is different
         console.print(line, highlight=False, markup=False)
     count = sum(one["episodes"] for suites in every_agent(results).values() for one in suites.values())
     whole = counted(count, "episode")

@@ -85,6 +85,7 @@ def fewshot(arguments: argparse.Namespace, console: Console) -> int:
 
     report.save(arguments.out, _manifest(arguments, generalist) | results)
     show(results, console)
+    # The file holds every answer, so that scores can be computed again, and compared query by query.
     console.print(f"all answers, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
     return 0
 
@@ -113,7 +114,7 @@ def _new_words(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
             kept=parts,
             progress=progress,
         )
-    shutil.rmtree(parts.folder)
+    shutil.rmtree(parts.folder)  # only now: an interruption before this keeps all finished parts
     return {"data": NEW_WORDS, "new_words": found}, generalist
 
 
@@ -162,6 +163,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
     from generalist.inference.fingerprint import fingerprint
 
     command = ["generalist", "eval", "fewshot"]
+    # Only what was given, without the defaults of `--runs`, which has no meaning without `--run`.
     for name, value in vars(arguments).items():
         if name in ("command", "evaluation", "out") or value is None or (name == "runs" and not arguments.run):
             continue

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     console.print("loading JAX and the weights ...", highlight=False)
     from generalist.inference.generalist import Generalist
 
+    # The moving average of the weights, if the run keeps one: what evaluation scores is what is published.
     generalist = without_places(Generalist.from_run(run_settings(arguments.runs / arguments.run)))
     generalist.save(arguments.out, ml_dtypes.bfloat16 if arguments.bfloat16 else np.float32)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     console = open_console()
     try:
+        # All subcommands are known by name, for the list in --help; only the one that is used gets its arguments.
         subparsers = {
             name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()
         }

@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     elif not has_display():
         raise ValueError("there is no display for a window: write a video with --video episode.mp4 (or .gif, .webp)")
     task, begin = _who(arguments, console)
+    # One environment for all episodes; only their seeds differ.
     env = make(task)
     try:
         seeds = range(arguments.seed, arguments.seed + arguments.episodes)

@@ -54,6 +54,7 @@ def _folders(folder: Path) -> Iterator[Path]:
     """The folders of the runs. A run's name may have one slash, as in sweep/3."""
     if folder.is_dir():
         for settings in (*folder.glob("*/config.json"), *folder.glob("*/*/config.json")):
+            # Two levels at most: searching whole trees would read every checkpoint's folder.
             # Not a folder within a run: the encoder that a contrastive run exports has a config.json in HuggingFace's format.
             if not (settings.parents[1] / "config.json").exists():
                 yield settings.parent

@@ -29,6 +29,7 @@ def mixed(**chosen: Source) -> dict[str, Source]:
 def ordered(names: Iterable[str]) -> list[str]:
     """Names of sources in the registry's order, followed by all others: the order of settings that were stored without one."""
     known = list(KINDS)
+    # Stable: names that are not registered, of sources that a mixture names differently, keep their order.
     return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 

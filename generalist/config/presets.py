@@ -35,6 +35,7 @@ def pocket() -> Config:
                 prose=Prose(weight=0.14),
             ),
         ),
+        # docs/experiments/training.md compares Muon and AdamW on this preset.
         training=TrainingConfig(optimizer="muon"),
     )
 

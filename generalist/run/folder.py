@@ -63,7 +63,7 @@ FREE = (
 def missing_run(folder: Path) -> FileNotFoundError:
     """The error for a folder that should hold a run and does not."""
     listing = "generalist runs" if folder.parent == Path("runs") else f"generalist runs {folder.parent}"
-    return FileNotFoundError(f"no run in {folder}: train it first, or name another run (`{listing}` lists them)")
+    return FileNotFoundError(f"no run in {folder}: train it first, or name another one (`{listing}` lists them)")
 
 
 def has_begun(folder: Path, checkpoints: str = "") -> bool:

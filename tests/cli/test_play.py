@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_told(arguments: list[str], message: str, capsys: p
 def test_what_is_advised_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
     """`--random` and `--run` exclude each other."""
     assert main(["play", "own/thing", "--random", "--video", "a.gif"]) == 1
-    assert "name them with --run or --weights, and leave out --random" in capsys.readouterr().out
+    assert "name them with --run or --weights, and leave --random out" in capsys.readouterr().out
 
 
 class Unseen(gym.Env):

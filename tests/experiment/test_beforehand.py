@@ -167,7 +167,7 @@ def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_pa
     assert config.tokens == weights.config.tokens and config.tokens.documents == "encoder"
     assert check(config, SILENT) is not None
     for arguments, message in (
-        (("--model.width", "64"), r"model.width = 32, not 64: leave such settings out"),
+        (("--model.width", "64"), r"model.width = 32, not 64: leave these settings out"),
         (("--model.heads", "1", "--model.activation", "gelu"), r"heads = 2, not 1; model.activation = geglu, not gelu"),
         (("--model.layers", "3"), r"model.layers = 2, not 3"),
         (("--model.vision.latents", "3"), r"model.vision.latents = 2, not 3"),

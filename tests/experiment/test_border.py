@@ -298,7 +298,7 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
     for lanes, prefixes, seeds, message in (
         ([1], ["go"], [0], "lanes must be different numbers from 0 to 0"),
         ([0], "go", [0], "give lists"),
-        ([0], ["go"], [], "as many prefixes and seeds as lanes"),
+        ([0], ["go"], [], "one prefix and one seed per lane"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.reset(lanes, prefixes, seeds)

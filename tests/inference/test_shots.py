@@ -204,7 +204,7 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
         (["", "push"], "a part of the prompt is empty"),
         (["caf\udce9.png"], "'caf\\udce9.png' is not UTF-8"),
         (["{folder}/", "push"], "is a folder: name an image in it"),
-        (["my cat.png"], "there is no image my cat.png; if that is meant as text, write a space behind it"),
+        (["my cat.png"], "there is no image my cat.png; if the text is meant, write a space behind it"),
         (["{folder}/notes"], "notes is no image that can be read (it is none of PNG, JPEG"),
         (["{folder}/cut", "push"], "cut is no image that can be read (image file is truncated"),
         (["push", "--choices", "a", " "], "--choices needs different texts that are not empty"),
