@@ -102,7 +102,7 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     with pytest.raises(ValueError, match="classic/acrobot are missing in NEW"):
         average(after, before, 0.5, [])
     other = train(folder, "debug", "--name", "other", "--training.start", str(out), "--model.width", "64")
-    assert other.returncode == 1 and "has model.width = 32, not 64: leave such settings out" in other.stdout
+    assert other.returncode == 1 and "has model.width = 32, not 64: leave these settings out" in other.stdout
     assert not (folder / "runs/other").exists()
 
 
