@@ -160,12 +160,12 @@ def test_a_source_in_a_file_of_its_own_is_planned_trained_on_and_reported(
     ("text", "message"),
     [
         ("prose: [1]", "data.prose must be an object with a source's settings"),
-        ("rows: {kind: prose}", "a source can't be called rows, which is a setting of data"),
+        ("rows: {kind: prose}", "a source can't be named rows, which is a setting of data"),
         ("tale: {weight: 1.0}", "data.tale: there is no source of the kind 'tale', only metaworld"),
         ("prose: {wieght: 1.0}", "unknown setting data.prose.wieght"),
         ("prose: {weight: heavy}", "data.prose.weight must be of type float, got 'heavy'"),
-        ("- prose", "must have the names of sources with their settings"),
-        ("prose: {", "is no YAML file"),
+        ("- prose", "must hold names of sources with their settings"),
+        ("prose: {", "is not YAML"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused(tmp_path: Path, text: str, message: str):

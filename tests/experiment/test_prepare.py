@@ -96,7 +96,7 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
         check(strict, console)
     assert not config.folder.exists()
     absent = dataclasses.replace(whole.data, sources=mixed(), only=("prose",))
-    with pytest.raises(ValueError, match="data.check reads documents of your own, and no source names some"):
+    with pytest.raises(ValueError, match="data.check reads your own documents, but no source names any"):
         check(dataclasses.replace(whole, data=absent), console)
 
 
