@@ -94,9 +94,8 @@ class DataConfig:
         Raises:
             ValueError: there is none.
         """
-        kind = layout.partition("/")[0]
         known = [*self.control().values(), *self.sources.values()]
-        found = next((one for one in known if isinstance(one, ControlSource) and one.kind == kind), None)
+        found = next((one for one in known if isinstance(one, ControlSource) and one.has_layout(layout)), None)
         if found is None:
             raise ValueError(
                 f"the layout {layout!r} belongs to no source of control tasks: there are {', '.join(self.sources)}"

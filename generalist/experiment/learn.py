@@ -5,11 +5,10 @@ import dataclasses
 from rich.console import Console
 
 from generalist.config.run import Config
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episodes
 from generalist.data.source import Stored
 from generalist.envs.task import Task
 from generalist.experiment.layout_fit import fit_layout, losses, sample
-from generalist.run.shapes import spaces_of
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import TaskLayout, assign_offsets
@@ -30,13 +29,13 @@ def learn_tokenizers(
     else:
         text = LanguageModel(config.model.trunk).text()
     first: dict[str, Task] = {}
-    by_layout: dict[str, list[EpisodeReader]] = {}
+    by_layout: dict[str, list[Episodes]] = {}
     for source in config.data.taking_part.values():
         for task, reader in [*source.open_demonstrations(stored).items(), *source.open_corrections(stored)]:
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
     known = dict(start.layouts) if start is not None else {}
-    spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
+    spaces = {name: task.make_spaces() for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
     shown_as_frames = "frame" in config.tokens.images.split("+")
     offsets, width = (

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from generalist.data.images import pixels
+from generalist.data.formats.faults import BrokenRecord
+from generalist.data.images import FORMATS, LARGEST_IMAGE, pixels
 
 
 class Frames(abc.ABC):
@@ -66,15 +67,26 @@ Images are never a bare array, which could be numbers."""
 
 
 def decode(column: Column) -> np.ndarray:
-    """Images from what encodes them, (T, H, W, C); anything else as it is."""
+    """Images from what encodes them, (T, H, W, C); anything else as it is.
+
+    Raises:
+        BrokenRecord: an image can't be read, has too many pixels, or another size than the first one.
+    """
     if isinstance(column, np.ndarray):
         return column
     if isinstance(column, Frames):
         return column.decode()
     images = []
-    for encoded in column:
-        with Image.open(io.BytesIO(encoded)) as image:
-            images.append(pixels(image))
+    for step, encoded in enumerate(column):
+        try:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                if image.width * image.height > LARGEST_IMAGE:
+                    raise BrokenRecord(f"it has {image.width} × {image.height} pixels")
+                images.append(pixels(image))
+        except Exception as error:  # a broken file ends Pillow's decoders in many ways
+            raise BrokenRecord(f"image {step} can't be read ({error})") from error
+    if len({image.shape for image in images}) > 1:
+        raise BrokenRecord(f"its images have several sizes: {images[0].shape} and others")
     stacked = np.stack(images)
     return stacked if stacked.ndim == 4 else stacked[..., None]
 

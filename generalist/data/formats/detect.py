@@ -2,8 +2,9 @@
 
 from generalist.data.formats.episodes import EpisodeSet, Opening
 from generalist.data.formats.places import Place, place
+from generalist.data.formats.rlds import Rlds
 
-FORMATS: tuple[type[EpisodeSet], ...] = ()
+FORMATS: tuple[type[EpisodeSet], ...] = (Rlds,)
 """In the order in which they are tried."""
 
 

@@ -88,6 +88,8 @@ class EpisodeSet(abc.ABC):
     """By key."""
     lengths: Int[np.ndarray, "N"]
     """Steps of each episode; 0 for one that is known to be broken."""
+    unread: Mapping[str, str] = {}
+    """Keys of what is stored but can't be read as a field, with the reason."""
     rate: float | None = None
     """Steps per second, where the files say it."""
 

@@ -38,7 +38,7 @@ def indexed(files: Sequence[Place], scan: Scan, *, kind: str, opening: Opening) 
         ValueError, OSError: what `scan` raises.
     """
     kept = [_kept(file, kind, opening.index) for file in files]
-    found: list[Arrays | None] = [None if path is None else _read(path) for path in kept]
+    found: list[Arrays | None] = [None if path is None else read_arrays(path) for path in kept]
     lacking = [number for number, arrays in enumerate(found) if arrays is None]
     jobs = [_Job(files[number], scan, kept[number]) for number in lacking]
     several = opening.workers > 1 and len(jobs) > 1 and sum(size(job.file) for job in jobs) > LARGE
@@ -87,7 +87,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_arrays(path: Path) -> dict[str, Any] | None:
     """The arrays of an index; None if there is none, or a damaged one, which is built anew."""
     try:
         with np.load(path, allow_pickle=False) as stored:
