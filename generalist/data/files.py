@@ -77,7 +77,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path} line {row}", parsed_line(content, f"{path} line {row}")
 
 
-def json_file(path: Path) -> Any:
+def json_file(path: Place) -> Any:
     """What a JSON file holds.
 
     Raises:
@@ -86,7 +86,7 @@ def json_file(path: Path) -> Any:
     return parsed(whole(path), str(path))
 
 
-def whole(path: Path) -> bytes:
+def whole(path: Place) -> bytes:
     """All of a file.
 
     Raises:

@@ -10,8 +10,8 @@ several frames or pages           the first
 import dataclasses
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -140,7 +140,8 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode == "1" else "RGBA" if clear else "RGB"))
 
 
-def _stream(path: ImageRef) -> BinaryIO:
+def _stream(path: ImageRef) -> AbstractContextManager[Any]:
+    """What an image is read from."""
     if isinstance(path, Encoded | Extract):
         size = path.size if isinstance(path, Extract) else len(path.content)
         if size > LARGEST_ENCODED:

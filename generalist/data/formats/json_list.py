@@ -4,7 +4,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from generalist.data.files import LONGEST_LINE, WIDE, DocumentError, Line
 from generalist.data.formats.places import Place
@@ -33,7 +33,7 @@ class _Scanner:
     """Walks over a file's values. Its bytes are taken for Latin-1, where a character is a byte: JSON's own marks are ASCII, which
     no part of another character is in UTF-8."""
 
-    def __init__(self, opened: BinaryIO, file: Place):
+    def __init__(self, opened: Any, file: Place):
         self._opened, self._file = opened, file
         self._text, self._at, self._before = "", 0, 0
         self._ended = False

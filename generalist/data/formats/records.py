@@ -40,12 +40,8 @@ def record_parts(record: Mapping[str, Any], where: str, find: Find) -> list[Part
     Raises:
         DocumentError: it has none of the layouts, or not what its layout needs.
     """
-    if "conversations" in record:
-        turns = [_llava_turn(turn, where) for turn in _list(record, "conversations", where)]
-        return conversation(turns, list(_named_images(record, where, find)), where)
-    if "messages" in record:
-        turns = [_message(turn, where, find) for turn in _list(record, "messages", where)]
-        return conversation(turns, list(_named_images(record, where, find)), where)
+    if "conversations" in record or "messages" in record:
+        return conversation(turns_of(record, where, find), list(_named_images(record, where, find)), where)
     if "text_list" in record:
         return interleaved(record, where, find)[0]
     return own_parts(record, where, find)
@@ -96,6 +92,17 @@ class Turn:
     role: str
     said: list[Part | None]
     """Texts and images in order; None stands for the next of the record's images."""
+
+
+def turns_of(record: Mapping[str, Any], where: str, find: Find) -> list[Turn]:
+    """The turns of `conversations` or `messages`.
+
+    Raises:
+        DocumentError: there is none, or one is not as it should be.
+    """
+    if "conversations" in record:
+        return [_llava_turn(turn, where) for turn in _list(record, "conversations", where)]
+    return [_message(turn, where, find) for turn in _list(record, "messages", where)]
 
 
 def conversation(turns: list[Turn], images: list[ImageRef], where: str) -> list[Part]:

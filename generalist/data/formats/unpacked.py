@@ -12,12 +12,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 from generalist.data.files import DocumentError
 from generalist.data.formats.places import Place, size, stamp
 
-PACKED = (".gz", ".zst", ".zip")
+PACKED = (".gz", ".tgz", ".zst", ".zip")
 """How names of compressed files end; a zip holds one file."""
 LARGEST = 2**38  # bytes of an unpacked file
 RATIO, RATIO_FROM = 200, 2**26  # text shrinks to a tenth: more than this many times is meant to fill the disk
@@ -52,7 +52,7 @@ def unpacked(file: Place, folder: Path) -> Place:
     return copy
 
 
-def _copy(packed: IO[bytes], written: IO[bytes], file: Place, folder: Path) -> None:
+def _copy(packed: Any, written: Any, file: Place, folder: Path) -> None:
     most, count = max(RATIO_FROM, RATIO * size(file)), 0
     while chunk := packed.read(CHUNK):
         count += len(chunk)
@@ -66,7 +66,7 @@ def _copy(packed: IO[bytes], written: IO[bytes], file: Place, folder: Path) -> N
 
 
 @contextmanager
-def _opened(file: Place) -> Iterator[IO[bytes]]:
+def _opened(file: Place) -> Iterator[Any]:
     """The content of a compressed file.
 
     Raises:
@@ -74,9 +74,9 @@ def _opened(file: Place) -> Iterator[IO[bytes]]:
     """
     try:
         with file.open("rb") as raw:
-            if file.name.lower().endswith(".gz"):
+            if file.name.lower().endswith((".gz", ".tgz")):
                 with gzip.GzipFile(fileobj=raw) as stream:
-                    yield cast(IO[bytes], stream)
+                    yield stream
             elif file.name.lower().endswith(".zst"):
                 import pyarrow
 
