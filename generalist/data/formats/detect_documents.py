@@ -7,9 +7,18 @@ from generalist.data.formats.json_records import JsonLines, JsonLists
 from generalist.data.formats.parquet import ParquetDocuments
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.text_files import TextFiles
+from generalist.data.formats.vqa import QuestionDocuments
 from generalist.data.formats.webdataset import WebDataset
 
-FORMATS: tuple[type[DocumentSet], ...] = (WebDataset, ParquetDocuments, ArrowDocuments, JsonLines, JsonLists, TextFiles)
+FORMATS: tuple[type[DocumentSet], ...] = (
+    QuestionDocuments,
+    WebDataset,
+    ParquetDocuments,
+    ArrowDocuments,
+    JsonLines,
+    JsonLists,
+    TextFiles,
+)
 """In the order in which they are tried. Folders often have a README.txt: plain text is what has no other format."""
 
 

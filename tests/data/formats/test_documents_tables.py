@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from document_checks import SETS, check_mutations, content, opened
 from PIL import Image
 
 from generalist.data.documents import Documents
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentSet
 from generalist.data.images import Encoded
-from document_checks import SETS, check_mutations, content, opened
 
 TRAIN = [[number, f"picture {number}"] for number in range(5)]
 TEST = [[number, f"picture {number}"] for number in (5, 6)]
