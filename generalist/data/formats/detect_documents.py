@@ -7,11 +7,13 @@ from generalist.data.formats.json_records import JsonLines, JsonLists
 from generalist.data.formats.parquet import ParquetDocuments
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.text_files import TextFiles
+from generalist.data.formats.tfds_documents import TfdsDocuments
 from generalist.data.formats.vqa import QuestionDocuments
 from generalist.data.formats.webdataset import WebDataset
 
 FORMATS: tuple[type[DocumentSet], ...] = (
     QuestionDocuments,
+    TfdsDocuments,
     WebDataset,
     ParquetDocuments,
     ArrowDocuments,
@@ -20,6 +22,8 @@ FORMATS: tuple[type[DocumentSet], ...] = (
     TextFiles,
 )
 """In the order in which they are tried. Folders often have a README.txt: plain text is what has no other format."""
+NAMED = (QuestionDocuments, TfdsDocuments)
+"""Those whose files have names of their own, so that others beside them don't matter."""
 
 
 def open_document_set(where: str | Place, opening: DocumentOpening) -> DocumentSet:
@@ -36,7 +40,8 @@ def open_document_set(where: str | Place, opening: DocumentOpening) -> DocumentS
     if not matching:
         known = ", ".join(kind.format for kind in FORMATS)
         raise DocumentError(f"{where} has no documents of a known format ({known}): see docs/documents.md")
-    if len(several := [kind for kind in matching if kind is not TextFiles]) > 1:
+    several = [kind for kind in matching if kind is not TextFiles and matching[0] not in NAMED]
+    if len(several) > 1:
         raise DocumentError(
             f"{where} has documents of several formats ({', '.join(kind.format for kind in several)}): name one file, or put "
             "them into folders of their own"

@@ -79,10 +79,11 @@ class QuestionDocuments(DocumentSet):
         answers = self._element(self._answers, self._answered, self._annotation(index), where).get("answers")
         answers = answers if isinstance(answers, list) else []
         given = [one.get("answer") if isinstance(one, dict) else None for one in answers]
-        if not asked or not given or not all(isinstance(one, str) and one.strip() for one in given):
+        texts = [one.strip() for one in given if isinstance(one, str) and one.strip()]
+        if not asked or not texts or len(texts) < len(given):
             raise DocumentError(f"{where} has no question, or no answer in {self._answers.name}: get both files again")
-        most = Counter(given).most_common(1)[0][0].strip()
-        text = ANSWER.replace("{question}", asked).replace("{answer}", checked_text(most, where))
+        most = checked_text(Counter(texts).most_common(1)[0][0], where)
+        text = ANSWER.replace("{question}", asked).replace("{answer}", most)
         return [self._images / self._image.format(number), text]
 
     def _annotation(self, index: int) -> int:
