@@ -62,11 +62,14 @@ def check_mutations(file: Path, *, count: int, same: Callable[[object, object], 
         for index in range(len(found)):
             assert file.name in found.where(index)
             try:
-                parts = [part if isinstance(part, str) else read_image(part).shape for part in found.parts(index)]
+                parts = found.parts(index)
             except DocumentError as error:
                 assert file.name in str(error)
                 noticed += 1
                 continue
-            assert same(parts, sound)
+            try:
+                assert same([part if isinstance(part, str) else read_image(part).shape for part in parts], sound)
+            except DocumentError:  # of an image whose own file is named, or which is no longer one
+                noticed += 1
     file.write_bytes(original)
     return noticed

@@ -181,9 +181,8 @@ def _typed(part: Any, where: str, find: Find) -> Part | None:
 
 
 def split_places(text: str) -> Iterator[str | None]:
-    """A text with `<image>` in it as texts and places of images, without the white space around these that sets them apart."""
-    pieces = re.split(rf"[ \t]*\n?{IMAGE}\n?", text) if IMAGE in text else [text]
-    for number, piece in enumerate(pieces):
+    """A text with `<image>` in it as texts and places of images, without the ends of lines that set these apart."""
+    for number, piece in enumerate(re.split(rf"\n?{IMAGE}\n?", text)):
         if number:
             yield None
         if piece:
