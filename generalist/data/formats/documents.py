@@ -8,6 +8,7 @@ Dimension key: N documents, P of them pairs, S files.
 
 import abc
 import dataclasses
+import os
 import shutil
 import tempfile
 import weakref
@@ -17,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
+from upath import UPath
 
 from generalist.data.files import DocumentError
 from generalist.data.formats.episodes import Opening
@@ -31,6 +33,10 @@ IMAGE_NAMES = ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"
 """What columns and keys with images are called, unless a setting says it."""
 TEXT_NAMES = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt")
 """The same for texts."""
+
+
+MOST_FOLDERS = 100
+"""Of a set that has files in folders of its own, such as one per split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,11 +179,31 @@ def listed(place: Place, endings: tuple[str, ...]) -> list[Place]:
     """
     if not place.is_dir():
         return [place]
+    return [place / name for name in _names(place) if name.lower().endswith(endings)]
+
+
+def folders(place: Place) -> list[Place]:
+    """The folders in a folder, without hidden ones, in the order of their names; none if there are so many that they hold the
+    files of a large set rather than its splits.
+
+    Raises:
+        DocumentError: the folder can't be read.
+    """
+    found = [place / name for name in _names(place, only_folders=True)]
+    return found if len(found) <= MOST_FOLDERS else []
+
+
+def _names(place: Place, *, only_folders: bool = False) -> list[str]:
+    """The names in a folder, without hidden ones."""
     try:
-        found = [file for file in place.iterdir() if file.name.lower().endswith(endings)]
+        if isinstance(place, UPath):
+            names = [one.name for one in place.iterdir() if not only_folders or one.is_dir()]
+        else:
+            with os.scandir(place) as entries:
+                names = [one.name for one in entries if not only_folders or one.is_dir()]
     except OSError as error:
         raise DocumentError(f"{place} can't be read ({error})") from error
-    return sorted((file for file in found if not file.name.startswith(".")), key=lambda file: file.name)
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def beginning(place: Place, count: int = 64) -> bytes:

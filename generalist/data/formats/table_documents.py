@@ -25,6 +25,7 @@ from generalist.data.formats.documents import (
     DocumentSet,
     Numbering,
     Part,
+    folders,
     listed,
 )
 from generalist.data.formats.index import Arrays
@@ -277,10 +278,9 @@ def table_files(place: Place, ending: str) -> list[Place]:
         return [place]
     if (place / "state.json").exists():
         return [file for file in _saved(place) if file.name.endswith(ending)]
-    below = [folder for folder in place.iterdir() if not folder.name.startswith(".") and folder.is_dir()]
     found = [
         file
-        for folder in (place, *sorted(below, key=lambda folder: folder.name))
+        for folder in (place, *folders(place))
         for file in (_saved(folder) if (folder / "state.json").exists() else listed(folder, (ending,)))
         if file.name.endswith(ending)
     ]

@@ -1,18 +1,20 @@
 """Plain text: a file is a document, and a long one several, cut where a line ends. One array has the names of a million files."""
 
+import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from upath import UPath
 
 from generalist.data.files import DocumentError, decoded
 from generalist.data.formats.documents import DocumentOpening, DocumentSet, Numbering, Part
+from generalist.data.formats.index import Arrays, read_arrays, write_arrays
 from generalist.data.formats.places import Place, read_range, size
-from generalist.data.formats.unpacked import PACKED
+from generalist.data.formats.unpacked import PACKED, is_packed
 
 ENDINGS = (".txt", *(f".txt{packed}" for packed in PACKED))
-PACKED_BYTES = tuple(ending.encode() for ending in PACKED)
 PIECE = 2**16
 """Bytes of a document at least where a longer file is cut."""
 WINDOW = 2**12
@@ -26,15 +28,13 @@ class TextFiles(DocumentSet):
 
     def __init__(self, place: Place, opening: DocumentOpening):
         super().__init__(place, opening)
-        found = sorted(_files(place)) if place.is_dir() else [(b"", size(place))]
-        found = [(name, self._plain_size(name, count)) for name, count in found]
-        self._empty = sum(count == 0 for _, count in found)
-        found = [(name, count) for name, count in found if count]
-        self._names = np.frombuffer(b"".join(name for name, _ in found), np.uint8)
-        self._ends = np.cumsum([len(name) for name, _ in found], dtype=np.int64)
-        self._sizes = np.array([count for _, count in found], np.int64)
+        listed = _listing(place, opening.index) if place.is_dir() else _arrays([(b"", size(place))], [])
+        self._names, self._ends, self._sizes = listed["names"], listed["ends"], np.array(listed["sizes"])
+        for number in listed["packed"].tolist() if place.is_dir() else range(is_packed(place)):
+            self._sizes[number] = size(self.plain(self._file(number)))
         # The last piece of a file takes what is left, so that none is shorter than the others.
-        self._numbering = Numbering(np.maximum(1, self._sizes // PIECE))
+        self._pieces = np.where(self._sizes == 0, 0, np.maximum(1, self._sizes // PIECE))
+        self._numbering = Numbering(self._pieces)
         if not len(self):
             raise DocumentError(f"{place} has no text")
         self.pairs = np.zeros(0, np.int64)
@@ -43,29 +43,25 @@ class TextFiles(DocumentSet):
     def matches(cls, place: Place) -> bool:
         if not place.is_dir():
             return place.name.lower().endswith(ENDINGS)
-        return next(_files(place), None) is not None
+        return next(_walk(place, []), None) is not None
 
     def __len__(self) -> int:
         return len(self._numbering)
 
     @property
     def files(self) -> Iterator[Place]:
-        return (self._file(number) for number in range(len(self._sizes)))
+        return (self._file(number) for number in np.flatnonzero(self._sizes).tolist())
 
     def parts(self, index: int) -> list[Part]:
         number, piece = self._numbering.find(index)
-        last = piece + 1 == max(1, self._sizes[number] // PIECE)
-        start = piece * PIECE
-        stop = int(self._sizes[number]) if last else start + PIECE + WINDOW
+        file, where = self._file(number), self.where(index)
         try:
-            content = read_range(self.plain(self._file(number)), start, stop - start)
+            content = self._content(self.plain(file), number, piece)
         except (OSError, ValueError) as error:
-            raise DocumentError(f"{self._file(number)} can't be read ({error})") from error
-        end = len(content) if last else PIECE + _cut(content[PIECE:])
-        begin = _cut(content[:WINDOW]) if piece else 0
-        text = decoded(content[begin:end], self.where(index))
+            raise DocumentError(f"{where} can't be read ({error})") from error
+        text = decoded(content, where)
         if not text.strip():
-            raise DocumentError(f"{self.where(index)} has nothing but white space: take it out")
+            raise DocumentError(f"{where} has nothing but white space: take it out")
         return [text]
 
     def where(self, index: int) -> str:
@@ -73,32 +69,90 @@ class TextFiles(DocumentSet):
         return f"{self._file(number)}" + (f" from byte {piece * PIECE:,}" if piece else "")
 
     def notes(self) -> list[str]:
-        return [f"{self.place}: {self._empty:,} empty files are left aside"] if self._empty else []
+        empty = int((self._sizes == 0).sum())
+        return [f"{self.place}: {empty:,} empty files are left aside"] if empty else []
 
     def _file(self, number: int) -> Place:
         begin = int(self._ends[number - 1]) if number else 0
         name = os.fsdecode(self._names[begin : self._ends[number]].tobytes())
         return self.place / name if name else self.place
 
-    def _plain_size(self, name: bytes, count: int) -> int:
-        if not (name or os.fsencode(self.place.name)).lower().endswith(PACKED_BYTES):
-            return count
-        return size(self.plain(self.place / os.fsdecode(name) if name else self.place))
+    def _content(self, file: Place, number: int, piece: int) -> bytes:
+        """The bytes of a piece of a file."""
+        if self._pieces[number] == 1:
+            with file.open("rb") as opened:  # whose size may have changed a little since it was listed
+                content = opened.read(2 * PIECE + 1)
+            if len(content) > 2 * PIECE:
+                raise ValueError("it has grown since it was indexed: delete the folder of indices")
+            return content
+        start, last = piece * PIECE, piece + 1 == self._pieces[number]
+        stop = int(self._sizes[number]) if last else start + PIECE + WINDOW
+        content = read_range(file, start, stop - start)
+        end = len(content) if last else PIECE + _cut(content[PIECE:])
+        return content[_cut(content[:WINDOW]) if piece else 0 : end]
 
 
-def _files(folder: Place) -> Iterator[tuple[bytes, int]]:
+def _listing(place: Place, index: Path | None) -> Arrays:
+    """The text files of a folder, taken from the folder of indices as long as no folder has changed."""
+    if isinstance(place, UPath) or index is None:
+        return _arrays(sorted(_walk(place, [])), [])
+    kept = index / f"text-{hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:32]}.npz"
+    stored = read_arrays(kept)
+    if stored is not None and all(_changed(os.fsdecode(name)) == time for name, time in _times(stored)):
+        return stored
+    folders: list[tuple[bytes, int]] = []
+    files = sorted(_walk(place.resolve(), folders))
+    found = _arrays(files, folders)
+    write_arrays(kept, found)
+    return found
+
+
+def _arrays(files: list[tuple[bytes, int]], folders: list[tuple[bytes, int]]) -> Arrays:
+    """Names with sizes, and folders with the times of their changes, as arrays."""
+    packed = tuple(ending.encode() for ending in PACKED)
+    return {
+        "names": np.frombuffer(b"".join(name for name, _ in files), np.uint8),
+        "ends": np.cumsum([len(name) for name, _ in files], dtype=np.int64),
+        "sizes": np.array([count for _, count in files], np.int64),
+        "packed": np.array([at for at, (name, _) in enumerate(files) if name.lower().endswith(packed)], np.int64),
+        "folders": np.frombuffer(b"\0".join(name for name, _ in folders), np.uint8),
+        "times": np.array([time for _, time in folders], np.int64),
+    }
+
+
+def _times(arrays: Arrays) -> Iterator[tuple[bytes, int]]:
+    return zip(arrays["folders"].tobytes().split(b"\0"), arrays["times"].tolist(), strict=True)
+
+
+def _changed(folder: str) -> int:
+    """When a folder got or lost a file; -1 if it is gone."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _walk(place: Place, folders: list[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
     """Names within a folder, and sizes, of its text files and those of the folders below, without hidden ones. Linked folders are
-    not followed, since they could lead in a circle."""
-    if not isinstance(folder, UPath):
-        yield from _local_files(os.fspath(folder), "")
+    not followed, since they could lead in a circle.
+
+    Args:
+        folders: gets each local folder with the time of its last change.
+
+    Raises:
+        DocumentError: a folder can't be read.
+    """
+    if not isinstance(place, UPath):
+        yield from _walk_local(str(place), "", folders)
         return
-    for path, about in folder.fs.find(folder.path, detail=True).items():
-        name = path.removeprefix(folder.path.rstrip("/") + "/")
+    for path, about in place.fs.find(place.path, detail=True).items():
+        name = path.removeprefix(place.path.rstrip("/") + "/")
         if name.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in name.split("/")):
             yield os.fsencode(name), about["size"]
 
 
-def _local_files(folder: str, within: str) -> Iterator[tuple[bytes, int]]:
+def _walk_local(folder: str, within: str, folders: list[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    folders.append((os.fsencode(folder), _changed(folder)))
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -107,7 +161,7 @@ def _local_files(folder: str, within: str) -> Iterator[tuple[bytes, int]]:
                 if entry.name.lower().endswith(ENDINGS) and entry.is_file():
                     yield os.fsencode(within + entry.name), entry.stat().st_size
                 elif entry.is_dir(follow_symlinks=False):
-                    yield from _local_files(entry.path, f"{within}{entry.name}/")
+                    yield from _walk_local(entry.path, f"{within}{entry.name}/", folders)
     except OSError as error:
         raise DocumentError(f"{folder} can't be read ({error})") from error
 

@@ -6,13 +6,21 @@ from typing import Any
 import numpy as np
 
 from generalist.data.files import DocumentError, decoded
-from generalist.data.formats.documents import IMAGE_NAMES, TEXT_NAMES, DocumentOpening, DocumentSet, Numbering, Part
+from generalist.data.formats.documents import (
+    IMAGE_NAMES,
+    TEXT_NAMES,
+    DocumentOpening,
+    DocumentSet,
+    Numbering,
+    Part,
+    folders,
+)
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.places import Place
 from generalist.data.formats.records import checked_text
 from generalist.data.formats.rlds import read_record, shard_records
-from generalist.data.formats.tfds_folder import is_tfds, open_tfds
+from generalist.data.formats.tfds_folder import INFO, is_tfds, open_tfds
 from generalist.data.formats.tfrecord import Record
 from generalist.data.images import Encoded
 
@@ -45,7 +53,7 @@ class TfdsDocuments(DocumentSet):
 
     @classmethod
     def matches(cls, place: Place) -> bool:
-        return is_tfds(place)
+        return place.is_dir() and ((place / INFO).exists() or bool(folders(place))) and is_tfds(place)
 
     def __len__(self) -> int:
         return len(self._numbering)

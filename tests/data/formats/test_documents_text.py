@@ -28,6 +28,27 @@ def test_files_of_a_folder_and_those_below(tmp_path: Path):
     assert found.notes()[0].endswith("1 empty files are left aside") and not len(found.pairs)
 
 
+def test_names_are_listed_anew_when_a_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "set/deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt"):
+        (tmp_path / "set" / name).write_text(name)
+
+    def texts() -> list[str]:
+        found = opened(tmp_path / "set", index=tmp_path / "index")
+        return [str(found.parts(index)[0]) for index in range(len(found))]
+
+    assert texts() == ["a.txt", "deep/b.txt"]
+    with monkeypatch.context() as patched:
+        patched.setattr(text_files, "_arrays", lambda *_: 1 / 0)
+        (tmp_path / "set/a.txt").write_text("edited, which changes no folder")
+        assert texts() == ["edited, which changes no folder", "deep/b.txt"]
+    (tmp_path / "set/deep/c.txt").write_text("new")
+    assert texts() == ["edited, which changes no folder", "deep/b.txt", "new"]
+    (tmp_path / "set/a.txt").write_text("long " * text_files.PIECE)
+    with pytest.raises(DocumentError, match=r"a\.txt can't be read .it has grown since it was indexed"):
+        opened(tmp_path / "set", index=tmp_path / "index").parts(0)
+
+
 @pytest.mark.parametrize("text", ["é line of a poem\n", "words without lines ", "ééé"])
 def test_a_long_file_is_cut_where_lines_or_words_end(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text_files, "PIECE", 1000)
