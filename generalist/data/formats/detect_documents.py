@@ -1,10 +1,10 @@
 """Which format of documents a folder or a file has."""
 
 from generalist.data.files import DocumentError
-from generalist.data.formats.arrow import ArrowDocuments
+from generalist.data.formats.arrow_documents import ArrowDocuments
 from generalist.data.formats.documents import DocumentOpening, DocumentSet
 from generalist.data.formats.json_records import JsonLines, JsonLists
-from generalist.data.formats.parquet import ParquetDocuments
+from generalist.data.formats.parquet_documents import ParquetDocuments
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.text_files import TextFiles
 from generalist.data.formats.tfds_documents import TfdsDocuments
