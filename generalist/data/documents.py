@@ -18,8 +18,8 @@ from generalist.system.processes import run_jobs
 
 UNREADABLE = 0.05
 """Share of documents that may have an image which can't be read; they are left out, counted and named."""
-SAMPLE = 256
-"""Documents that are looked at before anything is learnt from them, spread over all."""
+LOOKS, NEIGHBOURS = 32, 8
+"""So many runs of neighbouring documents, spread over all, are looked at before anything is learnt from them."""
 TRAINING_CHARACTERS = 1_500_000
 """Of texts that a tokenizer is learnt from."""
 RUN, RUNS = 64, 512
@@ -161,8 +161,10 @@ class Documents:
 
     def _look(self) -> None:
         """Looks at a bounded number of documents: whether their images are there and begin and end as whole ones do."""
+        starts = np.linspace(0, max(0, len(self) - NEIGHBOURS), LOOKS).astype(int)
+        looked = np.unique(starts[:, None] + np.arange(NEIGHBOURS))
         there = absent = 0
-        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLE).astype(int)).tolist():
+        for index in looked[looked < len(self)].tolist():
             try:
                 absent += self.set.absent(index)
                 for part in self[index]:

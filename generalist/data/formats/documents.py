@@ -76,6 +76,7 @@ class DocumentSet(abc.ABC):
     def __init__(self, place: Place, opening: DocumentOpening):
         self.place, self.opening = place, opening
         self._scratch: Path | None = None
+        self._copies: dict[Place, Place] = {}
 
     @classmethod
     @abc.abstractmethod
@@ -125,7 +126,11 @@ class DocumentSet(abc.ABC):
         Raises:
             DocumentError: it can't be unpacked.
         """
-        return unpacked(file, self.kept) if is_packed(file) else file
+        if not is_packed(file):
+            return file
+        if file not in self._copies:
+            self._copies[file] = unpacked(file, self.kept)
+        return self._copies[file]
 
     @property
     def kept(self) -> Path:

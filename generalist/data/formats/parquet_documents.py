@@ -13,6 +13,8 @@ from generalist.data.formats.table_documents import TableDocuments, checked_sche
 if TYPE_CHECKING:
     import pyarrow
 
+LARGE_GROUP = 2**26
+"""Bytes of a group, uncompressed, from which on reading documents in any order is slow."""
 LARGEST_GROUP = 2**31
 """Bytes of a group, uncompressed: its columns are read whole for a single document."""
 
@@ -27,13 +29,21 @@ class ParquetDocuments(TableDocuments):
     def schema(cls, file: Place) -> "pyarrow.Schema":
         return _opened(file, lambda opened: checked_schema(opened.schema_arrow))
 
+    def notes(self) -> list[str]:
+        groups = np.concatenate([one["bytes"] for one in self._indices])
+        large = f"{self.place}: to read one document, {groups.mean() / 2**20:,.0f} MB are read: write groups of a hundred rows"
+        return [*super().notes(), *([large] if groups.mean() > LARGE_GROUP else [])]
+
     def index(self) -> list[Arrays]:
         return indexed(self._files, scan_parquet, kind="parquet", opening=self.opening)
 
     def group(self, file: int, group: int, columns: Sequence[str]) -> "pyarrow.Table":
         import pyarrow.parquet
 
-        with self._files[file].open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as opened:
+        with (
+            self._files[file].open("rb") as raw,
+            pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True) as opened,
+        ):
             # Of the group as a whole: to ask for a column of damaged metadata ends the process.
             if (count := opened.metadata.row_group(group).total_byte_size) > LARGEST_GROUP:
                 raise ValueError(
@@ -44,20 +54,20 @@ class ParquetDocuments(TableDocuments):
 
 
 def scan_parquet(file: Place) -> Arrays:
-    """The number of rows in each group of a file.
+    """The number of rows in each group of a file, and its bytes, uncompressed.
 
     Raises:
         DocumentError: it is damaged.
     """
 
-    def rows(opened: Any) -> np.ndarray:
-        groups = range(opened.metadata.num_row_groups)
-        return np.array([opened.metadata.row_group(group).num_rows for group in groups], np.int64)
+    def groups(opened: Any) -> np.ndarray:
+        found = [opened.metadata.row_group(group) for group in range(opened.metadata.num_row_groups)]
+        return np.array([(group.num_rows, group.total_byte_size) for group in found], np.int64).reshape(-1, 2).T
 
-    found = _opened(file, rows)
-    if (found < 0).any():
+    rows, count = _opened(file, groups)
+    if (rows < 0).any():
         raise DocumentError(f"{file} has a group with a negative number of rows: get it again")
-    return {"rows": found}
+    return {"rows": rows, "bytes": count}
 
 
 def _opened(file: Place, take: Any) -> Any:
@@ -69,7 +79,7 @@ def _opened(file: Place, take: Any) -> Any:
     import pyarrow.parquet
 
     try:
-        with file.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as opened:
+        with file.open("rb") as raw, pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True) as opened:
             return take(opened)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

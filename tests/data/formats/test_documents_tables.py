@@ -14,6 +14,7 @@ from PIL import Image
 
 from generalist.data.documents import Documents
 from generalist.data.files import DocumentError
+from generalist.data.formats import parquet_documents
 from generalist.data.formats.documents import DocumentSet
 from generalist.data.images import Encoded
 
@@ -131,6 +132,14 @@ def test_a_group_of_rows_is_read_once_for_its_neighbours(monkeypatch: pytest.Mon
     assert content(found) == TRAIN
     assert read == [(0, 0), (0, 1), (1, 0)]
     assert isinstance(found.parts(0)[0], Encoded)
+
+
+def test_large_groups_of_rows_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet_documents, "LARGE_GROUP", 1000)
+    assert "to read one document, 0 MB are read" in table(tmp_path, {"text": ["a" * 3000]}).notes()[-1]
+    monkeypatch.setattr(parquet_documents, "LARGEST_GROUP", 1000)
+    with pytest.raises(DocumentError, match=r"row 0 can't be read .its group of rows has [\d,]+ bytes"):
+        table(tmp_path, {"text": ["a" * 3000]}).parts(0)
 
 
 @pytest.mark.parametrize("name", ["saved/test/data-00000-of-00001.arrow", "hub/data/test-00000-of-00002.parquet"])
