@@ -44,7 +44,7 @@ class HeldOutDocuments(Part):
     def prepare(self, config: Config) -> None:
         for own in config.data.sources.values():
             if isinstance(own, OwnDocuments) and own.heldout is not None:
-                Documents(own.heldout, own.unreadable, opening=own.opening(config.data.folder))
+                Documents(own.heldout, own.unreadable, opening=own.opening(config.data.folder, heldout=True))
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, nats per token": _loss(found) for name, found in results["documents"].items()}
@@ -75,7 +75,8 @@ def _exact(loss: Estimate) -> str:
 
 def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: str) -> Job:
     config, count = generalist.config, own.evaluation_documents
-    opened = own.documents(heldout, config.data.folder)
+    opening = own.opening(config.data.folder, heldout=True)
+    opened = Documents(heldout, own.unreadable, opening=opening, checked=True)
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood

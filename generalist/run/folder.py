@@ -30,7 +30,7 @@ FREE = (
         "data.features",
         "data.check",
         "data.*.unreadable",
-        "data.*.heldout",
+        "data.*.heldout*",
         "data.*.evaluation_*",
         "data.*.naming_*",
     ),

@@ -57,7 +57,7 @@ def of_split(place: Place, files: list[Place], wanted: str) -> list[Place]:
     Raises:
         DocumentError: they are of several other splits.
     """
-    splits = [_split_of(file, place) for file in files]
+    splits, wanted = [_split_of(file, place) for file in files], SPLITS.get(wanted, wanted)
     if len(set(splits)) <= 1:
         return files
     if wanted not in splits:

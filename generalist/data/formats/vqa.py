@@ -33,7 +33,8 @@ class QuestionDocuments(DocumentSet):
     def __init__(self, place: Place, opening: DocumentOpening):
         super().__init__(place, opening)
         found = question_files(place)
-        wanted = found if found == [place] else [one for one in found if f"_{opening.split}" in one.name]
+        split = opening.split.removesuffix("idation")  # which are called val
+        wanted = found if found == [place] else [one for one in found if f"_{split}" in one.name]
         if len(wanted) != 1:
             names = ", ".join(one.name for one in wanted or found)
             raise DocumentError(

@@ -32,6 +32,8 @@ class OwnDocuments(Source):
     heldout: str | None = None
     """A file or a folder like `path`, of documents that are not trained on: evaluation reports the loss on them. None: it does
     not."""
+    heldout_split: str = "test"
+    """The split that is held out where `heldout` has several, such as `validation`; of `path` it is `train`."""
     images: int = 5
     """Images of a document at most (Flamingo: 5)."""
     next_probability: float = 0.5
@@ -87,15 +89,17 @@ class OwnDocuments(Source):
         if ways.features == "stored":
             raise ValueError(f"data.features = stored needs images that come again, which those of data.{name} do not")
 
-    def opening(self, data: Path) -> DocumentOpening:
+    def opening(self, data: Path, *, heldout: bool = False) -> DocumentOpening:
         """What opening the documents may use.
 
         Args:
             data: the data folder, in which indices are kept.
+            heldout: whether it is for those that are held out.
         """
         return DocumentOpening(
             index=data / "index",
             workers=cores(),
+            split=self.heldout_split if heldout else "train",
             images=None if self.images_folder is None else place(self.images_folder),
             image_column=self.image_column,
             text_column=self.text_column,
@@ -114,25 +118,24 @@ class OwnDocuments(Source):
         if not self.weight:
             say(f"note: nothing is learnt from {self.path}: data.{name}.weight is 0")
 
-    def documents(self, path: str, data: Path) -> Documents:
-        """The documents of `path` or `heldout`, which were looked at before.
+    def documents(self, data: Path) -> Documents:
+        """The documents that are trained on, which were looked at before.
 
         Raises:
             ValueError, OSError: they are not what they were then.
         """
-        return Documents(path, self.unreadable, opening=self.opening(data), checked=True)
+        assert self.path is not None
+        return Documents(self.path, self.unreadable, opening=self.opening(data), checked=True)
 
     def texts(self, stored: Stored) -> Iterator[str]:
         """See `Source.texts`."""
-        assert self.path is not None
-        return self.documents(self.path, stored.folder).texts()
+        return self.documents(stored.folder).texts()
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""
-        assert self.path is not None
         return [
             DocumentExamples(
-                documents=self.documents(self.path, stored.folder),
+                documents=self.documents(stored.folder),
                 assembler=reading.assembler,
                 length=reading.length,
                 images=self.images,

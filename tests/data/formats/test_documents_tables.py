@@ -54,6 +54,12 @@ def test_sets_of_the_library(path: str, expected: list, name: str, tmp_path: Pat
     assert [found.texts(index) for index in range(len(found))] == texts
 
 
+def test_splits():
+    assert content(opened(SETS / "hub", split="test")) == content(opened(SETS / "saved", split="testing")) == TEST
+    with pytest.raises(DocumentError, match=r"files of several splits \(test, train\), none of them validation"):
+        opened(SETS / "hub", split="val")
+
+
 def test_pairs_and_what_is_not_read():
     hub, obelics = opened(SETS / "hub"), opened(SETS / "obelics")
     assert hub.pairs.tolist() == [0, 1, 2, 3, 4] and obelics.pairs.tolist() == []

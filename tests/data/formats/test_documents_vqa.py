@@ -45,6 +45,7 @@ def test_questions_with_the_answer_most_people_gave(tmp_path: Path, prefix: str)
     for place in (file, tmp_path / "vqa"):
         found = opened(place, index=tmp_path / "index")
         assert found.format == "VQA" and content(found) == EXPECTED and found.pairs.tolist() == [0, 1, 2]
+    assert opened(tmp_path / "vqa", split="validation").where(0).endswith("val2014_questions.json question 1")
 
 
 def test_what_does_not_fit(tmp_path: Path):
