@@ -103,12 +103,8 @@ def histogram(values: np.ndarray) -> dict[str, Any] | None:
 
 def _instructions(found: Statistics, scanned: Scan, mapping: FieldMapping, default: str) -> dict[str, Any]:
     if mapping.instruction is None:
-        return {
-            "field": None,
-            "different": int(bool(default)),
-            "empty": 0,
-            "most": [[default, len(found.lengths)]] if default else [],
-        }
+        most = [[default, len(found.lengths)]] if default else []
+        return {"field": None, "different": len(most), "empty": 0, "most": most}
     texts = [[text, count] for text, count in found.instructions.items()]
     empty = int((scanned.facts["read"] & scanned.facts["empty"]).sum())
     return {"field": mapping.instruction, "different": len(texts), "empty": empty, "most": texts[:TEXTS]}

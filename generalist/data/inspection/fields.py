@@ -106,7 +106,7 @@ def _described(field: Field, use: str | None, numbers: Numbers | None) -> dict[s
             "high": number(numbers.high[place]),
             "mean": number(numbers.mean[place]),
             "deviation": number(numbers.deviation[place]),
-            "quantiles": {f"{share:g}": number(value) for share, value in zip(QUANTILES, quantiles[:, place])},
+            "quantiles": {f"{share:g}": number(quantiles[at, place]) for at, share in enumerate(QUANTILES)},
             "not_finite": int(numbers.not_finite[place]),
             **{name: bool(flags[place]) for name, flags in dataclasses.asdict(shape).items()},
         }
