@@ -63,8 +63,10 @@ def learn_tokenizers(
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:
-    """The texts of every source: instructions, names, prose, documents."""
-    return [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    """The texts of every source: instructions, names, prose, documents. Where there are none, a space: the bytes are pieces
+    anyway, and a tokenizer is learnt from a character at least."""
+    texts = [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    return texts if any(texts) else [" "]
 
 
 def acting_changes(layout: TaskLayout, acting: Acting) -> list[str]:
