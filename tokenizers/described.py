@@ -124,7 +124,7 @@ class _Reader:
         end = at + (len(acted) if acted.all() else int(acted.argmin()))
         ids = self.sequence.tokens[at:end]
         if (ids == vocabulary.hidden).all():
-            return found + [Meaning(part="hidden action", value="") for _ in ids]
+            return found + [Meaning(part="hidden", value="") for _ in ids]
         return found + self.action(ids, layout)
 
     def action(self, ids: np.ndarray, layout: TaskLayout) -> list[Meaning]:

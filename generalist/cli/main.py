@@ -20,6 +20,7 @@ COMMANDS = {
         "generalist.cli.average",
         "the mean of weights and those they were begun with, which keeps what both know",
     ),
+    "data": ("generalist.cli.data", "inspect your own data, and view the rows that training makes of them"),
     "plan": ("generalist.cli.plan", "memory, time and exchanges of a preset on a machine that need not be there"),
 }
 
