@@ -35,7 +35,7 @@ def build(about: Mapping[str, Any], pictures: Sequence[Shown]) -> str:
             for one, section in zip(about["data_sets"], sections, strict=True)
         ),
         *([] if about["documents"] is None else [_documents(about["documents"])]),
-        run_section(about["run"]),
+        *([] if about["run"] is None else [run_section(about["run"])]),
     )
     return document(title, body)
 

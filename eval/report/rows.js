@@ -41,7 +41,7 @@ function inside(ranges, place) {
 function mark(row, number) {
   const cell = row.cells[number];
   const near = cell.near === undefined ? cell.sees : cell.near;
-  row.element.classList.add("asked");
+  row.element.classList.add("marked");
   row.tiles.forEach((element, place) => {
     element.classList.toggle("self", place === number);
     element.classList.toggle("seen", inside(near, place));
@@ -52,7 +52,7 @@ function mark(row, number) {
 }
 
 function clear() {
-  for (const row of data.rows) row.element.classList.remove("asked");
+  for (const row of data.rows) row.element.classList.remove("marked");
   details.replaceChildren();
 }
 

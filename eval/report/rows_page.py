@@ -144,12 +144,12 @@ body { padding-bottom: 15rem } .legend { display: flex; flex-wrap: wrap; gap: .5
   font: 11px/1.25 system-ui, sans-serif; text-align: left;
   display: flex; flex-direction: column; justify-content: space-between }
 .cell.even { background: var(--track) } .cell small { color: var(--soft) }
-.cell img { max-width: 100%; max-height: 2.6rem; align-self: center; image-rendering: pixelated }
+.cell img { max-width: 100%; height: 2.4rem; align-self: center; image-rendering: pixelated }
 .cell b { font-weight: 500; white-space: pre; overflow: hidden; text-overflow: ellipsis; display: block }
 .cell i { font-style: normal; color: var(--good); white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
-.row.asked .cell { opacity: .3 } .row.asked .cell.far { opacity: .65 } .row.asked .cell.seen { opacity: 1 }
-.row.asked .cell.self { opacity: 1; outline: 2px solid var(--ink) }
-.row.asked .cell.shown { opacity: 1; outline: 2px solid var(--fair) }
+.row.marked .cell { opacity: .3 } .row.marked .cell.far { opacity: .65 } .row.marked .cell.seen { opacity: 1 }
+.row.marked .cell.self { opacity: 1; outline: 2px solid var(--ink) }
+.row.marked .cell.shown { opacity: 1; outline: 2px solid var(--fair) }
 .pad, .segment { flex-basis: 100%; color: var(--soft); font-size: .82rem } .segment { margin-top: .3rem }
 .details { position: fixed; left: 0; right: 0; bottom: 0; max-height: 14rem; overflow: auto; background: var(--paper);
   border-top: 2px solid var(--rule); padding: .5rem 1rem; font-size: .88rem; display: flex; gap: 1rem; align-items: flex-start }

@@ -57,8 +57,6 @@ def show(about: Mapping[str, Any], console: Console) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
-    from generalist.eval.report.inspection_run import batch_lines, part_lines
-
     for problem in about["problems"]:
         where = f"{problem['part']}, {problem['where']}"
         say(f"{problem['kind'].replace('_', ' ')}: {where}: {problem['what']}", "bold red")
@@ -69,16 +67,8 @@ def show(about: Mapping[str, Any], console: Console) -> None:
         _show_data_set(one, console)
     if about["documents"] is not None:
         _show_documents(about["documents"], console)
-    run = about["run"]
-    say(f"\nas a run with the preset {run['preset']} sees it", "bold")
-    for line in batch_lines(run):
-        say(line)
-    for part in run["parts"]:
-        say(f"{part['name']}: {' '.join(part_lines(part))}")
-        if part["layout"] is not None and len(run["parts"]) == 1:
-            _show_layout(part, console)
-        for line in part.get("lost", []):
-            say(f"lost: {line}")
+    if about["run"] is not None:
+        _show_run(about["run"], console)
 
 
 def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
@@ -129,3 +119,20 @@ def _show_layout(part: Mapping[str, Any], console: Console) -> None:
         name, shape = f"{one['role']} {one['key']}".strip(), "×".join(map(str, one["shape"]))
         table.add_row(name, one["kind"], shape, one["codec"], count)
     console.print(table, markup=False)
+
+
+def _show_run(run: Mapping[str, Any], console: Console) -> None:
+    from generalist.eval.report.inspection_run import batch_lines, part_lines
+
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"\nas a run with the preset {run['preset']} sees it", "bold")
+    for line in batch_lines(run):
+        say(line)
+    for part in run["parts"]:
+        say(f"{part['name']}: {' '.join(part_lines(part))}")
+        if part["layout"] is not None and len(run["parts"]) == 1:
+            _show_layout(part, console)
+        for line in part.get("lost", []):
+            say(f"lost: {line}")

@@ -61,7 +61,14 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
     elif isinstance(source, OwnDocuments) and source.path is not None:
         opened_documents = Documents(source.path, unreadable=1.0)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
-    run, of_run = measure(about, about.tokenizers(data), data)
+    run: dict[str, Any] | None = None
+    try:
+        run, of_run = measure(about, about.tokenizers(data), data)
+    except ValueError as error:
+        if not data_sets and documents is None:
+            raise
+        remedy = "a run stops with the same message before it trains: do what it says"
+        of_run = [Problem(kind="refused", part=about.name, where="run", what=str(error), remedy=remedy)]
     problems = [*problems, *of_run]
     return Inspected(
         about={

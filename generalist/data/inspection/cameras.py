@@ -4,6 +4,7 @@ Dimension key: T frames, H height, W width, C channels.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,8 @@ FRAMES = 8
 """Of each camera in each of these."""
 DARK = 4.0
 """Mean of the pixels, below which a frame shows nothing."""
-SHOWN = 3
-"""Episodes whose frames are shown."""
+RUN = 32
+"""Neighbouring frames that are decoded at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,9 @@ def strips(episodes: EpisodeSet, mapping: FieldMapping, count: int, frames: int)
             columns = episodes.read(number, keys).columns
             for key in keys:
                 steps = spread(len(columns[key]), frames).tolist()
-                yield Strip(episode=number, key=key, steps=steps, frames=_frames(columns[key], steps))
+                yield Strip(
+                    episode=number, key=key, steps=steps, frames=np.concatenate([*_decoded(columns[key], steps)])
+                )
         except BrokenRecord:
             continue
 
@@ -121,8 +124,7 @@ class _Camera:
         """
         first: np.ndarray | None = None
         moves, brightest = len(steps) < 2, 0.0
-        for step in steps:
-            frame = _frames(column, [step])[0]
+        for frame in itertools.chain.from_iterable(_decoded(column, steps)):
             first = frame if first is None else first
             moves = moves or not np.array_equal(first, frame)
             mean = float(frame.mean())
@@ -150,8 +152,14 @@ class _Camera:
         return [one for one in found if one[1]]
 
 
-def _frames(column: Column, steps: list[int]) -> np.ndarray:
-    """Some of a column's images, decoded."""
-    if isinstance(column, list):
-        return decode([column[step] for step in steps])
-    return np.concatenate([decode(column[step : step + 1]) for step in steps])
+def _decoded(column: Column, steps: list[int]) -> Iterator[np.ndarray]:
+    """Some of a column's images, decoded in runs of neighbours, as videos are read fastest.
+
+    Raises:
+        BrokenRecord: one can't be read.
+    """
+    begin = 0
+    for end in range(1, len(steps) + 1):
+        if end == len(steps) or steps[end] != steps[end - 1] + 1 or end - begin == RUN:
+            yield decode(column[steps[begin] : steps[end - 1] + 1])
+            begin = end

@@ -18,6 +18,7 @@ Kind = Literal[
     "one_step",
     "outlier",
     "padding",
+    "refused",
     "same_actions",
     "saturated",
     "still",
