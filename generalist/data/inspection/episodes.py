@@ -146,9 +146,7 @@ def _duplicates(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
     if equal:
         named = listed([" = ".join(episodes.where(number) for number in group) for group in equal], 3)
         again = sum(len(group) - 1 for group in equal)
-        what = (
-            f"{counted(again, 'episode')} repeat another one, action by action and observation by observation: {named}"
-        )
+        what = f"{counted(again, 'repetition')} of another episode, with all actions and observations: {named}"
         remedy = "they count twice, and may be held out and trained on at once: take the copies out"
         problems.append(Problem(kind="duplicate", part=part, where="episodes", what=what, remedy=remedy))
     known = {frozenset(group) for group in equal}
@@ -156,7 +154,7 @@ def _duplicates(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
     if acted and _has_floats(episodes):
         named = listed([" = ".join(episodes.where(number) for number in group) for group in acted], 3)
         what = (
-            f"{counted(len(acted), 'group')} of episodes with other observations have exactly the same actions: {named}"
+            f"exactly the same actions with other observations, in {counted(len(acted), 'group')} of episodes: {named}"
         )
         remedy = (
             "a take may have been stored twice, or with another one's images: look at them, and take the wrong ones out"

@@ -60,12 +60,12 @@ def check(part: str, episodes: EpisodeSet, key: str, times: np.ndarray) -> tuple
 
 
 KINDS = (
-    ("back", "back_at", "go back", "the steps are not in order, or two episodes were joined: sort or split them"),
-    ("same", "same_at", "stand still", "steps were recorded twice: take out one of each two"),
+    ("back", "back_at", "backward step", "the steps are not in order, or two episodes were joined: sort or split them"),
+    ("same", "same_at", "repeated time", "steps were recorded twice: take out one of each two"),
     (
         "gaps",
         "gap_at",
-        "jump",
+        "gap",
         "steps are missing: actions there do not fit what was seen; record again, or split the episode",
     ),
 )
@@ -80,7 +80,7 @@ def _of_kind(
         return None
     total = int(times[count].sum())
     named = listed([f"step {int(times[at][one])} of {episodes.where(one)}" for one in numbers], 3)
-    told = f"{counted(total, 'time')} in {counted(len(numbers), 'episode')} {what}: {named}"
+    told = f"{counted(total, what)} in {counted(len(numbers), 'episode')}: {named}"
     return Problem(kind="timestamps", part=part, where=key, what=told, remedy=remedy)
 
 
