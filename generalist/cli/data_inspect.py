@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.cli.data_source import add_source, open_source
+from generalist.system.console import open_console
 from generalist.system.places import check_file
 
 SUMMARY = "what a source holds, what is wrong with it and what to do about it, and what a run makes of it"
@@ -36,7 +37,7 @@ def inspect(arguments: argparse.Namespace, settings: list[str], console: Console
     from generalist.experiment import inspection
 
     about = open_source(arguments, settings, console)
-    found = inspection.inspect(about, console, whole=arguments.all)
+    found = inspection.inspect(about, open_console(stderr=True), whole=arguments.all)
     show(found.about, console)
     if arguments.json is not None:
         from generalist.system.files import write_json
