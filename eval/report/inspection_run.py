@@ -51,7 +51,13 @@ def part_lines(part: Mapping[str, Any]) -> list[str]:
         f"{short(part['example_predicted'])} are predicted from."
     )
     if part["layout"] is None:
-        return [example]
+        each = part.get("text_tokens_per_document")
+        told = (
+            f"Texts of a document have {short(each['min'])} to {short(each['max'])} tokens, median {short(each['median'])}."
+            if each
+            else ""
+        )
+        return [*filter(None, [told]), example]
     each = part["tokens_per_episode"]
     window = f"{part['window_steps']} steps"
     if part["window_seconds"] is not None:

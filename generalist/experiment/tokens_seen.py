@@ -3,6 +3,7 @@
 Dimension key: L positions.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from generalist.data.batch import BUDGETS, BatchSpec
+from generalist.data.documents import DocumentExamples
 from generalist.data.examples import ControlExamples, Examples
+from generalist.data.files import DocumentError
 from generalist.data.inspection.problems import Problem
 from generalist.data.mixture import Opened, mix
 from generalist.data.packing import Packer, Position
@@ -29,6 +32,8 @@ from generalist.tokenizers.spaces import TaskLayout
 
 BATCHES = 4
 """That are packed to see what one has."""
+DOCUMENTS = 256
+"""From which tokens of texts are counted."""
 EPISODES = 8
 """From which tokens per step are counted."""
 FULL = 0.5
@@ -121,7 +126,10 @@ def _part(about: Subject, labelled: Labelled, tokenizers: Tokenizers) -> dict[st
     """A part of the source; of control windows with their layout."""
     examples = labelled.examples
     if not isinstance(examples, ControlExamples):
-        return {"name": about.name, "examples": len(examples), "layout": None, "tokens": None, **_typical(labelled)}
+        found: dict[str, Any] = {"name": about.name, "examples": len(examples), "layout": None, "tokens": None}
+        if isinstance(examples, DocumentExamples):
+            found |= _text_tokens(examples)
+        return found | _typical(labelled)
     layout, reader = examples.layout, examples.reader
     each = _per_step(examples)
     steps = int(reader.lengths.sum())
@@ -147,6 +155,18 @@ def _part(about: Subject, labelled: Labelled, tokenizers: Tokenizers) -> dict[st
         "window_seconds": _seconds(about, examples.steps),
         **_typical(labelled),
     }
+
+
+def _text_tokens(examples: DocumentExamples) -> dict[str, Any]:
+    """Tokens of the texts of documents, from a sample; those that can't be read are passed over."""
+    encode = examples.assembler.text_tokenizer.encode
+    counts = []
+    for index in spread(len(examples.documents), DOCUMENTS).tolist():
+        with contextlib.suppress(DocumentError):
+            counts.append(sum(len(encode(part)) for part in examples.documents[index] if isinstance(part, str)))
+    lengths = np.array(counts or [0])
+    each = {"min": float(lengths.min()), "median": float(np.median(lengths)), "max": float(lengths.max())}
+    return {"text_tokens_per_document": each, "tokens": float(lengths.mean()) * len(examples.documents)}
 
 
 def _layout(layout: TaskLayout, role: str) -> list[dict[str, Any]]:

@@ -149,6 +149,7 @@ def test_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, page = run(tmp_path, str(tmp_path / "own.jsonl"))
     assert found["kind"] == "documents" and found["documents"]["kinds"] == {"text": 40}
     assert found["run"]["examples"] == 40 and found["run"]["parts"][0]["layout"] is None
+    assert found["run"]["parts"][0]["text_tokens_per_document"]["max"] * 40 >= found["run"]["tokens"] > 40 * 8
     assert "40 documents" in capsys.readouterr().out and "<script" not in page
 
 
