@@ -47,15 +47,15 @@ def open_source(arguments: argparse.Namespace, settings: list[str], console: Con
     from generalist.run.named_weights import weights_folder, weights_settings
 
     folder = None if arguments.run is None else weights_folder(arguments.run)
-    if folder is not None and (arguments.mixture is not None or settings):
-        raise ValueError("--run has its own settings and mixture: leave out --mixture and settings, or --run")
     if folder is None:
-        given = [] if arguments.mixture is None else ["--data.mixture", str(arguments.mixture)]
-        command = f"generalist data {arguments.doing} SOURCE --preset {arguments.preset}"
-        config = parse(preset(arguments.preset), [*given, *settings], prog=command)
-        config = dataclasses.replace(config, name=arguments.preset)
+        default = dataclasses.replace(preset(arguments.preset), name=arguments.preset)
     else:
-        config = weights_settings(arguments.run)
+        if fixed := [one for one in settings if one.startswith(("--model.", "--tokens.", "--training."))]:
+            raise ValueError(f"--run has its own tokenizers, which {fixed[0]} does not fit: leave it out, or --run")
+        default = weights_settings(arguments.run)
+        default = dataclasses.replace(default, training=dataclasses.replace(default.training, start=""))
+    given = [] if arguments.mixture is None else ["--data.mixture", str(arguments.mixture)]
+    config = parse(default, [*given, *settings], prog=f"generalist data {arguments.doing} SOURCE")
     found = subject(arguments.source, config, folder)
     if arguments.record:
         record(found, console)

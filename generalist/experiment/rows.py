@@ -14,7 +14,7 @@ from generalist.data.examples import ControlExamples
 from generalist.data.packing import OpenBatch, Packer, Position
 from generalist.eval.report.rows_page import Cell, Row
 from generalist.experiment.subject import Subject
-from generalist.experiment.tokens_seen import Drawn, Labelled, Stream, open_parts, shard_spec
+from generalist.experiment.tokens_seen import Drawn, Labelled, Stream, naming, open_parts, shard_spec
 from generalist.model.attention import attention_mask, local_mask
 from generalist.model.config import ModelConfig
 from generalist.model.cross_attention import first_image, image_mask
@@ -40,10 +40,11 @@ def training_rows(about: Subject, count: int, *, packed: bool) -> list[Row]:
     tokenizers = about.tokenizers(data)
     parts, spec = open_parts(about, tokenizers, data), shard_spec(about, tokenizers)
     stream, pad = Stream(about, parts), tokenizers.assembler.vocabulary.pad
-    if packed:
-        batches = [Packer(stream, spec, pad).pack(Position())[0].batch]
-    else:
-        batches = [_alone(stream, number, dataclasses.replace(spec, rows=1), pad) for number in range(count)]
+    with naming(about):
+        if packed:
+            batches = [Packer(stream, spec, pad).pack(Position())[0].batch]
+        else:
+            batches = [_alone(stream, number, dataclasses.replace(spec, rows=1), pad) for number in range(count)]
     reader = _Reader(about.config.model, tokenizers, parts, stream)
     return [reader.row(batch, row) for batch in batches for row in range(len(batch.tokens))][:count]
 

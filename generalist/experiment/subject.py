@@ -13,6 +13,7 @@ from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.recorded import Recorded
 from generalist.experiment.learn import learn_tokenizers
 from generalist.experiment.prepare import with_encoder
+from generalist.run.named_weights import weights_settings
 from generalist.run.tasks import record_missing, stored
 from generalist.run.tokenizers import Tokenizers
 from generalist.run.trunk import with_trunk
@@ -52,7 +53,10 @@ class Subject:
             ValueError: the source does not fit the settings.
             FileNotFoundError: a recording is not there.
         """
-        start = None if self.run is None else Tokenizers.load(self.run, self.config)
+        start = None
+        if self.run is not None:  # its layouts belong to sources of the whole mixture
+            loaded = Tokenizers.load(self.run, weights_settings(self.run))
+            start = dataclasses.replace(loaded, config=self.config)
         tasks = self.source.task_list()
         if start is None or any(task.layout not in start.layouts for task in tasks):
             start = learn_tokenizers(self.config, data, start)

@@ -5,7 +5,8 @@ Dimension key: L positions.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,15 @@ class Stream:
         return number, sequence
 
 
+@contextlib.contextmanager
+def naming(about: Subject) -> Iterator[None]:
+    """The source's name in messages of packing, which names it by its number: here that of an example."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"of source \d+ ", f"of {about.name} ", str(error))) from error
+
+
 def measure(about: Subject, tokenizers: Tokenizers, data: Stored) -> tuple[dict[str, Any], list[Problem]]:
     """How a run sees the source, as JSON values, and what does not fit.
 
@@ -113,7 +123,8 @@ def measure(about: Subject, tokenizers: Tokenizers, data: Stored) -> tuple[dict[
         "tokens": sum(one["tokens"] for one in described if one["tokens"] is not None) or None,
     }
     try:
-        batch = _batch(about, tokenizers, parts)
+        with naming(about):
+            batch = _batch(about, tokenizers, parts)
     except ValueError as error:
         remedy = "raise the sizes of a batch (--data.length, --data.rows, ...), or take a shorter window (--data.SOURCE.steps)"
         return {**found, "batch": None}, [

@@ -164,7 +164,10 @@ def test_drawings(tmp_path: Path) -> None:
         (["nowhere"], "there is no folder or file nowhere, and no source of that name; the mixture has metaworld,"),
         (["emoji", "--preset", "none"], "unknown preset 'none'"),
         (["emoji", "--json", "."], "--json . is a folder: name a file"),
-        (["emoji", "--run", "shipped", "--data.rows", "3"], "--run has its own settings and mixture"),
+        (
+            ["emoji", "--run", "shipped", "--tokens.documents", "frame"],
+            "--run has its own tokenizers, which --tokens.documents",
+        ),
         (["emoji", "--run", "nowhere"], "no weights in nowhere"),
     ],
 )

@@ -17,6 +17,8 @@ from generalist.experiment.prepare import open_sources
 from generalist.experiment.rows import training_rows
 from generalist.experiment.subject import Subject, subject
 from generalist.experiment.tokens_seen import shard_spec
+from generalist.run.named_weights import weights_settings
+from generalist.run.tokenizers import Tokenizers
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ROBOT = FIXTURES / "formats" / "rlds_tfrecord" / "small_bridge"
@@ -110,6 +112,14 @@ def test_texts_see_their_images_and_no_other_segment_s(tmp_path: Path) -> None:
     assert any(cell.images for cell in row.cells if cell.part == "text")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_example_without_room_is_refused_by_the_source_s_name(packed: bool) -> None:
+    about = robot()
+    small = dataclasses.replace(about.config, data=dataclasses.replace(about.config.data, length=32))
+    with pytest.raises(ValueError, match="an example of recorded has length 7., more than the 32 that"):
+        training_rows(dataclasses.replace(about, config=small), 1, packed=packed)
+
+
 def test_what_is_no_source_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match="no folder or file nowhere, and no source of that name; the mixture has"
@@ -127,3 +137,17 @@ def test_data_of_a_mixture_keep_their_settings() -> None:
     assert again.name == "robot" and again.source == dataclasses.replace(source, weight=0.1)
     assert subject("robot", config) == again
     assert "robot" not in again.others and 0 < again.share < 1
+
+
+def test_a_run_s_own_tokenizers_are_used_and_layouts_that_it_lacks_are_learnt() -> None:
+    folder = FIXTURES / "versions" / "weights"
+    run = Tokenizers.load(folder, weights_settings(folder))
+    config = weights_settings(folder)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=64))
+    about = subject(str(ROBOT), config, folder)
+    tokenizers = about.tokenizers(about.stored())
+    assert tokenizers.text.model == run.text.model
+    assert tokenizers.layouts.keys() == run.layouts.keys() | {"recorded/small_bridge"}
+    assert tokenizers.layouts["recorded/small_bridge"].observation.rules.offset == run.projection_width
+    (row,) = training_rows(about, 1, packed=False)
+    assert any("state: " in cell.value for cell in row.cells)
