@@ -61,27 +61,36 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
     elif isinstance(source, OwnDocuments) and source.path is not None:
         opened_documents = Documents(source.path, unreadable=1.0)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
-    run: dict[str, Any] | None = None
+    own = bool(data_sets) or documents is not None
+    run, of_run = _measured(about, data, own)
+    values = {
+        "format": FORMAT,
+        "source": about.name,
+        "kind": "episodes" if data_sets else "documents" if own else "examples",
+        "problems": [dataclasses.asdict(problem) for problem in [*problems, *of_run]],
+        "data_sets": data_sets,
+        "documents": documents,
+        "run": run,
+    }
+    return Inspected(about=values, pictures=pictures)
+
+
+def _measured(about: Subject, data: Stored, own: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """What a run makes of the source.
+
+    Args:
+        own: whether files were inspected, which are shown even if a run would refuse them.
+
+    Raises:
+        ValueError: the source has no examples, or does not fit the settings, where no files were inspected.
+    """
     try:
-        run, of_run = measure(about, about.tokenizers(data), data)
+        return measure(about, about.tokenizers(data), data)
     except ValueError as error:
-        if not data_sets and documents is None:
+        if not own:
             raise
         remedy = "a run stops with the same message before it trains: do what it says"
-        of_run = [Problem(kind="refused", part=about.name, where="run", what=str(error), remedy=remedy)]
-    problems = [*problems, *of_run]
-    return Inspected(
-        about={
-            "format": FORMAT,
-            "source": about.name,
-            "kind": "episodes" if data_sets else "documents" if documents is not None else "examples",
-            "problems": [dataclasses.asdict(problem) for problem in problems],
-            "data_sets": data_sets,
-            "documents": documents,
-            "run": run,
-        },
-        pictures=pictures,
-    )
+        return None, [Problem(kind="refused", part=about.name, where="run", what=str(error), remedy=remedy)]
 
 
 def _data_sets(source: ControlSource, data: Stored) -> Iterator[tuple[str, Dataset]]:

@@ -45,29 +45,21 @@ def inspect(
     episodes, mapping, statistics = opened.episodes, opened.mapping, opened.statistics
     times = timestamps.fields_with_times(episodes.fields)
     found = scan(episodes, mapping, times, console)
-    images, camera_problems, unreadable = cameras.check(name, episodes, mapping, console, whole=whole)
+    seen, of_cameras, unreadable = cameras.check(name, episodes, mapping, console, whole=whole)
     broken = {**statistics.broken, **found.broken, **unreadable}
-    described = fields.described(episodes.fields, mapping, statistics)
     checked = [timestamps.check(name, episodes, key, found.times[key]) for key in times]
-    about = {
+    about: dict[str, Any] = {
         "name": name,
-        "place": str(episodes.place),
-        "format": episodes.format,
-        "files": len(episodes.files),
-        "bytes": sum(size(file) for file in episodes.files if file.exists()),
-        "rate": episodes.rate,
         "every": opened.every,
-        "fields": described,
-        "unread": dict(episodes.unread),
-        "episodes": len(episodes),
-        "steps": int(episodes.lengths.sum()),
+        **_files(episodes),
+        "fields": fields.described(episodes.fields, mapping, statistics),
         "lengths": histogram(episodes.lengths[episodes.lengths > 0]),
         "returns": histogram(statistics.returns[np.isfinite(statistics.returns)]),
         "instructions": _instructions(statistics, found, mapping, instruction),
         "broken": [{"record": number, "reason": why} for number, why in sorted(broken.items())[:BROKEN]],
         "broken_count": len(broken),
         "timestamps": [about for about, _ in checked],
-        "cameras": images,
+        "cameras": seen,
     }
     return about, [
         *_broken(name, episodes, broken),
@@ -78,9 +70,23 @@ def inspect(
         *_still(name, episodes, found),
         *_ends(name, found),
         *_untold(name, episodes, found, mapping, instruction),
-        *fields.problems(name, described),
-        *camera_problems,
+        *fields.problems(name, about["fields"]),
+        *of_cameras,
     ]
+
+
+def _files(episodes: EpisodeSet) -> dict[str, Any]:
+    """What is known of a data set before it is read."""
+    return {
+        "place": str(episodes.place),
+        "format": episodes.format,
+        "files": len(episodes.files),
+        "bytes": sum(size(file) for file in episodes.files if file.exists()),
+        "rate": episodes.rate,
+        "unread": dict(episodes.unread),
+        "episodes": len(episodes),
+        "steps": int(episodes.lengths.sum()),
+    }
 
 
 def histogram(values: np.ndarray) -> dict[str, Any] | None:
