@@ -67,13 +67,15 @@ class ContrastiveConfig:
     """Folder of all runs."""
     loss: Loss = "siglip"
     """Softmax over the batch in both directions (CLIP), or a sigmoid a pair (SigLIP), which is better in small batches."""
-    pairs: Path | None = None
-    """Images with texts of one's own: a JSONL file or a folder with such files (docs/data.md); none: emoji and their names."""
-    heldout: Path | None = None
+    pairs: str | None = None
+    """Images with texts of one's own: a file or a folder in any format of docs/documents.md; none: emoji and their names."""
+    heldout: str | None = None
     """Pairs of one's own to be retrieved at the end; none with `pairs`: nothing is evaluated."""
     unreadable: float = 0.05
     """Share of one's own pairs, and of held-out ones, that may have an image which can't be read: they are left out, counted and
     named; one more ends the run."""
+    index: Path = Path("data/index")
+    """Folder where indices of one's own pairs are kept."""
     check: bool = False
     """Read all of one's own images, held-out ones too, before anything is trained, and name all that can't be read at once."""
     batch: int = 128

@@ -51,6 +51,7 @@ FREE = (
         "model.remat",
         # Of a contrastive run.
         "check",
+        "index",
         "unreadable",
     ),
 )

@@ -41,8 +41,9 @@ def indexed(files: Sequence[Place], scan: Scan, *, kind: str, opening: Opening) 
     found: list[Arrays | None] = [None if path is None else read_arrays(path) for path in kept]
     lacking = [number for number, arrays in enumerate(found) if arrays is None]
     jobs = [_Job(files[number], scan, kept[number]) for number in lacking]
-    several = opening.workers > 1 and len(jobs) > 1 and sum(size(job.file) for job in jobs) > LARGE
-    with counting(Console(stderr=True), transient=True) as progress:
+    large = sum(size(job.file) for job in jobs) > LARGE
+    several = large and opening.workers > 1 and len(jobs) > 1
+    with counting(Console(stderr=True, quiet=not large), transient=True) as progress:
         bar = progress.add_task(f"indexing {kind.partition(' ')[0]}", total=len(jobs))
         done = run_jobs(_work, jobs, workers=opening.workers) if several else ((job, _work(job)) for job in jobs)
         scanned = {}
