@@ -59,7 +59,9 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
             if len(pictures) < PICTURES:
                 pictures.append(shown(name, found.episodes, found.mapping))
     elif isinstance(source, OwnDocuments) and source.path is not None:
-        opened_documents = Documents(source.path, unreadable=1.0)
+        # All may be unreadable, and are counted; the messages are the report's.
+        opening = source.opening(data.folder)
+        opened_documents = Documents(source.path, unreadable=1.0, opening=opening, say=lambda line: None)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
     own = bool(data_sets) or documents is not None
     run, of_run = _measured(about, data, own)

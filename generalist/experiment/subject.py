@@ -6,8 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from generalist.config.run import Config, check_complete
+from generalist.data.formats import detect
 from generalist.data.formats.detect import format_of
+from generalist.data.formats.detect_documents import FORMATS
 from generalist.data.formats.places import place
+from generalist.data.formats.rlds import Rlds
+from generalist.data.formats.tfds_documents import TfdsDocuments
+from generalist.data.formats.tfds_folder import open_tfds
 from generalist.data.source import Source, Stored
 from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.recorded import Recorded
@@ -108,13 +113,28 @@ def _own(what: str, config: Config) -> tuple[str, Source]:
         raise FileNotFoundError(
             f"there is no folder or file {what}, and no source of that name; the mixture has {known}"
         )
-    kind: type[Recorded] | type[OwnDocuments] = OwnDocuments if format_of(what) is None else Recorded
+    kind: type[Recorded] | type[OwnDocuments] = Recorded if _is_episodes(what) else OwnDocuments
     several = {name: source for name, source in config.data.sources.items() if isinstance(source, kind)}
-    same = next((name for name, source in several.items() if str(source.path) == what), None)
+    same = next((name for name, source in several.items() if source.path == what), None)
     name = same or next(iter(several), kind.kind)
-    settings = several.get(name, kind())
-    path = what if kind is Recorded else Path(what)
-    return name, dataclasses.replace(settings, path=path)  # type: ignore[arg-type]
+    return name, dataclasses.replace(several.get(name, kind()), path=what)
+
+
+def _is_episodes(what: str) -> bool:
+    """Whether a folder or file has episodes, and no documents.
+
+    Raises:
+        ValueError: it looks like neither.
+    """
+    where = place(what)
+    episodes = format_of(where)
+    documents = next((kind for kind in FORMATS if kind.matches(where)), None)
+    if episodes is None and documents is None:
+        known = ", ".join([*(kind.format for kind in detect.FORMATS), *(kind.format for kind in FORMATS)])
+        raise ValueError(f"{what} is no data that is known ({known}): give the folder or the file of a data set")
+    if episodes is Rlds and documents is TfdsDocuments:
+        return "steps" in open_tfds(where).features
+    return episodes is not None
 
 
 def record(about: Subject, console: Console) -> None:

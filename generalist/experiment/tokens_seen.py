@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from generalist.data.batch import BUDGETS, BatchSpec
-from generalist.data.documents import DocumentExamples
+from generalist.data.document_examples import DocumentExamples
 from generalist.data.examples import ControlExamples, Examples
 from generalist.data.files import DocumentError
 from generalist.data.inspection.problems import Problem

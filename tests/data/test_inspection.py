@@ -344,4 +344,4 @@ def test_documents(tmp_path: Path) -> None:
     assert about["documents"] == 4 and about["kinds"] == {"interleaved": 1, "pair": 1, "text": 1}
     assert about["widths"]["min"] == about["widths"]["max"] == 12 and about["images"]["total"] == 3
     assert [one.kind for one in problems] == ["broken", "unread_keys"]
-    assert "own.jsonl line 4" in problems[0].where and problems[1].where == "score"
+    assert "own.jsonl line 4" in problems[0].where and "'score' of 1 documents" in problems[1].what

@@ -125,6 +125,9 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
         FileNotFoundError, match="no folder or file nowhere, and no source of that name; the mixture has"
     ):
         subject("nowhere", debug())
+    (tmp_path / "notes.bin").write_bytes(bytes(9))
+    with pytest.raises(ValueError, match="notes.bin is no data that is known .*RLDS.*: give the folder or the file"):
+        subject(str(tmp_path / "notes.bin"), debug())
     with pytest.raises(ValueError, match="recorded names no data: give its folder or file instead"):
         subject("recorded", debug())
 

@@ -69,8 +69,7 @@ def _kind(images: int, texts: int) -> str:
 
 
 def _named(documents: Documents, number: int, why: str) -> str:
-    where = documents.where(number)
-    return why if why.startswith(where) else f"{where}: {why}"
+    return documents.named(number, why)
 
 
 def _problems(name: str, total: int, broken: dict[int, str]) -> list[Problem]:
@@ -87,9 +86,9 @@ def _unread(name: str, documents: Documents) -> list[Problem]:
         Problem(
             kind="unread_keys",
             part=name,
-            where=key,
-            what=f"the key {key!r} of {counted(count, 'document')} is not read",
-            remedy='if it is a text or an image that should be learnt, put it under "text", "image" or "content"',
+            where="documents",
+            what=note,
+            remedy="if it is a text or an image that should be learnt, name its column or key (docs/documents.md)",
         )
-        for key, count in documents.unread.most_common()
+        for note in documents.set.notes()
     ]
