@@ -46,6 +46,7 @@ def inspect(
     about = {
         "name": name,
         "place": str(documents.path),
+        "format": "JSONL",
         "documents": len(documents),
         "read": len(numbers),
         "kinds": dict(sorted(kinds.items())),
@@ -85,7 +86,7 @@ def _problems(name: str, total: int, broken: dict[int, str]) -> list[Problem]:
 def _unread(name: str, documents: Documents) -> list[Problem]:
     return [
         Problem(
-            kind="unread_keys",
+            kind="unread",
             part=name,
             where=key,
             what=f"the key {key!r} of {counted(count, 'document')} is not read",
