@@ -10,6 +10,7 @@ from generalist.data.inspection.shown import Curve, Shown
 from generalist.eval.report.charts import Line, charts, element, histogram, short, table
 from generalist.eval.report.html import data_uri, document
 from generalist.eval.report.inspection_run import run_section
+from generalist.eval.results.words import counted
 
 SIDE = 160  # pixels of a frame
 NUMBERS = 200  # of a field in its table
@@ -65,8 +66,8 @@ def _data_set(one: Mapping[str, Any], shown: Shown | None) -> Element:
     """A data set of episodes."""
     rate = f"{one['rate']:g} steps per second" if one["rate"] else "the files say no rate"
     facts = (
-        f"{one['format']}; {one['place']}; {one['files']:,} files, {size(one['bytes'])}; {one['episodes']:,} episodes, "
-        f"{one['steps']:,} steps; {rate}"
+        f"{one['format']}; {one['place']}; {counted(one['files'], 'file')}, {size(one['bytes'])}; "
+        f"{counted(one['episodes'], 'episode')}, {counted(one['steps'], 'step')}; {rate}"
     )
     unread = [[key, reason] for key, reason in one["unread"].items()]
     return element(
@@ -213,7 +214,7 @@ def _curve(curve: Curve) -> list[Element]:
 
 def _documents(about: Mapping[str, Any]) -> Element:
     kinds = [[kind, f"{count:,}"] for kind, count in about["kinds"].items()]
-    told = f"{about['place']}; {about['documents']:,} documents, of which {about['read']:,} were read"
+    told = f"{about['format']}; {about['place']}; {counted(about['documents'], 'document')}, of which {about['read']:,} were read"
     return element(
         "section",
         element("h2", "Documents"),

@@ -5,6 +5,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from generalist.eval.report.charts import element, short, table
+from generalist.eval.results.words import counted
 
 
 def run_section(run: Mapping[str, Any]) -> Element:
@@ -26,7 +27,7 @@ def run_section(run: Mapping[str, Any]) -> Element:
 def batch_lines(run: Mapping[str, Any]) -> list[str]:
     """What a batch has of the source, in sentences."""
     batch = run["batch"]
-    total = f"{run['examples']:,} examples" + (f" of {short(run['tokens'])} tokens in all" if run["tokens"] else "")
+    total = counted(run["examples"], "example") + (f" of {short(run['tokens'])} tokens in all" if run["tokens"] else "")
     if batch is None:
         return [f"{total}; an example does not fit into a batch."]
     beside = f"beside {', '.join(batch['others'])}" if batch["others"] else "alone"
@@ -63,7 +64,7 @@ def part_lines(part: Mapping[str, Any]) -> list[str]:
     if part["window_seconds"] is not None:
         window += f", {short(part['window_seconds'])} seconds"
     return [
-        f"{part['episodes']:,} episodes to train on. A step has {short(part['tokens_per_step'])} positions "
+        f"{counted(part['episodes'], 'episode')} to train on. A step has {short(part['tokens_per_step'])} positions "
         f"({modalities(part['by_modality'])}), an instruction {short(part['tokens_of_instruction'])}, an episode "
         f"{short(each['min'])} to {short(each['max'])}, median {short(each['median'])}. A window is {window}.",
         example,

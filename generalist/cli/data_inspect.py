@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.cli.data_source import add_source, open_source
+from generalist.eval.results.words import counted
 from generalist.system.console import open_console
 from generalist.system.places import check_file
 
@@ -81,7 +82,7 @@ def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
 
     console.print(f"\n{one['name']}", style="bold", highlight=False, markup=False)
     rate = f"{one['rate']:g} steps per second" if one["rate"] else "no rate stored"
-    say(f"{one['format']}, {one['place']}: {one['files']:,} files, {size(one['bytes'])}, {rate}")
+    say(f"{one['format']}, {one['place']}: {counted(one['files'], 'file')}, {size(one['bytes'])}, {rate}")
     table = Table("field", "used as", "kind", "shape", "type", "range", box=SIMPLE, pad_edge=False)
     for field in one["fields"]:
         shape = "×".join("?" if length is None else str(length) for length in field["shape"])
@@ -93,7 +94,9 @@ def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
         if values is not None:
             middle = f"median {short(values['median'])}, mean {short(values['mean'])}"
             say(f"{name}: {short(values['min'])} to {short(values['max'])}, {middle}")
-    say(f"{one['episodes']:,} episodes, {one['steps']:,} steps; {one['broken_count']:,} records can't be read")
+    say(
+        f"{counted(one['episodes'], 'episode')}, {counted(one['steps'], 'step')}; {one['broken_count']:,} can't be read"
+    )
     told = one["instructions"]
     say(f"{told['different']:,} different instructions, {told['empty']:,} episodes without one")
     for text, count in told["most"][:TEXTS]:
@@ -104,7 +107,9 @@ def _show_documents(about: Mapping[str, Any], console: Console) -> None:
     from generalist.eval.report.charts import short
 
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in about["kinds"].items())
-    lines = [f"{about['place']}: {about['documents']:,} documents; of {about['read']:,} that were read: {kinds}"]
+    lines = [
+        f"{about['format']}, {about['place']}: {about['documents']:,} documents; of {about['read']:,} that were read: {kinds}"
+    ]
     for name in ("characters", "images", "heights", "widths"):
         if about[name] is not None:
             values = about[name]

@@ -341,7 +341,11 @@ def test_documents(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     about, problems = of_documents.inspect("documents", Documents(path, unreadable=1.0), QUIET, whole=True)
-    assert about["documents"] == 4 and about["kinds"] == {"interleaved": 1, "pair": 1, "text": 1}
+    assert (
+        about["documents"] == 4
+        and "JSON" in about["format"]
+        and about["kinds"] == {"interleaved": 1, "pair": 1, "text": 1}
+    )
     assert about["widths"]["min"] == about["widths"]["max"] == 12 and about["images"]["total"] == 3
-    assert [one.kind for one in problems] == ["broken", "unread_keys"]
+    assert [one.kind for one in problems] == ["broken", "unread"]
     assert "own.jsonl line 4" in problems[0].where and "'score' of 1 documents" in problems[1].what

@@ -46,6 +46,7 @@ def inspect(
     about = {
         "name": name,
         "place": str(documents.path),
+        "format": documents.set.format,
         "documents": len(documents),
         "read": len(numbers),
         "kinds": dict(sorted(kinds.items())),
@@ -84,11 +85,11 @@ def _problems(name: str, total: int, broken: dict[int, str]) -> list[Problem]:
 def _unread(name: str, documents: Documents) -> list[Problem]:
     return [
         Problem(
-            kind="unread_keys",
+            kind="unread",
             part=name,
             where="documents",
             what=note,
-            remedy="if it is a text or an image that should be learnt, name its column or key (docs/documents.md)",
+            remedy="if something of it should be learnt, name its split, column or key (docs/documents.md)",
         )
         for note in documents.set.notes()
     ]

@@ -23,7 +23,7 @@ Kind = Literal[
     "saturated",
     "still",
     "timestamps",
-    "unread_keys",
+    "unread",
 ]
 """Names that stay: programs read them in the JSON file."""
 NAMED = 5
