@@ -28,6 +28,7 @@ COMMANDS = {
         "generalist.cli.plan",
         "estimate a preset's memory, time and exchanges on a machine that need not be present",
     ),
+    "data": ("generalist.cli.data", "inspect, view and convert your own data"),
 }
 
 
