@@ -78,13 +78,22 @@ class Faults:
         Raises:
             TooManyBroken: it is one too many.
         """
+        if number not in self.reasons:
+            self.note(number, reason)
+            self.check()
+
+    def note(self, number: int, reason: object, *, always: bool = False) -> None:
+        """Counts a broken record, once, however many there are: for those who look at all before they `check`.
+
+        Args:
+            always: prints each one, not only the first and some.
+        """
         if number in self.reasons:
             return
         self.reasons[number] = str(reason)
         count = len(self.reasons)
-        if count <= TOLD or count & (count - 1) == 0:
+        if always or count <= TOLD or count & (count - 1) == 0:
             self._say(f"note: record left out, number {count} of {self.total:,}: {reason}")
-        self.check()
 
     def check(self) -> None:
         """
