@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": ("generalist.cli.eval", "score agents, compare results files, make a report"),
     "play": ("generalist.cli.play", "watch the weights, an expert or chance play a task"),
     "prompt": ("generalist.cli.prompt", "images, text and shots in, text out"),
+    "data": ("generalist.cli.data", "data sets of recorded episodes: convert them"),
     "dagger": ("generalist.cli.dagger", "experts correct the weights' own play, for training to learn from"),
     "export": ("generalist.cli.export", "a run's weights as one folder, to use, share or publish"),
     "average": (

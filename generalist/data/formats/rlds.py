@@ -15,7 +15,7 @@ Dimension key: T steps, N episodes.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +55,7 @@ class Rlds(EpisodeSet):
     """See the module. `files` are shards; those that are missing are lost records."""
 
     format: ClassVar[str] = "RLDS in TFRecord or ArrayRecord files (TFDS, Open X-Embodiment)"
+    derived = ("is_first", "is_last")
 
     def __init__(self, place: Place, opening: Opening):
         super().__init__(place, opening)
@@ -62,7 +63,8 @@ class Rlds(EpisodeSet):
         if "steps" not in self._folder.features or not hasattr(self._folder.features["steps"], "feature"):
             raise ValueError(f"{self._folder.place} is not RLDS: it has no `steps`")
         self._stored, self.unread = described(self._folder.features)
-        self.fields = {key: stored.field for key, stored in self._stored.items()}
+        self.rate = self._folder.rate
+        self.fields = {key: self._named(stored.field) for key, stored in self._stored.items()}
         shards = self._folder.split(opening.split)
         self._files = [file for file, _ in shards if file.exists()]
         missing = [(file, count) for file, count in shards if not file.exists()]
@@ -76,6 +78,11 @@ class Rlds(EpisodeSet):
         scan = functools.partial(scan_shard, actions=actions, is_last=is_last)
         kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]}"
         self._place(indexed(self._files, scan, kind=kind, opening=opening), dict(shards))
+
+    def _named(self, field: Field) -> Field:
+        """A field with the names that the files say its numbers have."""
+        names = self._folder.names.get(field.key, ())
+        return dataclasses.replace(field, names=names) if field.shape == (len(names),) else field
 
     def _place(self, shards: list[Arrays], wanted: Mapping[Place, int]) -> None:
         """Where each episode is, of all shards in their order, and what was lost."""
@@ -131,6 +138,7 @@ class Rlds(EpisodeSet):
         return RawEpisode(
             columns={key: column[:count] for key, column in found.items() if key in steps},
             values={key: value for key, value in found.items() if key not in steps},
+            final={key: column[count:] for key, column in found.items() if key in steps and len(column) > count},
         )
 
 
@@ -359,6 +367,10 @@ def _decisions(content: bytes, actions: tuple[Stored, ...], is_last: Stored | No
     flags = np.asarray(found["is_last"]).reshape(-1)  # (T,)
     if flags[:-1].any():
         raise BrokenRecord(f"is_last marks step {int(flags.argmax())} of {count}: an episode per record is needed")
-    last = [np.asarray(column[-1], np.float64) for column in done]
-    placeholder = all((value == 0).all() for value in last) or not all(np.isfinite(value).all() for value in last)
-    return count - bool(flags[-1] and placeholder)
+    return count - bool(flags[-1] and is_placeholder([column[-1] for column in done]))
+
+
+def is_placeholder(action: Iterable[np.ndarray]) -> bool:
+    """Whether the numbers of a last step's action say that there is none: all are zero, or one is not finite."""
+    numbers = [np.asarray(value, np.float64) for value in action]
+    return all((value == 0).all() for value in numbers) or not all(np.isfinite(value).all() for value in numbers)
