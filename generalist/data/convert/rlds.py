@@ -137,7 +137,8 @@ class Serializer:
                 episode[one.key] = values[0]
             else:
                 steps[one.key] = _extended(values, _closing(raw, values, one)) if closes else values
-        return self._serializer.serialize_example({**nested(episode), "steps": nested(steps)})
+        example = self._serializer.get_tf_example({**nested(episode), "steps": nested(steps)})
+        return example.SerializeToString(deterministic=True)  # an interrupted conversion gives the same files
 
     def _reads_as_closing(self, raw: RawEpisode) -> bool:
         """Whether a reader would take the last step for one without an action."""

@@ -370,7 +370,7 @@ def _decisions(content: bytes, actions: tuple[Stored, ...], is_last: Stored | No
     return count - bool(flags[-1] and is_placeholder([column[-1] for column in done]))
 
 
-def is_placeholder(action: Iterable[np.ndarray]) -> bool:
+def is_placeholder(action: Iterable[np.ndarray | np.generic]) -> bool:
     """Whether the numbers of a last step's action say that there is none: all are zero, or one is not finite."""
     numbers = [np.asarray(value, np.float64) for value in action]
     return all((value == 0).all() for value in numbers) or not all(np.isfinite(value).all() for value in numbers)
