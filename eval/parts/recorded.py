@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from rich.progress import Progress
 
 from generalist.data.recorded import action_numbers, opened
-from generalist.data.recorded_task import recorded_task
+from generalist.data.recorded_task import SUITE
 from generalist.data.sources.recorded import Recorded
 from generalist.data.statistics import fingerprint
 from generalist.eval.held_out import actions
@@ -91,7 +91,7 @@ def _exact(found: Mapping[str, float]) -> str:
 
 
 def _job(generalist: "Generalist", name: str, source: Recorded) -> Job:
-    layout = recorded_task(source.dataset).layout
+    layout = f"{SUITE}/{source.dataset.name}"
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.policy import ControlPolicy

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from generalist.system.compilation_cache import use_compilation_cache
 from generalist.system.console import TOLD, open_console, tell
 
 # Name → its module, with DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status; what it does.
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     console = open_console()
     try:
+        use_compilation_cache()
         subparsers = {
             name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()
         }

@@ -205,13 +205,20 @@ def _is_observable(field: Field) -> bool:
 
 
 def _named(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Fields by short names, or by their keys where two would have the same one."""
+    """Fields by short names, or by their keys where two would have the same one.
+
+    Raises:
+        ValueError: two would have the same name all the same.
+    """
     keys = list(keys)
     short = [_short(key, prefixes) for key in keys]
-    return {
-        (name if short.count(name) == 1 else key.replace("/", ".")): key
-        for name, key in sorted(zip(short, keys, strict=True))
-    }
+    names = [name if short.count(name) == 1 else key.replace("/", ".") for name, key in zip(short, keys, strict=True)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        same = [key for name, key in zip(names, keys, strict=True) if name == twice[0]]
+        raise ValueError(
+            f"the fields {' and '.join(same)} would both be called {twice[0]}: give them names in a mapping's file"
+        )
+    return dict(sorted(zip(names, keys, strict=True)))
 
 
 def _short(key: str, prefixes: tuple[str, ...]) -> str:

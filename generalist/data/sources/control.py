@@ -113,7 +113,16 @@ class ControlSource(Source):
 
     def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
         """See `Source.open_demonstrations`."""
-        return {task: stored.reader(self.folder(task, stored), task.instruction) for task in self.task_list()}
+        return {task: self.episodes_of(task, stored) for task in self.task_list()}
+
+    def episodes_of(self, task: Task, stored: Stored) -> Episodes:
+        """The episodes of one of its tasks.
+
+        Raises:
+            FileNotFoundError: they are not where they should be.
+            ValueError: they are damaged.
+        """
+        return stored.reader(self.folder(task, stored), task.instruction)
 
     def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
         """See `Source.open_corrections`."""

@@ -4,16 +4,19 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import gymnasium as gym
+
 from generalist.data.episodes import Episodes
 from generalist.data.examples import Examples
 from generalist.data.mapping import unmapped
-from generalist.data.recorded import Dataset, RecordedEpisodes, check_dataset, opened
-from generalist.data.recorded_task import recorded_task
+from generalist.data.recorded import Dataset, Opened, RecordedEpisodes, check_dataset, opened
+from generalist.data.recorded_task import SUITE, recorded_task
 from generalist.data.source import REQUIRED, Reading, Say, Stored, register
 from generalist.data.sources.control import ControlSource
 from generalist.envs.task import Task
 
 TOLD = 12  # fields that are not used, by name
+TOLERANCE = 1e-5  # of actions at their bounds, which other tools have rounded
 
 
 @register("recorded")
@@ -36,6 +39,9 @@ class Recorded(ControlSource):
     """Steps per second that are kept of what was recorded: the whole rate, a half, a third, ...; None: all steps."""
     chunk: int = 1
     """Recorded actions that the model predicts at once, from this step on."""
+    environment: str = ""
+    """Gymnasium's id of the environment that was recorded, `module:Id-v0` if a module registers it: it is then played and scored
+    as well. Needs rewards."""
     heldout: float = 0.05
     """Share of the episodes that are not trained on, at least one: evaluation scores the model on them. 0: none."""
     unreadable: float = 0.05
@@ -79,11 +85,11 @@ class Recorded(ControlSource):
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
         """See `Source.evaluation_parts`."""
-        return ("recorded",)
+        return ("control", "recorded") if self.environment else ("recorded",)
 
     def has_layout(self, layout: str) -> bool:
         """See `ControlSource.has_layout`."""
-        return bool(self.path) and layout == recorded_task(self.dataset).layout
+        return bool(self.path) and layout == f"{SUITE}/{self.dataset.name}"
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Opens the data set and indexes it; what is not used of it is named."""
@@ -99,13 +105,15 @@ class Recorded(ControlSource):
             f"{used or 'action'}: {key}" for used, key in {**found.mapping.observation, **found.mapping.action}.items()
         )
         say(f"  reads {named}; instruction: {found.mapping.instruction or repr(self.instruction)}")
+        for task in self.task_list():
+            _check_bounds(task, found)
         if left := [*unmapped(found.episodes.fields, found.mapping), *found.episodes.unread]:
             more = f" and {len(left) - TOLD} more" if len(left) > TOLD else ""
             say(f"  not used: {', '.join(left[:TOLD])}{more} (data.{name}.mapping says what is)")
 
     def task_list(self) -> list[Task]:
         """See `Source.task_list`."""
-        return [recorded_task(self.dataset)]
+        return [recorded_task(self.dataset, self.environment)]
 
     def recordings(self) -> list[tuple[Task, int]]:
         """None: everything is recorded."""
@@ -115,9 +123,9 @@ class Recorded(ControlSource):
         """The data set's own."""
         return Path(self.path)
 
-    def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
+    def episodes_of(self, task: Task, stored: Stored) -> Episodes:
         """The episodes that are trained on."""
-        return {task: self._reader(stored) for task in self.task_list()}
+        return self._reader(stored)
 
     def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
         """None: nothing plays."""
@@ -145,3 +153,21 @@ class Recorded(ControlSource):
         found = stored.readers[key]
         assert isinstance(found, RecordedEpisodes)
         return found
+
+
+def _check_bounds(task: Task, found: Opened) -> None:
+    """Whether all recorded actions lie within the bounds of the environment's.
+
+    Raises:
+        ValueError: one does not.
+    """
+    action = task.make_spaces()[1]
+    if not isinstance(action, gym.spaces.Box) or "" not in found.mapping.action:
+        return
+    numbers = found.statistics.fields[found.mapping.action[""]]
+    low, high = action.low.reshape(-1), action.high.reshape(-1)
+    if (numbers.low < low - TOLERANCE).any() or (numbers.high > high + TOLERANCE).any():
+        raise ValueError(
+            f"{task.name} has recorded actions from {numbers.low.min():g} to {numbers.high.max():g}, but its environment takes "
+            f"{low.min():g} to {high.max():g}: leave out the environment, or convert the actions"
+        )
