@@ -21,7 +21,7 @@ from generalist.data.convert.work import (
     MAKER,
     at_work,
     check_target,
-    files_of,
+    checksum,
     publish,
     working_folder,
 )
@@ -88,6 +88,8 @@ def convert(
     check_target(target, replace)
     check_folder(target.absolute().parent, "TARGET")
     _check_apart(settings.source, target)
+    for kept in (opened, written):  # files may have changed since an earlier conversion of this process
+        kept.cache_clear()
     source = opened(settings)
     episodes, known = source.episodes, source.episodes.broken()
     total = len(episodes) + sum(number >= len(episodes) for number in known)
@@ -206,14 +208,23 @@ class _Run:
             OSError: one differs from what was written.
             ValueError: the new data set has other episodes than were written.
         """
-        self.console.print("reading back ...", highlight=False)
-        files = files_of(self.work / "result")
-        if made - {told["sha256"] for told in files.values()}:
+        result = self.work / "result"
+        found = sorted(path for path in result.rglob("*") if path.is_file())
+        sums: dict[Path, str] = {}
+        with counting(self.console) as progress:
+            bar = progress.add_task("reading back, files", total=len(found))
+            for path, found_sum in self._done(checksum, found):
+                sums[path] = found_sum
+                progress.advance(bar)
+        files = {
+            path.relative_to(result).as_posix(): {"bytes": path.stat().st_size, "sha256": sums[path]} for path in found
+        }
+        if made - {*sums.values()}:
             raise OSError(f"{self.work}: a file on the disk is not what was written: check the disk, and run again")
-        found = written(self.work, self.source.settings.split, self.workers)
+        new = written(self.work, self.source.settings.split, self.workers)
         lengths = [length for part in parts for length in part["lengths"]]
-        if found.broken() or not np.array_equal(found.lengths, lengths):
-            raise ValueError(f"{self.work / 'result'} does not have the episodes that were written: run again")
+        if new.broken() or not np.array_equal(new.lengths, lengths):
+            raise ValueError(f"{result} does not have the episodes that were written: run again")
         return files
 
     def compared(self, parts: list[dict[str, Any]]) -> float:

@@ -48,7 +48,7 @@ def write_part(job: Job) -> dict[str, Any]:
     def fill(folder: Path) -> dict[str, Any]:
         with _Writer(folder, source) as writer:
             noted = each_episode(job, source, writer.write)
-        return {**noted, "tasks": writer.tasks}
+        return {**noted, "tasks": [*writer.tasks]}
 
     return make_part(job.folder, fill)
 
@@ -67,7 +67,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         self._videos = self._stack.enter_context(
             video_writers(folder, [one.key for one in self._cameras], frame_rate(source))
         )
-        self.tasks: list[str] = []
+        self.tasks: dict[str, None] = {}
         """In the order in which they came."""
 
     def __exit__(self, *error: object) -> None:
@@ -102,7 +102,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         for camera, content in videos.items():
             number, first = self._videos[camera].append(content, len(raw))
             episode |= {f"videos/{camera}/file": number, f"videos/{camera}/first": first}
-        self.tasks += [task for task in episode["tasks"] if task not in self.tasks]
+        self.tasks |= dict.fromkeys(episode["tasks"])
         self._rows = self._appended(self._rows, DATA, rows)
         self._episodes = self._appended(self._episodes, EPISODES, pa.Table.from_pylist([episode]))
 

@@ -82,7 +82,7 @@ def each_episode(job: Job, source: Source, write: Callable[[RawEpisode], None]) 
     episodes: list[int] = []
     written: list[int] = []
     broken: dict[str, str] = {}
-    noted = 0
+    done, noted = 0, 0
     for number in range(job.start, job.stop):
         if number in known or not lengths[number]:
             continue
@@ -100,8 +100,9 @@ def each_episode(job: Job, source: Source, write: Callable[[RawEpisode], None]) 
         else:
             episodes.append(number)
             written.append(len(raw))
-        if sum(written) - noted >= NOTED_EVERY:
-            noted = sum(written)
+            done += len(raw)
+        if done - noted >= NOTED_EVERY:
+            noted = done
             job.note(noted)
     job.note(int(lengths[job.start : job.stop].sum()))
     return {"episodes": episodes, "lengths": written, "broken": broken}

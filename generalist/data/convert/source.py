@@ -145,9 +145,9 @@ def _first_images(episodes: EpisodeSet, keys: list[str]) -> dict[str, Loaded]:
     """Of each field the first image that can be read."""
     if not keys:
         return {}
-    reason = "it has no episode with a step in it"
+    reason, known = "it has no episode with a step in it", episodes.broken()
     for number in np.flatnonzero(episodes.lengths).tolist():
-        if number in episodes.broken():
+        if number in known:
             continue
         try:
             raw = episodes.read(number, [*keys, *_some_step_field(episodes)])

@@ -25,7 +25,7 @@ from generalist.data.formats import tfrecord
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.index import Arrays, indexed
-from generalist.data.formats.places import Place
+from generalist.data.formats.places import Place, stamp
 from generalist.data.formats.tfds_folder import TfdsFolder, is_tfds, open_tfds
 from generalist.data.formats.tfrecord import Record
 
@@ -302,16 +302,17 @@ def read_record(file: Place, record: Record) -> bytes:
         except OSError as error:
             raise BrokenRecord(f"{file} can't be read ({error}): copy it again") from error
     try:
-        return _array_reader(str(file)).read([record.offset])[0]
+        return _array_reader(file, stamp(file)).read([record.offset])[0]
     except Exception as error:  # the C++ library's errors
         raise BrokenRecord(f"{file}, record {record.offset} can't be read ({error}): copy the file again") from error
 
 
 @functools.lru_cache(maxsize=64)  # open files
-def _array_reader(file: str) -> Any:
+def _array_reader(file: Place, _stamp: str) -> Any:
+    """An open file; one that was written anew is opened anew."""
     from array_record.python import array_record_module
 
-    return array_record_module.ArrayRecordReader(file, options="readahead_buffer_size:0")
+    return array_record_module.ArrayRecordReader(str(file), options="readahead_buffer_size:0")
 
 
 def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | None) -> Arrays:
@@ -351,7 +352,7 @@ def _records(file: Place) -> Iterator[Record]:
     if not isinstance(file, Path):
         raise BrokenRecord(f"{file}: ArrayRecord files are read from local folders only: copy the data set")
     try:
-        count = _array_reader(str(file)).num_records()
+        count = _array_reader(file, stamp(file)).num_records()
     except Exception as error:
         raise BrokenRecord(f"{file} is no readable ArrayRecord file ({error}): copy it again") from error
     yield from (Record(number, 0) for number in range(count))

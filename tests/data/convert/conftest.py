@@ -86,6 +86,7 @@ def column(raw: RawEpisode, key: str) -> np.ndarray:
     if isinstance(values, list | Frames):
         return decode(values)
     array = np.asarray(values)
+    array = array.astype(object) if array.dtype.kind == "U" else array
     return array.reshape(len(raw) if key in raw.columns else 1, -1)
 
 

@@ -139,9 +139,10 @@ def test_interrupted_and_with_more_processes_it_is_the_same(
     from generalist.data.convert import convert as module
 
     monkeypatch.setattr(parts, "PART_STEPS", 8)
-    convert(shaded, tmp_path / "one" / "new", "lerobot", rate=10.0) if (tmp_path / "one").mkdir() is None else None
-    (tmp_path / "two").mkdir()
-    target = tmp_path / "two" / "new"
+    whole, target = tmp_path / "one" / "new", tmp_path / "two" / "new"
+    for folder in (whole, target):
+        folder.parent.mkdir()
+    convert(shaded, whole, "lerobot", rate=10.0)
 
     def stops(*_: object) -> None:
         raise KeyboardInterrupt
@@ -154,7 +155,7 @@ def test_interrupted_and_with_more_processes_it_is_the_same(
     (working_folder(target) / "parts" / "00001" / "data.parquet").write_bytes(b"damaged")
     (working_folder(target) / "files" / "00000" / "data.parquet").unlink()
     convert(shaded, target, "lerobot", rate=10.0)
-    assert files(target) == files(tmp_path / "one" / "new")
+    assert files(target) == files(whole)
 
 
 def test_statistics_are_those_of_lerobot(tmp_path: Path, convert: Any) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from generalist.data.formats.detect import open_episodes
 from generalist.data.formats.episodes import Opening
-from generalist.data.formats.rlds import parsed  # noqa: F401 - the module is what is tested
 
 NUMBERS = itertools.count()
 """Of folders: hypothesis gives one test many sets."""
@@ -204,10 +203,10 @@ def _images(rng: np.random.Generator, count: int) -> list[bytes]:
 NAMES = {key: key for key in ("observation/x", "observation/camera", "action", "note", "reward", "seed")}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(random_sets())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(random_sets(), st.booleans())
 def test_random_sets_are_read_back(
-    tmp_path: Path, write_rlds: Any, convert: Any, check_same: Any, made: tuple[Any, list[Any]]
+    tmp_path: Path, write_rlds: Any, convert: Any, check_same: Any, made: tuple[Any, list[Any]], by_lerobot: bool
 ) -> None:
     folder = tmp_path / str(next(NUMBERS))
     write_rlds(folder / "source", *made)
@@ -215,7 +214,12 @@ def test_random_sets_are_read_back(
         with pytest.raises(ValueError, match="no episode"):
             convert(folder / "source", folder / "new", "rlds")
         return
-    convert(folder / "source", folder / "new", "rlds")
+    source = folder / "source"
+    if by_lerobot:
+        there = convert(source, folder / "there", "lerobot", images="png", rate=10.0).fields
+        check_same(source, folder / "there", {key: there[key] for key in NAMES})
+        source = folder / "there"
+    convert(source, folder / "new", "rlds")
     check_same(folder / "source", folder / "new", NAMES)
     described = json.loads((folder / "new" / "1.0.0" / "dataset_info.json").read_text())
     assert described["fileFormat"] == "array_record"

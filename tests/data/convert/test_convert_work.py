@@ -50,13 +50,13 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_STEPS", 1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how, workers", [(signal.SIGKILL, 2), (signal.SIGKILL, 1), (signal.SIGINT, 2)])
 def test_stopped_midway_and_run_again_is_the_same(
     tmp_path: Path, bridge: Path, convert: Any, one_by_one: None, how: signal.Signals, workers: int
 ) -> None:
-    target = tmp_path / "stopped" / "new"
-    target.parent.mkdir()
+    target, whole = tmp_path / "stopped" / "new", tmp_path / "whole" / "new"
+    for folder in (target, whole):
+        folder.parent.mkdir()
     done = working_folder(target) / "parts"
     process = subprocess.Popen(
         command(bridge, target, workers), stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -77,8 +77,8 @@ def test_stopped_midway_and_run_again_is_the_same(
     kept = {path.name: (path / "part.json").stat().st_mtime_ns for path in done.glob("[0-9]*")}
     assert 2 <= len(kept) < 7
     convert(bridge, target, "rlds")
-    convert(bridge, tmp_path / "whole" / "new", "rlds") if (tmp_path / "whole").mkdir() is None else None
-    assert files(target) == files(tmp_path / "whole" / "new")
+    convert(bridge, whole, "rlds")
+    assert files(target) == files(whole)
     assert not working_folder(target).exists()
 
 
