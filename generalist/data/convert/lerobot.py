@@ -104,7 +104,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
             episode |= {f"videos/{camera}/file": number, f"videos/{camera}/first": first}
         self.tasks |= dict.fromkeys(episode["tasks"])
         self._rows = self._appended(self._rows, DATA, rows)
-        self._episodes = self._appended(self._episodes, EPISODES, pa.Table.from_pylist([episode]))
+        self._episodes = self._appended(self._episodes, EPISODES, table_of([episode]))
 
     def _appended(self, writer: Any, name: str, table: Any) -> Any:
         """The file's writer, which has the table too, as a group of rows of its own."""
@@ -175,6 +175,21 @@ def nested_column(values: np.ndarray) -> Any:
         offsets = pa.array(np.arange(0, len(column) + 1, count, dtype=np.int32))
         column = pa.ListArray.from_arrays(offsets, column)
     return column
+
+
+def table_of(rows: list[dict[str, Any]]) -> Any:
+    """Rows of a table of episodes, at least one, with types by the values of the first: PyArrow's own guesses take long."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows, schema=pa.schema([(key, _type(value)) for key, value in rows[0].items()]))
+
+
+def _type(value: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(value, list):
+        return pa.list_(_type(value[0]))
+    return {int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
 
 
 def flat_statistics(statistics: dict[str, Numbers]) -> dict[str, Any]:

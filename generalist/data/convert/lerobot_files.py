@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from generalist.data.convert.lerobot import DATA, EPISODES, TASK, cameras, flat_statistics
+from generalist.data.convert.lerobot import DATA, EPISODES, TASK, cameras, flat_statistics, table_of
 from generalist.data.convert.lerobot_info import CHUNK, DATA_PATH, EPISODES_PATH, VIDEO_PATH, info
 from generalist.data.convert.lerobot_statistics import Numbers, Whole, of_numbers
 from generalist.data.convert.source import Source
@@ -131,7 +131,7 @@ def _fill(job: FileJob, folder: Path) -> dict[str, Any]:
     finally:
         if writer is not None:
             writer.close()
-    pq.write_table(pa.Table.from_pylist(statistics), folder / EPISODES)
+    pq.write_table(table_of(statistics), folder / EPISODES)
     return {"episodes": episode - job.episode}
 
 
@@ -185,7 +185,6 @@ def _write_episodes(
     before: dict[str, list[int]],
 ) -> dict[str, Whole]:
     """Writes `meta/episodes`; returns the statistics of the whole."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     placed = _placed(work, jobs)
@@ -206,7 +205,7 @@ def _write_episodes(
                 rows.append(_episode(source, row, next(placed), episode, index, part_number, before, number))
                 _add(whole, rows[-1])
                 episode, index = episode + 1, index + row["length"]
-            table = pa.Table.from_pylist(rows)
+            table = table_of(rows)
             path = work / "result" / EPISODES_PATH.format(**_numbers(number))
             path.parent.mkdir(parents=True, exist_ok=True)
             writer = writer or pq.ParquetWriter(path, table.schema, compression="snappy")
