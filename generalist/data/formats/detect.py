@@ -1,10 +1,12 @@
 """Which format a folder or a file has."""
 
 from generalist.data.formats.episodes import EpisodeSet, Opening
+from generalist.data.formats.lerobot_v2 import LeRobotV2
+from generalist.data.formats.lerobot_v3 import LeRobotV3
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.rlds import Rlds
 
-FORMATS: tuple[type[EpisodeSet], ...] = (Rlds,)
+FORMATS: tuple[type[EpisodeSet], ...] = (LeRobotV3, LeRobotV2, Rlds)
 """In the order in which they are tried."""
 
 
