@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from generalist.data.convert.episode_rows import RowWriter
 from generalist.data.convert.images import file_of, loaded
 from generalist.data.convert.lerobot_statistics import ImageStatistics, Numbers, of_numbers, sampled_steps
 from generalist.data.convert.naming import Kept
@@ -62,7 +63,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         self._parquet, self._folder, self._source = pq, folder, source
         self._stack = contextlib.ExitStack()
         self._rows: Any = None
-        self._episodes: Any = None
+        self._episodes = RowWriter(folder / EPISODES)
         self._cameras = cameras(source)
         self._videos = self._stack.enter_context(
             video_writers(folder, [one.key for one in self._cameras], frame_rate(source))
@@ -71,9 +72,9 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         """In the order in which they came."""
 
     def __exit__(self, *error: object) -> None:
-        for writer in (self._rows, self._episodes):
-            if writer is not None:
-                writer.close()
+        self._episodes.close()
+        if self._rows is not None:
+            self._rows.close()
         self._stack.close()
 
     def write(self, raw: RawEpisode) -> None:
@@ -103,14 +104,9 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
             number, first = self._videos[camera].append(content, len(raw))
             episode |= {f"videos/{camera}/file": number, f"videos/{camera}/first": first}
         self.tasks |= dict.fromkeys(episode["tasks"])
-        self._rows = self._appended(self._rows, DATA, rows)
-        self._episodes = self._appended(self._episodes, EPISODES, table_of([episode]))
-
-    def _appended(self, writer: Any, name: str, table: Any) -> Any:
-        """The file's writer, which has the table too, as a group of rows of its own."""
-        writer = writer or self._parquet.ParquetWriter(self._folder / name, table.schema, compression="snappy")
-        writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
-        return writer
+        self._episodes.write(episode)
+        self._rows = self._rows or self._parquet.ParquetWriter(self._folder / DATA, rows.schema, compression="snappy")
+        self._rows.write_table(rows, row_group_size=len(rows))  # a group of rows per episode
 
     def _video(self, raw: RawEpisode, one: Kept) -> tuple[bytes, Numbers]:
         """An episode's images as a video, with their statistics."""
@@ -175,21 +171,6 @@ def nested_column(values: np.ndarray) -> Any:
         offsets = pa.array(np.arange(0, len(column) + 1, count, dtype=np.int32))
         column = pa.ListArray.from_arrays(offsets, column)
     return column
-
-
-def table_of(rows: list[dict[str, Any]]) -> Any:
-    """Rows of a table of episodes, at least one, with types by the values of the first: PyArrow's own guesses take long."""
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(rows, schema=pa.schema([(key, _type(value)) for key, value in rows[0].items()]))
-
-
-def _type(value: Any) -> Any:
-    import pyarrow as pa
-
-    if isinstance(value, list):
-        return pa.list_(_type(value[0]))
-    return {int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
 
 
 def flat_statistics(statistics: dict[str, Numbers]) -> dict[str, Any]:

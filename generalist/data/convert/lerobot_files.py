@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from generalist.data.convert.lerobot import DATA, EPISODES, TASK, cameras, flat_statistics, table_of
+from generalist.data.convert.episode_rows import RowWriter, read_rows
+from generalist.data.convert.lerobot import DATA, EPISODES, TASK, cameras, flat_statistics
 from generalist.data.convert.lerobot_info import CHUNK, DATA_PATH, EPISODES_PATH, VIDEO_PATH, info
 from generalist.data.convert.lerobot_statistics import Numbers, Whole, of_numbers
 from generalist.data.convert.source import Source
@@ -112,7 +113,7 @@ def _fill(job: FileJob, folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     tasks = pa.array(_tasks(job.work / TASKS), pa.string())
-    writer, episode, index, statistics = None, job.episode, job.index, []
+    writer, episode, index, statistics = None, job.episode, job.index, RowWriter(folder / EPISODES)
     try:
         for rows in _episodes(job):
             named = rows.column(TASK).combine_chunks()
@@ -125,13 +126,13 @@ def _fill(job: FileJob, folder: Path) -> dict[str, Any]:
             for key in PLACED:
                 rows = rows.append_column(key, pa.array(placed[key], pa.int64()))
             writer = writer or pq.ParquetWriter(folder / DATA, rows.schema, compression="snappy")
-            writer.write_table(rows, row_group_size=max(1, len(rows)))
-            statistics.append(flat_statistics({key: of_numbers(placed[key]) for key in PLACED}))
+            writer.write_table(rows, row_group_size=len(rows))
+            statistics.write(flat_statistics({key: of_numbers(placed[key]) for key in PLACED}))
             episode, index = episode + 1, index + len(rows)
     finally:
+        statistics.close()
         if writer is not None:
             writer.close()
-    pq.write_table(table_of(statistics), folder / EPISODES)
     return {"episodes": episode - job.episode}
 
 
@@ -185,44 +186,33 @@ def _write_episodes(
     before: dict[str, list[int]],
 ) -> dict[str, Whole]:
     """Writes `meta/episodes`; returns the statistics of the whole."""
-    import pyarrow.parquet as pq
-
     placed = _placed(work, jobs)
     whole: dict[str, Whole] = {}
-    writer: Any = None
-    number, episode, index = -1, 0, 0
+    number, episode, index = 0, 0, 0
+    writer = RowWriter(work / "result" / EPISODES_PATH.format(**_numbers(number)))
     try:
         for part_number, part in enumerate(parts):
             if not part["episodes"]:
                 continue
-            stored = pq.read_table(_part(work, part_number) / EPISODES).to_pylist()
-            if writer is None or (work / "result" / EPISODES_PATH.format(**_numbers(number))).stat().st_size > LARGEST:
-                if writer is not None:
+            for stored in read_rows(_part(work, part_number) / EPISODES):
+                if writer.size > LARGEST:
                     writer.close()
-                writer, number = None, number + 1
-            rows = []
-            for row in stored:
-                rows.append(_episode(source, row, next(placed), episode, index, part_number, before, number))
-                _add(whole, rows[-1])
+                    number += 1
+                    writer = RowWriter(work / "result" / EPISODES_PATH.format(**_numbers(number)))
+                row = _episode(source, stored, next(placed), episode, index, part_number, before, number)
+                writer.write(row)
+                _add(whole, row)
                 episode, index = episode + 1, index + row["length"]
-            table = table_of(rows)
-            path = work / "result" / EPISODES_PATH.format(**_numbers(number))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="snappy")
-            writer.write_table(table)
     finally:
-        if writer is not None:
-            writer.close()
+        writer.close()
     return whole
 
 
 def _placed(work: Path, jobs: Sequence[FileJob]) -> Iterator[dict[str, Any]]:
     """Of each episode the file its rows are in, and the statistics of its numbering."""
-    import pyarrow.parquet as pq
-
     for job in jobs:
         numbers = _numbers(job.number)
-        for row in pq.read_table(job.folder / EPISODES).to_pylist():
+        for row in read_rows(job.folder / EPISODES):
             yield {f"data/{key}": value for key, value in numbers.items()} | row
 
 
