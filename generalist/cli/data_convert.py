@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from generalist.data.convert.convert import Report
+    from generalist.data.convert.report import Report
+    from generalist.data.convert.source import Settings
 
 SUMMARY = "episodes of any format that is read, as RLDS or LeRobot v3.0"
 
@@ -55,24 +56,12 @@ def convert(arguments: argparse.Namespace, console: Console) -> int:
     """
     _check(arguments)
     from generalist.data.convert.convert import convert as run
-    from generalist.data.convert.source import Settings
     from generalist.system.processes import cores
 
-    settings = Settings(
-        source=arguments.source,
-        to=arguments.to,
-        split=arguments.split,
-        mapping=arguments.mapping,
-        without=tuple(arguments.without),
-        instruction=arguments.instruction,
-        rate=arguments.rate,
-        images=arguments.images or "video",
-        codec=arguments.codec or "libsvtav1",
-    )
     begun = time.perf_counter()
     try:
         report = run(
-            settings,
+            _settings(arguments),
             arguments.target,
             workers=arguments.workers or cores(),
             unreadable=arguments.unreadable,
@@ -85,6 +74,22 @@ def convert(arguments: argparse.Namespace, console: Console) -> int:
         raise
     _show(report, arguments, time.perf_counter() - begun, console)
     return 0
+
+
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    from generalist.data.convert.source import Settings
+
+    return Settings(
+        source=arguments.source,
+        to=arguments.to,
+        split=arguments.split,
+        mapping=arguments.mapping,
+        without=tuple(arguments.without),
+        instruction=arguments.instruction,
+        rate=arguments.rate,
+        images=arguments.images or "video",
+        codec=arguments.codec or "libsvtav1",
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -14,11 +14,10 @@ from rich.console import Console
 
 from generalist.data.convert import lerobot, lerobot_files, rlds
 from generalist.data.convert.parts import Job, bytes_per_step, planned, steps_done
+from generalist.data.convert.report import FORMAT, Report, made_report, write_checksums
 from generalist.data.convert.source import Settings, Source, opened
 from generalist.data.convert.verify import VerifyJob, compare, written
 from generalist.data.convert.work import (
-    CHECKSUMS,
-    MAKER,
     at_work,
     check_target,
     checksum,
@@ -27,37 +26,14 @@ from generalist.data.convert.work import (
 )
 from generalist.data.formats.faults import Faults
 from generalist.data.statistics import fingerprint
-from generalist.system.files import write_json
 from generalist.system.places import check_folder
 from generalist.system.processes import run_jobs
 from generalist.system.progress import counting
 
-FORMAT = 1
-"""Of working folders and checksums; raise it when the same settings give other files."""
 POLLED = 0.5
 """Seconds between two looks at how far the parts are."""
 SPARE = {"rlds": 1.1, "lerobot": 2.2}
 """Bytes that are needed per estimated byte: a little is spare, and rows of LeRobot stand twice before the end."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a conversion did."""
-
-    episodes: int
-    steps: int
-    files: int
-    bytes: int
-    left_out: dict[int, str]
-    """Episodes that could not be read, by their number in the source, with the reason."""
-    empty: int
-    """Episodes without a step."""
-    unread: dict[str, str]
-    """Fields that could not be read, with the reason."""
-    fields: dict[str, str]
-    """Fields of the source → of the new data set."""
-    worst: float | None
-    """Largest mean difference of a video's frame; None: not compared."""
 
 
 def convert(
@@ -111,8 +87,8 @@ def convert(
             raise ValueError(f"{settings.source} has no episode that can be read: there is nothing to convert")
         files = run.checked(parts, run.assembled(parts))
         worst = run.compared(parts) if verify else None
-        report = _report(source, parts, files, faults, worst)
-        _write_checksums(work / "result", settings, report, files)
+        report = made_report(source, parts, files, faults, worst)
+        write_checksums(work / "result", settings, report, files)
     publish(work, target, replace)
     return report
 
@@ -273,30 +249,3 @@ def _checksums(noted: list[dict[str, Any]], endings: tuple[str, ...]) -> set[str
     """Checksums of the files of parts that have episodes, by how their names end."""
     files = (file for part in noted if part["episodes"] for file in part["files"].items())
     return {told["sha256"] for name, told in files if name.endswith(endings)}
-
-
-def _report(
-    source: Source, parts: list[dict[str, Any]], files: dict[str, Any], faults: Faults, worst: float | None
-) -> Report:
-    lengths = source.episodes.lengths
-    empty = int((lengths == 0).sum()) - sum(number < len(lengths) and not lengths[number] for number in faults.reasons)
-    told = {source.mapping.instruction: rlds.INSTRUCTION if source.settings.to == "rlds" else lerobot.TASK}
-    return Report(
-        episodes=sum(len(part["episodes"]) for part in parts),
-        steps=sum(sum(part["lengths"]) for part in parts),
-        files=len(files),
-        bytes=sum(file["bytes"] for file in files.values()),
-        left_out=dict(sorted(faults.reasons.items())),
-        empty=empty,
-        unread=dict(source.episodes.unread),
-        fields={**{one.field.key: one.key for one in source.kept}, **{key: name for key, name in told.items() if key}},
-        worst=worst,
-    )
-
-
-def _write_checksums(folder: Path, settings: Settings, report: Report, files: dict[str, Any]) -> None:
-    # No path of the machine: the folder may be published.
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("source", "mapping")}
-    found = {"made_by": MAKER, "format": FORMAT, "source": Path(settings.source).name, "settings": kept}
-    found |= {"episodes": report.episodes, "steps": report.steps, "left_out": list(report.left_out), "files": files}
-    write_json(folder / CHECKSUMS, found)

@@ -28,6 +28,8 @@ from generalist.data.formats.episodes import RawEpisode
 from generalist.data.formats.faults import BrokenRecord
 
 DATA, EPISODES, TASK = "data.parquet", "episodes.parquet", "task"
+LARGEST_COLUMN = 2**31 - 1
+"""Bytes of a column of an episode, a limit of Arrow's binary columns."""
 MOST_DENOMINATOR = 1001
 """Of a rate: 30000/1001 is that of NTSC."""
 
@@ -150,11 +152,15 @@ def _images(raw: RawEpisode, one: Kept) -> tuple[Any, Numbers]:
     import pyarrow as pa
 
     found, wanted = ImageStatistics(one.shape[2] or 0), sampled_steps(len(raw))
-    files = []
+    files: list[dict[str, Any]] = []
     for step, image in enumerate(loaded(column_of(raw, one.field.key), one.shape)):
         if step in wanted:
             found.add(image[0])
         files.append({"bytes": file_of(image), "path": None})
+    if sum(len(file["bytes"]) for file in files) > LARGEST_COLUMN:
+        raise ValueError(
+            f"an episode of {len(raw):,} steps has more than 2 GB of images in {one.key!r}: leave --images png out"
+        )
     return pa.array(files, pa.struct({"bytes": pa.binary(), "path": pa.string()})), found.found()
 
 

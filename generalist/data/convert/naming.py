@@ -29,7 +29,7 @@ RESERVED: Mapping[Format, tuple[str, ...]] = {
     "rlds": ("steps", "is_first", "is_last", INSTRUCTION),
     "lerobot": (
         *("timestamp", "frame_index", "episode_index", "index", "task_index", "task"),
-        *("language_persistent", "language_events"),
+        *("language_persistent", "language_events", "", ".", ".."),
     ),
 }
 """Keys with a meaning of their own; a field of another meaning is called `source.KEY`."""

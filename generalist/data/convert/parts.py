@@ -19,8 +19,9 @@ from generalist.data.formats.faults import BrokenRecord, TooManyBroken
 
 PART_BYTES = {"rlds": 2**28, "lerobot": 2**27}
 """Of a part's files, as estimated: shards as large as TFDS makes them; videos below LeRobot's limit."""
-PART_STEPS = 2**16
-"""Steps of a part, so that a part takes minutes and an interruption costs no more."""
+PART_STEPS, MOST_STEPS, PARTS = 2**14, 2**18, 256
+"""Steps of a part: few enough that all cores have work and an interruption costs minutes; more where there would be more parts
+than this."""
 SAMPLES, SAMPLED_STEPS = 8, 4
 """Episodes, and steps of each, that sizes are estimated from."""
 VIDEO_SHARE = 0.1
@@ -92,11 +93,7 @@ def each_episode(job: Job, source: Source, write: Callable[[RawEpisode], None]) 
         except BrokenRecord as error:
             where = source.episodes.where(number)
             broken[str(number)] = str(error) if str(error).startswith(where) else f"{where}: {error}"
-            if len(broken) > job.allowed:
-                raise TooManyBroken(
-                    f"{len(broken):,} or more episodes can't be read, where {job.allowed:,} may be left out: mend them, take "
-                    f"them out, or raise --unreadable; {'; '.join(list(broken.values())[:20])}"
-                ) from error
+            _check_few(broken, job.allowed)
         else:
             episodes.append(number)
             written.append(len(raw))
@@ -106,6 +103,14 @@ def each_episode(job: Job, source: Source, write: Callable[[RawEpisode], None]) 
             job.note(noted)
     job.note(int(lengths[job.start : job.stop].sum()))
     return {"episodes": episodes, "lengths": written, "broken": broken}
+
+
+def _check_few(broken: dict[str, str], allowed: int) -> None:
+    if len(broken) > allowed:
+        raise TooManyBroken(
+            f"{len(broken):,} or more episodes can't be read, where {allowed:,} may be left out: mend them, take them out, or "
+            f"raise --unreadable; {'; '.join(list(broken.values())[:20])}"
+        )
 
 
 def bytes_per_step(source: Source) -> float:
@@ -139,7 +144,8 @@ def _sampled(source: Source, raw: RawEpisode) -> float:
 
 def planned(source: Source, per_step: float) -> list[tuple[int, int]]:
     """The parts: (first episode, one behind the last). Every part has an episode; those that are too long for it are alone."""
-    most = max(1, min(PART_STEPS, int(PART_BYTES[source.settings.to] / per_step)))
+    wanted = max(PART_STEPS, min(MOST_STEPS, int(source.episodes.lengths.sum()) // PARTS))
+    most = max(1, min(wanted, int(PART_BYTES[source.settings.to] / per_step)))
     bounds, steps = [0], 0
     for number, length in enumerate(source.episodes.lengths.tolist()):
         if steps and steps + length > most:

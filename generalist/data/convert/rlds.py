@@ -48,7 +48,8 @@ def write_part(job: Job) -> dict[str, Any]:
 
 def assemble(source: Source, work: Path, target: Path, parts: list[dict[str, Any]]) -> None:
     """Puts the parts' files into the result and describes them."""
-    folder, name, split = work / "result" / VERSION, dataset_name(target), source.settings.split
+    folder, name = work / "result" / VERSION, dataset_name(target)
+    split = re.sub(r"\W", "_", source.settings.split, flags=re.ASCII)
     whole = [(number, part) for number, part in enumerate(parts) if part["episodes"]]
     for place, (number, _) in enumerate(whole):
         file = f"{name}-{split}.array_record-{place:05d}-of-{len(whole):05d}"

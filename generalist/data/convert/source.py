@@ -86,11 +86,17 @@ class Source:
 
 
 def text(value: Any) -> str:
-    """A text of a file; some formats give bytes."""
+    """A text of a file; some formats give bytes.
+
+    Raises:
+        BrokenRecord: it can't be written as UTF-8.
+    """
     try:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-    except UnicodeDecodeError as error:
+        found = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        found.encode("utf-8")  # JSON can have half a character
+    except UnicodeError as error:
         raise BrokenRecord(f"a text is no UTF-8 ({error})") from error
+    return found
 
 
 @functools.lru_cache(maxsize=4)

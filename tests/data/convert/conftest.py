@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from generalist.data.convert.convert import Report, convert
+from generalist.data.convert.convert import convert
+from generalist.data.convert.report import Report
 from generalist.data.convert.source import Settings
 from generalist.data.formats.columns import Frames, decode
 from generalist.data.formats.detect import open_episodes

@@ -107,6 +107,30 @@ def test_the_observation_after_the_last_action_stays(tmp_path: Path, write_rlds:
     assert [step["observation"]["state"].tolist() for step in again[0]["steps"]] == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_a_termination_of_another_format_is_marked(tmp_path: Path, write_rlds: Any, convert: Any) -> None:
+    ends = [np.array([False, True]), np.array([False, False])]
+    made = [{"steps": steps_of(2, np.zeros((2, 3), np.float32), terminations=end)} for end in ends]
+    write_rlds(tmp_path / "source", plain(terminations=tfds.features.Scalar(np.bool_)), made)
+    convert(tmp_path / "source", tmp_path / "new", "rlds")
+    read = tfds.builder_from_directory(str(tmp_path / "new" / "1.0.0")).as_data_source()["train"]
+    marked = [[bool(step["is_terminal"]) for step in read[number]["steps"]] for number in range(2)]
+    assert marked == [[False, False, True], [False, False, False]], "the closing step is the terminal one"
+
+
+def test_names_that_are_taken(tmp_path: Path, write_rlds: Any, convert: Any) -> None:
+    number, names = tfds.features.Scalar(np.int64), ("index", "task", "..", "a/b", "a.b")
+    steps = {"observation": {"state": tfds.features.Tensor(shape=(2,), dtype=np.float32)}}
+    steps |= {"action": tfds.features.Tensor(shape=(3,), dtype=np.float32), "a": {"b": number}}
+    steps |= {name: number for name in names if name != "a/b"}
+    values = steps_of(2, np.ones((2, 3), np.float32), a={"b": np.arange(2)})
+    values |= {name: np.full(2, place) for place, name in enumerate(names) if name != "a/b"}
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(steps)})
+    write_rlds(tmp_path / "source", features, [{"steps": values}])
+    new = convert(tmp_path / "source", tmp_path / "new", "lerobot", rate=1.0).fields
+    assert {new[name] for name in ("a/b", "a.b")} == {"a.b", "source.a.b"}
+    assert [new[name] for name in ("index", "task", "..")] == ["source.index", "source.task", "source..."]
+
+
 def test_an_instruction_is_given_and_a_rate_is_kept(tmp_path: Path, write_rlds: Any, convert: Any) -> None:
     values = {"steps": steps_of(2, np.ones((2, 3), np.float32))}
     write_rlds(tmp_path / "source", plain(), [values])
@@ -152,7 +176,7 @@ def test_what_cannot_be_written_is_named_with_a_remedy(tmp_path: Path, write_rld
         convert(tmp_path / "source", tmp_path / "other", "rlds", without=("action",))
 
 
-TYPES = ("float32", "float64", "int32", "int64", "uint8", "uint64", "bool")
+TYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint64", "bool")
 
 
 @st.composite
