@@ -23,7 +23,5 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
     """
-    if rest:
-        raise ValueError(f"generalist data {arguments.doing} does not know {' '.join(rest)}")
-    runs: dict[str, Callable[[argparse.Namespace, Console], int]] = {"convert": convert_command.convert}
-    return runs[arguments.doing](arguments, console)
+    runs: dict[str, Callable[[argparse.Namespace, list[str], Console], int]] = {"convert": convert_command.convert}
+    return runs[arguments.doing](arguments, rest, console)

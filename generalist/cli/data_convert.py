@@ -48,12 +48,14 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="replace what this command has made at TARGET before")
 
 
-def convert(arguments: argparse.Namespace, console: Console) -> int:
+def convert(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
     """Converts; returns the exit status.
 
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
     """
+    if rest:
+        raise ValueError(f"generalist data convert does not know {' '.join(rest)}")
     _check(arguments)
     from generalist.data.convert.convert import convert as run
     from generalist.system.processes import cores

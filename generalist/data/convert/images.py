@@ -35,19 +35,30 @@ def loaded(column: Column, shape: tuple[int | None, ...] = (None, None, None)) -
     Raises:
         BrokenRecord: one can't be read, has more than 8 bits, or another shape.
     """
-    step = 0
     for first in range(0, len(column), AT_ONCE):
         several = column[first : first + AT_ONCE]
-        images = several.decode() if isinstance(several, Frames) else (decode([value])[0] for value in several)
-        for place, image in enumerate(images):
+        files = several if isinstance(several, list) else several.encoded if isinstance(several, Frames) else None
+        for place, image in enumerate(_decoded(several, first)):
             if (
                 image.dtype != np.uint8
                 or image.ndim != 3
                 or any(wanted not in (None, got) for wanted, got in zip(shape, image.shape, strict=True))
             ):
-                raise BrokenRecord(f"image {step} is {image.dtype} {image.shape}, where uint8 {shape} should be")
-            yield image, several[place] if isinstance(several, list) and encoding(several[place]) else None
-            step += 1
+                raise BrokenRecord(
+                    f"image {first + place} is {image.dtype} {image.shape}, where uint8 {shape} should be"
+                )
+            yield image, files[place] if files is not None and encoding(files[place]) else None
+
+
+def _decoded(column: Column, first: int) -> Iterator[UInt8[np.ndarray, "H W C"]]:
+    if isinstance(column, Frames):
+        yield from column.decode()
+        return
+    for step, content in enumerate(column, start=first):
+        try:
+            yield decode([content])[0]
+        except BrokenRecord as error:
+            raise BrokenRecord(f"image {step} can't be read ({error.__cause__ or error})") from error
 
 
 def encoding(content: bytes) -> Encoding | None:

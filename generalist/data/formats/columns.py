@@ -5,6 +5,7 @@ Dimension key: T steps, H height, W width, C channels.
 
 import abc
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Frames(abc.ABC):
     def nbytes(self) -> int:
         """Memory that they take undecoded."""
         return 0
+
+    @property
+    def encoded(self) -> Sequence[bytes] | None:
+        """The file of each image, where they are stored so."""
+        return None
 
 
 class ArrayFrames(Frames):
