@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from generalist.cli.main import main
 from generalist.data.convert import parts
 from generalist.data.convert.work import CHECKSUMS, working_folder
+from generalist.data.formats.episodes import RawEpisode
 from generalist.data.formats.faults import TooManyBroken
+from generalist.data.formats.rlds import Rlds
 from generalist.data.formats.tfrecord import records
 
 SLOW = """
@@ -248,3 +251,42 @@ def test_parts_have_all_episodes_once(tmp_path: Path, bridge: Path, monkeypatch:
         assert all(
             source.episodes.lengths[low:high].sum() <= max(most, source.episodes.lengths[low]) for low, high in ranges
         )
+
+
+@pytest.mark.parametrize("to", ["rlds", "lerobot"])
+def test_no_more_than_two_episodes_are_held(
+    tmp_path: Path, bridge: Path, convert: Any, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    read = Rlds.read
+    given: list[weakref.ref[RawEpisode]] = []
+    held: list[int] = []
+
+    def counted(self: Rlds, *arguments: Any) -> RawEpisode:
+        held.append(sum(one() is not None for one in given))
+        raw = read(self, *arguments)
+        given.append(weakref.ref(raw))
+        return raw
+
+    monkeypatch.setattr(Rlds, "read", counted)
+    convert(bridge, tmp_path / "new", to, rate=5.0, verify=False)
+    assert len(given) >= 7 and max(held) <= 2
+
+
+def test_a_damaged_source_gives_the_same_or_is_refused(tmp_path: Path, bridge: Path, convert: Any) -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for number in range(40):
+        source = Path(shutil.copytree(bridge, tmp_path / str(number) / "source"))
+        chosen = sorted(path for path in source.rglob("*") if path.is_file())[number % 5]
+        content = bytearray(chosen.read_bytes())
+        content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        chosen.write_bytes(content[: int(rng.integers(len(content)))] if number % 3 == 0 else content)
+        target = tmp_path / str(number) / "new"
+        try:
+            report = convert(source, target, "rlds", unreadable=0.6)
+        except (ValueError, FileNotFoundError) as error:
+            refused += 1
+            assert str(error) and not target.exists()
+        else:
+            assert report.episodes == 7 - len(report.left_out)
+            assert report.left_out or chosen.suffix == ".json"
+    assert 5 < refused < 35
