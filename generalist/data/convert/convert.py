@@ -25,6 +25,7 @@ from generalist.data.convert.work import (
     working_folder,
 )
 from generalist.data.formats.faults import Faults
+from generalist.data.formats.video import require_av
 from generalist.data.statistics import fingerprint
 from generalist.system.places import check_folder
 from generalist.system.processes import run_jobs
@@ -67,6 +68,8 @@ def convert(
     for kept in (opened, written):  # files may have changed since an earlier conversion of this process
         kept.cache_clear()
     source = opened(settings)
+    if lerobot.cameras(source):
+        require_av()
     episodes, known = source.episodes, source.episodes.broken()
     total = len(episodes) + sum(number >= len(episodes) for number in known)
     faults = Faults(settings.source, total, unreadable, lambda line: console.print(line, highlight=False, markup=False))

@@ -41,7 +41,8 @@ def frame_rate(source: Source) -> Fraction:
 
 def cameras(source: Source) -> list[Kept]:
     """The fields that become videos."""
-    return [one for one in source.kept if one.field.kind == "image"] if source.settings.images == "video" else []
+    in_videos = source.settings.to == "lerobot" and source.settings.images == "video"
+    return [one for one in source.kept if one.field.kind == "image"] if in_videos else []
 
 
 def write_part(job: Job) -> dict[str, Any]:

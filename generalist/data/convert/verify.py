@@ -91,7 +91,7 @@ def _compare(source: Source, one: Kept, before: RawEpisode, after: RawEpisode, w
 
 
 def _compare_images(source: Source, one: Kept, wanted: Any, got: Any, where: str) -> float:
-    is_video, worst, step = one in cameras(source) and source.settings.to == "lerobot", 0.0, -1
+    is_video, worst = one in cameras(source), 0.0
     for step, ((image, _), (other, _)) in enumerate(zip(loaded(wanted), loaded(got), strict=True)):
         if image.shape[:2] != other.shape[:2]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,12 @@ def test_an_image_no_encoder_takes(tmp_path: Path, write_rlds: Any, convert: Any
         convert(source, tmp_path / "new", "lerobot", rate=10.0, codec="h264")
     assert not (tmp_path / "new").exists()
     convert(source, tmp_path / "new", "lerobot", rate=10.0, images="png")
+
+
+def test_a_missing_package_is_named_before_anything_is_read(
+    tmp_path: Path, shaded: Path, convert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"generalist\[formats\]"):
+        convert(shaded, tmp_path / "new", "lerobot", rate=10.0)
+    assert not working_folder(tmp_path / "new").exists()

@@ -29,7 +29,7 @@ from generalist.envs import rlds
 parts.PART_STEPS = 1
 close = rlds.ShardWriter.close
 def slowly(self):
-    time.sleep(0.3)
+    time.sleep(1.5)
     close(self)
 rlds.ShardWriter.close = slowly
 from generalist.cli.main import main
@@ -78,7 +78,7 @@ def test_stopped_midway_and_run_again_is_the_same(
     if how == signal.SIGINT:
         assert "the same command goes on from here" in said
     kept = {path.name: (path / "part.json").stat().st_mtime_ns for path in done.glob("[0-9]*")}
-    assert 2 <= len(kept) < 7
+    assert 2 <= len(kept) < 7, "it was stopped midway"
     convert(bridge, target, "rlds")
     convert(bridge, whole, "rlds")
     assert files(target) == files(whole)
