@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from generalist.data.convert.report import Report
     from generalist.data.convert.source import Settings
 
-SUMMARY = "episodes of any format that is read, as RLDS or LeRobot v3.0"
+SUMMARY = "write episodes of any format that is read as RLDS or LeRobot v3.0"
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

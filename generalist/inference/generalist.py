@@ -42,6 +42,7 @@ class Generalist(Weights):
             if after is not None or choices is not None or decoding:
                 raise ValueError("an AgentPrompt takes neither choices nor after nor decoding settings: leave them out")
             return prompting.act(self, parts)
+        # No part is a list, so a list of lists can only mean several prompts.
         several = bool(len(parts)) and all(isinstance(part, (list, tuple)) for part in parts)
         prompts = parts if several else [parts]
         if choices is not None:

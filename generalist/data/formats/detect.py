@@ -1,12 +1,20 @@
 """Which format a folder or a file has."""
 
+from generalist.data.formats.d4rl import D4rl
 from generalist.data.formats.episodes import EpisodeSet, Opening
 from generalist.data.formats.lerobot_v2 import LeRobotV2
 from generalist.data.formats.lerobot_v3 import LeRobotV3
+from generalist.data.formats.minari import Minari
+from generalist.data.formats.minari_arrow import MinariArrow
+from generalist.data.formats.npz import Npz
 from generalist.data.formats.places import Place, place
 from generalist.data.formats.rlds import Rlds
+from generalist.data.formats.robomimic import Robomimic
 
-FORMATS: tuple[type[EpisodeSet], ...] = (LeRobotV3, LeRobotV2, Rlds)
+FORMATS: tuple[type[EpisodeSet], ...] = (
+    *(LeRobotV3, LeRobotV2, Rlds, Minari, MinariArrow),
+    *(D4rl, Robomimic, Npz),
+)
 """In the order in which they are tried."""
 
 

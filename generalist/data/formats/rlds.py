@@ -322,7 +322,7 @@ def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | No
     broken: dict[int, str] = {}
     end = ""
     try:
-        for number, record in enumerate(_records(file)):
+        for number, record in enumerate(shard_records(file)):
             offsets.append(record.offset)
             sizes.append(record.size)
             try:
@@ -345,7 +345,13 @@ def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | No
     }
 
 
-def _records(file: Place) -> Iterator[Record]:
+def shard_records(file: Place) -> Iterator[Record]:
+    """The records of a TFRecord file, or of an ArrayRecord file by their numbers.
+
+    Raises:
+        BrokenRecord: what follows can't be found.
+        OSError: the file can't be read.
+    """
     if ".array_record" not in file.name:
         yield from tfrecord.records(file)
         return

@@ -54,7 +54,7 @@ class TfdsFolder:
 
 def is_tfds(place: Place) -> bool:
     """Whether a folder, or a folder of versions in it, is a TFDS data set."""
-    return place.is_dir() and next(_described(place), None) is not None
+    return place.is_dir() and any((folder / FEATURES).exists() for folder in _described(place))
 
 
 def open_tfds(place: Place) -> TfdsFolder:
