@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from generalist.data.formats.columns import Column, Frames, decode
+from generalist.data.formats.columns import Column, Frames, decode_image
 from generalist.data.formats.faults import BrokenRecord
 from generalist.envs.rlds import png
 
@@ -55,10 +55,7 @@ def _decoded(column: Column, first: int) -> Iterator[UInt8[np.ndarray, "H W C"]]
         yield from column.decode()
         return
     for step, content in enumerate(column, start=first):
-        try:
-            yield decode([content])[0]
-        except BrokenRecord as error:
-            raise BrokenRecord(f"image {step} can't be read ({error.__cause__ or error})") from error
+        yield decode_image(content, f"image {step}")
 
 
 def encoding(content: bytes) -> Encoding | None:

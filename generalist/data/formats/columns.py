@@ -100,6 +100,11 @@ class EncodedFrames(Frames):
         return np.stack(images) if images else np.empty((0, *(size or 0 for size in self._shape)), np.uint8)
 
     @property
+    def encoded(self) -> Sequence[bytes]:
+        """See `Frames.encoded`."""
+        return self._images
+
+    @property
     def nbytes(self) -> int:
         """See `Frames.nbytes`."""
         return sum(map(len, self._images))
