@@ -18,7 +18,6 @@ COMMANDS = {
         "generalist.cli.prompt",
         "prompt the weights with images, text and shots, and print the text they write",
     ),
-    "data": ("generalist.cli.data", "convert data sets of recorded episodes"),
     "dagger": ("generalist.cli.dagger", "record experts' corrections of the weights' play, to train on"),
     "export": ("generalist.cli.export", "write a run's weights as one folder, to use, share or publish"),
     "average": (
@@ -29,6 +28,7 @@ COMMANDS = {
         "generalist.cli.plan",
         "estimate a preset's memory, time and exchanges on a machine that need not be present",
     ),
+    "data": ("generalist.cli.data", "inspect, view and convert your own data"),
 }
 
 

@@ -73,9 +73,11 @@ def learn_tokenizers(
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:
-    """The texts of every source: instructions, names, prose, documents."""
+    """The texts of every source: instructions, names, prose, documents. Where there are none, a space: the bytes are pieces
+    anyway, and a tokenizer is learned from a character at least."""
     # In the order of the mixture, so that equal settings learn equal pieces.
-    return [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    texts = [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    return texts if any(texts) else [" "]
 
 
 def acting_changes(layout: TaskLayout, acting: Acting) -> list[str]:

@@ -18,6 +18,12 @@ FORMATS: tuple[type[EpisodeSet], ...] = (
 """In the order in which they are tried."""
 
 
+def format_of(where: str | Place) -> type[EpisodeSet] | None:
+    """The format of episodes that a folder or a file looks like; None for none that is known."""
+    found = place(where)
+    return next((kind for kind in FORMATS if kind.matches(found)), None)
+
+
 def open_episodes(where: str | Place, opening: Opening) -> EpisodeSet:
     """The data set of episodes in a folder or a file, whatever its format.
 
@@ -29,9 +35,9 @@ def open_episodes(where: str | Place, opening: Opening) -> EpisodeSet:
     found = place(where)
     if not found.exists():
         raise FileNotFoundError(f"there is no {where}: give the folder of a data set")
-    for kind in FORMATS:
-        if kind.matches(found):
-            return kind(found, opening)
+    kind = format_of(found)
+    if kind is not None:
+        return kind(found, opening)
     known = ", ".join(kind.format for kind in FORMATS)
     raise ValueError(
         f"{where} is no data set of episodes that is known ({known}): give its folder, or convert it to one of them"

@@ -28,6 +28,7 @@ from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.places import Place, stamp
 from generalist.data.formats.tfds_folder import TfdsFolder, is_tfds, open_tfds
 from generalist.data.formats.tfrecord import Record
+from generalist.envs.rlds_steps import is_ours
 
 STEPS = "steps/"
 LISTS = {"i": "int64_list", "u": "int64_list", "b": "int64_list", "f": "float_list", "S": "bytes_list"}
@@ -74,9 +75,10 @@ class Rlds(EpisodeSet):
         actions = tuple(one for key, one in self._stored.items() if key == "action" or key.startswith("action/"))
         if not any(one.field.kind == "number" for one in actions):
             raise ValueError(f"{self._folder.place} is not RLDS: its steps have no `action` of numbers")
-        is_last = self._stored.get("is_last")
+        # In our own recordings the last step is a decision like any other.
+        is_last = None if is_ours(self._folder.features) else self._stored.get("is_last")
         scan = functools.partial(scan_shard, actions=actions, is_last=is_last)
-        kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]}"
+        kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]} {is_last is None}"
         self._place(indexed(self._files, scan, kind=kind, opening=opening), dict(shards))
 
     def _named(self, field: Field) -> Field:
