@@ -39,6 +39,11 @@ class Frames(abc.ABC):
         """Memory that they take undecoded."""
         return 0
 
+    @property
+    def encoded(self) -> Sequence[bytes] | None:
+        """The file of each image, where they are stored so."""
+        return None
+
 
 class ArrayFrames(Frames):
     """Images that are an array already."""
@@ -93,6 +98,11 @@ class EncodedFrames(Frames):
                 )
             images.append(image)
         return np.stack(images) if images else np.empty((0, *(size or 0 for size in self._shape)), np.uint8)
+
+    @property
+    def encoded(self) -> Sequence[bytes]:
+        """See `Frames.encoded`."""
+        return self._images
 
     @property
     def nbytes(self) -> int:

@@ -241,3 +241,10 @@ class StoredFrames(Frames):
                 return EncodedFrames(array.encoded(self._rows), self._shape, self._where, self._first).decode()
             values = array.read(self._rows)
         return values if values.ndim == 4 else values[..., None]
+
+    @property
+    def encoded(self) -> list[bytes] | None:
+        """See `Frames.encoded`."""
+        with opened(self._place, self._where) as file:
+            array = StoredArray(file, file.content, self._path, self._where)
+            return list(array.encoded(self._rows)) if array.is_encoded else None

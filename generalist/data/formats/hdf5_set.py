@@ -145,6 +145,7 @@ class Hdf5Set(EpisodeSet):
             raise BrokenRecord(self._broken[index])
         columns: dict[str, Column] = {}
         values: dict[str, Any] = {}
+        final: dict[str, Column] = {}
         where, fields = self.where(index), {key: self.fields[key] for key in keys}
         with self._reading(index) as (file, group):
             told = None
@@ -155,10 +156,13 @@ class Hdf5Set(EpisodeSet):
                     continue
                 array = StoredArray(file, group, self._paths[key], where)
                 if field.level == "step":
-                    columns[key] = self._column(field, array, index)
+                    column, length = self._column(field, array, index), int(self.lengths[index])
+                    columns[key] = column[:length]
+                    if len(column) > length:
+                        final[key] = column[length:]
                 else:
                     values[key] = array.value(field, where)
-        return RawEpisode(columns=columns, values=values)
+        return RawEpisode(columns=columns, values=values, final=final)
 
     @contextlib.contextmanager
     def _reading(self, index: int) -> Iterator[tuple[Opened, Any]]:
@@ -169,9 +173,11 @@ class Hdf5Set(EpisodeSet):
             yield file, find(file.content, path, where)
 
     def _column(self, field: Field, array: StoredArray, index: int) -> Column:
+        """The values of an episode's steps and, where the format has it, the one after the last action."""
         where = self.where(index)
         self._check_rows(field.key, array, index)
-        rows = range(int(self._starts[index]), int(self._starts[index] + self.lengths[index]))
+        first, surplus = int(self._starts[index]), array.rows - int(self._rows[index])
+        rows = range(first, first + int(self.lengths[index]) + (surplus if self.surplus(field.key) else 0))
         if field.kind != "image":
             check_values(field, array.shape, array.dtype, where)
             return array.read(rows)
