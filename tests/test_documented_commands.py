@@ -67,6 +67,7 @@ ONLY_PARSED = {
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
     r"generalist play": "needs a run of the reader's, a display or more minutes; tests/cli/test_play.py plays one",
     r"generalist prompt": "needs files of the reader's; tests/inference/test_shots.py has some",
+    r"generalist data (inspect|view)": "needs files of the reader's; tests/cli/test_data_inspect.py has some",
     r"generalist dagger": "plays for minutes; tests/eval/control/test_dagger.py plays less",
     r"generalist (average|export)": "needs a trained run; tests/test_end_to_end.py has one",
 }
@@ -163,7 +164,7 @@ def parse_training(words: list[str]) -> None:
 
 
 def parse_generalist(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command's own parser, without running it; what `plan` does not know are settings."""
+    """By the command's own parser, without running it; what `plan` and `data` do not know are settings."""
     if is_name(["generalist", *words]):
         words = [*words, "--help"]
     seen: list[argparse.Namespace] = []
@@ -181,9 +182,9 @@ def parse_generalist(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     except SystemExit as end:
         assert end.code == 0 and "--help" in words
     else:
-        assert seen and (not rest or words[0] == "plan")
-        if words[0] == "plan":
-            parse(preset(seen[0].preset), rest, prog="generalist plan")
+        assert seen and (not rest or words[0] in ("plan", "data"))
+        if rest:
+            parse(preset(seen[0].preset), rest, prog="generalist")
 
 
 def parse_benchmark(script: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:

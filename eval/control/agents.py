@@ -10,15 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from generalist.data.episodes import EpisodeCache, EpisodeReader
-from generalist.envs.custom_task import OwnTask
+from generalist.data.episodes import Episodes
 from generalist.envs.recording import record
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.control.lanes import MAX_LANES, Episode, Policy, evaluate_control
 from generalist.eval.control.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import shape_of
-from generalist.run.tasks import episodes_folder, wanted_episodes
+from generalist.run.tasks import is_own, stored, wanted_episodes
 from generalist.system.progress import counted
 
 
@@ -61,23 +60,19 @@ class Demonstrations:
     """The recorded episodes of tasks."""
 
     def __init__(self, generalist: Generalist):
-        self._config, self._cache = generalist.config, EpisodeCache(generalist.config.data.cache_megabytes)
+        self._config, self._stored = generalist.config, stored(generalist.config)
         self._lock = threading.Lock()
-        self._readers: dict[str, EpisodeReader] = {}
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
         """Records what is missing."""
         folder = self._config.data.folder / "episodes"
-        missing = [task for task in tasks if not isinstance(task, OwnTask)]
+        missing = [task for task in tasks if not is_own(task.name)]
         wanted = {task.name: wanted_episodes(self._config, task) for task in missing}
         record(missing, folder, episodes=wanted, workers=workers, console=console)
 
-    def __call__(self, task: Task) -> EpisodeReader:
+    def __call__(self, task: Task) -> Episodes:
         with self._lock:
-            if task.name not in self._readers:
-                folder = episodes_folder(self._config, task)
-                self._readers[task.name] = EpisodeReader(folder, self._cache, task.instruction)
-            return self._readers[task.name]
+            return self._config.data.suite_of(task.layout).episodes_of(task, self._stored)
 
 
 def play(

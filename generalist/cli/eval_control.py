@@ -20,7 +20,7 @@ from generalist.config.plain import plain
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.results.words import counted
-from generalist.run.tasks import source_tasks
+from generalist.run.tasks import is_own, own_tasks
 from generalist.system.places import check_new_file
 from generalist.system.processes import cores
 
@@ -123,8 +123,7 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
     Raises:
         ValueError: there are none, or a pattern matches no task at all.
     """
-    # Environments of the user are not in the registry, which would refuse a pattern that matches only them.
-    own = source_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
+    own = own_tasks(generalist.config) if _asks_for_own(generalist, patterns) else []
     mine = [task for task in own if any(fnmatch.fnmatch(task.name, one) for one in patterns)]
     rest = [one for one in patterns if one == "*" or not any(fnmatch.fnmatch(task.name, one) for task in own)]
     matching = [*(tasks(rest) if rest else []), *mine]
@@ -138,10 +137,8 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
 
 
 def _asks_for_own(generalist: "Generalist", patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches a user's own environments that the weights know. Only then are their demonstrations needed."""
-    return "own" in generalist.config.data.control() and any(
-        fnmatch.fnmatch(layout, one) for one in patterns for layout in generalist.layouts if layout.startswith("own/")
-    )
+    """Whether a pattern means a user's own tasks that the weights know; only then must their episodes be there."""
+    return any(fnmatch.fnmatch(layout, one) for one in patterns for layout in generalist.layouts if is_own(layout))
 
 
 def evaluate(

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from generalist.system.compilation_cache import use_compilation_cache
 from generalist.system.console import TOLD, open_console, tell
 
 # Name → (module, summary). A module has DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status.
@@ -27,6 +28,7 @@ COMMANDS = {
         "generalist.cli.plan",
         "estimate a preset's memory, time and exchanges on a machine that need not be present",
     ),
+    "data": ("generalist.cli.data", "inspect, view and convert your own data"),
 }
 
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     console = open_console()
     try:
+        use_compilation_cache()
         # All subcommands are known by name, for the list in --help; only the one that is used gets its arguments.
         subparsers = {
             name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()

@@ -101,11 +101,9 @@ class DataConfig:
         Raises:
             ValueError: the mixture has no such source.
         """
-        # A layout's name begins with its suite, but a source of that suite may have another name in the mixture.
-        kind = layout.partition("/")[0]
         # Sources that are trained on come first: two of one suite may differ in how they act.
         known = [*self.control().values(), *self.sources.values()]
-        found = next((one for one in known if isinstance(one, ControlSource) and one.kind == kind), None)
+        found = next((one for one in known if isinstance(one, ControlSource) and one.has_layout(layout)), None)
         if found is None:
             raise ValueError(
                 f"the layout {layout!r} belongs to no source of control tasks: there are {', '.join(self.sources)}"

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from generalist.config.data import DataConfig, mixed
@@ -238,7 +237,7 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
                 fetch=Fetch(weight=0.0),
                 emoji=Emoji(weight=0.0),
                 prose=Prose(weight=0.1),
-                documents=OwnDocuments(weight=0.9, path=Path(REQUIRED)),
+                documents=OwnDocuments(weight=0.9, path=REQUIRED),
             ),
             # Rows as long as the published chunks of web pages. Their number is our choice: Flamingo has one per data set.
             rows=1024,

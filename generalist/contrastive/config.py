@@ -68,13 +68,15 @@ class ContrastiveConfig(RunSettings):
     """Folder of all runs."""
     loss: Loss = "siglip"
     """Softmax over the batch in both directions (CLIP), or a sigmoid per pair (SigLIP), which is better in small batches."""
-    pairs: Path | None = None
-    """Your own images with texts: a JSONL file, or a folder with such files (docs/data.md). None: emoji and their names."""
-    heldout: Path | None = None
+    pairs: str | None = None
+    """Your own images with texts: a file or a folder in any format of docs/documents.md. None: emoji and their names."""
+    heldout: str | None = None
     """Your own held-out pairs, on which retrieval is evaluated at the end. None, with `pairs`: no evaluation."""
     unreadable: float = 0.05
     """Share of your own pairs that may have an image which can't be read; the same for held-out pairs.
     Such pairs are left out and reported; one more ends the run."""
+    index: Path = Path("data/index")
+    """Folder where indices of your own pairs are kept."""
     check: bool = False
     """Read all of your own images, held-out ones too, before training begins, and report all that can't be read."""
     batch: int = 128

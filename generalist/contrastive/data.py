@@ -4,9 +4,8 @@ Dimension key: N pairs, H height, W width, S pixels per side, L text pieces.
 """
 
 import dataclasses
-import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +18,9 @@ from generalist.contrastive.towers import PADDING
 from generalist.data.documents import Documents, open_documents, tell
 from generalist.data.emoji import Drawing, augment, drawings
 from generalist.data.files import DocumentError
+from generalist.data.formats.documents import DocumentOpening
 from generalist.data.images import read_image
+from generalist.system.processes import cores
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 
@@ -35,8 +36,8 @@ class Pairs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def texts(self) -> list[str]:
-        """All texts."""
+    def texts(self) -> Iterable[str]:
+        """Texts that pieces are learnt from: all or, of many, enough."""
 
     def shown(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         """A pair as it is."""
@@ -79,30 +80,30 @@ class OwnPairs:
         self.pairs = documents.pairs()
         if others := len(documents) - len(self.pairs):
             tell(
-                f"{others:,} of {len(documents):,} documents of {documents.path} are left out: they do not consist of one image "
-                "and one text after it"
+                f"note: {others:,} of {len(documents):,} documents of {documents.path} are left out: they do not consist of one "
+                "image and one text after it"
             )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def texts(self) -> list[str]:
-        return [text for _, _, text in self.pairs]
+    def texts(self) -> Iterable[str]:
+        return self.documents.texts()
 
     def shown(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
-        _, path, text = self.pairs[index]
-        return read_image(path), text
+        image, text = self.documents.pair(int(self.pairs[index]))
+        return read_image(image), text
 
     def readable(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str] | None:
         """A pair as it is; None if its image can't be read, so that the pair is left out.
 
         Raises:
-            DocumentError: more pairs can't be read than `unreadable` allows.
+            TooManyBroken: it is one too many.
         """
         try:
             return self.shown(index)
         except DocumentError as error:
-            self.documents.leave_out(self.pairs[index][0], error)
+            self.documents.leave_out(int(self.pairs[index]), error)
         return None
 
     def drawn(self, index: int, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
@@ -229,12 +230,18 @@ def open_pairs(config: ContrastiveConfig) -> Pairs:
     """
     if config.pairs is None:
         return EmojiPairs(drawings("train"))
-    # Held-out pairs are opened too, and first, so that what is wrong with them ends the run now and not after the training.
+    opening = DocumentOpening(index=config.index, workers=cores())
     for path in filter(None, (config.heldout, config.pairs)):
-        documents = open_documents(
-            path, config.unreadable, lambda note: print(note, file=sys.stderr), whole=config.check
-        )
+        documents = open_documents(path, config.unreadable, tell, opening=opening, workers=cores(), whole=config.check)
     return OwnPairs(documents)
+
+
+def open_heldout(config: ContrastiveConfig) -> Pairs | None:
+    """The user's own pairs that are retrieved at the end, which `open_pairs` has looked at; None: there are none."""
+    if config.heldout is None:
+        return None
+    opening = DocumentOpening(index=config.index, workers=cores())
+    return OwnPairs(Documents(config.heldout, config.unreadable, opening=opening, checked=True))
 
 
 def learn_text(config: ContrastiveConfig, pairs: Pairs) -> TextTokenizer:

@@ -4,23 +4,23 @@ A record is parsed as a whole, all steps at once; images stay PNG bytes until a 
 in one cache of bounded size that all readers share.
 """
 
+import abc
 import collections
 import dataclasses
-import io
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Int
 
-from generalist.data.images import pixels
+from generalist.data.formats.columns import Column, decode
+from generalist.data.formats.faults import BrokenRecord
+from generalist.data.formats.tfds_folder import FEATURES, check_trusted
 from generalist.envs.rlds import read_metadata
 from generalist.envs.rlds_steps import decisions, instruction, is_ours, training_split
-
-Column = np.ndarray | list[bytes]
-"""(T, ...) values of one part of every step, texts as bytes in an array of objects; T encoded images as a list."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,26 +31,41 @@ class Episode:
     observations: Mapping[str, Column]
     actions: Mapping[str, Column]
     nbytes: int
+    where: str = ""
+    """Its file and record, for messages."""
+    number: int = 0
+    """Its number in its data set."""
 
     def __len__(self) -> int:
         return len(next(iter(self.actions.values())))
 
     def window(self, start: int, stop: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Observations and actions of the steps from `start` to `stop`, images decoded."""
-        observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
-        return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
+        """Observations and actions of the steps from `start` to `stop`, images decoded.
+
+        Raises:
+            BrokenEpisode: an image can't be read.
+        """
+        try:
+            observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
+            return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
+        except BrokenRecord as error:
+            raise BrokenEpisode(self.number, f"{self.where}, steps from {start}: {error}") from error
 
 
-def decode(column: Column) -> np.ndarray:
-    """Images from their bytes, uint8 (T, H, W, C); anything else as it is."""
-    if isinstance(column, np.ndarray):
-        return column
-    images = []
-    for encoded in column:
-        with Image.open(io.BytesIO(encoded)) as image:
-            images.append(pixels(image))
-    stacked = np.stack(images)
-    return stacked if stacked.ndim == 4 else stacked[..., None]
+class BrokenEpisode(BrokenRecord):
+    """An episode that can't be read, or a part of it.
+
+    Args:
+        number: of the episode in its data set.
+        reason: names file, record and what is wrong.
+    """
+
+    def __init__(self, number: int, reason: str):
+        super().__init__(number, reason)
+        self.number, self.reason = number, reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class EpisodeCache:
@@ -58,12 +73,12 @@ class EpisodeCache:
 
     def __init__(self, megabytes: int):
         self.limit, self.used = megabytes * 2**20, 0
-        self._episodes: collections.OrderedDict[tuple[Path, int], Episode] = collections.OrderedDict()
+        self._episodes: collections.OrderedDict[tuple[Hashable, int], Episode] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, reader: "EpisodeReader", index: int) -> Episode:
+    def get(self, reader: "Episodes", index: int) -> Episode:
         """An episode, parsed if it is not at hand."""
-        key = (reader.folder, index)
+        key = (reader.key, index)
         with self._lock:
             if key in self._episodes:
                 self._episodes.move_to_end(key)
@@ -79,8 +94,53 @@ class EpisodeCache:
         return episode
 
 
-class EpisodeReader:
-    """Random access to the episodes of one RLDS data set.
+class Episodes(abc.ABC):
+    """Random access to N episodes of one layout.
+
+    Args:
+        key: what tells this reader's episodes from those of others in the cache.
+        cache: shared by all readers.
+    """
+
+    lengths: Int[np.ndarray, "N"]
+    """Decisions of each episode, at least 1."""
+
+    def __init__(self, key: Hashable, cache: EpisodeCache):
+        self.key, self._cache = key, cache
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        """An episode, from the cache if it is there.
+
+        Raises:
+            ValueError: it can't be read (`BrokenEpisode` where it may be left out).
+        """
+        return self._cache.get(self, index)
+
+    @abc.abstractmethod
+    def parse(self, index: int) -> Episode:
+        """Reads and parses one episode; raises as `__getitem__` does."""
+
+    def leave_out(self, error: BrokenEpisode) -> None:
+        """Counts and names an episode that can't be read.
+
+        Raises:
+            ValueError: it is one too many; by default the first one is.
+        """
+        raise error
+
+    @property
+    def rows(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None:
+        """Rows of the observed and of the acted numbers of all episodes, (R, ...) by the key of their part, where they were
+        collected: statistics are learnt from them. None: from episodes."""
+        return None
+
+
+class EpisodeReader(Episodes):
+    """Random access to the episodes of one RLDS data set in ArrayRecord files: our recordings, and demonstrations of an own
+    environment.
 
     Args:
         folder: a TFDS version folder, with `dataset_info.json`, `features.json` and ArrayRecord files.
@@ -96,12 +156,14 @@ class EpisodeReader:
         import tensorflow_datasets as tfds  # nearly a second to import, and only reading needs it
         from tensorflow_datasets.core.example_parser import ExampleParserNp
 
-        self.folder, self._cache, self._instruction = folder, cache, instruction
+        super().__init__(folder, cache)
+        self.folder, self._instruction = folder, instruction
         if not (folder / "dataset_info.json").exists():
             raise FileNotFoundError(
                 f"{folder} holds no data set: record it, or give the folder with dataset_info.json in it"
             )
         try:
+            check_trusted(json.loads((folder / FEATURES).read_text(encoding="utf-8")))
             builder = tfds.builder_from_directory(str(folder))
             features, info = builder.info.features, builder.info
         except Exception as error:
@@ -149,12 +211,6 @@ class EpisodeReader:
                 "a file is damaged; delete the folder and record it again"
             )
         return np.asarray(lengths, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> Episode:
-        return self._cache.get(self, index)
 
     def parse(self, index: int) -> Episode:
         """Reads and parses one episode.

@@ -11,7 +11,7 @@ import numpy as np
 
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
-from generalist.data.episodes import Episode, EpisodeReader
+from generalist.data.episodes import BrokenEpisode, Episode, Episodes
 from generalist.envs.task import Recast
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler, Sequence
@@ -40,7 +40,7 @@ class ControlExamples:
     steps are seen with all lengths of history, beginnings and ends, which decide most episodes, a little more often.
     """
 
-    reader: EpisodeReader
+    reader: Episodes
     layout: TaskLayout
     assembler: Assembler
     steps: int
@@ -65,10 +65,25 @@ class ControlExamples:
         return int(self.first[-1])
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
-        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        """A window of an episode or, where it can't be read, of the next one. Which one that is depends on the files and the
+        generator alone, not on what was left out before: a run that goes on sees what it would have seen.
+
+        Raises:
+            ValueError: more episodes than may be left out can't be read, or none can.
+        """
+        first = int(np.searchsorted(self.first, index, side="right")) - 1
+        stretch = index - int(self.first[first])
+        for step in range(len(self.reader)):
+            try:
+                return self._example((first + step) % len(self.reader), stretch, rng)
+            except BrokenEpisode as error:
+                self.reader.leave_out(error)
+        raise ValueError(f"no episode of {self.layout.name} can be read: give another data set")
+
+    def _example(self, number: int, stretch: int, rng: np.random.Generator) -> Sequence:
         episode = self.reader[number]
         half = self.steps // 2
-        start = (index - int(self.first[number])) * self.steps + int(rng.integers(-half, self.steps - half))
+        start = stretch * self.steps + int(rng.integers(-half, self.steps - half))
         start = min(max(start, 0), max(0, len(episode) - self.steps))
         window, instruction = episode.window(start, start + self.steps), episode.instruction
         hide = rng.random() < self.hide_actions

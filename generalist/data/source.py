@@ -6,13 +6,13 @@ names one. A new source is one file with a subclass of `Source` that calls `regi
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.episodes import EpisodeCache, EpisodeReader, Episodes
 from generalist.data.examples import Examples
 from generalist.envs.task import Task
 from generalist.tokenizers.sequence import Assembler
@@ -34,10 +34,10 @@ class Stored:
     corrections: tuple[Path, ...]
     """Folders that `generalist dagger` wrote."""
     cache: EpisodeCache
-    readers: dict[Path, EpisodeReader] = dataclasses.field(default_factory=dict)
+    readers: dict[Hashable, Episodes] = dataclasses.field(default_factory=dict)
     """Data sets that are open: opening one takes a while, and several stages of a run read it."""
 
-    def reader(self, folder: Path, instruction: str) -> EpisodeReader:
+    def reader(self, folder: Path, instruction: str) -> Episodes:
         """The episodes of a data set, whose own instructions stand before the given one.
 
         Raises:
@@ -143,11 +143,11 @@ class Source(abc.ABC):
         """Tasks that experts must play for it, and how many episodes of each."""
         return []
 
-    def open_demonstrations(self, stored: Stored) -> dict[Task, EpisodeReader]:
+    def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
         """The recorded episodes of each of its tasks."""
         return {}
 
-    def open_corrections(self, stored: Stored) -> list[tuple[Task, EpisodeReader]]:
+    def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
         """Corrected play of its tasks, which teaches and is no demonstration."""
         return []
 

@@ -14,7 +14,7 @@ from generalist.experiment.prepare import check_same_encoder
 from generalist.inference.generalist import Generalist
 from generalist.model.config import ModelSpec
 from generalist.run.folder import has_begun
-from generalist.run.shapes import NO_IMAGE, batch_spec, spaces_of
+from generalist.run.shapes import NO_IMAGE, batch_spec
 from generalist.run.tasks import check_corrections, source_tasks, stored
 from generalist.run.tokenizers import model_spec
 from generalist.training.loss import KINDS
@@ -100,9 +100,8 @@ def _check_sources(config: Config, console: Console) -> None:
         source.open_corrections(opened)
         recorded = {task for task, _ in source.recordings()}
         for task in source.task_list():
-            # Spaces of a user's own environment are unknown: they may not fit the settings, such as too large a discrete space.
-            if task not in recorded:
-                fit_layout(config, task.layout, *spaces_of(task), offset=0, text=None, found=None)
+            if task not in recorded:  # a user's own, whose spaces nobody has tried with these settings
+                fit_layout(config, task.layout, *task.make_spaces(), offset=0, text=None, found=None)
     for part in registry.PARTS:
         part.prepare(config)
 

@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 
 from generalist.config.run import Config
-from generalist.data.episodes import Episode, EpisodeReader, decode
+from generalist.data.episodes import BrokenEpisode, Episode, Episodes
+from generalist.data.formats.columns import Frames, decode
+from generalist.data.formats.faults import BrokenRecord
 from generalist.data.spread import spread
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
@@ -96,10 +98,8 @@ def fit_layout(
     )
 
 
-def sample(
-    readers: Sequence[EpisodeReader], observation: gym.Space, action: gym.Space, frame_size: int | None
-) -> Sample:
-    """Values sampled from all over a layout's data sets.
+def sample(readers: Sequence[Episodes], observation: gym.Space, action: gym.Space, frame_size: int | None) -> Sample:
+    """Steps from all over the data sets of a layout.
 
     Args:
         readers: the data sets.
@@ -107,6 +107,8 @@ def sample(
         action: action space; likewise.
         frame_size: side of the frames that images become, in pixels; None leaves images out.
     """
+    if len(readers) == 1 and readers[0].rows is not None:
+        return _of_rows(readers[0], observation, action, frame_size)
     # The stride must be known before the first value is kept, so the lengths of all chosen episodes are added up first.
     seen, done, frames = _Rows(observation), _Rows(action), {}
     each = max(LEAST, math.ceil(EPISODES / max(1, len(readers))))
@@ -125,6 +127,25 @@ def sample(
     return Sample(observations=seen.joined(), actions=done.joined(), frames=frames)
 
 
+def _of_rows(reader: Episodes, observation: gym.Space, action: gym.Space, frame_size: int | None) -> Sample:
+    """The rows that the statistics of a whole data set collected, and frames from all over it."""
+    assert reader.rows is not None
+    numbers = [
+        {key: rows[key] for key in _Rows(space).keys}
+        for rows, space in zip(reader.rows, (observation, action), strict=True)
+    ]
+    frames: dict[str, list[np.ndarray]] = {}
+    if frame_size is not None and any(is_image(leaf) for _, leaf in leaves_of(observation, ())):
+        indices = spread(len(reader), EPISODES).tolist()
+        for index in indices:
+            try:
+                for key, image in _images(reader[index], math.ceil(FRAMES / len(indices))):
+                    frames.setdefault(key, []).append(to_frame(image, frame_size))
+            except BrokenEpisode as error:
+                reader.leave_out(error)
+    return Sample(observations=numbers[0], actions=numbers[1], frames=frames)
+
+
 class _Rows:
     """Collects every n-th value of each Box that is no image, with n such that the sample stays small."""
 
@@ -134,6 +155,11 @@ class _Rows:
         self._kept: dict[str, list[np.ndarray]] = {key: [] for key in self._leaves}
         self._every: dict[str, int] = {}
         self._passed = 0
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the Boxes."""
+        return [*self._leaves]
 
     def stride(self, steps: int) -> None:
         """Sets n for a total of `steps` values."""
@@ -159,9 +185,12 @@ class _Rows:
 def _images(episode: Episode, most: int) -> Iterator[tuple[str, UInt8[np.ndarray, "H W C"]]]:
     """Up to `most` images of each image part, spread over an episode, each with its key."""
     for key, column in episode.observations.items():
-        # Columns of images are lists of encoded files, which are decoded only if they are chosen.
-        if isinstance(column, list):
-            for image in decode([column[index] for index in spread(len(column), most).tolist()]):
+        if isinstance(column, list | Frames):
+            for index in spread(len(column), most).tolist():
+                try:
+                    image = decode(column[index : index + 1])[0]
+                except BrokenRecord as error:
+                    raise BrokenEpisode(episode.number, f"{episode.where}: {error}") from error
                 yield key, image
 
 

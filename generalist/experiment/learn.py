@@ -5,11 +5,10 @@ import dataclasses
 from rich.console import Console
 
 from generalist.config.run import Config
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episodes
 from generalist.data.source import Stored
 from generalist.envs.task import Task
 from generalist.experiment.layout_fit import fit_layout, losses, sample
-from generalist.run.shapes import spaces_of
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import TaskLayout, assign_offsets
@@ -38,13 +37,13 @@ def learn_tokenizers(
         text = LanguageModel(config.model.trunk).text()
     # Demonstrations and corrections of all tasks that share a layout, since its statistics must fit all of them.
     first: dict[str, Task] = {}
-    by_layout: dict[str, list[EpisodeReader]] = {}
+    by_layout: dict[str, list[Episodes]] = {}
     for source in config.data.taking_part.values():
         for task, reader in [*source.open_demonstrations(stored).items(), *source.open_corrections(stored)]:
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
     known = dict(start.layouts) if start is not None else {}
-    spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
+    spaces = {name: task.make_spaces() for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
     shown_as_frames = "frame" in config.tokens.images.split("+")
     offsets, width = (
@@ -74,9 +73,11 @@ def learn_tokenizers(
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:
-    """The texts of every source: instructions, names, prose, documents."""
+    """The texts of every source: instructions, names, prose, documents. Where there are none, a space: the bytes are pieces
+    anyway, and a tokenizer is learned from a character at least."""
     # In the order of the mixture, so that equal settings learn equal pieces.
-    return [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    texts = [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    return texts if any(texts) else [" "]
 
 
 def acting_changes(layout: TaskLayout, acting: Acting) -> list[str]:

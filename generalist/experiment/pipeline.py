@@ -94,19 +94,15 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         )
     again = check_same_settings(config)
     console.print("loading JAX ...", highlight=False)
-    from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
+    from generalist.contrastive.data import check_batch, learn_text, open_batches, open_heldout, open_pairs
     from generalist.contrastive.dual import DualEncoder
     from generalist.contrastive.train import export, final_params, train
-    from generalist.data.documents import Documents
     from generalist.eval.held_out.contrastive import evaluate, show
     from generalist.training.interrupt import Interrupted
     from generalist.training.sharding import make_mesh
 
     pairs = open_pairs(config)
-    heldout = (
-        OwnPairs(Documents(config.heldout, config.unreadable, checked=True)) if config.heldout is not None else None
-    )
-    # Before anything is written: both raise for settings that do not fit.
+    heldout = open_heldout(config)
     check_batch(len(pairs), config.batch)
     make_mesh(config.training)
     if not again:

@@ -102,7 +102,11 @@ def check_same_encoder(config: Config, start: Generalist, encoder: VisionEncoder
 
 def open_tokenizers(config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
     """The run's tokenizers, and its frozen encoder or None. With `data.features = stored` the tokenizers read stored features."""
-    tokenizers = Tokenizers.load(config.folder, config)
+    return with_encoder(Tokenizers.load(config.folder, config), config)
+
+
+def with_encoder(tokenizers: Tokenizers, config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
+    """Tokenizers that show images to the frozen encoder of the settings, or its stored features, where there is one."""
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is None:
         return tokenizers, None

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Sequences
 from typing import Any
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -158,6 +159,47 @@ class ControlPolicy:
             ValueError: a lane acts before its first episode, or an observation is not of its layout's space; the message names
                 the part.
         """
+        return self._actions(self._decode(self._step(observations)))
+
+    def predict(
+        self, observations: Sequences[Any], actions: Sequences[Any]
+    ) -> tuple[list[Any], Float[np.ndarray, "B A"]]:
+        """The action that `act` would choose in each lane, and the negative log-likelihood of the given ones, nats for each of
+        their tokens. The given ones are what is fed back: each dimension is predicted from the true ones before it.
+
+        Args:
+            observations: as for `act`.
+            actions: the true ones; None in lanes that do not act.
+
+        Raises:
+            ValueError: an observation or an action is not of its layout's space.
+        """
+        if len(actions) != self.lanes:
+            raise ValueError(f"the policy has {self.lanes} lanes but got {len(actions)} actions")
+        step = self._step(observations)
+        true = self._encoded(actions)
+        chosen = self._decode(step, true)
+        assert self.logits is not None
+        picked = jnp.take_along_axis(self.logits, jnp.asarray(true)[..., None], axis=-1)[..., 0]  # (B, A)
+        nats = jax.nn.logsumexp(self.logits, axis=-1) - picked
+        return self._actions(chosen), np.asarray(nats)
+
+    def _encoded(self, actions: Sequences[Any]) -> Int[np.ndarray, "B A"]:
+        """The tokens of each lane's action; those of a lane that does not act are any."""
+        rows, at = [], 0
+        for layout, count in self._layouts():
+            given = actions[at : at + count]
+            some = next((one for one in given if one is not None), some_value(layout.action.space))
+            values = [
+                layout.action.checked(some if one is None else one, f"{layout.name}: the action") for one in given
+            ]
+            pieces = layout.action.encode(layout.action.stack(values))
+            rows.append(np.concatenate([piece.tokens.reshape(count, -1) for piece in pieces], axis=1))
+            at += count
+        return np.concatenate(rows)
+
+    def _step(self, observations: Sequences[Any]) -> Batch:
+        """The lanes' new observations as positions to append."""
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
         layouts = (layout for layout, count in self._layouts() for _ in range(count))
@@ -168,24 +210,32 @@ class ControlPolicy:
             old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)
         ]
-        tokens = self._decode(self._observe(np.array([one is not None for one in observations])))
+        return self._observe(np.array([one is not None for one in observations]))
+
+    def _actions(self, tokens: Int[np.ndarray, "B A"]) -> list[Any]:
+        """What the lanes' action tokens say."""
         actions, at = [], 0
         for layout, count in self._layouts():
             actions += layout.action.decode_batch(tokens[at : at + count])
             at += count
         return actions
 
-    def _decode(self, step: Batch) -> Int[np.ndarray, "B A"]:
-        """The action ids: all at once if actions are hidden; otherwise each is fed back before the next is chosen, as in Gato
-        (section 2.5)."""
+    def _decode(self, step: Batch, fed: Int[np.ndarray, "B A"] | None = None) -> Int[np.ndarray, "B A"]:
+        """The action ids: all at once; or in turn, every dimension fed back before the next is chosen, as Gato does
+        (section 2.5).
+
+        Args:
+            fed: what is fed back; None: what is chosen.
+        """
         if self.shape.hidden:
             tokens, self.logits = self._window.append(step, self._choices)
             return tokens
         read = [self._window.append(step, self._choices[:, :1])]  # ids (B, 1) and logits (B, 1, V)
         for dimension in range(1, self.shape.dimensions):
-            chosen = self._action(read[-1][0])
-            read.append(self._window.append(chosen, self._choices[:, dimension : dimension + 1]))
-        self._window.append(self._action(read[-1][0]), self._choices[:, -1:])  # only context for the next step
+            before = read[-1][0] if fed is None else fed[:, dimension - 1 : dimension]
+            read.append(self._window.append(self._action(before), self._choices[:, dimension : dimension + 1]))
+        last = read[-1][0] if fed is None else fed[:, -1:]
+        self._window.append(self._action(last), self._choices[:, -1:])  # context for the next step
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
 

@@ -34,7 +34,7 @@ FREE = (
         "data.features",
         "data.check",
         "data.*.unreadable",
-        "data.*.heldout",
+        "data.*.heldout*",
         "data.*.evaluation_*",
         "data.*.naming_*",
     ),
@@ -55,6 +55,7 @@ FREE = (
         "model.remat",
         # Of contrastive pretraining.
         "check",
+        "index",
         "unreadable",
     ),
 )

@@ -62,16 +62,7 @@ def observation_spaces(config: Config) -> dict[str, gym.Space]:
     for several in source_tasks(config).values():
         for task in several:
             first.setdefault(task.layout, task)
-    return {name: spaces_of(task)[0] for name, task in first.items()}
-
-
-def spaces_of(task: Task) -> tuple[gym.Space, gym.Space]:
-    """A task's observation and action spaces."""
-    env = task.make()
-    try:
-        return env.observation_space, env.action_space
-    finally:
-        env.close()
+    return {name: task.make_spaces()[0] for name, task in first.items()}
 
 
 def projection_width(config: Config, spaces: Mapping[str, gym.Space]) -> int:

@@ -1,13 +1,11 @@
 """The tasks of a run, the places of their episodes, and recording of the experts. Does not import JAX, which no episode needs."""
 
-from pathlib import Path
-
 from rich.console import Console
 
 from generalist.config.run import Config
 from generalist.data.episodes import EpisodeCache
 from generalist.data.source import Stored
-from generalist.envs.recording import record, recording_folder
+from generalist.envs.recording import record
 from generalist.envs.registry import get
 from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task
@@ -38,8 +36,18 @@ def source_tasks(config: Config) -> dict[str, list[Task]]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a task's name is that of a user's own environment."""
-    return name.startswith("own/")
+    """Whether a task's name is that of its user's own environment or data set."""
+    return name.startswith(("own/", "recorded/"))
+
+
+def own_tasks(config: Config) -> list[Task]:
+    """A user's own tasks that can be played.
+
+    Raises:
+        ValueError, FileNotFoundError: see `source_tasks`.
+    """
+    played = [source for source in config.data.control().values() if "control" in source.evaluation_parts]
+    return [task for source in played for task in source.task_list() if is_own(task.name)]
 
 
 def task_of(name: str, config: Config) -> Task:
@@ -54,7 +62,7 @@ def task_of(name: str, config: Config) -> Task:
     """
     if not is_own(name):
         return get(name)
-    own = [task for tasks in source_tasks(config).values() for task in tasks if is_own(task.name)]
+    own = own_tasks(config)
     found = next((task for task in own if task.name == name), None)
     if found is None:
         known = ", ".join(task.name for task in own) or "none"
@@ -67,14 +75,6 @@ def wanted_episodes(config: Config, task: Task) -> int:
     # All sources of the mixture, not only those that are trained on: demonstrations may come from their recordings too.
     recorded = (pair for source in config.data.sources.values() for pair in source.recordings())
     return next((count for one, count in recorded if one.name == task.name), task.episodes)
-
-
-def episodes_folder(config: Config, task: Task) -> Path:
-    """The folder of a task's episodes: the recorded ones, or its user's demonstrations."""
-    own: Path | None = getattr(task, "folder", None)
-    if own is not None:
-        return own
-    return recording_folder(config.data.folder / "episodes", task, wanted_episodes(config, task))
 
 
 def check_corrections(config: Config) -> None:

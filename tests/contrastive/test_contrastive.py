@@ -25,6 +25,7 @@ from generalist.contrastive.train import make_contrastive_trainer, place
 from generalist.data.documents import Documents
 from generalist.data.emoji import drawings
 from generalist.data.files import DocumentError
+from generalist.data.formats.faults import TooManyBroken
 from generalist.experiment.pipeline import run_contrastive
 from generalist.tokenizers.text import TextTokenizer
 from generalist.training.checkpoint import Checkpoints
@@ -294,7 +295,7 @@ def test_settings_that_make_no_sense(tmp_path: Path):
     with pytest.raises(ValueError, match=r"batch = 16 must be a multiple of training.micro_batches = 3"):
         config("clip", micro_batches=3)
     with pytest.raises(ValueError, match="heldout is for your own pairs"):
-        ContrastiveConfig(heldout=tmp_path)
+        ContrastiveConfig(heldout=str(tmp_path))
     with pytest.raises(ValueError, match=r"towers.size \(72\) must be a multiple of towers.patch \(10\)"):
         TowersConfig(patch=10)
     (tmp_path / "own.jsonl").write_text('{"text": "alone"}\n')
@@ -309,17 +310,19 @@ def test_pairs_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join([*lines, '{"text": "alone"}']))
     (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:500])
-    pairs = open_pairs(ContrastiveConfig(pairs=path, unreadable=0.03))
+    pairs = open_pairs(ContrastiveConfig(pairs=str(path), unreadable=0.03))
     assert "1 of 41 documents" in capsys.readouterr().err
     image, text = pairs.drawn(7, np.random.default_rng(0))
     assert text == "thing 8" and image[0, 0, 0] == 8
     assert pairs.drawn(7, np.random.default_rng(0))[1] == "thing 8" and pairs.readable(7) is None
     assert capsys.readouterr().err.count("own.jsonl line 8: ") == 1
     (tmp_path / "9.bmp").write_bytes((tmp_path / "9.bmp").read_bytes()[:500])
-    with pytest.raises(DocumentError, match="2 of 41 documents can't be read, where a share of 0.03 may be left out"):
+    with pytest.raises(
+        TooManyBroken, match="2 of 41 records of .* can't be read, where a share of 0.03 may be left out"
+    ):
         pairs.drawn(9, np.random.default_rng(0))
-    with pytest.raises(DocumentError, match="2 of 41 documents can't be read"):
-        open_pairs(ContrastiveConfig(pairs=path, heldout=path, unreadable=0.03, check=True))
-    assert "note: left out: " in capsys.readouterr().err
+    with pytest.raises(TooManyBroken, match="2 of 41 records of .* can't be read"):
+        open_pairs(ContrastiveConfig(pairs=str(path), heldout=str(path), unreadable=0.03, check=True))
+    assert "note: record left out, number 2" in capsys.readouterr().err
     with pytest.raises(ValueError, match="check reads your own pairs, but none are given"):
         ContrastiveConfig(check=True)

@@ -46,7 +46,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.documents.path", "no.jsonl", "--data.documents.weight", "1"], "no.jsonl is neither a JSONL file nor"),
+        (["--data.documents.path", "no.jsonl", "--data.documents.weight", "1"], "there is no no.jsonl"),
         (
             ["--training.start", "nowhere"],
             "no weights in nowhere .* name a folder of `generalist export`, a run's folder",

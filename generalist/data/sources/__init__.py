@@ -3,9 +3,9 @@
 from importlib.metadata import entry_points
 
 from generalist.data.source import KINDS
-from generalist.data.sources import control, custom, documents, emoji, new_words, prose
+from generalist.data.sources import control, custom, documents, emoji, new_words, prose, recorded
 
-COMING = (control, custom, emoji, new_words, prose, documents)
+COMING = (control, custom, emoji, new_words, prose, documents, recorded)
 """In the order that a mixture has them in by default, which decides the ids of sources and what is drawn from each."""
 
 _ours = [module.__name__ for module in COMING]
