@@ -9,6 +9,8 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import io
+import json
 import re
 import shlex
 import shutil
@@ -19,11 +21,13 @@ from pathlib import Path
 
 import pytest
 import tyro
+from rich.console import Console
 
 from generalist.cli.main import COMMANDS, main
 from generalist.config.plain import plain
 from generalist.config.presets import preset
 from generalist.contrastive.config import ContrastiveConfig
+from generalist.experiment import pipeline
 from generalist.experiment.inherit import parse
 from generalist.run.folder import flatten
 from generalist.run.named_weights import SHIPPED
@@ -62,6 +66,8 @@ ONLY_PARSED = {
     r"train\.py contrastive": "trains for minutes; tests/contrastive/test_contrastive.py trains smaller towers",
     r"train\.py": "trains for minutes or longer; tests/test_end_to_end.py trains, resumes and fine-tunes `debug`",
     r"record\.py": "is a file of the reader's; its lines are run by test_the_first_example_of_an_environment",
+    r"reach\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_robot_data",
+    r"generalist data convert": "needs files of the reader's; tests/data/convert has some",
     r"eval (control|again)": "plays for minutes; tests/eval/control/test_agents_command.py plays less",
     r"eval fewshot": "asks for minutes, or needs a benchmark; tests/eval/fewshot/test_fewshot.py asks less",
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
@@ -245,6 +251,21 @@ def has(module: object, name: str) -> bool:
 def test_the_first_example_of_an_environment(folder: Path, capsys: pytest.CaptureFixture[str]):
     exec(blocks_of("docs/environments.md")[0], {"__name__": "record"})
     assert "-1109.8 -13.0" in capsys.readouterr().out and (folder / "demos/cliff/task.json").is_file()
+
+
+@pytest.mark.slow
+def test_ten_minutes_with_robot_data(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """As the page says, but that `debug` is trained, for fewer steps."""
+    monkeypatch.setenv("GENERALIST_CACHE", str(folder / "cache"))
+    exec(blocks_of("docs/robot_data.md")[0], {"__name__": "reach"})
+    assert main(["data", "inspect", "reach", "--preset", "debug"]) == 0
+    assert "observation/state" in capsys.readouterr().out
+    assert main(["data", "view", "reach", "--preset", "debug"]) == 0
+    given = ["--name", "reach", "--data.recorded.path", "reach", "--data.only", "recorded", "--training.steps", "60"]
+    console = Console(width=120, file=io.StringIO())
+    pipeline.run(parse(preset("debug"), given, prog="train.py"), ["train.py"], console)
+    found = json.loads((folder / "runs/reach/results.json").read_text(encoding="utf-8"))["recorded"]["recorded"]
+    assert found["error"]["model"]["value"] < found["error"]["mean_action"]["value"]
 
 
 @pytest.mark.slow
