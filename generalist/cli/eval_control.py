@@ -81,7 +81,7 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
     from generalist.eval.control.agents import parse_agent
     from generalist.eval.results import file as report
 
-    check_new_file(arguments.out, "--out")
+    check_new_file(arguments.out, "--out")  # before hours of playing
     for name in ("episodes", "workers", "lanes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
@@ -245,6 +245,7 @@ def stopping(stop: threading.Event, console: Console) -> Iterator[None]:
     """Within it, the first Ctrl-C sets `stop`, and the second one raises KeyboardInterrupt."""
 
     def request(signum: int, frame: FrameType | None) -> None:
+        # Episodes that have begun are finished: leaving out those that take longest would bias the scores.
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -74,7 +74,7 @@ def read_config(name: str, settings: list[str]) -> "Config":
     from generalist.model.config import REQUIRED
 
     config = parse(preset(name), settings, prog=f"generalist plan {name}")
-    if config.model.trunk in ("none", REQUIRED):
+    if config.model.trunk in ("none", REQUIRED):  # a preset's own shape stands for a folder that is not given
         return config
     from generalist.run.trunk import with_trunk
 
@@ -90,7 +90,7 @@ def _plan(config: "Config", target: Target, arguments: argparse.Namespace, conso
 
     devices = open_devices(target)
     console.print("shapes of the model and of its batches ...", highlight=False)
-    shapes = without_data(config)
+    shapes = without_data(config)  # makes one environment per layout, to see its spaces
     with working(console, "compiling") as say:
         if arguments.search:
             found = search(config, shapes, target, devices, arguments.tries, say)

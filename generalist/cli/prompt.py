@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     """
     if rest:
         raise ValueError(f"generalist prompt does not know {' '.join(rest)}: put text with a dash in quotes, after --")
+    # All arguments and files are checked before the weights are loaded, which takes seconds.
     if arguments.example:
         arguments.parts = _example(arguments, console)
     if bool(arguments.parts) == (arguments.queries is not None):
@@ -121,6 +122,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
             print(json.dumps(line | answer.scores, ensure_ascii=False), flush=True)
         else:
             text = _print_pieces(f"{number}: " if len(queries) > 1 else "", answer.pieces)
+        # On standard error: what is read from standard output holds answers alone, also an empty one.
         if not text.strip():
             print(f"note: {silence(generalist, arguments, number)}", file=sys.stderr, flush=True)
     return 0
@@ -220,6 +222,8 @@ def part_of(text: str) -> Any:
     from generalist.data.files import DocumentError, is_file
     from generalist.data.images import ENDINGS, check_image
 
+    # Text that names a file would be an image by mistake, and a mistyped path would be read as text: doubtful cases are refused,
+    # and a space behind the text always decides.
     if not text:
         raise ValueError("a part of the prompt is empty: leave it out, or write what is missing")
     if any(

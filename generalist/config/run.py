@@ -19,6 +19,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 class TokenConfig:
     """How values become tokens."""
 
+    # Sizes of id ranges are fixed with the first weights: another size would shift the meaning of all ids behind it.
     text_pieces: int = 1024
     """Size of the text vocabulary, byte fallback included; SentencePiece learns it from the run's own texts."""
     continuous_bins: int = 256
@@ -50,6 +51,7 @@ class TrainingConfig:
     """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`. Empty: random weights.
     The run takes over their text pieces, their layouts, and their settings of `model` and `tokens`.
     Layouts that this run does not train keep their settings of acting; those that it trains act with this run's."""
+    # Betas, decay and clipping as in GPT-3 (Brown et al., 2020, appendix B).
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW; or Muon for matrices, which learns more per step, with AdamW for all other parameters."""
     learning_rate: float = 2e-3
@@ -94,6 +96,7 @@ class TrainingConfig:
     """Folder of the checkpoints, or a bucket (gs://..., s3://...) that all processes can reach. Empty: in the run's folder."""
     checkpoint_every: int = 400
     """Steps between checkpoints."""
+    # Two by default: if the newest one turns out to be damaged, the run can continue from the one before.
     keep: int = 2
     """Number of newest checkpoints to keep."""
     keep_every: int = 0
@@ -121,6 +124,7 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
         if self.stall_seconds <= 0:
             raise ValueError(f"training.stall_seconds must be above 0, got {self.stall_seconds}")
+        # With two axes of -1 there would be more than one way to fill them.
         axes = {name: getattr(self, name) for name in ("data_axis", "fsdp_axis", "tensor_axis", "sequence_axis")}
         for name, size in axes.items():
             if size < 1 and size != -1:
@@ -147,6 +151,7 @@ class ClusterConfig:
     """Number of this process, from 0, with a `coordinator` given as host:port."""
 
     def __post_init__(self) -> None:
+        # Given by hand, JAX must be told all three; otherwise it finds all three.
         by_hand = self.coordinator not in (None, "auto")
         if by_hand != (self.processes is not None) or by_hand != (self.process is not None):
             raise ValueError(
@@ -191,6 +196,7 @@ class Config(RunSettings):
     tokens: TokenConfig = TokenConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    # The same run may be continued on other machines: `generalist.run.folder.FREE` lists what may change.
     cluster: ClusterConfig = ClusterConfig()
     profile: bool = False
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
@@ -260,6 +266,7 @@ def check_complete(config: Config) -> None:
     Raises:
         ValueError: some are not; the message lists all of them.
     """
+    # As options, in the form in which they are typed.
     needed = {
         "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
         "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,

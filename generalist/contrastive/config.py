@@ -72,6 +72,7 @@ class ContrastiveConfig(RunSettings):
     """Your own images with texts: a file or a folder in any format of docs/documents.md. None: emoji and their names."""
     heldout: str | None = None
     """Your own held-out pairs, on which retrieval is evaluated at the end. None, with `pairs`: no evaluation."""
+    # Collections of images from the web nearly always have a few broken files.
     unreadable: float = 0.05
     """Share of your own pairs that may have an image which can't be read; the same for held-out pairs.
     Such pairs are left out and reported; one more ends the run."""
@@ -79,6 +80,7 @@ class ContrastiveConfig(RunSettings):
     """Folder where indices of your own pairs are kept."""
     check: bool = False
     """Read all of your own images, held-out ones too, before training begins, and report all that can't be read."""
+    # More pairs are more negatives for each: CLIP had 32,768 per step (section 2.5). The sigmoid loss works with far fewer.
     batch: int = 128
     """Pairs per step; each is compared with all others."""
     towers: TowersConfig = TowersConfig()
@@ -100,6 +102,7 @@ class ContrastiveConfig(RunSettings):
             raise ValueError(f"unreadable must be at least 0 and below 1, got {self.unreadable}")
         if self.check and self.pairs is None:
             raise ValueError("check reads your own pairs, but none are given: set pairs, or leave check out")
+        # Refused rather than ignored, as every setting without an effect.
         if self.heldout is not None and self.pairs is None:
             raise ValueError(
                 "heldout is for your own pairs, but none are given: set pairs, or leave heldout out (emoji have held-out "

@@ -194,6 +194,7 @@ class PairBatches:
         return self
 
     def __next__(self) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
+        # Refilled before the wait, so that the threads are busy meanwhile.
         while len(self._ahead) <= PREFETCH:
             self._ahead.append(self._pool.submit(self.make, self.step + len(self._ahead)))
         batch = self._ahead.popleft().result()
@@ -217,7 +218,7 @@ class PairBatches:
 
     def _drop(self) -> None:
         for future in self._ahead:
-            future.cancel()
+            future.cancel()  # one that is running already finishes, and its batch is dropped
         self._ahead.clear()
 
 

@@ -75,6 +75,7 @@ class DualEncoder:
 
     @cached_property
     def _compiled(self) -> Callable:
+        # The method is static, so there is one compiled program for images and one for texts.
         graph, _ = nnx.split(nnx.eval_shape(lambda: fresh_towers(self.config)), nnx.Param)
         run = jax.jit(lambda method, params, x: method(nnx.merge(graph, params), x, jnp.float32), static_argnums=0)
         return run

@@ -174,6 +174,6 @@ def export(config: ContrastiveConfig, params: Any) -> None:
         whole = Path(temporary)
         save_tensors({path: np.asarray(leaf) for path, leaf in flat(params).items()}, whole / "towers.safetensors")
         save_vit(whole / "encoder", vit_config(config.towers), params["vit"])
-        shutil.rmtree(config.folder / "encoder", ignore_errors=True)
+        shutil.rmtree(config.folder / "encoder", ignore_errors=True)  # a folder cannot be renamed onto another one
         (whole / "encoder").rename(config.folder / "encoder")
         (whole / "towers.safetensors").rename(config.folder / "towers.safetensors")

@@ -92,7 +92,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
             "contrastive pretraining runs in one process, but the launcher started several: start one, which uses all devices "
             "of its machine"
         )
-    again = check_same_settings(config)
+    again = check_same_settings(config)  # before JAX is loaded: other settings are reported at once
     console.print("loading JAX ...", highlight=False)
     from generalist.contrastive.data import check_batch, learn_text, open_batches, open_heldout, open_pairs
     from generalist.contrastive.dual import DualEncoder
@@ -123,6 +123,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     except BaseException:
         forget_unless_measured(config)
         raise
+    # Exported first: the evaluation reads the exported folder, and so tests what users get.
     export(config, final_params(config, state))
     results = evaluate(DualEncoder.load(config.folder), heldout, console)
     write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})

@@ -58,6 +58,7 @@ def train(
         else:
             console.print(f"continuing from the checkpoint of step {checkpoints.latest}", highlight=False)
             state, position = checkpoints.restore(trainer.abstract_state)
+            # The position covers the shards of all processes, however many there were; the batches pick this process's.
             batches.go_to(position)
         with Metrics(settings.folder, training.steps, int(state.step), console) as metrics, Interrupt() as interrupt:
             watch = Watch(readout, training.skip_limit, metrics.say)
@@ -102,6 +103,7 @@ class Run:
 
     def steps(self, state: TrainState) -> TrainState:
         """Runs the steps up to `training.steps`, or until a process is asked to stop; returns the state after the last one."""
+        # One key for the whole run: each step derives its own from it and from its number.
         training, key = self.settings.training, jax.random.key(self.settings.training.seed)
         interval, vote, unseen = Interval(), Vote(), None
         first = int(state.step) + 1
@@ -118,6 +120,7 @@ class Run:
                 unseen = entry
                 if trace is not None:
                     trace.after(step)
+                # In every step, although nobody asks in most of them: a vote is a collective, in which all must take part.
                 self.stopped = vote(self.interrupt.asked)
                 if step % training.log_every == 0 or step == training.steps:
                     self._log(interval, state, step)
@@ -145,6 +148,8 @@ class Run:
         return self.place(batch)
 
     def _log(self, interval: Interval, state: TrainState, step: int) -> None:
+        """Writes a line of metrics for the interval that ends with `step`."""
+        # Fetching the metrics waits for the devices, which the loop otherwise does one step late.
         values = interval.summarize(self.readout, schedule(self.settings.training), state.params, step)
         self.metrics.write(step, values)
         self.metrics.advance(step, self.readout.describe(values))

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+# Protocols, so that both kinds of training can use the loop without knowing each other. They can be checked at run time, since
+# the tests check the type of every argument.
+
 
 @runtime_checkable
 class Batches(Protocol):

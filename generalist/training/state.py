@@ -81,6 +81,7 @@ def abstract_state(
     mesh: Mesh,
 ) -> TrainState:
     """Shapes and shardings of the state; nothing is computed."""
+    # Shardings follow from the paths and shapes of the parameters, and divide as they do.
     every = jax.eval_shape(parameters.draw)
     shardings, frozen_shardings = parameters.divide(parameter_shardings(every, mesh))
     params, _ = parameters.divide(every)
@@ -93,6 +94,7 @@ def abstract_state(
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        # The function that `initialize` compiles, so that shapes and state cannot differ.
         jax.eval_shape(lambda: fresh_state(parameters, training, optimizer, dtype, {})),
         state_shardings,
     )

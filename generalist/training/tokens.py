@@ -51,7 +51,7 @@ def train(
         Interrupted, FloatingPointError, OSError: as `loop.train`.
     """
     trainer = make_trainer(spec, config.training, weights=list(sources.values()), encoder=encoder)
-    state = trainer.abstract_state
+    state = trainer.abstract_state  # shapes: nothing is allocated yet
     trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
     held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
     flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
@@ -68,6 +68,7 @@ def train(
         functools.partial(trainer.place, shards=config.data.shards),
         TokenReadout(list(sources), batch_spec.rows * batch_spec.length, flops, peak),
         console,
+        # Called only without a checkpoint: a resumed run reads neither the weights it began with nor the trunk.
         lambda: nested(start) if start else load_trunk(config, spec, trainer, console),
     )
 
