@@ -67,7 +67,6 @@ ONLY_PARSED = {
     r"train\.py": "trains for minutes or longer; tests/test_end_to_end.py trains, resumes and fine-tunes `debug`",
     r"record\.py": "is a file of the reader's; its lines are run by test_the_first_example_of_an_environment",
     r"reach\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_robot_data",
-    r"generalist data convert": "needs files of the reader's; tests/data/convert has some",
     r"eval (control|again)": "plays for minutes; tests/eval/control/test_agents_command.py plays less",
     r"eval fewshot": "asks for minutes, or needs a benchmark; tests/eval/fewshot/test_fewshot.py asks less",
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
