@@ -12,6 +12,7 @@ from generalist.config.plain import from_plain
 from generalist.data import sources as coming
 from generalist.data.source import KINDS, Source, settings_of
 from generalist.data.sources.control import ControlSource
+from generalist.data.yaml_files import load_yaml
 
 NO_SOURCE = "no source takes part: set at least one data.*.weight above 0"
 
@@ -171,9 +172,8 @@ def read_mixture(path: Path) -> dict[str, Source]:
         FileNotFoundError: the file does not exist.
         ValueError: the file holds no valid mixture; the message names the file and the fault.
     """
-    # `safe_load`: a file from elsewhere must not be able to construct Python objects.
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(stored, Mapping) or not stored:

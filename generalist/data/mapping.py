@@ -12,6 +12,7 @@ otherwise:
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 
 from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.formats.places import Place, place
+from generalist.data.yaml_files import load_yaml
 
 INSTRUCTIONS = (
     *(
@@ -75,6 +77,8 @@ MEANINGLESS = ("embedding", "language", "instruction")
 """Parts of the names of fields that a policy is not shown unless it is asked for."""
 LARGEST = 4096
 """Numbers of one observation that is no image; more is a depth map or a point cloud, which would swamp a row."""
+UNREAD = 4
+"""Fields that can't be read, which a message names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ def read_mapping(path: str | Place, episodes: EpisodeSet) -> FieldMapping:
         ValueError: it is no mapping, or names a field that there is not.
     """
     try:
-        stored = yaml.safe_load(place(path).read_text(encoding="utf-8"))
+        stored = load_yaml(place(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file ({' '.join(str(error).split())})") from error
     known = [field.name for field in dataclasses.fields(FieldMapping)]
@@ -252,8 +256,17 @@ def _field(fields: Mapping[str, Field], key: str, role: str) -> Field:
     return fields[key]
 
 
+def _kind(field: Field) -> str:
+    """Of a field, for messages; with why it is not observed unless a mapping names it, where that is its size."""
+    size = math.prod(count or 0 for count in field.shape)
+    if field.kind == "number" and size > LARGEST:
+        return f"{size:,} numbers, where more than {LARGEST:,} are only taken if a mapping names them"
+    return field.kind
+
+
 def _lacking(episodes: EpisodeSet, role: str) -> str:
-    known = ", ".join(f"{key} ({field.kind})" for key, field in sorted(episodes.fields.items()))
+    known = ", ".join(f"{key} ({_kind(field)})" for key, field in sorted(episodes.fields.items()))
+    known += "".join(f"; {key!r} can't be read: {reason}" for key, reason in sorted(episodes.unread.items())[:UNREAD])
     return (
         f"{episodes.place}: no field is known to be the {role}: say in a YAML file which one is ({role}: KEY, "
         f"--data.recorded.mapping FILE); its fields are {known}"

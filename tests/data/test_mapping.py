@@ -162,6 +162,16 @@ def test_what_is_not_found_lists_the_fields(fields: tuple[Field, ...], words: st
         default_mapping(Described(*fields))
 
 
+def test_what_is_there_but_not_taken_says_why() -> None:
+    described = Described(number("action", 3), number("observation/state", 5000))
+    with pytest.raises(ValueError, match=r"observation/state \(5,000 numbers, where more than 4,096 are only taken if"):
+        default_mapping(described)
+    described = Described(number("observation/state", 3))
+    described.unread = {"action": "a.npz holds pickled objects"}
+    with pytest.raises(ValueError, match="to be the action.*'action' can't be read: a.npz holds pickled"):
+        default_mapping(described)
+
+
 def mapped(folder: Path, content: str, *fields: Field) -> FieldMapping:
     (folder / "mapping.yaml").write_text(content)
     return read_mapping(str(folder / "mapping.yaml"), Described(*fields))
@@ -193,6 +203,12 @@ def test_file_says_what_is_used(tmp_path: Path) -> None:
         ("reward: language_instruction", "is no number"),
         ("reward: 3", "must be the key"),
         ("!!python/object/apply:os.system [echo]", "no YAML"),
+        ("action: action\naction: reward", "'action' stands twice"),
+        (
+            "action:\n" + "\n".join(f"- &a{n} [{', '.join(['x' if not n else f'*a{n - 1}'] * 10)}]" for n in range(9)),
+            "repeat",
+        ),
+        ("action: " + "[" * 5000, "no YAML.*nested too deeply"),
     ],
 )
 def test_wrong_files_are_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
