@@ -11,6 +11,7 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,8 @@ def _stream(path: ImageRef) -> AbstractContextManager[Any]:
         if size > LARGEST_ENCODED:
             raise DocumentError(f"{path} has {size:,} bytes, more than an image may have: make it smaller")
         return io.BytesIO(path.content if isinstance(path, Encoded) else read_range(path.file, path.offset, size))
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise DocumentError(f"{path} is no file (but a folder, a pipe or a device): put the image there")
     return path.open("rb")
 
 

@@ -1,5 +1,6 @@
 """Image files of all kinds: read as what they show, or refused; never cut off, inverted or turned."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -160,6 +161,12 @@ def test_what_is_no_image(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DocumentError, match="none of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM.: convert it"):
         check_image(tmp_path / "a.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DocumentError, match=r"a\.png is no file"):
+        read_image(tmp_path / "a.png")
 
 
 def test_stored_palettes_are_colours_and_not_numbers_of_them():

@@ -32,7 +32,7 @@ def place(where: str | Place) -> Place:
         opened.fs  # noqa: B018 - imports what the scheme needs
     except ImportError as error:
         extra = EXTRAS.get(scheme[1])
-        remedy = f"pip install 'generalist[{extra}]'" if extra else f"install {error.name}"
+        remedy = f"pip install 'generalist[{extra}]'" if extra else "install it, or give a folder, gs:// or s3://"
         raise ImportError(f"{where} can't be read without another package ({error}): {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{where} has a scheme that is not known ({error}): give a folder, gs:// or s3://") from error

@@ -18,6 +18,8 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 TRUSTED = "tensorflow_datasets.core.features."
 LARGEST_JSON = 2**26
 """Bytes of a description: the largest published ones have a few megabytes."""
+MOST_SHARDS, MOST_RECORDS = 99_999, 2**25
+"""Of a split, whose shards are numbered with five digits, and of a shard: each file that is missing is named per record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,8 +142,11 @@ def _json(path: Place) -> Any:
 
 def _shards(folder: Place, name: str, format_: str, split: Mapping[str, Any]) -> Iterator[tuple[Place, int]]:
     lengths = [int(length) for length in split.get("shardLengths", [])]
-    if any(length < 0 for length in lengths):
-        raise ValueError(f"the split {split['name']} has a shard with a negative number of records")
+    if len(lengths) > MOST_SHARDS or any(not 0 <= length <= MOST_RECORDS for length in lengths):
+        raise ValueError(
+            f"the split {split['name']} has {len(lengths):,} shards with {min(lengths)} to {max(lengths):,} records, where at "
+            f"most {MOST_SHARDS:,} with 0 to {MOST_RECORDS:,} are possible"
+        )
     template = str(split.get("filepathTemplate") or TEMPLATE)
     for index, length in enumerate(lengths):
         values = {

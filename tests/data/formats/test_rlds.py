@@ -281,7 +281,9 @@ def test_class_of_somebody_else_is_not_imported(dataset: Path, tmp_path: Path, m
         (lambda value: value["splits"][0].update(filepathTemplate="../../{SPLIT}"), "outside"),
         (lambda value: value["splits"][0].update(filepathTemplate="{EVIL}"), "EVIL"),
         (lambda value: value.update(fileFormat="riegeli"), "riegeli"),
-        (lambda value: value["splits"][0].update(shardLengths=["-1"]), "negative"),
+        (lambda value: value["splits"][0].update(shardLengths=["-1"]), "-1 to -1 records"),
+        (lambda value: value["splits"][0].update(shardLengths=["9" * 30]), "to 999,999,999,.* records"),
+        (lambda value: value["splits"][0].update(shardLengths=["1"] * 100_000), "100,000 shards"),
         (lambda value: value.pop("name"), "name"),
     ],
 )
