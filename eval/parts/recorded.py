@@ -31,9 +31,12 @@ class RecordedActions(Part):
     title = "Recorded episodes"
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        found = self.sources(generalist.config)
+        found, data = self.sources(generalist.config), stored(generalist.config)
+        # Of a data set of one episode none is held out, whatever the share.
         return [
-            _job(generalist, name, one) for name, one in found.items() if isinstance(one, Recorded) and one.heldout > 0
+            _job(generalist, name, one)
+            for name, one in found.items()
+            if isinstance(one, Recorded) and one.heldout > 0 and len(one.open_heldout(data))
         ]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:

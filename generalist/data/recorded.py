@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from generalist.data.documents import tell
 from generalist.data.episodes import BrokenEpisode, Episode, EpisodeCache, Episodes
 from generalist.data.formats.columns import Column
 from generalist.data.formats.detect import open_episodes
@@ -25,7 +26,6 @@ from generalist.data.mapping import FieldMapping, default_mapping, read_mapping
 from generalist.data.spread import spread
 from generalist.data.statistics import Statistics, instruction_of, statistics
 from generalist.system.cache import cache_folder
-from generalist.system.console import note
 from generalist.system.processes import cores
 
 FEW = 1024
@@ -176,16 +176,16 @@ class RecordedEpisodes(Episodes):
         episodes = self._found.episodes
         known = episodes.broken()
         self.faults = Faults(
-            dataset.path, len(episodes) + sum(number >= len(episodes) for number in known), unreadable, note
+            dataset.path, len(episodes) + sum(number >= len(episodes) for number in known), unreadable, tell
         )
         for number, reason in known.items():
             self.faults.add(number, reason)
         whole = np.flatnonzero(episodes.lengths)  # an episode without a step teaches nothing
         if not len(whole):
             raise ValueError(f"{dataset.path} has no episode with a step in it: give another data set")
-        kept_back = (
-            whole[spread(len(whole), max(1, round(heldout * len(whole))))] if heldout and len(whole) > 1 else whole[:0]
-        )
+        # At least one is held out of several, and one is left to train on.
+        count = min(max(1, round(heldout * len(whole))), len(whole) - 1) if heldout else 0
+        kept_back = whole[spread(len(whole), count)]
         self.numbers = kept_back if held_out else np.setdiff1d(whole, kept_back)
         self.lengths = -(-episodes.lengths[self.numbers] // self._found.every)
 
@@ -233,6 +233,12 @@ class RecordedEpisodes(Episodes):
         fields, mapping, chunk = self._found.statistics.fields, self._found.mapping, self.dataset.chunk
         seen = {name: _finite(fields[key].rows) for name, key in mapping.observation.items() if key in fields}
         done = {name: _finite(fields[key].rows) for name, key in mapping.action.items()}
+        for kind, several, keys in (("observation", seen, mapping.observation), ("action", done, mapping.action)):
+            if empty := [keys[name] for name, rows in several.items() if not len(rows)]:
+                raise ValueError(
+                    f"{self.dataset.path}: no step has finite numbers in {empty[0]!r}, which is the {kind}: mend it, or name "
+                    f"other fields in a mapping's file"
+                )
         if chunk > 1:
             done = {name: np.repeat(rows[:, None], chunk, axis=1) for name, rows in done.items()}
         return seen, done

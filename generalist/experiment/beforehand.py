@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gymnasium as gym
 from rich.console import Console
 
 from generalist.config.data import NO_SOURCE
@@ -96,12 +97,20 @@ def _check_sources(config: Config, console: Console) -> None:
     opened = stored(config)
     for name, source in data.sources.items():
         source.check(name, opened, data.check, say)
-    for source in data.taking_part.values():
+    own: dict[str, tuple[str, tuple[gym.Space, gym.Space]]] = {}
+    for name, source in data.taking_part.items():
         source.open_corrections(opened)
         recorded = {task for task, _ in source.recordings()}
         for task in source.task_list():
             if task not in recorded:  # a user's own, whose spaces nobody has tried with these settings
-                fit_layout(config, task.layout, *task.make_spaces(), offset=0, text=None, found=None)
+                spaces = task.make_spaces()
+                other, known = own.setdefault(task.layout, (name, spaces))
+                if spaces != known:
+                    raise ValueError(
+                        f"the sources {other} and {name} are both {task.layout}, by the names of their folders, but what they "
+                        "observe or do differs: rename one of the folders, or let their mappings name the same fields"
+                    )
+                fit_layout(config, task.layout, *spaces, offset=0, text=None, found=None)
     for part in registry.PARTS:
         part.prepare(config)
 

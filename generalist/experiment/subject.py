@@ -80,6 +80,8 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
         ValueError: it is neither, or the settings lack something that the source needs.
         FileNotFoundError: it is a folder's name, and there is none.
     """
+    if not what.strip():
+        raise ValueError(f"SOURCE is {what!r}: give a folder, a file, or the name of a source (. for this folder)")
     data = config.data
     name = what if what in data.sources and not Path(what).exists() else ""
     if not name:

@@ -15,6 +15,7 @@ from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.data.document_examples import DocumentExamples
 from generalist.data.examples import ControlExamples, Examples
 from generalist.data.files import DocumentError
+from generalist.data.formats.faults import TooManyBroken
 from generalist.data.inspection.problems import Problem
 from generalist.data.mixture import Opened, mix
 from generalist.data.packing import Packer, Position
@@ -102,6 +103,8 @@ def naming(about: Subject) -> Iterator[None]:
     """The source's name in messages of packing, which names it by its number: here that of an example."""
     try:
         yield
+    except TooManyBroken:
+        raise
     except ValueError as error:
         raise ValueError(re.sub(r"of source \d+ ", f"of {about.name} ", str(error))) from error
 
@@ -111,6 +114,7 @@ def measure(about: Subject, tokenizers: Tokenizers, data: Stored) -> tuple[dict[
 
     Raises:
         ValueError: the source has no examples.
+        TooManyBroken: more of its records can't be read than may be left out.
     """
     parts = open_parts(about, tokenizers, data)
     described = [_part(about, one, tokenizers) for one in parts]
@@ -125,6 +129,8 @@ def measure(about: Subject, tokenizers: Tokenizers, data: Stored) -> tuple[dict[
     try:
         with naming(about):
             batch = _batch(about, tokenizers, parts)
+    except TooManyBroken:
+        raise  # other sizes of a batch would not help
     except ValueError as error:
         remedy = "raise the sizes of a batch (--data.length, --data.rows, ...), or take a shorter window (--data.SOURCE.steps)"
         return {**found, "batch": None}, [

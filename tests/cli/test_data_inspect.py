@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from generalist.cli.main import main
@@ -129,6 +130,18 @@ def test_what_a_run_refuses_is_shown_all_the_same(tmp_path: Path) -> None:
     assert str(file) in found["problems"][0]["where"] and found["run"] is None
     assert "1 of 7 records" in found["problems"][-1]["what"]
     assert "robot<b>" not in page and "robot&lt;b&gt;" in page
+
+
+def test_numbers_that_a_run_refuses_are_no_matter_of_sizes(tmp_path: Path) -> None:
+    folder = tmp_path / "robot"
+    folder.mkdir()
+    for number in range(4):
+        state, action = np.full((5, 2), number, np.float32), np.arange(5, dtype=np.float32)[:, None]
+        state[3] = np.nan if number == 2 else 0
+        np.savez(folder / f"{number}.npz", **{"observation/state": state, "action": action})
+    found, _ = run(tmp_path, str(folder))
+    assert [one["kind"] for one in found["problems"] if one["kind"] in ("refused", "does_not_fit")] == ["refused"]
+    assert "1 of 4 records" in found["problems"][-1]["what"]
 
 
 def test_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from generalist.data.formats.faults import TooManyBroken
 from generalist.data.formats.tfrecord import framed, records
 from generalist.data.recorded import Dataset, RecordedEpisodes, action_numbers, opened, spaces
 from generalist.data.recorded_task import recorded_task
+from generalist.data.source import Stored
 from generalist.data.sources.recorded import Recorded
 from generalist.data.statistics import statistics
 
@@ -100,6 +101,7 @@ def test_every_step_of_every_episode_is_trained_on_or_held_out(data: Path) -> No
     assert sorted(seen) == [*range(10)]
     assert len(reader(data, held_out=True)) == 2
     assert len(reader(data, heldout=0.0)) == 10
+    assert len(reader(data, heldout=0.99)) == 1, "one is left to train on"
 
 
 def test_spaces_follow_the_numbers(tmp_path: Path) -> None:
@@ -218,6 +220,30 @@ def test_task_goes_to_other_processes_and_is_not_played(data: Path) -> None:
     assert task.name == "recorded/robot"
     with pytest.raises(ValueError, match="without an environment"):
         task.make()
+
+
+def test_chunks_of_several_numbers_pass_the_check(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    stored = Stored(folder=tmp_path, corrections=(), cache=EpisodeCache(8))
+    Recorded(path=str(data), chunk=4).check("recorded", stored, False, said.append)
+    assert "9 episodes" in said[0] and "1 episodes held out" in said[0]
+
+
+def test_field_without_a_finite_number_is_named(tmp_path: Path) -> None:
+    several = [episode(number, 5) for number in range(3)]
+    for one in several:
+        one["action"][:, 1] = np.nan
+    with pytest.raises(ValueError, match=r"empty: no step has finite numbers in 'action', which is the action"):
+        _ = reader(write_tfrecord(tmp_path / "empty", several)).rows
+
+
+def test_records_left_out_are_noted_once(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sorted(data.rglob("*.tfrecord-*"))[0]
+    content = bytearray(file.read_bytes())
+    content[[*records(file)][1].offset + 20] ^= 1
+    file.write_bytes(bytes(content))
+    reader(data, unreadable=0.5)
+    assert capsys.readouterr().err.startswith("note: record left out, number 1 of 10")
 
 
 def test_version_is_no_name(data: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -229,3 +230,22 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 1 and message in done.stdout, done.stdout + done.stderr
         assert (tmp_path / "data").exists() and not (tmp_path / "runs" / "debug").exists()
+
+
+def test_two_data_sets_of_one_name_must_agree(tmp_path: Path):
+    for folder, width in (("a", 2), ("b", 2), ("c", 3)):
+        place = tmp_path / folder / "set"
+        place.mkdir(parents=True)
+        for number in range(2):
+            values = np.arange(4 * width, dtype=np.float32).reshape(4, width)
+            np.savez(place / f"{number}.npz", **{"observation/state": values, "action": values})
+    for other, fits in (("b", True), ("c", False)):
+        mixture = tmp_path / f"{other}.yaml"
+        lines = [f"{name}: {{kind: recorded, path: {tmp_path / name / 'set'}}}" for name in ("a", other)]
+        mixture.write_text("\n".join(lines))
+        found = command(tmp_path, "--data.mixture", str(mixture))
+        if fits:
+            check(found, SILENT)
+            continue
+        with pytest.raises(ValueError, match="the sources a and c are both recorded/set.*rename one of the folders"):
+            check(found, SILENT)

@@ -106,7 +106,7 @@ class Recorded(ControlSource):
         )
         say(f"  reads {named}; instruction: {found.mapping.instruction or repr(self.instruction)}")
         for task in self.task_list():
-            _check_bounds(task, found)
+            _check_bounds(task, self.environment, found)
         if left := [*unmapped(found.episodes.fields, found.mapping), *found.episodes.unread]:
             more = f" and {len(left) - TOLD} more" if len(left) > TOLD else ""
             say(f"  not used: {', '.join(left[:TOLD])}{more} (data.{name}.mapping says what is)")
@@ -141,8 +141,30 @@ class Recorded(ControlSource):
         yield from found.statistics.instructions if found.mapping.instruction else [self.instruction]
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """Windows of the episodes that are trained on."""
+        """Windows of the episodes that are trained on.
+
+        Raises:
+            ValueError: an instruction is so long that no window of its episode fits into a row.
+        """
+        self._check_instructions(stored, reading)
         return [self._windows(task, reader, reading) for task, reader in self.open_demonstrations(stored).items()]
+
+    def _check_instructions(self, stored: Stored, reading: Reading) -> None:
+        """Before training: else a run would stop when it comes to the episode."""
+        steps = min(self.steps, int(self._reader(stored).lengths.min(initial=self.steps)))
+        for task in self.task_list():
+            layout = reading.layouts[task.layout]
+            acted = (layout.action.tokens_per_step or 0) - (
+                self.hide_actions > 0
+            )  # a hidden one takes a position fewer
+            window = steps * max(1, (layout.observation.tokens_per_step or 0) + acted)
+            for text in self.texts(stored):
+                size = len(reading.assembler.instruction(text).tokens)
+                if size + window > reading.length:
+                    raise ValueError(
+                        f"{self.path}: the instruction {text!r:.60} has {size:,} positions, with which a window of {steps} steps "
+                        f"({window:,}) exceeds a row of data.length = {reading.length:,}: raise that, or shorten the instruction"
+                    )
 
     def _reader(self, stored: Stored, held_out: bool = False) -> RecordedEpisodes:
         key = (self.dataset, self.heldout, self.unreadable, held_out)
@@ -155,12 +177,14 @@ class Recorded(ControlSource):
         return found
 
 
-def _check_bounds(task: Task, found: Opened) -> None:
+def _check_bounds(task: Task, environment: str, found: Opened) -> None:
     """Whether all recorded actions lie within the bounds of the environment's.
 
     Raises:
         ValueError: one does not.
     """
+    if not environment:
+        return  # the bounds are the data's own, and a chunk's have another shape
     action = task.make_spaces()[1]
     if not isinstance(action, gym.spaces.Box) or "" not in found.mapping.action:
         return

@@ -48,6 +48,19 @@ def sequences(path: Path, folder: Path) -> list[Sequence]:
     return [examples.example(index, np.random.default_rng(index)) for index in range(len(examples))]
 
 
+def test_instruction_longer_than_a_row_is_refused_before_training(tmp_path: Path) -> None:
+    folder = tmp_path / "told"
+    folder.mkdir()
+    for number in range(4):
+        told = "pick the cup " * (100 if number == 2 else 1)
+        arrays = {"observation/state": np.ones((5, 2), np.float32), "action": np.ones((5, 1), np.float32)}
+        np.savez(folder / f"{number}.npz", instruction=told, **arrays)
+    with pytest.raises(
+        ValueError, match=r"the instruction 'pick the cup .* exceeds a row of data.length = 128: raise that"
+    ):
+        sequences(folder, tmp_path)
+
+
 def test_one_set_of_episodes_gives_the_same_tokens_in_every_format(written: dict[str, Path], tmp_path: Path) -> None:
     found = {name: sequences(path, tmp_path) for name, path in written.items()}
     expected = found.pop("npz")
