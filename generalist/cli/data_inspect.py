@@ -16,6 +16,7 @@ from generalist.system.places import check_file
 
 SUMMARY = "what a source holds, what is wrong with it and what to do about it, and what a run makes of it"
 TEXTS = 5  # instructions on the screen
+CHARACTERS = 200  # of each
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +101,13 @@ def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
     told = one["instructions"]
     say(f"{told['different']:,} different instructions, {told['empty']:,} episodes without one")
     for text, count in told["most"][:TEXTS]:
-        say(f"  {count:,} × {text}")
+        say(f"  {count:,} × {on_one_line(text)}")
+
+
+def on_one_line(text: str) -> str:
+    """A text of somebody else's file for the screen: not too long, and nothing in it commands the terminal."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text[:CHARACTERS])
+    return shown if len(text) <= CHARACTERS else f"{shown}... ({len(text):,} characters)"
 
 
 def _show_documents(about: Mapping[str, Any], console: Console) -> None:

@@ -25,7 +25,7 @@ from generalist.data.formats.faults import BrokenRecord, Faults
 from generalist.data.mapping import FieldMapping, default_mapping, read_mapping
 from generalist.data.spread import spread
 from generalist.data.statistics import Statistics, instruction_of, statistics
-from generalist.system.cache import cache_folder
+from generalist.system.cache import VARIABLE, cache_folder
 from generalist.system.processes import cores
 
 FEW = 1024
@@ -76,8 +76,20 @@ class Opened:
 
 
 def opening(split: str = "train") -> Opening:
-    """Where indices are kept, and by how many processes they are built."""
-    return Opening(index=cache_folder() / "index", workers=cores(), split=split)
+    """Where indices are kept, and by how many processes they are built.
+
+    Raises:
+        OSError: the folder can't be made.
+    """
+    folder = cache_folder() / "index"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"indices of data sets are kept in {folder}, which can't be made ({error.strerror}): name another folder with "
+            f"{VARIABLE}"
+        ) from error
+    return Opening(index=folder, workers=cores(), split=split)
 
 
 @functools.lru_cache(maxsize=32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from generalist.cli.data_inspect import on_one_line
 from generalist.cli.main import main
 from generalist.data.formats.tfrecord import records
 from generalist.data.recorded import opened
@@ -142,6 +143,11 @@ def test_numbers_that_a_run_refuses_are_no_matter_of_sizes(tmp_path: Path) -> No
     found, _ = run(tmp_path, str(folder))
     assert [one["kind"] for one in found["problems"] if one["kind"] in ("refused", "does_not_fit")] == ["refused"]
     assert "1 of 4 records" in found["problems"][-1]["what"]
+
+
+def test_texts_of_files_do_not_command_the_terminal() -> None:
+    assert on_one_line("pick \x1b[31m杯\n\x00 up") == "pick �[31m杯�� up"
+    assert on_one_line("a" * 201) == "a" * 200 + "... (201 characters)"
 
 
 def test_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,6 +246,15 @@ def test_records_left_out_are_noted_once(data: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith("note: record left out, number 1 of 10")
 
 
+def test_cache_folder_that_cannot_be_made_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GENERALIST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        OSError, match=r"kept in .*file/index, which can't be made \(Not a directory\).*GENERALIST_CACHE"
+    ):
+        reader(data)
+
+
 def test_version_is_no_name(data: Path) -> None:
     assert Dataset(path=str(data / "1.0.0")).name == "robot"
     assert Dataset(path="gs://bucket/some set/0.1.0/").name == "some_set"
