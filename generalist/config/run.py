@@ -73,7 +73,7 @@ class TrainingConfig:
     """Parts of a batch that are computed one after the other, their gradients added up: less memory, the same step."""
     loss_chunks: int = 0
     """Pieces of the rows whose logits are held one after the other, and computed again backwards; 0: as many as leave a piece of
-    16 MiB a device on a CPU, of 1 GiB on accelerators."""
+    16 MiB a device on a CPU, of 512 MiB on accelerators."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of activations; auto is bfloat16 on TPU and GPU and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0

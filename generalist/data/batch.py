@@ -14,21 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 
+from generalist.data.rows import rows_at, rows_of_shards
 from generalist.tokenizers.pieces import PATCH_SIZE, Modality
 
 if TYPE_CHECKING:
     ArrayLike = Any  # numpy on the way to the devices, JAX on them: neither's methods are common to both
 else:
     ArrayLike = np.ndarray | jax.Array | jax.ShapeDtypeStruct
-
-
-def rows_at(table: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "..."]) -> Shaped[jax.Array, "..."]:
-    """Rows of a table; an index beyond its end means the last one.
-
-    The gradient is summed in float32: thousands of positions share a row (padding's, a local position's), of which sums in 16
-    bits lose the small parts; and a GPU, which has no addition to 16 bits of memory, makes them take turns.
-    """
-    return table.astype(jnp.float32).at[index].get(mode="clip").astype(table.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -74,9 +66,9 @@ class Batch:
     ) -> Shaped[jax.Array, "B ..."]:
         """Rows of a payload array (or of what became of it) by their index within their shard."""
         if self.shards == 1:
-            return rows_at(jnp.asarray(payload), index)
-        pieces, within = (x.reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
-        found = jax.vmap(rows_at)(pieces, within)
+            return rows_at(jnp.asarray(payload), jnp.asarray(index))
+        pieces, within = (jnp.asarray(x).reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
+        found = rows_of_shards(pieces, within)
         return found.reshape(*index.shape, *payload.shape[1:])
 
 

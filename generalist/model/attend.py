@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
-from generalist.model.constrain import target_platform
 from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.splash_attention import splash_attention, splash_takes
+from generalist.system.platforms import target_platform
 
 
 class Packed(NamedTuple):

@@ -30,9 +30,3 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
         parts = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if axes and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, P(*spec))
-
-
-def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: the mesh's, which differs from this machine's when a program is compiled ahead of time."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from generalist.data.batch import rows_at
+from generalist.data.rows import rows_at
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.constrain import target_platform
 from generalist.model.layers import Linear, RMSNorm
+from generalist.system.platforms import target_platform
 
 PATCH = 16  # pixels per side (Gato, section 2.2)
 # Standard deviation of a weight: a tensor has tens of standardised numbers among thousands of columns.

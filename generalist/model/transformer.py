@@ -13,7 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.data.batch import Batch, rows_at
+from generalist.data.batch import Batch
+from generalist.data.rows import rows_at
 from generalist.model.attend import Packed
 from generalist.model.attention import Angles, Attention, Cache, Masked, Slide, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
@@ -107,10 +108,14 @@ class TokenTable(nnx.Module):
             return other
         return jnp.where((tokens < count)[..., None], rows_at(text, tokens).astype(dtype), other)
 
+    @property
+    def tables(self) -> list[Float[Array, "_ D"]]:
+        """The rows by kind, in the order of the ids, without kinds that the vocabulary lacks."""
+        return [rows[...] for rows in (self.text, self.other) if rows.shape[0]]
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32: a softmax over the vocabulary in 16 bits would be too coarse."""
-        tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))
-        products = [product(hidden, table).astype(jnp.float32) for table in tables]
+        products = [product(hidden, table.T.astype(hidden.dtype)).astype(jnp.float32) for table in self.tables]
         return jnp.concatenate(products, axis=-1)
 
 
@@ -275,9 +280,14 @@ class Transformer(nnx.Module):
         if self.visual is not None:
             self.visual.gated = nnx.List(unstacked(self.visual.gated))
 
+    @property
+    def output_table(self) -> TokenTable:
+        """The rows whose products with hidden states are the logits."""
+        return self.tokens if self.output is None else self.output
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""
-        logits = (self.tokens if self.output is None else self.output).logits(hidden)
+        logits = self.output_table.logits(hidden)
         # In float32, like the products: the tanh flattens what distinguishes the largest logits.
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits

@@ -14,9 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from generalist.data.batch import ArrayLike, Batch
-from generalist.model.attend import target_platform
+from generalist.model.layers import product
 from generalist.model.transformer import Transformer
+from generalist.system.platforms import target_platform
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.cross_entropy import partition
 
 KINDS = ("text", "continuous", "discrete")
 
@@ -49,13 +51,14 @@ def token_weights(batch: Batch, weights: Sequence[float], average: Literal["toke
 
 
 def by_source(x: Float[Array, "B L"], batch: Batch, sources: int) -> Float[Array, "S"]:
-    """Sums over each source's positions."""
-    return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
+    """Sums over each source's positions, which a GPU would add one after the other if they were scattered."""
+    own = batch.source[None] == jnp.arange(sources)[:, None, None]
+    return jnp.where(own, x[None], 0).sum(axis=(1, 2))
 
 
 def fitting(length: int, logits: float | int, platform: str) -> int:
     """Into how many pieces, a power of two that divides `length`, a device's logits are cut: until a piece has 4 million of them
-    on a CPU (16 MiB: beyond its caches they cost a third of a step), 256 million elsewhere (1 GiB)."""
+    on a CPU (16 MiB: beyond its caches they cost a third of a step), 256 million elsewhere (512 MiB in 16 bits)."""
     most, chunks = 2**22 if platform == "cpu" else 2**28, 1
     while logits > most * chunks and length % (2 * chunks) == 0:
         chunks *= 2
@@ -72,12 +75,14 @@ def token_losses(
             backward pass; 0: as many as `fitting` finds.
     """
 
+    # In float32 here and in 16 bits below, so that the gradients of all pieces are added up in float32.
+    tables = [table.astype(jnp.float32) for table in model.output_table.tables]
+
     def of(hidden: Array, targets: Array) -> tuple[Array, Array, Array]:
-        logits = model.logits(hidden)
-        log_partition = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        right = picked >= logits.max(axis=-1)  # a maximum is at hand; where it stands would be searched for one by one
-        return log_partition - picked, log_partition, right.astype(jnp.float32)
+        logits = tuple(product(hidden, table.T.astype(hidden.dtype)) for table in tables)
+        log_partition, picked, highest = partition(logits, targets, model.config.logit_softcap)
+        # A maximum is at hand; where it stands would be searched for one by one.
+        return log_partition - picked, log_partition, (picked >= highest).astype(jnp.float32)
 
     rows, length = batch.targets.shape
     mesh = jax.sharding.get_abstract_mesh()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from generalist.model.constrain import target_platform
+from generalist.system.platforms import target_platform
 from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.weights.folder import WeightsError
 from generalist.weights.legacy_torch import read_tensors

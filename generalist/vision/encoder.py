@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from generalist.model.constrain import target_platform
+from generalist.system.platforms import target_platform
 from generalist.tokenizers.image import to_rgb
 
 AT_ONCE = 16  # images
