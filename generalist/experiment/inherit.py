@@ -17,7 +17,7 @@ from generalist.run.named_weights import weights_settings
 
 # Settings of the model that change nothing of what its parameters mean. Of the encoder its own fingerprint decides, and of more
 # layers `generalist.experiment.warm_start`.
-FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "vision.encoder")
+FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "layers_unrolled", "vision.encoder")
 # Settings of a part that a model may lack: the beginning of their names, and the way in that the part is for.
 PARTS = {"vision.": "encoder", "frame_": "frame", "patch_": "patches", "tensor_hidden": "projected"}
 VOCABULARY = ("text_pieces", "continuous_bins", "discrete_values")
@@ -52,7 +52,7 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])
         # What they had of a pretrained trunk is among their own parameters by now; how they were trained is another matter.
-        how = {name: getattr(default.model, name) for name in ("remat", "stochastic_depth")}
+        how = {name: getattr(default.model, name) for name in ("remat", "layers_unrolled", "stochastic_depth")}
         model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
         default = dataclasses.replace(default, model=model, tokens=known.tokens)
     return tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description)

@@ -36,6 +36,16 @@ def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softc
     return half and head_size % 8 == 0 and head_size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
 
 
+def slow_heads(head_size: int) -> str | None:
+    """What to tell the user of a GPU whose attention has small heads; None if they are large enough."""
+    if head_size >= 64:
+        return None
+    return (
+        f"heads of {head_size} fill only a part of what the tensor cores multiply at once in attention: half as many heads of "
+        "twice model.head_size take less time, with as many parameters"
+    )
+
+
 def attend(
     query: Float[Array, "B L N H"],
     key: Float[Array, "B S M H"],

@@ -164,11 +164,17 @@ class ModelConfig:
     """Which activations the backward pass recomputes. none: nothing. products: everything but matrix products and attention
     outputs, which on a CPU is also faster than fetching from memory. block: everything but a block's input, which takes the
     least memory, for about a third more compute."""
+    layers_unrolled: int = 0
+    """Layers per round of the loop over the layers; as many as there are, or more: no loop, which lets the compiler fuse across
+    layers, and takes longer to compile. 0: no loop on a GPU if there are 12 layers at most; else 1."""
 
     def __post_init__(self) -> None:
-        # These two mean "off" at 0; every other size must be positive.
+        # These mean "off" or "as it suits" at 0; every other size must be positive.
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), int(field.name not in ("window", "learned_positions"))
+            value, least = (
+                getattr(self, field.name),
+                int(field.name not in ("window", "learned_positions", "layers_unrolled")),
+            )
             if field.type in (int, "int") and value < least:
                 raise ValueError(f"model.{field.name} must be at least {least}, got {value}")
         if not 0 <= self.stochastic_depth < 1:

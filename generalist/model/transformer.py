@@ -4,7 +4,6 @@ Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N ten
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,23 +20,10 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, make_norm, product, stack, unstacked
+from generalist.model.remat import layers_unrolled, recomputed
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
-
-_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(
-        "attention"
-    ),  # results of attention kernels, which are not plain products
-)
-# A scan already separates forward and backward; barriers against merging them would only prevent fusions.
-REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "none": lambda layer: layer,
-    "products": functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False),
-    "block": functools.partial(jax.checkpoint, prevent_cse=False),
-}
-"""How a layer's activations are kept or recomputed, by `model.remat`."""
 
 
 class Block(nnx.Module):
@@ -222,11 +208,13 @@ class Transformer(nnx.Module):
             seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
-        remat = REMAT[self.config.remat]
+        layers = self.config.layers
+        unroll = layers_unrolled(layers, self.config.layers_unrolled)
+        remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
         if self.visual is None:
-            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept))
+            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept), unroll=unroll)
         else:
-            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat)
+            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat, unroll)
         return self.final_norm(x)
 
     def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:

@@ -70,10 +70,11 @@ class VisualPath(nnx.Module):
         return batch.gather(visual, batch.row_images)
 
     def scan(
-        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable
+        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable, unroll: int
     ) -> Float[Array, "B L D"]:
         """Runs all blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
-        activations are kept or recomputed as `remat` decides."""
+        activations are kept or recomputed as `remat` decides; `unroll` blocks in one round of the loop, in whole groups if they
+        are more than a group has."""
         visual, mask = None, None
         if len(batch.images):  # a batch without images pays nothing for them
             visual = self.tokens(batch, x.dtype)
@@ -88,7 +89,7 @@ class VisualPath(nnx.Module):
 
         def group(x, params):
             gate_params, block_params = params
-            return jax.lax.scan(layer, look(x, gate_params), block_params)[0], None
+            return jax.lax.scan(layer, look(x, gate_params), block_params, unroll=min(unroll, self.every))[0], None
 
         count = jax.tree.leaves(blocks)[0].shape[0]
         # A scan within a scan: groups of blocks behind one cross-attention; the rest, if any, follow below.
@@ -96,7 +97,8 @@ class VisualPath(nnx.Module):
         grouped = jax.tree.map(
             lambda leaf: leaf[: whole * self.every].reshape(whole, self.every, *leaf.shape[1:]), blocks
         )
-        x, _ = jax.lax.scan(group, x, (jax.tree.map(lambda leaf: leaf[:whole], gated), grouped))
+        gates = jax.tree.map(lambda leaf: leaf[:whole], gated)
+        x, _ = jax.lax.scan(group, x, (gates, grouped), unroll=max(1, min(unroll // self.every, whole)))
         if count % self.every:  # the last group is shorter
             rest = jax.tree.map(lambda leaf: leaf[whole * self.every :], blocks)
             x, _ = group(x, (jax.tree.map(lambda leaf: leaf[whole], gated), rest))

@@ -49,6 +49,7 @@ FREE = (
         "cluster.*",
         "profile",
         "model.remat",
+        "model.layers_unrolled",
         # Of a contrastive run.
         "check",
         "unreadable",
