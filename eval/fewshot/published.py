@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from generalist.data.files import DocumentError, check_letters, json_file, json_lines, named, text_lines
+from generalist.data.formats.vqa import ANSWER
 from generalist.data.images import check_image
 
 Kind = Literal["caption", "vqa", "classify"]
@@ -23,7 +24,7 @@ Metric = Literal["cider", "vqa", "exact", "accuracy", "auc"]
 Split = Literal["train", "val"]
 
 PEOPLE = 4  # answers from which on VQA accuracy can be 100%
-CAPTION, ANSWER = "Output: {answer}", "Question: {question} Answer: {answer}"
+CAPTION = "Output: {answer}"
 MEME = "is an image with: '{question}' written on it. Is it hateful? Answer: {answer}"
 _TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 

@@ -9,12 +9,17 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
+
+from generalist.data.formats.places import Place
 
 MARK = "\ufeff"  # the byte-order mark: at a file's beginning, or anywhere in files that were joined
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin with the same bytes, or hold bytes of zero
 
 LONGEST_NAME = 255  # bytes of one part
+LONGEST_LINE = 2**28  # bytes: more is no line, or meant to exhaust the memory
+
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 
 
 class DocumentError(ValueError):
@@ -31,16 +36,18 @@ class Line(NamedTuple):
     content: bytes
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Place) -> Iterator[Line]:
     """The lines of a file that are not empty, one in memory at a time.
 
     Raises:
-        DocumentError: it is not there, can't be read, or is no UTF-8.
+        DocumentError: it is not there, can't be read, is UTF-16, or has a line of more than 256 MB.
     """
     try:
         with path.open("rb") as file:
             offset = 0
-            for row, content in enumerate(file, start=1):
+            for row, content in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(content) > LONGEST_LINE:
+                    raise DocumentError(f"{path} line {row} has more than {LONGEST_LINE:,} bytes: break it up")
                 if row == 1 and content.startswith(WIDE):
                     raise DocumentError(f"{path} is UTF-16 or UTF-32: save it as UTF-8")
                 if content.strip().removeprefix(codecs.BOM_UTF8):
@@ -70,7 +77,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path} line {row}", parsed_line(content, f"{path} line {row}")
 
 
-def json_file(path: Path) -> Any:
+def json_file(path: Place) -> Any:
     """What a JSON file holds.
 
     Raises:
@@ -79,7 +86,7 @@ def json_file(path: Path) -> Any:
     return parsed(whole(path), str(path))
 
 
-def whole(path: Path) -> bytes:
+def whole(path: Place) -> bytes:
     """All of a file.
 
     Raises:
@@ -142,13 +149,17 @@ def check_letters(text: str, what: str) -> None:
         raise DocumentError(f"{what} {text!r:.60} has half a character (a lone surrogate): write it whole")
 
 
-def named(folder: Path, name: str, where: str) -> Path:
+def named(folder: AnyPlace, name: str, where: str) -> AnyPlace:
     """The file that an entry names, within the folder. What is decided is the name alone: a link within the folder, or the folder
     being one, is the user's own doing and is followed, wherever it leads.
 
     Raises:
         DocumentError: the name leads out of the folder (it is absolute, or has `..`), or none can be called so.
     """
+    if "://" in name:
+        raise DocumentError(
+            f"{where}: the image {name!r:.80} is an address: nothing is downloaded; get it, and name its file"
+        )
     path = Path(name)
     half = any("\ud800" <= letter <= "\udfff" for letter in name)
     if "\0" in name or half or any(len(part.encode()) > LONGEST_NAME for part in path.parts):
@@ -158,12 +169,12 @@ def named(folder: Path, name: str, where: str) -> Path:
             f"{where}: the image {name!r:.80} is outside the folder of the file: put it (or a link to it) inside, and write its "
             "name from there, such as images/1.png"
         )
-    return folder.absolute() / path
+    return cast(AnyPlace, folder.absolute() / name)
 
 
-def is_file(path: Path | str) -> bool:
+def is_file(path: Place | str) -> bool:
     """Whether there is such a file; a text that no file can be called (too long, a byte of zero) is none."""
-    return os.path.isfile(path)
+    return os.path.isfile(path) if isinstance(path, Path | str) else path.is_file()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,16 +7,20 @@
 several frames or pages           the first
 """
 
+import dataclasses
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from generalist.data.files import DocumentError, is_file
+from generalist.data.formats.places import Place, read_range
 
 LARGEST_IMAGE = 64_000_000  # pixels: more is a mistake, or meant to exhaust the memory
+LARGEST_ENCODED = 2**28  # bytes, of an image within another file, which is read whole
 # No format that is a program (EPS is run by another one), and none that Pillow needs a plugin for.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # How names of images end, of formats that are read or not: what ends so is meant as an image.
@@ -31,8 +35,40 @@ BITS, PHOTOMETRIC = 258, 262
 WHITE_IS_ZERO = 0
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file, uint8 (H, W, 3), upright as its camera says; transparency is laid on white.
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An image in memory, as PNG, JPEG or another of the formats."""
+
+    content: bytes = dataclasses.field(repr=False)
+    name: str
+    """File and record that it is from, for messages."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """An image that is a part of a larger file, read when it is used."""
+
+    file: Place
+    offset: int
+    """Bytes before it."""
+    size: int
+    """Its bytes."""
+    name: str
+    """File and record that it is from, for messages."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageRef = Place | Encoded | Extract
+"""An image that is read and decoded only when it is used: a file, or encoded bytes."""
+
+
+def read_image(path: ImageRef) -> np.ndarray:
+    """An image, uint8 (H, W, 3), upright as its camera says; transparency is laid on white.
 
     Raises:
         DocumentError: it is no image, broken, larger than 64 million pixels, or of numbers without a black and a white.
@@ -44,13 +80,13 @@ def read_image(path: Path) -> np.ndarray:
     return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
 
 
-def check_image(path: Path) -> None:
+def check_image(path: ImageRef) -> None:
     """Reads no pixel of an image, unless its file does not end as whole ones do.
 
     Raises:
         DocumentError: it is not there, or what `read_image` would find at its beginning, or at its end.
     """
-    if not is_file(path):
+    if not is_there(path):
         hint = " (between folders stands / here)" if "\\" in str(path) else ""
         raise DocumentError(f"there is no image {path}: put it there{hint}")
     with opened(path) as image:
@@ -60,16 +96,21 @@ def check_image(path: Path) -> None:
             image.load()
 
 
+def is_there(image: ImageRef) -> bool:
+    """Whether an image that is a file of its own is there; what is in another one is."""
+    return isinstance(image, Encoded | Extract) or is_file(image)
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, opened; whatever goes wrong with it until it is closed names it.
+def opened(path: ImageRef) -> Iterator[Image.Image]:
+    """An image, opened; whatever goes wrong with it until it is closed names it.
 
     Raises:
         DocumentError: it is no image, broken, larger than 64 million pixels, or has a transparency that Pillow would misread.
     """
     try:
         # Not by its name: what Pillow then maps into memory it turns wrongly (a TIFF that lies on its side).
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with _stream(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
             if "transparency" in image.info and any(tile.args == "RGB;16B" for tile in image.tile):
@@ -99,13 +140,23 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode == "1" else "RGBA" if clear else "RGB"))
 
 
-def _ends(path: Path, end: bytes) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - len(end)))
+def _stream(path: ImageRef) -> AbstractContextManager[Any]:
+    """What an image is read from."""
+    if isinstance(path, Encoded | Extract):
+        size = path.size if isinstance(path, Extract) else len(path.content)
+        if size > LARGEST_ENCODED:
+            raise DocumentError(f"{path} has {size:,} bytes, more than an image may have: make it smaller")
+        return io.BytesIO(path.content if isinstance(path, Encoded) else read_range(path.file, path.offset, size))
+    return path.open("rb")
+
+
+def _ends(path: ImageRef, end: bytes) -> bool:
+    with _stream(path) as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - len(end)))
         return file.read() == end
 
 
-def _transparent(image: Image.Image, path: Path) -> Image.Image:
+def _transparent(image: Image.Image, path: ImageRef) -> Image.Image:
     """As RGBA.
 
     Raises:
@@ -123,7 +174,7 @@ def _transparent(image: Image.Image, path: Path) -> Image.Image:
         ) from error
 
 
-def _range(image: Image.Image, path: Path) -> int:
+def _range(image: Image.Image, path: ImageRef) -> int:
     """The white of an image of one deep channel, whose black is 0.
 
     Raises:
@@ -141,7 +192,7 @@ def _range(image: Image.Image, path: Path) -> int:
     )
 
 
-def _grey(image: Image.Image, path: Path) -> Image.Image:
+def _grey(image: Image.Image, path: ImageRef) -> Image.Image:
     """One deep channel as 8 bits, with the transparency that a PNG may give to one of its values."""
     white, clear = _range(image, path), image.info.get("transparency")
     values = np.asarray(image)

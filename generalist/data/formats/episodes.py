@@ -47,6 +47,8 @@ class RawEpisode:
     """Fields of steps, T values each; an observation after the last action is left out."""
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the episode: texts as str, numbers as arrays."""
+    final: Mapping[str, Column] = dataclasses.field(default_factory=dict)
+    """Fields of a step after the last action, where the files have one: one value each, whose action means nothing."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -88,6 +90,8 @@ class EpisodeSet(abc.ABC):
     """By key."""
     lengths: Int[np.ndarray, "N"]
     """Steps of each episode; 0 for one that is known to be broken."""
+    derived: Collection[str] = ()
+    """Keys of fields that only number or mark the steps; every format has its own, so that conversions leave them out."""
     unread: Mapping[str, str] = {}
     """Keys of what is stored but can't be read as a field, with the reason."""
     rate: float | None = None

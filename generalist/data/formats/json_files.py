@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.places import Place, size
 
 LARGEST_JSON = 2**26
@@ -17,11 +18,11 @@ def json_object(file: Place) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is too large, is not JSON, or holds something other than an object.
+        BrokenRecord: it is too large, is not JSON, or holds something other than an object.
     """
     if size(file) > LARGEST_JSON:
-        raise ValueError(f"{file} has more than {LARGEST_JSON:,} bytes, which no description has: copy it again")
-    return _parsed(file.read_bytes(), str(file))
+        raise BrokenRecord(f"{file} has more than {LARGEST_JSON:,} bytes, which no description has: copy it again")
+    return parsed_object(file.read_bytes(), str(file))
 
 
 def json_rows(file: Place) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -29,16 +30,16 @@ def json_rows(file: Place) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: a line is too long, is not JSON, or holds something other than an object.
+        BrokenRecord: a line is too long, is not JSON, or holds something other than an object.
     """
     with file.open("rb") as lines:
         row = 0
         while line := lines.readline(LONGEST_LINE + 1):
             row += 1
             if len(line) > LONGEST_LINE:
-                raise ValueError(f"{file}, line {row} has more than {LONGEST_LINE:,} bytes: copy it again")
+                raise BrokenRecord(f"{file}, line {row} has more than {LONGEST_LINE:,} bytes: copy it again")
             if line.strip():
-                yield row, _parsed(line, f"{file}, line {row}")
+                yield row, parsed_object(line, f"{file}, line {row}")
 
 
 def is_count(value: Any) -> bool:
@@ -46,11 +47,16 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _parsed(content: bytes, where: str) -> dict[str, Any]:
+def parsed_object(content: bytes | str, where: str) -> dict[str, Any]:
+    """The object that a text of JSON is.
+
+    Raises:
+        BrokenRecord: it is not JSON, or another value.
+    """
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged ({error}): copy it again") from error
+        raise BrokenRecord(f"{where} is damaged ({error}): copy it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold an object, got {value!r:.60}: copy it again")
+        raise BrokenRecord(f"{where} must hold an object, got {value!r:.60}: copy it again")
     return value

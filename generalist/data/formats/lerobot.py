@@ -56,6 +56,7 @@ class Footage:
 class LeRobot(EpisodeSet):
     """See the module."""
 
+    derived = ("timestamp", "frame_index", "episode_index", "index", "task_index")
     versions: ClassVar[tuple[str, ...]]
     """Values of `codebase_version`."""
     placeholders: ClassVar[tuple[str, ...]]

@@ -76,6 +76,24 @@ def size(file: Place) -> int:
     return file.stat().st_size
 
 
+def read_range(file: Place, offset: int, count: int) -> bytes:
+    """`count` bytes of a file from `offset` on; of a file in a bucket no more than those are fetched.
+
+    Raises:
+        ValueError: the file ends before; it has changed since it was indexed, or was cut off.
+        OSError: it can't be read.
+    """
+    if isinstance(file, UPath):
+        content = file.fs.cat_file(file.path, start=offset, end=offset + count) if count else b""
+    else:
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            content = opened.read(count)
+    if len(content) != count:
+        raise ValueError(f"{file} ends within the bytes {offset:,} to {offset + count:,}: get it again")
+    return content
+
+
 def missing(files: Iterable[Place]) -> list[Place]:
     """Those that are not there."""
     return [file for file in files if not file.exists()]

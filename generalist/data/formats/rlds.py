@@ -15,7 +15,7 @@ Dimension key: T steps, N episodes.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +25,10 @@ from generalist.data.formats import tfrecord
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.index import Arrays, indexed
-from generalist.data.formats.places import Place
+from generalist.data.formats.places import Place, stamp
 from generalist.data.formats.tfds_folder import TfdsFolder, is_tfds, open_tfds
 from generalist.data.formats.tfrecord import Record
+from generalist.envs.rlds_steps import is_ours
 
 STEPS = "steps/"
 LISTS = {"i": "int64_list", "u": "int64_list", "b": "int64_list", "f": "float_list", "S": "bytes_list"}
@@ -55,6 +56,7 @@ class Rlds(EpisodeSet):
     """See the module. `files` are shards; those that are missing are lost records."""
 
     format: ClassVar[str] = "RLDS in TFRecord or ArrayRecord files (TFDS, Open X-Embodiment)"
+    derived = ("is_first", "is_last")
 
     def __init__(self, place: Place, opening: Opening):
         super().__init__(place, opening)
@@ -62,7 +64,8 @@ class Rlds(EpisodeSet):
         if "steps" not in self._folder.features or not hasattr(self._folder.features["steps"], "feature"):
             raise ValueError(f"{self._folder.place} is not RLDS: it has no `steps`")
         self._stored, self.unread = described(self._folder.features)
-        self.fields = {key: stored.field for key, stored in self._stored.items()}
+        self.rate = self._folder.rate
+        self.fields = {key: self._named(stored.field) for key, stored in self._stored.items()}
         shards = self._folder.split(opening.split)
         self._files = [file for file, _ in shards if file.exists()]
         missing = [(file, count) for file, count in shards if not file.exists()]
@@ -72,10 +75,16 @@ class Rlds(EpisodeSet):
         actions = tuple(one for key, one in self._stored.items() if key == "action" or key.startswith("action/"))
         if not any(one.field.kind == "number" for one in actions):
             raise ValueError(f"{self._folder.place} is not RLDS: its steps have no `action` of numbers")
-        is_last = self._stored.get("is_last")
+        # In our own recordings the last step is a decision like any other.
+        is_last = None if is_ours(self._folder.features) else self._stored.get("is_last")
         scan = functools.partial(scan_shard, actions=actions, is_last=is_last)
-        kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]}"
+        kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]} {is_last is None}"
         self._place(indexed(self._files, scan, kind=kind, opening=opening), dict(shards))
+
+    def _named(self, field: Field) -> Field:
+        """A field with the names that the files say its numbers have."""
+        names = self._folder.names.get(field.key, ())
+        return dataclasses.replace(field, names=names) if field.shape == (len(names),) else field
 
     def _place(self, shards: list[Arrays], wanted: Mapping[Place, int]) -> None:
         """Where each episode is, of all shards in their order, and what was lost."""
@@ -131,6 +140,7 @@ class Rlds(EpisodeSet):
         return RawEpisode(
             columns={key: column[:count] for key, column in found.items() if key in steps},
             values={key: value for key, value in found.items() if key not in steps},
+            final={key: column[count:] for key, column in found.items() if key in steps and len(column) > count},
         )
 
 
@@ -294,16 +304,17 @@ def read_record(file: Place, record: Record) -> bytes:
         except OSError as error:
             raise BrokenRecord(f"{file} can't be read ({error}): copy it again") from error
     try:
-        return _array_reader(str(file)).read([record.offset])[0]
+        return _array_reader(file, stamp(file)).read([record.offset])[0]
     except Exception as error:  # the C++ library's errors
         raise BrokenRecord(f"{file}, record {record.offset} can't be read ({error}): copy the file again") from error
 
 
 @functools.lru_cache(maxsize=64)  # open files
-def _array_reader(file: str) -> Any:
+def _array_reader(file: Place, _stamp: str) -> Any:
+    """An open file; one that was written anew is opened anew."""
     from array_record.python import array_record_module
 
-    return array_record_module.ArrayRecordReader(file, options="readahead_buffer_size:0")
+    return array_record_module.ArrayRecordReader(str(file), options="readahead_buffer_size:0")
 
 
 def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | None) -> Arrays:
@@ -313,7 +324,7 @@ def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | No
     broken: dict[int, str] = {}
     end = ""
     try:
-        for number, record in enumerate(_records(file)):
+        for number, record in enumerate(shard_records(file)):
             offsets.append(record.offset)
             sizes.append(record.size)
             try:
@@ -336,14 +347,20 @@ def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | No
     }
 
 
-def _records(file: Place) -> Iterator[Record]:
+def shard_records(file: Place) -> Iterator[Record]:
+    """The records of a TFRecord file, or of an ArrayRecord file by their numbers.
+
+    Raises:
+        BrokenRecord: what follows can't be found.
+        OSError: the file can't be read.
+    """
     if ".array_record" not in file.name:
         yield from tfrecord.records(file)
         return
     if not isinstance(file, Path):
         raise BrokenRecord(f"{file}: ArrayRecord files are read from local folders only: copy the data set")
     try:
-        count = _array_reader(str(file)).num_records()
+        count = _array_reader(file, stamp(file)).num_records()
     except Exception as error:
         raise BrokenRecord(f"{file} is no readable ArrayRecord file ({error}): copy it again") from error
     yield from (Record(number, 0) for number in range(count))
@@ -359,6 +376,10 @@ def _decisions(content: bytes, actions: tuple[Stored, ...], is_last: Stored | No
     flags = np.asarray(found["is_last"]).reshape(-1)  # (T,)
     if flags[:-1].any():
         raise BrokenRecord(f"is_last marks step {int(flags.argmax())} of {count}: an episode per record is needed")
-    last = [np.asarray(column[-1], np.float64) for column in done]
-    placeholder = all((value == 0).all() for value in last) or not all(np.isfinite(value).all() for value in last)
-    return count - bool(flags[-1] and placeholder)
+    return count - bool(flags[-1] and is_placeholder([column[-1] for column in done]))
+
+
+def is_placeholder(action: Iterable[np.ndarray | np.generic]) -> bool:
+    """Whether the numbers of a last step's action say that there is none: all are zero, or one is not finite."""
+    numbers = [np.asarray(value, np.float64) for value in action]
+    return all((value == 0).all() for value in numbers) or not all(np.isfinite(value).all() for value in numbers)

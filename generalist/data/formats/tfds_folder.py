@@ -5,13 +5,14 @@ TFDS itself would import whatever module a features.json names; here only its ow
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from generalist.data.formats.places import Place, inside
 
-INFO, FEATURES = "dataset_info.json", "features.json"
+INFO, FEATURES, METADATA = "dataset_info.json", "features.json", "metadata.json"
 FILE_FORMATS = ("tfrecord", "array_record")
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 TRUSTED = "tensorflow_datasets.core.features."
@@ -32,6 +33,10 @@ class TfdsFolder:
     """Split → its files in order, each with the number of its records."""
     features: Any
     """`tfds.features.FeaturesDict`."""
+    rate: float | None = None
+    """Steps per second, where `metadata.json` has a `rate`."""
+    names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Of a vector's numbers by the field's key, where `metadata.json` has them."""
 
     def split(self, wanted: str) -> list[tuple[Place, int]]:
         """The files of a split; of the only one, whatever its name.
@@ -49,7 +54,7 @@ class TfdsFolder:
 
 def is_tfds(place: Place) -> bool:
     """Whether a folder, or a folder of versions in it, is a TFDS data set."""
-    return place.is_dir() and next(_described(place), None) is not None
+    return place.is_dir() and any((folder / FEATURES).exists() for folder in _described(place))
 
 
 def open_tfds(place: Place) -> TfdsFolder:
@@ -81,7 +86,25 @@ def open_tfds(place: Place) -> TfdsFolder:
         ) from error
     if not isinstance(described, tfds.features.FeaturesDict):
         raise ValueError(f"{folder / FEATURES} describes no dictionary of features: copy it again")
-    return TfdsFolder(place=folder, name=name, file_format=format_, shards=shards, features=described)
+    rate, names = _metadata(folder / METADATA)
+    return TfdsFolder(
+        place=folder, name=name, file_format=format_, shards=shards, features=described, rate=rate, names=names
+    )
+
+
+def _metadata(path: Place) -> tuple[float | None, dict[str, tuple[str, ...]]]:
+    """What our conversions add to a data set's description: its rate and the names of numbers.
+
+    Raises:
+        ValueError: the file is damaged, or its rate is none.
+    """
+    stored = _json(path) if path.exists() else {}
+    rate, names = stored.get("rate"), stored.get("names")
+    known = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
+    if rate is not None and not known:
+        raise ValueError(f"{path}: 'rate' must be steps per second above 0, got {rate!r:.60}: correct it")
+    listed = names.items() if isinstance(names, dict) else ()
+    return rate, {key: tuple(map(str, several)) for key, several in listed if isinstance(several, list)}
 
 
 def _described(place: Place) -> Iterator[Place]:
