@@ -27,11 +27,11 @@ def test_without_a_gpu_it_says_so():
 @pytest.mark.slow
 def test_a_dry_run_goes_from_recordings_to_figures(tmp_path: Path):
     measure = "gradients of rows by XLA's scatter"
-    chosen = ("--models", "gato_79m", "flamingo_3b", "--measures", measure, "--minutes", "30")
+    chosen = ("--models", "gato_79m", "--measures", measure, "--minutes", "30")
     done = run("--dry", *chosen, "--json", str(tmp_path / "gpu.json"))
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["left_out"] == [] and "left out" not in done.stdout, done.stdout + done.stderr
     first = found["models"]["gato_79m"]
     assert 0.5 < first["filled"] <= 1 and first["tokens_per_second"] > 0 and first["jax"] in done.stdout
     assert len(first["kernels"]) == 10 and sum(share for _, share in first["kernels"]) <= 1
-    assert found["models"]["flamingo_3b"]["program_bytes"] > 0 and set(found["without"]) == {measure}
+    assert set(found["without"]) == {measure}
