@@ -1,8 +1,10 @@
-"""A user's own documents: text and images in any order, one document a line of a JSONL file, images as files beside it.
+"""The user's own documents: text and images in any order, one document per line of a JSONL file, images as files beside it.
 
 {"content": ["A cat", {"image": "cat.png"}, "on a mat", {"image": "dog.png"}, "and a dog."]}
-{"image": "cat.png", "text": "a cat on a mat"}          a pair: short for an image and then its text
+{"image": "cat.png", "text": "a cat on a mat"}          a pair: short for an image followed by its text
 {"text": "no image at all"}
+
+Dimension key: H height, W width of an image, h and w after resizing.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from generalist.data.files import DocumentError, check_letters, lines, named, parsed_line
 from generalist.data.images import check_image, read_image
@@ -23,29 +26,29 @@ from generalist.tokenizers.pieces import PATCH_SIZE
 from generalist.tokenizers.sequence import Assembler, Sequence
 
 UNREADABLE = 0.05
-"""Share of documents that may have an image which can't be read; they are left out, counted and named."""
-TOLD = 10  # of them by name; then the 16th, the 32nd, ...
-NAMED = 20  # of them in an error
+"""Share of the documents that may have an unreadable image; these are left out, counted and named."""
+REPORTED = 10  # documents left out that are reported one by one; after them only the 16th, the 32nd, and so on
+LISTED = 20  # of them in an error message
 KEYS = {"content", "image", "text"}
-_LISTED = ", ".join(sorted(KEYS))
+_KEYS = ", ".join(sorted(KEYS))
 
 Part = str | Path
 """A text, or an image's file."""
 
 
 class Documents:
-    """The documents of a file, or of all `*.jsonl` files of a folder. Only where each begins is kept in memory.
+    """The documents of a file, or of all `*.jsonl` files of a folder. Only each document's offset is kept in memory.
 
-    A document with an image that can't be read is left out, wherever it is met, as long as there are few of them.
+    A document with an unreadable image is left out wherever it comes up, as long as there are few of them.
 
     Args:
         path: the file or the folder.
         unreadable: the share that may be left out.
-        checked: whether its images were looked at already, which takes a while where there are many.
+        checked: whether the images were checked already; checking opens each of them, which takes a while if there are many.
 
     Raises:
-        DocumentError: there is none, one of them is not as described above, or more than that share have an image that is not
-            there, of no known format, unbearably large, or cut off. Pixels are not read for that: see `read_all`.
+        DocumentError: there is no document, one is malformed, or more than that share have an image that is missing, of an
+            unknown format, too large, or cut off. Pixels are not read for this check; see `read_all`.
     """
 
     def __init__(self, path: Path, unreadable: float = UNREADABLE, *, checked: bool = False):
@@ -54,12 +57,13 @@ class Documents:
         if not self._files:
             raise DocumentError(f"{self.path} is neither a JSONL file nor a folder with *.jsonl files")
         self.left_out: dict[int, str] = {}
-        """Number of a document → why it can't be read, as far as is known."""
+        """Index of a document that can't be read → the reason; complete only after `read_all`."""
         self.unread: Counter[str] = Counter()
-        """Keys that nothing is made of, and how many documents have them."""
+        """Keys that are ignored, and how many documents have them."""
         found: list[tuple[int, int, int]] = []
         for number, file in enumerate(self._files):
             for row, offset, line in lines(file):
+                # A malformed document is an error whatever the share: it is a mistake, where a bad image is an accident.
                 document = _document(line, f"{file} line {row}")
                 parts = _parts(document, file, row)
                 self.unread.update(document.keys() - KEYS)
@@ -67,9 +71,10 @@ class Documents:
                     self._look(len(found), parts, check_image)
                 found.append((number, offset, row))
         if not found:
-            raise DocumentError(f"{self.path} has no document: write one a line")
+            raise DocumentError(f"{self.path} has no document: write one per line")
+        # 24 bytes per document, whatever its length: (documents, file and offset and line).
         self._index = np.array(found, np.int64)
-        self._bear()
+        self._check_share()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -77,6 +82,7 @@ class Documents:
     def __getitem__(self, index: int) -> list[Part]:
         """A document's texts and images in order."""
         number, offset, row = self._index[index].tolist()
+        # Opened for each document: loaders in several processes and threads read at once, and share no position.
         with self._files[number].open("rb") as file:
             file.seek(offset)
             line = file.readline()
@@ -91,40 +97,42 @@ class Documents:
         """Reads every image.
 
         Args:
-            advance: is called after each document.
+            advance: called after each document.
 
         Raises:
-            DocumentError: more than the bearable share can't be read; names them all.
+            DocumentError: more than the allowed share can't be read.
         """
         for index in range(len(self)):
             self._look(index, self[index], read_image)
             advance()
-        self._bear()
+        # Only at the end, so that all of them are known at once.
+        self._check_share()
 
     def leave_out(self, index: int, why: DocumentError) -> None:
-        """Counts and names a document with an image that can't be read, on standard error, once.
+        """Counts a document with an unreadable image and reports it on standard error, once.
 
         Raises:
-            DocumentError: it is one too many.
+            DocumentError: more than the allowed share were left out.
         """
         if index in self.left_out:
             return
         self.left_out[index] = str(why)
-        self._bear()
+        self._check_share()
         count = len(self.left_out)
-        if count <= TOLD or count & (count - 1) == 0:
-            tell(f"left out, the {count}. of {len(self):,} documents: {self.where(index)}: {why}")
+        # A power of two has one bit: the reports get rarer as they get longer.
+        if count <= REPORTED or count & (count - 1) == 0:
+            tell(f"left out ({count:,} of {len(self):,} documents so far): {self.where(index)}: {why}")
 
     def notes(self) -> list[str]:
-        """What the user is told before training: what was left out so far, and what is not read."""
-        told = [f"left out: {self.where(index)}: {why}" for index, why in sorted(self.left_out.items())]
-        return told + [
-            f"{self.path}: {key!r} of {count:,} documents is not read; there are {_LISTED}"
+        """Lines for the user before training: the documents left out so far, and the keys that are ignored."""
+        reasons = [f"left out: {self.where(index)}: {why}" for index, why in sorted(self.left_out.items())]
+        return reasons + [
+            f"{self.path}: the key {key!r} of {count:,} documents is not read; known keys are {_KEYS}"
             for key, count in self.unread.most_common()
         ]
 
     def pairs(self) -> list[tuple[int, Path, str]]:
-        """The documents that are one image with one text after it, as a contrastive loss needs them, and their numbers.
+        """The documents that consist of one image followed by one text, as a contrastive loss needs them, with their indices.
 
         Raises:
             DocumentError: there is none.
@@ -138,10 +146,11 @@ class Documents:
         return found
 
     def texts(self) -> list[str]:
-        """All texts, for learning a text tokenizer."""
+        """All texts, for training a text tokenizer."""
         return [part for index in range(len(self)) for part in self[index] if isinstance(part, str)]
 
     def _look(self, index: int, parts: list[Part], look: Callable[[Path], Any]) -> None:
+        """Applies `look` to each image of a document, and leaves the document out if it fails."""
         try:
             for part in parts:
                 if isinstance(part, Path):
@@ -149,40 +158,43 @@ class Documents:
         except DocumentError as error:
             self.left_out[index] = str(error)
 
-    def _bear(self) -> None:
+    def _check_share(self) -> None:
         """
         Raises:
-            DocumentError: more were left out than may be.
+            DocumentError: more than the allowed share were left out.
         """
         count, total = len(self.left_out), len(self)
         if count <= self._unreadable * total:
             return
-        told = [f"{self.where(index)}: {self.left_out[index]}" for index in sorted(self.left_out)[:NAMED]]
-        more = f"; and {count - NAMED:,} more" if count > NAMED else ""
+        reasons = [f"{self.where(index)}: {self.left_out[index]}" for index in sorted(self.left_out)[:LISTED]]
+        more = f"; and {count - LISTED:,} more" if count > LISTED else ""
         raise DocumentError(
-            f"{count:,} of {total:,} documents can't be read, where a share of {self._unreadable} may be left out (the setting "
-            f"`unreadable`): mend them, or take them out; {'; '.join(told)}{more}"
+            f"{count:,} of {total:,} documents can't be read, but the setting `unreadable` allows a share of {self._unreadable}: "
+            f"repair them, remove them, or raise it; {'; '.join(reasons)}{more}"
         )
 
 
 def _document(line: bytes, where: str) -> dict[str, Any]:
-    """The object of a line."""
+    """The object on a line."""
     document = parsed_line(line, where)
     if not isinstance(document, dict):
-        raise DocumentError(f"{where} holds {type(document).__name__} instead of an object: write one a line")
+        raise DocumentError(f"{where} holds {type(document).__name__} instead of an object: write one object per line")
     return document
 
 
 def _parts(document: dict[str, Any], file: Path, row: int) -> list[Part]:
-    """What an object is made of."""
+    """The texts and images of an object, in order."""
     where, content = f"{file} line {row}", document.get("content")
     if content is not None and (both := sorted(document.keys() & {"image", "text"})):
         raise DocumentError(f'{where} has "content" and {both[0]!r}, which would be lost: put it into the content')
     if content is None:
         content = [{"image": document["image"]}] if "image" in document else []
         content += [document["text"]] if "text" in document else []
+        # Other keys are ignored with a note; but beside a lone image one of them is probably the text, misnamed.
         if content and "text" not in document and (other := sorted(map(str, document.keys() - KEYS))):
-            raise DocumentError(f"{where} has no text, but {other[0]!r}, which is not read: there are {_LISTED}")
+            raise DocumentError(
+                f"{where} has no text, but the key {other[0]!r}, which is not read: known keys are {_KEYS}"
+            )
     if not isinstance(content, list) or not content:
         raise DocumentError(f'{where} has neither "content" (a list) nor "text" nor "image"')
     return [_part(part, file, where) for part in content]
@@ -195,7 +207,7 @@ def _part(part: Any, file: Path, where: str) -> Part:
     if isinstance(part, dict) and isinstance(name := part.get("image"), str) and name:
         if other := sorted(part.keys() - {"image"}):
             raise DocumentError(
-                f'{where}: {other[0]!r} stands beside "image", where nothing else is read: put it after it'
+                f'{where}: {other[0]!r} stands beside "image" and would be lost: make it a part of its own after the image'
             )
         return named(file.parent, name, where)
     raise DocumentError(f'{where}: {part!r:.60} is neither a text nor {{"image": "its file"}}')
@@ -209,14 +221,19 @@ def open_documents(
     whole: bool = False,
     advance: Callable[[], None] | None = None,
 ) -> Documents:
-    """Documents, with a word about those that are left out and what is not read.
+    """Opens documents, and reports those that are left out and the keys that are ignored.
 
     Args:
-        whole: reads every image, and not only where it begins and ends.
+        path: the file or the folder.
+        unreadable: the share that may be left out.
+        say: prints a line.
+        whole: reads every image whole, not only its beginning and end.
+        advance: called after each document that is read whole.
 
     Raises:
-        DocumentError: as `Documents`; where the images are read, after all that can't be read were named.
+        DocumentError: as `Documents`; with `whole`, after all unreadable documents were reported.
     """
+    # Reading an image whole includes the check of its beginning and end.
     documents = Documents(path, unreadable, checked=whole)
     try:
         if whole:
@@ -228,61 +245,68 @@ def open_documents(
 
 
 def tell(line: str) -> None:
-    """A line on standard error, also from a process that only makes batches."""
+    """Prints a line on standard error: in a loader process there is no console, and standard output may be a table."""
     print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentExamples:
     """Documents as Flamingo trains on them (section 2.4 and appendix A.3.1): a random stretch of `length` positions with at most
-    the first `images` images in it; all texts belong to the image before them or, half the time, to the one after. A stretch
+    its first `images` images; all texts attend to the image before them or, with `next_probability`, to the one after. A stretch
     without an image is plain text."""
 
     documents: Documents
     assembler: Assembler
     length: int = 256
+    """Maximum number of positions of a stretch."""
     images: int = 5
+    """Maximum number of images in a stretch."""
     next_probability: float = 0.5
+    """Probability that all texts of a stretch attend to the next image instead of the previous one."""
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
-        """A stretch of a document or, where it has an image that can't be read, of the next one. Which one that is depends on the
-        files and the generator alone, not on what was left out before: a run that goes on sees what it would have seen.
+        """A stretch of a document or, if one of its images can't be read, of the next one that can.
 
         Raises:
             DocumentError: more documents than may be left out can't be read, or none can.
         """
         for step in range(len(self.documents)):
             number = (index + step) % len(self.documents)
+            # Tried even if it was left out before: the outcome, and what it draws, must depend on the files and the generator
+            # alone, or a resumed run, which has not met the bad image yet, would see other examples.
             try:
                 return self._example(number, rng)
             except DocumentError as error:
                 self.documents.leave_out(number, error)
-        raise DocumentError(f"no document of {self.documents.path} can be read: mend their images")
+        raise DocumentError(f"no document of {self.documents.path} can be read: repair their images")
 
     def _example(self, index: int, rng: np.random.Generator) -> Sequence:
         to_next = bool(rng.random() < self.next_probability)
         stretch = self._stretch(self.documents[index], rng)
         if not any(isinstance(part, Path) for part in stretch):
             texts = [part for part in stretch if isinstance(part, np.ndarray)]
+            # The empty array serves a stretch in which nothing fits, such as one image longer than the row.
             return self.assembler.text(np.concatenate([np.zeros(0, np.int32), *texts]), eos=False)
+        # Only the images of the stretch are read.
         parts = [self._sized(read_image(part)) if isinstance(part, Path) else part for part in stretch]
         return self.assembler.document(parts, to_next=to_next)
 
     def _stretch(self, document: list[Part], rng: np.random.Generator) -> list[Path | np.ndarray]:
-        """Text as ids int32 (n,), cut where the stretch begins and ends; an image is in it whole or not at all."""
+        """A random stretch of a document: texts as ids int32 (n,), cut at both ends; an image is included whole or not at all."""
         whole: list[Path | np.ndarray] = [
             part if isinstance(part, Path) else self.assembler.text_tokenizer.encode(part) for part in document
         ]
         # An image takes its own positions, and one for the mark that ends its chunk.
         lengths = [self._image_positions + 1 if isinstance(part, Path) else len(part) for part in whole]
-        room = self.length - 1  # the beginning mark
+        room = self.length - 1  # one position is for the beginning mark
         start = int(rng.integers(max(0, sum(lengths) - room) + 1))
         taken: list[Path | np.ndarray] = []
-        at = shown = 0
+        at = shown = 0  # positions before the part; images taken
         for part, length in zip(whole, lengths, strict=True):
+            # The stretch's bounds, counted within the part.
             low, high = max(start - at, 0), min(start + room - at, length)
             at += length
             if isinstance(part, Path):
@@ -295,13 +319,15 @@ class DocumentExamples:
                 taken.append(part[low:high])
         return taken
 
-    def _sized(self, image: np.ndarray) -> np.ndarray:
-        """As patches, where every pixel costs positions, an image is stretched to a square that takes a quarter of the length
-        at most, as 256 pixels a side do in a stretch of 1024; in all other ways it stays as it is."""
+    def _sized(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """If images enter as patches, where every pixel costs positions: stretched to a square that takes at most a quarter of
+        the length, such as 256 pixels per side for a length of 1024; otherwise unchanged."""
         if "patches" not in self.assembler.images.split("+"):
             return image
         return to_frame(image, PATCH_SIZE * max(1, math.isqrt(self.length // 4)))
 
     @cached_property
     def _image_positions(self) -> int:
+        """Positions of an image, all of one number: measured on one, so that no rule of the assembler is repeated here."""
+        # Without the beginning mark.
         return len(self.assembler.document([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1

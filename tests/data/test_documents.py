@@ -121,7 +121,7 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
     ("line", "message"),
     [
         ("{broken", r"own.jsonl line 1 is not JSON .*; a line of JSONL holds one whole value"),
-        ("[1]", "holds list instead of an object: write one a line"),
+        ("[1]", "holds list instead of an object: write one object per line"),
         ({"caption": "x"}, 'neither "content"'),
         ({"content": []}, 'neither "content"'),
         ({"content": ["a", 3]}, "3 is neither a text nor"),
@@ -129,9 +129,9 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"image": "../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
         ({"image": "deeper/../../secret.png", "text": "x"}, "outside the folder"),
-        ({"image": "a\0b.png", "text": "x"}, "line 1: .* is no file's name"),
+        ({"image": "a\0b.png", "text": "x"}, "line 1: .* is not a file name"),
         ({"image": "ring.png", "text": "x"}, "line 1: "),
-        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is no file's name"),
+        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is not a file name"),
         ({"image": ".", "text": "x"}, "line 1: there is no image"),
         ({"image": "broken.png", "text": "x"}, r"line 1: .*broken\.png is no image"),
         ({"image": "program.eps", "text": "x"}, r"line 1: .*program\.eps is no image"),
@@ -141,7 +141,10 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"text": None}, "None is neither a text nor"),
         ({"content": ["a"], "text": "b"}, """line 1 has "content" and 'text', which would be lost"""),
         ({"content": [{"image": "0.png", "text": "b"}]}, """line 1: 'text' stands beside "image\""""),
-        ({"image": "0.png", "caption": "b"}, "line 1 has no text, but 'caption', which is not read: there are content"),
+        (
+            {"image": "0.png", "caption": "b"},
+            "line 1 has no text, but the key 'caption', which is not read: known keys",
+        ),
     ],
 )
 def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
@@ -249,12 +252,12 @@ def test_a_few_images_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: p
     assert (fresh[1] == fresh[3]).all() and (fresh[2] == fresh[3]).all() and (fresh[0] != fresh[3]).any()
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
-    assert "note: left out, the 1. of 40 documents:" in told[0] and "own.jsonl line 4: " in told[0]
+    assert "note: left out (1 of 40 documents so far):" in told[0] and "own.jsonl line 4: " in told[0]
     again = DocumentExamples(documents=Documents(path), assembler=ASSEMBLER)
     np.testing.assert_array_equal(shown(again, 4), fresh[2], "as a run that goes on sees it")
     np.testing.assert_array_equal(shown(examples, 3), fresh[1], "as what was left out before does not matter")
     cut(tmp_path / "noise9.bmp")
-    message = r"3 of 40 documents can't be read, where a share of 0.05 .*own.jsonl line 4: .*own.jsonl line 10: "
+    message = r"3 of 40 documents can't be read, .* a share of 0.05: .*own.jsonl line 4: .*own.jsonl line 10: "
     with pytest.raises(DocumentError, match=message):
         shown(examples, 9)
 
@@ -285,4 +288,4 @@ def test_all_are_read_before_and_all_that_cannot_be_are_named(tmp_path: Path):
 def test_keys_that_are_not_read_are_told(tmp_path: Path):
     path = write(tmp_path, {"text": "a cat", "url": "x"}, {"image": "0.png", "text": "a dog", "url": "y"})
     (note,) = Documents(path).notes()
-    assert note.endswith("own.jsonl: 'url' of 2 documents is not read; there are content, image, text")
+    assert note.endswith("the key 'url' of 2 documents is not read; known keys are content, image, text")

@@ -1,4 +1,4 @@
-"""A user's own documents of texts and images (docs/data.md)."""
+"""The user's own documents of texts and images (docs/data.md)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,31 +8,31 @@ from generalist.data.documents import UNREADABLE, DocumentExamples, Documents, o
 from generalist.data.examples import Examples
 from generalist.data.source import REQUIRED, Reading, Say, Source, Stored, Ways, register
 
-TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer
+TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learned in seconds
 
 
 @register("documents")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDocuments(Source):
-    """Texts and images of your own; takes no part without a path."""
+    """Your own texts and images; takes no part without a path."""
 
     weight: float = 0.1
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     path: Path | None = None
-    """A JSONL file, or a folder with such files; `required`: a preset leaves it to you."""
+    """A JSONL file, or a folder of such files; `required`: the preset needs you to name one."""
     heldout: Path | None = None
-    """A file or a folder like `path`, of documents that are not trained on: evaluation reports the loss on them. None: it does
-    not."""
+    """A file or a folder like `path` with documents that are not trained on: evaluation reports the loss on them. None: no such
+    evaluation."""
     images: int = 5
-    """Images of a document at most (Flamingo: 5)."""
+    """Maximum number of images per training example (Flamingo: 5)."""
     next_probability: float = 0.5
-    """How often a document's texts belong to the image after them rather than the one before (Flamingo: 0.5)."""
+    """Probability that a document's texts attend to the image after them instead of the one before (Flamingo: 0.5)."""
     unreadable: float = UNREADABLE
-    """Share of the documents that may have an image which can't be read: they are left out, counted and named; one more ends the
+    """Share of the documents that may have an unreadable image: these are left out, counted and named. More than that fail the
     run."""
 
     evaluation_documents: int = 400
-    """Held-out documents that an evaluation scores at most."""
+    """Maximum number of held-out documents that an evaluation scores."""
 
     def __post_init__(self) -> None:
         if self.heldout is not None and self.heldout == self.path:
@@ -72,14 +72,17 @@ class OwnDocuments(Source):
         """See `Source.check_settings`."""
         if self.images > ways.row_images and "encoder" in (*ways.images, *ways.documents):
             raise ValueError(
-                f"data.{name}.images = {self.images}, but a row has room for data.row_images = {ways.row_images}: raise that, or "
-                "lower the first"
+                f"data.{name}.images = {self.images} exceeds data.row_images = {ways.row_images}, the maximum per row: raise the "
+                "latter, or lower the former"
             )
+        # The store is filled before training, from what sources list as `fixed_images`.
         if ways.features == "stored":
-            raise ValueError(f"data.features = stored needs images that come again, which those of data.{name} do not")
+            raise ValueError(
+                f"data.features = stored needs a fixed set of images, which data.{name} has not: compute them"
+            )
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Whether the documents can be read: the beginning and the end of each image or, with `whole`, all of it."""
+        """Checks that the documents can be read: the beginning and the end of each image or, with `whole`, all of it."""
         if self.path is None:
             return
         if whole:
@@ -87,8 +90,9 @@ class OwnDocuments(Source):
         opened = open_documents(self.path, self.unreadable, say, whole=whole)
         if whole:
             say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
+        # A path without a weight is probably a mistake, but may also be a run that only checks the files.
         if not self.weight:
-            say(f"note: nothing is learnt from {self.path}: data.{name}.weight is 0")
+            say(f"note: {self.path} is not trained on: data.{name}.weight is 0")
 
     def texts(self, stored: Stored) -> list[str]:
         """See `Source.texts`."""
@@ -98,6 +102,7 @@ class OwnDocuments(Source):
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""
         assert self.path is not None
+        # `check` has looked at every image before; each loader process would otherwise do it again.
         return [
             DocumentExamples(
                 documents=Documents(self.path, self.unreadable, checked=True),
