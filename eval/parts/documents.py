@@ -1,4 +1,4 @@
-"""Documents: the loss on a user's own documents that training held out (`data.documents.heldout`)."""
+"""The documents part: the loss on the user's held-out documents (`data.documents.heldout`)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class HeldOutDocuments(Part):
-    """One job: the held-out file or folder."""
+    """Held-out documents; one job per source of documents that names some."""
 
     name = "documents"
     title = "Held-out documents"
     seeds: ClassVar[Mapping[str, int]] = {"documents": documents.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
+        # All sources, not only those that take part: weights can be scored on documents that they were not trained for.
         return [
             _job(generalist, name, own, own.heldout)
             for name, own in generalist.config.data.sources.items()
@@ -39,7 +40,7 @@ class HeldOutDocuments(Part):
     def prepare(self, config: Config) -> None:
         for own in config.data.sources.values():
             if isinstance(own, OwnDocuments) and own.heldout is not None:
-                Documents(own.heldout, own.unreadable)
+                Documents(own.heldout, own.unreadable)  # raises if they can't be read
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, nats per token": _loss(found) for name, found in results["documents"].items()}
@@ -64,7 +65,7 @@ def _loss(found: Mapping[str, Any]) -> Estimate:
 
 
 def _exact(loss: Estimate) -> str:
-    """With the digits that a loss differs in."""
+    """A loss with three decimals, in which losses of similar weights differ; `str` shows one."""
     return f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
 
 
@@ -72,9 +73,10 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) 
     config, count = generalist.config, own.evaluation_documents
 
     def compute(progress: Progress) -> dict[str, Any]:
-        from generalist.inference.score import log_likelihood
+        from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
         examples = DocumentExamples(
+            # Their images were checked by `prepare`, before anything was trained.
             documents=Documents(heldout, own.unreadable, checked=True),
             assembler=generalist.assembler,
             length=config.data.length,
@@ -93,13 +95,15 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) 
         "next_probability": own.next_probability,
         "seed": documents.SEED,
     }
+    # A source of the default name has the key that results had when there was only one source of documents.
     return Job(
         part=HeldOutDocuments.name, key="heldout" if name == own.kind else name, settings=settings, compute=compute
     )
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the documents' texts: an edited file is scored anew, a copy of it elsewhere is not."""
+    """SHA-256 of the documents' files, without their paths: an edited file is scored again, a moved one is not."""
+    # The images' pixels are not covered: hashing all of them would take longer than scoring some of them.
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(path.glob("*.jsonl")):
         with file.open("rb") as opened:

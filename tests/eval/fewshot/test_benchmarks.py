@@ -197,7 +197,7 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
         ({"image": "a.png", "answer": "\ud800"}, "half a character"),
         ({"image": "a.png", "answer": "a", "answers": ["b"]}, "line 1 has answers and an answer, which would be lost"),
         ({"image": "cut.png", "answer": "a"}, "val.jsonl line 1: .*cut.png is no image .*; or take the entry out"),
-        ({"image": "a.png", "answer": "a", "id": 3}, "line 1 has 'id': there are image, question"),
+        ({"image": "a.png", "answer": "a", "id": 3}, "line 1 has 'id': known keys are image, question"),
         ({"image": "a.png", "answer": "a"}, "has no question, but others do"),
         (["a.png"], "line 1 holds .* instead of an object"),
     ],
