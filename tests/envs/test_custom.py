@@ -239,7 +239,7 @@ def test_a_folder_without_demonstrations_is_said(tmp_path: Path):
     ("id", "policy", "message"),
     [
         ("beacon:Endless-v0", name_it, "has no limit of steps: .* max_steps="),
-        ("beacon:Talker-v0", name_it, r"the observation space can't be learnt: the part '1' is a Text.*info"),
+        ("beacon:Talker-v0", name_it, r"the observation space can't be learned: the part '1' is a Text.*info"),
         (
             "beacon:Beacon-v0",
             lambda seen: {"name": 7, "turn": [0, 0]},
