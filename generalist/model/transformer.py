@@ -109,7 +109,8 @@ class TokenTable(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32: a softmax over the vocabulary in 16 bits would be too coarse."""
-        tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))
+        # Two products and one concatenation of logits, in the order of ids: joining the tables would copy the larger one.
+        tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))  # (D, its rows)
         products = [product(hidden, table).astype(jnp.float32) for table in tables]
         return jnp.concatenate(products, axis=-1)
 
@@ -139,6 +140,7 @@ class Transformer(nnx.Module):
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
         are learned, of the absolute one)."""
+        # Rows of length about 1 (`TokenTable`) times √D give numbers of variance 1 (Vaswani et al., 2017, section 3.4).
         scale = self.config.embedding_scale
         x = self.tokens(batch.tokens, dtype) * (self.config.width**0.5 if scale is None else scale)
         # Built lazily: an embedder runs only if the batch has its payload.
@@ -163,6 +165,7 @@ class Transformer(nnx.Module):
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
         """What layers without a window see in whole rows, and layers with one; None if no layer has a window."""
 
+        # Angles are computed here, once for all layers of a kind, instead of in each layer.
         def sight(near: bool) -> Sight:
             turned = angles(batch.position, self.config, local=near)
             return Sight(Packed(batch.segment, jnp.array(near)), turned, turned)

@@ -123,3 +123,10 @@ def test_sizes_that_do_not_fit_are_named():
         ModelConfig(heads=6, kv_heads=4)
     with pytest.raises(ValueError, match="model.width must be at least 1"):
         ModelConfig(width=0)
+
+
+def test_patch_channels_divide_into_the_groups_of_their_norm():
+    with pytest.raises(ValueError, match="multiple of 4 up to 128, and of 32 above, got 132"):
+        ModelConfig(patch_channels=132)
+    wide = dataclasses.replace(TINY, patch_channels=160)
+    assert np.isfinite(hidden(create(dataclasses.replace(SPEC, config=wide), 0), mixed_batch())).all()
