@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     from generalist.config.run import check_complete
     from generalist.experiment.inherit import parse
     from generalist.run.trunk import with_trunk
+    from generalist.system.compilation_cache import use_compilation_cache
     from generalist.system.console import TOLD, open_console, tell
 
     console = open_console()
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
         (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("pocket", arguments)
     )
     try:
+        use_compilation_cache()
         if name == "contrastive":
             return train_contrastive(rest, console)
         config = parse(preset(name), rest, prog=f"train.py {name}", description=preset_help())

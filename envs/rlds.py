@@ -11,12 +11,13 @@ choice), executed_action (what was done), reward, discount, is_first, is_last, i
 Dimension key: H height, W width, C channels of an image.
 """
 
+import contextlib
 import errno
 import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,13 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
         wrong = next(np.shape(value) for value in values if np.shape(value) != space.shape)
         raise ValueError(f"a value of {space} must have shape {space.shape}, got {wrong}")
     if is_image(space):
-        return [_png(value) for value in values]
+        return [png(value) for value in values]
     if _is_wide(space):
         return [np.asarray(value, space.dtype).tobytes() for value in values]
     return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)  # (T, ...)
 
 
-def _png(image: UInt8[np.ndarray, "H W C"]) -> bytes:
+def png(image: UInt8[np.ndarray, "H W C"]) -> bytes:
     """An image with 1, 3 or 4 channels as PNG."""
     buffer = io.BytesIO()
     # Pillow takes grey images without a channel axis.
@@ -185,30 +186,59 @@ class Serializer:
         return self._serializer.serialize_example(record)
 
 
+class ShardWriter:
+    """Writes a file of records, one by one; its index is read back when it is closed.
+
+    Raises:
+        OSError: the disk is full, or can't be written for another reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from array_record.python import array_record_module
+
+        self._path, self._count, self._module = path, 0, array_record_module
+        with self._named_errors():
+            # As TFDS does: random access by record.
+            self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+
+    def write(self, record: bytes) -> None:
+        """Appends a record."""
+        with self._named_errors():
+            self._writer.write(record)
+        self._count += 1
+
+    def close(self) -> None:
+        """Ends the file and checks it."""
+        # ArrayRecord's writer reports a full disk only by an incomplete file, so the index is read back.
+        with self._named_errors():
+            self._writer.close()
+            reader = self._module.ArrayRecordReader(str(self._path))
+            whole = reader.num_records() == self._count
+            reader.close()
+        if not whole:
+            raise OSError(
+                errno.EIO, "the file is incomplete on the disk: check the disk and run again", str(self._path)
+            )
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError, IndexError) as error:  # the C++ library does not report the cause
+            raise OSError(errno.EIO, f"cannot write ({error})", str(self._path)) from error
+
+
 def write_shard(path: Path, records: Sequence[bytes]) -> None:
     """Writes a file of records and reads its index back to check it.
 
     Raises:
         OSError: the disk is full, or cannot be written for another reason.
     """
-    from array_record.python import array_record_module
-
     _check_room(path, sum(map(len, records)))
-    try:
-        # ArrayRecord's writer reports a full disk only by an incomplete file, so the index is read back.
-        writer = array_record_module.ArrayRecordWriter(
-            str(path), "group_size:1"
-        )  # as TFDS does: random access by record
-        for record in records:
-            writer.write(record)
-        writer.close()
-        reader = array_record_module.ArrayRecordReader(str(path))
-        whole = reader.num_records() == len(records)
-        reader.close()
-    except (ValueError, RuntimeError, IndexError) as error:  # the C++ library does not report the cause
-        raise OSError(errno.EIO, f"cannot write ({error})", str(path)) from error
-    if not whole:
-        raise OSError(errno.EIO, "the file is incomplete on the disk: check the disk and record again", str(path))
+    writer = ShardWriter(path)
+    for record in records:
+        writer.write(record)
+    writer.close()
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -231,30 +261,55 @@ def write_dataset_files(
         shards: (episodes, bytes) of each file.
         metadata: kept as metadata.json, with the format's number.
     """
+    write_info(
+        folder,
+        name=dataset_name(task),
+        features=features(spaces),
+        description=f"{task.name}: {task.instruction}. Episodes of an expert.",
+        shards=shards,
+        metadata={"format": FORMAT, **metadata},
+    )
+
+
+def write_info(
+    folder: Path,
+    *,
+    name: str,
+    features: Any,
+    description: str,
+    shards: Sequence[tuple[int, int]],
+    metadata: Mapping[str, Any],
+    split: str = "train",
+) -> None:
+    """Writes the descriptions with which TFDS reads a folder of ArrayRecord files.
+
+    Args:
+        name: of the data set, of letters, digits and underscores; its files begin with it.
+        features: `tfds.features.FeaturesDict` of an episode.
+        shards: (episodes, bytes) of each file.
+        metadata: kept as metadata.json.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import file_adapters
 
     # The parts of TFDS that describe a data set; a builder would need a class per data set.
     identity = tfds.core.dataset_info.DatasetIdentity(
-        name=dataset_name(task), version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
     )
     info = tfds.core.DatasetInfo(
-        builder=identity,
-        features=features(spaces),
-        description=f"{task.name}: {task.instruction}. Episodes of an expert.",
-        metadata=tfds.core.MetadataDict({"format": FORMAT, **metadata}),
+        builder=identity, features=features, description=description, metadata=tfds.core.MetadataDict(metadata)
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=dataset_name(task), split="train", filetype_suffix="array_record"
+        data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
     )
-    split = tfds.core.SplitInfo(
-        name="train",
+    described = tfds.core.SplitInfo(
+        name=split,
         shard_lengths=[episodes for episodes, _ in shards],
         num_bytes=sum(size for _, size in shards),
         filename_template=template,
     )
-    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.set_splits(tfds.core.splits.SplitDict([described]))
     info.write_to_directory(folder)
 
 

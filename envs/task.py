@@ -121,6 +121,18 @@ class Task(abc.ABC):
         # The limit is outermost, so that it counts decisions, not what a suite does inside.
         return gym.wrappers.TimeLimit(Instructed(Border(env, self.name), self.instruction), self.max_steps)
 
+    def make_spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Observation and action space.
+
+        Raises:
+            MissingExtra: the suite's package is not installed.
+        """
+        env = self.make()
+        try:
+            return env.observation_space, env.action_space
+        finally:
+            env.close()
+
     # Not abstract: most suites have none, and the settings refuse `recast` for them.
     def recast(self, rng: np.random.Generator) -> Recast:
         """A random equivalent version of an episode, for tasks that have any.

@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Only in tests: checking every call against its annotation costs time, and a mistake here is a mistake everywhere.
 jaxtyping.install_import_hook(
-    ["generalist.data", "generalist.inference", "generalist.model", "generalist.training"], "beartype.beartype"
+    [f"generalist.{part}" for part in ("contrastive", "data", "inference", "model", "training")], "beartype.beartype"
 )
 
 LAYOUT = "classic/test"

@@ -9,6 +9,8 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import io
+import json
 import re
 import shlex
 import shutil
@@ -19,11 +21,13 @@ from pathlib import Path
 
 import pytest
 import tyro
+from rich.console import Console
 
 from generalist.cli.main import COMMANDS, main
 from generalist.config.plain import plain
 from generalist.config.presets import preset
 from generalist.contrastive.config import ContrastiveConfig
+from generalist.experiment import pipeline
 from generalist.experiment.inherit import parse
 from generalist.run.folder import flatten
 from generalist.run.named_weights import SHIPPED
@@ -62,11 +66,15 @@ ONLY_PARSED = {
     r"train\.py contrastive": "trains for minutes; tests/contrastive/test_contrastive.py trains smaller towers",
     r"train\.py": "trains for minutes or longer; tests/test_end_to_end.py trains, resumes and fine-tunes `debug`",
     r"record\.py": "is a file of the reader's; its lines are run by test_the_first_example_of_an_environment",
+    r"shapes\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_images_and_texts",
+    r"reach\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_robot_data",
     r"eval (control|again)": "plays for minutes; tests/eval/control/test_agents_command.py plays less",
     r"eval fewshot": "asks for minutes, or needs a benchmark; tests/eval/fewshot/test_fewshot.py asks less",
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
+    r"generalist data convert": "needs a data set of the reader's; tests/data/convert converts some",
     r"generalist play": "needs a run of the reader's, a display or more minutes; tests/cli/test_play.py plays one",
     r"generalist prompt": "needs files of the reader's; tests/inference/test_shots.py has some",
+    r"generalist data (inspect|view)": "needs files of the reader's; tests/cli/test_data_inspect.py has some",
     r"generalist dagger": "plays for minutes; tests/eval/control/test_dagger.py plays less",
     r"generalist (average|export)": "needs a trained run; tests/test_end_to_end.py has one",
 }
@@ -163,7 +171,7 @@ def parse_training(words: list[str]) -> None:
 
 
 def parse_generalist(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command's own parser, without running it; what `plan` does not know are settings."""
+    """By the command's own parser, without running it; what `plan` and `data` do not know are settings."""
     if is_name(["generalist", *words]):
         words = [*words, "--help"]
     seen: list[argparse.Namespace] = []
@@ -181,9 +189,9 @@ def parse_generalist(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     except SystemExit as end:
         assert end.code == 0 and "--help" in words
     else:
-        assert seen and (not rest or words[0] == "plan")
-        if words[0] == "plan":
-            parse(preset(seen[0].preset), rest, prog="generalist plan")
+        assert seen and (not rest or words[0] in ("plan", "data"))
+        if rest:
+            parse(preset(seen[0].preset), rest, prog="generalist")
 
 
 def parse_benchmark(script: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
@@ -244,6 +252,37 @@ def has(module: object, name: str) -> bool:
 def test_the_first_example_of_an_environment(folder: Path, capsys: pytest.CaptureFixture[str]):
     exec(blocks_of("docs/environments.md")[0], {"__name__": "record"})
     assert "-1109.8 -13.0" in capsys.readouterr().out and (folder / "demos/cliff/task.json").is_file()
+
+
+@pytest.mark.slow
+def test_ten_minutes_with_robot_data(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """As the page says, but that `debug` is trained, for fewer steps."""
+    monkeypatch.setenv("GENERALIST_CACHE", str(folder / "cache"))
+    exec(blocks_of("docs/robot_data.md")[0], {"__name__": "reach"})
+    assert main(["data", "inspect", "reach", "--preset", "debug"]) == 0
+    assert "observation/state" in capsys.readouterr().out
+    assert main(["data", "view", "reach", "--preset", "debug"]) == 0
+    given = ["--name", "reach", "--data.recorded.path", "reach", "--data.only", "recorded", "--training.steps", "60"]
+    console = Console(width=120, file=io.StringIO())
+    pipeline.run(parse(preset("debug"), given, prog="train.py"), ["train.py"], console)
+    found = json.loads((folder / "runs/reach/results.json").read_text(encoding="utf-8"))["recorded"]["recorded"]
+    assert found["error"]["model"]["value"] < found["error"]["mean_action"]["value"]
+
+
+@pytest.mark.slow
+def test_ten_minutes_with_images_and_texts(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """As the page says, but that `debug` is trained, for fewer steps."""
+    exec(blocks_of("docs/documents.md")[0], {"__name__": "shapes"})
+    assert main(["data", "inspect", "shapes/pages.jsonl", "--preset", "debug"]) == 0
+    assert "220" in capsys.readouterr().out
+    assert main(["data", "view", "shapes/pages.jsonl", "--preset", "debug"]) == 0
+    given = ["--name", "shapes", "--data.documents.path", "shapes/pages.jsonl", "--data.only", "documents"]
+    given += ["--data.documents.heldout", "shapes/heldout.jsonl", "--training.steps", "60"]
+    console = Console(width=120, file=io.StringIO())
+    pipeline.run(parse(preset("debug"), given, prog="train.py"), ["train.py"], console)
+    found = json.loads((folder / "runs/shapes/results.json").read_text(encoding="utf-8"))["documents"]["heldout"]
+    assert found["documents"] == 20 and found["with_images"] == 20 and found["loss"]["value"] < 4.0
+    assert main(["prompt", "--run", "shapes", "shapes/3.png"]) == 0
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_a_second_command_reuses_the_recordings_and_goes_on_with_more_steps(trai
     more = train(folder, "debug", "--training.steps", "24")
     assert more.returncode == 0, more.stdout[-2000:] + more.stderr[-2000:]
     assert "5 of 5 tasks are recorded already" in more.stdout
-    assert "going on from the checkpoint of step 20" in more.stdout
+    assert "continuing from the checkpoint of step 20" in more.stdout
     assert json.loads((folder / "runs/debug/metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
     assert json.loads((folder / "runs/debug/results.json").read_text())["step"] == 24
 
@@ -102,7 +102,7 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     with pytest.raises(ValueError, match="classic/acrobot are missing in NEW"):
         average(after, before, 0.5, [])
     other = train(folder, "debug", "--name", "other", "--training.start", str(out), "--model.width", "64")
-    assert other.returncode == 1 and "has model.width = 32, not 64: leave such settings out" in other.stdout
+    assert other.returncode == 1 and "has model.width = 32, not 64: leave these settings out" in other.stdout
     assert not (folder / "runs/other").exists()
 
 
@@ -161,5 +161,5 @@ def test_other_settings_for_the_same_run_are_refused(trained: tuple[Path, str]):
 def test_help_shows_every_setting(tmp_path: Path):
     done = train(tmp_path, "--help")
     assert done.returncode == 0
-    for setting in ("--training.steps", "--data.metaworld.weight", "--model.width", "--data.emoji.naming-choices"):
+    for setting in ("--training.steps", "--data.SUITE.weight", "--model.width", "--data.emoji.naming-choices"):
         assert setting in done.stdout

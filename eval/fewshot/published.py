@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from generalist.data.files import DocumentError, check_letters, json_file, json_lines, named, text_lines
+from generalist.data.formats.vqa import ANSWER
 from generalist.data.images import check_image
 
 Kind = Literal["caption", "vqa", "classify"]
@@ -24,7 +25,7 @@ Split = Literal["train", "val"]
 # With fewer answers VQA accuracy cannot be 100%: leaving one person out, three others must agree.
 PEOPLE = 4
 # Flamingo's prompts (appendix B), without its image marker, which the assembler adds.
-CAPTION, ANSWER = "Output: {answer}", "Question: {question} Answer: {answer}"
+CAPTION = "Output: {answer}"
 MEME = "is an image with: '{question}' written on it. Is it hateful? Answer: {answer}"
 _TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from generalist.data.documents import DocumentExamples
+from generalist.data.document_examples import DocumentExamples
 from generalist.eval.held_out.likelihood import LogLikelihood
 from generalist.eval.results.scores import ratio
 from generalist.tokenizers.sequence import Sequence

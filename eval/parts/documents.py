@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree.ElementTree import Element
 
 from rich.progress import Progress
 
 from generalist.config.run import Config
-from generalist.data.documents import DocumentExamples, Documents
+from generalist.data.document_examples import DocumentExamples
+from generalist.data.documents import Documents
+from generalist.data.formats.documents import DocumentSet
+from generalist.data.formats.places import size
 from generalist.data.sources.documents import OwnDocuments
 from generalist.eval.held_out import documents
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
@@ -20,6 +22,9 @@ from generalist.eval.results.words import counted
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
+
+
+LARGEST_HASHED = 2**28  # bytes
 
 
 class HeldOutDocuments(Part):
@@ -40,7 +45,8 @@ class HeldOutDocuments(Part):
     def prepare(self, config: Config) -> None:
         for own in config.data.sources.values():
             if isinstance(own, OwnDocuments) and own.heldout is not None:
-                Documents(own.heldout, own.unreadable)  # raises if they can't be read
+                # Raises if they can't be read.
+                Documents(own.heldout, own.unreadable, opening=own.opening(config.data.folder, heldout=True))
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, nats per token": _loss(found) for name, found in results["documents"].items()}
@@ -69,15 +75,16 @@ def _exact(loss: Estimate) -> str:
     return f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
 
 
-def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) -> Job:
+def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: str) -> Job:
     config, count = generalist.config, own.evaluation_documents
+    opening = own.opening(config.data.folder, heldout=True)
+    opened = Documents(heldout, own.unreadable, opening=opening, checked=True)
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
         examples = DocumentExamples(
-            # Their images were checked by `prepare`, before anything was trained.
-            documents=Documents(heldout, own.unreadable, checked=True),
+            documents=opened,
             assembler=generalist.assembler,
             length=config.data.length,
             images=own.images,
@@ -88,7 +95,7 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) 
         )
 
     settings = {
-        "documents": _digest(heldout),
+        "documents": _digest(opened.set),
         "count": count,
         "row": config.data.length,
         "images": own.images,
@@ -101,11 +108,15 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: Path) 
     )
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of the documents' files, without their paths: an edited file is scored again, a moved one is not."""
+def _digest(documents: DocumentSet) -> str:
+    """SHA-256 of the files with the documents, without images beside them: an edited file is scored again, a copy of it
+    elsewhere is not. Of large files the names and sizes stand for their content."""
     # The images' pixels are not covered: hashing all of them would take longer than scoring some of them.
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.glob("*.jsonl")):
+    for file in documents.files:
+        if size(file) > LARGEST_HASHED:
+            digest.update(f"{file.name} {size(file)}".encode())
+            continue
         with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(hashlib.sha256(opened.read()).digest())
     return digest.hexdigest()

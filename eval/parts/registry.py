@@ -7,8 +7,9 @@ from generalist.eval.parts.documents import HeldOutDocuments
 from generalist.eval.parts.language import Language
 from generalist.eval.parts.naming import Naming
 from generalist.eval.parts.part import Part, Results
+from generalist.eval.parts.recorded import RecordedActions
 
-PARTS: list[Part] = [Control(), Naming(), Language(), HeldOutDocuments()]
+PARTS: list[Part] = [Control(), RecordedActions(), Naming(), Language(), HeldOutDocuments()]
 
 
 def register(part: Part) -> None:

@@ -87,12 +87,7 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
     left, right = _widened(min(across), max(across))
     bottom, top = bounds or _widened(min(up, default=0.0), max(up, default=1.0))
 
-    def place(px: float, py: float) -> str:
-        h = _LEFT + (px - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
-        # SVG's vertical axis points downwards; values beyond the bounds stay on the edge of the plot.
-        v = HEIGHT - _BOTTOM - (min(max(py, bottom), top) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
-        return f"{h:.1f},{v:.1f}"
-
+    place = _place((left, right), (bottom, top))
     children = [*_axes(place, (left, right), (bottom, top), x)]
     legend: list[Element] = []
     taken: set[str] = set()
@@ -115,6 +110,43 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
             children += [element("circle", class_=f"dot {colour}", cx=h, cy=v, r="2.5") for h, v in dots]
     picture = element("svg", *children, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     return element("figure", element("strong", y), picture, element("figcaption", *legend), class_="chart")
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, x: str, y: str) -> Element:
+    """A chart of bars.
+
+    Args:
+        edges: of the bars, n + 1, ascending.
+        counts: n of them.
+        x, y: what the axes show; `y` stands above the chart.
+    """
+    across, up = (edges[0], edges[-1]), (0.0, float(max([*counts, 1])))
+    place = _place(across, up)
+    bars = []
+    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        (low, base), (high, top) = (
+            [float(one) for one in place(*point).split(",")] for point in ((left, 0.0), (right, count))
+        )
+        width = max(0.5, high - low - 1)
+        box = {"x": f"{low:.1f}", "y": f"{top:.1f}", "width": f"{width:.1f}", "height": f"{base - top:.1f}"}
+        bars.append(
+            element("rect", element("title", f"{short(left)} to {short(right)}: {count:,}"), class_="column", **box)
+        )
+    picture = element("svg", *_axes(place, across, up, x), *bars, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    return element("figure", element("strong", y), picture, class_="chart")
+
+
+def _place(across: tuple[float, float], up: tuple[float, float]) -> Callable[[float, float], str]:
+    """A function from a point of a chart to its place in the picture, as `h,v`."""
+    (left, right), (bottom, top) = across, up
+
+    def place(px: float, py: float) -> str:
+        h = _LEFT + (px - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
+        # SVG's vertical axis points downwards; values beyond the bounds stay on the edge of the plot.
+        v = HEIGHT - _BOTTOM - (min(max(py, bottom), top) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
+        return f"{h:.1f},{v:.1f}"
+
+    return place
 
 
 def _axes(

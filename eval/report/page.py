@@ -12,8 +12,8 @@ from rich.console import Console
 from generalist.eval.parts import registry
 from generalist.eval.parts.part import Beside
 from generalist.eval.report import fewshot_page, history
-from generalist.eval.report.charts import Line, charts, element, table, written
-from generalist.eval.report.style import STYLE
+from generalist.eval.report.charts import Line, charts, element, table
+from generalist.eval.report.html import document
 from generalist.eval.results import file as report
 from generalist.run.named_weights import run_settings
 
@@ -96,14 +96,7 @@ def build(
         *_losses(metrics or {}),
         *_manifest(results),
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", STYLE),
-    )
-    return "<!DOCTYPE html>\n" + written(element("html", head, body, lang="en")) + "\n"
+    return document(title, body)
 
 
 def _facts(results: Mapping[str, Any]) -> str:

@@ -37,6 +37,11 @@ svg text { font-size: 11px; fill: var(--soft) } svg .axis { font-style: italic }
   background: var(--c) } .key.dashed::before { background: repeating-linear-gradient(90deg, var(--c) 0 3px, transparent 3px 5px) }
 """
 
+_COLUMNS = """
+.column { fill: var(--c5) } .problems li { margin: .5rem 0 } .problems b { color: var(--poor) }
+.strip { display: flex; flex-wrap: wrap; gap: .3rem; margin: .3rem 0 } .strip img { height: 5.5rem; border-radius: 3px }
+"""
+
 _BARS = """
 .bar { vertical-align: middle } .track { fill: var(--track) } .good { fill: var(--good) } .fair { fill: var(--fair) }
 .poor { fill: var(--poor) } .zero, .half, .full { stroke: var(--soft) } .half { stroke-dasharray: 2 2 }
@@ -69,4 +74,4 @@ _NARROW = """
   td:first-child::before, td[data-label=""]::before { content: none } td .bar { width: 100% } }
 """
 
-STYLE = _COLOURS + _PAGE + _CHARTS + _BARS + _PICTURES + _NARROW
+STYLE = _COLOURS + _PAGE + _CHARTS + _COLUMNS + _BARS + _PICTURES + _NARROW

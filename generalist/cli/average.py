@@ -1,7 +1,9 @@
-"""`generalist average`: the mean of two sets of weights, of which one was begun with the other.
+"""`generalist average`: the mean of two sets of weights, of which one was trained from the other.
 
-Training on new tasks, or with new shares, loses a part of what was known; half-way back, most of both is there (WiSE-FT and model
-soups, Wortsman et al. 2022).
+Training on new tasks, or with another mixture, forgets a part of what was known. Half-way between old and new weights, most of
+both is there (WiSE-FT and model soups, Wortsman et al., 2022).
+
+Dimension key: F columns of the tensor projection, E its width.
 """
 
 import argparse
@@ -17,41 +19,45 @@ from generalist.system.places import check_new_folder
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
-DESCRIPTION = """Writes the mean of two sets of weights, number by number, as one folder. NEW must have begun with OLD (train.py
---training.start). Tokenizers and settings are NEW's, and so are parameters that OLD has not."""
+DESCRIPTION = """Writes the mean of two sets of weights, parameter by parameter, as one folder. NEW must have begun with OLD
+(train.py --training.start). Tokenizers and settings are those of NEW, and so are parameters that OLD lacks."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist average`."""
     parser.add_argument("old", metavar="OLD", help="a folder of weights, a run's folder, or `shipped`")
-    parser.add_argument("new", metavar="NEW", help="those that were begun with them, alike")
-    parser.add_argument("out", type=Path, metavar="FOLDER", help="a folder that is not there yet")
-    parser.add_argument("--share", type=float, default=0.5, metavar="P", help="of NEW (default 0.5)")
+    parser.add_argument("new", metavar="NEW", help="weights that began with OLD; given in the same ways")
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="folder to write; it must not exist")
+    parser.add_argument(
+        "--share", type=float, default=0.5, metavar="P", help="weight of NEW in the mean, 0 to 1 (default 0.5)"
+    )
     parser.add_argument(
         "--keep",
         nargs="+",
         default=[],
         metavar="PATH",
-        help="parameters to take from NEW alone, by how their paths begin, such as frame_embedder",
+        help="take parameters whose paths begin so from NEW alone, such as frame_embedder",
     )
-    parser.add_argument("--bfloat16", action="store_true", help="half the bytes, rounded to three significant digits")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="store half the bytes, with about three significant digits"
+    )
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
     """Writes the folder; returns the exit status.
 
     Raises:
-        FileExistsError, NotADirectoryError, PermissionError: it is there already, or can't be made.
-        FileNotFoundError: a folder of weights is not there.
-        ValueError: an argument is unknown or out of its range, or the two are not of one model.
+        FileExistsError, NotADirectoryError, PermissionError: the folder exists, or can't be created.
+        FileNotFoundError: a folder of weights does not exist.
+        ValueError: an argument is unknown or out of range, or the two sets of weights are not of one model.
     """
     if rest:
         raise ValueError(f"generalist average does not know {' '.join(rest)}")
     if not 0 <= arguments.share <= 1:
-        raise ValueError(f"--share is a number between 0 and 1, got {arguments.share}")
+        raise ValueError(f"--share must be from 0 to 1, got {arguments.share}")
     check_new_folder(arguments.out)
     for name in (arguments.old, arguments.new):
-        weights_folder(name)  # that there are none is said before JAX is loaded
+        weights_folder(name)  # raises if there are none, before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
     import ml_dtypes
     import numpy as np
@@ -67,35 +73,41 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def average(old: "Generalist", new: "Generalist", share: float, keep: list[str]) -> "Generalist":
-    """The weights with `share` of `new` and the rest of `old`.
+    """The weighted mean of two sets of weights.
+
+    Args:
+        share: weight of `new`, from 0 to 1.
+        keep: prefixes of the paths of parameters that are taken from `new` alone.
 
     Raises:
-        ValueError: they have other text pieces, layouts or shapes, so that none began with the other; or `keep` names nothing.
+        ValueError: `new` did not begin with `old`, since text pieces, layouts or shapes differ; or `keep` names no parameter.
     """
     import numpy as np
 
     from generalist.model.params import flat, nested
 
+    # The same ids must mean the same, and the same columns must belong to the same layouts.
     missing = sorted(old.layouts.keys() - new.layouts.keys())
     if missing or old.tokenizers.text.model != new.tokenizers.text.model:
         differ = f"the layouts of {', '.join(missing)} are missing in NEW" if missing else "their text pieces differ"
         raise ValueError(
             f"{differ}: only weights that began with OLD (train.py --training.start OLD) have a mean with it"
         )
+    # Copies of `new`, which are changed in place below.
     before, after = flat(old.params), {path: np.array(array) for path, array in flat(new.params).items()}
     for start in keep:
         if not any(path.startswith(start) for path in after):
-            raise ValueError(f"--keep {start}: no path begins so; there are {', '.join(sorted(after))}")
+            raise ValueError(f"--keep {start}: no parameter's path begins so; there are {', '.join(sorted(after))}")
     for path, array in after.items():
         if path not in before or path.startswith(tuple(keep)):
             continue
         known = np.asarray(before[path])
-        # Columns of new layouts follow those that were there.
+        # Kernels are (F, E) with a row per column of the projection; those of new layouts follow the old ones.
         shared = array[: len(known)] if path == "tensor_embedder/projection/kernel" else array
         if shared.shape != known.shape:
             raise ValueError(
-                f"{path} has the shape {known.shape} in OLD and {array.shape} in NEW, of which there is no mean: --keep {path} "
-                "takes NEW's"
+                f"{path} has the shape {known.shape} in OLD and {array.shape} in NEW, which have no mean: --keep {path} takes "
+                "NEW's"
             )
         shared[...] = share * shared + (1 - share) * known
     return dataclasses.replace(new, params=nested(after))

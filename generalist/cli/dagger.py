@@ -1,4 +1,4 @@
-"""`generalist dagger`: the weights play, the experts say what they would have done, and training learns from it."""
+"""`generalist dagger`: the weights play, experts name the action they would have taken, and training learns from these."""
 
 import argparse
 import threading
@@ -20,16 +20,17 @@ from generalist.system.places import check_folder
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
-DESCRIPTION = """Plays tasks with trained weights, asks each task's expert at every step what it would have done, and keeps the
-episodes with those answers as their actions (DAgger, Ross et al. 2011). `train.py --data.dagger FOLDER` learns from them too."""
+DESCRIPTION = """Plays tasks with trained weights, asks the task's expert for its action in every step, and stores the episodes
+with these actions (DAgger, Ross et al., 2011). `train.py --data.dagger FOLDER` trains on them as well."""
 
-LANES = 32  # of Atari up to 1.4 GB: whole episodes of 2,100 frames are held until they are written
+# Environments at once. Whole episodes are held until they are written: 2,100 frames of Atari in 32 lanes take up to 1.4 GB.
+LANES = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist dagger`."""
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="gets a data set per task; those it has already stay"
+        "folder", type=Path, metavar="FOLDER", help="where one data set per task is written; existing ones stay"
     )
     add_played(parser)
     parser.add_argument(
@@ -37,23 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.3,
         metavar="P",
-        help="chance that a step is the expert's own, which gets a lost player on (default 0.3)",
+        help="probability that the expert's action is played, which frees weights that are stuck (default 0.3)",
     )
-    parser.add_argument("--lanes", type=int, default=LANES, help=f"environments at once, of steps alike ({LANES})")
+    parser.add_argument(
+        "--lanes", type=int, default=LANES, help=f"maximum number of environments at once (default {LANES})"
+    )
     parser.add_argument(
         "--seed",
         type=int,
         default=FIRST_SEED,
-        help=f"of a task's first episode ({FIRST_SEED:,}); give another one to each round",
+        help=f"seed of a task's first episode (default {FIRST_SEED:,}); use another one for each round",
     )
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
-    """Plays and writes a data set for every task that has none yet.
+    """Plays, and writes a data set for every task that has none yet; returns the exit status.
 
     Raises:
-        ValueError: a number is out of its range, a pattern matches no task that the weights know, a task has no expert, or a
-            data set of the folder was made with other settings.
+        ValueError: a number is out of range, a pattern matches no task that the weights know, a task has no expert, or a data
+            set in the folder was made with other settings.
     """
     if rest:
         raise ValueError(f"unknown argument {rest[0]!r}")
@@ -62,7 +65,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     check_folder(arguments.folder, "FOLDER")
     if not 0 <= arguments.expert_share <= 1:
-        raise ValueError(f"--expert-share is a chance between 0 and 1, got {arguments.expert_share}")
+        raise ValueError(f"--expert-share must be from 0 to 1, got {arguments.expert_share}")
+    # Training on episodes of the evaluation would make its scores worthless.
     if not 0 <= arguments.seed <= EVALUATION_SEED - arguments.episodes:
         raise ValueError(
             f"--seed must be at least 0, and --seed + --episodes at most {EVALUATION_SEED:,}, where the seeds of evaluation "
@@ -72,6 +76,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
     from generalist.inference.fingerprint import fingerprint
 
+    # What decides an episode. It is stored with the data sets, so that one folder never mixes two rounds.
     settings = {
         "weights": fingerprint(generalist),
         "expert_share": arguments.expert_share,
@@ -85,27 +90,27 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     waiting = [task for task in asked if not _is_done(task, settings)]
     if len(waiting) < len(asked):
         console.print(
-            f"{len(asked) - len(waiting)} of {counted(len(asked), 'task')} are in {arguments.folder} already",
+            f"{len(asked) - len(waiting)} of {counted(len(asked), 'task')} already have a data set in {arguments.folder}",
             markup=False,
         )
-    # A suite at a time, so that what is done stays done.
+    # One suite at a time, so that the data sets of finished suites survive an interruption.
     by_suite: dict[str, list[CorrectedTask]] = defaultdict(list)
     for task in waiting:
         by_suite[task.suite].append(task)
     for suite, tasks in by_suite.items():
         try:
             steps = _corrected(generalist, tasks, settings, arguments, console)
-        finally:
+        finally:  # whatever is unfinished: after an interruption, and after an error
             for task in tasks:
                 task.discard()
         if steps is None:
-            console.print(f"stopped: nothing of {suite} is kept")
+            console.print(f"stopped: no episode of {suite} is kept")
             return 130
         console.print(
-            f"{suite}: {counted(len(tasks), 'task')}, {steps:,} steps with the experts' answers", highlight=False
+            f"{suite}: {counted(len(tasks), 'task')}, {steps:,} steps with the experts' actions", highlight=False
         )
     console.print(
-        f"learn from it: train.py ... --data.dagger {arguments.folder}", highlight=False, markup=False, soft_wrap=True
+        f"to train on it: train.py ... --data.dagger {arguments.folder}", highlight=False, markup=False, soft_wrap=True
     )
     return 0
 
@@ -117,13 +122,14 @@ def _corrected(
     arguments: argparse.Namespace,
     console: Console,
 ) -> int | None:
-    """Plays tasks of one suite and makes their data sets; the number of steps, None if it was stopped."""
+    """Plays the tasks of one suite and writes their data sets. Returns the number of steps; None if it was stopped."""
     from generalist.eval.control.agents import Agent, Demonstrations, play
     from generalist.eval.control.policies import Prompt
     from generalist.system.progress import counting
 
     for task in tasks:
         task.begin()
+    # Interrupted, nothing of this suite is kept: a data set with fewer episodes would pass for a complete one.
     stop = threading.Event()
     with stopping(stop, console), counting(console, disable=not console.is_terminal) as progress:
         played, _ = play(
@@ -147,10 +153,10 @@ def _corrected(
 
 
 def _is_done(task: CorrectedTask, settings: Mapping[str, Any]) -> bool:
-    """Whether a task's data set is there already.
+    """Whether a task already has its data set.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: the data set was made with other settings.
     """
     stored = read_metadata(task.place)
     if stored is None:
@@ -158,6 +164,6 @@ def _is_done(task: CorrectedTask, settings: Mapping[str, Any]) -> bool:
     for name, value in settings.items():
         if stored.get(name) != value:
             raise ValueError(
-                f"{task.place} was played with {name} {stored.get(name)}, not {value}: name another folder, or delete it"
+                f"{task.place} was made with {name} {stored.get(name)}, not {value}: name another folder, or delete it"
             )
     return True

@@ -1,4 +1,4 @@
-"""`generalist eval`: what is done with the results of an evaluation."""
+"""`generalist eval`: the commands that score weights, and those that compare and show results."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from generalist.cli import eval_control as agents_command
 from generalist.cli import eval_fewshot as fewshot_command
 from generalist.system.places import check_file
 
-DESCRIPTION = "Scores weights as agents and with shots, compares results files and makes reports of them."
+DESCRIPTION = "Scores weights as agents and with shots, compares results files, and writes reports of them."
 RESULTS = "results.json"
 
 
@@ -21,22 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (
             "control",
             agents_command.add_control,
-            "agents on any tasks: the weights, with prompts, and the nearest neighbour",
+            "score agents on any tasks: the weights, with or without prompts, and the nearest neighbour",
         ),
-        ("again", agents_command.add_again, "plays what a results file says once more: are the numbers the same?"),
+        ("again", agents_command.add_again, "repeat the evaluation of a results file, and compare every episode"),
         (
             "fewshot",
             fewshot_command.add_fewshot,
-            "what the weights do with shots: new words, captions, questions, classes",
+            "score the weights with shots: new words, captions, questions, classes",
         ),
-        ("compare", _add_compare, "two results files: which is better, and can the episodes show it?"),
-        ("report", _add_report, "one HTML file with everything about a run's evaluation, to open offline"),
+        ("compare", _add_compare, "compare two results files: which is better, and whether the episodes can show it"),
+        ("report", _add_report, "write one HTML file with everything about a run's evaluation, to open offline"),
     ):
+        # No abbreviations: an option added later could make a shorter one ambiguous in stored commands.
         add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
-    """Runs one; returns the exit status.
+    """Runs a subcommand; returns the exit status.
 
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
@@ -54,16 +55,17 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def results_path(path: Path) -> Path:
-    """The results file that is meant: itself, or the one in a run's folder."""
+    """The path of a results file, which may be given by its run's folder."""
     return path / RESULTS if path.is_dir() else path
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", type=Path, metavar="A", help="a results.json, or a run's folder")
-    parser.add_argument("after", type=Path, metavar="B", help="another one")
+    parser.add_argument("after", type=Path, metavar="B", help="another results.json, or run's folder")
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    """Compares two results files; needs neither JAX nor weights."""
     from generalist.eval.report import compare
     from generalist.eval.results import file as report
 
@@ -75,16 +77,16 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="RUN_OR_RESULTS", help="a run's folder, or a results file")
     parser.add_argument(
-        "--fewshot", type=Path, nargs="+", default=[], metavar="FILE", help="results of eval fewshot to put into it too"
+        "--fewshot", type=Path, nargs="+", default=[], metavar="FILE", help="results of eval fewshot to include"
     )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (default report.html)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default report.html)")
     parser.add_argument(
-        "--videos", action="store_true", help="play an episode of every task with the run's weights, and show it"
+        "--videos", action="store_true", help="play one episode of every task with the run's weights, and include it"
     )
     parser.add_argument(
         "--weights",
         metavar="FOLDER",
-        help="for --videos: the weights of the results, where they are not in the run's folder",
+        help="for --videos: the weights of the results, if they are not in the run's folder",
     )
 
 
@@ -92,8 +94,8 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     from generalist.eval.report import page
 
     if arguments.weights and not arguments.videos:
-        raise ValueError("--weights are for --videos: name both or neither")
-    check_file(arguments.out, "--out")
+        raise ValueError("--weights is for --videos: give both or neither")
+    check_file(arguments.out, "--out")  # before anything is played
     source = results_path(arguments.source)
     page.write(
         source,

@@ -1,4 +1,4 @@
-"""`generalist eval control` and `generalist eval again`: agents on any tasks, and whether their numbers come out the same."""
+"""`generalist eval control` scores agents on any tasks; `generalist eval again` checks that its results can be repeated."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ from generalist.config.plain import plain
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.results.words import counted
-from generalist.run.tasks import source_tasks
+from generalist.run.tasks import is_own, own_tasks
 from generalist.system.places import check_new_file
 from generalist.system.processes import cores
 
@@ -32,18 +32,18 @@ EPISODES = 20
 
 
 def add_played(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which weights play what, and in how many processes."""
+    """Adds the arguments for the weights, the tasks that they play, and the number of processes."""
     add_weights(parser)
     parser.add_argument(
         "--tasks",
         nargs="+",
         default=["*"],
         metavar="PATTERN",
-        help="such as 'atari/*' babyai/GoTo; default: all they know",
+        help="such as 'atari/*' babyai/GoTo; default: all that the weights know",
     )
-    parser.add_argument("--episodes", type=int, default=EPISODES, help=f"per task (default {EPISODES})")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help=f"episodes per task (default {EPISODES})")
     parser.add_argument(
-        "--workers", type=int, default=cores(), help="processes of environments (default: one per core)"
+        "--workers", type=int, default=cores(), help="processes that run environments (default: one per core)"
     )
 
 
@@ -55,30 +55,33 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["model"],
         metavar="AGENT",
-        help="model (the default); the model shown demonstrations: goal (the end of one), whole (all of one), or a number of "
-        "them; nearest: the nearest neighbour among all demonstrations",
+        help="model (the default); the model after a prompt: goal (the end of a demonstration), whole (a whole one), or a "
+        "number of demonstrations; nearest: the nearest neighbour among all demonstrations",
     )
     parser.add_argument("--out", type=Path, default=Path("control.json"), help="results file (default control.json)")
     parser.add_argument(
-        "--data", type=Path, help="folder of the recordings that prompts come from (default: the run's)"
+        "--data", type=Path, help="folder of the recordings that demonstrations come from (default: the run's)"
     )
-    parser.add_argument("--lanes", type=int, default=64, help="environments at once, of steps alike (default 64)")
+    parser.add_argument("--lanes", type=int, default=64, help="maximum number of environments at once (default 64)")
     parser.add_argument(
-        "--seed", type=int, default=EVALUATION_SEED, help=f"of a task's first episode ({EVALUATION_SEED:,})"
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        help=f"seed of a task's first episode (default {EVALUATION_SEED:,})",
     )
 
 
 def control(arguments: argparse.Namespace, console: Console) -> int:
-    """Plays, writes the results file and shows it.
+    """Plays, writes the results file and shows it; returns the exit status.
 
     Raises:
-        FileExistsError, NotADirectoryError, PermissionError: the results file is there already, or can't be written.
+        FileExistsError, NotADirectoryError, PermissionError: the results file exists, or can't be written.
         ValueError: a pattern matches no task that the weights know, an agent is unknown, or a number is too small.
     """
     from generalist.eval.control.agents import parse_agent
     from generalist.eval.results import file as report
 
-    check_new_file(arguments.out, "--out")
+    check_new_file(arguments.out, "--out")  # before hours of playing
     for name in ("episodes", "workers", "lanes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
@@ -86,12 +89,13 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if arguments.seed < EVALUATION_SEED:
         console.print(
-            f"note: recordings may have used seeds below {EVALUATION_SEED:,}, so that these episodes are not all unseen",
+            f"note: recordings use seeds below {EVALUATION_SEED:,}, so the weights may have been trained on these episodes",
             style="yellow",
             highlight=False,
         )
-    agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))
+    agents = list(dict.fromkeys(parse_agent(text) for text in arguments.agents))  # each once, in the given order
     generalist = load_weights(arguments, console)
+    # What decides the results, and so what `again` repeats. Workers are not among it.
     asked = {
         "tasks": [task.name for task in known_tasks(generalist, arguments.tasks)],
         "episodes": arguments.episodes,
@@ -109,17 +113,17 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
     report.save(arguments.out, results)
     report.show(results, console)
     show_agents(results, console)
-    console.print(f"every number, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
+    console.print(f"all results, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
     return 0
 
 
 def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]:
-    """The matching tasks whose layouts the weights know.
+    """The tasks that match a pattern and whose layouts the weights know.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a pattern matches no task at all.
     """
-    own = source_tasks(generalist.config)["own"] if _asks_for_own(generalist, patterns) else []
+    own = own_tasks(generalist.config) if _asks_for_own(generalist, patterns) else []
     mine = [task for task in own if any(fnmatch.fnmatch(task.name, one) for one in patterns)]
     rest = [one for one in patterns if one == "*" or not any(fnmatch.fnmatch(task.name, one) for task in own)]
     matching = [*(tasks(rest) if rest else []), *mine]
@@ -133,10 +137,8 @@ def known_tasks(generalist: "Generalist", patterns: Sequence[str]) -> list[Task]
 
 
 def _asks_for_own(generalist: "Generalist", patterns: Sequence[str]) -> bool:
-    """Whether a pattern means environments of one's own that the weights know; only then must their demonstrations be there."""
-    return "own" in generalist.config.data.control() and any(
-        fnmatch.fnmatch(layout, one) for one in patterns for layout in generalist.layouts if layout.startswith("own/")
-    )
+    """Whether a pattern means a user's own tasks that the weights know; only then must their episodes be there."""
+    return any(fnmatch.fnmatch(layout, one) for one in patterns for layout in generalist.layouts if is_own(layout))
 
 
 def evaluate(
@@ -147,12 +149,15 @@ def evaluate(
     workers: int,
     console: Console,
 ) -> dict[str, Any]:
-    """What the results file holds: the first agent as `control`, the others as `policies`.
+    """Plays all agents.
 
     Args:
-        asked: tasks, episodes, agents, lanes and seed, which decide the numbers.
-        source: where the weights and the demonstrations were.
-        workers: processes; no number depends on them.
+        asked: tasks, episodes, agents, lanes and seed, which decide the results.
+        source: the places of the weights and of the demonstrations.
+        workers: processes of environments; no result depends on their number.
+
+    Returns:
+        The contents of the results file, with the first agent as `control` and the others as `policies`.
     """
     import jax
 
@@ -165,11 +170,13 @@ def evaluate(
     started = time.monotonic()
     config = generalist.config
     if source["data"] is not None:
+        # Only where recordings are looked for changes; which tasks and layouts there are is a matter of the weights.
         data = dataclasses.replace(config.data, folder=Path(source["data"]))
         generalist = generalist.with_config(dataclasses.replace(config, data=data))
     played_tasks = known_tasks(generalist, asked["tasks"])
     suite_of = {task.name: task.suite for task in played_tasks}
     demonstrations, stop = Demonstrations(generalist), threading.Event()
+    # Recorded now if they are missing, so that no agent has to wait for them between two others.
     if any(agent.needs_demonstrations for agent in agents):
         demonstrations.ensure(played_tasks, workers, console)
     policies: dict[str, Any] = {}
@@ -197,6 +204,7 @@ def evaluate(
         suites = dict.fromkeys(task.suite for task in played_tasks)
         by_suite = {suite: [task for task in played_tasks if task.suite == suite] for suite in suites}
         clipped = notes[agent.name].pop("clipped")
+        # Stopped early, a suite may have no episode at all, and no mean.
         mine = {one.task for one in episodes}
         policies[agent.name] = {
             suite: summarize(several, [one for one in episodes if suite_of[one.task] == suite], clipped)
@@ -204,14 +212,9 @@ def evaluate(
             if any(task.name in mine for task in several)
         }
     seeds = {"evaluation": asked["seed"]}
-    several = {"--tasks": asked["tasks"], "--agents": asked["agents"]}
-    given = {"--episodes": asked["episodes"], "--lanes": asked["lanes"], "--seed": asked["seed"]} | {
-        f"--{name}": path for name, path in source.items() if path is not None
-    }
-    command = ["generalist", "eval", "control", *(word for name, words in several.items() for word in (name, *words))]
-    command += [str(word) for pair in given.items() for word in pair]
     device, weights = str(jax.devices()[0]), fingerprint(generalist)
     seconds = time.monotonic() - started
+    command = _command(asked, source)
     results = manifest(command, plain(generalist.config), generalist.step, seeds, device, weights, seconds)
     main = agents[0].name
     return results | {
@@ -226,17 +229,27 @@ def evaluate(
     }
 
 
+def _command(asked: Mapping[str, Any], source: Mapping[str, str | None]) -> list[str]:
+    """The command line that gives the same results, for the manifest; arguments as in `evaluate`."""
+    # Patterns of tasks are written out, since a later version may have more tasks that match them.
+    several = {"--tasks": asked["tasks"], "--agents": asked["agents"]}
+    given = {"--episodes": asked["episodes"], "--lanes": asked["lanes"], "--seed": asked["seed"]} | {
+        f"--{name}": path for name, path in source.items() if path is not None
+    }
+    command = ["generalist", "eval", "control", *(word for name, words in several.items() for word in (name, *words))]
+    return command + [str(word) for pair in given.items() for word in pair]
+
+
 @contextmanager
 def stopping(stop: threading.Event, console: Console) -> Iterator[None]:
-    """Ctrl-C asks for an end; a second one ends at once."""
+    """Within it, the first Ctrl-C sets `stop`, and the second one raises KeyboardInterrupt."""
 
     def request(signum: int, frame: FrameType | None) -> None:
+        # Episodes that have begun are finished: leaving out those that take longest would bias the scores.
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print(
-            "\nstopping: the episodes that have begun are played to their end (Ctrl-C again: at once, nothing is kept)"
-        )
+        console.print("\nstopping after the episodes that have begun (Ctrl-C again: at once, and nothing is kept)")
 
     before = signal.signal(signal.SIGINT, request)
     try:
@@ -246,12 +259,12 @@ def stopping(stop: threading.Event, console: Console) -> Iterator[None]:
 
 
 def every_agent(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Agent → suite → summary."""
+    """The summaries in a results file: agent → suite → summary."""
     return {results["agent"]: results["control"]} | results["policies"]
 
 
 def show_agents(results: Mapping[str, Any], console: Console) -> None:
-    """A row a domain, a column an agent."""
+    """Prints a table with one row per suite and one column per agent, and what limits the results."""
     from generalist.eval.results.scores import Estimate
 
     agents = every_agent(results)
@@ -263,7 +276,7 @@ def show_agents(results: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     for name, note in results["notes"].items():
         if note["cut_demonstrations"]:
-            line = f"{name}: {note['cut_demonstrations']} demonstrations were shown without their beginning, which had no room"
+            line = f"{name}: {note['cut_demonstrations']} demonstrations were too long, and were shown without their beginning"
             console.print(line, highlight=False)
     if results["stopped"]:
         console.print("stopped early: some tasks have fewer episodes, or none", style="yellow")
@@ -273,15 +286,16 @@ def add_again(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist eval again`."""
     parser.add_argument("results", type=Path, metavar="RESULTS", help="a file that `generalist eval control` wrote")
     parser.add_argument(
-        "--workers", type=int, default=cores(), help="processes of environments (default: one per core)"
+        "--workers", type=int, default=cores(), help="processes that run environments (default: one per core)"
     )
 
 
 def again(arguments: argparse.Namespace, console: Console) -> int:
-    """Plays what a results file says once more, with the same weights, and compares every episode; exit status 1: some differ.
+    """Repeats the evaluation of a results file with the same weights and compares every episode; exit status 1 if any differs.
 
     Raises:
-        ValueError: the file was edited, is of other weights, or was not written by `generalist eval control`.
+        ValueError: the file was edited, is of other weights, was not written by `generalist eval control`, or is of an
+            evaluation that was stopped.
     """
     from generalist.eval.control.agents import parse_agent
     from generalist.eval.results import file as report
@@ -292,10 +306,13 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     stored = report.load(arguments.results)
     if "asked" not in stored:
         raise ValueError(
-            f"{arguments.results} was not written by `generalist eval control`: give its own command again"
+            f"{arguments.results} was not written by `generalist eval control`: repeat the command that wrote it"
         )
     if stored["stopped"]:
-        raise ValueError(f"{arguments.results} is of an evaluation that was stopped early: where, nobody can repeat")
+        raise ValueError(
+            f"{arguments.results} is of an evaluation that was interrupted, at a point that cannot be repeated: evaluate again"
+        )
+    # The weights are named as in the first command, so they must still be in their place; their fingerprint is compared.
     source = stored["source"]
     where = argparse.Namespace(
         weights=source["weights"],
@@ -304,6 +321,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     )
     generalist = load_weights(where, console)
     report.check_weights(stored, generalist)
+    # Other versions are reported and not refused: whether they change the results is what this command finds out.
     now = manifest([], {}, generalist.step, {}, "")["versions"]
     for name in sorted(now | stored["versions"]):
         if now.get(name) != stored["versions"].get(name):
@@ -311,7 +329,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
     agents = [parse_agent(text) for text in stored["asked"]["agents"]]
     results = evaluate(generalist, agents, stored["asked"], source, arguments.workers, console)
     differing = differences(every_agent(stored), every_agent(results))
-    for line in differing[:20]:
+    for line in differing[:20]:  # more would only repeat that something is different
         console.print(line, highlight=False, markup=False)
     count = sum(one["episodes"] for suites in every_agent(results).values() for one in suites.values())
     whole = counted(count, "episode")
@@ -321,7 +339,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The episodes that came out differently, one a line."""
+    """Descriptions of the episodes whose score or number of steps differs, one per episode."""
 
     def flat(policies: Mapping[str, Any]) -> dict[tuple[str, str, int], tuple[float, int]]:
         return {

@@ -1,4 +1,4 @@
-"""`generalist eval fewshot`: what weights learn from shots, on new words for new things or on a benchmark in a folder."""
+"""`generalist eval fewshot`: scores what weights learn from shots, on new words for new things or on a published benchmark."""
 
 import argparse
 import shutil
@@ -27,7 +27,7 @@ METRICS = {
     "accuracy": "accuracy %",
     "auc": "area under ROC %",
 }
-# Options that new words have no use for.
+# Options that have no effect on new words, and are refused there.
 BENCHMARKS_ALONE = ("folder", "kind", "supports", "seeds", "retrieve", "permutations", "beams", "tokens", "template")
 
 
@@ -40,29 +40,40 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
         default=NEW_WORDS,
         help="new-words (the default): new names for drawings never trained on; or a benchmark in --folder (docs/prompts.md)",
     )
-    parser.add_argument("--folder", type=Path, help="where the benchmark's files are")
-    parser.add_argument("--kind", choices=("caption", "vqa", "classify"), help="of --data jsonl")
-    parser.add_argument("--shots", type=int, nargs="+", metavar="N", help="default 0 4 8 16 32; new-words: 0 1 2 4 8")
-    parser.add_argument("--queries", type=int, metavar="N", help="at most, 0: all (default 1000)")
-    parser.add_argument("--supports", type=int, metavar="N", help="shots are taken from so many, 0: all (default 2048)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="draws of shots (default 3)")
-    parser.add_argument("--retrieve", action="store_true", default=None, help="RICES: the nearest images as shots")
+    # No defaults here: None says that an option was not given, and what it means then depends on the data.
+    parser.add_argument("--folder", type=Path, help="folder of the benchmark's files")
+    parser.add_argument("--kind", choices=("caption", "vqa", "classify"), help="kind of task, for --data jsonl")
+    parser.add_argument(
+        "--shots", type=int, nargs="+", metavar="N", help="numbers of shots (default 0 4 8 16 32; new-words: 0 1 2 4 8)"
+    )
+    parser.add_argument("--queries", type=int, metavar="N", help="maximum number of queries, 0: all (default 1000)")
+    parser.add_argument(
+        "--supports", type=int, metavar="N", help="number of examples that shots are drawn from, 0: all (default 2048)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of draws of the shots (default 3)")
+    parser.add_argument(
+        "--retrieve", action="store_true", default=None, help="show the examples with the most similar images (RICES)"
+    )
     parser.add_argument(
         "--permutations", type=int, metavar="K", help="orders of the shots to average over (default 1; Flamingo: 6)"
     )
-    parser.add_argument("--beams", type=int, help="of the search for written answers (default 3)")
-    parser.add_argument("--tokens", type=int, help="ids of a written answer (captions 20, answers 5, TextVQA 10)")
-    parser.add_argument("--template", help="such as 'Question: {question} Answer: {answer}'; default: the benchmark's")
+    parser.add_argument("--beams", type=int, help="width of the beam search for written answers (default 3)")
+    parser.add_argument(
+        "--tokens", type=int, help="maximum ids of a written answer (default: captions 20, answers 5, TextVQA 10)"
+    )
+    parser.add_argument(
+        "--template", help="such as 'Question: {question} Answer: {answer}' (default: the benchmark's own)"
+    )
     parser.add_argument("--out", type=Path, default=Path("fewshot.json"), help="results file (default fewshot.json)")
 
 
 def fewshot(arguments: argparse.Namespace, console: Console) -> int:
-    """Evaluates, writes the results file and shows it.
+    """Evaluates, writes the results file and shows it; returns the exit status.
 
     Raises:
-        FileExistsError, NotADirectoryError, PermissionError: the results file is there already, or can't be written.
-        ValueError: a setting is out of range or for something else, or the benchmark's files are damaged.
-        ImportError: a package is missing: of the extra `captions`, or `images` for new words.
+        FileExistsError, NotADirectoryError, PermissionError: the results file exists, or can't be written.
+        ValueError: an option is out of range or has no effect on these data, or the benchmark's files are damaged.
+        ImportError: a package is missing: of the extra `captions`, or of `images` for new words.
     """
     check_new_file(arguments.out, "--out")
     for name in ("queries", "supports"):
@@ -74,18 +85,19 @@ def fewshot(arguments: argparse.Namespace, console: Console) -> int:
 
     report.save(arguments.out, _manifest(arguments, generalist) | results)
     show(results, console)
-    console.print(f"every answer, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
+    # The file holds every answer, so that scores can be computed again, and compared query by query.
+    console.print(f"all answers, with the manifest: {arguments.out}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _new_words(arguments: argparse.Namespace, console: Console) -> tuple[dict[str, Any], "Generalist"]:
-    """Names that only the prompt has (eval/fewshot/new_words.py)."""
+    """Evaluates on names that occur only in the prompt (eval/fewshot/new_words.py)."""
     if given := [name for name in BENCHMARKS_ALONE if getattr(arguments, name) is not None]:
         raise ValueError(
-            f"--{given[0]} is for a benchmark: name one with --data ({', '.join(LAYOUTS)}), or leave it out"
+            f"--{given[0]} is for benchmarks: name one with --data ({', '.join(LAYOUTS)}), or leave --{given[0]} out"
         )
     if arguments.queries == 0:
-        raise ValueError("--queries must be at least 1: new words are drawn without an end")
+        raise ValueError("--queries must be at least 1, since new words can be drawn without end")
     if arguments.shots and (min(arguments.shots) < 0 or len(set(arguments.shots)) != len(arguments.shots)):
         raise ValueError(f"--shots must be different numbers of at least 0, got {arguments.shots}")
     generalist = load_weights(arguments, console)
@@ -102,12 +114,12 @@ def _new_words(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
             kept=parts,
             progress=progress,
         )
-    shutil.rmtree(parts.folder)
+    shutil.rmtree(parts.folder)  # only now: an interruption before this keeps all finished parts
     return {"data": NEW_WORDS, "new_words": found}, generalist
 
 
 def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[str, Any], "Generalist"]:
-    """A benchmark in a folder."""
+    """Evaluates on a published benchmark."""
     from generalist.eval.fewshot.benchmark_prompts import Asking
     from generalist.eval.fewshot.published import read_benchmark
 
@@ -117,6 +129,7 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
     given: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if "shots" in given:
         given["shots"] = tuple(given["shots"])
+    # Settings and files are checked before the weights are loaded.
     asking = Asking(**given)
     limits = {name: value for name in ("queries", "supports") if (value := getattr(arguments, name)) is not None}
     benchmark = read_benchmark(arguments.data, arguments.folder, kind=arguments.kind, **limits)
@@ -136,20 +149,21 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
 
 
 def _parts(arguments: argparse.Namespace) -> "Parts":
-    """What is finished, until all of it is: the same command goes on from there."""
+    """The store of finished parts of the results, from which the same command continues after an interruption."""
     from generalist.eval.results.file import Parts
 
     return Parts(folder=arguments.out.with_name(f".{arguments.out.name}.parts"))
 
 
 def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[str, Any]:
-    """Everything from which the same command gives the same numbers."""
+    """The manifest of the results: everything that is needed to repeat them."""
     import jax
 
     from generalist.eval.results.manifest import manifest
     from generalist.inference.fingerprint import fingerprint
 
     command = ["generalist", "eval", "fewshot"]
+    # Only what was given, without the defaults of `--runs`, which has no meaning without `--run`.
     for name, value in vars(arguments).items():
         if name in ("command", "evaluation", "out") or value is None or (name == "runs" and not arguments.run):
             continue
@@ -161,7 +175,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """The results on the screen."""
+    """Prints the results."""
     if "new_words" in results:
         console.print(new_words_table(results["new_words"]))
         return
@@ -169,14 +183,15 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     console.print(table(found))
     for one in found["left_out"]:
         console.print(
-            f"note: {one['shots']} shots are left out: the context of {one['context']} positions has room for {one['fitting']}",
+            f"note: {one['shots']} shots were not evaluated: the context of {one['context']} positions has room for "
+            f"{one['fitting']}",
             style="yellow",
             highlight=False,
         )
 
 
 def table(found: Mapping[str, Any]) -> Table:
-    """A row a number of shots."""
+    """The table of a benchmark's results: one row per number of shots."""
     from generalist.eval.results.scores import Estimate
 
     asked = found["asking"]
@@ -192,7 +207,7 @@ def table(found: Mapping[str, Any]) -> Table:
 
 
 def new_words_table(found: Mapping[str, Any]) -> Table:
-    """A row a number of ways and shots."""
+    """The table of the results with new words: one row per number of ways and shots."""
     from generalist.eval.results.scores import Estimate
 
     title = f"new words for new things, {found['questions']:,} questions each: % right, 95% intervals"
@@ -205,7 +220,7 @@ def new_words_table(found: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, *headers: str) -> Table:
-    """Within 80 columns."""
+    """An empty table, narrow enough for a terminal of 80 columns."""
     whole = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
     for header in headers:
         whole.add_column(header, no_wrap=True)

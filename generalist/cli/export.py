@@ -1,4 +1,4 @@
-"""`generalist export`: a run's weights as one folder, to use, share or publish."""
+"""`generalist export`: writes a run's weights as one folder, to use, share or publish."""
 
 import argparse
 import dataclasses
@@ -19,19 +19,21 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist export`."""
-    parser.add_argument("out", type=Path, metavar="FOLDER", help="a folder that is not there yet")
-    parser.add_argument("--run", required=True, metavar="NAME", help="a run, by its folder under --runs")
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="folder to write; it must not exist")
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of a run: its folder under --runs")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where runs are (default runs)"
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default runs)"
     )
-    parser.add_argument("--bfloat16", action="store_true", help="half the bytes, rounded to three significant digits")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="store half the bytes, with about three significant digits"
+    )
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
     """Writes the folder; returns the exit status.
 
     Raises:
-        FileExistsError, NotADirectoryError, PermissionError: it is there already, or can't be made.
+        FileExistsError, NotADirectoryError, PermissionError: the folder exists, or can't be created.
         FileNotFoundError: there is no such run.
         ValueError: an argument is unknown.
     """
@@ -43,10 +45,11 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
     from generalist.run.named_weights import run_settings
 
-    run_settings(arguments.runs / arguments.run)  # that there is none is said before JAX is loaded
+    run_settings(arguments.runs / arguments.run)  # raises if there is no such run, before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
     from generalist.inference.generalist import Generalist
 
+    # The moving average of the weights, if the run keeps one: what evaluation scores is what is published.
     generalist = without_places(Generalist.from_run(run_settings(arguments.runs / arguments.run)))
     generalist.save(arguments.out, ml_dtypes.bfloat16 if arguments.bfloat16 else np.float32)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
@@ -56,7 +59,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def without_places(generalist: "Generalist") -> "Generalist":
-    """The same with the default folders in its settings: where its maker kept data and runs helps nobody else."""
+    """The same weights with the default folders in their settings."""
+    # Where their maker kept data and runs is of no use to others, and may be private.
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
     training = dataclasses.replace(config.training, checkpoints="", start="")

@@ -1,4 +1,4 @@
-"""`generalist plan`: what a preset takes of a machine that need not be there."""
+"""`generalist plan`: estimates the memory and time that a preset needs on a machine that need not be present."""
 
 import argparse
 import threading
@@ -16,32 +16,32 @@ from generalist.system.places import check_file
 if TYPE_CHECKING:
     from generalist.config.run import Config
 
-DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (the compiler needs no TPU: extra tpu) or for
-simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and what devices
-exchange; of one GPU, the memory by arithmetic. Any setting of train.py may follow: --data.rows 256
+DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (with the extra tpu, but without a TPU) or for
+simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and exchanges between
+devices. For a single GPU, estimates the memory by arithmetic. Any setting of train.py may follow, such as --data.rows 256
 --training.tensor-axis 4."""
-EVERY = 15.0  # seconds between lines while the compiler works
+EVERY = 15.0  # seconds between the lines that are printed while the compiler works
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments; what it doesn't know are settings."""
-    parser.add_argument("preset", help="such as gato_1b; train.py --help lists them")
+    """Arguments of `generalist plan`; all others are settings of the preset."""
+    parser.add_argument("preset", help="a preset such as gato_1b; train.py --help lists them")
     parser.add_argument(
-        "--topology", help="a TPU slice: v4:4x4x8, v5e:16x16, v5p:4x4x8 or v6e:16x16, of any size there is"
+        "--topology", help="a TPU slice such as v4:4x4x8, v5e:16x16, v5p:4x4x8 or v6e:16x16, of any size that exists"
     )
     parser.add_argument(
         "--devices", help="cpu:8 (simulated), or one GPU by arithmetic: gpu:24GiB, h100, a100, l40s, rtx4090 ..."
     )
-    parser.add_argument("--search", action="store_true", help="try meshes and rows a step; propose the best that fits")
-    parser.add_argument("--tries", type=int, default=4, help="how many --search compiles (default 4)")
-    parser.add_argument("--json", type=Path, help="write every number here as well")
     parser.add_argument(
-        "--hlo", type=Path, help="write the compiled program here, for a closer look; not with --search"
+        "--search", action="store_true", help="try meshes and rows per step; propose the best that fits"
     )
+    parser.add_argument("--tries", type=int, default=4, help="number of candidates that --search compiles (default 4)")
+    parser.add_argument("--json", type=Path, help="file to write all figures to as well")
+    parser.add_argument("--hlo", type=Path, help="file to write the compiled program to; not with --search")
 
 
 def run(arguments: argparse.Namespace, settings: list[str], console: Console) -> int:
-    """Plans; returns the exit status: 0 where it fits, 2 where not.
+    """Plans; returns the exit status: 0 if the step fits the devices, 2 if it does not.
 
     Raises:
         ValueError, ImportError: with a message for the user.
@@ -52,12 +52,13 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
     target = parse_target(arguments.topology, arguments.devices)
     if arguments.search and target.slice is None:
         raise ValueError(
-            "--search compares speeds, which only a --topology has; of one GPU the largest rows that fit are told anyway"
+            "--search compares speeds, which are known only for a --topology; for one GPU the plan always gives the largest "
+            "rows that fit"
         )
     if arguments.tries < 1:
         raise ValueError(f"--tries must be at least 1, got {arguments.tries}")
     config = read_config(arguments.preset, settings)
-    prepare_environment(target)
+    prepare_environment(target)  # before JAX is imported, which reads these variables
     console.print(f"plan of {arguments.preset} for {target.name}: loading JAX ...", highlight=False)
     return (
         _gpu(config, target, arguments, console)
@@ -67,13 +68,13 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
 
 
 def read_config(name: str, settings: list[str]) -> "Config":
-    """The preset with the settings given after it; a trunk's folder brings its shape."""
+    """The preset with the settings that follow it; a folder given as trunk determines the shape of the model."""
     from generalist.config.presets import preset
     from generalist.experiment.inherit import parse
     from generalist.model.config import REQUIRED
 
     config = parse(preset(name), settings, prog=f"generalist plan {name}")
-    if config.model.trunk in ("none", REQUIRED):
+    if config.model.trunk in ("none", REQUIRED):  # a preset's own shape stands for a folder that is not given
         return config
     from generalist.run.trunk import with_trunk
 
@@ -81,6 +82,7 @@ def read_config(name: str, settings: list[str]) -> "Config":
 
 
 def _plan(config: "Config", target: Target, arguments: argparse.Namespace, console: Console) -> int:
+    """Plans with the compiler, for a TPU slice or simulated devices."""
     from generalist.plan.estimate import estimate
     from generalist.plan.report import show, show_found
     from generalist.plan.search import search
@@ -88,7 +90,7 @@ def _plan(config: "Config", target: Target, arguments: argparse.Namespace, conso
 
     devices = open_devices(target)
     console.print("shapes of the model and of its batches ...", highlight=False)
-    shapes = without_data(config)
+    shapes = without_data(config)  # makes one environment per layout, to see its spaces
     with working(console, "compiling") as say:
         if arguments.search:
             found = search(config, shapes, target, devices, arguments.tries, say)
@@ -104,6 +106,7 @@ def _plan(config: "Config", target: Target, arguments: argparse.Namespace, conso
 
 
 def _gpu(config: "Config", target: Target, arguments: argparse.Namespace, console: Console) -> int:
+    """Plans for one GPU by arithmetic: XLA compiles for a GPU only where there is one."""
     import dataclasses
 
     from generalist.plan.memory import arithmetic, largest_rows
@@ -120,29 +123,35 @@ def _gpu(config: "Config", target: Target, arguments: argparse.Namespace, consol
 
 
 def _write(arguments: argparse.Namespace, target: Target, values: dict[str, Any], console: Console) -> None:
+    """Writes the figures to the file of --json, if it is given."""
     if arguments.json is None:
         return
     from generalist.system.files import write_json
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.json, {"preset": arguments.preset, "target": target.name, **values})
-    console.print(f"every number: {arguments.json}", highlight=False)
+    console.print(f"all figures: {arguments.json}", highlight=False)
 
 
 @contextmanager
 def working(console: Console, what: str) -> Iterator[Any]:
-    """Lines with the time spent while the compiler works, which tells nothing itself; gives a function that adds lines."""
+    """Prints a line with the time spent every few seconds; gives a function that prints other lines.
+
+    Args:
+        what: is being done.
+    """
+    # XLA reports no progress, and a large program compiles for minutes: without a line, the command would look stuck.
     begun, ended = time.perf_counter(), threading.Event()
 
     def say(line: str) -> None:
         console.print(f"{time.perf_counter() - begun:4.0f} s  {line}", highlight=False, markup=False, soft_wrap=True)
 
-    def tell() -> None:
+    def repeat() -> None:
         say(f"{what} ...")
         while not ended.wait(EVERY):
             say(f"{what} ...")
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield say

@@ -1,4 +1,4 @@
-"""`generalist play`: the weights, an expert or chance plays a task, in a window or as a video."""
+"""`generalist play`: shows how the weights, an expert or random actions play a task, in a window or as a video."""
 
 import argparse
 import itertools
@@ -15,23 +15,28 @@ from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.envs.watching import Begin, Moment, chance, episode, expert
 from generalist.run.tasks import is_own, task_of
 
-DESCRIPTION = """Plays a task with trained weights (or with its expert, or at random) and shows it: in a window where there is a
-display, or as a video. Every frame says what the agent is told, the step and the rewards so far."""
+DESCRIPTION = """Plays a task with trained weights, with its expert or with random actions, and shows it in a window, if there is
+a display, or as a video. Every frame shows the instruction, the step and the sum of the rewards."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Arguments of `generalist play`."""
     parser.add_argument(
-        "task", help="such as metaworld/door-open, babyai/GoToObj, atari/freeway or classic/lunar-lander"
+        "task", help="a task such as metaworld/door-open, babyai/GoToObj, atari/freeway or classic/lunar-lander"
     )
     who = add_weights(parser)
-    who.add_argument("--expert", action="store_true", help="the task's scripted expert plays; no weights are needed")
-    who.add_argument("--random", action="store_true", help="uniformly random actions; no weights are needed")
-    parser.add_argument("--video", type=Path, metavar="FILE", help="write .mp4 (extra video), .gif or .webp; no window")
+    who.add_argument("--expert", action="store_true", help="let the task's scripted expert play; needs no weights")
+    who.add_argument("--random", action="store_true", help="play uniformly random actions; needs no weights")
     parser.add_argument(
-        "--seed", type=int, default=EVALUATION_SEED, help=f"of the first episode (default {EVALUATION_SEED:,}, unseen)"
+        "--video", type=Path, metavar="FILE", help="write .mp4 (extra video), .gif or .webp instead of opening a window"
     )
-    parser.add_argument("--episodes", type=int, default=1, help="one after the other (default 1)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        help=f"seed of the first episode (default {EVALUATION_SEED:,}, which training does not use)",
+    )
+    parser.add_argument("--episodes", type=int, default=1, help="number of episodes, one after the other (default 1)")
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
@@ -41,7 +46,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         ValueError, ImportError, OSError: with a message for the user.
     """
     if not is_own(arguments.task):
-        get(arguments.task)  # whether there is one is said before anything is loaded
+        get(arguments.task)  # raises if there is no such task, before anything is loaded
     if rest:
         raise ValueError(f"generalist play does not know {' '.join(rest)}")
     if arguments.episodes < 1 or arguments.seed < 0:
@@ -51,11 +56,12 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     elif not has_display():
         raise ValueError("there is no display for a window: write a video with --video episode.mp4 (or .gif, .webp)")
     task, begin = _who(arguments, console)
+    # One environment for all episodes; only their seeds differ.
     env = make(task)
     try:
         seeds = range(arguments.seed, arguments.seed + arguments.episodes)
         moments = itertools.chain.from_iterable(episode(task, env, begin, seed) for seed in seeds)
-        shown, fps = _told(task, moments, console), frames_a_second(env)
+        shown, fps = _reported(task, moments, console), frames_a_second(env)
         if arguments.video is None:
             show(shown, fps, task.name)
         else:
@@ -69,13 +75,13 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def _who(arguments: argparse.Namespace, console: Console) -> tuple[Task, Begin]:
-    """What is played, and what the arguments ask to play it."""
+    """The task, and the player that the arguments choose."""
     if arguments.expert or arguments.random:
         if is_own(arguments.task):
             given = "--expert" if arguments.expert else "--random"
             raise ValueError(
-                f"{arguments.task} is known only by the weights that were trained on it: name them with --run or --weights, and "
-                f"leave out {given}"
+                f"{arguments.task} is known only to the weights that were trained on it: name them with --run or --weights, and "
+                f"leave {given} out"
             )
         return get(arguments.task), expert if arguments.expert else chance
     generalist = load_weights(arguments, console)
@@ -85,8 +91,8 @@ def _who(arguments: argparse.Namespace, console: Console) -> tuple[Task, Begin]:
     return task, player(generalist, task)
 
 
-def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[Moment]:
-    """The same moments; what is told and how it ends is printed on the way."""
+def _reported(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[Moment]:
+    """The same moments. Prints the instruction when an episode begins, and its score when it ends."""
     for moment in moments:
         if moment.step == 0:
             console.print(f"{task.name}: {moment.instruction}", highlight=False, markup=False)
@@ -98,10 +104,13 @@ def _told(task: Task, moments: Iterable[Moment], console: Console) -> Iterator[M
 
 
 def show(moments: Iterable[Moment], fps: float, title: str) -> None:
-    """A window at the environment's own pace, until the episodes end or it is closed (or Escape is pressed).
+    """Shows a window until the episodes end, or until it is closed or Escape is pressed.
+
+    Args:
+        fps: frames per second, the environment's own pace.
 
     Raises:
-        ImportError: pygame, which comes with the environments, is not installed.
+        ImportError: pygame, which comes with the extra `envs`, is not installed.
     """
     try:
         import pygame
@@ -110,11 +119,13 @@ def show(moments: Iterable[Moment], fps: float, title: str) -> None:
     clock, window = pygame.time.Clock(), None
     try:
         for moment in moments:
-            picture = moment.captioned()
+            picture = moment.captioned()  # (H, W, 3) uint8
+            # Opened with the first frame, whose size it gets.
             if window is None:
                 pygame.display.init()
                 pygame.display.set_caption(title)
                 window = pygame.display.set_mode(picture.shape[1::-1])
+            # pygame's arrays are (W, H, 3).
             window.blit(pygame.surfarray.make_surface(picture.swapaxes(0, 1)), (0, 0))
             pygame.display.flip()
             for event in pygame.event.get():

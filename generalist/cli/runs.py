@@ -1,4 +1,4 @@
-"""`generalist runs`: the runs in a folder, how far each has trained, and what it scored."""
+"""`generalist runs`: lists the runs in a folder, how far each has trained, and its scores."""
 
 import argparse
 import json
@@ -14,16 +14,16 @@ from generalist.config.plain import plain
 from generalist.config.presets import PRESETS
 from generalist.run.folder import flatten
 
-DESCRIPTION = """Lists the runs in a folder: the preset each is nearest to, the step of its last checkpoint, and the headline of
-its evaluation. Reads only small files and loads no weights."""
-HALF = 50  # percent of the expert, above which a task counts in the headline
-PLACES = ("name", "runs")  # settings that say where a run is, not what it is
+DESCRIPTION = """Lists the runs in a folder: the most similar preset, the step of the last checkpoint, and a summary of the
+evaluation. Reads only small files, and no weights."""
+HALF = 50  # percent of expert above which a task counts in the summary
+PLACES = ("name", "runs")  # settings that say where a run is, and nothing about its contents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist runs`."""
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="where runs are (default runs)"
+        "folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="folder of the runs (default runs)"
     )
 
 
@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"generalist runs does not know {' '.join(rest)}")
     found = sorted(_folders(arguments.folder))
     if not found:
-        raise FileNotFoundError(f"no run in {arguments.folder}: `train.py` makes one, or name the folder of your runs")
+        raise FileNotFoundError(
+            f"no run in {arguments.folder}: make one with `train.py`, or name the folder of your runs"
+        )
     table = Table("run", "preset", box=SIMPLE, pad_edge=False)
     table.add_column("checkpoint", justify="right")
     table.add_column("evaluation")
@@ -49,16 +51,18 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    """The folders of runs; a run's name may have a slash in it."""
+    """The folders of the runs. A run's name may have one slash, as in sweep/3."""
     if folder.is_dir():
         for settings in (*folder.glob("*/config.json"), *folder.glob("*/*/config.json")):
-            # The folder of an encoder, within a contrastive run's, has settings of HuggingFace's format.
+            # Two levels at most: searching whole trees would read every checkpoint's folder.
+            # Not a folder within a run: the encoder that a contrastive run exports has a config.json in HuggingFace's format.
             if not (settings.parents[1] / "config.json").exists():
                 yield settings.parent
 
 
 def _row(folder: Path) -> tuple[str, str, str]:
-    """Preset, step of the last checkpoint and headline; a damaged file is named in its place."""
+    """Preset, step of the last checkpoint, and summary of the evaluation."""
+    # A damaged file is reported in its cell: one broken run must not hide all others.
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = "contrastive" if "towers" in settings else nearest_preset(flatten(settings))
@@ -69,12 +73,12 @@ def _row(folder: Path) -> tuple[str, str, str]:
 
 
 def nearest_preset(settings: Mapping[str, Any]) -> str:
-    """The preset that fewest settings differ from, and how many do. Settings that only one side knows do not count: the run may
-    be older than they are.
+    """The name of the most similar preset, and the number of settings that differ from it.
 
     Args:
         settings: of a run, by their dotted names.
     """
+    # Settings that only one side has do not count, since the run may be of another version.
     differing = {}
     for name, preset in PRESETS.items():
         values = flatten(plain(preset()))
@@ -86,16 +90,17 @@ def nearest_preset(settings: Mapping[str, Any]) -> str:
 
 
 def _last_checkpoint(place: str) -> str:
-    """The step of the newest whole checkpoint. Buckets are not asked: that takes credentials and time."""
+    """The step of the newest complete checkpoint; the address of a bucket, which is not asked."""
+    # That would take credentials and time.
     if "://" in place:
         return f"in {place}"
-    # Orbax names whole checkpoints by their steps, and unfinished ones otherwise.
+    # Orbax names complete checkpoints by their steps; unfinished ones have a suffix.
     steps = [int(one.name) for one in Path(place).glob("*") if one.name.isdigit()]
     return f"{max(steps):,}" if steps else "none"
 
 
 def headline(path: Path) -> str:
-    """How many tasks are above half of their expert, and at which step; of a run without control, only the step."""
+    """The number of tasks above half of their expert's score, and the step; only the step for a run without control tasks."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         step = f"step {results['step']:,}"

@@ -1,4 +1,4 @@
-"""`generalist tasks`: the tasks that patterns match, with what random actions and the expert score."""
+"""`generalist tasks`: lists the tasks that match patterns, with the scores of random actions and of the expert."""
 
 import argparse
 import math
@@ -9,8 +9,8 @@ from rich.table import Table
 
 from generalist.envs.registry import tasks
 
-DESCRIPTION = """Lists tasks by name: the instruction, the mean score of uniformly random actions and of the task's expert, and
-the decisions after which an episode is cut off. Needs no package of the environments."""
+DESCRIPTION = """Lists tasks by name, with the instruction, the mean scores of uniformly random actions and of the task's expert,
+and the number of steps after which an episode is cut off. Needs no package of an environment."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,5 +45,5 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
 
 def _number(score: float) -> str:
-    """A score for people; empty where it was not measured."""
+    """A score with at most two decimals; empty if it was not measured."""
     return "" if math.isnan(score) else f"{score:,.2f}".rstrip("0").rstrip(".")

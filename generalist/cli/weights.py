@@ -1,4 +1,4 @@
-"""The arguments by which every command names weights, and loading them."""
+"""The arguments with which all commands name weights, and loading of the weights they name."""
 
 import argparse
 from pathlib import Path
@@ -13,30 +13,31 @@ if TYPE_CHECKING:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """The arguments that say which weights are used."""
+    """Adds the arguments that name weights; returns their group, of which only one may be given."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--weights",
         metavar="FOLDER",
         help="a folder that `generalist export` or `Generalist.save` wrote, a run's folder, or `shipped` (the default)",
     )
-    which.add_argument("--run", metavar="NAME", help="a run, by its folder under --runs")
+    which.add_argument("--run", metavar="NAME", help="name of a run: its folder under --runs")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where runs are (default runs)"
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default runs)"
     )
     return which
 
 
 def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist":
-    """The weights that the arguments name; those that come with the package if they name none.
+    """Loads the weights that the arguments name; those of the package if they name none.
 
     Raises:
-        FileNotFoundError: they are not there.
-        ValueError: they are damaged.
+        FileNotFoundError: there are no such weights.
+        ValueError: the weights are damaged.
     """
+    # Names are checked before JAX is loaded, which takes seconds.
     if arguments.run:
         folder = arguments.runs / arguments.run
-        run_settings(folder)  # that there is none is said before JAX is loaded
+        run_settings(folder)
     else:
         folder = weights_folder(arguments.weights)
     console.print("loading JAX and the weights ...", highlight=False)

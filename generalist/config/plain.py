@@ -1,4 +1,11 @@
-"""Settings as JSON and back. A settings file may come from anywhere: every name and type is checked."""
+"""Settings as JSON values and back. A settings file may come from anywhere: every name and type is checked.
+
+A field of a dataclass whose metadata has `entries` is a dictionary of named settings, such as the sources of a mixture. Its
+entries are written beside the other fields, as they are on the command line. The metadata are:
+
+    entries   reads one entry from its name and its JSON value
+    order     orders names, for settings that were stored without an order
+"""
 
 import dataclasses
 import math
@@ -19,10 +26,10 @@ def plain(value: Any) -> Any:
             if "entries" not in field.metadata:
                 found[field.name] = plain(one)
                 continue
-            # Named entries, such as the sources of a mixture, stand beside the settings, as on the command line.
+            # An entry is of the kind that its name says, unless it names its kind.
             for name, entry in one.items():
                 found[name] = plain(entry) | ({} if entry.kind == name else {"kind": entry.kind})
-            found[f"{field.name}_order"] = list(one)  # files have their keys sorted
+            found[f"{field.name}_order"] = list(one)  # JSON files are written with sorted keys, which lose the order
         return found
     if isinstance(value, tuple):
         return [plain(one) for one in value]
@@ -33,13 +40,14 @@ def from_plain(kind: Callable[..., Settings], data: Any, name: str = "") -> Sett
     """The settings that `plain` wrote.
 
     Raises:
-        ValueError: a setting is missing, unknown, or of another type; the message has its dotted name.
+        ValueError: a setting is missing, unknown or of the wrong type; the message has its dotted name.
     """
+    # What is missing has its default: settings of an earlier version need not have every field.
     where = f"{name}." if name else ""
     if not isinstance(data, Mapping):
         raise ValueError(f"{name or 'the settings'} must be an object, got {data!r}")
     hints = get_type_hints(kind)
-    described: Any = kind  # a dataclass
+    described: Any = kind  # for mypy, which does not know that it is a dataclass
     fields = {field.name: field for field in dataclasses.fields(described) if field.init}
     data = dict(data)
     entries: dict[str, Any] = {}
@@ -55,11 +63,12 @@ def from_plain(kind: Callable[..., Settings], data: Any, name: str = "") -> Sett
     values = {key: _value(hints[key], value, where + key) for key, value in data.items()}
     try:
         return kind(**values, **entries)
-    except TypeError as error:
+    except TypeError as error:  # a field without a default is missing
         raise ValueError(f"{name or 'the settings'}: {error}") from error
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as a value of a field's type; `name` is the field's, for messages."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_plain(kind, value, name)
     if get_origin(kind) in (Union, types.UnionType):
@@ -71,14 +80,16 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
         return value
     if get_origin(kind) is tuple and isinstance(value, list):
-        (one, _) = get_args(kind)  # all of one kind: tuple[one, ...]
+        (one, _) = get_args(kind)  # settings have tuples of the form tuple[one, ...] only
         return tuple(_value(one, each, f"{name}[{index}]") for index, each in enumerate(value))
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int:  # JSON writes 1.0 as 1.0, but people write 1
         return float(value)
+    # Python's JSON reads NaN and Infinity, and comparisons with NaN are false: checks of ranges would let it pass.
     if kind is float and type(value) is float and not math.isfinite(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
+    # `type(...) is not`, since isinstance(True, int) holds.
     if type(value) is not kind:
         raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
     return value

@@ -1,9 +1,8 @@
-"""Presets: functions that return a `Config`, by name."""
+"""Presets: functions that return a `Config`, by name. The first line of a docstring is what `train.py --help` shows."""
 
 import dataclasses
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from generalist.config.data import DataConfig, mixed
@@ -17,16 +16,16 @@ from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
 
 
 def pocket() -> Config:
-    """What a laptop trains: one set of weights for control, images and text in about a quarter of an hour on two cores."""
+    """For a laptop: one set of weights for control, images and text, trained in about a quarter of an hour on two cores."""
     return Config(
         name="pocket",
-        # Drawings are seen twice, by the network that is trained and by the frozen encoder: docs/vision.md compares the paths.
+        # Drawings enter twice, through the frame network and through the frozen encoder: docs/vision.md compares the paths.
         model=ModelConfig(vision=VisionConfig(encoder="efficientnet_lite0", size=96, hidden_factor=1, every=2)),
         tokens=TokenConfig(documents="frame+encoder"),
         data=DataConfig(
             sources=mixed(
                 metaworld=MetaWorld(weight=0.28, steps=8),
-                # Fewer episodes than the suites have by default, which take a quarter of an hour to record.
+                # Fewer episodes than the suites' own numbers, which take a quarter of an hour to record.
                 babyai=BabyAI(weight=0.25, steps=32, temperature=0.3, episodes=150),
                 atari=Atari(weight=0.17, steps=8, temperature=1.0, episodes=3),
                 classic=Classic(weight=0.10, steps=8),
@@ -35,15 +34,16 @@ def pocket() -> Config:
                 prose=Prose(weight=0.14),
             ),
         ),
+        # docs/experiments/training.md compares Muon and AdamW on this preset.
         training=TrainingConfig(optimizer="muon"),
     )
 
 
 def pocket_long() -> Config:
-    """`pocket` for hours rather than minutes, on all the episodes that the suites have: the shipped weights."""
+    """`pocket` for hours rather than minutes, with all episodes of the suites: the settings of the shipped weights."""
 
     def suite(kind: type[ControlSource], weight: float, steps: int, **changed: Any) -> ControlSource:
-        # Some windows begin with demonstrations, so that evaluation may begin with some.
+        # Some training windows begin with demonstrations, so that the weights can use demonstrations in evaluation.
         how = {"prompt_fraction": 0.1, "prompt_demonstrations": 3, "evaluation_episodes": 20} | changed
         return kind(weight=weight, steps=steps, **how)
 
@@ -51,13 +51,14 @@ def pocket_long() -> Config:
     return dataclasses.replace(
         base,
         name="pocket_long",
-        # The weights that ship began as `pocket`'s four layers and were deepened (`training.start`).
+        # The shipped weights began with `pocket`'s four layers and were deepened (`training.start`). Three times as many layers
+        # need three times the `every`, so that the gated layers stay in place.
         model=dataclasses.replace(base.model, layers=12, vision=dataclasses.replace(base.model.vision, every=6)),
         data=dataclasses.replace(
             base.data,
             sources=mixed(
                 metaworld=suite(MetaWorld, 0.12, 8, episodes=60),
-                # Long enough to know what was done of an instruction of several parts.
+                # 96 steps, to remember which parts of an instruction with several parts are done.
                 babyai=suite(BabyAI, 0.40, 96, temperature=0.3, recast=True),
                 atari=suite(Atari, 0.33, 16, temperature=0.2, shift=3),
                 classic=suite(Classic, 0.04, 8),
@@ -78,7 +79,7 @@ def pocket_long() -> Config:
 
 
 def gato_pocket() -> Config:
-    """Gato's own scheme on the pocket's data and model: a token a number, patches, the separator, prompts; slow on two cores."""
+    """Gato's scheme on `pocket`'s data and model: one token per number, patches, separators, prompts; slow on two cores."""
 
     def suite(
         kind: type[ControlSource], weight: float, steps: int, prompt_steps: int, episodes: int | None = None
@@ -101,7 +102,7 @@ def gato_pocket() -> Config:
         tokens=TokenConfig(
             continuous_bins=1024, discrete_values=1024, separator=True, tensors="tokens", images="patches"
         ),
-        # Windows of up to about a thousand tokens, as in Gato, together with their prompts.
+        # Windows of up to about a thousand tokens together with their prompts, as in Gato.
         data=DataConfig(
             sources=mixed(
                 metaworld=suite(MetaWorld, 0.28, 16, 4),
@@ -120,33 +121,34 @@ def gato_pocket() -> Config:
 
 
 def gato_79m() -> Config:
-    """Gato's smallest published model (appendix C.1, table 5), with its scheme and optimisation; for accelerators."""
+    """Gato's smallest published model (appendix C.1, table 5), with Gato's scheme and optimisation; for accelerators."""
     return _gato("gato_79m", ModelConfig(width=768, layers=8, heads=24, kv_heads=24, head_size=32, hidden=1536), 1e-4)
 
 
 def gato_364m() -> Config:
-    """Gato's middle published model, alike."""
+    """Gato's middle published model, otherwise like `gato_79m`."""
     return _gato(
         "gato_364m", ModelConfig(width=1536, layers=12, heads=12, kv_heads=12, head_size=128, hidden=3328), 2e-4
     )
 
 
 def gato_1b() -> Config:
-    """Gato's largest published model of 1.18 B parameters, alike."""
+    """Gato's largest published model with 1.18 B parameters, otherwise like `gato_79m`."""
     return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4736), 1e-4)
 
 
 def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
-    """Widths, layers and heads as published. The published counts hold a relative-position matrix a layer, which rotary
-    positions do without; the feed-forward is as much wider, so that the counts agree."""
+    """A preset with a published model's width, layers and heads."""
+    # The published counts of parameters include one relative-position matrix per layer, which rotary positions do not need. The
+    # feed-forwards are wider by as much, so that the counts agree (tests/config/test_presets.py).
     pocket_sized = gato_pocket()
-    atari = dataclasses.replace(pocket_sized.data.control()["atari"], episodes=None)  # all that there are
+    atari = dataclasses.replace(pocket_sized.data.control()["atari"], episodes=None)  # the suite's own number
     return dataclasses.replace(
         pocket_sized,
         name=name,
         model=dataclasses.replace(model, qk_norm=False, remat="products", stochastic_depth=0.1),
         tokens=dataclasses.replace(pocket_sized.tokens, text_pieces=32_000, documents="patches"),
-        # Room for a window of nothing but frames in each shard of two rows.
+        # 1,024 patches per shard of two rows: room for a window that consists of frames alone.
         data=dataclasses.replace(pocket_sized.data.with_sources(atari=atari), rows=512, patches=262_144, shards=256),
         training=TrainingConfig(
             steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
@@ -155,7 +157,7 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
 
 
 def debug() -> Config:
-    """Minutes become seconds: a few tasks, a tiny model, every stage of the real thing. For tests and for trying a change."""
+    """Every stage of a run in seconds, with few tasks and a tiny model: for tests and for trying a change."""
     return Config(
         name="debug",
         model=ModelConfig(
@@ -181,26 +183,27 @@ def debug() -> Config:
 
 
 def flamingo_3b() -> Config:
-    """Flamingo's smallest published model (section 2 and table 5): only what is new beside a frozen language model is trained."""
+    """Flamingo's smallest published model (section 2 and table 5): trains only the layers added to a frozen language model."""
     model = ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, hidden=9472)
     return _flamingo("flamingo_3b", model, every=1, gated_hidden=8704)
 
 
 def flamingo_9b() -> Config:
-    """Flamingo's middle published model, alike."""
+    """Flamingo's middle published model, otherwise like `flamingo_3b`."""
     model = ModelConfig(width=4096, layers=40, heads=32, kv_heads=32, hidden=13_056)
     return _flamingo("flamingo_9b", model, every=4, gated_hidden=13_824)
 
 
 def flamingo_80b() -> Config:
-    """Flamingo's largest published model, alike."""
+    """Flamingo's largest published model, otherwise like `flamingo_3b`."""
     model = ModelConfig(width=8192, layers=80, heads=64, kv_heads=64, hidden=36_864)
     return _flamingo("flamingo_80b", model, every=7, gated_hidden=41_216)
 
 
 def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -> Config:
-    """Layers, widths, heads, latents and places of the gated layers as published. The published counts do not follow from them
-    (40 layers of width 4096 with a fourfold feed-forward are 8.2 B, not 7.1 B): the hidden widths are chosen so that they do."""
+    """A preset with a published model's layers, widths, heads, latents and distance of the gated layers."""
+    # The published counts of parameters do not follow from the published shapes (40 layers of width 4096 with a fourfold
+    # feed-forward have 8.2 B, not 7.1 B): the hidden widths here are chosen to match the counts.
     return Config(
         name=name,
         model=dataclasses.replace(
@@ -234,9 +237,9 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
                 fetch=Fetch(weight=0.0),
                 emoji=Emoji(weight=0.0),
                 prose=Prose(weight=0.1),
-                documents=OwnDocuments(weight=0.9, path=Path(REQUIRED)),
+                documents=OwnDocuments(weight=0.9, path=REQUIRED),
             ),
-            # Rows as long as the published chunks of pages. Their number is not published as one: each data set had its own.
+            # Rows as long as the published chunks of web pages. Their number is our choice: Flamingo has one per data set.
             rows=1024,
             length=256,
             images=2048,
@@ -275,7 +278,7 @@ def preset(name: str) -> Config:
     """The preset of that name.
 
     Raises:
-        ValueError: no preset has that name; the message names the nearest ones.
+        ValueError: no preset has that name; the message names the most similar one, and all there are.
     """
     if name in PRESETS:
         return PRESETS[name]()

@@ -1,4 +1,8 @@
-"""Every setting of a run. Named ones are in generalist/config/presets.py; the command line overrides any field."""
+"""Every setting of a run. generalist/config/presets.py has named sets of them, of which the command line overrides any field.
+
+The docstring of a field is what `--help` shows. Its lines after the first begin a new line there too, so a line ends with a
+sentence.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -15,97 +19,101 @@ from generalist.tokenizers.vocabulary import Vocabulary
 class TokenConfig:
     """How values become tokens."""
 
+    # Sizes of id ranges are fixed with the first weights: another size would shift the meaning of all ids behind it.
     text_pieces: int = 1024
-    """Size of the text vocabulary; SentencePiece learns it from the run's own text (byte fallback included)."""
+    """Size of the text vocabulary, byte fallback included; SentencePiece learns it from the run's own texts."""
     continuous_bins: int = 256
-    """Bins of a continuous number."""
+    """Number of bins for a continuous number."""
     discrete_values: int = 64
-    """Ids for discrete numbers: the largest discrete action or observation must fit."""
+    """Number of ids for discrete numbers, which must be above the largest discrete action or observation."""
     separator: bool = False
-    """Put Gato's separator between an observation and its action."""
+    """Put a separator token between an observation and its action (Gato)."""
     tensors: Literal["tokens", "projected"] = "projected"
-    """How observed tensors enter: one token a number (Gato), or one projected embedding of all of a step's (JAT)."""
+    """How observed tensors enter the model: one token per number (Gato), or one projected embedding per timestep (JAT)."""
     images: Images = "frame"
-    """How an observed image enters: 16×16 patches (Gato), embeddings of a small convolutional network (frame), the frozen
-    encoder and cross-attention (Flamingo), or the last together with one of the others."""
+    """How observed images enter the model: as 16×16 patches (Gato), as embeddings of a small convolutional network (frame),
+    through the frozen encoder and cross-attention (Flamingo), or through the encoder and as one of the others."""
     documents: Images = "frame"
-    """How the images of documents enter, alike."""
+    """How document images enter the model; same choices as `images`."""
 
     def vocabulary(self) -> Vocabulary:
-        """The id ranges these settings describe."""
+        """The ranges of token ids that these settings describe."""
         return Vocabulary(text=self.text_pieces, continuous=self.continuous_bins, discrete=self.discrete_values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation, checkpoints and what is shown."""
+    """Optimisation, checkpoints and reports."""
 
     steps: int = 2400
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     start: str = ""
-    """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`; with their text pieces, the layouts
-    that they know, and their settings of `model` and `tokens`. Layouts that this run does not train keep the window, the
-    temperature and whatever else they act with; those that it trains act with this run's. Empty: all is drawn and learnt anew."""
+    """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`. Empty: random weights.
+    The run takes over their text pieces, their layouts, and their settings of `model` and `tokens`.
+    Layouts that this run does not train keep their settings of acting; those that it trains act with this run's."""
+    # Betas, decay and clipping as in GPT-3 (Brown et al., 2020, appendix B).
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """How steps are made of gradients: AdamW; or Muon for matrices, which learns more of a step, and AdamW for the rest."""
+    """AdamW; or Muon for matrices, which learns more per step, with AdamW for all other parameters."""
     learning_rate: float = 2e-3
-    """Peak of the schedule."""
+    """Peak learning rate."""
     final_fraction: float = 0.05
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine schedule, as a share of the peak."""
     warmup: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay of matrices and convolution kernels."""
     beta1: float = 0.9
-    """AdamW's first-moment decay."""
+    """AdamW's decay of the first moment."""
     beta2: float = 0.95
-    """AdamW's second-moment decay, and Muon's momentum."""
+    """AdamW's decay of the second moment, and Muon's momentum."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Maximum global norm of the gradient."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what evaluation uses (0.999 is common); 0: none."""
+    """Decay of a moving average of the weights, which evaluation then uses (0.999 is common); 0: no average."""
     z_loss: float = 1e-4
-    """Weight of the squared log-partition, which keeps logits from drifting (PaLM, section 5)."""
+    """Weight of the squared log-partition in the loss, which keeps logits from drifting (PaLM, section 5)."""
     average: Literal["tokens", "sources"] = "tokens"
-    """What the loss is a mean over: all tokens of the batch; or each source's tokens, and then the sources by their weights, as
-    if gradients of a batch a source were added up (Flamingo, section 3.2)."""
+    """tokens: the loss is the mean over all tokens of the batch.
+    sources: the mean over each source's tokens, then over the sources by their weights (Flamingo, section 3.2)."""
     micro_batches: int = 1
-    """Parts of a batch that are computed one after the other, their gradients added up: less memory, the same step."""
+    """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory."""
     loss_chunks: int = 0
-    """Pieces of the rows whose logits are held one after the other, and computed again backwards; 0: as many as leave a piece of
-    16 MiB a device on a CPU, of 1 GiB on accelerators."""
+    """Pieces of the rows whose logits are computed one after the other, and again in the backward pass.
+    0: so many that a piece takes at most 16 MiB per device on a CPU and 1 GiB on accelerators."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type of activations; auto is bfloat16 on TPU and GPU and float32 on CPU, where bfloat16 is slower."""
+    """Compute dtype of activations. auto: bfloat16 on TPU and GPU, and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0
-    """Seed of the weights, the shuffles and everything else that is drawn."""
+    """Seed of the weights, of the order of the data and of everything else that is random."""
     data_axis: int = 1
-    """Devices along the mesh's data axis (weights replicated); -1 takes what the other two axes leave."""
+    """Devices along the mesh's data axis (weights replicated). One of the axes may be -1: the devices that the others leave."""
     fsdp_axis: int = -1
-    """Devices along the fsdp axis (batch and weights sharded)."""
+    """Devices along the fsdp axis (rows and weights split)."""
     tensor_axis: int = 1
     """Devices along the tensor axis (matrices and heads split)."""
     sequence_axis: int = 1
     """Devices along the sequence axis (positions split, for long rows)."""
     checkpoints: str = ""
-    """Folder of the checkpoints, a bucket (gs://..., s3://...) if all processes reach it; empty: in the run's folder."""
+    """Folder of the checkpoints, or a bucket (gs://..., s3://...) that all processes can reach. Empty: in the run's folder."""
     checkpoint_every: int = 400
     """Steps between checkpoints."""
+    # Two by default: if the newest one turns out to be damaged, the run can continue from the one before.
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Also kept for good: the checkpoint of every so many steps; 0: none."""
+    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
     keep_best: int = 0
-    """Also kept: so many of those with the lowest `best_metric`."""
+    """Also keep this number of checkpoints with the lowest `best_metric`."""
     best_metric: str = "loss"
-    """A metric of metrics.jsonl, as of the last line before the checkpoint: loss, loss/prose, ..."""
+    """A metric in metrics.jsonl, such as loss or loss/prose; its last value before a checkpoint counts."""
     log_every: int = 20
-    """Steps between metric lines."""
+    """Steps between lines of metrics."""
     skip_limit: int = 10
-    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
+    """Maximum number of consecutive steps skipped because their loss or gradient is not finite; one more ends the run."""
     stall_seconds: float = 300.0
-    """A step that takes longer is told, with what it waits for, and with the processes that are behind."""
+    """Report a step slower than this, what it waits for, and which processes lag."""
 
     def __post_init__(self) -> None:
+        # `not >` also refuses NaN.
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
         for name in ("steps", "micro_batches", "checkpoint_every", "keep", "log_every"):
@@ -116,10 +124,13 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
         if self.stall_seconds <= 0:
             raise ValueError(f"training.stall_seconds must be above 0, got {self.stall_seconds}")
+        # With two axes of -1 there would be more than one way to fill them.
         axes = {name: getattr(self, name) for name in ("data_axis", "fsdp_axis", "tensor_axis", "sequence_axis")}
         for name, size in axes.items():
             if size < 1 and size != -1:
-                raise ValueError(f"training.{name} must be at least 1, or -1 for what the others leave, got {size}")
+                raise ValueError(
+                    f"training.{name} must be at least 1, or -1 for the devices that the others leave, got {size}"
+                )
         if sum(size == -1 for size in axes.values()) > 1:
             raise ValueError(f"at most one of {', '.join(f'training.{name}' for name in axes)} may be -1")
         if not 0 <= self.ema < 1:
@@ -130,20 +141,21 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Several processes that train together (docs/clusters.md). Slurm, GKE and multi-slice TPUs tell each process its place."""
+    """Several processes that train together (docs/clusters.md). Slurm, GKE and multi-slice TPUs need no setting."""
 
     coordinator: str | None = None
     """host:port of process 0; `auto` asks the machine (a TPU pod without GKE)."""
     processes: int | None = None
-    """How many processes there are, where the machine does not say."""
+    """Number of processes, with a `coordinator` given as host:port."""
     process: int | None = None
-    """Which of them this is, counted from 0."""
+    """Number of this process, from 0, with a `coordinator` given as host:port."""
 
     def __post_init__(self) -> None:
+        # Given by hand, JAX must be told all three; otherwise it finds all three.
         by_hand = self.coordinator not in (None, "auto")
         if by_hand != (self.processes is not None) or by_hand != (self.process is not None):
             raise ValueError(
-                "cluster.coordinator HOST:PORT, cluster.processes and cluster.process go together: give all three, or none"
+                "cluster.coordinator HOST:PORT, cluster.processes and cluster.process go together: set all three, or none"
             )
         if by_hand and ":" not in (self.coordinator or ""):
             raise ValueError(f"cluster.coordinator must be HOST:PORT or auto, got {self.coordinator!r}")
@@ -153,18 +165,38 @@ class ClusterConfig:
             )
 
 
+class RunSettings:
+    """What the settings of every kind of run have, and where its files are."""
+
+    name: str
+    runs: Path
+    training: TrainingConfig
+    profile: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: settings, tokenizers, metrics and results, and the checkpoints unless they are elsewhere."""
+        return self.runs / self.name
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of the run's checkpoints, or a bucket's address."""
+        return self.training.checkpoints or str(self.folder / "checkpoints")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunSettings):
     """A whole run."""
 
     name: str
-    """The run's folder under `runs`; the preset's name unless given."""
+    """Name of the run's folder under `runs`; by default the preset's name."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     model: ModelConfig = ModelConfig()
     tokens: TokenConfig = TokenConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    # The same run may be continued on other machines: `generalist.run.folder.FREE` lists what may change.
     cluster: ClusterConfig = ClusterConfig()
     profile: bool = False
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""
@@ -174,31 +206,37 @@ class Config:
         if self.data.shards % self.training.micro_batches:
             raise ValueError(
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
-                "a micro-batch is made of whole shards"
+                "a micro-batch consists of whole shards"
             )
+        # How many devices there are is not known here: `loss.token_losses` checks their part.
         if self.training.loss_chunks and self.data.length % self.training.loss_chunks:
             raise ValueError(
                 f"data.length = {self.data.length} must be a multiple of training.loss_chunks = {self.training.loss_chunks}"
             )
         if self.training.start and self.model.trunk != "none":
             raise ValueError(
-                "training.start and model.trunk both say what to begin with: leave one out (weights that were exported bring "
-                "their trunk along)"
+                "training.start and model.trunk both name weights to begin with: leave one out (exported weights include their "
+                "trunk)"
             )
+        self._check_images()
+        if 0 < self.model.learned_positions < self.data.length:
+            raise ValueError(
+                f"data.length = {self.data.length}, but the trunk has only {self.model.learned_positions} positions: lower it"
+            )
+
+    def _check_images(self) -> None:
+        """Checks that images enter through an encoder if and only if there is one, and that the sources fit how they enter."""
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
         if wanting and self.model.vision.encoder == "none":
             raise ValueError(
-                f"{wanting[0]} needs a frozen encoder: set model.vision.encoder, to efficientnet_lite0 for one"
+                f"{wanting[0]} needs a frozen encoder: set model.vision.encoder, for example to efficientnet_lite0"
             )
+        # Not harmless: the resampler and the gated layers would be trained on nothing.
         if not wanting and self.model.vision.encoder != "none":
             raise ValueError(
                 f"model.vision.encoder = {self.model.vision.encoder}, but no image enters through it: "
                 "set tokens.documents or tokens.images to encoder"
-            )
-        if 0 < self.model.learned_positions < self.data.length:
-            raise ValueError(
-                f"data.length = {self.data.length}, but the trunk knows only {self.model.learned_positions} positions: lower it"
             )
         ways_in = Ways(
             images=tuple(self.tokens.images.split("+")),
@@ -209,34 +247,26 @@ class Config:
         for name, source in self.data.taking_part.items():
             source.check_settings(name, ways_in)
 
-    @property
-    def folder(self) -> Path:
-        """Where the run keeps its tokenizers, checkpoints, metrics and results."""
-        return self.runs / self.name
-
-    @property
-    def checkpoints(self) -> str:
-        """Where its checkpoints are."""
-        return self.training.checkpoints or str(self.folder / "checkpoints")
-
 
 def check_name(name: str) -> None:
-    """Whether a run can be called so.
+    """Checks the name of a run.
 
     Raises:
-        ValueError: its folder would not be under `runs`.
+        ValueError: the run's folder would not be below `runs`.
     """
+    # A name may have slashes, such as sweep/3. Without this check, ../other would overwrite what is no run.
     parts = Path(name).parts
     if not parts or ".." in parts or Path(name).is_absolute():
-        raise ValueError(f"name must be a folder's under `runs`, such as pocket, got {name!r}")
+        raise ValueError(f"name must be that of a folder under `runs`, such as pocket, got {name!r}")
 
 
 def check_complete(config: Config) -> None:
-    """Whether a preset's `required` folders are named.
+    """Checks that the folders which a preset leaves to its user are given. `generalist plan` needs none of them.
 
     Raises:
-        ValueError: one is not; the message lists them all.
+        ValueError: some are not; the message lists all of them.
     """
+    # As options, in the form in which they are typed.
     needed = {
         "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
         "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
@@ -244,4 +274,4 @@ def check_complete(config: Config) -> None:
     missing = [what for what, is_missing in needed.items() if is_missing]
     missing += [f"--data.{name}.{source.missing}" for name, source in config.data.sources.items() if source.missing]
     if missing:
-        raise ValueError(f"{config.name} needs {', '.join(missing)}; `generalist plan` plans it without them")
+        raise ValueError(f"{config.name} needs {', '.join(missing)}; only `generalist plan` works without them")

@@ -1,8 +1,8 @@
-"""Stored settings of earlier versions, read by today's names.
+"""Stored settings of earlier versions, read under today's names.
 
-A run's folder and a folder of weights carry one format number in each of their JSON files (`config.json`, `tokenizers.json`,
-`model.json`). Whoever moves a setting raises `FORMAT` and writes the move into `RENAMED`; a setting that is added needs neither,
-provided that its default does what was done before.
+Every JSON file of a run's folder and of a folder of weights (`config.json`, `tokenizers.json`, `model.json`) has one format
+number. To move a setting, raise `FORMAT` and enter the move in `RENAMED`. A new setting needs neither, as long as its default
+does what was done before.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from generalist.config.plain import from_plain, plain
 from generalist.system.versions import stored_format
 
 FORMAT = 2
-"""Of what is written now. 2: layouts carry how they are acted in, and sources how they are evaluated."""
+"""The format that is written now. 2: layouts store their settings of acting, and sources those of their evaluation."""
 
 RENAMED: Mapping[int, Mapping[str, str]] = {
     1: {
@@ -26,28 +26,29 @@ RENAMED: Mapping[int, Mapping[str, str]] = {
         "evaluation.prose_windows": "data.prose.evaluation_windows",
     }
 }
-"""Format → old dotted name → new dotted name, for what moved when the next format came. A name may be that of a section, whose
-settings move with it: `{2: {"data.own": "data.sources.own"}}`."""
+"""Format → old dotted name → new dotted name, of what moved between that format and the next. The name of a section moves all of
+its settings: `{2: {"data.own": "data.sources.own"}}`."""
 
 Settings = TypeVar("Settings")
 
 
 def to_stored(settings: Any) -> dict[str, Any]:
-    """Settings as the JSON object that `config.json` holds."""
+    """Settings as the JSON object of `config.json`."""
     return {"format": FORMAT, **plain(settings)}
 
 
 def from_stored(kind: Callable[..., Settings], stored: Any, where: Path) -> Settings:
-    """The settings that `to_stored` wrote, of this version or an earlier one; what an earlier one lacks has its default.
+    """The settings that `to_stored` wrote in this version or an earlier one. Settings that the earlier one lacked have their
+    defaults.
 
     Args:
-        kind: the dataclass of the settings.
-        stored: the JSON value.
-        where: the file, for messages.
+        kind: dataclass of the settings.
+        stored: JSON value of the file.
+        where: path of the file, for messages.
 
     Raises:
         FormatError: the format is newer than this version reads.
-        ValueError: a setting is missing, unknown, or of another type.
+        ValueError: a setting is missing, unknown or of the wrong type.
     """
     if not isinstance(stored, Mapping):
         raise ValueError(f"{where}: the settings must be an object, got {stored!r:.80}")
@@ -59,27 +60,28 @@ def from_stored(kind: Callable[..., Settings], stored: Any, where: Path) -> Sett
 
 
 def upgraded(stored: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """Stored settings under today's names, without their format number; the argument stays as it is.
+    """Stored settings under today's names, without their format number. The argument is not changed.
 
     Raises:
         FormatError: the format is newer than this version reads.
     """
     number = stored_format(stored, FORMAT, where)
     settings = {name: value for name, value in stored.items() if name != "format"}
+    # One format after the other, so that a setting may move twice.
     for step in range(number, FORMAT):
         settings = renamed(settings, RENAMED.get(step, {}))
     return settings
 
 
 def renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Nested settings with some moved.
+    """Nested settings with some of them moved.
 
     Args:
-        settings: nested by section; the argument stays as it is.
-        names: old dotted name → new one, of a setting or of a whole section. What the settings lack is skipped.
+        settings: nested by section; not changed.
+        names: old dotted name → new one, of a setting or of a whole section. Names that the settings lack are skipped.
     """
     tree = _copied(settings)
-    # All are taken out before any is put back, so that two may exchange their places.
+    # All are taken out before any is put back, so that two settings can exchange their places.
     moved = [(new, found) for old, new in names.items() for found in _taken(tree, old.split("."))]
     for name, value in moved:
         *sections, last = name.split(".")
@@ -95,13 +97,13 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _taken(tree: dict[str, Any], path: list[str]) -> list[Any]:
-    """The value at a path, taken out of the tree; none if it is not there."""
+    """Removes the value at a path from the tree. Returns it in a list, which is empty if the path does not exist."""
     place: Any = tree
     for section in path[:-1]:
         place = place.get(section) if isinstance(place, dict) else None
     if not isinstance(place, dict) or path[-1] not in place:
         return []
     value = place.pop(path[-1])
-    if not place and len(path) > 1:  # a section of which everything has moved
+    if not place and len(path) > 1:  # an empty section would be refused as unknown
         _taken(tree, path[:-1])
     return [value]

@@ -1,11 +1,13 @@
-"""Pairs of an image and a text, drawn anew each epoch: emoji drawings with their names, or a user's own."""
+"""Pairs of an image and a text, augmented anew in each epoch: emoji drawings with their names, or a user's own pairs.
+
+Dimension key: N pairs, H height, W width, S pixels per side, L text pieces.
+"""
 
 import dataclasses
-import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -16,31 +18,35 @@ from generalist.contrastive.towers import PADDING
 from generalist.data.documents import Documents, open_documents, tell
 from generalist.data.emoji import Drawing, augment, drawings
 from generalist.data.files import DocumentError
+from generalist.data.formats.documents import DocumentOpening
 from generalist.data.images import read_image
+from generalist.system.processes import cores
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
 
 TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an emoji of {}", "a small icon: {}")
-"""What a name is set in: one of these in training, all of them together in zero-shot classification."""
-PREFETCH = 4  # batches made ahead
+"""Sentences that a name is put into: one of them, drawn at random, in training; all of them, averaged, in zero-shot
+classification (CLIP, section 3.1.4)."""
+PREFETCH = 4  # batches made ahead of the step
 
 
+@runtime_checkable
 class Pairs(Protocol):
     """Images with texts."""
 
     def __len__(self) -> int: ...
 
-    def texts(self) -> list[str]:
-        """All texts."""
+    def texts(self) -> Iterable[str]:
+        """Texts that pieces are learnt from: all or, of many, enough."""
 
-    def shown(self, index: int) -> tuple[np.ndarray, str]:
-        """A pair as it is: image, uint8 (H, W, 3), and text."""
+    def shown(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
+        """A pair as it is."""
 
-    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
-        """The same; None if its image can't be read and it is to be left out."""
+    def readable(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str] | None:
+        """A pair as it is; None if its image can't be read, so that the pair is left out."""
 
-    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A pair as training sees it, a little changed."""
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
+        """A pair as training sees it, augmented at random."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,66 +61,71 @@ class EmojiPairs:
     def texts(self) -> list[str]:
         return [drawing.name for drawing in self.drawings]
 
-    def shown(self, index: int) -> tuple[np.ndarray, str]:
+    def shown(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         return self.drawings[index].image(), self.drawings[index].name
 
-    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
+    def readable(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str] | None:
         return self.shown(index)
 
-    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         drawing = self.drawings[index]
         return augment(drawing.rgba(), rng), TEMPLATES[rng.integers(len(TEMPLATES))].format(drawing.name)
 
 
 class OwnPairs:
-    """A user's own pairs. One whose image can't be read is left out, as long as there are few of them (`Documents`)."""
+    """A user's own pairs. A pair whose image can't be read is left out, as long as these are few (`Documents`)."""
 
     def __init__(self, documents: Documents):
         self.documents = documents
         self.pairs = documents.pairs()
         if others := len(documents) - len(self.pairs):
             tell(
-                f"{others:,} of {len(documents):,} documents of {documents.path} are left out: they are not one image with one "
-                "text after it"
+                f"note: {others:,} of {len(documents):,} documents of {documents.path} are left out: they do not consist of one "
+                "image and one text after it"
             )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def texts(self) -> list[str]:
-        return [text for _, _, text in self.pairs]
+    def texts(self) -> Iterable[str]:
+        return self.documents.texts()
 
-    def shown(self, index: int) -> tuple[np.ndarray, str]:
-        _, path, text = self.pairs[index]
-        return read_image(path), text
+    def shown(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
+        image, text = self.documents.pair(int(self.pairs[index]))
+        return read_image(image), text
 
-    def readable(self, index: int) -> tuple[np.ndarray, str] | None:
-        """The same; None if it is to be left out.
+    def readable(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], str] | None:
+        """A pair as it is; None if its image can't be read, so that the pair is left out.
 
         Raises:
-            DocumentError: it is one too many.
+            TooManyBroken: it is one too many.
         """
         try:
             return self.shown(index)
         except DocumentError as error:
-            self.documents.leave_out(self.pairs[index][0], error)
+            self.documents.leave_out(int(self.pairs[index]), error)
         return None
 
-    def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A random window of at least 0.7 of either side; never mirrored: texts may say left and right. In place of a pair that
-        can't be read stands the next one that can, whatever was left out before: a run that goes on sees the same."""
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
+        """A random crop of at least 0.7 of each side; the next readable pair replaces one that can't be read.
+
+        Raises:
+            DocumentError: no image can be read.
+        """
+        # The replacement depends on the index alone, not on what was left out before: a resumed run sees the same pairs.
         following = (self.readable((index + step) % len(self)) for step in range(len(self)))
         found = next((one for one in following if one is not None), None)
         if found is None:
-            raise DocumentError(f"no image of {self.documents.path} can be read: mend them")
+            raise DocumentError(f"no image of {self.documents.path} can be read: repair them")
         image, text = found
+        # Never mirrored, since texts may say left and right.
         height, width = (max(1, round(length * rng.uniform(0.7, 1.0))) for length in image.shape[:2])
         top, left = (int(rng.integers(room + 1)) for room in (image.shape[0] - height, image.shape[1] - width))
         return image[top : top + height, left : left + width], text
 
 
 def text_ids(text: TextTokenizer, texts: list[str], length: int) -> Int[np.ndarray, "N L"]:
-    """Texts as ids, cut or padded to `length`: int32."""
+    """Texts as int32 ids, cut or padded with `PADDING` to `length`."""
     ids = np.full((len(texts), length), PADDING, np.int32)
     for row, one in zip(ids, texts, strict=True):
         pieces = text.encode(one)[:length]
@@ -124,44 +135,56 @@ def text_ids(text: TextTokenizer, texts: list[str], length: int) -> Int[np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class _Draw(grain.transforms.RandomMap):
-    """Number of a pair → its pixels and text ids."""
+    """The number of a pair → its pixels and text ids."""
 
     pairs: Pairs
     prepare: Preparation
     text: TextTokenizer
     length: int
 
-    def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def random_map(
+        self, element: int, rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "S S 3"], Int[np.ndarray, "L"]]:
         image, text = self.pairs.drawn(int(element), rng)
         return self.prepare(image), text_ids(self.text, [text], self.length)[0]
 
 
 def check_batch(pairs: int, batch: int) -> None:
-    """Raises `ValueError` if there are fewer pairs than a batch has."""
+    """Raises `ValueError` if there are fewer pairs than a batch needs."""
     if pairs < batch:
-        raise ValueError(f"there are {pairs} pairs for a batch of {batch}: lower --batch, or give more")
+        raise ValueError(f"there are {pairs} pairs for a batch of {batch}: lower --batch, or add pairs")
 
 
 class PairBatches:
-    """Endless batches (pixels, uint8 (N, S, S, 3); text ids, int32 (N, L)), shuffled anew each epoch; threads make a few ahead.
+    """Endless batches of pixels and text ids, shuffled anew in each epoch. Threads make a few batches ahead.
+
+    Args:
+        pairs: what is trained on.
+        prepare: turns an image into pixels.
+        text: turns a text into ids.
+        length: ids per text.
+        batch: pairs per batch.
+        seed: of the order and of the augmentation.
 
     Raises:
-        ValueError: there are fewer pairs than a batch has.
+        ValueError: there are fewer pairs than a batch needs.
     """
 
     def __init__(self, pairs: Pairs, prepare: Preparation, text: TextTokenizer, *, length: int, batch: int, seed: int):
         check_batch(len(pairs), batch)
         draw = _Draw(pairs, prepare, text, length)
-        # An epoch's rest that fills no batch is left out: a pair never stands twice in one batch.
+        # The last pairs of an epoch that do not fill a batch are left out. With pairs of the next epoch in their batch, one pair
+        # could be there twice, and would be its own negative.
         epoch = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()
         drawn = epoch.repeat().random_map(draw)
         self._batch, self._whole, self._count = batch, len(pairs) // batch, len(pairs)
         self._draw, self.step = drawn, 0
-        self._pool = ThreadPoolExecutor(2)
+        self._pool = ThreadPoolExecutor(2)  # decoding and resizing release Python's lock
         self._ahead: deque[Future] = deque()
 
     def make(self, step: int) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
-        """The batch of a step."""
+        """The batch of a step, counted from 0."""
+        # Every batch follows from its number alone, so that any position can be resumed, by whichever thread.
         epoch, number = divmod(step, self._whole)
         first = epoch * self._count + number * self._batch
         items = [self._draw[index] for index in range(first, first + self._batch)]
@@ -170,7 +193,8 @@ class PairBatches:
     def __iter__(self) -> "PairBatches":
         return self
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+    def __next__(self) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
+        # Refilled before the wait, so that the threads are busy meanwhile.
         while len(self._ahead) <= PREFETCH:
             self._ahead.append(self._pool.submit(self.make, self.step + len(self._ahead)))
         batch = self._ahead.popleft().result()
@@ -179,48 +203,56 @@ class PairBatches:
 
     @property
     def position(self) -> dict[str, Any]:
-        """How many batches were handed out, for a checkpoint; every batch follows from its number."""
+        """The number of batches handed out, for a checkpoint."""
         return {"step": self.step}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Goes to a `position`; batches made ahead are dropped."""
+        """Continues from a `position`; batches made ahead are dropped."""
         self._drop()
         self.step = int(position["step"])
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._drop()
         self._pool.shutdown()
 
     def _drop(self) -> None:
         for future in self._ahead:
-            future.cancel()
+            future.cancel()  # one that is running already finishes, and its batch is dropped
         self._ahead.clear()
 
 
 def open_pairs(config: ContrastiveConfig) -> Pairs:
-    """What is trained on.
+    """The pairs that are trained on.
 
     Raises:
-        DocumentError: the user's own pairs cannot be read.
+        DocumentError: the user's own pairs, or held-out ones, cannot be read.
         MissingImages: the packages with the drawings are not installed.
     """
     if config.pairs is None:
         return EmojiPairs(drawings("train"))
+    opening = DocumentOpening(index=config.index, workers=cores())
     for path in filter(None, (config.heldout, config.pairs)):
-        documents = open_documents(
-            path, config.unreadable, lambda note: print(note, file=sys.stderr), whole=config.check
-        )
+        documents = open_documents(path, config.unreadable, tell, opening=opening, workers=cores(), whole=config.check)
     return OwnPairs(documents)
 
 
+def open_heldout(config: ContrastiveConfig) -> Pairs | None:
+    """The user's own pairs that are retrieved at the end, which `open_pairs` has looked at; None: there are none."""
+    if config.heldout is None:
+        return None
+    opening = DocumentOpening(index=config.index, workers=cores())
+    return OwnPairs(Documents(config.heldout, config.unreadable, opening=opening, checked=True))
+
+
 def learn_text(config: ContrastiveConfig, pairs: Pairs) -> TextTokenizer:
-    """Text pieces from the pairs' own texts."""
+    """A text tokenizer learned from the texts of the pairs."""
+    # With the templates, whose words are in the texts of emoji and in those of zero-shot classification.
     return TextTokenizer.train([*pairs.texts(), *TEMPLATES], config.towers.text_pieces)
 
 
 def open_batches(config: ContrastiveConfig, pairs: Pairs, text: TextTokenizer) -> PairBatches:
-    """The stream that is trained on."""
+    """The batches of a run."""
     towers = config.towers
     prepare = Preparation(size=towers.size, crop=False)
     return PairBatches(pairs, prepare, text, length=towers.text_length, batch=config.batch, seed=config.training.seed)

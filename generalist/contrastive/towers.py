@@ -1,6 +1,6 @@
 """An image tower and a text tower whose embeddings meet: CLIP (Radford et al., 2021) and SigLIP (Zhai et al., 2023).
 
-Dimension key: N images or texts, S pixels on a side, L text pieces, D width, E embedding width.
+Dimension key: N images or texts, S pixels per side, L text pieces, D width, E embedding width, V text vocabulary.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.contrastive.config import Loss, TowersConfig
@@ -20,14 +21,13 @@ from generalist.vision.processor import DEVIATIONS, MEANS
 from generalist.vision.vit import ViT, ViTConfig
 
 PADDING = -1
-"""Stands where a text has no piece."""
+"""The id of positions without a text piece. It is none of SentencePiece's ids."""
 LARGEST_LOG_SCALE = math.log(100.0)
-"""Similarities are multiplied by 100 at most, to which each step clamps the parameter; above, training is unstable (CLIP,
-section 2.5)."""
+"""Similarities are multiplied by at most 100, since training is unstable above that (CLIP, section 2.5)."""
 
 
 def vit_config(config: TowersConfig) -> ViTConfig:
-    """The image tower's shape: SigLIP's, so that it is loaded as such."""
+    """The shape of the image tower: SigLIP's, so that the exported tower is loaded like a published one."""
     return ViTConfig(
         family="siglip",
         size=config.size,
@@ -44,7 +44,7 @@ def vit_config(config: TowersConfig) -> ViTConfig:
 
 
 class TextTower(nnx.Module):
-    """Text pieces to one embedding: Transformer blocks that see the whole text, then the mean over it."""
+    """Text pieces to one embedding: Transformer blocks with attention in both directions, then the mean over the pieces."""
 
     def __init__(self, config: TowersConfig, *, rngs: nnx.Rngs):
         self.config = ModelConfig(
@@ -60,13 +60,15 @@ class TextTower(nnx.Module):
         self.norm = RMSNorm(config.width, rngs=rngs)
         self.projection = Linear(config.width, config.embedding, rngs=rngs)
 
-    def __call__(self, text: Int[Array, "N L"], dtype: jnp.dtype) -> Float[Array, "N E"]:
-        present = text != PADDING
+    def __call__(self, text: Int[Array, "N L"], dtype: DTypeLike) -> Float[Array, "N E"]:
+        present = text != PADDING  # (N, L)
+        # Padding looks up row 0 and is masked below: an index of -1 would mean the last row.
         x = rows_at(self.table[...], jnp.maximum(text, 0)).astype(dtype)
         turned = angles(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
-        seen = Masked(present[:, :, None] & present[:, None, :])
+        seen = Masked(present[:, :, None] & present[:, None, :])  # (N, L, L)
         graph, stacked = nnx.split(self.blocks)
         x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, seen, turned, turned)[0], None), x, stacked)
+        # (N, L, D) → (N, D): the mean over the pieces that are there; an empty text divides by 1 instead of 0.
         x = jnp.where(present[..., None], self.norm(x), 0).sum(axis=1) / jnp.maximum(present.sum(axis=1), 1)[:, None]
         return unit(self.projection(x))
 
@@ -78,34 +80,39 @@ class Towers(nnx.Module):
         self.vit = ViT(vit_config(config), rngs=rngs)
         self.projection = Linear(config.width, config.embedding, rngs=rngs)
         self.text = TextTower(config, rngs=rngs)
-        # CLIP starts at 1/0.07, SigLIP at 10 with a bias that says: nearly all pairs do not match.
+        # CLIP starts with a scale of 1/0.07 (section 2.5). SigLIP starts with 10 and a bias of -10: nearly all pairs of a batch
+        # do not match, and without the bias the first steps would only learn that (section 3.2).
         self.log_scale = nnx.Param(jnp.log(jnp.array(1 / 0.07 if loss == "clip" else 10.0, jnp.float32)))
         self.bias = nnx.Param(jnp.array(-10.0, jnp.float32)) if loss == "siglip" else None
 
-    def images(self, pixels: UInt8[Array, "N S S 3"], dtype: jnp.dtype) -> Float[Array, "N E"]:
-        """Unit embeddings: the mean of the patches' features, projected."""
+    def images(self, pixels: UInt8[Array, "N S S 3"], dtype: DTypeLike) -> Float[Array, "N E"]:
+        """Embeddings of length 1: the mean of the patches' features, projected."""
+        # The image tower itself is in float32: its features are what the export is for.
         return unit(self.projection(self.vit(pixels).mean(axis=1).astype(dtype)))
 
-    def texts(self, text: Int[Array, "N L"], dtype: jnp.dtype) -> Float[Array, "N E"]:
-        """Unit embeddings of texts; `PADDING` closes the shorter ones."""
+    def texts(self, text: Int[Array, "N L"], dtype: DTypeLike) -> Float[Array, "N E"]:
+        """Embeddings of length 1; shorter texts end with `PADDING`."""
         return self.text(text, dtype)
 
     @property
     def scale(self) -> Float[Array, ""]:
-        """What similarities are multiplied by."""
+        """The factor of the similarities."""
+        # Learned as a logarithm, so that it stays positive and moves by shares of itself.
         return jnp.exp(self.log_scale[...])
 
 
 def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-    """Vectors of length 1, float32."""
+    """The vectors scaled to length 1, float32."""
+    # 1e-12 within the root: the gradient of a vector of zeros stays finite.
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def clip_loss(images: Float[Array, "N E"], texts: Float[Array, "N E"], scale: Float[Array, ""]) -> Float[Array, ""]:
-    """Symmetric InfoNCE: image i is to be told from all images by text i, and the other way round; the mean of both directions
-    (CLIP, figure 3). Over several devices each holds its images' rows of the similarities, and the texts go round."""
-    logits = scale * images @ texts.T
+    """Symmetric InfoNCE (CLIP, figure 3): text i must be recognised among all texts by image i, and image i among all images by
+    text i; the mean of both cross-entropies."""
+    # Over several devices, each one holds the rows of its own images, and the embeddings of the texts are exchanged.
+    logits = scale * images @ texts.T  # (N, N)
     right = jnp.diagonal(logits)
     return (jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0) - 2 * right).mean() / 2
 
@@ -113,7 +120,8 @@ def clip_loss(images: Float[Array, "N E"], texts: Float[Array, "N E"], scale: Fl
 def siglip_loss(
     images: Float[Array, "N E"], texts: Float[Array, "N E"], scale: Float[Array, ""], bias: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Every pair of the batch on its own: does it match? `−1/N Σᵢⱼ log σ(zᵢⱼ (scale · xᵢ·yⱼ + bias))` (SigLIP, section 3.2)."""
-    logits = scale * images @ texts.T + bias
-    matches = 2 * jnp.eye(len(images)) - 1
+    """For each pair of the batch on its own, whether it matches: `−1/N Σᵢⱼ log σ(zᵢⱼ (scale · xᵢ·yⱼ + bias))` with zᵢⱼ = 1 for
+    i = j and −1 otherwise (SigLIP, section 3.2)."""
+    logits = scale * images @ texts.T + bias  # (N, N)
+    matches = 2 * jnp.eye(len(images)) - 1  # (N, N)
     return -jax.nn.log_sigmoid(matches * logits).sum() / len(images)

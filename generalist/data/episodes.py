@@ -6,24 +6,23 @@ one cache of bounded size that all readers share.
 Dimension key: T steps, H height, W width, C channels, R records, E episodes.
 """
 
+import abc
 import collections
 import dataclasses
-import io
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
-from PIL import Image
+from jaxtyping import Int, Int64, Shaped
 
-from generalist.data.images import pixels
+from generalist.data.formats.columns import Column, decode
+from generalist.data.formats.faults import BrokenRecord
+from generalist.data.formats.tfds_folder import FEATURES, check_trusted
 from generalist.envs.rlds import read_metadata
 from generalist.envs.rlds_steps import decisions, instruction, is_ours, training_split
-
-Column = Shaped[np.ndarray, "T ..."] | list[bytes]
-"""Values of one part of every step: texts as bytes in an array of objects, images encoded in a list of T."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,10 @@ class Episode:
     actions: Mapping[str, Column]
     nbytes: int
     """Size of its record, by which the cache is bounded; the parsed episode takes about as much, since images stay encoded."""
+    where: str = ""
+    """Its file and record, for messages."""
+    number: int = 0
+    """Its number in its data set."""
 
     def __len__(self) -> int:
         return len(next(iter(self.actions.values())))
@@ -42,23 +45,33 @@ class Episode:
     def window(
         self, start: int, stop: int
     ) -> tuple[dict[str, Shaped[np.ndarray, "T ..."]], dict[str, Shaped[np.ndarray, "T ..."]]]:
-        """Observations and actions of the steps from `start` to `stop`, with images decoded."""
+        """Observations and actions of the steps from `start` to `stop`, with images decoded.
+
+        Raises:
+            BrokenEpisode: an image can't be read.
+        """
         # Only the window's images: decoding all of an episode would take longer than anything else.
-        observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
-        return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
+        try:
+            observations = {key: decode(column[start:stop]) for key, column in self.observations.items()}
+            return observations, {key: decode(column[start:stop]) for key, column in self.actions.items()}
+        except BrokenRecord as error:
+            raise BrokenEpisode(self.number, f"{self.where}, steps from {start}: {error}") from error
 
 
-def decode(column: Column) -> Shaped[np.ndarray, "T ..."]:
-    """Decodes a column's images, (T, H, W, C); other columns are returned unchanged."""
-    if isinstance(column, np.ndarray):
-        return column
-    images = []
-    for encoded in column:
-        with Image.open(io.BytesIO(encoded)) as image:
-            images.append(pixels(image))
-    stacked = np.stack(images)
-    # Grey images come without a channel axis: (T, H, W) → (T, H, W, 1).
-    return stacked if stacked.ndim == 4 else stacked[..., None]
+class BrokenEpisode(BrokenRecord):
+    """An episode that can't be read, or a part of it.
+
+    Args:
+        number: of the episode in its data set.
+        reason: names the file, the record and the fault.
+    """
+
+    def __init__(self, number: int, reason: str):
+        super().__init__(number, reason)
+        self.number, self.reason = number, reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class EpisodeCache:
@@ -67,12 +80,12 @@ class EpisodeCache:
     def __init__(self, megabytes: int):
         self.limit, self.used = megabytes * 2**20, 0  # bytes
         # In the order of use, the least recent first.
-        self._episodes: collections.OrderedDict[tuple[Path, int], Episode] = collections.OrderedDict()
+        self._episodes: collections.OrderedDict[tuple[Hashable, int], Episode] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, reader: "EpisodeReader", index: int) -> Episode:
+    def get(self, reader: "Episodes", index: int) -> Episode:
         """An episode, parsed unless it is in the cache."""
-        key = (reader.folder, index)
+        key = (reader.key, index)
         with self._lock:
             if key in self._episodes:
                 self._episodes.move_to_end(key)
@@ -90,8 +103,56 @@ class EpisodeCache:
         return episode
 
 
-class EpisodeReader:
-    """Random access to the episodes of one RLDS data set.
+class Episodes(abc.ABC):
+    """Random access to the episodes of one layout.
+
+    Args:
+        key: distinguishes this reader's episodes in the cache from those of other readers.
+        cache: shared by all readers.
+    """
+
+    lengths: Int[np.ndarray, "E"]
+    """Decisions of each episode, at least 1."""
+
+    def __init__(self, key: Hashable, cache: EpisodeCache):
+        self.key, self._cache = key, cache
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        """An episode, from the cache if it is there.
+
+        Raises:
+            ValueError: it can't be read (`BrokenEpisode` where it may be left out).
+        """
+        return self._cache.get(self, index)
+
+    @abc.abstractmethod
+    def parse(self, index: int) -> Episode:
+        """Reads and parses one episode; raises as `__getitem__` does."""
+
+    def leave_out(self, error: BrokenEpisode) -> None:
+        """Counts an episode that can't be read, and reports it.
+
+        Raises:
+            ValueError: more episodes than allowed were left out; by default none may be.
+        """
+        # Our own recordings have no damaged episodes by accident: one that can't be read means that files are damaged.
+        raise error
+
+    @property
+    def rows(
+        self,
+    ) -> tuple[Mapping[str, Shaped[np.ndarray, "_R ..."]], Mapping[str, Shaped[np.ndarray, "_R ..."]]] | None:
+        """A sample of the numbers observed and of those acted in all episodes, by the key of their part, if one was collected:
+        statistics are fitted to it. None: they are fitted to episodes."""
+        return None
+
+
+class EpisodeReader(Episodes):
+    """Random access to the episodes of one RLDS data set in ArrayRecord files: our recordings, and demonstrations of an own
+    environment.
 
     Args:
         folder: a TFDS version folder, with `dataset_info.json`, `features.json` and ArrayRecord files.
@@ -107,12 +168,14 @@ class EpisodeReader:
         import tensorflow_datasets as tfds  # takes nearly a second to import, and only reading needs it
         from tensorflow_datasets.core.example_parser import ExampleParserNp
 
-        self.folder, self._cache, self._instruction = folder, cache, instruction
+        super().__init__(folder, cache)
+        self.folder, self._instruction = folder, instruction
         if not (folder / "dataset_info.json").exists():
             raise FileNotFoundError(
                 f"{folder} holds no data set: record it, or give the folder with dataset_info.json in it"
             )
         try:
+            check_trusted(json.loads((folder / FEATURES).read_text(encoding="utf-8")))
             builder = tfds.builder_from_directory(str(folder))
             features, info = builder.info.features, builder.info
         except Exception as error:  # TFDS raises whatever the damaged files make its parsers raise
@@ -127,8 +190,7 @@ class EpisodeReader:
         self._source = self._open()
         lengths = self._read_lengths()  # (R,)
         self._numbers = np.flatnonzero(lengths)  # (E,): an episode without a decision teaches nothing
-        self.lengths = lengths[self._numbers]
-        """Decisions per episode, int64 (E,)."""
+        self.lengths = lengths[self._numbers]  # (E,)
         if not len(self.lengths):
             raise ValueError(f"{folder} has no episode with a decision in it: give another data set")
 
@@ -165,12 +227,6 @@ class EpisodeReader:
                 "a file is damaged; delete the folder and record it again"
             )
         return np.asarray(lengths, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> Episode:
-        return self._cache.get(self, index)
 
     def parse(self, index: int) -> Episode:
         """Reads and parses one episode, past the cache.

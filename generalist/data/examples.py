@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32, Shaped
 
 from generalist.data.emoji import Drawing
 from generalist.data.emoji import example as draw_example
-from generalist.data.episodes import Episode, EpisodeReader
+from generalist.data.episodes import BrokenEpisode, Episode, Episodes
 from generalist.envs.task import Recast
 from generalist.tokenizers.image import moved
 from generalist.tokenizers.sequence import Assembler, Sequence
@@ -44,7 +44,7 @@ class ControlExamples:
     little more often.
     """
 
-    reader: EpisodeReader
+    reader: Episodes
     layout: TaskLayout
     assembler: Assembler
     steps: int
@@ -71,11 +71,27 @@ class ControlExamples:
         return int(self.first[-1])
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        """A window of an episode or, if that can't be read, of the next one that can.
+
+        Raises:
+            ValueError: more episodes than may be left out can't be read, or none can.
+        """
+        first = int(np.searchsorted(self.first, index, side="right")) - 1
+        stretch = index - int(self.first[first])
+        for step in range(len(self.reader)):
+            # Tried even if it was left out before: the outcome, and what it draws, must depend on the files and the generator
+            # alone, or a resumed run, which has not met the damaged episode yet, would see other examples.
+            try:
+                return self._example((first + step) % len(self.reader), stretch, rng)
+            except BrokenEpisode as error:
+                self.reader.leave_out(error)
+        raise ValueError(f"no episode of {self.layout.name} can be read: give another data set")
+
+    def _example(self, number: int, stretch: int, rng: np.random.Generator) -> Sequence:
         # The order of the draws is part of the data: another order gives a resumed run other examples.
-        number = int(np.searchsorted(self.first, index, side="right")) - 1
         episode = self.reader[number]
         half = self.steps // 2
-        start = (index - int(self.first[number])) * self.steps + int(rng.integers(-half, self.steps - half))
+        start = stretch * self.steps + int(rng.integers(-half, self.steps - half))
         start = min(max(start, 0), max(0, len(episode) - self.steps))
         window, instruction = episode.window(start, start + self.steps), episode.instruction
         hide = rng.random() < self.hide_actions

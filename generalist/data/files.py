@@ -9,12 +9,17 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
+
+from generalist.data.formats.places import Place
 
 MARK = "\ufeff"  # the byte-order mark: at a file's beginning, or anywhere in a file joined from others
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's marks begin with UTF-16's, or contain zero bytes
 
 LONGEST_NAME = 255  # bytes per part of a path, on all usual file systems
+LONGEST_LINE = 2**28  # bytes: a longer one is not a line of JSON, or meant to exhaust the memory
+
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 
 
 class DocumentError(ValueError):
@@ -31,18 +36,21 @@ class Line(NamedTuple):
     content: bytes
 
 
-def lines(path: Path) -> Iterator[Line]:
+def lines(path: Place) -> Iterator[Line]:
     """The nonempty lines of a file, one in memory at a time.
 
     Raises:
-        DocumentError: the file is missing, can't be read, or is UTF-16 or UTF-32.
+        DocumentError: the file is missing, can't be read, is UTF-16 or UTF-32, or has a line of more than 256 MiB.
     """
     try:
         # As bytes: in text mode an offset would be unknown, and one bad byte would hide which line has it.
         with path.open("rb") as file:
             offset = 0
-            for row, content in enumerate(file, start=1):
-                # Checked first: in UTF-16 a line feed is two bytes, and the lines cut here would be nonsense.
+            # `readline` with a bound: iterating over the file would read a line of any length into memory.
+            for row, content in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(content) > LONGEST_LINE:
+                    raise DocumentError(f"{path} line {row} has more than {LONGEST_LINE:,} bytes: break it up")
+                # Before anything else is read: in UTF-16 a line feed is two bytes, and the lines cut here would be nonsense.
                 if row == 1 and content.startswith(WIDE):
                     raise DocumentError(f"{path} is UTF-16 or UTF-32: save it as UTF-8")
                 if content.strip().removeprefix(codecs.BOM_UTF8):
@@ -72,7 +80,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path} line {row}", parsed_line(content, f"{path} line {row}")
 
 
-def json_file(path: Path) -> Any:
+def json_file(path: Place) -> Any:
     """The value of a JSON file.
 
     Raises:
@@ -81,7 +89,7 @@ def json_file(path: Path) -> Any:
     return parsed(whole(path), str(path))
 
 
-def whole(path: Path) -> bytes:
+def whole(path: Place) -> bytes:
     """The content of a file.
 
     Raises:
@@ -150,7 +158,7 @@ def check_letters(text: str, what: str) -> None:
         raise DocumentError(f"{what} {text!r:.60} has half a character (a lone surrogate): write the whole character")
 
 
-def named(folder: Path, name: str, where: str) -> Path:
+def named(folder: AnyPlace, name: str, where: str) -> AnyPlace:
     """The file that an entry names, within the folder.
 
     Only the name is checked: it comes with the data, so it must not lead out of the folder. A link within the folder, or a folder
@@ -159,6 +167,10 @@ def named(folder: Path, name: str, where: str) -> Path:
     Raises:
         DocumentError: the name leads out of the folder (it is absolute, or has `..`), or is not a possible file name.
     """
+    if "://" in name:
+        raise DocumentError(
+            f"{where}: the image {name!r:.80} is an address: nothing is downloaded; get it, and name its file"
+        )
     path = Path(name)
     # Such names make `open` raise a ValueError or an OSError that does not say which entry has them.
     if "\0" in name or _has_surrogate(name) or any(len(part.encode()) > LONGEST_NAME for part in path.parts):
@@ -168,13 +180,13 @@ def named(folder: Path, name: str, where: str) -> Path:
             f"{where}: the image {name!r:.80} is outside the folder of the file: put it (or a link to it) inside, and write its "
             "name from there, such as images/1.png"
         )
-    return folder.absolute() / path
+    return cast(AnyPlace, folder.absolute() / name)
 
 
-def is_file(path: Path | str) -> bool:
+def is_file(path: Place | str) -> bool:
     """Whether there is such a file; False for a text that cannot be a file name (too long, or with a zero byte)."""
-    # Not `Path.is_file`, which raises for a name that is too long.
-    return os.path.isfile(path)
+    # Not `Path.is_file` for local files: it raises for a name that is too long.
+    return os.path.isfile(path) if isinstance(path, Path | str) else path.is_file()
 
 
 def _has_surrogate(text: str) -> bool:

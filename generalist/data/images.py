@@ -9,17 +9,21 @@ several frames or pages           the first
 Dimension key: H height, W width, C channels.
 """
 
+import dataclasses
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from generalist.data.files import DocumentError, is_file
+from generalist.data.formats.places import Place, read_range
 
 LARGEST_IMAGE = 64_000_000  # pixels: more is a mistake, or meant to exhaust the memory
+LARGEST_ENCODED = 2**28  # bytes of an image within another file, which is read whole
 # No format that is a program (Pillow runs Ghostscript for EPS), and none for which Pillow needs a plugin.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Endings of image files, also of formats that are not read: a name with such an ending is meant as an image.
@@ -34,8 +38,40 @@ BITS, PHOTOMETRIC = 258, 262
 WHITE_IS_ZERO = 0
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads an image file, rotated upright as its camera recorded; transparency is laid on white.
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An image in memory, as PNG, JPEG or another of the formats."""
+
+    content: bytes = dataclasses.field(repr=False)
+    name: str
+    """The file and record that it comes from, for messages."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """An image that is a part of a larger file, read when it is used."""
+
+    file: Place
+    offset: int
+    """Bytes before it."""
+    size: int
+    """Its bytes."""
+    name: str
+    """The file and record that it comes from, for messages."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageRef = Place | Encoded | Extract
+"""An image that is read and decoded only when it is used: a file, or encoded bytes."""
+
+
+def read_image(path: ImageRef) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads an image, rotated upright as its camera recorded; transparency is laid on white.
 
     Raises:
         DocumentError: it is no image, broken, larger than 64 million pixels, or of a kind of numbers without a known range.
@@ -48,13 +84,13 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
 
 
-def check_image(path: Path) -> None:
+def check_image(path: ImageRef) -> None:
     """Checks an image without reading its pixels, unless its file lacks the ending of a complete one.
 
     Raises:
         DocumentError: the file is missing, or an error of `read_image` that shows at the file's beginning or end.
     """
-    if not is_file(path):
+    if not is_there(path):
         hint = " (folders are separated by / here)" if "\\" in str(path) else ""
         raise DocumentError(f"there is no image {path}: put it there{hint}")
     # Opening reads the header alone.
@@ -66,16 +102,21 @@ def check_image(path: Path) -> None:
             image.load()
 
 
+def is_there(image: ImageRef) -> bool:
+    """Whether an image that is a file of its own is there; what is in another one is."""
+    return isinstance(image, Encoded | Extract) or is_file(image)
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """An opened image file; any error until it is closed names the file.
+def opened(path: ImageRef) -> Iterator[Image.Image]:
+    """An opened image; any error until it is closed names it.
 
     Raises:
         DocumentError: it is no image, broken, larger than 64 million pixels, or has a transparency that Pillow would misread.
     """
     try:
         # Not by its name: Pillow would map the file into memory, and then rotate it wrongly (a TIFF that lies on its side).
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with _stream(path) as file, Image.open(file, formats=FORMATS) as image:
             # By the header, before any pixel is decoded: a small file can unpack to more than the memory holds.
             if image.width * image.height > LARGEST_IMAGE:
                 raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
@@ -107,13 +148,23 @@ def pixels(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
     return np.asarray(image.convert("L" if image.mode == "1" else "RGBA" if clear else "RGB"))
 
 
-def _ends(path: Path, end: bytes) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - len(end)))
+def _stream(path: ImageRef) -> AbstractContextManager[Any]:
+    """What an image is read from."""
+    if isinstance(path, Encoded | Extract):
+        size = path.size if isinstance(path, Extract) else len(path.content)
+        if size > LARGEST_ENCODED:
+            raise DocumentError(f"{path} has {size:,} bytes, more than an image may have: make it smaller")
+        return io.BytesIO(path.content if isinstance(path, Encoded) else read_range(path.file, path.offset, size))
+    return path.open("rb")
+
+
+def _ends(path: ImageRef, end: bytes) -> bool:
+    with _stream(path) as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - len(end)))
         return file.read() == end
 
 
-def _transparent(image: Image.Image, path: Path) -> Image.Image:
+def _transparent(image: Image.Image, path: ImageRef) -> Image.Image:
     """The image as RGBA.
 
     Raises:
@@ -131,7 +182,7 @@ def _transparent(image: Image.Image, path: Path) -> Image.Image:
         ) from error
 
 
-def _range(image: Image.Image, path: Path) -> int:
+def _range(image: Image.Image, path: ImageRef) -> int:
     """The value of white in an image with one channel of more than 8 bits, whose black is 0.
 
     Raises:
@@ -150,7 +201,7 @@ def _range(image: Image.Image, path: Path) -> int:
     )
 
 
-def _grey(image: Image.Image, path: Path) -> Image.Image:
+def _grey(image: Image.Image, path: ImageRef) -> Image.Image:
     """One channel of more than 8 bits as 8 bits of grey, with the transparency that a PNG may give to one value."""
     white, clear = _range(image, path), image.info.get("transparency")
     values = np.asarray(image)  # (H, W)

@@ -8,14 +8,14 @@ Dimension key: H height, W width of an image.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from generalist.data.episodes import EpisodeCache, EpisodeReader
+from generalist.data.episodes import EpisodeCache, EpisodeReader, Episodes
 from generalist.data.examples import Examples
 from generalist.envs.task import Task
 from generalist.tokenizers.sequence import Assembler
@@ -37,10 +37,10 @@ class Stored:
     corrections: tuple[Path, ...]
     """Folders that `generalist dagger` wrote."""
     cache: EpisodeCache
-    readers: dict[Path, EpisodeReader] = dataclasses.field(default_factory=dict)
+    readers: dict[Hashable, Episodes] = dataclasses.field(default_factory=dict)
     """Open data sets: opening one takes a while, and several stages of a run read the same ones."""
 
-    def reader(self, folder: Path, instruction: str) -> EpisodeReader:
+    def reader(self, folder: Path, instruction: str) -> Episodes:
         """The episodes of a data set; the given instruction serves episodes that store none.
 
         Raises:
@@ -151,12 +151,12 @@ class Source(abc.ABC):
         """Tasks whose experts must be recorded for it, with the number of episodes of each."""
         return []
 
-    def open_demonstrations(self, stored: Stored) -> dict[Task, EpisodeReader]:
+    def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
         """The recorded episodes of each of its tasks."""
         return {}
 
     # A list of pairs, not a dictionary: a task may have corrections in several folders.
-    def open_corrections(self, stored: Stored) -> list[tuple[Task, EpisodeReader]]:
+    def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
         """The weights' own play of its tasks with the expert's answers: trained on, but never shown as a demonstration."""
         return []
 

@@ -1,4 +1,4 @@
-"""Everything that a run's settings name is looked at before anything is recorded: a mistake costs seconds, not minutes."""
+"""Checks everything that a run's settings name before anything is recorded, so that a mistake costs seconds, not minutes."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from generalist.experiment.prepare import check_same_encoder
 from generalist.inference.generalist import Generalist
 from generalist.model.config import ModelSpec
 from generalist.run.folder import has_begun
-from generalist.run.shapes import NO_IMAGE, batch_spec, spaces_of
+from generalist.run.shapes import NO_IMAGE, batch_spec
 from generalist.run.tasks import check_corrections, source_tasks, stored
 from generalist.run.tokenizers import model_spec
 from generalist.training.loss import KINDS
@@ -22,7 +22,7 @@ from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.load import check_encoder, load_encoder
 from generalist.weights.language import LanguageModel
 
-# Of the lines of metrics.jsonl, besides the losses and accuracies of sources and kinds.
+# Metrics of every run in metrics.jsonl. Losses and accuracies by source and by kind of token come in addition.
 METRICS = (
     *(
         "loss",
@@ -40,21 +40,25 @@ METRICS = (
 
 
 def check(config: Config, console: Console) -> Generalist | None:
-    """Opens what the settings name; the weights that the run begins with, where there are some and it has not begun.
+    """Opens everything that the settings name.
+
+    Returns:
+        The weights of `training.start`, if there are any and the run has not begun; otherwise None.
 
     Raises:
-        ValueError: a setting does not fit what it is for, or what it names is damaged.
-        FileNotFoundError, NotADirectoryError: what it names is not there, or is something else.
-        ImportError: a package that it needs is not installed.
+        ValueError: a setting does not fit the others, or what it names is damaged.
+        FileNotFoundError, NotADirectoryError: what a setting names does not exist, or is not a folder.
+        ImportError: a package that a setting needs is not installed.
     """
+    # Cheap checks first, the weights last: opening them takes seconds.
     if not config.data.taking_part:
         raise ValueError(NO_SOURCE)
-    source_tasks(config)
+    source_tasks(config)  # raises if a pattern matches no task
     check_corrections(config)
     _check_sources(config, console)
     check_encoder(config.model.vision.encoder)
     if config.model.trunk != "none":
-        LanguageModel(config.model.trunk).text()
+        LanguageModel(config.model.trunk).text()  # its tokenizer; `with_trunk` has checked its tensors
     _check_sizes(config)
     _check_best_metric(config)
     for name, folder in (("data.folder", config.data.folder), ("training.checkpoints", Path(config.checkpoints))):
@@ -66,18 +70,19 @@ def check(config: Config, console: Console) -> Generalist | None:
 
 
 def _check_sizes(config: Config) -> None:
-    """The devices' mesh and the sizes of a batch."""
+    """Checks that the mesh covers the devices, and that the sizes of a batch divide among them."""
     check_loaders(config.data.loaders, len(own_shards(make_mesh(config.training), config.data.shards)))
     batch_spec(config, _some_spec(config), *NO_IMAGE)
 
 
 def _some_spec(config: Config) -> ModelSpec:
-    """The model's shape but for what the data say: how many columns a tensor projection has, and how many channels features."""
+    """The model's shape as far as it is known without data: one column of a tensor projection stands for any number of them, and
+    one channel of features likewise."""
     return model_spec(config, int(config.tokens.tensors == "projected"), int(config.model.vision.encoder != "none"))
 
 
 def _check_sources(config: Config, console: Console) -> None:
-    """What the sources name, and what evaluation needs of them."""
+    """Checks what the sources name, and what the parts of the evaluation need."""
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -85,8 +90,9 @@ def _check_sources(config: Config, console: Console) -> None:
     data = config.data
     if data.check and not any(source.has_own_files for source in data.sources.values()):
         raise ValueError(
-            "data.check reads documents of your own, and no source names some: leave it out, or set data.documents.path"
+            "data.check reads your own documents, but no source names any: set data.documents.path, or leave data.check out"
         )
+    # Sources that are left out are checked too: whoever names a file expects to hear that it is missing.
     opened = stored(config)
     for name, source in data.sources.items():
         source.check(name, opened, data.check, say)
@@ -95,23 +101,29 @@ def _check_sources(config: Config, console: Console) -> None:
         recorded = {task for task, _ in source.recordings()}
         for task in source.task_list():
             if task not in recorded:  # a user's own, whose spaces nobody has tried with these settings
-                fit_layout(config, task.layout, *spaces_of(task), offset=0, text=None, found=None)
+                fit_layout(config, task.layout, *task.make_spaces(), offset=0, text=None, found=None)
     for part in registry.PARTS:
         part.prepare(config)
 
 
 def _check_best_metric(config: Config) -> None:
+    """Raises `ValueError` if `training.best_metric` is used and is not a metric of this run."""
     best, sources = config.training.best_metric, [*config.data.taking_part]
     known = [*METRICS, *(f"{what}/{name}" for what in ("loss", "accuracy") for name in sources)]
     known += [f"loss/{kind}" for kind in KINDS]
     if config.training.keep_best and best not in known:
-        raise ValueError(f"training.best_metric = {best} is no metric of this run; there are: {', '.join(known)}")
+        raise ValueError(f"training.best_metric = {best} is not a metric of this run; there are: {', '.join(known)}")
 
 
 def _open_start(config: Config) -> Generalist:
-    """The weights of `training.start`, which fit."""
+    """The weights of `training.start`.
+
+    Raises:
+        ValueError: they do not fit the run.
+    """
     start = Generalist.load(config.training.start)
     check_same_model(config, start.config)
+    # Opened here only if the names differ; `prepare` compares the encoders in any case.
     vision = config.model.vision
     if start.encoder is not None and vision.encoder != start.config.model.vision.encoder:
         check_same_encoder(config, start, load_encoder(vision.encoder, vision.size))

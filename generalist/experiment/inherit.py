@@ -1,4 +1,4 @@
-"""The settings that a run takes from the weights it begins with: by default, its model is theirs."""
+"""The settings of a command line. A run that begins with other weights takes over their model and tokens by default."""
 
 import argparse
 import dataclasses
@@ -12,32 +12,34 @@ from generalist.config.data import read_mixture
 from generalist.config.plain import plain
 from generalist.config.run import Config
 from generalist.config.versions import from_stored
+from generalist.experiment.help import shared_once
 from generalist.run.folder import flatten, has_begun
 from generalist.run.named_weights import weights_settings
 
-# Settings of the model that change nothing of what its parameters mean. Of the encoder its own fingerprint decides, and of more
-# layers `generalist.experiment.warm_start`.
+# Settings of the model that do not change the meaning of its parameters. Encoders are compared by their fingerprints instead,
+# since one encoder may have several names; a larger number of layers is handled by `generalist.experiment.warm_start`.
 FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "vision.encoder")
-# Settings of a part that a model may lack: the beginning of their names, and the way in that the part is for.
+# Settings of parts that a model may lack: prefix of their names → the way in that the part is for.
 PARTS = {"vision.": "encoder", "frame_": "frame", "patch_": "patches", "tensor_hidden": "projected"}
 VOCABULARY = ("text_pieces", "continuous_bins", "discrete_values")
 
 
 def parse(default: Config, arguments: Sequence[str], *, prog: str, description: str | None = None) -> Config:
-    """The settings of a command line. With `training.start`, the settings of `model` and `tokens` that are not given are those of
-    the weights; of a run that has begun, its own, since the weights may be gone by then.
+    """The settings of a command line. With `training.start`, settings of `model` and `tokens` that are not given are those of the
+    weights.
 
     Args:
         default: the preset.
-        arguments: what stands after it.
+        arguments: the command line after the preset.
         prog: the command, for `--help`.
-        description: what stands at the head of `--help`.
+        description: text at the beginning of `--help`.
 
     Raises:
-        FileNotFoundError: there are no such weights.
-        ValueError: a setting does not fit another one, or the weights' settings are damaged.
-        SystemExit: for `--help`, or an unknown setting.
+        FileNotFoundError: the weights of `training.start` do not exist.
+        ValueError: settings do not fit each other, or the settings of the weights are damaged.
+        SystemExit: after `--help`, or for an unknown setting.
     """
+    # These few settings decide the defaults of others, so they are looked up first; tyro parses and checks them with the rest.
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asked = (("training.start", default.training.start), ("name", default.name), ("runs", default.runs))
     for name, value in (*asked, ("data.mixture", default.data.mixture)):
@@ -48,10 +50,13 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         default = dataclasses.replace(
             default, data=dataclasses.replace(default.data, mixture=path, sources=read_mixture(path))
         )
-    if given["training.start"] and not {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments):
+        default = shared_once(default)
+    elif given["training.start"]:
+        # A run that has begun stores these settings itself. It continues even if the weights it began with are gone.
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])
-        # What they had of a pretrained trunk is among their own parameters by now; how they were trained is another matter.
+        # The parameters of a pretrained trunk are among the weights by now. Settings that say how to train stay the preset's.
         how = {name: getattr(default.model, name) for name in ("remat", "stochastic_depth")}
         model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
         default = dataclasses.replace(default, model=model, tokens=known.tokens)
@@ -59,35 +64,38 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
 
 
 def _begun_settings(folder: Path, start: str) -> Config | None:
-    """The settings of a run that has begun with these weights; None if there is none."""
+    """The settings of the run in `folder`, if it has begun with the weights `start`; otherwise None."""
     path = folder / "config.json"
     if not path.is_file():
         return None
     try:
         stored = from_stored(Config, json.loads(path.read_text(encoding="utf-8")), path)
     except ValueError:
-        return None  # `check_same_settings` tells
+        return None  # `check_same_settings` reports the error
     return stored if stored.training.start == start and has_begun(folder, stored.training.checkpoints) else None
 
 
 def check_same_model(config: Config, weights: Config) -> None:
-    """Whether a run can begin with weights of these settings.
+    """Checks that a run can begin with weights of these settings.
 
     Raises:
-        ValueError: a setting of the model or of the vocabulary is another one; the message has all of them.
+        ValueError: settings of the model or of the vocabulary differ; the message names all of them.
     """
+    # A part that one of the two models lacks has no parameters in common, so its settings may differ.
     ways = [
         set(f"{one.tokens.images}+{one.tokens.documents}+{one.tokens.tensors}".split("+")) for one in (config, weights)
     ]
     lacking = tuple(name for name, way in PARTS.items() if not all(way in one for one in ways))
     run, given = (flatten(plain(one.model)) for one in (config, weights))
-    deeper = run["layers"] % given["layers"] == 0  # then `generalist.experiment.warm_start` says what else it takes
+    deeper = (
+        run["layers"] % given["layers"] == 0
+    )  # further conditions are checked by `generalist.experiment.warm_start`
     differing = [
         f"model.{name} = {given[name]}, not {run[name]}"
         for name in run
         if run[name] != given[name]
         and name not in FREE
-        and not name.startswith(lacking or ("-",))
+        and not name.startswith(lacking)
         and not (deeper and name in ("layers", "vision.every") and run["layers"] != given["layers"])
     ]
     differing += [
@@ -97,6 +105,6 @@ def check_same_model(config: Config, weights: Config) -> None:
     ]
     if differing:
         raise ValueError(
-            f"training.start: {config.training.start} has {'; '.join(differing)}: leave such settings out, which are then those "
-            "of the weights, or begin without training.start"
+            f"training.start: {config.training.start} has {'; '.join(differing)}: leave these settings out, so that they are "
+            "those of the weights, or begin without training.start"
         )

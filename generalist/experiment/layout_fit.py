@@ -1,9 +1,10 @@
-"""What a layout learns from its recordings: how observed numbers are standardised, how frames are, which bins numbers fall into;
-and what of the recorded values is lost by that, for the screen.
+"""What a layout learns from its recordings: statistics that standardise observed numbers and frames, and bins for numbers that
+uniform bins would represent badly. Also a report of what the recorded values lose.
 
-All of it comes from a sample that is spread over all episodes: sessions differ, and the first ones say little of the last.
+Everything comes from a sample that is spread over all episodes, since recording sessions differ: the first say little about the
+last.
 
-Dimension key: N rows of a sample, D numbers of a part.
+Dimension key: N values of a sample, D numbers per value, H height, W width, C colours, S pixels per side of a frame.
 """
 
 import dataclasses
@@ -14,9 +15,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float, Num, UInt8
 
 from generalist.config.run import Config
-from generalist.data.episodes import Episode, EpisodeReader, decode
+from generalist.data.episodes import BrokenEpisode, Episode, Episodes
+from generalist.data.formats.columns import Frames, decode
+from generalist.data.formats.faults import BrokenRecord
 from generalist.data.spread import spread
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
@@ -26,26 +30,26 @@ from generalist.tokenizers.space_tree import leaves_of
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 
-EPISODES = 400  # of a layout, from all over its data sets; at least LEAST of each
-LEAST = 8
-ROWS = 2**16  # of a part's numbers
-BYTES = 2**26  # of a part's numbers, where one value is large
-FRAMES = 800  # of each image part of a data set, so that a game's mean does not take a minute
+EPISODES = 400  # sampled per layout, spread over its data sets
+LEAST = 8  # episodes sampled per data set, however many data sets there are
+ROWS = 2**16  # sampled values per part
+BYTES = 2**26  # sampled bytes per part, counted in float64: fewer values if one of them is large
+FRAMES = 800  # sampled per image part and data set: decoding all of a game would take a minute
 
 LOSSY = 0.05
-"""Share of a number's deviation by which a codec may be off, in the mean; above it the bins follow what was seen."""
+"""Mean error of a codec, as a share of a number's standard deviation, above which bins are fitted to the recorded numbers."""
 LOSSY_CONSTANT = 0.01
-"""The same of a number that never varies, as a share of its bounds' width, or of itself where there are none."""
+"""The same for a number that never varies, as a share of the width of its bounds, or of itself if it has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Recorded values of a layout, by the key of their part; (N, ...) each."""
+    """Recorded values of a layout, by the key of their part."""
 
-    observations: Mapping[str, np.ndarray]
-    actions: Mapping[str, np.ndarray]
-    frames: Mapping[str, list[np.ndarray]]
-    """uint8 (S, S, 3) each, of the image parts; empty where none was asked for."""
+    observations: Mapping[str, Num[np.ndarray, "N ..."]]
+    actions: Mapping[str, Num[np.ndarray, "N ..."]]
+    frames: Mapping[str, list[UInt8[np.ndarray, "S S 3"]]]
+    """Frames of the image parts; empty if images do not enter as frames."""
 
 
 def fit_layout(
@@ -57,12 +61,13 @@ def fit_layout(
     text: TextTokenizer | None,
     found: Sample | None,
 ) -> TaskLayout:
-    """A layout by the run's settings.
+    """The layout of two spaces under the run's settings.
 
     Args:
-        offset: first column of the run's projection that the layout owns.
-        text: None where no space has a Text.
-        found: recorded values that statistics and bins are learnt from; None: nothing is learnt.
+        name: of the layout.
+        offset: its first column in the run's tensor projection.
+        text: may be None if neither space has text.
+        found: recorded values to learn statistics and bins from; None: nothing is learned.
 
     Raises:
         ValueError: a part of a space does not fit the settings; the message names it.
@@ -83,6 +88,7 @@ def fit_layout(
     done = functools.partial(SpaceTokenizer.from_space, action, vocabulary=vocabulary, text=text)
     if found is None:
         return TaskLayout(name, seen(), done(), acting)
+    # Twice each: the default codecs decide which parts need others, and the second call gives them those.
     seen = functools.partial(seen, statistics=statistics(found))
     return TaskLayout(
         name,
@@ -92,17 +98,18 @@ def fit_layout(
     )
 
 
-def sample(
-    readers: Sequence[EpisodeReader], observation: gym.Space, action: gym.Space, frame_size: int | None
-) -> Sample:
+def sample(readers: Sequence[Episodes], observation: gym.Space, action: gym.Space, frame_size: int | None) -> Sample:
     """Steps from all over the data sets of a layout.
 
     Args:
         readers: the data sets.
-        observation: space; numbers of its Boxes are kept.
-        action: space; likewise.
-        frame_size: side of the frames that images become; None leaves them out.
+        observation: observation space; the numbers of its Boxes are kept.
+        action: action space; likewise.
+        frame_size: side of the frames that images become, in pixels; None leaves images out.
     """
+    if len(readers) == 1 and readers[0].rows is not None:
+        return _of_rows(readers[0], observation, action, frame_size)
+    # The stride must be known before the first value is kept, so the lengths of all chosen episodes are added up first.
     seen, done, frames = _Rows(observation), _Rows(action), {}
     each = max(LEAST, math.ceil(EPISODES / max(1, len(readers))))
     chosen = [(reader, spread(len(reader), each)) for reader in readers]
@@ -120,8 +127,27 @@ def sample(
     return Sample(observations=seen.joined(), actions=done.joined(), frames=frames)
 
 
+def _of_rows(reader: Episodes, observation: gym.Space, action: gym.Space, frame_size: int | None) -> Sample:
+    """The rows that the statistics of a whole data set collected, and frames from all over it."""
+    assert reader.rows is not None
+    numbers = [
+        {key: rows[key] for key in _Rows(space).keys}
+        for rows, space in zip(reader.rows, (observation, action), strict=True)
+    ]
+    frames: dict[str, list[np.ndarray]] = {}
+    if frame_size is not None and any(is_image(leaf) for _, leaf in leaves_of(observation, ())):
+        indices = spread(len(reader), EPISODES).tolist()
+        for index in indices:
+            try:
+                for key, image in _images(reader[index], math.ceil(FRAMES / len(indices))):
+                    frames.setdefault(key, []).append(to_frame(image, frame_size))
+            except BrokenEpisode as error:
+                reader.leave_out(error)
+    return Sample(observations=numbers[0], actions=numbers[1], frames=frames)
+
+
 class _Rows:
-    """Every n-th value of each Box that is no image, n such that a sample stays small."""
+    """Collects every n-th value of each Box that is no image, with n such that the sample stays small."""
 
     def __init__(self, space: gym.Space) -> None:
         leaves = [("/".join(path), leaf) for path, leaf in leaves_of(space, ())]
@@ -130,80 +156,96 @@ class _Rows:
         self._every: dict[str, int] = {}
         self._passed = 0
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the Boxes."""
+        return [*self._leaves]
+
     def stride(self, steps: int) -> None:
-        """Sets how many of `steps` values are kept."""
+        """Sets n for a total of `steps` values."""
         for key, leaf in self._leaves.items():
             size = 8 * max(1, int(np.prod(leaf.shape, dtype=np.int64)))
             self._every[key] = math.ceil(steps / max(1, min(ROWS, BYTES // size)))
 
     def add(self, columns: Mapping[str, Any], steps: int) -> None:
-        """The next `steps` values, by key."""
+        """Adds the next `steps` values, by key."""
         for key, kept in self._kept.items():
+            # Counted over all episodes: with n longer than an episode, not all of them give a value.
             every = self._every[key]
             values = np.array(columns[key][-self._passed % every :: every])
-            # Other tools may store another type than the environment's, which is what acting sees.
+            # Other tools may store another float type than the environment's, in whose type acting sees the values.
             kept.append(values.astype(self._leaves[key].dtype) if values.dtype.kind == "f" else values)
         self._passed += steps
 
-    def joined(self) -> dict[str, np.ndarray]:
-        """All that was kept, (N, ...) in the type that it has on disk."""
+    def joined(self) -> dict[str, Num[np.ndarray, "N ..."]]:
+        """All values that were kept, by key."""
         return {key: np.concatenate(kept) for key, kept in self._kept.items() if kept}
 
 
-def _images(episode: Episode, most: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Up to `most` images of each image part, uint8 (H, W, C), from all over an episode."""
+def _images(episode: Episode, most: int) -> Iterator[tuple[str, UInt8[np.ndarray, "H W C"]]]:
+    """Up to `most` images of each image part, spread over an episode, each with its key."""
     for key, column in episode.observations.items():
-        if isinstance(column, list):
-            for image in decode([column[index] for index in spread(len(column), most).tolist()]):
+        if isinstance(column, list | Frames):
+            for index in spread(len(column), most).tolist():
+                try:
+                    image = decode(column[index : index + 1])[0]
+                except BrokenRecord as error:
+                    raise BrokenEpisode(episode.number, f"{episode.where}: {error}") from error
                 yield key, image
 
 
-def statistics(found: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and deviation of every observed Box, whatever its type, float64; of frames uint8 (S, S, 3)."""
+def statistics(found: Sample) -> dict[str, tuple[Num[np.ndarray, "..."], Num[np.ndarray, "..."]]]:
+    """Mean and standard deviation of every observed Box, float64; of frames per pixel, uint8 (S, S, 3)."""
     numbers = {key: fit_statistics(values) for key, values in found.observations.items()}
     frames = {}
     for key, several in found.frames.items():
-        pixels = np.stack(several)
+        pixels = np.stack(several)  # (frames, S, S, 3)
         frames[key] = tuple(np.rint(of(pixels, axis=0)).astype(np.uint8) for of in (np.mean, np.std))
     return numbers | frames
 
 
-def better_codecs(tokenizer: SpaceTokenizer, values: Mapping[str, np.ndarray]) -> dict[str, Codec]:
-    """Codecs by key for the parts that lose too much in their own: where bounds are missing or wide, or a thousandth of them is
-    used, bins hold equally many of the numbers seen.
+def better_codecs(tokenizer: SpaceTokenizer, values: Mapping[str, Num[np.ndarray, "N ..."]]) -> dict[str, Codec]:
+    """Codecs, by key, for the parts whose default codec loses too much: where bounds are missing or wide, or only a thousandth of
+    their range is used. Their bins hold equal numbers of the recorded values.
 
     Args:
-        tokenizer: with its default codecs.
-        values: what was seen, (N, ...) by key.
+        tokenizer: has the default codecs.
+        values: recorded values by key.
     """
     found: dict[str, Codec] = {}
     for part in tokenizer.parts:
         if isinstance(part, ContinuousPart) and part.key in values:
-            seen, bins = values[part.key].reshape(-1, part.size).astype(np.float64), part.vocabulary.continuous
+            seen, bins = (
+                values[part.key].reshape(-1, part.size).astype(np.float64),
+                part.vocabulary.continuous,
+            )  # (N, D)
             if _is_lossy(part, part.codec, seen):
+                # With few different values, each gets a bin of its own: between quantiles, rare values would share one.
                 few = all(2 * len(np.unique(column)) <= bins for column in seen.T)
                 found[part.key] = Quantile.of_values(seen) if few else Quantile.fit(seen, bins)
     return found
 
 
-def _errors(codec: Codec, values: np.ndarray) -> np.ndarray:
-    """How far each number (N, D) is from what it is decoded to."""
+def _errors(codec: Codec, values: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """The distance of each number from the number that its token is decoded to."""
     return np.abs(codec.decode(codec.encode(values)).astype(np.float64) - values)
 
 
-def _is_lossy(part: ContinuousPart, codec: Codec, values: np.ndarray) -> bool:
-    if np.dtype(part.dtype).kind != "f":  # what is decoded is rounded: two choices must not become one
+def _is_lossy(part: ContinuousPart, codec: Codec, values: Float[np.ndarray, "N D"]) -> bool:
+    """Whether a codec loses too much of the values: one number that it loses is enough."""
+    if np.dtype(part.dtype).kind != "f":  # decoded numbers are rounded: two choices must not become one
         return bool((_errors(codec, values) >= 0.5).any())
-    off, deviation = _errors(codec, values).mean(axis=0), values.std(axis=0)
+    off, deviation = _errors(codec, values).mean(axis=0), values.std(axis=0)  # (D,)
     width = np.array(part.high) - np.array(part.low)
     largest = np.abs(values).max(axis=0)
     scale = width if isinstance(codec, Uniform) else np.where(largest > 0, largest, 1.0)
+    # Rounding alone gives a constant a tiny deviation, of which any error would be a large share.
     varies = deviation > 1e-6 * np.maximum(largest, 1e-6)
     return bool(np.where(varies, off > LOSSY * deviation, off > LOSSY_CONSTANT * scale).any())
 
 
 def losses(layout: TaskLayout, found: Sample) -> list[str]:
-    """What of the recorded values is lost in the layout's tokens, a line per part; none where all come through."""
+    """Descriptions of what the recorded values lose as tokens, one per part; empty if they lose nothing worth a report."""
     lines = []
     for kind, tokenizer, values in (
         ("observation", layout.observation, found.observations),
@@ -218,25 +260,31 @@ def losses(layout: TaskLayout, found: Sample) -> list[str]:
                 cut = np.abs((seen - np.array(part.mean, np.float64)) / np.array(part.std)) > CLIP
                 if cut.any():
                     lines.append(
-                        f"{name}: {cut.mean():.2%} of its numbers are cut off, {CLIP:g} deviations from their mean"
+                        f"{name}: {cut.mean():.2%} of its numbers are cut off, {CLIP:g} standard deviations from their mean"
                     )
             elif isinstance(part, ContinuousPart):
                 lines += _codec_losses(name, part, seen)
     return lines
 
 
-def _codec_losses(name: str, part: ContinuousPart, seen: np.ndarray) -> list[str]:
+def _codec_losses(name: str, part: ContinuousPart, seen: Float[np.ndarray, "N D"]) -> list[str]:
+    """Descriptions of what numbers lose in the bins of their part.
+
+    Args:
+        name: of the part, for the user.
+        seen: recorded values.
+    """
     off = _errors(part.codec, seen)
     if isinstance(part.codec, Quantile):
         varies = seen.std(axis=0) > 0
         share = (off.mean(axis=0)[varies] / seen.std(axis=0)[varies]).max(initial=0.0)
         return [
-            f"{name}: bins follow what was recorded, since equal ones would lose too much; they are off by "
-            f"{off.mean():.3g} in the mean ({share:.1%} of a deviation), at most {off.max():.3g}"
+            f"{name}: its bins are fitted to the recorded values, since uniform bins would lose too much; their error is "
+            f"{off.mean():.3g} on average ({share:.1%} of a standard deviation), at most {off.max():.3g}"
         ]
     if _is_lossy(part, part.codec, seen):
         return [
-            f"{name}: its bins are off by {off.mean():.3g} in the mean, at most {off.max():.3g}: they were not "
-            "learnt from this data"
+            f"{name}: the error of its bins is {off.mean():.3g} on average, at most {off.max():.3g}: they were not fitted to "
+            "this data"
         ]
     return []

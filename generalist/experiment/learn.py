@@ -1,15 +1,14 @@
-"""What a run learns before it trains: text pieces from its own texts, and layouts from spaces and recordings."""
+"""What a run learns before training: text pieces from its own texts, and layouts from spaces and recordings."""
 
 import dataclasses
 
 from rich.console import Console
 
 from generalist.config.run import Config
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episodes
 from generalist.data.source import Stored
 from generalist.envs.task import Task
 from generalist.experiment.layout_fit import fit_layout, losses, sample
-from generalist.run.shapes import spaces_of
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import TaskLayout, assign_offsets
@@ -20,40 +19,50 @@ from generalist.weights.language import LanguageModel
 def learn_tokenizers(
     config: Config, stored: Stored, start: Tokenizers | None = None, console: Console | None = None
 ) -> Tokenizers:
-    """Text pieces from the run's own texts, or a pretrained trunk's; layouts from the environments' spaces and what was recorded.
-    Those of the weights to begin with, if there are any, stay as they are, but that layouts which this run trains are acted in as
-    this run trains them. What is lost in a layout's tokens is printed, and what changes in how it is acted in."""
+    """Text pieces and layouts of a run.
+
+    Text pieces come from the run's own texts, or from a pretrained trunk; layouts from the environments' spaces and recordings.
+    Those of `start` are taken over unchanged, except for the settings of acting of layouts that this run trains.
+
+    Args:
+        stored: the places of the run's data.
+        start: tokenizers of the weights that the run begins with.
+        console: shows what recorded values lose as tokens, and which settings of acting change; None shows nothing.
+    """
     if start is not None:
         text = start.text
     elif config.model.trunk == "none":
         text = TextTokenizer.train(text_corpus(config, stored), config.tokens.text_pieces)
     else:
         text = LanguageModel(config.model.trunk).text()
+    # Demonstrations and corrections of all tasks that share a layout, since its statistics must fit all of them.
     first: dict[str, Task] = {}
-    by_layout: dict[str, list[EpisodeReader]] = {}
+    by_layout: dict[str, list[Episodes]] = {}
     for source in config.data.taking_part.values():
         for task, reader in [*source.open_demonstrations(stored).items(), *source.open_corrections(stored)]:
             first.setdefault(task.layout, task)
             by_layout.setdefault(task.layout, []).append(reader)
     known = dict(start.layouts) if start is not None else {}
-    spaces = {name: spaces_of(task) for name, task in first.items() if name not in known}
+    spaces = {name: task.make_spaces() for name, task in first.items() if name not in known}
     projected = config.tokens.tensors == "projected"
     shown_as_frames = "frame" in config.tokens.images.split("+")
     offsets, width = (
         assign_offsets({name: observation for name, (observation, _) in spaces.items()}) if projected else ({}, 0)
     )
-    if start is not None:  # new layouts' columns follow those that are there
+    # The columns of new layouts follow the old ones, so that those keep their place in the projection's kernel.
+    if start is not None:
         offsets = {name: offset + start.projection_width for name, offset in offsets.items()}
         width += start.projection_width
     layouts = known
     for name, recorded in by_layout.items():
         is_new = name in spaces
         observation, action = spaces[name] if is_new else (known[name].observation.space, known[name].action.space)
+        # Frames are only needed for statistics, which a known layout has.
         found = sample(recorded, observation, action, config.model.frame_size if is_new and shown_as_frames else None)
         lines = []
         if is_new:
             layouts[name] = fit_layout(config, name, observation, action, offsets.get(name, 0), text, found)
-        else:  # its windows are this run's from now on, and other ones it would not know
+        else:  # training windows have this run's length from now on, so acting must use the same
             acting = config.data.suite_of(name).acting
             lines = acting_changes(known[name], acting)
             layouts[name] = dataclasses.replace(known[name], acting=acting)
@@ -64,12 +73,20 @@ def learn_tokenizers(
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:
-    """The texts of every source: instructions, names, prose, documents."""
-    return [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    """The texts of every source: instructions, names, prose, documents. Where there are none, a space: the bytes are pieces
+    anyway, and a tokenizer is learned from a character at least."""
+    # In the order of the mixture, so that equal settings learn equal pieces.
+    texts = [text for source in config.data.taking_part.values() for text in source.texts(stored)]
+    return texts if any(texts) else [" "]
 
 
 def acting_changes(layout: TaskLayout, acting: Acting) -> list[str]:
-    """What a layout of `training.start` that this run trains is acted in with from now on, one line for each change."""
+    """Descriptions of the changed settings of acting of a layout, one per setting.
+
+    Args:
+        layout: as the weights of `training.start` have it.
+        acting: the new settings, those of this run.
+    """
     before, after = layout.acting.to_json(), acting.to_json()
     return [
         f"{layout.name}: acts with {name} = {after[name]} from now on; training.start had {before[name]}"

@@ -1,13 +1,13 @@
-"""Whole runs: prepare, train, evaluate. Every part is skipped when it is done already."""
+"""Whole runs: check, record, train, evaluate. Every stage is skipped if it is already done."""
 
 import os
 
 from rich.console import Console
 
-from generalist.config.run import Config
+from generalist.config.run import Config, RunSettings
 from generalist.config.versions import to_stored
 from generalist.contrastive.config import ContrastiveConfig, check_effective
-from generalist.run.folder import RunSettings, check_same_settings, forget, forget_unless_measured
+from generalist.run.folder import check_same_settings, forget, forget_unless_measured
 from generalist.run.tasks import record_missing
 from generalist.system.files import write_json
 from generalist.tokenizers.text import TextTokenizer
@@ -15,18 +15,21 @@ from generalist.training.cluster import join, several_expected
 
 
 def run(config: Config, command: list[str], console: Console) -> None:
-    """Records what is missing, trains to `training.steps`, and scores the weights. Of several processes the first one records,
-    all train, and scoring is left to the same command in one process.
+    """Records what is missing, trains to `training.steps`, and scores the weights.
+
+    If there are several processes, the first one records and all of them train. The same command in one process then scores.
 
     Args:
-        command: what the user typed, kept in the results file.
+        command: the command line, which the results file keeps.
 
     Raises:
         ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
-        KeyboardInterrupt: stopped; everything finished so far is on disk.
+        KeyboardInterrupt: the run was stopped; everything finished so far is on disk.
     """
+    # First of all: JAX fixes the number of processes when it looks for devices.
     several = join(config.cluster, console)
     console.print("loading JAX ...", highlight=False)
+    # Imported here because they import JAX, which takes seconds: mistakes in the settings are reported before.
     from generalist.experiment.beforehand import check
     from generalist.experiment.prepare import prepare
     from generalist.training.hosts import is_first, wait_for_all
@@ -40,7 +43,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
         if not begun:
             begin_anew(config, console)
         record_missing(config, console)
-    wait_for_all("recorded")
+    wait_for_all("recorded")  # the others read what the first process has recorded
     try:
         prepared = prepare(config, console, start)
         train(
@@ -57,6 +60,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
         console.print(str(interrupted), highlight=False)
         raise KeyboardInterrupt from interrupted
     except BaseException:
+        # A run that failed at once must not stand in the way of the next try, with corrected settings.
         if is_first():
             forget_unless_measured(config)
         raise
@@ -71,34 +75,34 @@ def run(config: Config, command: list[str], console: Console) -> None:
 def run_contrastive(config: ContrastiveConfig, command: list[str], console: Console) -> None:
     """Contrastive pretraining: trains both towers to `training.steps`, exports the image tower, and scores held-out pairs.
 
-    runs/<name>/config.json  text.model  checkpoints/  metrics.jsonl  tensorboard/  results.json
-                encoder/     the image tower in SigLIP's layout, for --model.vision.encoder
-                towers.safetensors   all weights, for `DualEncoder.load`
+        runs/<name>/config.json  text.model  checkpoints/  metrics.jsonl  tensorboard/  results.json
+                    encoder/            the image tower in SigLIP's format, for --model.vision.encoder
+                    towers.safetensors  all weights, for `DualEncoder.load`
+
+    Args:
+        command: the command line, which the results file keeps.
 
     Raises:
         ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
-        KeyboardInterrupt: stopped; everything finished so far is on disk.
+        KeyboardInterrupt: the run was stopped; everything finished so far is on disk.
     """
     check_effective(config)
     if several_expected(os.environ):
         raise ValueError(
-            "contrastive pretraining runs in one process, and the launcher started several: start one, which takes all "
-            "devices of its machine"
+            "contrastive pretraining runs in one process, but the launcher started several: start one, which uses all devices "
+            "of its machine"
         )
-    again = check_same_settings(config)
+    again = check_same_settings(config)  # before JAX is loaded: other settings are reported at once
     console.print("loading JAX ...", highlight=False)
-    from generalist.contrastive.data import OwnPairs, check_batch, learn_text, open_batches, open_pairs
+    from generalist.contrastive.data import check_batch, learn_text, open_batches, open_heldout, open_pairs
     from generalist.contrastive.dual import DualEncoder
     from generalist.contrastive.train import export, final_params, train
-    from generalist.data.documents import Documents
     from generalist.eval.held_out.contrastive import evaluate, show
     from generalist.training.interrupt import Interrupted
     from generalist.training.sharding import make_mesh
 
     pairs = open_pairs(config)
-    heldout = (
-        OwnPairs(Documents(config.heldout, config.unreadable, checked=True)) if config.heldout is not None else None
-    )
+    heldout = open_heldout(config)
     check_batch(len(pairs), config.batch)
     make_mesh(config.training)
     if not again:
@@ -107,6 +111,7 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
         text = learn_text(config, pairs)
         config.folder.mkdir(parents=True, exist_ok=True)
         text.save(config.folder / "text.model")
+        # The settings last: a folder that has them is complete.
         write_json(config.folder / "config.json", to_stored(config))
     else:
         text = TextTokenizer.load(config.folder / "text.model")
@@ -118,16 +123,17 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     except BaseException:
         forget_unless_measured(config)
         raise
+    # Exported first: the evaluation reads the exported folder, and so tests what users get.
     export(config, final_params(config, state))
     results = evaluate(DualEncoder.load(config.folder), heldout, console)
     write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
     show(results, console)
     console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
-    console.print(f"every number: {config.folder / 'results.json'}", highlight=False)
+    console.print(f"all results: {config.folder / 'results.json'}", highlight=False)
 
 
 def begin_anew(config: RunSettings, console: Console) -> None:
-    """Takes away what a run without a checkpoint left, and tells it."""
+    """Removes what a run without a checkpoint left, and reports it."""
     if (config.folder / "config.json").exists():
         console.print(
             f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False

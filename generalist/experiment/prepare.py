@@ -1,4 +1,4 @@
-"""From settings to a stream of batches: the tokenizers, the frozen encoder, the sources of the mixture."""
+"""From settings to a stream of batches: tokenizers, frozen encoder, sources of the mixture."""
 
 import dataclasses
 import functools
@@ -39,26 +39,27 @@ class Prepared:
     batch_spec: BatchSpec
     iterator: BatchIterator
     sources: dict[str, float]
-    """The sources and their shares, in the order of the batches' `source` ids."""
+    """The sources and their weights, in the order of the batches' `source` ids."""
     encoder: VisionEncoder | None = None
-    """The frozen encoder, where there is one."""
+    """The frozen encoder; None if the model has none."""
     start: Mapping[str, Any] | None = None
-    """Parameters to begin with, by their paths; None: they are drawn."""
+    """Parameters to begin with, by their paths; None: random ones, or those of a checkpoint."""
 
 
 def prepare(config: Config, console: Console, start: Generalist | None = None) -> Prepared:
-    """Opens everything a run reads; learns the tokenizers, or takes them from the run's folder if they are there.
+    """Opens everything that a run reads. Learns its tokenizers, unless they are in the run's folder already.
 
     Args:
-        start: the weights of `training.start`, where they are open already.
+        start: the weights of `training.start`, if they are open already.
 
     Raises:
         ValueError: a setting does not fit the others, or what it names is damaged.
-        FileNotFoundError: something it names is missing.
+        FileNotFoundError: something that a setting names is missing.
     """
     data = stored(config)
     if start is None and config.training.start and not has_begun(config.folder, config.training.checkpoints):
         start = Generalist.load(config.training.start)
+    # One process learns them, and all read the same files.
     if is_first() and not (config.folder / "config.json").exists():
         console.print("learning the tokenizers ...", highlight=False)
         learn_tokenizers(config, data, start.tokenizers if start else None, console).save(config.folder)
@@ -68,6 +69,7 @@ def prepare(config: Config, console: Console, start: Generalist | None = None) -
         check_same_model(config, start.config)
         check_same_encoder(config, start, encoder)
     visual = tokenizers.visual
+    # Now, so that every source finds the features of its images.
     if isinstance(visual, FeatureStore):
         store_features(config, visual, console)
     image = NO_IMAGE if visual is None else (visual.empty.shape[1:], str(visual.empty.dtype))
@@ -84,22 +86,27 @@ def prepare(config: Config, console: Console, start: Generalist | None = None) -
 
 
 def check_same_encoder(config: Config, start: Generalist, encoder: VisionEncoder | None) -> None:
-    """Whether a run's frozen encoder is that of the weights that it begins with, where both have one.
+    """Checks that a run's frozen encoder is that of the weights it begins with, if both have one.
 
     Raises:
-        ValueError: it is another, or prepares images otherwise.
+        ValueError: it is another encoder, or prepares images differently.
     """
+    # By fingerprint: the same encoder may have been named by another folder.
     if start.encoder is not None and encoder is not None and encoder.fingerprint != start.encoder.fingerprint:
         raise ValueError(
-            f"training.start: {config.training.start} has learnt from another encoder than model.vision.encoder = "
-            f"{config.model.vision.encoder} (size {config.model.vision.size}): leave out these settings, which are then those "
+            f"training.start: {config.training.start} was trained with another encoder than model.vision.encoder = "
+            f"{config.model.vision.encoder} (size {config.model.vision.size}): leave these settings out, so that they are those "
             "of the weights"
         )
 
 
 def open_tokenizers(config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
-    """The run's tokenizers, and the frozen encoder where there is one, which or whose stored features they show images to."""
-    tokenizers = Tokenizers.load(config.folder, config)
+    """The run's tokenizers, and its frozen encoder or None. With `data.features = stored` the tokenizers read stored features."""
+    return with_encoder(Tokenizers.load(config.folder, config), config)
+
+
+def with_encoder(tokenizers: Tokenizers, config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
+    """Tokenizers that show images to the frozen encoder of the settings, or its stored features, where there is one."""
     encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
     if encoder is None:
         return tokenizers, None
@@ -108,8 +115,9 @@ def open_tokenizers(config: Config) -> tuple[Tokenizers, VisionEncoder | None]:
 
 
 def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, sources: list[Opened]) -> BatchIterator:
-    """This process's shards of the batches: made by a thread of it, or by processes of their own."""
+    """This process's shards of the batches, made by a thread of this process or by `data.loaders` other processes."""
     own = own_shards(make_mesh(config.training), config.data.shards)
+    # Several processes must agree on the shapes of a batch without asking each other, so all payloads are always there.
     pad, fixed = tokenizers.assembler.vocabulary.pad, jax.process_count() > 1
     if config.data.loaders:
         opening = functools.partial(open_streams, config)
@@ -119,7 +127,8 @@ def open_batches(config: Config, tokenizers: Tokenizers, spec: BatchSpec, source
 
 
 def open_streams(config: Config, shards: Sequence[int]) -> dict[int, Draw]:
-    """Some shards' streams of a run that is prepared, in a loader's process, with its part of the memory for episodes."""
+    """The streams of some shards of a prepared run; called in a loader's process."""
+    # Each loader has its own cache of decoded episodes: together they use what the setting allows.
     data = stored(config, EpisodeCache(max(1, config.data.cache_megabytes // config.data.loaders)))
     tokenizers, _ = open_tokenizers(config)
     sources = open_sources(config, tokenizers, data)
@@ -127,9 +136,9 @@ def open_streams(config: Config, shards: Sequence[int]) -> dict[int, Draw]:
 
 
 def store_features(config: Config, store: FeatureStore, console: Console) -> None:
-    """Computes what the store lacks of the features of every image that training can show."""
+    """Computes the features of all images of training that the store lacks."""
     found = [source.fixed_images() for source in config.data.taking_part.values()]
-    for images in dict.fromkeys(one for one in found if one is not None):  # two sources may show the same
+    for images in dict.fromkeys(one for one in found if one is not None):  # two sources may show the same images
         store.ensure(iter(images), len(images), console)
 
 
@@ -137,7 +146,7 @@ def open_sources(config: Config, tokenizers: Tokenizers, data: Stored) -> list[O
     """Every source that takes part, in the order of the mixture.
 
     Raises:
-        ValueError: none does, or one has no examples.
+        ValueError: no source takes part, or one has no examples.
     """
     reading = Reading(assembler=tokenizers.assembler, layouts=tokenizers.layouts, length=config.data.length)
     opened = [

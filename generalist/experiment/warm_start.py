@@ -1,4 +1,7 @@
-"""What a run begins with: other weights, fitted to its own model."""
+"""Warm starts: other weights, fitted to the model of a run that begins with them.
+
+Dimension key: F columns of the tensor projection, E its width, N layers of a stack.
+"""
 
 from typing import Any
 
@@ -12,34 +15,40 @@ from generalist.model.embedders import PROJECTION_SPREAD
 from generalist.model.params import flat
 from generalist.model.transformer import create
 
-ADDED = ("/out/", "/down/")  # of a block: what it adds to the residual stream
+ADDED = ("/out/", "/down/")  # the maps of a block whose outputs are added to the residual stream
 
 
 def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, Any]:
-    """Weights to begin with, by their paths, as the run's model takes them: tensors of new layouts get fresh columns, a deeper
-    model new layers; what the model has besides is drawn, and what it has not is left out.
+    """The parameters of other weights as a run's model takes them, by their paths.
+
+    New layouts get new columns in the tensor projection, and a deeper model gets new layers. Parameters that only one of the two
+    models has are reported: the run's own are left to be drawn, those of the weights are left out.
+
+    Args:
+        spec: of the run's model.
 
     Raises:
-        ValueError: a parameter has another shape in the run's model, or a deeper one could not compute the same.
+        ValueError: a parameter has another shape in the run's model, or a deeper model could not compute the same.
     """
     _, shapes = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
     wanted, given = flat(nnx.to_pure_dict(shapes)), flat(start.params)
     path = "tensor_embedder/projection/kernel"
     if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
-        fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))
+        # Drawn as for a new model (see `TensorEmbedder`). Old columns keep their places, in front.
+        fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))  # (F, E)
         given[path] = np.concatenate([np.asarray(given[path]), fresh.astype(np.float32)])
     layers = start.config.model.layers
     if layers < spec.config.layers and spec.config.layers % layers == 0:
         times, every = spec.config.layers // layers, start.config.model.vision.every
         if spec.channels and spec.config.vision.every != times * every:
             raise ValueError(
-                f"model.vision.every is {spec.config.vision.every}: {times} times as many layers as those of training.start need "
-                f"{times * every}, so that gated layers stay where they are"
+                f"model.vision.every is {spec.config.vision.every}: {times} times as many layers as training.start has need "
+                f"{times * every}, so that the gated layers stay in place"
             )
         if spec.config.window:
             raise ValueError(
-                "training.start: which layers have a window depends on their number, so that weights with model.window can't "
-                f"be deepened: use their {layers} layers"
+                "training.start: weights with model.window can't be deepened, since the number of a layer decides whether it "
+                f"has a window: use their {layers} layers"
             )
         given = deepened(given, spec, times)
         console.print(f"{layers} layers become {spec.config.layers}; the new ones add nothing yet", highlight=False)
@@ -47,7 +56,7 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
         if given[name].shape != wanted[name].shape:
             raise ValueError(
                 f"training.start: {name} has the shape {given[name].shape} there and {wanted[name].shape} in this run: use the "
-                "model's and the tokens' settings of those weights"
+                "settings of model and tokens of those weights"
             )
     for what, names in (("drawn", wanted.keys() - given.keys()), ("left out", given.keys() - wanted.keys())):
         if names:
@@ -56,13 +65,20 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
 
 
 def deepened(given: dict[str, Any], spec: ModelSpec, times: int) -> dict[str, Any]:
-    """Weights, by their paths, with `times` as many layers that compute the same (Net2Net, Chen et al. 2016): each is followed
-    by new ones, drawn as for a fresh model but for what they add, which is nothing yet. A gated layer stays before the layer
-    before which it stood, as there are `times` as many layers between them."""
+    """Parameters, by their paths, of a model with `times` as many layers that computes the same (Net2Net, Chen et al., 2016).
+
+    Args:
+        given: parameters of the shallow model.
+        spec: of the deep model.
+    """
+    # Each old layer is followed by new ones. These are drawn as for a new model, except that the maps to the residual stream are
+    # zero: they add nothing yet, but their gradient is not zero. Gated layers stay before the same old layers, since `every` is
+    # `times` as large too.
     _, state = nnx.split(create(spec, 0), nnx.Param)
     drawn, result = flat(nnx.to_pure_dict(state)), dict(given)
     for name in (name for name in given if name.startswith("blocks/")):
         if name in drawn and drawn[name].shape[1:] == given[name].shape[1:]:
+            # (N, ...), the layers in order: every `times`-th is an old one.
             result[name] = np.zeros_like(drawn[name]) if any(part in name for part in ADDED) else np.array(drawn[name])
             result[name][::times] = given[name]
     return result

@@ -53,11 +53,15 @@ def extend(
             in between is spread over many, and the likeliest bin would jump from one bound to the other.
     """
     model = structure.model(params)
-    hidden, caches = model.hidden_cached(batch, caches, cache_segment, cache_position, start, images, slide)
-    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])
+    hidden, caches = model.hidden_cached(
+        batch, caches, cache_segment, cache_position, start, images, slide
+    )  # (B, L, D)
+    # Only of the positions that are read: the logits of a long prompt would be its largest array.
+    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])  # (B, A, V)
     chosen = logits
     if sample:
         assert draws is not None, "sampling needs the numbers that determine the draws"
+        # The noise is scaled instead of the logits: their argmax is the same, and a temperature near 0 divides nothing by it.
         chosen = logits + temperature * noise(draws, logits.shape[1:])
     best = jnp.argmax(confine(chosen, allowed), axis=-1)
     if numbers[0] < numbers[1] and not sample:
@@ -70,7 +74,7 @@ def extend(
 def hold_images(
     structure: Structure, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
 ) -> list[VisualKeys]:
-    """The held keys with those of a batch's images written from `slot` on."""
+    """The held keys with those of a batch's images written from `slot` on. The argument `held` is donated."""
     keys = structure.model(params).visual.keys(batch, held[0].key.dtype)
     return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
 
@@ -90,8 +94,8 @@ def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
     return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
 
 
-def allow(ranges: np.ndarray, size: int) -> np.ndarray:
-    """Id ranges int (A, 2), the second exclusive, as a mask bool (A, V) over `size` ids."""
+def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:
+    """Ranges of ids, the second number exclusive, as masks over V = `size` ids."""
     ids = np.arange(size)[None]
     return (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
 
@@ -119,6 +123,7 @@ class CachedRows:
     def __init__(self, generalist: Weights, rows: int, slots: int, *, images: int = 0):
         self._generalist = generalist
         self._caches = empty_caches(generalist, rows, slots)
+        # On the host: they change with every append, and what a slot holds must be known without waiting for the device.
         self._segment = np.zeros((rows, slots), np.int32)
         self._position = np.zeros((rows, slots), np.int32)
         self._count = np.zeros((rows,), np.int32)
@@ -136,7 +141,8 @@ class CachedRows:
         Args:
             batch: the new positions; `batch.position` is replaced by a count that continues the rows.
         """
-        size, valid = batch.tokens.shape[1], batch.segment > 0
+        size, valid = batch.tokens.shape[1], batch.segment > 0  # (B, L)
+        # The number of valid positions before each one, in its row.
         position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)
         slots = slice(self.used, self.used + size)
         self._segment[:, slots], self._position[:, slots] = batch.segment, position
@@ -145,12 +151,12 @@ class CachedRows:
             *self._generalist.decoder,
             self._caches,
             # Copies: JAX may still be reading these arrays when the next append changes them.
-            jnp.array(self._segment),
-            jnp.array(self._position),
-            jnp.int32(self.used),
+            self._segment.copy(),
+            self._position.copy(),
+            np.int32(self.used),
             placed,
-            None if self._images is None else ImageCache(self._images, jnp.array(self._number)),
-            jnp.asarray(allowed)[None],
+            None if self._images is None else ImageCache(self._images, jax.device_put(self._number.copy())),
+            allowed[None],
         )
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)
@@ -168,7 +174,7 @@ class CachedRows:
         taken = object.__new__(CachedRows)
         taken._generalist, taken.used, taken._images_used = self._generalist, self.used, self._images_used
 
-        def padded(leaf: np.ndarray, more: int) -> np.ndarray:
+        def padded(leaf: Int[np.ndarray, "B N"], more: int) -> Int[np.ndarray, "R M"]:
             return np.pad(leaf[rows], [(0, 0), (0, more)])
 
         taken._caches = _rows_of(self._caches, rows, slots)
@@ -195,10 +201,11 @@ class CachedRows:
             first, room = self._images_used, self._number.shape[1]
             if self._images is None or first + new > room:
                 raise ValueError(f"the rows have room for {room} images, got {first + new}: raise images")
-            self._images = hold_images(*self._generalist.decoder, placed, self._images, jnp.int32(first))
+            self._images = hold_images(*self._generalist.decoder, placed, self._images, np.int32(first))
+            # Rows with fewer images than the others have empty slots, of number 0, which no position attends to.
             counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
             number = np.arange(first + 1, first + new + 1)[None]
             self._number[:, first : first + new] = np.where(number <= first + counts, number, 0)
             self._last_image = np.where(counts > 0, first + counts, self._last_image).astype(np.int32)
-            self._images_used += new
-        return without_images(dataclasses.replace(placed, image=jnp.asarray(image, jnp.int32)))
+            self._images_used += new  # all rows use the same slots, as for positions
+        return without_images(dataclasses.replace(placed, image=image.astype(np.int32)))

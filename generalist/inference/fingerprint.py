@@ -20,8 +20,10 @@ def fingerprint(generalist: Weights) -> str:
     # Sorted, since the order of a tree's leaves may change between versions of the libraries.
     for path, leaf in sorted(flat(generalist.params).items()):
         array = np.asarray(jax.device_get(leaf))
+        # The name, dtype and shape too: equal bytes may be other numbers in another shape.
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
+    # The encoder's own fingerprint includes the hash of its files.
     if generalist.encoder is not None:
         digest.update(f"encoder {generalist.encoder.fingerprint}\n".encode())
     return digest.hexdigest()

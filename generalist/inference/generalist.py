@@ -42,8 +42,10 @@ class Generalist(Weights):
             if after is not None or choices is not None or decoding:
                 raise ValueError("an AgentPrompt takes neither choices nor after nor decoding settings: leave them out")
             return prompting.act(self, parts)
+        # No part is a list, so a list of lists can only mean several prompts.
         several = bool(len(parts)) and all(isinstance(part, (list, tuple)) for part in parts)
         prompts = parts if several else [parts]
+        # Ranking computes the likelihood of given texts, in which nothing is decoded.
         if choices is not None:
             if decoding:
                 raise ValueError(f"choices are ranked, not written: leave out {', '.join(decoding)}")

@@ -1,9 +1,9 @@
 """A batched policy: many environments act together, each in its own row of a key-value cache with its own sliding window.
 
-Lanes of one batch may play different tasks, also of different layouts, as long as a step looks alike: as many positions of
-the same kinds, as many action tokens, and the same settings of acting (`shape_of`).
+Lanes of one batch may play different tasks, also of different layouts, as long as their steps have the same shape: the same
+number and kinds of positions, the same number of action tokens, and the same settings of acting (`shape_of`).
 
-Dimension key: B lanes, N positions of a step, A action dimensions, V vocabulary.
+Dimension key: B lanes, N positions of a step, A action dimensions, V vocabulary, b lanes of one layout, I images of a step.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from collections.abc import Sequence as Sequences
 from typing import Any
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow
@@ -29,21 +30,22 @@ from generalist.tokenizers.spaces import TaskLayout
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """What the steps of a batch have in common."""
+    """What the steps of all lanes of a batch have in common."""
 
     modalities: tuple[int, ...]
-    """Of a step's positions before its action is chosen."""
+    """The `Modality` of each position of a step, before its action is chosen."""
     dimensions: int
-    """Tokens of an action."""
+    """Number of tokens of an action."""
     window: int
-    """Steps of context."""
+    """Number of steps in the context."""
     hidden: bool
-    """Actions are not fed back, and all dimensions are read at once."""
+    """Whether actions are hidden: they are not fed back, and all dimensions are chosen at once."""
     temperature: float
+    """0 takes the likeliest action."""
 
 
 def shape_of(generalist: Weights, name: str) -> StepShape:
-    """The shape of a layout's steps.
+    """The shape of the steps of a layout, by the layout's name.
 
     Raises:
         ValueError: the weights do not know the layout, or its steps vary in length.
@@ -56,9 +58,10 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
     acting = layout.acting
     if layout.observation.tokens_per_step is None or layout.action.tokens_per_step is None:
         raise ValueError(
-            f"{name} has text in its observations or actions, whose length varies, but a step of the policy is of one length: "
+            f"{name} has text in its observations or actions, whose length varies, but the steps of a policy have one length: "
             "give such text in the instruction"
         )
+    # A step is assembled once to see its positions; its values do not matter.
     observed = layout.observation.stack([some_value(layout.observation.space)])
     step = generalist.assembler.step(layout, observed, hide_actions=acting.hide_actions)
     dimensions = layout.action.tokens_per_step
@@ -67,21 +70,21 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
 
 
 def some_value(space: gym.Space) -> Any:
-    """The same value of a space every time; for lanes that have not seen anything yet."""
+    """A value of a space, always the same; for lanes without an observation."""
     space.seed(0)
     return space.sample()
 
 
 class ControlPolicy:
-    """Acts in several environments: the likeliest actions and the median of continuous numbers, or drawn ones if the layout has a
-    temperature.
+    """Acts in several environments. Takes the likeliest actions and the median of continuous numbers, or samples if the layouts
+    have a temperature.
 
     Args:
         generalist: the weights with their tokenizers.
-        layouts: the name of each lane's layout; those of one layout stand together.
+        layouts: the name of each lane's layout; lanes of one layout are best next to each other, as they are tokenized together.
 
     Raises:
-        ValueError: the layouts' steps do not look alike.
+        ValueError: the steps of the layouts have different shapes.
     """
 
     def __init__(self, generalist: Weights, layouts: Sequences[str]):
@@ -94,14 +97,15 @@ class ControlPolicy:
         for name, shape in shapes.items():
             if shape != self.shape:
                 raise ValueError(
-                    f"steps of {name} and {self._runs[0][0]} do not look alike: give each a policy of its own"
+                    f"steps of {name} and {self._runs[0][0]} have different shapes: give each its own policy"
                 )
+        # Layouts with equal shapes may still allow different ids, so every lane has its own mask.
         allowed = [
             np.broadcast_to(self._allowed(name), (count, self.shape.dimensions, generalist.vocabulary.size))
             for name, count in self._runs
         ]
         self._begun: set[int] = set()
-        self._choices = jnp.asarray(np.concatenate(allowed))
+        self._choices = jnp.asarray(np.concatenate(allowed))  # (B, A, V)
         observed = len(self.shape.modalities)
         self._window = StepWindow(
             generalist,
@@ -113,7 +117,7 @@ class ControlPolicy:
         )
         self._cut: dict[str, list[int]] = {name: [0, 0] for name, _ in self._runs}
         self.logits: Float[Array, "B A V"] | None = None
-        """What the last actions were chosen from, of all ids."""
+        """The logits of all ids that the last actions were chosen from."""
         self._last: list[Any] = [
             some_value(layout.observation.space) for layout, count in self._layouts() for _ in range(count)
         ]
@@ -122,18 +126,21 @@ class ControlPolicy:
         """Begins an episode in some lanes.
 
         Args:
-            prefixes: what stands before the first step: an instruction, or one with demonstrations (`Assembler.prefix`).
-            seeds: of the episodes; what is drawn in one depends on nothing else.
+            prefixes: what precedes the first step: an instruction, or what `Assembler.prefix` makes of it and demonstrations.
+            seeds: of the episodes; they alone determine what is sampled.
+
+        Raises:
+            ValueError: the arguments have different lengths, or a lane, prefix or seed is invalid.
         """
         if not len(lanes) == len(prefixes) == len(seeds) or isinstance(prefixes, str):
             raise ValueError(
-                f"reset needs as many prefixes and seeds as lanes, got {len(lanes)} lanes, {len(prefixes)} prefixes and "
-                f"{len(seeds)} seeds: give lists"
+                f"reset needs one prefix and one seed per lane, got {len(lanes)} lanes, {len(prefixes)} prefixes and "
+                f"{len(seeds)} seeds: give lists of equal length"
             )
         if len(set(lanes)) != len(lanes) or not all(lane in range(self.lanes) for lane in lanes):
             raise ValueError(f"lanes must be different numbers from 0 to {self.lanes - 1}, got {list(lanes)}")
         if wrong := [one for one in prefixes if not isinstance(one, str | Sequence)]:
-            raise ValueError(f"a prefix must be an instruction or what Assembler.prefix gives, got {wrong[0]!r:.60}")
+            raise ValueError(f"a prefix must be an instruction or a result of Assembler.prefix, got {wrong[0]!r:.60}")
         if bad := [one for one in seeds if not isinstance(one, int | np.integer)]:
             raise ValueError(f"the seed of an episode must be a whole number, got {bad[0]!r:.60}")
         if not lanes:
@@ -143,58 +150,113 @@ class ControlPolicy:
         self._window.start(lanes, sequences, seeds)
 
     def act(self, observations: Sequences[Any]) -> list[Any]:
-        """One action per lane. None stands for the observation of a lane that does not act; its action is of no use.
+        """One action per lane.
+
+        Args:
+            observations: one per lane; None for a lane that does not act now, whose action has no meaning.
 
         Raises:
-            ValueError: an observation is not of its layout's space; the message names the part.
+            ValueError: a lane acts before its first episode, or an observation is not of its layout's space; the message names
+                the part.
         """
+        return self._actions(self._decode(self._step(observations)))
+
+    def predict(
+        self, observations: Sequences[Any], actions: Sequences[Any]
+    ) -> tuple[list[Any], Float[np.ndarray, "B A"]]:
+        """The action that `act` would choose in each lane, and the negative log-likelihood of the given ones, nats for each of
+        their tokens. The given ones are what is fed back: each dimension is predicted from the true ones before it.
+
+        Args:
+            observations: as for `act`.
+            actions: the true ones; None in lanes that do not act.
+
+        Raises:
+            ValueError: an observation or an action is not of its layout's space.
+        """
+        if len(actions) != self.lanes:
+            raise ValueError(f"the policy has {self.lanes} lanes but got {len(actions)} actions")
+        step = self._step(observations)
+        true = self._encoded(actions)
+        chosen = self._decode(step, true)
+        assert self.logits is not None
+        picked = jnp.take_along_axis(self.logits, jnp.asarray(true)[..., None], axis=-1)[..., 0]  # (B, A)
+        nats = jax.nn.logsumexp(self.logits, axis=-1) - picked
+        return self._actions(chosen), np.asarray(nats)
+
+    def _encoded(self, actions: Sequences[Any]) -> Int[np.ndarray, "B A"]:
+        """The tokens of each lane's action; those of a lane that does not act are any."""
+        rows, at = [], 0
+        for layout, count in self._layouts():
+            given = actions[at : at + count]
+            some = next((one for one in given if one is not None), some_value(layout.action.space))
+            values = [
+                layout.action.checked(some if one is None else one, f"{layout.name}: the action") for one in given
+            ]
+            pieces = layout.action.encode(layout.action.stack(values))
+            rows.append(np.concatenate([piece.tokens.reshape(count, -1) for piece in pieces], axis=1))
+            at += count
+        return np.concatenate(rows)
+
+    def _step(self, observations: Sequences[Any]) -> Batch:
+        """The lanes' new observations as positions to append."""
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
         layouts = (layout for layout, count in self._layouts() for _ in range(count))
         if idle := [lane for lane, one in enumerate(observations) if one is not None and lane not in self._begun]:
             raise ValueError(f"lane {idle[0]} acts before its first episode has begun: call reset")
+        # A lane without an observation repeats its last one: all lanes are computed together, and its result is dropped.
         self._last = [
             old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)
         ]
-        tokens = self._decode(self._observe(np.array([one is not None for one in observations])))
+        return self._observe(np.array([one is not None for one in observations]))
+
+    def _actions(self, tokens: Int[np.ndarray, "B A"]) -> list[Any]:
+        """What the lanes' action tokens say."""
         actions, at = [], 0
         for layout, count in self._layouts():
             actions += layout.action.decode_batch(tokens[at : at + count])
             at += count
         return actions
 
-    def _decode(self, step: Batch) -> np.ndarray:
-        """The action ids (B, A): all at once; or in turn, every dimension fed back before the next is chosen, as Gato does
-        (section 2.5)."""
+    def _decode(self, step: Batch, fed: Int[np.ndarray, "B A"] | None = None) -> Int[np.ndarray, "B A"]:
+        """The action ids: all at once; or in turn, every dimension fed back before the next is chosen, as Gato does
+        (section 2.5).
+
+        Args:
+            fed: what is fed back; None: what is chosen.
+        """
         if self.shape.hidden:
             tokens, self.logits = self._window.append(step, self._choices)
             return tokens
-        read = [self._window.append(step, self._choices[:, :1])]
+        read = [self._window.append(step, self._choices[:, :1])]  # ids (B, 1) and logits (B, 1, V)
         for dimension in range(1, self.shape.dimensions):
-            chosen = self._action(read[-1][0])
-            read.append(self._window.append(chosen, self._choices[:, dimension : dimension + 1]))
-        self._window.append(self._action(read[-1][0]), self._choices[:, -1:])  # context for the next step
+            before = read[-1][0] if fed is None else fed[:, dimension - 1 : dimension]
+            read.append(self._window.append(self._action(before), self._choices[:, dimension : dimension + 1]))
+        last = read[-1][0] if fed is None else fed[:, -1:]
+        self._window.append(self._action(last), self._choices[:, -1:])  # context for the next step
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
 
     @property
     def observed(self) -> dict[str, tuple[int, int]]:
-        """Of the projected numbers observed so far, by layout: how many lay beyond what their statistics reach, and how many
-        there were."""
+        """Counts of the projected numbers observed so far, by layout: how many were cut off, and how many there were."""
+        # Numbers are cut off at `CLIP` standard deviations. Many of them mean that the layout's statistics do not fit.
         return {name: (cut, numbers) for name, (cut, numbers) in self._cut.items()}
 
     @property
     def cut_off(self) -> dict[str, float]:
-        """Share of the projected numbers observed so far that lay beyond what their statistics reach, by layout; only above 0."""
+        """The share of projected numbers that were cut off so far, by layout; layouts without any are left out."""
         return {name: cut / numbers for name, (cut, numbers) in self._cut.items() if cut}
 
-    def _observe(self, acting: np.ndarray) -> Batch:
-        """All lanes' observations, those of one layout by one call of the tokenizer, as if they were the steps of an episode.
+    def _observe(self, acting: Bool[np.ndarray, "B"]) -> Batch:
+        """The observations of all lanes as positions to append.
 
         Args:
-            acting: bool (B,), the lanes whose observations are new.
+            acting: the lanes whose observations are new.
         """
+        # One call of the tokenizer per layout: its lanes are tokenized as if they were the steps of one episode.
         batches, at = [], 0
         for layout, count in self._layouts():
             values = layout.observation.stack(self._last[at : at + count])
@@ -207,28 +269,30 @@ class ControlPolicy:
             at += count
         return side_by_side(batches, self.generalist.config.model.frame_tokens)
 
-    def _action(self, tokens: np.ndarray) -> Batch:
-        """Action ids (B, n) as positions to append."""
+    def _action(self, tokens: Int[np.ndarray, "B n"]) -> Batch:
+        """Action ids as positions to append."""
+        # Any layout will do: an id decides the modality, and all action tokens share one local position.
         layout = self._layouts()[0][0]
         return self._split(self.generalist.assembler.action(layout, tokens.reshape(-1)), self.lanes)
 
     def _split(self, flat: Sequence, lanes: int) -> Batch:
-        """Steps one after the other as one row a lane, which sees no other lane's images."""
+        """A sequence of one step per lane as one row per lane."""
         whole = stack_rows(
             [flat],
             len(flat.tokens),
             pad=self.generalist.vocabulary.pad,
             frame_tokens=self.generalist.config.model.frame_tokens,
         )
-        rows = {name: getattr(whole, name).reshape(lanes, -1) for name in POSITIONAL}
+        rows = {name: getattr(whole, name).reshape(lanes, -1) for name in POSITIONAL}  # (b, N)
+        # Images were counted through all lanes; each lane's count begins anew, and 0 hides those of earlier lanes.
         shown = (rows["modality"] == Modality.IMAGE).sum(axis=1, keepdims=True)
         rows["image"] = np.maximum(rows["image"] - (np.cumsum(shown, axis=0) - shown), 0).astype(np.int32)
         return dataclasses.replace(whole, **rows, row_images=row_images(rows["modality"], rows["payload_index"]))
 
     def _layouts(self) -> list[tuple[TaskLayout, int]]:
-        """Each run of lanes of one layout."""
+        """The layouts in the order of the lanes, each with its number of consecutive lanes."""
         return [(self.generalist.layouts[name], count) for name, count in self._runs]
 
-    def _allowed(self, name: str) -> np.ndarray:
-        """bool (A, V)."""
+    def _allowed(self, name: str) -> Bool[np.ndarray, "A V"]:
+        """The ids that each dimension of a layout's actions may have."""
         return allow(self.generalist.layouts[name].action.valid_ranges, self.generalist.vocabulary.size)

@@ -56,7 +56,7 @@ class Reading:
         sequence = generalist.assembler.document(checked, is_open=True)
         self.length = len(sequence)
         check_room(generalist, self.length)
-        images = [number for number, part in enumerate(checked) if isinstance(part, np.ndarray)]
+        images = [number for number, part in enumerate(checked) if isinstance(part, np.ndarray)]  # places in the list
         # A continuation depends on the open chunk alone: its end, and the image that it belongs to.
         self._open = checked[images[-1] :] if images else checked
         self._open_length = len(generalist.assembler.document(self._open, is_open=True))
@@ -67,6 +67,7 @@ class Reading:
 
     def continued(self, parts: Sequences[Any]) -> Sequence:
         """The sequence that follows these parts when `parts` are added to them."""
+        # Assembled together with the open chunk, since the first new part may end it; then that chunk is cut off again.
         whole = self._generalist.assembler.document([*self._open, *parts], is_open=True)
         return tail(whole, self._open_length, self._generalist.config.model.frame_tokens)
 
@@ -177,7 +178,7 @@ def rank(
     if isinstance(choices, str) or len(listed) != len(prompts) or len(counts) != 1 or not all(map(all, listed)):
         raise ValueError(f"choices must be non-empty texts, the same number for each prompt, got {choices!r:.80}")
     (count,) = counts
-    # All choices after all prompts are rows of one batch.
+    # All choices after all prompts are rows of one batch, B · C of them.
     ids = [generalist.tokenizers.text.encode(str(choice)) for several in listed for choice in several]
     if not ids:
         raise ValueError("choices must be non-empty texts, got none")
@@ -189,11 +190,12 @@ def rank(
         )
     vocabulary, longest = generalist.vocabulary, min(bucket(longest, 4), room)
     # The first id of a choice is read off the prompt's last position, all later ones off the choice itself.
-    first = np.repeat(np.asarray(jax.nn.log_softmax(logits)), count, axis=0)
+    first = np.repeat(np.asarray(jax.nn.log_softmax(logits)), count, axis=0)  # (B * C, V)
     rows = rows.take(np.repeat(np.arange(len(prompts)), count), longest)
     steps = [generalist.assembler.text(one, bos=False, eos=False) for one in ids]
     _, read = rows.append(stack_rows(steps, longest, pad=vocabulary.pad), np.ones((longest, vocabulary.size), bool))
-    later = np.asarray(jax.nn.log_softmax(read, axis=-1))
+    later = np.asarray(jax.nn.log_softmax(read, axis=-1))  # (B * C, longest, V)
+    # The end of the chunk counts too: otherwise a choice that begins another one would always be the likelier of the two.
     scores = [
         first[row, one[0]] + later[row, np.arange(len(one)), np.append(one[1:], vocabulary.chunk_end)].sum()
         for row, one in enumerate(ids)
@@ -229,7 +231,7 @@ def _begin(
         new = [after.continued(parts) for parts in checked]
     longest = max(map(len, new)) + (0 if after is None else after.length)
     check_room(generalist, longest)
-    # One room for all rows, since they grow together: the longest prompt decides.
+    # All rows grow together, so the longest prompt decides how much room they have.
     room = min(tokens, context(generalist) - longest)
     batch = _rows(generalist, new, 8)
     slots, images = batch.tokens.shape[1] + room, batch.row_images.shape[1]
@@ -237,7 +239,7 @@ def _begin(
         rows = CachedRows(generalist, len(prompts), slots, images=images)
     else:
         rows = after.rows.take(np.zeros((len(prompts),), np.int32), slots, images)
-    _, logits = rows.append(batch, writable(generalist))
+    _, logits = rows.append(batch, writable(generalist))  # (B, 1, V): of the last position, where all rows end
     return rows, logits[:, 0], room
 
 

@@ -1,6 +1,6 @@
 """Batches with one sequence per row: the model's input for acting, scoring and writing.
 
-Dimension key: B rows, L positions.
+Dimension key: B rows, L positions, I images per row.
 """
 
 import dataclasses
@@ -33,6 +33,10 @@ FLAT = ("tensors", "frames", "patches", "intervals", "images")
 def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
     """One sequence per row, padded on the right to `length` positions.
 
+    Args:
+        pad: id of padding.
+        frame_tokens: positions per frame.
+
     Raises:
         ValueError: a sequence is longer than `length`.
     """
@@ -50,6 +54,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         )
     }
     segment, weight = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)
+    # Payloads of all rows stand in one array per kind; `offsets` counts the positions that the rows before have used up.
     payloads: dict[str, list[np.ndarray]] = {name: [] for name in FLAT}
     offsets = dict.fromkeys(PAYLOADS, 0)
     for row, sequence in enumerate(sequences):
@@ -66,7 +71,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         segment[row, :size] = 1
         weight[row, :size] = sequence.loss_weight
     flat: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
-    position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
+    position = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()  # (B, L)
     source = np.zeros((rows, length), np.int32)
     return Batch(
         **fields,
@@ -89,7 +94,7 @@ def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
         used = int((before == modality).sum())
         index[fields["modality"] == modality] -= used
         fields[payload] = getattr(sequence, payload)[used // positions_per_row(modality, frame_tokens) :]
-    fields["intervals"] = sequence.intervals[int((before == Modality.PATCH).sum()) :]
+    fields["intervals"] = sequence.intervals[int((before == Modality.PATCH).sum()) :]  # one per patch
     fields["payload_index"] = index
     seen = int((before == Modality.IMAGE).sum())
     fields["image"] = np.maximum(fields["image"] - seen, 0).astype(np.int32)
@@ -100,7 +105,7 @@ def row_images(modality: Int[np.ndarray, "B L"], payload_index: Int[np.ndarray, 
     """Each row's images by their markers, int32, zero-padded to the row with the most images."""
     # An image has one marker, whose payload index is its place in the batch.
     marked = modality == Modality.IMAGE
-    table = np.zeros((len(marked), int(marked.sum(axis=1).max(initial=0))), np.int32)
+    table = np.zeros((len(marked), int(marked.sum(axis=1).max(initial=0))), np.int32)  # (B, I)
     at = np.nonzero(marked)
     table[at[0], np.cumsum(marked, axis=1)[at] - 1] = payload_index[at]
     return table
@@ -139,7 +144,8 @@ def pad_payloads(batch: Batch, images: int = 0) -> Batch:
 
 def shift_right(batch: Batch) -> Batch:
     """The same rows with their padding on the left, so that all end at the last position."""
-    # A stable sort keeps the order of the positions of a row.
+    # A stable sort keeps the order of the positions of a row. Positions need not be next to each other: the mask hides padding
+    # by its segment, and `position` moves along with the rest.
     order = np.argsort(batch.segment > 0, axis=1, kind="stable")
     moved: dict[str, Any] = {name: np.take_along_axis(getattr(batch, name), order, axis=1) for name in POSITIONAL}
     return dataclasses.replace(batch, **moved)
@@ -155,8 +161,12 @@ def filled(items: list[Any], size: int) -> list[Any]:
     return items + [items[0]] * (size - len(items))
 
 
-def _following(part: Sequence | Batch, offsets: dict[Modality, int], frame_tokens: int) -> np.ndarray:
-    """`part.payload_index` as it is once the part's payloads follow those that `offsets` counts, which it advances past them."""
+def _following(part: Sequence | Batch, offsets: dict[Modality, int], frame_tokens: int) -> Int[np.ndarray, "..."]:
+    """The payload indices of a part whose payloads are put behind those of earlier parts.
+
+    Args:
+        offsets: number of positions that earlier payloads of each kind take; raised by those of this part.
+    """
     index = part.payload_index.copy()
     for modality, payload in PAYLOADS.items():
         index[part.modality == modality] += offsets[modality]

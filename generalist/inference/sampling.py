@@ -53,13 +53,13 @@ def noise(draws: UInt[Array, "B K"], shape: tuple[int, ...]) -> Float[Array, "B 
     from their softmax."""
 
     def row(numbers: UInt[Array, "K"]) -> Float[Array, "..."]:
-        # Folded in one by one, so that what a row draws does not depend on the other rows of its batch.
+        # From the row's own numbers, so that what it draws does not depend on the other rows of its batch.
         key = jax.random.key(numbers[0])
         for number in numbers[1:]:
             key = jax.random.fold_in(key, number)
         return jax.random.gumbel(key, shape)
 
-    return jax.vmap(row)(draws)
+    return jax.vmap(row)(draws)  # (B, *shape)
 
 
 def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "#B A V"]) -> Float[Array, "B A V"]:
@@ -69,13 +69,20 @@ def confine(logits: Float[Array, "B A V"], allowed: Bool[Array, "#B A V"]) -> Fl
 
 def median(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
     """The first id at which half of the probability is reached."""
+    # argmax of booleans is the first True. Rounding may keep the sum of all below 1, but not below 0.5.
     return jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1) >= 0.5, axis=-1)
+
+
+@jax.jit
+def likeliest(logits: Float[Array, "B V"], allowed: Bool[Array, "V"]) -> Int[Array, "B"]:
+    """The likeliest of the allowed ids."""
+    return jnp.argmax(jnp.where(allowed, logits, MASKED), axis=-1)
 
 
 def choose(logits: Float[Array, "B V"], allowed: Bool[Array, "V"], decoding: Decoding, step: int) -> Int[Array, "B"]:
     """The likeliest ids or, at a temperature, sampled ones. `step`: number of the id within the text."""
     if not decoding.temperature:
-        return jnp.argmax(jnp.where(allowed, logits, MASKED), axis=-1)
+        return likeliest(logits, allowed)
     number = jnp.arange(len(logits), dtype=jnp.uint32)
     # uint32, as keys take: a seed may be any Python int.
     draws = jnp.stack([jnp.full_like(number, decoding.seed % 2**32), number, jnp.full_like(number, step)], axis=1)
@@ -104,13 +111,15 @@ def draw(
     Args:
         draws: three numbers per row, which alone determine what is drawn in it.
     """
-    scaled = confine(logits[:, None], allowed[None, None])[:, 0] / temperature
-    ordered = jnp.sort(scaled, axis=-1, descending=True)
+    scaled = confine(logits[:, None], allowed[None, None])[:, 0] / temperature  # (B, V)
+    ordered = jnp.sort(scaled, axis=-1, descending=True)  # (B, V)
     # One compiled program for all settings: both limits become a least logit, looked up in the sorted ones.
     place = jnp.arange(ordered.shape[-1])
     ordered = jnp.where((top_k == 0) | (place < top_k), ordered, -jnp.inf)
     # The probability before an id decides, so that the id that crosses `top_p` still counts.
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
+    # Masked ids are finite, so that a row of them gives no NaN. Here they must not count, however large `top_k` is.
     least = jnp.min(jnp.where((before < top_p) & (ordered > MASKED / 2 / temperature), ordered, jnp.inf), axis=-1)
+    # Ids with exactly the least logit are all kept: there may be more than `top_k` of them.
     noisy = jnp.where(scaled >= least[:, None], scaled + noise(draws, logits.shape[1:]), -jnp.inf)
     return jnp.argmax(noisy, axis=-1)

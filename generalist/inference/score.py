@@ -1,4 +1,7 @@
-"""Log-likelihood of sequences under the weights, for ranking answers and for perplexity."""
+"""Log-likelihood of sequences under the weights, for ranking answers and for perplexity.
+
+Dimension key: B rows, L positions, V vocabulary, N sequences.
+"""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequences
@@ -21,16 +24,17 @@ from generalist.tokenizers.sequence import Sequence
 def row_log_likelihood(graph: nnx.GraphDef, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
     """Sum of each row's weighted target log-probabilities, in nats."""
     model = nnx.merge(graph, params)
-    logits = model.logits(model.hidden(batch, dtype))
+    logits = model.logits(model.hidden(batch, dtype))  # (B, L, V)
     # logsumexp at once instead of log_softmax: no second array of the vocabulary's size.
     picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
     return (batch.loss_weight * (picked - jax.nn.logsumexp(logits, axis=-1))).sum(axis=1)
 
 
-def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> Float[np.ndarray, "n"]:
+def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> Float[np.ndarray, "N"]:
     """Log-likelihood of each sequence's weighted targets, in nats, float32.
 
-    Sequences are scored `rows` at a time, all padded to the length of the longest one.
+    Args:
+        rows: number of sequences that are scored at a time.
     """
     if not sequences:
         return np.zeros((0,), np.float32)
@@ -38,6 +42,7 @@ def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: in
     length = bucket(max(len(sequence.tokens) for sequence in sequences))
     scores = []
     for chunk in chunks(list(sequences), rows):
+        # The last chunk is filled up with copies, whose scores are cut off.
         batch = stack_rows(
             filled(chunk, rows),
             length,

@@ -5,6 +5,8 @@ A file is JSONL, or JSON or YAML with a list:
     {"image": "cat.png", "answer": "a cat"}                                      the image, then its answer
     {"image": "dog.png", "question": "what is this?", "answer": "a dog"}         with a question between
     {"question": "what is a plum?", "answer": "a fruit"}                         text alone
+
+Dimension key: H height, W width, C colours, N images, F channels of the encoder's features, k images that are chosen.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
@@ -30,14 +32,14 @@ KEYS = {"image", "question", "answer"}
 class Shot:
     """A question about an image with its answer; without an answer it is a query."""
 
-    image: Path | np.ndarray | None = None
-    """A file, or uint8 (H, W, C)."""
+    image: Path | UInt8[np.ndarray, "H W C"] | None = None
+    """A file, or pixels."""
     question: str = ""
     answer: str = ""
 
     @property
-    def pixels(self) -> np.ndarray | None:
-        """The image, uint8 (H, W, C), read anew each time, so that only one of many queries is in memory.
+    def pixels(self) -> UInt8[np.ndarray, "H W C"] | None:
+        """The image, read anew each time, so that only one of many queries is in memory.
 
         Raises:
             DocumentError: the file cannot be read.
@@ -155,7 +157,7 @@ def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
 class Images(Sequence):
     """A sequence of images that are read when they are accessed."""
 
-    def __init__(self, images: Sequence[Path | np.ndarray]):
+    def __init__(self, images: Sequence[Path | UInt8[np.ndarray, "H W C"]]):
         self._images = images
 
     def __len__(self) -> int:
@@ -173,8 +175,8 @@ class Retriever:
         ValueError: the weights have no frozen encoder, or there are no images.
     """
 
-    def __init__(self, generalist: Weights, images: Sequence[np.ndarray]):
-        # The language model's own states are not compared: Flamingo retrieves by the frozen encoder too.
+    def __init__(self, generalist: Weights, images: Sequence[UInt8[np.ndarray, "H W C"]]):
+        # By the frozen encoder alone, as in Flamingo: training does not change what is similar.
         if generalist.encoder is None:
             raise ValueError(
                 "retrieval compares images with the frozen encoder, but these weights have none: draw shots at random"
@@ -184,7 +186,7 @@ class Retriever:
         self._generalist = generalist
         self.features = self.embed(images)
 
-    def embed(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "N F"]:
+    def embed(self, images: Sequence[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "N F"]:
         """Mean features of N images, scaled to length 1."""
         encoder = self._generalist.encoder
         assert encoder is not None
@@ -193,12 +195,14 @@ class Retriever:
         for start in range(0, len(pixels), ENCODED_AT_ONCE):
             chunk = pixels[start : start + ENCODED_AT_ONCE]
             pixels_of_chunk = np.stack(filled(chunk, ENCODED_AT_ONCE))
+            # Features are (images, cells, F); the mean over the cells describes the whole image.
             means.append(np.asarray(self._generalist.features(jnp.asarray(pixels_of_chunk)))[: len(chunk)].mean(axis=1))
         # Scaled to length 1, a dot product is the cosine of the angle; 1e-9 guards features that are all zero.
         whole = np.concatenate(means).astype(np.float32)
         return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
 
-    def nearest(self, image: np.ndarray, count: int) -> Int[np.ndarray, "k"]:
+    def nearest(self, image: UInt8[np.ndarray, "H W C"], count: int) -> Int[np.ndarray, "k"]:
         """Indices of the `count` most similar images, the most similar one last: next to the query."""
+        # Stable, so that equal images (copies in a data set) come in the order of the file on every machine.
         likeness = self.features @ self.embed([image])[0]
         return np.argsort(-likeness, kind="stable")[:count][::-1].astype(np.int64)

@@ -11,7 +11,8 @@ stay as they were rotated, and the queries that meet them are rotated further in
 were computed with the steps that were held then: a step sees its window directly and earlier steps through it, as with
 Transformer-XL's memory, which Gato uses for acting (section 2.5).
 
-Dimension key: B rows, R rows that start, W steps, N positions per step, P prefix slots, S = W·N + P slots, A positions read.
+Dimension key: B rows, R rows that start, W steps, N positions per step, P prefix slots, S = W·N + P slots, A positions read, V
+vocabulary, I image slots.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
@@ -46,10 +47,15 @@ def fill(
     batch: Batch,
     images: int,
 ) -> tuple[list[Cache], list[VisualKeys] | None]:
-    """Computes prefixes (R, P) and writes them behind the rings of their rows. The first `images` image slots are a ring
-    too. Rows beyond the last one are dropped."""
+    """Computes prefixes and writes them behind the rings of their rows.
+
+    Args:
+        rows: where each prefix belongs; numbers beyond the last row drop it.
+        batch: the prefixes, (R, P) positions.
+        images: number of image slots in the ring of images, behind which those of the prefix are written.
+    """
     model = structure.model(params)
-    dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape
+    dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape  # (R, P)
     ring = caches[0].key.shape[1] - length
     keys, seen = None, None
     if held is not None and batch.row_images.shape[1]:
@@ -133,22 +139,23 @@ class StepWindow:
         if self._written == self.positions:
             self._clock, self._written = self._clock + 1, 0
         size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions + self._written
-        index = self._index()  # per ring slot: place of its step in the row's window; below 0: not this row's
-        newest = index[:, self._clock % self.steps]
+        index = self._index()
+        newest = index[:, self._clock % self.steps]  # place of the newest step in each row's window
+        # Positions follow the prefix and the steps that are held, whatever slot they are written to.
         start = self._prefix + newest * self.positions + self._written
         image = batch.image + (self._prefix_images + newest * self.images)[:, None]
         if self._written:  # a later part of a step follows all its images
             image += self.images
         batch = dataclasses.replace(
             batch,
-            position=(start[:, None] + np.arange(size)).astype(np.int32),
+            position=(start[:, None] + np.arange(size)).astype(np.int32),  # (B, L)
             image=image.astype(np.int32),
         )
         # Images stay on the device; a batch without them is small enough to be copied by the call itself.
         placed = batch
         if batch.row_images.shape[1] and self._held is not None:
             placed = self._generalist.on_device(batch)
-            slot = np.int32((self._clock % self.steps) * self.images)
+            slot = np.int32((self._clock % self.steps) * self.images)  # the ring of images turns with that of the steps
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)
             placed = without_images(placed)
         self._written += size
@@ -170,46 +177,48 @@ class StepWindow:
         )
         return np.asarray(ids), logits
 
-    def _index(self) -> np.ndarray:
-        """int (B, W): place of each ring slot's step in its row's window, oldest first; -1 for steps of an earlier episode."""
+    def _index(self) -> Int[np.ndarray, "B W"]:
+        """The place of each ring slot's step in its row's window, the oldest first; -1 for steps of an earlier episode."""
         # All rows share one clock and one ring; only where a row's episode began differs.
         # The ring's slot of step t is t mod W.
-        age = (self._clock - np.arange(self.steps)) % self.steps
+        age = (self._clock - np.arange(self.steps)) % self.steps  # (W,)
         when = self._clock - age
+        # A row's window begins with its episode, or W steps ago.
         oldest = np.maximum(self._first, self._clock - self.steps + 1)[:, None]
         return np.where(when[None] >= oldest, when[None] - oldest, -1)
 
-    def _slots(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Segment and position of every slot, int32 (B, S); of the newest step only the part written so far."""
+    def _slots(self, index: Int[np.ndarray, "B W"]) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
+        """Segment and position of every slot; of the newest step only the part written so far."""
         # A slot of another episode keeps its old numbers on the device; segment 0 hides it.
         offset = np.arange(self.positions)
-        held = np.repeat((index >= 0)[..., None], self.positions, axis=2)
+        held = np.repeat((index >= 0)[..., None], self.positions, axis=2)  # (B, W, N)
         held[:, self._clock % self.steps, self._written :] = False
-        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset
+        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset  # (B, W, N)
         behind = np.broadcast_to(np.arange(self._prefix_slots), (self.rows, self._prefix_slots))
         segment = np.concatenate([held.reshape(self.rows, -1), behind < self._prefix[:, None]], axis=1)
         position = np.concatenate([position.reshape(self.rows, -1), behind], axis=1)
         return segment.astype(np.int32), np.where(segment, position, 0).astype(np.int32)
 
-    def _slide(self, newest: np.ndarray) -> Slide:
-        """The ring's slots were written at positions that count the whole episode; the difference is the slide."""
-        gone = self._clock - self._first - newest  # steps
+    def _slide(self, newest: Int[np.ndarray, "B"]) -> Slide:
+        """The distance of the ring's positions from those at which its keys were rotated, which count the whole episode."""
+        gone = self._clock - self._first - newest  # steps that have left the window
         ring = np.arange(self.steps * self.positions + self._prefix_slots) < self.steps * self.positions
         return Slide(jnp.asarray(gone * self.positions, jnp.int32), jnp.asarray(ring))
 
-    def _images(self, index: np.ndarray) -> ImageCache | None:
+    def _images(self, index: Int[np.ndarray, "B W"]) -> ImageCache | None:
         """The held images, numbered within each row's window."""
         if self._held is None or not self.steps * self.images + self._prefix_image_slots:
             return None
         # The images of the prefix come first, then those of the steps in the order of their age.
         number = self._prefix_images[:, None, None] + index[..., None] * self.images + np.arange(self.images) + 1
+        # (B, W, images per step) → (B, I): 0 is an empty slot, which no position attends to.
         number = np.where(index[..., None] >= 0, number, 0).reshape(self.rows, -1)
         behind = np.arange(1, self._prefix_image_slots + 1)[None]
         behind = np.where(behind <= self._prefix_images[:, None], behind, 0)
         return ImageCache(self._held, jnp.asarray(np.concatenate([number, behind], axis=1), jnp.int32))
 
-    def _draws(self) -> np.ndarray | None:
-        """Seed and number of the position within the episode, uint32 (B, 2), which determine the samples."""
+    def _draws(self) -> UInt[np.ndarray, "B 2"] | None:
+        """Seed and number of the position within the episode, which determine the samples; None if nothing is sampled."""
         if not self._temperature:
             return None
         # Positions are counted over the whole episode, so no two of them draw with the same numbers.
@@ -219,7 +228,7 @@ class StepWindow:
     def _reserve(self, prefix: int, images: int) -> None:
         """Adds slots for longer prefixes and more of their images."""
 
-        def padded(leaf: Array, more: int) -> Array:
+        def padded(leaf: Shaped[Array, "B S ..."], more: int) -> Shaped[Array, "B T ..."]:
             return jnp.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
 
         # Only ever grown, and in buckets: each new size compiles the step again.

@@ -1,4 +1,7 @@
-"""Trained weights with everything needed to use them."""
+"""Trained weights with everything that is needed to use them.
+
+Dimension key: N images, S pixels per side, T cells of the encoder's grid, F channels of its features.
+"""
 
 import dataclasses
 import shutil
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
@@ -25,22 +29,21 @@ from generalist.system.versions import stored_format
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.checkpoint import restore_params
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors, tensor
 
-ENCODED_AT_ONCE = 16  # images
+ENCODED_AT_ONCE = 16  # images per call of the encoder: one shape, one compilation
 
 Kind = TypeVar("Kind", bound="Weights")
 
 
 class Structure:
-    """A model without its numbers, as a static argument of compiled functions: its hash, which every call asks for, is known (a
-    graph's own takes a third of a millisecond to compute)."""
+    """A model without its parameters, as a static argument of compiled functions."""
 
     def __init__(self, graph: nnx.GraphDef):
+        # Every call of a compiled function asks for the hash. A graph computes its own each time, in a third of a millisecond.
         self._graph, self._hash = graph, hash(graph)
 
     def __hash__(self) -> int:
@@ -62,19 +65,25 @@ class Weights:
     graph: nnx.GraphDef
     params: Any
     step: int
-    """Training steps the weights have seen."""
+    """Number of training steps of the weights."""
     dtype: Any = jnp.float32
+    """Compute dtype."""
     encoder: VisionEncoder | None = None
-    """The frozen encoder, where the model has one."""
+    """The frozen encoder; None if the model has none."""
 
     @classmethod
     def from_run(cls: type[Kind], config: Config, step: int | None = None) -> Kind:
-        """The newest checkpoint of a run (or that of `step`), on this machine's first device: the weights or, where the run keeps
-        it, their moving average.
+        """The weights of a run's checkpoint on this machine's first device, or their moving average if the run keeps one.
+
+        Args:
+            config: of the run.
+            step: which checkpoint; None: the newest.
 
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
         """
+        from generalist.training.checkpoint import restore_params  # a second to import, and saved folders do without
+
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
@@ -85,20 +94,23 @@ class Weights:
 
     @classmethod
     def load(cls: type[Kind], folder: Path | str | None = None) -> Kind:
-        """A folder that `save` wrote: the model, its tokenizers and its task layouts; or a run's folder, its newest weights.
-        Nothing in it is trusted or run. None, or `shipped`: the weights that come with the package.
+        """Loads weights with their tokenizers and task layouts. Nothing in their folder is trusted, and nothing in it is run.
+
+        Args:
+            folder: one that `save` wrote, or a run's, whose newest checkpoint is read; None or `shipped`: the weights that come
+                with the package.
 
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
-            WeightsError: it is no such folder, or its tensors are not those that its settings say.
-            ValueError: its tokenizers are damaged, or it is a run's and there are several processes.
-            ImportError: its frozen encoder needs a package that is not installed.
+            WeightsError: the folder's settings are damaged, or its tensors are not those that the settings describe.
+            ValueError: the tokenizers are damaged, or the folder is a run's and there are several processes.
+            ImportError: the frozen encoder needs a package that is not installed.
         """
         folder = weights_folder(folder)
         if is_run(folder):
-            if jax.process_count() > 1:  # they would have to read the checkpoint together
+            if jax.process_count() > 1:  # a checkpoint can only be read by all processes together
                 raise ValueError(
-                    f"{folder} is a run's: several processes take a folder that `generalist export` made of it"
+                    f"{folder} is the folder of a run: with several processes, name a folder that `generalist export` made of it"
                 )
             return cls.from_run(run_settings(folder))
         weights = WeightsFolder(folder)
@@ -109,29 +121,37 @@ class Weights:
         except ValueError as error:
             raise WeightsError(str(error)) from error
         if type(card.get("step")) is not int or card["step"] < 0:
-            raise WeightsError(f"{weights.folder / 'model.json'} does not say how many steps the weights have seen")
+            raise WeightsError(f"{weights.folder / 'model.json'} does not give the step of the weights")
         vision = config.model.vision
         own = weights.folder / ENCODER_FOLDER
         encoder = load_encoder(str(own) if own.is_dir() else vision.encoder, vision.size)
+        # Another version of the encoder would give other features, to which the weights were never trained.
         fingerprint = encoder.fingerprint if encoder is not None else None
         if fingerprint != card.get("encoder"):
             raise WeightsError(
-                f"{weights.folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but here it is "
-                f"{fingerprint}: install the same version of its weights"
+                f"{weights.folder} was trained with the encoder {card.get('encoder')} ({vision.encoder}), but the one here is "
+                f"{fingerprint}: install the same version of the encoder's weights"
             )
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
+        # Every name and shape is checked against the settings before a number is read. Weights stored in bfloat16 become float32.
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
-        arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
-        return cls(tokenizers, graph, nested(arrays), card["step"], encoder=encoder)
+        arrays = {path: array.astype(np.float32) for path, array in weights.read(recipes).items()}
+        return cls(tokenizers, graph, nested(jax.device_put(arrays)), card["step"], encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
-        """Writes one folder = one model: `config.json` (every setting), `model.safetensors` (`dtype`: float32 or bfloat16), the
-        tokenizers' files, and the frozen encoder where it came from a folder. It appears whole or not at all.
+        """Writes a folder that `load` reads; it is complete or absent.
+
+            config.json  tokenizers.json  text.model   settings and tokenizers
+            model.safetensors  model.json              parameters; step and fingerprint of the encoder
+            encoder/                                   the frozen encoder, if it came from a folder
+
+        Args:
+            dtype: of the stored parameters: float32 or bfloat16.
 
         Raises:
-            FileExistsError: the folder is there already.
-            FileNotFoundError: the encoder's folder is not there any more.
+            FileExistsError: the folder exists.
+            FileNotFoundError: the encoder's folder no longer exists.
         """
         folder = Path(folder)
         if folder.exists():
@@ -162,7 +182,7 @@ class Weights:
         return self.tokenizers.config
 
     def with_config(self: Kind, config: Config) -> Kind:
-        """The same weights with other settings."""
+        """These weights with other settings."""
         return dataclasses.replace(self, tokenizers=dataclasses.replace(self.tokenizers, config=config))
 
     @cached_property
@@ -178,33 +198,41 @@ class Weights:
         return self.config.tokens.vocabulary()
 
     def on_device(self, batch: Batch) -> Batch:
-        """A batch as the model takes it: on the device, its images as features. An image that comes several times is encoded
-        once (stored features not at all), and a few at a time share one compilation; one or two, as an agent sees them, are not
-        padded to more."""
+        """A batch in the form that the model takes: on the device, with images as features."""
+        # Features that were stored come in place of pixels, as float16.
         if self.encoder is None or not len(batch.images) or batch.images.dtype != np.uint8:
-            return jax.tree.map(jnp.asarray, batch)
+            return jax.device_put(batch)
+        # Each image is encoded once, however often it occurs: many rows of an evaluation show the same shots.
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
         distinct = np.unique(index, return_index=True)[1]
+        # One or two images, as agents see them, are not padded to a full chunk: acting would be many times slower.
         at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
         chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
-        features = jnp.concatenate(chunks)[index]
-        return jax.tree.map(jnp.asarray, dataclasses.replace(batch, images=features))
+        return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)))
 
     @cached_property
-    def features(self) -> Callable:
-        """Prepared pixels uint8 (N, S, S, 3) to the frozen encoder's features (N, T, F), compiled."""
+    def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
+        """The frozen encoder, compiled: from prepared pixels to features."""
         assert self.encoder is not None
         return self.encoder.compiled()
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:
-        """The model for decoding, its layers apart (`Transformer.unstack`), and its parameters."""
-        model = nnx.merge(self.graph, self.params)
+        """The model for decoding, with separate layers, and its parameters."""
+        # A step of decoding computes so little that slicing its layers out of a stack would take as long as the rest.
+        # They are taken apart on the host: on a device each slice of each shape would be a program to compile.
+        model = nnx.merge(self.graph, jax.tree.map(np.asarray, self.params))
         model.unstack()
         graph, params = nnx.split(model, nnx.Param)
-        return Structure(graph), nnx.to_pure_dict(params)
+        return Structure(graph), jax.device_put(nnx.to_pure_dict(params))
+
+
+@jax.jit
+def _picked(chunks: list[Float[Array, "C T F"]], index: Int[Array, "N"]) -> Float[Array, "N T F"]:
+    """The features of each image, of those that were computed once."""
+    return jnp.concatenate(chunks)[index]
 
 
 def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Tokenizers:
@@ -214,7 +242,7 @@ def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Toke
 
 
 def _abstract(tokenizers: Tokenizers) -> tuple[nnx.GraphDef, Any]:
-    """The model without its numbers: its graph, and its parameters' shapes on this machine's first device."""
+    """The model without its parameters: its graph, and the parameters' shapes with this machine's first device as sharding."""
     spec = tokenizers.model_spec()
     graph, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

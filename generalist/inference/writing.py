@@ -1,6 +1,6 @@
 """Writing text id by id, row by row, and beam search.
 
-Dimension key: B rows, V vocabulary.
+Dimension key: B rows, K beams per row, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
 def write(
     generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
 ) -> Iterator[list[str]]:
-    """The texts so far, after every step.
+    """Writes in all rows until each has ended; gives the texts so far, after every step.
 
     Args:
         rows: what was read, with at least `room` free slots.
@@ -49,6 +49,7 @@ def write(
             if ids[row] in ends:
                 over[row] = True
                 continue
+            # Decoded as a whole each time: a piece's text may depend on the pieces before it.
             written[row].append(int(ids[row]))
             texts[row], over[row] = until(decode(np.array(written[row], np.int32)), decoding.stop)
         # A copy: the caller may keep it while later steps go on.
@@ -69,11 +70,17 @@ def feed(generalist: Weights, rows: CachedRows, ids: Int[np.ndarray, "B"]) -> Fl
 def beam_search(
     generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
 ) -> list[str]:
-    """The best finished text of each row. A text is finished by an end, by a stop text, or when `room` is used up."""
+    """The best finished text of each row. A text is finished by an end token, by a stop text, or when `room` is used up.
+
+    Args:
+        rows: what was read, with at least `room` free slots.
+        logits: at the end of each row.
+        room: maximum number of ids.
+    """
     vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
     allowed, beams, count = writable(generalist)[0], decoding.beams, len(logits)
     rows = rows.take(np.repeat(np.arange(count), beams))
-    logits = jnp.repeat(logits, beams, axis=0)
+    logits = jnp.repeat(logits, beams, axis=0)  # (B * K, V)
     scores = np.full((count, beams), -np.inf)
     scores[:, 0] = 0.0  # all beams of a row begin equal: only the first one counts
     written: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(count)]
@@ -81,7 +88,7 @@ def beam_search(
     for step in range(room):
         # Sums in float64: in float32 the order of nearly equal beams would depend on their length.
         ahead = np.asarray(jax.nn.log_softmax(jnp.where(jnp.asarray(allowed), logits, MASKED), axis=-1), np.float64)
-        total = (scores[..., None] + ahead.reshape(count, beams, -1)).reshape(count, -1)
+        total = (scores[..., None] + ahead.reshape(count, beams, -1)).reshape(count, -1)  # (B, K * V)
         origin, ids = np.zeros((count, beams), np.int64), np.full((count, beams), vocabulary.eos, np.int64)
         grown: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(count)]
         for row in range(count):
@@ -109,11 +116,13 @@ def beam_search(
                 grown[row][filled] = ids_so_far
                 filled += 1
         written = grown
+        # Done when every row has K finished texts, or no beam that could continue.
         if all(len(one) >= beams or not np.isfinite(row).any() for one, row in zip(finished, scores, strict=True)):
             break
         # Every beam continues from the cache of the one that it grew out of.
         rows = rows.take((origin + np.arange(count)[:, None] * beams).reshape(-1))
         logits = feed(generalist, rows, ids.reshape(-1))
+    # Scores are means per id, so that longer texts are not at a disadvantage.
     return [max(several, key=lambda one: one[0])[1] for several in finished]
 
 

@@ -32,11 +32,13 @@ def flops(module: Module, computation: Computation, one: Instruction) -> float:
     if one.operation == "dot":
         left = computation.operands(one)[0].shapes[0]
         # Each element of the result is a sum over the contracted dimensions: one multiplication and one addition per term.
+        # Batch dimensions are among those of the result, so they need no care.
         return 2.0 * _elements(one.shapes[0]) * math.prod(left.dims[dim] for dim in one.sizes("lhs_contracting_dims"))
     if one.operation == "convolution":
         return convolution_flops(one, *(operand.shapes[0] for operand in computation.operands(one)[:2]))
     if one.operation == "custom-call":
         return custom_call_flops(computation, one)
+    # Anything else runs on the vector units, unless it contains one of the above.
     return sum(flops(module, body, part) for body in inside(module, one) for part in body.instructions)
 
 
@@ -48,9 +50,11 @@ def inside(module: Module, one: Instruction) -> list[Computation]:
 def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -> float:
     """FLOPs of a convolution, without products with padding or with the holes of dilation: batched matrix products on a TPU are
     convolutions with much of both."""
+    # Such as dim_labels=b01f_01io->b01f: batch, features and spatial dimensions of image, kernel and result.
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels is not None, one.attributes
     images, kernels, outputs = labels.groups()
+    # Such as window={size=3x3 stride=2x2 pad=1_1x1_1}; attributes that have their default in every dimension are left out.
     window = one.attribute("window", r"\{([^}]*)\}") or ""
     spatial = sorted(label for label in kernels if label.isdigit())
     given = {name: values.split("x") for name, values in re.findall(r"(\w+)=([\w\-]+)", window)}
@@ -64,8 +68,12 @@ def convolution_flops(one: Instruction, image: ArrayShape, kernel: ArrayShape) -
         low = int(value("pad", "0_0").split("_")[0])
         stride, hole, gap = (int(value(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
         inside, outside = image.dims[images.index(label)], one.shapes[0].dims[outputs.index(label)]
-        at = np.arange(outside)[:, None] * stride + np.arange(int(value("size", "1")))[None] * gap - low
+        at = (
+            np.arange(outside)[:, None] * stride + np.arange(int(value("size", "1")))[None] * gap - low
+        )  # (outputs, kernel)
         valid *= int(((at >= 0) & (at % hole == 0) & (at // hole < inside)).sum())
+    # Groups of features need no factor: the kernel has the input features of one group. Groups of the batch, which appear in
+    # gradients of grouped convolutions, divide it.
     groups = int(one.attribute("batch_group_count", r"(\d+)") or 1)
     batch, features = image.dims[images.index("b")] // groups, one.shapes[0].dims[outputs.index("f")]
     return 2.0 * valid * batch * features * kernel.dims[kernels.index("i")]
@@ -82,6 +90,7 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
         return float(json.loads(stated.group(1)).get("flops", 0))
     name = " ".join((one.name, one.attribute("op_name", r'"([^"]*)"') or "", one.attribute("kernel_name") or ""))
     products = next((count for kind, count in ATTENTION_PRODUCTS.items() if kind in name), 0)
+    # Queries and keys come first among the operands of three or more dimensions; masks and segment ids have other types.
     arrays = [
         shape
         for operand in computation.operands(one)
@@ -92,13 +101,14 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
         return 0.0
     if "dkv" in name and "fused" in name:
         products = FUSED_BACKWARD
-    query, key = arrays[:2]
+    query, key = arrays[:2]  # (..., queries, head size) and (..., keys, head size)
     return _causal_share(one, name, key.dims[-2]) * products * 2.0 * _elements(query) * key.dims[-2]
 
 
 def _causal_share(one: Instruction, name: str, length: int) -> float:
     """Fraction of the blocks of scores that a causal kernel computes; blocks on the diagonal count as whole."""
     suffix = next((f"_{kind}" for kind in ("dkv", "dq") if kind in name), "")
+    # Of b × b blocks those on and below the diagonal are computed: b (b + 1) / 2.
     stated = re.search(rf"block_kv{suffix}\W+(\d+)", one.attributes)
     blocks = max(1, length // int(stated.group(1))) if stated else length
     return (blocks + 1) / (2 * blocks)
@@ -119,6 +129,7 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
     if one.operation in FREE or one.operation.endswith("-done"):
         return 0.0
     if one.operation == "fusion":
+        # Within a fusion nothing touches main memory: only its operands and results do.
         (body,) = module.called(one, "calls")
         read = sum(_read(body, index, operand) for index, operand in enumerate(operands))
         return read + sum(_written(body, shape, part) for shape, part in _results(body, one))
@@ -126,10 +137,11 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
     if one.operation in ("copy-start", "slice-start"):
         moved = min(_outside(one.shapes[0]), _outside(one.shapes[1])) if len(one.shapes) > 1 else 0.0
         return moved or max(_outside(shape) for shape in one.shapes[:2])
+    # Twice: what is read is also written.
     if one.operation in SLICES:
         return 2 * sum(map(_outside, one.shapes))
     if one.operation == "dynamic-update-slice":
-        return 2 * sum(map(_outside, operands[1].shapes))
+        return 2 * sum(map(_outside, operands[1].shapes))  # its operands: target, update, start indices
     return sum(_outside(shape) for operand in operands for shape in operand.shapes) + sum(map(_outside, one.shapes))
 
 
@@ -147,6 +159,7 @@ def _read(body: Computation, index: int, operand: Instruction) -> float:
     if index not in body.parameters:
         return 0.0
     whole = sum(map(_outside, operand.shapes))
+    # A scan over layers slices the stacked parameters in every trip: counted as whole, they would be read L times too often.
     uses = [_use(body, user, body.parameters[index].name) for user in _through(body, body.parameters[index])]
     if any(use.whole for use in uses):
         return whole

@@ -79,6 +79,7 @@ class Estimate:
 @functools.cache
 def abstract_parameters(spec: ModelSpec) -> dict[str, Any]:
     """The model's parameters as nested shapes; nothing is allocated."""
+    # Cached, since a search asks for it once per candidate, and tracing a large model takes seconds.
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param))
 
 
@@ -95,6 +96,7 @@ def speeds_of(target: Target, devices: Any) -> Speeds:
         return Speeds(flops=math.inf, bandwidth=math.inf, seconds=lambda _: 0.0)
     sides = len(target.slice.shape)
     # A device's last coordinate is its core; the sides of the slice come first.
+    # Partition i of a program runs on the i-th device of the mesh.
     torus = Torus(slice=target.slice, places=[tuple(device.coords[:sides]) for device in devices])
     return Speeds(flops=target.chip.flops, bandwidth=target.chip.bandwidth, seconds=torus.seconds)
 
@@ -159,6 +161,7 @@ def _measured(
             temporary=max(memory.temporary, seen.memory.temporary),
         )
     flops = model_flops(spec, batch, abstract_parameters(spec))
+    # Simulated devices have infinite speed, and a time of 0: None says that it is unknown.
     timed = target.chip is not None and totals.seconds > 0
     seconds = totals.seconds if timed else None
     return Estimate(
@@ -171,6 +174,7 @@ def _measured(
         encoder_seconds=encoder_seconds if timed else None,
         seconds=seconds,
         tokens_per_second=batch.rows * batch.length / seconds if seconds else None,
+        # By the model's FLOPs and not the program's: recomputation is not progress (MFU; PaLM, appendix B).
         utilisation=flops / seconds / (target.count * speeds.flops) if seconds else None,
         compile_seconds=step.seconds + (seen.seconds if seen is not None else 0.0),
     )

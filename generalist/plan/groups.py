@@ -42,15 +42,20 @@ def _is_scattered(computation: Computation, one: Instruction) -> bool:
 def first_group(attributes: str) -> tuple[int, ...]:
     """The first of `replica_groups`, in any of its spellings: lists, a reshaped and transposed range, or axes of a mesh."""
     # All groups of a collective are of the same form, so the first one stands for all.
+    # source_target_pairs={{0,1},{1,2}}: a permutation, of which each pair is a group.
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return tuple(map(int, found.groups()))
+    # replica_groups={{0,1},{2,3}}
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(map(int, found.group(1).split(",")))
+    # replica_groups=[4,2]<=[2,4]T(1,0): the numbers 0 to 7 as an array (2, 4), transposed, in 4 groups of 2.
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         sizes = [int(size) for size in found.group(3).split(",")]
         order = [int(axis) for axis in found.group(4).split(",")] if found.group(4) else list(range(len(sizes)))
         numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+        # (groups, members)
         return tuple(numbers.reshape(int(found.group(1)), int(found.group(2)))[0].tolist())
+    # replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}: partitions that differ along fsdp only.
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:\([^)]*\)\s*)?\{([^}]*)\}", attributes):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
         return _mesh_group(axes, found.group(2))
@@ -66,10 +71,12 @@ def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named):
         place, whole = list(axes).index(name), axes[name]
         if size:
+            # The axis as an array (before, size, inner), of which only the middle index varies.
             inner = whole // (int(before) * int(size))
             index[place] = np.unique(np.add.outer(index[place], np.arange(int(size)) * inner))
         else:
             index[place] = np.arange(whole)
+    # Axes that are not named keep the index 0, which picks the first group.
     return tuple(numbers[np.ix_(*index)].reshape(-1).tolist())
 
 
@@ -96,12 +103,14 @@ class Torus:
         if len(group) < 2 or not one.bytes:
             return 0.0
         link, wraps = self.slice.chip.link, self.slice.chip.wraps
+        # One tuple per side, with the coordinates of all members.
         # Only sides along which the members differ carry traffic.
         sides = list(zip(*(self.places[number] for number in group), strict=True))
         spanned = [index for index, side in enumerate(sides) if len(set(side)) > 1]
         links = {index: 2 if self.slice.shape[index] % wraps == 0 else 1 for index in spanned}
         if one.kind == "collective-permute" or not spanned:
             return one.bytes / link
+        # Sides work at the same time, so the slowest one decides.
         if one.kind.endswith("all-to-all"):
             return max(one.bytes * len(set(sides[index])) / (4 * links[index] * link) for index in spanned)
         share = one.bytes * (len(group) - 1) / len(group) / (link * sum(links.values()))

@@ -18,8 +18,11 @@ BYTES = {
     **dict.fromkeys(("s2", "u2"), 0.25),
     "c128": 16.0,
 }
+# bf16[8,128]{1,0:T(8,128)S(1)}: dtype, dimensions, and a layout that may name the memory space.
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
+# ENTRY %main.5 (p0: f32[2], p1: f32[]) -> f32[2] {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+#   ROOT %add.3 = f32[2]{0} add(%p0, %broadcast.1), metadata={...}
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -37,6 +40,7 @@ class ArrayShape:
     @property
     def bytes(self) -> float:
         """Bytes without the padding of tiles."""
+        # All 8-bit floats begin with f8. Tokens and opaque types have no bytes.
         return BYTES.get(self.dtype, 1.0 if self.dtype.startswith("f8") else 0.0) * math.prod(self.dims)
 
 
@@ -134,6 +138,7 @@ def parse(text: str) -> Module:
     entry = None
     name, begun = "", list[Instruction]()
     inside = False
+    # One line per instruction, computations one after the other: no grammar is needed.
     for line in text.splitlines():
         if not inside:
             if head := _COMPUTATION.match(line):

@@ -87,15 +87,18 @@ def arithmetic(
     trained, frozen = (count_parameters(part) for part in divided(nested, spec.config))
     seen = 0 if encoder is None else count_parameters(encoder.params)
     copies = 2 if config.training.ema else 1
-    # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once.
+    # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once. A CPU
+    # computes in float32, and needs no cast.
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.micro_batches
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
     cells = 0 if encoder is None else encoder.cells
+    # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
     micro = replicas * config.training.micro_batches
     # Pixels and features of all images are in memory together: the encoder runs before the step.
     images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
+    # Tensors are float32; frames and patches uint8 with 3 colours.
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
     )
@@ -105,10 +108,11 @@ def arithmetic(
         encoder=seen,
         parameter_bytes=copies * FULL * trained / shards,
         frozen_bytes=width * frozen / shards + FULL * seen,
-        optimizer_bytes=2 * FULL * trained / shards,
+        optimizer_bytes=2 * FULL * trained / shards,  # both moments of AdamW; Muon needs less
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
         logits_bytes=LOGITS_COPIES * FULL * logits / chunks,
+        # `Batch` has ten fields of 4 bytes per position.
         batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
     )
@@ -119,13 +123,16 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     one block at a time."""
     model = spec.config
     inner = (model.heads + 2 * model.kv_heads) * model.head_size
-    gated = model.activation != "gelu"
+    gated = (
+        model.activation != "gelu"
+    )  # geglu and swiglu have a second hidden branch, which is multiplied with the first
     # Products: query, key, value, the outputs of attention and feed-forward, hidden layers. Besides them two norms and their
     # inputs, rotated queries and keys, mixed values, and the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
     one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
     dtype = jnp.float32 if width == FULL else jnp.bfloat16
     fused = fused_on_gpu(dtype, batch.length, batch.length, model.head_size, model.attention_softcap)
+    # Per position, so one length of the square array remains. Scores that are stored are float32.
     scores = MASK_COPIES * batch.length if fused else SCORES_COPIES * model.heads * batch.length * FULL / HALF
     kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
     again = 0.0 if model.remat == "none" else one + scores
@@ -136,7 +143,7 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
     # A gated layer: scores against all images of the row, queries and mixed values, hidden layers, norms.
     seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
-    groups = -(-model.layers // vision.every)
+    groups = -(-model.layers // vision.every)  # rounded up: the last group may have fewer blocks
     if model.remat == "none":
         return positions * (model.layers * kept + groups * seen)
     # Recomputed one group at a time, with the inputs of its blocks kept.
@@ -168,7 +175,7 @@ def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: Vis
         return arithmetic(config, spec, sized, encoder, limit=limit).fits
 
     # Binary search by powers of two: memory grows with the rows.
-    most = 0
+    most = 0  # the largest number that is known to fit
     for step in (2**power for power in range(16, -1, -1)):
         if fits(most + step):
             most += step
@@ -182,7 +189,7 @@ def with_rows(config: Config, rows: int, shards: int = 1) -> Config:
     sizes = {name: math.ceil(getattr(config.data, name) * share / shards) * shards for name in BUDGETS}
     if sizes["images"]:
         sizes["images"] = max(sizes["images"], shards * config.data.row_images)
-    loaders = min(config.data.loaders, shards)
+    loaders = min(config.data.loaders, shards)  # more loaders than shards would be refused
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, rows=rows, shards=shards, loaders=loaders, **sizes)
     )

@@ -73,6 +73,7 @@ def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]
         ValueError: the mesh's axes do not multiply to the devices, or cannot be laid along the slice's sides.
     """
     mesh = make_mesh(config.training, devices)
+    # The encoder is left out: `make_trainer` would put its parameters on devices that are not there.
     return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
 
 
@@ -108,10 +109,11 @@ def compile_step(trainer: TokenTrainer, batch: Batch) -> Program:
     Raises:
         OutOfMemory: it does not fit the device.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))  # nothing is computed: there may be no device that could
     state = trainer.abstract_state
     with jax.set_mesh(trainer.mesh):
         lowered = trainer.step.lower(state, batch, key)  # type: ignore[attr-defined]
+    # The compiler reports arguments as one sum; what they are for is known from the shapes.
     parts = {
         "parameters": device_bytes((state.params, state.mean_params)),
         "frozen": device_bytes(state.frozen),
@@ -140,6 +142,7 @@ def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mes
 def device_bytes(tree: Any) -> float:
     """Bytes of a tree of sharded shapes on one device."""
     return float(
+        # `shard_shape` is that of the largest shard, and without the padding of tiles.
         sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
     )
 
@@ -167,5 +170,6 @@ def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
 
 def _needed(message: str) -> float | None:
     """Bytes of main memory that the program needs, according to the compiler's message; None if it does not say."""
+    # A TPU's compiler says "Used 20.10G of 15.75G hbm"; others name the size of the temporaries.
     found = re.search(r"(?:temporaries \(|Used )(\d+(?:\.\d+)?)([KMGT])", message)
     return float(found.group(1)) * 2 ** (10 * ("KMGT".index(found.group(2)) + 1)) if found else None

@@ -114,6 +114,7 @@ def _figures(target: Target, found: Estimate) -> Table:
     if found.seconds is None or target.chip is None:
         table.add_row("time", "unknown: simulated devices have no speed")
         return table
+    # The rows below do not add up to the estimated time: products, traffic and exchanges overlap.
     waited = sum(one.seconds - one.hidden for one in found.totals.traffic.values())
     table.add_row("estimated time", f"{found.seconds * 1e3:.1f} ms")
     table.add_row("  products at the peak", f"{found.totals.matrix_seconds * 1e3:.1f} ms")
@@ -161,6 +162,7 @@ def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
             f"{sum(waited.values()) / found.seconds:.0%} of the step waits for exchanges, most for {slowest} "
             f"({waited[slowest] * 1e3:.1f} ms): use more --data.rows per step or another mesh (--search tries several)"
         )
+    # Only where much is free: how much memory the activations would take is not known without compiling again.
     less = {"block": "products", "products": "none"}.get(config.model.remat)
     if less and found.limit and found.needed and found.needed < 0.4 * found.limit:
         free = 1 - found.needed / found.limit
@@ -174,6 +176,7 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
         yield "--model.remat block: activations of a block are recomputed instead of kept"
     if found is not None and found.mesh.get("data", 1) > 1:
         yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
+    # Each device along data and fsdp must have a whole shard in every micro-batch.
     parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
     micro = 2 * config.training.micro_batches
     if config.data.rows % (parts * micro) == 0:

@@ -90,11 +90,15 @@ class _Body:
     """Running sums of one pass through a computation, before they become a time."""
 
     inner: Totals = dataclasses.field(default_factory=Totals)
+    """Costs of loops, branches and calls within it."""
     compute: float = 0.0
+    """Seconds of its operations, one after the other."""
     flops: float = 0.0
     bytes: float = 0.0
     waiting: float = 0.0
+    """Seconds of exchanges that are waited for."""
     beside: float = 0.0
+    """Seconds of exchanges that overlap with operations."""
 
     def seconds(self, speeds: Speeds) -> float:
         """Time of one pass; the assumptions of the roofline are all here.
@@ -117,6 +121,7 @@ def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
         if one.operation == "while":
             trips = trip_count(module, computation, one)
             (repeated,) = module.called(one, "body")
+            # Counted once, the estimate is too low, and the note says so.
             note = () if trips is not None else (f"the trip count of the loop {one.name} is unknown: counted once",)
             body.inner += _walk(module, repeated, speeds) * (1 if trips is None else trips) + Totals(notes=note)
         elif one.operation == "conditional":
@@ -128,6 +133,7 @@ def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
                 body.inner += _walk(module, called, speeds)
         else:
             _count(module, computation, one, speeds, body, seen)
+    # Inner totals are added whole: a loop does not overlap with what is around it.
     own = Totals(
         flops=body.flops,
         bytes=body.bytes,
@@ -157,9 +163,10 @@ def _count(
         body.inner += Totals(traffic={found.kind: moved}, places={f"{found.kind}: {asked}": moved})
         body.beside, body.waiting = body.beside + seconds * beside, body.waiting + seconds * (not beside)
     if is_collective(one):
-        return
+        return  # its bytes are counted as an exchange
     products, moved_bytes = flops(module, computation, one), hbm_bytes(module, computation, one)
     body.flops, body.bytes = body.flops + products, body.bytes + moved_bytes
+    # A started copy runs beside the operations, so it counts only in the sum of all traffic.
     if not one.operation.endswith("-start"):
         body.compute += max(products / speeds.flops, moved_bytes / speeds.bandwidth)
     if not is_counted(one):
@@ -193,6 +200,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
         # The sides of a fused comparison are constants or parameters, which refer to the fusion's operands.
         parts = body.operands(compare)
         sides = [sides[int(part.argument)] if part.operation == "parameter" else part for part in parts]
+    # `scan` and `fori_loop` count up by one until a bound; any other loop may depend on the data.
     if compare.operation != "compare" or compare.attribute("direction") != "LT" or len(sides) != 2:
         return None
     start, end = (_constant(computation, loop, condition, side) for side in sides)

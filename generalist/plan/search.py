@@ -73,6 +73,7 @@ def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, in
     for micro in MICRO_BATCHES:
         if rows < 1 or rows % (parts * micro):
             continue
+        # One shard per device and micro-batch: rows then never look for their payloads on another device.
         own = dataclasses.replace(
             with_rows(config, rows, parts * micro), training=dataclasses.replace(training, micro_batches=micro)
         )
@@ -98,6 +99,7 @@ def meshes(config: Config, devices: Sequence[Any]) -> Iterator[dict[str, int]]:
     sizes = [size for size in range(1, count + 1) if count % size == 0]
     for data, tensor, sequence in itertools.product(sizes, sizes, sizes):
         others = data * tensor * sequence
+        # Query heads are a multiple of the key-value heads, so what divides these divides both.
         if (
             count % others
             or tensor > LARGEST_SPLIT
@@ -128,14 +130,16 @@ def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Targ
         return flops  # without speeds any order will do
     # Remat runs the forward pass twice, so weights are gathered three times instead of twice.
     passes = 2 if config.model.remat == "none" else 3
-    compute = flops * (4 / 3 if passes == 3 else 1) / (target.count * chip.flops)
+    compute = flops * (4 / 3 if passes == 3 else 1) / (target.count * chip.flops)  # forward again: 4 instead of 3 parts
     data, fsdp, tensor, sequence = (getattr(training, f"{axis}_axis") for axis in AXES)
     ring, split = 4 * chip.link, 2 * chip.link  # two sides of a slice, or one, each a ring
     gathered = training.micro_batches * passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
+    # Gradients are reduce-scattered over fsdp, and what is left of them all-reduced over data.
     summed = training.micro_batches * HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
     # Bytes of the residual stream on one device, summed after each sub-layer over the tensor axis.
     stream = HALF * spec.config.layers * batch.rows * batch.length / (data * fsdp * sequence)
     summed += (tensor > 1) * 2 * passes * 2 * stream * spec.config.width / split
+    # With positions split, every device gathers the keys and values of the whole sequence.
     heads = 2 * spec.config.kv_heads * spec.config.head_size
     summed += (sequence > 1) * 2 * passes * stream * sequence * heads / tensor / split
     # The optimizer reads and writes weights, gradients and both moments once.

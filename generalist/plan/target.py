@@ -13,8 +13,6 @@ from generalist.system.chips import GIB, GPUS, TPUS, Chip
 
 RESERVED = 0.25 * GIB
 """Bytes of a TPU's main memory that the runtime reserves: the compiler fills 15.75 of 16 GiB."""
-
-
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G)?", re.IGNORECASE)
 
 
@@ -69,7 +67,7 @@ def parse_slice(text: str) -> Slice:
         near = difflib.get_close_matches(name, TPUS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown TPU {name!r} in --topology {text}.{hint} There are: {', '.join(TPUS)}")
-    flat = name in ("v5e", "v6e")
+    flat = name in ("v5e", "v6e")  # wired as a two-dimensional torus; the others have three dimensions
     example = "16x16" if flat else "4x4x8"
     if not re.fullmatch("x".join([r"[1-9]\d*"] * (2 if flat else 3)), sides):
         raise ValueError(
@@ -94,6 +92,7 @@ def parse_gpu(text: str) -> Chip:
         raise ValueError(
             f"unknown --devices {text!r}.{hint} Write cpu:8, gpu:24GiB, or a GPU's name: {', '.join(GPUS)}"
         )
+    # 24 and 24G are taken as GiB, which is what makers mean by a card's gigabytes; only GB is taken literally.
     memory = float(found.group(1)) * (1e9 if found.group(2) == "gb" else GIB)
     return Chip(name=f"gpu:{found.group(1)} GiB", flops=0.0, memory=memory, bandwidth=0.0)
 
@@ -122,7 +121,9 @@ def parse_target(topology: str | None, devices: str | None) -> Target:
 
 def prepare_environment(target: Target) -> None:
     """Sets environment variables that JAX reads on import. Programs are only compiled here, never run on an accelerator."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = (
+        "cpu"  # otherwise JAX would claim the memory of an accelerator that happens to be here
+    )
     # Once JAX has started, the number of devices is fixed: `open_devices` reports it if it is too small.
     if target.platform == "cpu" and "jax" not in sys.modules:
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))

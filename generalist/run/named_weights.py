@@ -1,4 +1,7 @@
-"""Weights by what names them: a folder of `Generalist.save`, a run's folder, or those that come with the package. No JAX."""
+"""Finding weights by name: a folder that `Generalist.save` wrote, a run's folder, or those that come with the package.
+
+Does not import JAX, so that a wrong name is reported at once.
+"""
 
 import dataclasses
 import json
@@ -8,16 +11,16 @@ from generalist.config.run import Config
 from generalist.config.versions import from_stored
 from generalist.run.folder import missing_run
 
-SHIPPED = Path(__file__).parents[1] / "shipped"  # what `Generalist.save` wrote, with a model card
-ENCODER_FOLDER = "encoder"  # of a folder of weights: the frozen encoder, where it came from a folder
-SHIPPED_NAME = "shipped"  # what names them; a folder of that name is ./shipped
+SHIPPED = Path(__file__).parents[1] / "shipped"  # a folder that `Generalist.save` wrote, with a model card
+ENCODER_FOLDER = "encoder"  # within a folder of weights: the frozen encoder, if it came from a folder
+SHIPPED_NAME = "shipped"  # names the weights of the package; a folder of that name is written ./shipped
 
 
 def run_settings(folder: Path) -> Config:
-    """The settings of a run, with the folder where it is now.
+    """The settings of a run, also of one that was moved: `runs` and `name` are those of the folder.
 
     Raises:
-        FileNotFoundError: there is no run in it.
+        FileNotFoundError: the folder holds no run.
         ValueError: its settings are damaged, or of a newer format than this version reads.
     """
     path = folder / "config.json"
@@ -28,22 +31,27 @@ def run_settings(folder: Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if isinstance(stored, dict) and "towers" in stored:
-        raise ValueError(f"{folder} is a run of train.py contrastive, whose towers are no agent: name another run")
+        raise ValueError(
+            f"{folder} is a run of train.py contrastive, whose towers can't act or write: name another run"
+        )
     config = from_stored(Config, stored, path)
     return dataclasses.replace(config, runs=folder.resolve().parent, name=folder.resolve().name)
 
 
 def weights_folder(name: Path | str | None) -> Path:
-    """The folder of weights that a name means, the same everywhere: one that `Generalist.save` wrote, a run's, or `shipped` for
-    those that come with the package, which None means too.
+    """The folder of weights that a name stands for.
+
+    Args:
+        name: a folder that `Generalist.save` wrote, or a run's folder; `shipped` or None: the weights of the package.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there are no such weights.
     """
     if name is None or str(name) == SHIPPED_NAME:
         return shipped_weights()
     folder = Path(name)
     if lacking := [name for name in ("config.json", "tokenizers.json") if not (folder / name).is_file()]:
+        # Runs are often named without their folder, as in --run NAME.
         run = Path("runs") / folder
         near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
@@ -54,34 +62,35 @@ def weights_folder(name: Path | str | None) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder of weights is a run's, whose weights are in checkpoints."""
+    """Whether a folder of weights is that of a run, whose weights are in its checkpoints."""
     return (folder / "tokenizers.json").is_file() and not (folder / "model.json").is_file()
 
 
 def weights_settings(name: Path | str) -> Config:
-    """The settings of weights, by what names them; no weight is read, and JAX is not needed.
+    """The settings of weights by their name (see `weights_folder`), without reading the weights.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: the settings are damaged.
+        FileNotFoundError: there are no such weights.
+        ValueError: their settings are damaged.
     """
     folder = weights_folder(name)
     config = run_settings(folder)
     encoder = folder / ENCODER_FOLDER
     if not encoder.is_dir():
         return config
+    # The settings name the encoder's folder on the machine that trained the weights. Its copy is among the weights.
     vision = dataclasses.replace(config.model.vision, encoder=str(encoder))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
 
 
 def shipped_weights() -> Path:
-    """The folder of weights that come with the package.
+    """The folder of the weights that come with the package.
 
     Raises:
-        FileNotFoundError: none do.
+        FileNotFoundError: this installation has none.
     """
     if not SHIPPED.is_dir():
         raise FileNotFoundError(
-            "no weights come with this installation: name trained ones, a run's folder or one of `generalist export`"
+            "no weights come with this installation: name a run's folder, or a folder of `generalist export`"
         )
     return SHIPPED

@@ -1,4 +1,4 @@
-"""The shapes that settings describe, of the model and of its batches: also without any data, for a plan."""
+"""The shapes of the model and of its batches that settings describe. A plan gets them without any data."""
 
 from collections.abc import Mapping
 
@@ -19,16 +19,20 @@ from generalist.vision.load import load_encoder
 from generalist.vision.vit import SO400M, ViT
 
 NO_IMAGE = ((0, 0, 3), "uint8")
-"""Shape and dtype of one image where none enters through an encoder."""
+"""Shape and dtype of an image in a batch, if no image enters through an encoder."""
 
 
 def batch_spec(config: Config, spec: ModelSpec, image_shape: tuple[int, ...], image_dtype: str) -> BatchSpec:
-    """The batches that such a model reads.
+    """The sizes of the batches that a model reads.
 
     Args:
-        image_shape: of one image for the frozen encoder, as batches carry it (see `Batch.images`).
-        image_dtype: of the same.
+        image_shape: shape of one image for the frozen encoder: of its pixels, or of its stored features (`Batch.images`).
+        image_dtype: dtype of the same.
+
+    Raises:
+        ValueError: the sizes do not divide among the shards.
     """
+    # A budget of a payload that the model does not embed becomes 0: the default settings have budgets for several ways in.
     data, model = config.data, config.model
     return BatchSpec(
         rows=data.rows,
@@ -48,39 +52,31 @@ def batch_spec(config: Config, spec: ModelSpec, image_shape: tuple[int, ...], im
 
 
 def observation_spaces(config: Config) -> dict[str, gym.Space]:
-    """What each layout observes, by the layout's name.
+    """The observation space of each layout, by the layout's name.
 
     Raises:
-        MissingExtra: an environment's package is not installed.
+        MissingExtra: the package of an environment is not installed.
     """
+    # One task per layout is enough: all of its tasks have equal spaces.
     first: dict[str, Task] = {}
     for several in source_tasks(config).values():
         for task in several:
             first.setdefault(task.layout, task)
-    return {name: spaces_of(task)[0] for name, task in first.items()}
-
-
-def spaces_of(task: Task) -> tuple[gym.Space, gym.Space]:
-    """A task's observation and action spaces."""
-    env = task.make()
-    try:
-        return env.observation_space, env.action_space
-    finally:
-        env.close()
+    return {name: task.make_spaces()[0] for name, task in first.items()}
 
 
 def projection_width(config: Config, spaces: Mapping[str, gym.Space]) -> int:
-    """Columns of the tensor projection of these layouts; 0 where tensors enter otherwise."""
+    """Number of columns of the tensor projection for these layouts; 0 if tensors are not projected."""
     return assign_offsets(spaces)[1] if config.tokens.tensors == "projected" else 0
 
 
 def without_data(config: Config) -> tuple[ModelSpec, BatchSpec, VisionEncoder | None]:
-    """Model, batches and frozen encoder, from the settings alone: no recording, no text and no weights of a `required` folder is
-    read. Features are taken as computed, not stored: batches carry pixels.
+    """Model, batches and frozen encoder by the settings alone: no recording, no text and no `required` folder is read.
 
     Raises:
         MissingExtra, ImportError: a package that an environment or the encoder needs is not installed.
     """
+    # Batches carry pixels, whatever data.features says, so that a plan includes the work of the encoder.
     width = projection_width(config, observation_spaces(config)) if config.tokens.tensors == "projected" else 0
     encoder = shaped_encoder(config)
     spec = model_spec(config, width, encoder.channels if encoder is not None else 0)
@@ -89,7 +85,7 @@ def without_data(config: Config) -> tuple[ModelSpec, BatchSpec, VisionEncoder | 
 
 
 def shaped_encoder(config: Config) -> VisionEncoder | None:
-    """The frozen encoder; where the preset leaves it to its user, one of SigLIP So400m/14's shape whose parameters are shapes."""
+    """The frozen encoder. If the preset leaves it to its user, it has the shape of SigLIP So400m/14, and shapes as parameters."""
     vision = config.model.vision
     if vision.encoder != REQUIRED:
         return load_encoder(vision.encoder, vision.size)

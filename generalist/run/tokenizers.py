@@ -1,4 +1,4 @@
-"""All that turns values into tokens and back in one run, and the files that keep it."""
+"""Everything that turns values into tokens and back in one run, and its files."""
 
 import dataclasses
 import json
@@ -17,15 +17,15 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 
-LAYOUTS_ACT = 2  # the first format in which a layout says how it is acted in
+LAYOUTS_ACT = 2  # the first format in which layouts store their settings of acting
 
 
 def model_spec(config: Config, projection_width: int, channels: int) -> ModelSpec:
     """The model that the settings describe.
 
     Args:
-        projection_width: columns of the tensor projection.
-        channels: of the frozen encoder's features; 0 without one.
+        projection_width: number of columns of the tensor projection.
+        channels: of the frozen encoder's features; 0 without an encoder.
     """
     ways = f"{config.tokens.images}+{config.tokens.documents}".split("+")
     return ModelSpec(
@@ -40,20 +40,22 @@ def model_spec(config: Config, projection_width: int, channels: int) -> ModelSpe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizers:
-    """All that turns values into tokens and back in one run."""
+    """Everything that turns values into tokens and back in one run."""
 
     config: Config
     text: TextTokenizer
     layouts: Mapping[str, TaskLayout]
+    """Task layouts by their names."""
     projection_width: int
+    """Number of columns of the tensor projection, of all layouts together; 0 if tensors are not projected."""
     visual: Visual | None = None
-    """What a frozen encoder is given of images; of the encoder that `config.model.vision` names, once it is opened."""
+    """Turns images into the frozen encoder's input, or its stored features; None without an encoder, or until it is opened."""
     channels: int = 0
-    """Channels of its features; 0 without one."""
+    """Channels of the encoder's features; 0 without an encoder."""
 
     @property
     def assembler(self) -> Assembler:
-        """What puts pieces in order."""
+        """What assembles the pieces of values into sequences."""
         model, tokens = self.config.model, self.config.tokens
         return Assembler(
             vocabulary=tokens.vocabulary(),
@@ -71,7 +73,8 @@ class Tokenizers:
         return model_spec(self.config, self.projection_width, self.channels)
 
     def save(self, folder: Path) -> None:
-        """Writes the three files; the settings last, so that a folder with them is complete."""
+        """Writes tokenizers.json, text.model and config.json."""
+        # The settings last: a folder that has them is complete.
         folder.mkdir(parents=True, exist_ok=True)
         self.text.save(folder / "text.model")
         layouts = {name: layout.to_json() for name, layout in sorted(self.layouts.items())}
@@ -84,8 +87,8 @@ class Tokenizers:
         """Reads what `save` wrote, now or in an earlier version.
 
         Args:
-            config: the settings that are used now: those stored in the folder, or a command's that goes on with the run. A
-                temperature that the command changes replaces that of the suite's layouts.
+            config: the current settings: those of the folder, or of a command that continues the run. Where the command
+                changes the temperature of a suite, the suite's layouts get it.
 
         Raises:
             FileNotFoundError: there is no run in the folder.
@@ -98,6 +101,7 @@ class Tokenizers:
             width, described = int(stored["projection_width"]), dict(stored["layouts"])
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
+        # `FormatError` is a `ValueError` too, but its file is not damaged.
         except FileNotFoundError as error:
             raise missing_run(folder) from error
         except FormatError:
@@ -109,14 +113,16 @@ class Tokenizers:
         text, begun = TextTokenizer.load(folder / "text.model"), run_settings(folder)
         layouts = {}
         for name, layout in described.items():
+            # Before layouts stored how to act in them, the settings of their suite decided.
             acting = begun.data.suite_of(name).acting if number < LAYOUTS_ACT else None
             layouts[name] = _with_temperature(TaskLayout.from_json(layout, text, acting), begun, config)
         return cls(config=config, text=text, layouts=layouts, projection_width=width)
 
 
 def _with_temperature(layout: TaskLayout, begun: Config, now: Config) -> TaskLayout:
-    """The layout with the temperature of the settings that are used now, where it is another than when the run began. Where it is
-    the same, the layout's own counts: it may come with the weights of `training.start`, which the settings say nothing of."""
+    """The layout with the temperature of the current settings, if that has changed since the run began."""
+    # If it has not changed, the layout keeps its own, which may differ: that of a layout which came with the weights of
+    # `training.start` is not in the settings.
     before, after = (config.data.suite_of(layout.name).temperature for config in (begun, now))
     if before == after:
         return layout

@@ -1,4 +1,4 @@
-"""Settings that follow from a pretrained trunk."""
+"""Settings that a pretrained trunk determines."""
 
 import dataclasses
 
@@ -7,16 +7,17 @@ from generalist.weights.language import LanguageModel
 
 
 def with_trunk(config: Config) -> Config:
-    """The settings with the shape and the vocabulary of the trunk that `model.trunk` names; unchanged without one.
+    """The settings with the shape and the vocabulary of the trunk `model.trunk`; unchanged if that is none.
 
     Raises:
-        WeightsError: the folder holds no language model that can be loaded, or not its tensors.
+        WeightsError: the folder holds no language model that can be loaded, or lacks some of its tensors.
         ValueError: rows are longer than the trunk's table of positions.
     """
     if config.model.trunk == "none":
         return config
     trunk = LanguageModel(config.model.trunk)
-    trunk.check()  # here, before data are made for it
+    trunk.check()  # now, and not when its tensors are read: recording comes between
+    # Whatever was given for these settings is replaced: only the trunk's own fit its tensors.
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **trunk.shape),

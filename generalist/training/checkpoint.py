@@ -1,10 +1,10 @@
-"""Checkpoints: weights, optimizer and data position in one orbax step, written so that a half-written one is never read.
+"""Checkpoints: weights, optimizer state and position in the data as one orbax step. An incomplete one is never read.
 
-    <folder>/<step>/state     every process writes its part of the arrays
-                    position  where the data stood, all shards of it
+    <folder>/<step>/state     the arrays; every process writes its part
+                    position  position in the data, of all shards
                     metrics   what `training.keep_best` compares
 
-A checkpoint does not depend on the mesh or the number of processes that wrote it. The folder may be in a bucket.
+A checkpoint does not depend on the mesh or on the number of processes that wrote it. The folder may be in a bucket.
 """
 
 import logging
@@ -18,24 +18,28 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from generalist.config.run import TrainingConfig
 from generalist.training.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains every step at length
+# Orbax logs through absl at every checkpoint, in the middle of the progress line. Its errors still show.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def where(folder: str) -> epath.Path:
-    """The folder's absolute path; of a bucket, its address."""
+def absolute(folder: str) -> epath.Path:
+    """The absolute path of a local folder; a bucket's address as it is."""
+    # Orbax refuses relative paths. `absolute` would turn gs://bucket into a local path below the working directory.
     return epath.Path(folder) if "://" in folder else epath.Path(folder).absolute()
 
 
 def kept(training: TrainingConfig) -> preservation_policy.AnyPreservationPolicy:
-    """Which checkpoints stay: the newest, those of every so many steps, those with the lowest metric."""
+    """Which checkpoints stay: the newest, every n-th, and those with the lowest metric."""
     policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(training.keep)]
     if training.keep_every:
         policies.append(preservation_policy.EveryNSteps(training.keep_every))
     if training.keep_best:
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[training.best_metric],
+            # Orbax keeps the end of the sorted list; descending order puts the lowest value there.
             reverse=True,
             n=training.keep_best,
+            # Otherwise every checkpoint saved before `keep_best` was set would be kept for good.
             keep_checkpoints_without_metrics=False,
         )
         policies.append(best)
@@ -43,18 +47,20 @@ def kept(training: TrainingConfig) -> preservation_policy.AnyPreservationPolicy:
 
 
 class Checkpoints:
-    """The checkpoints of one run. A save goes on in the background; orbax renames it into place once it is whole, and only then
-    removes older ones. Of several processes, all call every method together.
+    """The checkpoints of one run. If there are several processes, all of them must call every method together.
+
+    Saving continues in the background. Orbax renames a checkpoint into place once it is complete, and only then removes older
+    ones.
 
     Args:
         folder: a local folder or a bucket's address.
-        training: which of them are kept.
+        training: decides which checkpoints are kept.
     """
 
     def __init__(self, folder: str, training: TrainingConfig):
         self.folder, self._best = folder, training.best_metric if training.keep_best else None
         self._manager = ocp.CheckpointManager(
-            where(folder),
+            absolute(folder),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=kept(training), enable_async_checkpointing=True, enable_background_delete=True
             ),
@@ -62,36 +68,44 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest whole checkpoint's step, None if there is none."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, position: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Saves the state and the position in the data (JSON values) that it has consumed up to; returns before it is on disk.
+        """Saves the state together with the position in the data that it has reached; returns before they are on disk.
 
         Args:
-            metrics: what is known of the state; with `training.keep_best` it must have `training.best_metric`.
+            position: JSON values.
+            metrics: the state's metrics; with `training.keep_best` they must include `training.best_metric`.
 
         Raises:
-            ValueError: the metric that decides which checkpoints are kept is not among them.
-            OSError: an earlier save failed, for instance on a full disk; earlier checkpoints are untouched.
+            ValueError: `training.best_metric` is not among the metrics.
+            OSError: this or an earlier save failed, for instance on a full disk; earlier checkpoints are untouched.
         """
         step = int(state.step)
+        # A run that stops right after a checkpoint saves the same step again, which orbax refuses.
         if step == self.latest:
             return
         if self._best is not None and self._best not in (metrics or {}):
             known = ", ".join(sorted(metrics or {})) or "none yet"
-            raise ValueError(f"training.best_metric = {self._best} is no metric of this run; there are: {known}")
+            raise ValueError(f"training.best_metric = {self._best} is not a metric of this run; there are: {known}")
         try:
             self._manager.save(
                 step,
                 metrics=dict(metrics) if self._best is not None and metrics else None,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(dict(position))),
             )
-        except Exception as error:
+        except Exception as error:  # orbax and tensorstore raise many types for one cause, a full disk
             raise OSError(self._explain(error)) from error
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, laid out as `abstract_state` says, on any mesh and by any number of processes; and the position.
+        """Reads the newest checkpoint, whatever mesh and number of processes wrote it.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings that the state gets.
+
+        Returns:
+            The state, and the position in the data.
 
         Raises:
             ValueError: the checkpoint does not fit the model, or is damaged.
@@ -107,16 +121,17 @@ class Checkpoints:
         except Exception as error:
             raise ValueError(
                 f"checkpoint {self.folder}/{step} can't be read ({type(error).__name__}: {first_line(error)}); "
-                "delete that folder to go on from the one before it"
+                "delete that folder to continue from the checkpoint before it"
             ) from error
         return restored["state"], restored["position"]
 
     def wait(self) -> None:
-        """Until every save is on disk.
+        """Blocks until every save is on disk.
 
         Raises:
             OSError: a save failed; earlier checkpoints are untouched.
         """
+        # A save in the background reports its error only here, or when the next one begins.
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -128,25 +143,35 @@ class Checkpoints:
     def _explain(self, error: Exception) -> str:
         return (
             f"saving a checkpoint under {self.folder} failed ({type(error).__name__}: {first_line(error)}); earlier checkpoints "
-            "are whole: free some space and run the same command again"
+            "are complete: free some space and run the same command again"
         )
 
 
 def restore_params(
     folder: str, abstract_params: Any, abstract_frozen: Any, step: int | None = None, *, mean: bool = False
 ) -> tuple[Any, Any, int]:
-    """The weights alone of a checkpoint, the newest unless `step` is given; returns the trained ones (or their moving average,
-    with `mean`), the frozen ones and their step.
+    """Reads only the weights of a checkpoint.
+
+    Args:
+        abstract_params: shapes, dtypes and shardings of the trained parameters.
+        abstract_frozen: the same of the frozen ones.
+        step: which checkpoint; None: the newest.
+        mean: read the moving average of the trained parameters instead of themselves.
+
+    Returns:
+        Trained parameters, frozen ones, and their step.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no such checkpoint.
     """
-    with ocp.CheckpointManager(where(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    # Read-only: the run may still be training into this folder.
+    with ocp.CheckpointManager(absolute(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step() if step is None else step
-    path = where(folder) / str(step) / "state"
+    path = absolute(folder) / str(step) / "state"
     if step is None or not path.exists():
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, with the same preset and run name")
     trained = "mean_params" if mean else "params"
+    # `partial_restore` leaves the rest of the state unread: Adam's moments alone are twice the size of the weights.
     item = {trained: abstract_params, "frozen": abstract_frozen}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
@@ -159,5 +184,5 @@ def restore_params(
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for errors that print pages."""
+    """The first line of an error's message, cut to 200 characters: orbax's messages can fill pages."""
     return (str(error).strip().splitlines() or [""])[0][:200]

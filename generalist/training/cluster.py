@@ -7,11 +7,12 @@ from rich.console import Console
 
 from generalist.config.run import ClusterConfig
 
-JOIN_SECONDS = 600  # that processes wait for the last of them to start
+JOIN_SECONDS = 600  # how long processes wait for the last one to start
 
 
 def several_expected(environment: Mapping[str, str]) -> bool:
-    """Whether the launcher says that this process is one of several: a Slurm step, a TPU slice on GKE, several slices."""
+    """Whether the launcher's environment variables say that this process is one of several."""
+    # In this order: a Slurm step, the hosts of a TPU slice on GKE, several TPU slices.
     return (
         int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -20,13 +21,13 @@ def several_expected(environment: Mapping[str, str]) -> bool:
 
 
 def join(cluster: ClusterConfig, console: Console) -> bool:
-    """Joins the other processes, by hand or as the machine says; all but the first one are quiet from then on.
+    """Joins the other processes, by the settings or as the launcher says. All but the first print nothing from then on.
 
     Returns:
-        Whether there are others.
+        Whether there are other processes.
 
     Raises:
-        RuntimeError: the others do not come, or the machine does not say where they are.
+        RuntimeError: the others do not start in time, or the launcher does not say where they are.
     """
     if cluster.coordinator is None and not several_expected(os.environ):
         return False
@@ -45,5 +46,7 @@ def join(cluster: ClusterConfig, console: Console) -> bool:
     console.quiet = jax.process_index() > 0
     from generalist.training.hosts import wait_for_all
 
-    wait_for_all("joined")  # connects them while all are here: later they may wait for each other as long as it takes
+    # The first collective connects all processes, and fails if one is late. Done now, while all of them have just started,
+    # later collectives may wait as long as it takes, for example while the first process records experts.
+    wait_for_all("joined")
     return True

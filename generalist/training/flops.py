@@ -1,4 +1,7 @@
-"""How fast a step could be: its FLOPs by arithmetic, and the devices' peak."""
+"""Model FLOPs of a training step by arithmetic, and the peak rate of the devices: their ratio is the utilisation (MFU).
+
+Dimension key: B rows, L positions, D width, N heads, H head size, C channels.
+"""
 
 import math
 import time
@@ -16,20 +19,17 @@ from generalist.system.chips import chip_of
 
 
 def peak_flops() -> float:
-    """FLOP/s of all devices: from the makers' data sheets, else measured by a matrix product in the type that is computed with,
-    float32 on a CPU and bfloat16 elsewhere.
-
-    Simulated CPU devices share one processor, which is measured once.
-    """
+    """Peak FLOP/s of all devices together: by the makers' data sheets, otherwise measured with a matrix product in the compute
+    dtype, float32 on a CPU and bfloat16 elsewhere."""
     device = jax.devices()[0]
     if (chip := chip_of(device.device_kind)) is not None:
         return chip.flops * jax.device_count()
-    alone = device.platform == "cpu"
-    # Large enough that a GPU's launch is nothing beside it.
-    size, dtype, devices = (2048, jnp.float32, 1) if alone else (8192, jnp.bfloat16, jax.device_count())
+    # Simulated CPU devices share one processor, so they count as one. 8192 is large enough to hide the launch of a GPU kernel.
+    on_cpu = device.platform == "cpu"
+    size, dtype, devices = (2048, jnp.float32, 1) if on_cpu else (8192, jnp.bfloat16, jax.device_count())
     matrix = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(lambda a: a @ a)
-    product(matrix).block_until_ready()
+    product(matrix).block_until_ready()  # compiles
     best = min(_seconds(lambda: product(matrix).block_until_ready()) for _ in range(5))
     return 2 * size**3 / best * devices
 
@@ -41,21 +41,27 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
-    """FLOPs of one training step by arithmetic, whatever the program really does: recomputation and padding's share count as
-    the shapes say. A matrix parameter costs 6 per position that passes through it (2 forward, 4 backward; 4 where it is frozen,
-    since the gradient still passes through), causal attention 12 · width of all heads · length / 2 per position and layer (scores
-    and mixing).
+    """FLOPs of one training step by the shapes alone (PaLM, appendix B): padding counts as if it were tokens, and what remat
+    recomputes does not count.
+
+    Args:
+        params: nested parameters; only their shapes are read.
     """
     config = spec.config
+    # One matrix parameter costs 6 FLOPs per position that passes through it: 2 forward, 4 backward. The output matrix is a part
+    # of this whether or not it is tied to the embedding, whose lookup costs nothing.
     trunk = count_parameters(params["blocks"]) + config.width * spec.vocabulary.size
+    # Scores and mixing cost 12 · L · N · H per position and layer, of which a causal mask leaves half.
     attention = 6 * config.layers * batch.length * config.heads * config.head_size
     frozen = config.trunk != "none" and config.trunk_frozen
+    # A frozen matrix has no gradient of its own, but the gradient of its input is computed: 2 forward, 2 backward.
     total = batch.rows * batch.length * ((4.0 if frozen else 6.0) * trunk + attention)
     if spec.projection_width:
         total += 6.0 * batch.tensors * count_parameters(params["tensor_embedder"])
+    # Payloads count with the budgets of the batch, as padding does.
     if spec.frames:
         channels, cells = config.frame_channels, config.frame_size / 4
-        stem = cells**2 * 48 * channels
+        stem = cells**2 * 48 * channels  # one product per 4 × 4 × 3 block of pixels
         convolutions = (cells / 2) ** 2 * 9 * channels * 2 * channels + (cells / 4) ** 2 * 9 * (2 * channels) ** 2
         total += 6.0 * batch.frames * (stem + convolutions + count_parameters(params["frame_embedder"]["out"]))
     if spec.channels:
@@ -68,14 +74,16 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
 
 
 def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
-    """Products of the resampler and of the gated layers in one forward pass, at their budgets; the frozen encoder's, which
-    are no training, are left out."""
+    """Multiplications in one forward pass of the resampler and of the gated layers, at the budgets of the batch. The frozen
+    encoder is left out: it is not trained, and runs outside the step."""
     vision = spec.config.vision
     gated = params["gated"]
     layers = gated["attention_gate"].shape[0]
     visual = batch.rows * batch.row_images * vision.latents
     positions = batch.rows * batch.length
     keys = count_parameters(gated["key_value"])
+    # Keys and values are computed per visual token, everything else of a gated layer per position. Scores count as if every
+    # position attended to all images of its row.
     scores = 2 * layers * positions * batch.row_images * vision.latents * math.prod(vision.cross_attention)
     resampled = count_parameters(params["resampler"]["layers"]) * batch.images * vision.latents
     return positions * (count_parameters(gated) - keys) + visual * keys + scores + resampled

@@ -1,4 +1,4 @@
-"""Stopping between two steps: Ctrl-C, and what a cluster sends before it takes a machine away."""
+"""Stopping between two steps, on Ctrl-C or on the signal that a cluster sends before it takes a machine away."""
 
 import dataclasses
 import signal
@@ -8,16 +8,17 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """The user asked to stop; everything up to the last finished step is saved."""
+    """The run was asked to stop; everything up to the last finished step is saved."""
 
 
 @dataclasses.dataclass
 class Interrupt:
-    """Turns the first signal to stop into a flag, so that a step is never cut in half; the second one ends at once."""
+    """Turns the first signal to stop into a flag, which the loop reads between two steps. A second signal stops at once."""
 
     asked: bool = False
 
     def __enter__(self) -> "Interrupt":
+        # Python allows this in the main thread only, where the loop runs.
         self._previous = {number: signal.signal(number, self._ask) for number in STOPS}
         return self
 
@@ -27,6 +28,6 @@ class Interrupt:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.asked:
+        if self.asked:  # a step or a save that hangs must not make the process unkillable
             raise KeyboardInterrupt
         self.asked = True

@@ -1,4 +1,4 @@
-"""Where metrics go: one line on the screen with the time left, JSONL, TensorBoard."""
+"""Where metrics go: a progress line on the screen, a JSONL file, TensorBoard."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from generalist.system.progress import Progress, TimeLeft
 
 
 def forget_later(path: Path, step: int) -> None:
-    """Takes out of a metrics file what a killed process wrote after the checkpoint of `step`, from which it is done again."""
+    """Removes the lines after `step` from a metrics file: a process that was killed wrote them after its last checkpoint, and
+    the resumed run writes them again."""
     if not path.exists():
         return
     kept = []
@@ -22,20 +23,22 @@ def forget_later(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except json.JSONDecodeError:  # cut off
+        except json.JSONDecodeError:  # the process was killed while it wrote this line
             continue
+    # Replaced as a whole, so that a kill at this moment does not lose the lines that are kept.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
 
 class Metrics:
-    """Shows and stores what a run measures. Of several processes only the first one does.
+    """Shows and stores the metrics of a run. If there are several processes, only the first does.
 
     Args:
-        folder: gets `metrics.jsonl` and `tensorboard/`.
+        folder: of the run; gets `metrics.jsonl` and `tensorboard/`.
         total: steps of the run.
-        start: step at which this process begins.
+        start: step after which this process begins.
+        console: of the progress line.
     """
 
     def __init__(self, folder: Path, total: int, start: int, console: Console):
@@ -43,6 +46,7 @@ class Metrics:
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter  # slow to import, and only training needs it
 
+            # Both records are cut back to the checkpoint: `purge_step` does for TensorBoard what `forget_later` does here.
             forget_later(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
@@ -70,21 +74,21 @@ class Metrics:
             self._file.close()
 
     def advance(self, step: int, status: str | None = None) -> None:
-        """Moves the bar; `status` is the short text beside it."""
+        """Moves the progress bar to `step`. `status`: text beside the bar; None leaves it as it is."""
         fields: dict[str, Any] = {} if status is None else {"status": status}
         self.progress.update(self._task, completed=step, **fields)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of JSON and one TensorBoard point a value."""
+        """Stores one line of JSON, and one point per value for TensorBoard."""
         if self._board is None or self._file is None:
             return
         self._file.write(
             json.dumps({"step": step, **{name: round(float(value), 6) for name, value in values.items()}}) + "\n"
         )
-        self._file.flush()
+        self._file.flush()  # for whoever follows the file, and so that a kill loses no finished line
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 
     def say(self, line: str) -> None:
-        """A line above the bar that stays."""
+        """Prints a line above the progress bar."""
         self.progress.console.print(line, highlight=False)

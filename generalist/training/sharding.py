@@ -1,7 +1,9 @@
-"""Sharding is data: one ordered table from parameter paths to mesh axes, the mesh they refer to, and where a batch goes.
+"""Sharding as data: one ordered table from parameter paths to mesh axes, the mesh, and where each part of a batch goes.
 
 The axes are `data` (weights replicated, rows split), `fsdp` (weights and rows split), `tensor` (matrices and heads split) and
 `sequence` (positions split, for long contexts).
+
+Dimension key: N rows or payloads of this process's shards, G the same of the whole batch.
 """
 
 import functools
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
 
 from generalist.config.run import TrainingConfig
 from generalist.model.params import flat, path_string
@@ -20,7 +23,10 @@ from generalist.model.params import flat, path_string
 AXES = ("data", "fsdp", "tensor", "sequence")
 ROWS = ("data", "fsdp")
 
-# The first pattern that matches a parameter's path decides. Stacked block parameters carry a leading layer axis, never split.
+# The first pattern that matches a parameter's path decides. Parameters of blocks are stacked: their leading axis, the layers, is
+# never split, since the scan over layers would have to gather it whole.
+# Along `tensor`, the first product of a sub-layer is split by its outputs and the second by its inputs: the activations between
+# them stay on their device, and one sum per sub-layer is exchanged (Megatron-LM, Shoeybi et al., 2019, section 3).
 RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/.*(qkv|up)/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
@@ -29,14 +35,14 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"^visual/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
     (r"embedder/.*(projection|out|hidden)/kernel", P("fsdp", "tensor")),
 )
-SMALLEST_SPLIT = 2**16  # scalars: splitting less costs more in messages than it saves in memory
+SMALLEST_SPLIT = 2**16  # numbers; splitting a smaller parameter costs more in messages than it saves in memory
 
 
 def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that the settings describe, over all devices of all processes; one size may be -1 and takes what the others leave.
+    """The mesh that the settings describe. One of its sizes may be -1: the devices that the others leave.
 
     Args:
-        devices: others than those of this run, to compile for.
+        devices: to compile for devices that are not there; None: all devices of all processes.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or cannot be laid along a TPU slice's links.
@@ -45,6 +51,7 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
     sizes = [training.data_axis, training.fsdp_axis, training.tensor_axis, training.sequence_axis]
     if -1 in sizes:
         known = math.prod(size for size in sizes if size != -1)
+        # At least 1, so that the message below names the sizes that were given.
         sizes[sizes.index(-1)] = max(1, count // known)
     if math.prod(sizes) != count:
         raise ValueError(
@@ -53,17 +60,19 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
         )
     try:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    except NotImplementedError as error:  # JAX's own for a mesh that it can't lay over a TPU slice's wiring
+    except NotImplementedError as error:  # what JAX raises for a mesh that does not fit the links of a TPU slice
         raise ValueError(
-            "the mesh does not fit the slice's wiring: each of --training.*-axis must be 1, a side of the slice, or a product of "
-            "sides"
+            "the mesh does not fit the links of the slice: each of --training.*-axis must be 1, a side of the slice, or a "
+            "product of sides"
         ) from error
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The mesh axes of one parameter: by the table, else the largest axis that divides goes to `fsdp`."""
+    """The mesh axes of one parameter: by the table, otherwise its largest dimension that divides is split over `fsdp`."""
     for pattern, spec in RULES:
+        # The rank is compared too: in a layer that is not stacked the path is the same, but the kernel has no leading axis.
         if re.search(pattern, path) and len(spec) == len(shape):
+            # A dimension that an axis does not divide stays whole; the other dimensions are split nevertheless.
             return P(
                 *(axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(spec, shape, strict=True))
             )
@@ -75,24 +84,25 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def parameter_shardings(params, mesh: Mesh):
-    """A tree of `NamedSharding` for a tree of (abstract) parameters."""
+    """A tree of `NamedSharding` for a tree of parameters or of their shapes."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, parameter_spec(path_string(path), leaf.shape, mesh)), params
     )
 
 
 def moment_shardings(opt_state, shardings):
-    """Shardings of an optimizer's state: what it keeps of a parameter, whose path ends as the parameter's, lies as that does; the
-    rest, counts, is everywhere. Without being told, jit would give all of it whole to every device.
+    """Shardings of an optimizer's state: moments are sharded as their parameters, and counts are replicated.
 
     Args:
         opt_state: a tree of abstract arrays.
-        shardings: of the parameters.
+        shardings: of the trained parameters.
     """
+    # Left to jit, the whole state would be replicated on every device.
     of_path = flat(shardings)
     replicated = NamedSharding(next(iter(of_path.values())).mesh, P())
 
     def sharding(path: tuple, _) -> NamedSharding:
+        # A moment's path is its parameter's after the names of the optimizer's transformations, such as 1/0/mu/blocks/...
         parts = path_string(path).split("/")
         ends = ("/".join(parts[at:]) for at in range(len(parts)))
         return next((of_path[end] for end in ends if end in of_path), replicated)
@@ -101,8 +111,13 @@ def moment_shardings(opt_state, shardings):
 
 
 def rows_sharding(shape: tuple[int, ...], mesh: Mesh, *, positions: bool = False) -> NamedSharding:
-    """A batch's array: rows or payloads are split over `data` and `fsdp`, and the second axis, where it is of `positions`, over
-    `sequence`; an axis that does not divide stays whole."""
+    """The sharding of one array of a batch: its rows or payloads are split over `data` and `fsdp`. A dimension that does not
+    divide stays whole.
+
+    Args:
+        shape: of the array in the whole batch.
+        positions: the second dimension are the positions of a row, which are split over `sequence`.
+    """
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     spec: list[str | tuple[str, ...] | None] = [ROWS if shape[0] and shape[0] % parts == 0 else None]
     if positions and shape[1] % mesh.shape["sequence"] == 0:
@@ -112,12 +127,11 @@ def rows_sharding(shape: tuple[int, ...], mesh: Mesh, *, positions: bool = False
 
 @functools.cache
 def own_shards(mesh: Mesh, shards: int) -> tuple[int, ...]:
-    """Which of a batch's shards this process's devices need, in order.
-
-    Of several processes, those that a `tensor` or `sequence` axis spans need the same ones.
+    """The shards of a batch that this process's devices need, in order. Processes along one `tensor` or `sequence` axis need the
+    same shards.
 
     Raises:
-        ValueError: shards and rows do not divide among several processes' devices.
+        ValueError: there are several processes, and shards and devices do not divide each other.
     """
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if jax.process_count() > 1 and shards % parts and parts % shards:
@@ -125,6 +139,7 @@ def own_shards(mesh: Mesh, shards: int) -> tuple[int, ...]:
             f"data.shards = {shards} and the {parts} devices along training.data_axis × fsdp_axis do not divide each other: "
             "make data.shards a multiple of their number"
         )
+    # A batch of this many rows divides both among the devices and among the shards, so that each row belongs to one of either.
     rows = math.lcm(parts, shards)
     index = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,))
     each = rows // shards
@@ -132,19 +147,29 @@ def own_shards(mesh: Mesh, shards: int) -> tuple[int, ...]:
     return tuple(sorted(owned))
 
 
-def place(name: str, leaf: np.ndarray, sharding: NamedSharding, own: Sequence[int], shards: int) -> jax.Array:
-    """An array whose first axis holds this process's own shards, as the part of the global one that its devices need.
+def place(
+    name: str, leaf: Shaped[np.ndarray, "N ..."], sharding: NamedSharding, own: Sequence[int], shards: int
+) -> Shaped[Array, "G ..."]:
+    """An array of a batch, on the devices.
+
+    Args:
+        name: of the array, for messages.
+        leaf: this process's shards, one after the other.
+        sharding: of the whole array.
+        own: numbers of this process's shards (`own_shards`).
+        shards: how many the whole batch has.
 
     Raises:
-        ValueError: the devices along `data` and `fsdp` do not share it equally, and so would need the shards of other processes.
+        ValueError: this process's devices would need rows of other processes, since they do not share the array equally.
     """
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     each = len(leaf) // len(own)
-    first = {shard: at * each for at, shard in enumerate(own)}
+    first = {shard: at * each for at, shard in enumerate(own)}  # shard → its first row in `leaf`
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        if index is None or not each:
+    def part(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, "n ..."]:
+        """The rows of the whole array that one device asks for, cut out of `leaf`."""
+        if index is None or not each:  # a payload that no batch has: all devices hold it whole, with no rows
             return leaf
         rows = range(*index[0].indices(each * shards))
         if len(rows) > len(leaf):
@@ -152,7 +177,8 @@ def place(name: str, leaf: np.ndarray, sharding: NamedSharding, own: Sequence[in
                 f"data.{name} = {each * shards} must be a multiple of training.data_axis × fsdp_axis, since there are "
                 f"{jax.process_count()} processes"
             )
-        start = first[rows.start // each] + rows.start % each  # further shards of these rows stand behind it
+        # If the rows span several shards, the further ones follow in `leaf` too: `own` is in order.
+        start = first[rows.start // each] + rows.start % each
         return leaf[(slice(start, start + len(rows)), *index[1:])]
 
     return jax.make_array_from_callback((each * shards, *leaf.shape[1:]), sharding, part)

@@ -1,4 +1,7 @@
-"""The one jitted training step, for any loss: gradients, clipping, the optimizer, the moving average, and what was measured."""
+"""The jitted training step, the same for every loss: gradients, clipping, optimizer, moving average, metrics.
+
+Dimension key: N rows of a batch, C micro-batches, M rows of a micro-batch (N = C · M).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, Shaped
 
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike
@@ -17,35 +20,37 @@ from generalist.model.params import flat, nested
 from generalist.training.optimizer import make_optimizer
 from generalist.training.state import Parameters, TrainState, abstract_state, compute_dtype, fresh_state
 
-Gradients = Callable[[Any, Any, Any, Array], tuple[tuple[Array, Any], Any]]
-"""Trained parameters, frozen ones, a batch and a key to ((loss, what else was measured), gradients of the trained ones)."""
+Gradients = Callable[[Any, Any, Any, Key[Array, ""]], tuple[tuple[Float[Array, ""], Any], Any]]
+"""From trained parameters, frozen ones, batch and key to ((loss, what else was measured), gradients of the trained ones)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """What a step measured; numpy once it is fetched."""
+    """What a step measured: JAX arrays that become numpy arrays once they are fetched."""
 
     loss: Float[ArrayLike, ""]
-    """Not finite in a step that was skipped for it."""
+    """May be infinite or NaN in a skipped step."""
     gradient_norm: Float[ArrayLike, ""]
-    """Before clipping."""
+    """Global norm before clipping."""
     skipped: Float[ArrayLike, ""]
-    """1 where the loss or a gradient was not finite: the parameters are as before; else 0."""
+    """1 if the loss or a gradient was not finite, so that the parameters did not change; otherwise 0."""
     parts: Any
-    """What else the loss measures: sums over the batch, so that several steps can be averaged exactly."""
+    """What else the loss measured: sums over the batch, so that several steps can be averaged exactly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """The compiled pieces of a run: how to start, how to step, and where everything lives on the mesh."""
+    """The compiled functions of a run, and where its state lives on the mesh."""
 
     initialize: Callable[[Any], TrainState]
-    """Fresh parameters, except for those given, nested; {} gives none."""
-    step: Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]
-    """Donates the state: use only the returned one."""
+    """Draws the parameters, except those that are given, nested; {} gives none."""
+    step: Callable[[TrainState, Any, Key[Array, ""]], tuple[TrainState, StepMetrics]]
+    """One step from state, batch and key. Donates the state: only the returned one may be used."""
     state_shardings: TrainState
+    """A `NamedSharding` in place of every array."""
     abstract_state: TrainState
+    """A `jax.ShapeDtypeStruct` with its sharding in place of every array."""
     mesh: Mesh
 
 
@@ -59,7 +64,9 @@ def compile_trainer(
     """Builds the trainer of a loss; nothing is computed before `initialize` is called.
 
     Args:
-        project: applied to the parameters after each update, for those that must stay within a range.
+        parameters: how they are drawn and divided.
+        gradients: of the loss.
+        project: applied to the parameters after each update, to keep some of them within a range.
     """
     optimizer, dtype = make_optimizer(training), compute_dtype(training.dtype, mesh.devices.flat[0].platform)
     abstract = abstract_state(parameters, training, optimizer, dtype, mesh)
@@ -67,6 +74,7 @@ def compile_trainer(
     of_path = flat(shardings.params) | flat(shardings.frozen)
 
     def initialize(given: Any) -> TrainState:
+        # Placed before the call: a pretrained trunk need not fit one device whole.
         placed = {path: jax.device_put(array, of_path[path]) for path, array in flat(given).items()}
         with jax.set_mesh(mesh):
             return jax.jit(
@@ -86,25 +94,30 @@ def compile_trainer(
 def make_step(
     gradients: Gradients, optimizer: optax.GradientTransformation, ema: float, project: Callable[[Any], Any]
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, StepMetrics]]:
-    """The step that is compiled: state, batch and key to the next state and what was measured."""
+    """The function that `Trainer.step` compiles.
 
-    def step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, StepMetrics]:
-        # One key a step, derived from its number: a resumed run draws what the uninterrupted one would have drawn.
+    Args:
+        ema: decay of the moving average of the weights; 0: none is kept.
+        project: as in `compile_trainer`.
+    """
+
+    def step(state: TrainState, batch: Any, key: Key[Array, ""]) -> tuple[TrainState, StepMetrics]:
+        # One key per step, derived from its number: a resumed run draws what an uninterrupted one would have drawn.
         (value, parts), gradient = gradients(state.params, state.frozen, batch, jax.random.fold_in(key, state.step))
         norm = optax.tree.norm(gradient)
         sound = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = project(optax.apply_updates(state.params, updates))
-        # One bad batch must not end a long run, nor leave anything in the moments: the step is as if it had not been.
+        # One bad batch must neither end a long run nor leave NaN in the moments: the step is undone, except for its number.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        # Young averages follow faster: the first weights, which are random, are soon forgotten.
+        # A young average follows faster, so that the random weights of the beginning are soon forgotten: the decay is at most
+        # (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage.
         share = jnp.where(sound, jnp.maximum(1 - ema, 9 / (10 + state.step)), 0)
-        mean_params = jax.tree.map(
-            lambda mean, new: mean + share * (new - mean), state.mean_params, params if ema else {}
-        )
+        mean_params = optax.incremental_update(params if ema else {}, state.mean_params, share)
         metrics = StepMetrics(loss=value, gradient_norm=norm, skipped=1.0 - sound, parts=parts)
+        # Skipped steps count too: `state.step` is the number of batches that were taken from the data.
         following = dataclasses.replace(
             state, step=state.step + 1, params=params, mean_params=mean_params, opt_state=opt_state
         )
@@ -113,8 +126,14 @@ def make_step(
     return step
 
 
-def split(x: Array, shards: int, count: int) -> Array:
-    """An array of `shards` pieces as those of `count` micro-batches on a new first axis, each with every `count`-th piece: pieces
-    stay on the devices that have them."""
-    pieces = x.reshape(shards // count, count, x.shape[0] // shards, *x.shape[1:])
+def split(x: Shaped[Array, "N ..."], shards: int, count: int) -> Shaped[Array, "C M ..."]:
+    """An array of a batch, divided into micro-batches.
+
+    Args:
+        shards: equal pieces that `x` consists of.
+        count: C; each micro-batch gets every C-th piece.
+    """
+    # Every C-th piece rather than C consecutive blocks: a device holds consecutive pieces, and so has a part of every
+    # micro-batch. With blocks, each micro-batch would be on a few devices while the others wait.
+    pieces = x.reshape(shards // count, count, x.shape[0] // shards, *x.shape[1:])  # (shards / C, C, N / shards, ...)
     return jnp.moveaxis(pieces, 1, 0).reshape(count, x.shape[0] // count, *x.shape[1:])

@@ -1,6 +1,7 @@
-"""The generalist's trainer: gradients of the next token's loss, in micro-batches, and where a packed batch goes.
+"""The generalist's trainer: gradients of the next-token loss, in micro-batches, and the placing of packed batches.
 
-Dimension key: B rows, L positions, K kinds of token, S sources.
+Dimension key: B rows, L positions, J images, S pixels per side, T cells of the encoder's grid, F channels of its features, N rows
+or payloads of this process, G the same of the whole batch, M of a micro-batch.
 """
 
 import dataclasses
@@ -13,14 +14,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.params import divided, path_string, united
 from generalist.model.transformer import create
-from generalist.training.loss import make_loss, token_weights
+from generalist.training.loss import TokenSums, make_loss, token_weights
 from generalist.training.sharding import make_mesh, own_shards, parameter_shardings, place, rows_sharding
 from generalist.training.state import Parameters, compute_dtype, computed
 from generalist.training.step import Gradients, Trainer, compile_trainer, split
@@ -29,13 +30,13 @@ from generalist.vision.encoder import VisionEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenTrainer(Trainer):
-    """The generalist's trainer; its batches are `Batch`es."""
+    """The generalist's trainer: its batches are of type `Batch`."""
 
-    encode: Callable[[Array], Array] | None = None
-    """Pixels to features, by a frozen encoder. Outside the step: it has no gradient and no optimizer state."""
+    encode: Callable[[UInt8[Array, "J S S 3"]], Float[Array, "J T F"]] | None = None
+    """A frozen encoder, compiled. It runs outside the step, since it has no gradient and no optimizer state."""
 
     def abstract_batch(self, spec: BatchSpec, pad: int = 0) -> Batch:
-        """The shapes of a whole batch, where it lives on the mesh; with room for every payload."""
+        """Shapes and shardings of a whole batch that uses every budget."""
         zeros = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, spec.zeros(pad)))
 
         def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -45,23 +46,26 @@ class TokenTrainer(Trainer):
         return dataclasses.replace(jax.tree.map(placed, zeros), shards=spec.shards)
 
     def place(self, batch: Batch, shards: int | None = None) -> Batch:
-        """This process's shards of a batch, moved to the devices as the step wants them, images as features.
+        """Moves a batch to the devices in the form that the step takes, with images as features.
 
         Args:
-            shards: how many the whole batch has, if other processes have some of them.
+            batch: this process's shards, as numpy arrays.
+            shards: number of shards of the whole batch, if other processes have some of them.
 
         Raises:
-            ValueError: its shapes do not divide among the processes' devices.
+            ValueError: there are several processes, and the batch does not divide among their devices.
         """
         shards = batch.shards if shards is None else shards
         own = own_shards(self.mesh, shards)
 
-        def put(path: tuple, leaf: np.ndarray) -> Array:
+        def put(path: tuple, leaf: Shaped[np.ndarray, "N ..."]) -> Shaped[Array, "G ..."]:
+            # Fields of shape (B, L) are those with a value per position; they alone are split along the sequence.
             shape = (len(leaf) // len(own) * shards, *leaf.shape[1:])
             sharding = rows_sharding(shape, self.mesh, positions=leaf.shape == batch.tokens.shape)
             return place(path_string(path), leaf, sharding, own, shards)
 
         placed = dataclasses.replace(jax.tree_util.tree_map_with_path(put, batch), shards=shards)
+        # Features that were stored before training (`data.features`) come in place of pixels, as float16.
         if self.encode is None or not len(placed.images) or placed.images.dtype != np.uint8:
             return placed
         return dataclasses.replace(placed, images=self.encode(placed.images))
@@ -78,9 +82,9 @@ def make_trainer(
     """Builds the trainer; nothing is computed before `initialize` is called.
 
     Args:
-        mesh: None takes all devices.
+        mesh: None: all devices, as the settings arrange them.
         weights: of the data's sources, in the order of the batches' `source` ids.
-        encoder: the frozen encoder, where batches carry pixels.
+        encoder: the frozen encoder, if batches carry pixels.
     """
     mesh = make_mesh(training) if mesh is None else mesh
     dtype = compute_dtype(training.dtype, mesh.devices.flat[0].platform)
@@ -89,6 +93,7 @@ def make_trainer(
         draw=lambda: nnx.to_pure_dict(nnx.state(create(spec, training.seed), nnx.Param)),
         divide=lambda params: divided(params, spec.config),
     )
+    # Everything that has the structure of the parameters can be divided like them, shardings too.
     shardings, _ = parameters.divide(parameter_shardings(nnx.to_pure_dict(abstract), mesh))
     gradients = make_gradients(graph, spec, training, dtype, weights, shardings)
     trainer = compile_trainer(parameters, gradients, training, mesh)
@@ -99,7 +104,7 @@ def make_trainer(
 
 
 def encoder_on(mesh: Mesh, encoder: VisionEncoder, dtype: DTypeLike) -> Any:
-    """A frozen encoder's parameters, sharded and in the compute type."""
+    """A frozen encoder's parameters, in the compute dtype and sharded over the mesh."""
     params = computed(encoder.params, dtype)
     return jax.tree.map(jax.device_put, params, parameter_shardings(params, mesh))
 
@@ -112,35 +117,46 @@ def make_gradients(
     weights: Sequence[float],
     shardings: Any,
 ) -> Gradients:
-    """Loss and gradients of a batch, of one micro-batch after the other if there are several.
+    """Makes the function that computes loss and gradients of a batch, in micro-batches one after the other if there are several.
 
     Args:
-        shardings: of the trained parameters, which their gradients get as well.
+        graph: the model without its parameters.
+        dtype: compute dtype.
+        weights: of the data's sources.
+        shardings: of the trained parameters; their gradients get the same.
     """
     loss = make_loss(graph, spec.vocabulary, len(weights), training.z_loss, training.loss_chunks)
 
-    def of_micro_batch(params: Any, frozen: Any, batch: Batch, weight: Array, key: Array):
+    def of_micro_batch(
+        params: Any, frozen: Any, batch: Batch, weight: Float[Array, "M L"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], TokenSums]:
+        # The cast is differentiated too: gradients come back in float32, the type of the trained parameters.
         return loss(united(computed(params, dtype), frozen), batch, weight, dtype, key)
 
-    def gradients(params: Any, frozen: Any, batch: Batch, key: Array):
-        # Weights of the whole batch: the sum over micro-batches is then the very loss of the batch in one piece.
+    def gradients(
+        params: Any, frozen: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], TokenSums], Any]:
+        # Factors that are normalised over the whole batch: summed over its micro-batches, the loss is that of the whole batch.
+        # A mean of the micro-batches' means would favour the tokens of those that hold fewer.
         weight = token_weights(batch, weights, training.average)
         differentiated = jax.value_and_grad(of_micro_batch, has_aux=True)
         count = training.micro_batches
         if count == 1:
             return differentiated(params, frozen, batch, weight, key)
 
+        # The number of shards is static, a part of the tree's structure, and a micro-batch has fewer.
         structure = jax.tree.structure(dataclasses.replace(batch, shards=batch.shards // count))
 
-        def of_part(part: tuple[list[Array], Array, Array]):
+        def of_part(part: tuple[list[Shaped[Array, "..."]], Float[Array, "M L"], Key[Array, ""]]):
             leaves, weight, key = part
             return differentiated(params, frozen, jax.tree.unflatten(structure, leaves), weight, key)
 
+        # Without the constraint, the sums could end up replicated on every device while the scan runs.
         def on_mesh(total: Any) -> Any:
             aux, gradients = total
             return aux, jax.lax.with_sharding_constraint(gradients, shardings)
 
-        def add(total: Any, part: tuple[list[Array], Array, Array]):
+        def add(total: Any, part: tuple[list[Shaped[Array, "..."]], Float[Array, "M L"], Key[Array, ""]]):
             return on_mesh(jax.tree.map(jnp.add, total, of_part(part))), None
 
         leaves = [split(leaf, batch.shards, count) for leaf in jax.tree.leaves(batch)]

@@ -1,4 +1,4 @@
-"""Training the generalist: what the loop gets for batches of tokens."""
+"""Training the generalist: what the common loop is given for batches of tokens."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 from rich.console import Console
 
 from generalist.config.run import Config
@@ -36,19 +37,21 @@ def train(
     encoder: VisionEncoder | None = None,
     start: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one. Of several processes, all call it.
+    """Trains to `config.training.steps`, from the run's newest checkpoint if it has one. If there are several processes, all call
+    it.
 
     Args:
         iterator: gives this process's shards of the batches; closed at the end.
         sources: the data's sources with their weights, in the order of the batches' `source` ids.
-        encoder: the frozen encoder, where batches carry pixels.
-        start: parameters to begin with, by their paths.
+        console: of the progress line.
+        encoder: the frozen encoder, if batches carry pixels.
+        start: parameters to begin with, by their paths, for a run without a checkpoint.
 
     Raises:
-        Interrupted, FloatingPointError, OSError: as `loop.train` says.
+        Interrupted, FloatingPointError, OSError: as `loop.train`.
     """
     trainer = make_trainer(spec, config.training, weights=list(sources.values()), encoder=encoder)
-    state = trainer.abstract_state
+    state = trainer.abstract_state  # shapes: nothing is allocated yet
     trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
     held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
     flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
@@ -65,19 +68,21 @@ def train(
         functools.partial(trainer.place, shards=config.data.shards),
         TokenReadout(list(sources), batch_spec.rows * batch_spec.length, flops, peak),
         console,
+        # Called only without a checkpoint: a resumed run reads neither the weights it began with nor the trunk.
         lambda: nested(start) if start else load_trunk(config, spec, trainer, console),
     )
 
 
 def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
-    """The parameters that the pretrained language model brings, nested, each on the devices as soon as it is read, in the type
-    and parts that the trainer keeps; empty without one."""
+    """The parameters of the pretrained language model, nested, on the devices in the trainer's dtype and sharding; empty if
+    `model.trunk` is none."""
     if config.model.trunk == "none":
         return {}
     console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
     kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
 
-    def place(path: str, array: np.ndarray) -> jax.Array:
+    # Each array goes to the devices as soon as it is read, so that the host never holds the whole model.
+    def place(path: str, array: Shaped[np.ndarray, "..."]) -> Shaped[jax.Array, "..."]:
         return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
 
     return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
@@ -85,11 +90,11 @@ def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Conso
 
 @dataclasses.dataclass(frozen=True)
 class TokenBatches:
-    """Packed batches whose position is stored for all processes' shards together, so that any number of processes goes on."""
+    """Packed batches. Their position covers the shards of all processes, so that any number of processes can resume from it."""
 
     iterator: BatchIterator
     shards: int
-    """Of a whole batch."""
+    """Number of shards of a whole batch."""
 
     def __next__(self) -> Batch:
         return next(self.iterator)
@@ -107,25 +112,27 @@ class TokenBatches:
 
 @dataclasses.dataclass(frozen=True)
 class TokenReadout:
-    """Losses by kind of token and by source, and how fast tokens go by."""
+    """Losses by kind of token and by source, and the speed of training."""
 
     sources: list[str]
-    """Names, in the order of the batches' `source` ids."""
+    """Their names, in the order of the batches' `source` ids."""
     positions: int
-    """Of a batch, padding included."""
+    """Positions of a batch, padding included."""
     flops: float
-    """Of a step."""
+    """Model FLOPs of a step (`model_flops`)."""
     peak: float
-    """Of all devices, FLOP/s."""
+    """FLOP/s of all devices together."""
 
     def values(self, sums: TokenSums, *, steps: int, sound: int, seconds: float, params: Any) -> dict[str, float]:
-        """`padding` is a share of the positions; losses are in nats per token."""
-        del sound  # losses are means over tokens, of which a skipped step has none
+        """Losses are in nats per token; `padding`, `mfu` and accuracies are shares from 0 to 1."""
+        del sound  # losses are means over tokens, and the sums hold no token of a skipped step
+        # Skipped steps did the same work, so they count for the utilisation.
         values = {
             "tokens_per_second": sums.tokens / seconds,
             "mfu": self.flops * steps / seconds / self.peak,
             "padding": 1 - sums.tokens / (self.positions * steps),
         }
+        # A kind or a source without a target in this interval has no loss, not a loss of 0.
         for kind, nll, weight in zip(KINDS, sums.kind_nll, sums.kind_weight, strict=True):
             if weight > 0:
                 values[f"loss/{kind}"] = nll / weight
@@ -156,7 +163,9 @@ class TokenReadout:
 
 
 def gate_openings(params: Any) -> dict[str, float]:
-    """How far the gates of the cross-attention are open, 0 to 1, averaged over the layers; nothing without an encoder."""
+    """How far the gates of the cross-attention are open, from 0 to 1, averaged over the layers; empty without an encoder."""
+    # Gates begin at 0, so that the language model is unchanged at first (Flamingo, section 2.2). If they stay closed, images have
+    # no effect.
     if "visual" not in params:
         return {}
     gated = params["visual"]["gated"]

@@ -8,11 +8,11 @@ TRACED = 5  # steps in a trace
 
 
 class Trace:
-    """A profiler's trace of a few steps, once everything is compiled.
+    """A profiler's trace of a few steps, after everything is compiled.
 
     Args:
-        folder: gets the trace.
-        first: the run's first step, which compiles.
+        folder: where the trace is written.
+        first: first step of this process, in which the step is compiled.
     """
 
     def __init__(self, folder: Path, first: int):
@@ -20,7 +20,7 @@ class Trace:
         self.running = False
 
     def after(self, step: int) -> None:
-        """To be called when a step is done."""
+        """Begins or ends the trace where it is due; called after every step."""
         if step == self.begin:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
@@ -28,7 +28,7 @@ class Trace:
             self.close()
 
     def close(self) -> None:
-        """Writes what there is."""
+        """Ends the trace and writes it, if it has begun: a run may stop in the middle."""
         if self.running:
             jax.profiler.stop_trace()
             self.running = False

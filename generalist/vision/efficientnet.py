@@ -81,18 +81,19 @@ def load_efficientnet(size: int) -> VisionEncoder:
 
 def folded(tensors: Mapping[str, Num[np.ndarray, "*_S"]]) -> Params:
     """Convolutions with their batch norms folded in: name → kernel (K, K, I, O) and bias (O,), float32."""
-    params: Params = {}
+    params: dict[str, dict[str, np.ndarray]] = {}
     # In inference a batch norm is a fixed affine map per channel, so it merges into the convolution before it.
     for name, norm in _layers():
         scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + EPSILON)  # (O,)
         params[name] = {
             # PyTorch's (O, I, K, K) → XLA's (K, K, I, O); of a depthwise convolution I is 1.
-            "kernel": jnp.asarray((tensors[f"{name}.weight"] * scale[:, None, None, None]).transpose(2, 3, 1, 0)),
-            "bias": jnp.asarray(tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale),
+            "kernel": (tensors[f"{name}.weight"] * scale[:, None, None, None]).transpose(2, 3, 1, 0),
+            "bias": tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale,
         }
     # The classifier, which `features` does not use: only a check of the weights does.
-    params["_fc"] = {"kernel": jnp.asarray(tensors["_fc.weight"].T), "bias": jnp.asarray(tensors["_fc.bias"])}
-    return params
+    params["_fc"] = {"kernel": tensors["_fc.weight"].T, "bias": tensors["_fc.bias"]}
+    # At once: `jnp.asarray` would compile a program for each shape.
+    return jax.device_put(jax.tree.map(np.ascontiguousarray, params))
 
 
 def _blocks() -> list[tuple[str, int, int, bool]]:

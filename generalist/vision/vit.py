@@ -198,7 +198,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
         channels=config.width,
         # The files do not fix the standardisation, and another mean gives other features.
         weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
-        params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
+        params=nested(jax.device_put({name: array.astype(np.float32) for name, array in arrays.items()})),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
         folder=folder.folder,
     )

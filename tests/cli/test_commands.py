@@ -93,12 +93,12 @@ def test_settings_without_effect_are_refused():
     ):
         check_effective(ContrastiveConfig(training=TrainingConfig(start="weights")))
     with pytest.raises(
-        ValueError, match=r"best_metric = loss/prose is no metric of this run; there are: loss, gradient_norm"
+        ValueError, match=r"best_metric = loss/prose is not a metric of this run; there are: loss, gradient_norm"
     ):
         check_effective(ContrastiveConfig(training=TrainingConfig(keep_best=1, best_metric="loss/prose")))
 
 
 @pytest.mark.parametrize("name", ["", "..", "../other", "/tmp/run"])
 def test_a_run_stays_in_the_folder_of_runs(name: str):
-    with pytest.raises(ValueError, match="name must be a folder's under `runs`, such as pocket"):
+    with pytest.raises(ValueError, match="name must be that of a folder under `runs`, such as pocket"):
         ContrastiveConfig(name=name)

@@ -64,7 +64,7 @@ def test_runs_are_listed_with_preset_checkpoint_and_headline(tmp_path: Path, cap
 
 def test_a_run_that_is_not_there_points_to_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["runs", str(tmp_path)]) == 1
-    assert f"no run in {tmp_path}: `train.py` makes one" in capsys.readouterr().out
+    assert f"no run in {tmp_path}: make one with `train.py`" in capsys.readouterr().out
     assert main(["export", str(tmp_path / "out"), "--run", "none", "--runs", str(tmp_path)]) == 1
     assert f"name another one (`generalist runs {tmp_path}` lists them)" in capsys.readouterr().out
 
@@ -72,8 +72,8 @@ def test_a_run_that_is_not_there_points_to_the_list(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prompt"], "--example needs no file"),
-        (["prompt", "--example", "text"], "--example brings its own prompt: leave out the parts and --queries"),
+        (["prompt"], "--example brings its own prompt"),
+        (["prompt", "--example", "text"], "--example brings its own prompt: leave the parts and --queries out"),
         (["tasks", "--all"], "generalist tasks does not know --all"),
         (["runs", "--all"], "generalist runs does not know --all"),
     ],

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_told(arguments: list[str], message: str, capsys: p
 def test_what_is_advised_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
     """`--random` and `--run` exclude each other."""
     assert main(["play", "own/thing", "--random", "--video", "a.gif"]) == 1
-    assert "name them with --run or --weights, and leave out --random" in capsys.readouterr().out
+    assert "name them with --run or --weights, and leave --random out" in capsys.readouterr().out
 
 
 class Unseen(gym.Env):
@@ -192,7 +192,7 @@ def test_what_can_not_be_drawn_says_so(drawn: Any, message: str) -> None:
 
 def test_no_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(named_weights, "SHIPPED", tmp_path / "weights")
-    with pytest.raises(FileNotFoundError, match="name trained ones, a run's folder or one of"):
+    with pytest.raises(FileNotFoundError, match="name a run's folder, or a folder of"):
         named_weights.shipped_weights()
     (tmp_path / "weights").mkdir()
     assert named_weights.shipped_weights() == tmp_path / "weights"

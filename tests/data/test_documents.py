@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generalist.data.documents import DocumentExamples, Documents, open_documents
+from generalist.data.document_examples import DocumentExamples
+from generalist.data.documents import Documents, open_documents
 from generalist.data.files import DocumentError
+from generalist.data.formats.faults import TooManyBroken
 from generalist.data.images import read_image
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler, Images
@@ -49,8 +51,8 @@ def test_content_pairs_and_texts(tmp_path: Path):
     documents = Documents(path)
     assert [len(documents[index]) for index in range(len(documents))] == [4, 2, 1]
     assert documents[0][1] == tmp_path.resolve() / "0.png"
-    assert documents.pairs() == [(1, tmp_path.resolve() / "2.png", "a dog")]
-    assert documents.texts() == ["a cat", " on a mat", "a dog", "no image"]
+    assert documents.pairs().tolist() == [1] and documents.pair(1) == (tmp_path.resolve() / "2.png", "a dog")
+    assert list(documents.texts()) == ["a cat", " on a mat", "a dog", "no image"]
     assert len(Documents(tmp_path)) == 3
 
 
@@ -153,21 +155,21 @@ def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     Image.new("RGB", (4, 4)).save(tmp_path / "program.eps")
     Image.new("1", (10_000, 7_000)).save(tmp_path / "large.png")
-    with pytest.raises(DocumentError, match=message):
+    with pytest.raises((DocumentError, TooManyBroken), match=message):
         Documents(path)
 
 
 def test_lines_as_other_systems_write_them(tmp_path: Path):
     path = tmp_path / "own.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "\xc3\xa9"}')
-    assert Documents(path).texts() == ["a", "é"]
+    assert list(Documents(path).texts()) == ["a", "é"]
     path.write_bytes('{"text": "é"}'.encode("latin-1"))
     with pytest.raises(DocumentError, match="own.jsonl line 1 is not UTF-8 text"):
         Documents(path)
 
 
 def test_nothing_to_read(tmp_path: Path):
-    with pytest.raises(DocumentError, match="neither a JSONL file nor a folder"):
+    with pytest.raises(DocumentError, match="there is no .*absent"):
         Documents(tmp_path / "absent")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DocumentError, match="has no document"):
@@ -252,40 +254,40 @@ def test_a_few_images_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: p
     assert (fresh[1] == fresh[3]).all() and (fresh[2] == fresh[3]).all() and (fresh[0] != fresh[3]).any()
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
-    assert "note: left out (1 of 40 documents so far):" in told[0] and "own.jsonl line 4: " in told[0]
+    assert "note: record left out, number 1 of 40:" in told[0] and "own.jsonl line 4: " in told[0]
     again = DocumentExamples(documents=Documents(path), assembler=ASSEMBLER)
     np.testing.assert_array_equal(shown(again, 4), fresh[2], "as a run that goes on sees it")
     np.testing.assert_array_equal(shown(examples, 3), fresh[1], "as what was left out before does not matter")
     cut(tmp_path / "noise9.bmp")
-    message = r"3 of 40 documents can't be read, .* a share of 0.05: .*own.jsonl line 4: .*own.jsonl line 10: "
-    with pytest.raises(DocumentError, match=message):
+    message = r"3 of 40 records of .* can't be read, where a share of 0.05 .*own.jsonl line 4: .*own.jsonl line 10: "
+    with pytest.raises(TooManyBroken, match=message):
         shown(examples, 9)
 
 
-def test_what_is_cut_off_is_known_before(tmp_path: Path):
+def test_what_is_cut_off_is_known_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = captioned(tmp_path, 20)
     cut(tmp_path / "noise3.png")
     documents = Documents(path)
     assert len(documents) == 20 and list(documents.left_out) == [3]
-    assert "own.jsonl line 4: " in documents.notes()[0]
+    assert "own.jsonl line 4: " in documents.left_out[3] in capsys.readouterr().err
     (tmp_path / "noise5.png").unlink()
-    with pytest.raises(DocumentError, match=r"2 of 20 documents .* line 4: .* line 6: there is no image"):
+    with pytest.raises(TooManyBroken, match=r"2 of 20 records .* line 4: .* line 6: there is no image"):
         Documents(path)
     assert len(Documents(path, 0.1).left_out) == 2
 
 
 def test_all_are_read_before_and_all_that_cannot_be_are_named(tmp_path: Path):
     path, said = captioned(tmp_path, 60, "bmp"), []
-    assert open_documents(path, 0.0, said.append, whole=True).notes() == said == []
+    assert not open_documents(path, 0.0, said.append, whole=True).left_out and said == []
     for number in range(30):
         cut(tmp_path / f"noise{number}.bmp")
     assert not Documents(path).left_out, "their beginnings and ends are whole"
-    with pytest.raises(DocumentError, match=r"30 of 60 documents .*; and 10 more"):
+    with pytest.raises(TooManyBroken, match=r"30 of 60 records .*; and 10 more"):
         open_documents(path, 0.05, said.append, whole=True)
     assert len(said) == 30 and "own.jsonl line 30: " in said[-1]
 
 
 def test_keys_that_are_not_read_are_told(tmp_path: Path):
     path = write(tmp_path, {"text": "a cat", "url": "x"}, {"image": "0.png", "text": "a dog", "url": "y"})
-    (note,) = Documents(path).notes()
-    assert note.endswith("the key 'url' of 2 documents is not read; known keys are content, image, text")
+    (note,) = Documents(path).set.notes()
+    assert note.endswith("own.jsonl: 'url' of 2 documents is not read; there are content, image, text")

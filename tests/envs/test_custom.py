@@ -128,10 +128,12 @@ def test_it_is_played_by_the_weights_that_know_it(
         assert film.n_frames == 11  # the start and ten steps
     assert "own/beacon: name the lit beacon" in capsys.readouterr().out
     assert main([command[0], "own/other", *command[2:]]) == 1
-    assert "the weights know no environment 'own/other'; of your own they know: own/beacon" in _line(capsys)
+    assert "the weights know no environment 'own/other'; your own environments that they know: own/beacon" in _line(
+        capsys
+    )
     assert main(["play", "own/beacon", "--random", "--video", str(video)]) == 1
     assert (
-        "is known only by the weights that were trained on it: name them with --run or --weights, and leave"
+        "is known only to the weights that were trained on it: name them with --run or --weights, and leave"
         in _line(capsys)
     )
 

@@ -46,7 +46,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.documents.path", "no.jsonl", "--data.documents.weight", "1"], "no.jsonl is neither a JSONL file nor"),
+        (["--data.documents.path", "no.jsonl", "--data.documents.weight", "1"], "there is no no.jsonl"),
         (
             ["--training.start", "nowhere"],
             "no weights in nowhere .* name a folder of `generalist export`, a run's folder",
@@ -57,7 +57,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--data.emoji.naming-choices", "5000"], "naming_choices must be from 2 to 85, .* got 5000"),
         (
             ["--training.keep-best", "1", "--training.best-metric", "los"],
-            "best_metric = los is no metric of this run; ",
+            "best_metric = los is not a metric of this run; ",
         ),
         (["--training.fsdp-axis", "3", "--training.data-axis", "3"], "does not cover the 8 devices"),
         (["--data.shards", "3"], "data.rows = 8 must be a multiple of data.shards = 3"),
@@ -65,7 +65,7 @@ def command(tmp_path: Path, *arguments: str) -> Config:
         (["--data.atari.evaluation-episodes", "0"], "data.SUITE.evaluation_episodes must be at least 1, got 0"),
         (["--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["--training.checkpoints", __file__], "training.checkpoints: .* is a file: name a folder"),
-        (["--runs", __file__], "is a file, so that .* can be no folder"),
+        (["--runs", __file__], "is a file, so .* can.t be a folder"),
     ],
 )
 def test_what_a_command_names_is_checked_first(tmp_path: Path, arguments: list[str], message: str):
@@ -167,7 +167,7 @@ def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_pa
     assert config.tokens == weights.config.tokens and config.tokens.documents == "encoder"
     assert check(config, SILENT) is not None
     for arguments, message in (
-        (("--model.width", "64"), r"model.width = 32, not 64: leave such settings out"),
+        (("--model.width", "64"), r"model.width = 32, not 64: leave these settings out"),
         (("--model.heads", "1", "--model.activation", "gelu"), r"heads = 2, not 1; model.activation = geglu, not gelu"),
         (("--model.layers", "3"), r"model.layers = 2, not 3"),
         (("--model.vision.latents", "3"), r"model.vision.latents = 2, not 3"),

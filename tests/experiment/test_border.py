@@ -205,7 +205,7 @@ def test_the_model_is_given_what_the_environment_gave(
         assert task.expert_score == STEPS
         reader, env = EpisodeReader(task.folder, EpisodeCache(1)), task.make()
         layout, found = layout_of(task, reader, env)
-        assert not losses(layout, found) or all("bins follow" in line for line in losses(layout, found))
+        assert not losses(layout, found) or all("bins are fitted" in line for line in losses(layout, found))
         for episode in range(2):
             trained, acted = reader[episode].window(0, STEPS)
             rows = slice(episode * STEPS, episode * STEPS + STEPS)
@@ -298,7 +298,7 @@ def test_the_policy_acts_on_what_it_is_given_then(make_model: Callable[..., Any]
     for lanes, prefixes, seeds, message in (
         ([1], ["go"], [0], "lanes must be different numbers from 0 to 0"),
         ([0], "go", [0], "give lists"),
-        ([0], ["go"], [], "as many prefixes and seeds as lanes"),
+        ([0], ["go"], [], "one prefix and one seed per lane"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.reset(lanes, prefixes, seeds)

@@ -98,7 +98,7 @@ def test_what_is_cut_off_is_reported(tmp_path: Path):
     layout, lost = learnt(tmp_path, seen, zeros(100))
     assert payload(layout, 1e6) == CLIP
     assert lost == [
-        "own/still, observation part '': 0.10% of its numbers are cut off, 10 deviations from their mean"
+        "own/still, observation part '': 0.10% of its numbers are cut off, 10 standard deviations from their mean"
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from generalist.config.data import DataConfig, mixed
 from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.data.episodes import EpisodeCache, EpisodeReader
-from generalist.data.files import DocumentError
+from generalist.data.formats.faults import TooManyBroken
 from generalist.data.sources.control import Classic
 from generalist.data.sources.documents import OwnDocuments
 from generalist.envs.registry import get
@@ -45,7 +45,7 @@ def own(tmp_path: Path, **tokens: str) -> Config:
     )
     data = DataConfig(
         folder=tmp_path / "data",
-        sources=mixed(documents=OwnDocuments(weight=1.0, path=tmp_path / "own.jsonl")),
+        sources=mixed(documents=OwnDocuments(weight=1.0, path=str(tmp_path / "own.jsonl"))),
         only=("documents",),
         rows=2,
         length=64,
@@ -92,11 +92,11 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
     assert "own.jsonl line 8: " in shown.getvalue() and "20 of 21 documents can be read" in shown.getvalue()
     none = dataclasses.replace(whole.data.sources["documents"], unreadable=0.0)
     strict = dataclasses.replace(whole, data=whole.data.with_sources(documents=none))
-    with pytest.raises(DocumentError, match="1 of 21 documents can't be read"):
+    with pytest.raises(TooManyBroken, match="1 of 21 records of .* can't be read"):
         check(strict, console)
     assert not config.folder.exists()
     absent = dataclasses.replace(whole.data, sources=mixed(), only=("prose",))
-    with pytest.raises(ValueError, match="data.check reads documents of your own, and no source names some"):
+    with pytest.raises(ValueError, match="data.check reads your own documents, but no source names any"):
         check(dataclasses.replace(whole, data=absent), console)
 
 
@@ -121,7 +121,7 @@ def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capf
             assert all((one == other).all() for one, other in zip(leaves(next(again)), leaves(batch), strict=True))
     finally:
         again.close()
-    assert "note: left out (1 of 24 documents so far):" in capfd.readouterr().err
+    assert "note: record left out, number 1 of 24:" in capfd.readouterr().err
 
 
 def test_layouts_of_other_weights_act_as_they_were_trained_unless_this_run_trains_them():

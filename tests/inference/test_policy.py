@@ -296,12 +296,12 @@ def test_a_damaged_folder_is_not_loaded(tmp_path: Path):
     ("name", "content", "message"),
     [
         ("config.json", "{}", r"config\.json: the settings: .*'name'"),
-        ("model.json", "{}", r"model\.json does not say how many steps"),
-        ("model.json", '{"step": "9", "encoder": null}', r"model\.json does not say how many steps"),
+        ("model.json", "{}", r"model\.json does not give the step"),
+        ("model.json", '{"step": "9", "encoder": null}', r"model\.json does not give the step"),
         (
             "model.json",
             '{"step": 9, "encoder": "0123"}',
-            r"trained with the encoder 0123 \(none\), but here it is None",
+            r"trained with the encoder 0123 \(none\), but the one here is None",
         ),
         ("tokenizers.json", "[]", r"tokenizers\.json is damaged \(TypeError"),
         ("tokenizers.json", "{}", r"tokenizers\.json is damaged \(KeyError: 'projection_width'"),

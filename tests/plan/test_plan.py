@@ -107,7 +107,7 @@ def test_the_command_plans_a_gpu_by_arithmetic(capsys: pytest.CaptureFixture):
         (["debgu", "--devices", "cpu:1"], "Did you mean 'debug'"),
         (["debug", "--devices", "cpu:8", "--training.fsdp-axis", "3"], "does not cover the 8 devices"),
         (["debug", "--devices", "cpu:2000"], "--xla_force_host_platform_device_count=2000"),
-        (["debug", "--devices", "h100", "--search"], "--search compares speeds, which only a --topology has"),
+        (["debug", "--devices", "h100", "--search"], "--search compares speeds, which are known only for a --topology"),
     ],
 )
 def test_bad_input_is_one_line_with_the_remedy(arguments: list[str], message: str, capsys: pytest.CaptureFixture):

@@ -66,7 +66,7 @@ def test_which_are_kept(tmp_path: Path, settings: dict[str, int], expected: list
 def test_the_metric_must_exist(tmp_path: Path):
     checkpoints = Checkpoints(str(tmp_path), TrainingConfig(keep_best=1, best_metric="loss/prose"))
     with pytest.raises(
-        ValueError, match=r"training.best_metric = loss/prose is no metric of this run; there are: loss"
+        ValueError, match=r"training.best_metric = loss/prose is not a metric of this run; there are: loss"
     ):
         checkpoints.save(state_of(1), POSITION, {"loss": 1.0})
     checkpoints.close()
@@ -113,7 +113,7 @@ def test_a_save_that_fails_leaves_the_last_good_one(tmp_path: Path):
     checkpoints = Checkpoints(str(tmp_path), training)
     checkpoints.save(good, POSITION)
     checkpoints.wait()
-    with files_of_at_most(100_000), pytest.raises(OSError, match=r"earlier checkpoints are whole: free some space"):
+    with files_of_at_most(100_000), pytest.raises(OSError, match=r"earlier checkpoints are complete: free some space"):
         checkpoints.save(dataclasses.replace(good, step=jnp.asarray(2)), POSITION)
         checkpoints.wait()
     again = Checkpoints(str(tmp_path), training)

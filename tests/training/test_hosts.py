@@ -71,7 +71,7 @@ def test_who_is_behind(tmp_path: Path):
         (tmp_path / f"{process}.json").write_text(json.dumps(sign))
     assert behind(tmp_path, 5, 7, now, 100.0) == [
         "process 1, at step 7, waiting for data",
-        "process 2, never heard of",
+        "process 2, without a sign of life",
         "process 3, at step 6, saving",
         "process 4, silent for 900 s since step 7",
     ]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from generalist.data.episodes import EpisodeReader
+from generalist.data.episodes import Episodes
 from generalist.data.examples import ControlExamples, Examples
 from generalist.data.source import Reading, Source, Stored, Ways, register
 from generalist.data.spread import spread
@@ -73,6 +73,10 @@ class ControlSource(Source):
             prompt_steps=self.prompt_steps,
         )
 
+    def has_layout(self, layout: str) -> bool:
+        """Whether a layout, by its name, is of this source's tasks."""
+        return layout.partition("/")[0] == self.kind
+
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
         """See `Source.evaluation_parts`."""
@@ -111,11 +115,20 @@ class ControlSource(Source):
         """The folder of a task's episodes."""
         return recording_folder(stored.folder / "episodes", task, self.episodes or task.episodes)
 
-    def open_demonstrations(self, stored: Stored) -> dict[Task, EpisodeReader]:
+    def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
         """See `Source.open_demonstrations`."""
-        return {task: stored.reader(self.folder(task, stored), task.instruction) for task in self.task_list()}
+        return {task: self.episodes_of(task, stored) for task in self.task_list()}
 
-    def open_corrections(self, stored: Stored) -> list[tuple[Task, EpisodeReader]]:
+    def episodes_of(self, task: Task, stored: Stored) -> Episodes:
+        """The episodes of one of its tasks.
+
+        Raises:
+            FileNotFoundError: they are not where they should be.
+            ValueError: they are damaged.
+        """
+        return stored.reader(self.folder(task, stored), task.instruction)
+
+    def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
         """See `Source.open_corrections`."""
         places = [
             (task, dataset_folder(folder, task)) for folder in stored.corrections for task in self.task_list()
@@ -141,7 +154,7 @@ class ControlSource(Source):
             ),
         ]  # fmt: skip
 
-    def _windows(self, task: Task, reader: EpisodeReader, reading: Reading, *, prompts: bool = True) -> ControlExamples:
+    def _windows(self, task: Task, reader: Episodes, reading: Reading, *, prompts: bool = True) -> ControlExamples:
         return ControlExamples(
             reader=reader,
             layout=reading.layouts[task.layout],

@@ -1,14 +1,16 @@
 """The user's own documents of texts and images (docs/data.md)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from generalist.data.documents import UNREADABLE, DocumentExamples, Documents, open_documents
+from generalist.data.document_examples import DocumentExamples
+from generalist.data.documents import UNREADABLE, Documents, open_documents
 from generalist.data.examples import Examples
+from generalist.data.formats.documents import DocumentOpening
+from generalist.data.formats.places import place
 from generalist.data.source import REQUIRED, Reading, Say, Source, Stored, Ways, register
-
-TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learned in seconds
+from generalist.system.processes import cores
 
 
 @register("documents")
@@ -18,18 +20,27 @@ class OwnDocuments(Source):
 
     weight: float = 0.1
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
-    path: Path | None = None
-    """A JSONL file, or a folder of such files; `required`: the preset needs you to name one."""
-    heldout: Path | None = None
+    path: str | None = None
+    """A file or a folder with documents, also at gs:// or s3://, in any format of docs/documents.md; `required`: the preset needs
+    you to name one."""
+    images_folder: str | None = None
+    """Folder of the images that the documents name. None: the folder of the file that names them."""
+    image_column: str | None = None
+    """Name of the column or key with the images. None: `image`, `images` and other usual ones."""
+    text_column: str | None = None
+    """Name of the column or key with the text. None: `text`, `caption` and other usual ones."""
+    heldout: str | None = None
     """A file or a folder like `path` with documents that are not trained on: evaluation reports the loss on them. None: no such
     evaluation."""
+    heldout_split: str = "test"
+    """The split that is held out if `heldout` has several, such as `validation`; of `path` the split `train` is read."""
     images: int = 5
     """Maximum number of images per training example (Flamingo: 5)."""
     next_probability: float = 0.5
     """Probability that a document's texts attend to the image after them instead of the one before (Flamingo: 0.5)."""
     unreadable: float = UNREADABLE
-    """Share of the documents that may have an unreadable image: these are left out, counted and named. More than that fail the
-    run."""
+    """Share of the documents that may be unreadable or have an unreadable image: these are left out, counted and named. More than
+    that fail the run."""
 
     evaluation_documents: int = 400
     """Maximum number of held-out documents that an evaluation scores."""
@@ -61,7 +72,7 @@ class OwnDocuments(Source):
     @property
     def missing(self) -> str | None:
         """See `Source.missing`."""
-        return "path FILE (texts and images, docs/data.md)" if str(self.path) == REQUIRED else None
+        return "path FILE (texts and images, docs/documents.md)" if self.path == REQUIRED else None
 
     @property
     def has_own_files(self) -> bool:
@@ -81,31 +92,55 @@ class OwnDocuments(Source):
                 f"data.features = stored needs a fixed set of images, which data.{name} has not: compute them"
             )
 
+    def opening(self, data: Path, *, heldout: bool = False) -> DocumentOpening:
+        """What opening the documents may use.
+
+        Args:
+            data: the data folder, in which indices are kept.
+            heldout: whether it is for those that are held out.
+        """
+        return DocumentOpening(
+            index=data / "index",
+            workers=cores(),
+            split=self.heldout_split if heldout else "train",
+            images=None if self.images_folder is None else place(self.images_folder),
+            image_column=self.image_column,
+            text_column=self.text_column,
+        )
+
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Checks that the documents can be read: the beginning and the end of each image or, with `whole`, all of it."""
+        """Checks that the documents can be read: the beginnings and ends of some images or, with `whole`, all of each image."""
         if self.path is None:
             return
         if whole:
             say(f"reading every image of {self.path} ...")
-        opened = open_documents(self.path, self.unreadable, say, whole=whole)
+        opening = self.opening(stored.folder)
+        opened = open_documents(self.path, self.unreadable, say, opening=opening, workers=cores(), whole=whole)
         if whole:
             say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
         # A path without a weight is probably a mistake, but may also be a run that only checks the files.
         if not self.weight:
             say(f"note: {self.path} is not trained on: data.{name}.weight is 0")
 
-    def texts(self, stored: Stored) -> list[str]:
-        """See `Source.texts`."""
+    def documents(self, data: Path) -> Documents:
+        """The documents that are trained on, which were looked at before.
+
+        Raises:
+            ValueError, OSError: they are not what they were then.
+        """
         assert self.path is not None
-        return ["\n".join(Documents(self.path, checked=True).texts())[:TRAINING_CHARACTERS]]
+        return Documents(self.path, self.unreadable, opening=self.opening(data), checked=True)
+
+    def texts(self, stored: Stored) -> Iterator[str]:
+        """See `Source.texts`."""
+        return self.documents(stored.folder).texts()
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""
-        assert self.path is not None
-        # `check` has looked at every image before; each loader process would otherwise do it again.
+        # `check` has looked at the images before; each loader process would otherwise do it again.
         return [
             DocumentExamples(
-                documents=Documents(self.path, self.unreadable, checked=True),
+                documents=self.documents(stored.folder),
                 assembler=reading.assembler,
                 length=reading.length,
                 images=self.images,

@@ -236,7 +236,7 @@ def test_the_command(tmp_path: Path, results: Callable, capsys: pytest.CaptureFi
     assert main(["eval", "report", str(run), "--out", str(out), "--videos"]) == 1, "there are no weights"
     assert "no run in" in " ".join(capsys.readouterr().out.split())
     assert main(["eval", "report", str(run), "--out", str(out), "--weights", str(run)]) == 1
-    assert "--weights are for --videos" in capsys.readouterr().out
+    assert "--weights is for --videos" in capsys.readouterr().out
 
 
 def test_clips_are_of_the_results_weights_or_say_why_not(

@@ -1,0 +1,84 @@
+"""Files that stay open between two reads: opening a video or a large Parquet file takes longer than reading a window of it."""
+
+import atexit
+import collections
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from upath import UPath
+
+from generalist.data.formats.places import Place, stamp
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """An open file."""
+
+    def close(self) -> None: ...
+
+
+Handle = TypeVar("Handle", bound=Closable)
+
+
+class Handles(Generic[Handle]):
+    """The last few files of one kind that a process has read, open; at most one thread uses a handle at a time.
+
+    Args:
+        opener: opens a file.
+        limit: how many stay open while nobody uses them.
+    """
+
+    def __init__(self, opener: Callable[[Place], Handle], limit: int):
+        self._open, self.limit = opener, limit
+        self._reset()
+        atexit.register(self.close)
+        # A forked process would share the positions in the files with its parent.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: collections.OrderedDict[Hashable, Handle] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    @contextlib.contextmanager
+    def use(self, file: Place) -> Iterator[Handle]:
+        """A handle of a file, for this thread alone until the end of the block. It is closed if that ends in an error, after
+        which its position is anywhere.
+
+        Raises:
+            OSError, and what opening raises.
+        """
+        # A local file that was written anew is opened anew; to ask a bucket each time would take longer than reading.
+        key = str(file) if isinstance(file, UPath) else stamp(file)
+        with self._lock:
+            handle = self._idle.pop(key, None)
+        if handle is None:
+            handle = self._open(file)
+        try:
+            yield handle
+        except BaseException:
+            handle.close()
+            raise
+        self._put(key, handle)
+
+    def _put(self, key: Hashable, handle: Handle) -> None:
+        with self._lock:
+            surplus = [self._idle.pop(key)] if key in self._idle else []  # another thread was faster
+            self._idle[key] = handle
+            while len(self._idle) > self.limit:
+                surplus.append(self._idle.popitem(last=False)[1])
+        for one in surplus:
+            one.close()
+
+    def close(self) -> None:
+        """Closes what nobody uses."""
+        with self._lock:
+            idle = list(self._idle.values())
+            self._idle.clear()
+        for handle in idle:
+            handle.close()

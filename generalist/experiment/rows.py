@@ -1,0 +1,167 @@
+"""Real training rows for people: drawn, assembled and packed by the code that training uses, each position with its meaning and
+with what the model's own masks let it attend to.
+
+Dimension key: L positions, I images of a row.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from generalist.data.batch import Batch, BatchSpec
+from generalist.data.examples import ControlExamples
+from generalist.data.packing import OpenBatch, Packer, Position
+from generalist.eval.report.rows_page import Cell, Row
+from generalist.experiment.subject import Subject
+from generalist.experiment.tokens_seen import Drawn, Labelled, Stream, naming, open_parts, shard_spec
+from generalist.model.attention import attention_mask, local_mask
+from generalist.model.config import ModelConfig
+from generalist.model.cross_attention import first_image, image_mask
+from generalist.run.tokenizers import Tokenizers
+from generalist.tokenizers.described import Meaning, meanings, targets
+from generalist.tokenizers.pieces import POSITIONAL, Modality
+from generalist.tokenizers.pieces import Sequence as TokenSequence
+from generalist.tokenizers.spaces import TaskLayout
+
+
+def training_rows(about: Subject, count: int, *, packed: bool) -> list[Row]:
+    """Rows of the source, as a run's first batch has them.
+
+    Args:
+        count: rows at most.
+        packed: several examples per row, as batches have them; else one per row.
+
+    Raises:
+        ValueError: an example does not fit into a batch, or the source has none.
+        FileNotFoundError: a recording is not there.
+    """
+    data = about.stored()
+    tokenizers = about.tokenizers(data)
+    parts, spec = open_parts(about, tokenizers, data), shard_spec(about, tokenizers)
+    stream, pad = Stream(about, parts), tokenizers.assembler.vocabulary.pad
+    with naming(about):
+        if packed:
+            batches = [Packer(stream, spec, pad).pack(Position())[0].batch]
+        else:
+            batches = [_alone(stream, number, dataclasses.replace(spec, rows=1), pad) for number in range(count)]
+    reader = _Reader(about.config.model, tokenizers, parts, stream)
+    return [reader.row(batch, row) for batch in batches for row in range(len(batch.tokens))][:count]
+
+
+def _alone(stream: Stream, number: int, spec: BatchSpec, pad: int) -> Batch:
+    """A batch of one row with one example."""
+    opened = OpenBatch(spec, pad)
+    serial, sequence = stream(number)
+    opened.check(sequence, serial)
+    opened.add(sequence, serial)
+    return opened.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the rows of batches whose `source` says which example of the stream a position is of."""
+
+    model: ModelConfig
+    tokenizers: Tokenizers
+    parts: list[Labelled]
+    stream: Stream
+
+    def row(self, batch: Batch, row: int) -> Row:
+        """One row of a batch."""
+        segment = np.asarray(batch.segment[row])  # (L,)
+        cells: list[Cell] = []
+        titles = []
+        seen, near, images = self._seen(batch, row)
+        for number in range(1, int(segment.max(initial=0)) + 1):
+            at = np.flatnonzero(segment == number)
+            drawn = self.stream.drawn[int(batch.source[row, at[0]])]
+            titles.append(self._title(drawn))
+            sequence, layout = _sequence(batch, row, at), self._layout(drawn)
+            held = meanings(sequence, self.tokenizers.assembler, layout)
+            wanted = targets(sequence, self.tokenizers.assembler, layout)
+            cells += [
+                self._cell(
+                    batch, row, place, meaning, target, _ranges(seen[place]), _ranges(near[place]), images[place]
+                )
+                for place, meaning, target in zip(at.tolist(), held, wanted, strict=True)
+            ]
+        return Row(segments=titles, cells=cells, length=len(segment), window=self.model.window)
+
+    def _cell(
+        self,
+        batch: Batch,
+        row: int,
+        place: int,
+        meaning: Meaning,
+        target: Meaning | None,
+        sees: list[tuple[int, int]],
+        near: list[tuple[int, int]],
+        images: list[int],
+    ) -> Cell:
+        return Cell(
+            modality=Modality(int(batch.modality[row, place])).name.lower(),
+            token=int(batch.tokens[row, place]),
+            part=meaning.part,
+            value=meaning.value,
+            image=meaning.image,
+            target=None if target is None else int(batch.targets[row, place]),
+            target_part="" if target is None else target.part,
+            target_value="" if target is None else target.value,
+            weight=float(batch.loss_weight[row, place]),
+            segment=int(batch.segment[row, place]),
+            position=int(batch.position[row, place]),
+            local=int(batch.local_position[row, place]),
+            image_index=int(batch.image[row, place]),
+            sees=sees,
+            near=near,
+            images=images,
+        )
+
+    def _seen(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+        """By the model's own masks: the positions that each position attends to in layers without a window, bool (L, L), and with
+        one; and the positions of the images that it attends to."""
+        segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
+        whole = attention_mask(segment, position, segment, position)
+        near = local_mask(whole, position, position, self.model.window) if self.model.window else whole
+        is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
+        places = np.flatnonzero(is_image[0])
+        images: list[list[int]] = [[] for _ in range(segment.shape[1])]
+        if len(places):
+            number = jnp.arange(1, len(places) + 1)[None]
+            first = first_image(jnp.asarray(is_image), position)
+            mask = image_mask(jnp.asarray(batch.image[row : row + 1]), first, number, self.model.vision.attend_to)
+            images = [places[np.flatnonzero(one)].tolist() for one in np.asarray(mask[0])]
+        return np.asarray(whole[0]), np.asarray(near[0]), images
+
+    def _layout(self, drawn: Drawn) -> TaskLayout | None:
+        examples = self.parts[drawn.part].examples
+        return examples.layout if isinstance(examples, ControlExamples) else None
+
+    def _title(self, drawn: Drawn) -> str:
+        """Which example it is."""
+        examples = self.parts[drawn.part].examples
+        if not isinstance(examples, ControlExamples):
+            return f"example {drawn.index + 1:,} of {len(examples):,}"
+        episode = int(np.searchsorted(examples.first, drawn.index, side="right")) - 1
+        where = examples.reader[episode].where
+        step = (drawn.index - int(examples.first[episode])) * examples.steps
+        told = (
+            f"{examples.layout.name}, episode {episode + 1:,} of {len(examples.reader):,}, a window near step {step:,}"
+        )
+        return f"{told} ({where})" if where else told
+
+
+def _sequence(batch: Batch, row: int, at: np.ndarray) -> TokenSequence:
+    """Some positions of a row with the payloads of their batch."""
+    payloads = ("tensors", "frames", "patches", "intervals", "images")
+    return TokenSequence(
+        **{name: np.asarray(getattr(batch, name)[row, at]) for name in POSITIONAL},
+        **{name: np.asarray(getattr(batch, name)) for name in payloads},
+    )
+
+
+def _ranges(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of true flags (L,), each from its first to behind its last."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(low), int(high)) for low, high in edges.reshape(-1, 2)]

@@ -1,0 +1,49 @@
+"""Compiled programs are kept between runs, so that only the first start of a kind waits for the compiler.
+
+They lie in the cache's folder (`generalist.system.cache`), at most `LARGEST` bytes of them; the least recently used go first.
+Several processes may use them at once. GENERALIST_COMPILED=off keeps none; JAX_COMPILATION_CACHE_DIR names another folder, with
+JAX's own rules.
+"""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from generalist.system.cache import cache_folder
+
+VARIABLE = "GENERALIST_COMPILED"
+LARGEST = 4 * 2**30
+SETTINGS = {
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(LARGEST),
+    # Small programs too: a prompt runs dozens, of a tenth of a second each.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs from now on, in this process and those that it starts; call it before jax is imported.
+
+    Raises:
+        ValueError: GENERALIST_COMPILED is neither on nor off.
+    """
+    wanted = os.environ.get(VARIABLE, "on")
+    if wanted not in ("on", "off"):
+        raise ValueError(f"{VARIABLE} must be on or off, got {wanted!r}")
+    if wanted == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder() / "compiled" / processor())
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def processor() -> str:
+    """What tells processors apart on which a compiled program may not run: a home folder may be shared by several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    told = ("model name", "flags", "Features", "CPU part")
+    known = sorted({line for line in lines if line.startswith(told)} or lines[:1])
+    return hashlib.sha256("\n".join([platform.machine(), *known]).encode()).hexdigest()[:16]
