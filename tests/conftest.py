@@ -14,9 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What tests compute again and again is kept between them and their processes: indices, and compiled programs, of which resumed
 # runs, other processes and later sessions need the same ones. With a largest size JAX locks the folder.
-KEPT = Path(__file__).parent.parent / ".pytest_cache" / "generalist"
-os.environ["GENERALIST_CACHE"] = str(KEPT)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "compiled"))
+os.environ["GENERALIST_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "generalist")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["GENERALIST_CACHE"] + "/compiled")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -81,6 +81,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            # `not >` instead of `<=`: it also refuses NaN.
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
         # The blend between stretched and kept wavelengths divides by their difference.
@@ -187,11 +188,14 @@ class ModelConfig:
         # Rotary positions pair the two halves of a head.
         if self.head_size % 2 and not self.learned_positions:
             raise ValueError(f"model.head_size must be even for rotary positions, got {self.head_size}")
-        # The frame embedder's stem takes 4×4 blocks, and GroupNorm groups channels by fours.
+        # The frame embedder's stem takes 4×4 blocks.
         if self.frame_size % 4:
             raise ValueError(f"model.frame_size must be a multiple of 4, got {self.frame_size}")
-        if self.patch_channels % 4:
-            raise ValueError(f"model.patch_channels must be a multiple of 4, got {self.patch_channels}")
+        # GroupNorm takes groups of four channels, and 32 groups at most.
+        if self.patch_channels % (4 if self.patch_channels <= 128 else 32):
+            raise ValueError(
+                f"model.patch_channels must be a multiple of 4 up to 128, and of 32 above, got {self.patch_channels}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

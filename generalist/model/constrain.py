@@ -21,6 +21,7 @@ LOGICAL: dict[str, tuple[str, ...]] = {
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
     """`x` sharded by logical axis names, one per dimension; None leaves a dimension whole."""
     mesh = jax.sharding.get_abstract_mesh()
+    # Without a mesh JAX refuses axis names; on one device there is nothing to divide.
     if mesh.empty or mesh.size == 1:
         return x
     spec = []

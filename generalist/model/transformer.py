@@ -130,6 +130,7 @@ class Transformer(nnx.Module):
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
         are learned, of the absolute one)."""
+        # Rows of length about 1 (`TokenTable`) times √D give numbers of variance 1 (Vaswani et al., 2017, section 3.4).
         scale = self.config.embedding_scale
         x = self.tokens(batch.tokens, dtype) * (self.config.width**0.5 if scale is None else scale)
         # Built lazily: an embedder runs only if the batch has its payload.
@@ -154,6 +155,7 @@ class Transformer(nnx.Module):
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
         """What layers without a window see in whole rows, and layers with one; None if no layer has a window."""
 
+        # Angles are computed here, once for all layers of a kind, instead of in each layer.
         def sight(near: bool) -> Sight:
             turned = angles(batch.position, self.config, local=near)
             return Sight(Packed(batch.segment, jnp.array(near)), turned, turned)

@@ -66,8 +66,9 @@ class VisualPath(nnx.Module):
             raise ValueError(
                 f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
             )
+        # (J, S, F) → (J, 1, S, F): an image is a video of one frame.
         visual = self.resampler(batch.images.astype(dtype)[:, None])
-        return batch.gather(visual, batch.row_images)
+        return batch.gather(visual, batch.row_images)  # (J, K, V) → (B, I, K, V)
 
     def scan(
         self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable, unroll: int
@@ -84,6 +85,7 @@ class VisualPath(nnx.Module):
 
         @remat
         def look(x, gate_params):
+            # Inside, so that `remat` decides about the images' keys too.
             module = nnx.merge(graph, gate_params)
             return module(x, None if visual is None else module.keys(visual), mask)
 
@@ -113,6 +115,7 @@ class VisualPath(nnx.Module):
         # The feed-forward acts on positions without images too, as in training.
         if images is None:
             return gated(x, None, None)
+        # Images are numbered from 1 in a row, which is one segment here: its first image is always 1.
         mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
         return gated(x, images.keys[layer], mask)
 

@@ -141,3 +141,10 @@ def test_layers_without_a_loop_give_the_same():
     (looped, loops), (unrolled, none) = with_gradient(1), with_gradient(3)
     assert loops == 2 and none == 0  # forward and backward
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), looped, unrolled)
+
+
+def test_patch_channels_divide_into_the_groups_of_their_norm():
+    with pytest.raises(ValueError, match="multiple of 4 up to 128, and of 32 above, got 132"):
+        ModelConfig(patch_channels=132)
+    wide = dataclasses.replace(TINY, patch_channels=160)
+    assert np.isfinite(hidden(create(dataclasses.replace(SPEC, config=wide), 0), mixed_batch())).all()
