@@ -5,7 +5,7 @@ which episodes can be read, files of rows with the numbers of episodes, frames a
     parts/00007/episodes.parquet      a row per episode: length, tasks, where its images are, statistics
     parts/00007/CAMERA/0.mp4          images
 
-Dimension key: T steps of an episode.
+Dimension key: T steps of an episode, H height, W width, C channels.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from generalist.data.convert.episode_rows import RowWriter
 from generalist.data.convert.images import file_of, loaded
@@ -124,7 +124,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         height, width, channels = (count or 0 for count in one.shape)
         found, wanted = ImageStatistics(channels), sampled_steps(len(raw))
 
-        def images() -> Iterator[np.ndarray]:
+        def images() -> Iterator[UInt8[np.ndarray, "H W C"]]:
             for step, (image, _) in enumerate(loaded(column_of(raw, one.field.key), one.shape)):
                 # Statistics are computed from the source's pixels, not from the video's, which are close to them.
                 if step in wanted:

@@ -1,6 +1,6 @@
 """Arrays as files store them: which hold images, numbers or texts, and whether one is what the first episode had.
 
-Dimension key: T steps.
+Dimension key: T steps, *S any shape.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.formats.faults import BrokenRecord, Unread
@@ -102,7 +103,7 @@ def check_rows(key: str, rows: int, steps: tuple[int, ...], where: str) -> None:
         raise BrokenRecord(f"{where}: {key!r} has {rows:,} rows, where {expected} are expected")
 
 
-def native(values: np.ndarray) -> np.ndarray:
+def native(values: Shaped[np.ndarray, "*S"]) -> Shaped[np.ndarray, "*S"]:
     """Numbers in this machine's order of bytes, texts as an array of str.
 
     Raises:
@@ -131,7 +132,7 @@ def text(value: str | bytes) -> str:
     return str(value)
 
 
-def value_of(values: np.ndarray) -> str | np.ndarray:
+def value_of(values: Shaped[np.ndarray, "..."]) -> str | Shaped[np.ndarray, "..."]:
     """A value of the episode: a text as str, numbers and several texts as an array.
 
     Raises:

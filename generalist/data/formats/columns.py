@@ -127,7 +127,7 @@ def decode_image(encoded: bytes, where: str) -> UInt8[np.ndarray, "H W C"]:
     return values if values.ndim == 3 else values[..., None]
 
 
-def _opened(encoded: bytes, where: str) -> np.ndarray:
+def _opened(encoded: bytes, where: str) -> Shaped[np.ndarray, "H W *C"]:
     try:
         # `formats` keeps Pillow from formats that run other programs (EPS); opening reads the header only.
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:

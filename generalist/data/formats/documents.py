@@ -153,7 +153,7 @@ class Numbering:
         counts: documents per file.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray):
+    def __init__(self, counts: Sequence[int] | Int[np.ndarray, "S"]):
         self._ends = np.cumsum(np.asarray(counts, np.int64))
 
     def __len__(self) -> int:

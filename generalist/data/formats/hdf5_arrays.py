@@ -1,6 +1,6 @@
 """Arrays in HDF5 files: what would exhaust the memory is refused before it is read, images are read by the window.
 
-Dimension key: T steps, H height, W width, C channels.
+Dimension key: T steps, H height, W width, C channels, *S any shape.
 """
 
 import itertools
@@ -133,7 +133,7 @@ class StoredArray:
             raise Unread(f"{self._what} holds numbers of an unusual format ({stored}): write them anew")
         return dtype, dtype
 
-    def _read(self, rows: range) -> np.ndarray:
+    def _read(self, rows: range) -> Shaped[np.ndarray, "..."]:
         """Some rows, or all if it has none; texts and encoded images as bytes."""
         shape = (len(rows), *self.shape[1:]) if self.shape else ()
         # Before any room is made: the shape in a file may be anything.
@@ -144,7 +144,7 @@ class StoredArray:
             values = self._from_chunks(rows)
         return self._resolved(values) if self._raw == POINTER else values
 
-    def _plain(self, first: int, shape: Shape) -> np.ndarray:
+    def _plain(self, first: int, shape: Shape) -> Shaped[np.ndarray, "..."]:
         """Values that are stored one after the other.
 
         Args:
@@ -168,7 +168,7 @@ class StoredArray:
         content = self._file.stream.read(math.prod(shape) * self._raw.itemsize)
         return np.frombuffer(content, self._raw).reshape(shape).copy()
 
-    def _from_chunks(self, rows: range) -> np.ndarray:
+    def _from_chunks(self, rows: range) -> Shaped[np.ndarray, "rows ..."]:
         assert self._chunks is not None
         check_size(self._chunks, self._raw, f"a chunk of {self._what}")
         # The wanted part along each axis, and the chunks that it touches: all of them but along the first axis,
@@ -189,7 +189,7 @@ class StoredArray:
             values[tuple(target)] = chunk[tuple(source)]
         return values
 
-    def _chunk(self, corner: Shape) -> np.ndarray:
+    def _chunk(self, corner: Shape) -> Shaped[np.ndarray, "..."]:
         assert self._chunks is not None
         size = math.prod(self._chunks) * self._raw.itemsize
         # A chunk that was never written takes no bytes, and stands for the fill value.
@@ -208,7 +208,7 @@ class StoredArray:
         """The value where none was written."""
         return np.zeros((), POINTER) if self._raw == POINTER else self._dataset.fillvalue
 
-    def _resolved(self, pointers: np.ndarray) -> np.ndarray:
+    def _resolved(self, pointers: Shaped[np.ndarray, "*S"]) -> Shaped[np.ndarray, "*S"]:
         """The bytes that pointers stand for, of the same shape."""
         # Many pointers may lead to the same bytes, so that a small file can claim any sum.
         total = int(pointers["length"].sum(dtype=np.int64))

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.arrays import (
     Shape,
@@ -179,7 +180,7 @@ class Stored(NamedTuple):
 
         return pa.types.is_string(self.array.type)
 
-    def values(self, shape: Shape, where: str) -> np.ndarray:
+    def values(self, shape: Shape, where: str) -> Shaped[np.ndarray, "T ..."]:
         """Its values, (T, *shape).
 
         Raises:

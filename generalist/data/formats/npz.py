@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.lib import format as npy
 
 from generalist.data.formats.arrays import (
@@ -98,7 +99,9 @@ class Npz(EpisodeSet):
                     columns[key] = ArrayFrames(array) if field.kind == "image" else native(array)
         return RawEpisode(columns=columns, values=values)
 
-    def _array(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, field: Field, index: int) -> np.ndarray:
+    def _array(
+        self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, field: Field, index: int
+    ) -> Shaped[np.ndarray, "..."]:
         where = self.where(index)
         header = _header(archive, member, where)
         if field.level == "step":

@@ -9,7 +9,7 @@ Keys are those of the files without `steps/`.
 RLDS marks the last step by `is_last`, with the final observation and a placeholder for an action. Most published data sets have a
 real action there all the same. A last step is left out where all numbers of its action are zero or one is not finite.
 
-Dimension key: T steps, N episodes.
+Dimension key: T steps, N episodes, n numbers.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Num, Shaped
 
 from generalist.data.formats import tfrecord
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
@@ -247,7 +248,7 @@ def parsed(content: bytes, wanted: Collection[Stored]) -> dict[str, Any]:
     return found
 
 
-def _values(feature: Any, stored: Stored) -> np.ndarray | list[bytes]:
+def _values(feature: Any, stored: Stored) -> Shaped[np.ndarray, "T ..."] | list[bytes]:
     """The values (T, ...) of a field in an Example; one of the episode has T = 1."""
     field, which = stored.field, feature.WhichOneof("kind")
     if which is not None and which != LISTS[stored.kind]:
@@ -273,7 +274,7 @@ def _values(feature: Any, stored: Stored) -> np.ndarray | list[bytes]:
     return _cast(numbers, dtype, field.key).reshape(-1, *shape)
 
 
-def _cast(numbers: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+def _cast(numbers: Num[np.ndarray, "n"], dtype: np.dtype, key: str) -> Shaped[np.ndarray, "n"]:
     """Numbers in their declared type.
 
     Raises:

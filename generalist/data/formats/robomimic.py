@@ -11,7 +11,7 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from generalist.data.formats.episodes import Opening
 from generalist.data.formats.faults import BrokenRecord, naming
@@ -132,7 +132,7 @@ def _text(value: Any) -> str:
     return "".join(map(str, value)).strip(' "') if isinstance(value, str | list) else ""
 
 
-def _members(split: StoredArray, name: str, where: str) -> np.ndarray:
+def _members(split: StoredArray, name: str, where: str) -> Shaped[np.ndarray, "n"]:
     """Names of the demonstrations of a split."""
     if split.dtype.kind != "S" or len(split.shape) != 1:
         raise BrokenRecord(f"{where}: mask/{name} holds no names of demonstrations: write them, or take it out")

@@ -2,6 +2,8 @@
 
 cat0.jpg  cat0.txt  cat1.jpg  cat1.txt      an image, then its text (.txt, else the text of .json, else the class of .cls)
 page0.json                                  any layout of `generalist.data.formats.records`, with images in base64 or beside it
+
+Dimension key: M members of a tar, P pairs.
 """
 
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from jaxtyping import Int
 
 from generalist.data.files import DocumentError, decoded, named, parsed
 from generalist.data.formats.documents import TEXT_NAMES, DocumentOpening, DocumentSet, Numbering, Part, listed
@@ -214,7 +217,9 @@ def _not_read(member: tarfile.TarInfo, match: re.Match[str] | None) -> str:
     return "" if match else "names without a key and an ending"
 
 
-def _check_once(file: Place, sample: np.ndarray, ending: np.ndarray, keys: list[str], endings: list[str]) -> None:
+def _check_once(
+    file: Place, sample: Int[np.ndarray, "M"], ending: Int[np.ndarray, "M"], keys: list[str], endings: list[str]
+) -> None:
     # (members,): a number per sample and ending
     both = sample * (len(endings) + 1) + ending
     values, counts = np.unique(both, return_counts=True)
@@ -288,7 +293,7 @@ def _is_read(ending: str) -> bool:
     return _is_image(ending) or ending in (*TEXTS, "json", "cls")
 
 
-def _pairs(arrays: Arrays, text: str | None) -> np.ndarray:
+def _pairs(arrays: Arrays, text: str | None) -> Int[np.ndarray, "P"]:
     """Numbers of the samples of one image and a text."""
     endings = arrays["endings"].tolist()
     images = np.array([_is_image(ending) for ending in endings], bool)

@@ -162,7 +162,7 @@ class _Camera:
         return [one for one in found if one[1]]
 
 
-def _decoded(column: Column, steps: list[int]) -> Iterator[np.ndarray]:
+def _decoded(column: Column, steps: list[int]) -> Iterator[UInt8[np.ndarray, "T H W C"]]:
     """Some of a column's images, decoded in runs of neighbours, as videos are read fastest.
 
     Raises:

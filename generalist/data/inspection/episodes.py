@@ -1,6 +1,6 @@
 """Inspection of a data set of episodes: all that its files hold, and what is wrong with it.
 
-Dimension key: N episodes.
+Dimension key: N episodes, n values.
 """
 
 from collections import defaultdict
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 from rich.console import Console
 
 from generalist.data.formats.episodes import EpisodeSet
@@ -93,7 +94,7 @@ def _files(episodes: EpisodeSet) -> dict[str, Any]:
     }
 
 
-def histogram(values: np.ndarray) -> dict[str, Any] | None:
+def histogram(values: Num[np.ndarray, "n"]) -> dict[str, Any] | None:
     """Least, median, mean and largest of values (n,), and how many are between each two edges; None of no values."""
     if not len(values):
         return None

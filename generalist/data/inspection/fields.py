@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from generalist.data.formats.episodes import Field
 from generalist.data.inspection.problems import Problem, counted, listed
@@ -73,7 +73,7 @@ def shape_of(numbers: Numbers) -> Shape:
     )
 
 
-def _most(column: np.ndarray) -> float:
+def _most(column: Float[np.ndarray, "R"]) -> float:
     """Share of the most frequent value."""
     _, counts = np.unique(column, return_counts=True)
     return float(counts.max() / len(column))

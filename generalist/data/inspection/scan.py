@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from rich.console import Console
 
 from generalist.data.formats.columns import Frames
@@ -64,9 +65,9 @@ TIMES = np.dtype(
 class Scan:
     """What the episodes of a data set show."""
 
-    facts: np.ndarray
+    facts: Shaped[np.ndarray, "N"]
     """`FACTS` (N,)."""
-    times: dict[str, np.ndarray]
+    times: dict[str, Shaped[np.ndarray, "N"]]
     """Key of a field of timestamps → `TIMES` (N,)."""
     not_finite: dict[str, dict[int, int]]
     """Key of a mapped field → number of an episode → its first step with a number that is not finite; the first few."""
@@ -180,7 +181,7 @@ def _facts(episode: RawEpisode, mapping: FieldMapping) -> tuple[Any, ...]:
     )
 
 
-def _times(times: np.ndarray) -> tuple[Any, ...]:
+def _times(times: Shaped[np.ndarray, "T"]) -> tuple[Any, ...]:
     """`TIMES` of an episode's timestamps (T,)."""
     apart = np.diff(times.astype(np.float64))  # (T - 1,)
     if not len(apart) or not np.isfinite(apart).all():
