@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     from generalist.run.trunk import with_trunk
     from generalist.system.compilation_cache import use_compilation_cache
     from generalist.system.console import TOLD, open_console, tell
+    from generalist.system.gpu_flags import use_gpu_flags
 
     console = open_console()
     name, rest = (
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
     )
     try:
         use_compilation_cache()
+        use_gpu_flags()
         if name == "contrastive":
             return train_contrastive(rest, console)
         config = parse(preset(name), rest, prog=f"train.py {name}", description=preset_help())

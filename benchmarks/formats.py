@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        # An index of an earlier run would make the first batch look too fast.
         os.environ["GENERALIST_CACHE"] = f"{folder}/cache"
         if arguments.what == "steps":
             steps(Path(folder))
@@ -53,14 +54,18 @@ def steps(folder: Path) -> None:
 
     for images in (False, True):
         path = folder / f"robot-{images}"
+        # Fewer episodes with images: decoding takes far longer than reading numbers.
         write_rlds(path, shards=4, episodes=200 if not images else 30, length=100, images=images)
         dataset = Dataset(path=str(path))
+        # CPU time: the machine may be shared.
         begun = time.process_time()
         total = int(opened(dataset).episodes.lengths.sum())
         indexed = time.process_time() - begun
+        # The cache is not asked: `parse` reads each episode anew.
         reader = RecordedEpisodes(dataset, EpisodeCache(1), heldout=0.0)
         begun, seen = time.process_time(), 0
         for index in range(len(reader)):
+            # A window longer than any episode: the whole of it, with its images decoded.
             seen += len(reader.parse(index).window(0, 10**6)[1][""])
         spent = time.process_time() - begun
         name = f"with {SIDE}×{SIDE} JPEG" if images else "without images"
@@ -85,11 +90,13 @@ def batches(folder: Path, sources: dict, count: int, loaders: int) -> None:
         loaders=loaders,
         cache_megabytes=64,
     )
+    # The second time the index is there, as at every later start of a run.
     for run in ("not indexed", "indexed"):
         begun = time.perf_counter()
         prepared = prepare(replace(config, data=data, runs=folder / "runs", name=run), Console(stderr=True))
         next(prepared.iterator)
         print(f"first batch, {run}: {time.perf_counter() - begun:.1f} s", flush=True)
+        # Loaders of the first would count in the memory of the second.
         if run == "not indexed":
             prepared.iterator.close()
     process, lines = psutil.Process(), []
@@ -97,6 +104,7 @@ def batches(folder: Path, sources: dict, count: int, loaders: int) -> None:
     for number in range(1, count + 1):
         next(prepared.iterator)
         if number % max(1, count // 20) == 0:
+            # Loaders are processes of their own; pages that they share are counted in each.
             held = sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
             lines.append(held / 2**20)
             print(
@@ -104,6 +112,7 @@ def batches(folder: Path, sources: dict, count: int, loaders: int) -> None:
                 flush=True,
             )
     prepared.iterator.close()
+    # Without the first quarter, in which caches fill.
     half = lines[len(lines) // 4 :]
     print(f"memory from a quarter on: {min(half):.0f} to {max(half):.0f} MiB ({max(half) / min(half) - 1:.1%})")
 
@@ -130,6 +139,7 @@ def write_rlds(folder: Path, *, shards: int, episodes: int, length: int, images:
     (version / "features.json").write_text(json.dumps(features.to_json()))
     split = {"name": "train", "shardLengths": [str(episodes)] * shards}
     info = {"name": folder.name, "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]}
+    # Written by hand, as TFDS's own writer of TFRecord needs TensorFlow.
     (version / "dataset_info.json").write_text(json.dumps(info))
     rng, at, pictures = np.random.default_rng(0), np.arange(length), jpegs() if images else []
     for shard in range(shards):
@@ -150,6 +160,7 @@ def write_rlds(folder: Path, *, shards: int, episodes: int, length: int, images:
 
 def jpegs() -> list[bytes]:
     """Some pictures with gradients, edges and noise."""
+    # Neither noise nor one colour, which JPEG takes longest and shortest for.
     rng, found = np.random.default_rng(0), []
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for number in range(64):

@@ -1,147 +1,152 @@
-"""Measurements on a GPU: cuDNN's attention against the mask's, and a preset's training step: its speed, and its memory against
-`generalist plan`'s arithmetic.
+"""The training step on a GPU: speed, memory, the longest kernels, and what each measure against slow kernels brings.
 
-    python benchmarks/gpu.py --presets gato_79m gato_364m --rows 32
+    python benchmarks/gpu.py --json gpu.json
 
-Batches are full rows of drawn tokens; nothing is recorded or read. Errors are ‖out − reference‖ / ‖reference‖ against float32.
+Within `--minutes`, of which what no longer fits is left out and named: tokens per second, utilisation and memory of Gato's and
+Flamingo's published models and of GPT-2's smallest; a profile; `gato_79m` without one measure at a time; attention of packed rows
+against the mask. Gato and GPT-2 train on packed rows from the loaders (cart-pole, drawings, prose: recorded in seconds),
+Flamingo, whose trunk and documents are its user's, on full rows of drawn tokens. `--dry` runs tiny models on a CPU, to try the
+script: its figures mean nothing.
 """
 
 import argparse
-import dataclasses
-import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from generalist.system.gpu_flags import jaxlib_version, use_gpu_flags, with_flags
 
-from generalist.config.presets import preset
-from generalist.model.attend import Packed, attend_packed, masked_attention
-from generalist.plan.memory import arithmetic, with_rows
-from generalist.plan.program import make_planned_trainer
-from generalist.run.shapes import without_data
-from generalist.training.flops import model_flops, peak_flops
-from train import make_batch  # benchmarks/train.py, beside this file
+MODELS = {"gato_79m": 32, "gpt2_124m": 32, "gato_364m": 32, "gato_1b": 16, "flamingo_3b": 32}
+"""Rows per step, which fit 80 GB."""
+FIRST = "gato_79m"
+TRITON, BUFFERS = "--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_command_buffer="
+USERS = os.environ.get("XLA_FLAGS", "")
+# Name → what the case changes, the compiler's options (None: those of a training).
+MEASURES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "gradients of rows by XLA's scatter": ({"scatter": True}, None),
+    "a loop over the layers": ({"layers_unrolled": 1}, None),
+    "logits in one piece": ({"loss_chunks": 1}, None),
+    "attention by a mask, without cuDNN": ({"mask": True}, None),
+    "without our compiler options": ({}, USERS),
+    f"with {TRITON}": ({}, with_flags(f"{USERS} {TRITON}", jaxlib_version())),
+    f"with {BUFFERS} (no command buffers)": ({}, with_flags(f"{USERS} {BUFFERS}", jaxlib_version())),
+}
+LENGTHS = (256, 1024, 4096)
 
-ROWS, HEADS, KV_HEADS, SIZE = 8, 8, 4, 64
-SEGMENTS = 3  # per row
+
+class Cases:
+    """Runs cases, each in a process of its own, until the time is over."""
+
+    def __init__(self, minutes: float, dry: bool, steps: int, folder: str):
+        self.end, self.left_out = time.monotonic() + 60 * minutes, []
+        self.common = {"dry": dry, "steps": 1 if dry else steps, "folder": folder}
+
+    def run(self, title: str, case: dict[str, Any], flags: str | None = None) -> dict[str, Any] | None:
+        """A case's figures; None, with the reason kept, if it failed or there was no time for it.
+
+        Args:
+            flags: the compiler's options; None: those of a training.
+        """
+        left = self.end - time.monotonic()
+        if left < 10:
+            self.left_out.append(f"{title}: no time left")
+            return None
+        given = os.environ if flags is None else os.environ | {"XLA_FLAGS": flags}
+        command = [sys.executable, str(Path(__file__).with_name("gpu_case.py")), json.dumps(self.common | case)]
+        try:
+            done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            self.left_out.append(f"{title}: the time was over")
+            return None
+        if done.returncode:
+            self.left_out.append(f"{title}: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}")
+            return None
+        return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Runs the measurements and prints them."""
+    """Runs the cases and prints tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="*", default=["gato_79m"])
-    parser.add_argument("--rows", type=int, nargs="+", default=[32], help="rows per batch; several give one line each")
-    parser.add_argument(
-        "--lengths", type=int, nargs="*", default=[256, 1024, 4096], help="positions of the attention's rows"
-    )
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of a preset")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--measures", nargs="*", default=list(MEASURES), choices=list(MEASURES))
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS), help="of the attention's rows")
+    parser.add_argument("--rows", type=int, help="rows per step of all models")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--json", type=Path, help="where all figures go, with the card and the versions")
+    parser.add_argument("--dry", action="store_true", help="tiny models on a CPU")
     arguments = parser.parse_args()
-    device = jax.devices()[0]
-    if device.platform != "gpu":
-        raise SystemExit(f"this needs a GPU, but JAX found {device.device_kind}")
-    print(f"{device.device_kind}, jax {jax.__version__}\n")
+    use_gpu_flags()  # for the processes of the cases, as train.py does
+    if not arguments.dry:
+        check_gpu()
+    with tempfile.TemporaryDirectory() as folder:
+        found = everything(Cases(arguments.minutes, arguments.dry, arguments.steps, folder), arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def check_gpu() -> None:
+    """Ends the program where JAX finds no GPU; in another process, since one that has opened the GPU keeps its memory."""
+    code = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep=',')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    platform, _, kind = (done.stdout.strip().splitlines() or ["nothing,"])[-1].partition(",")
+    if platform != "gpu":
+        raise SystemExit(f"this needs a GPU, but JAX found {kind or platform}; --dry tries the script on a CPU")
+
+
+def everything(cases: Cases, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs and prints all that was asked for; returns every number."""
+
+    def rows_of(name: str) -> int:
+        return arguments.rows or (4 if arguments.dry else MODELS[name])
+
+    found: dict[str, Any] = {"models": {}, "without": {}, "attention": []}
+    print("| model | rows × length | filled | tokens/s | MFU | GiB planned | program | peak | compile, s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in arguments.models:
+        one = cases.run(name, {"name": name, "rows": rows_of(name), "profile": name == FIRST})
+        if one:
+            found["models"][name] = one
+            print(table_row(name, one), flush=True)
+    first = found["models"].get(FIRST)
+    if first:
+        print(
+            f"\n{first['device']}, jax {first['jax']}, jaxlib {first['jaxlib']}\n\n| kernel of {FIRST} | share |\n|---|---|"
+        )
+        for kernel, share in first["kernels"]:
+            print(f"| `{kernel[:90]}` | {share:.1%} |")
+        print(f"\n| {FIRST} | tokens/s | of the first line's |\n|---|---|---|")
+        for title in arguments.measures:
+            changed, flags = MEASURES[title]
+            one = cases.run(title, {"name": FIRST, "rows": rows_of(FIRST)} | changed, flags)
+            if one:
+                found["without"][title] = one
+                speed = one["tokens_per_second"]
+                print(f"| {title} | {speed:,.0f} | {speed / first['tokens_per_second']:.2f} |", flush=True)
     print(
-        "| length | error, forward | error, gradients | mask's time / cuDNN's, forward and backward |\n|---|---|---|---|"
+        "\n| length | error, forward | error, gradients | mask's time / cuDNN's, forward and backward |\n|---|---|---|---|"
     )
-    for length in arguments.lengths:
-        print(attention(length), flush=True)
-    print("\n| preset | rows × length | GiB by arithmetic | GiB measured | tokens/s | MFU | compile, s |")
-    print("|---|---|---|---|---|---|---|")
-    for name in arguments.presets:
-        for rows in arguments.rows:
-            print(step(name, rows, arguments.steps), flush=True)
+    for length in [] if arguments.dry else arguments.lengths:  # a CPU has no such kernel
+        if one := cases.run(f"attention of {length}", {"length": length}):
+            found["attention"].append(one)
+            print(f"| {length} | {one['forward']:.1e} | {one['gradients']:.1e} | {one['ratio']:.2f} |", flush=True)
+    for line in cases.left_out:
+        print(f"left out: {line}")
+    return found | {"left_out": cases.left_out}
 
 
-def attention(length: int) -> str:
-    """Packed causal attention in bfloat16: the GPU's kernel against the mask in float32 and in bfloat16."""
-    rng = np.random.default_rng(length)
-    query, key, value, toward = (
-        jnp.asarray(rng.normal(size=(ROWS, length, heads, SIZE)), jnp.float32)
-        for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)
-    )
-    cuts = np.sort(rng.integers(1, length, (ROWS, SEGMENTS - 1)), axis=1)
-    segment = jnp.asarray(1 + (np.arange(length)[None, :, None] >= cuts[:, None]).sum(-1), jnp.int32)
-    scale = SIZE**-0.5
-
-    def fused(query, key, value):
-        seen = Packed(segment, jnp.asarray(False))
-        return attend_packed(query, key, value, seen, window=0, scale=scale, softcap=0.0)
-
-    def plain(query, key, value):
-        back = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-        mask = (segment[:, :, None] == segment[:, None, :]) & (back >= 0)[None]
-        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="xla")
-
-    def with_gradients(of: Callable[..., Any], dtype: Any) -> Callable[[], Any]:
-        arrays = [array.astype(dtype) for array in (query, key, value, toward)]
-
-        @jax.jit
-        def both(query, key, value, toward):
-            out, pull = jax.vjp(of, query, key, value)
-            return out, pull(toward)
-
-        return functools.partial(both, *arrays)
-
-    with jax.default_matmul_precision("highest"):
-        right, right_gradients = with_gradients(
-            functools.partial(masked_attention, query_segment=segment, key_segment=segment, scale=scale, softcap=0.0),
-            jnp.float32,
-        )()
-    ours, mask = with_gradients(fused, jnp.bfloat16), with_gradients(plain, jnp.bfloat16)
-    out, gradients = ours()
-    apart = [error(one, other) for one, other in zip(gradients, right_gradients, strict=True)]
-    ratio = float(np.median([seconds(mask, 5) / seconds(ours, 5) for _ in range(5)]))
-    return f"| {length} | {error(out, right):.1e} | {max(apart):.1e} | {ratio:.2f} |"
-
-
-def error(out: Any, right: Any) -> float:
-    """‖out − right‖ / ‖right‖ in float64."""
-    found, wanted = np.asarray(out, np.float64), np.asarray(right, np.float64)
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
-def seconds(call: Callable[[], Any], times: int) -> float:
-    """Mean seconds of a call after compilation."""
-    jax.block_until_ready(call())
-    begun = time.perf_counter()
-    for _ in range(times):
-        out = call()
-    jax.block_until_ready(out)
-    return (time.perf_counter() - begun) / times
-
-
-def step(name: str, rows: int, steps: int) -> str:
-    """A preset's training step on one device."""
-    config = with_rows(preset(name), rows)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=1))
-    spec, sizes, encoder = without_data(config)
-    planned = arithmetic(config, spec, sizes, encoder, limit=None).total
-    trainer = make_planned_trainer(config, spec, jax.devices()[:1])
-    batch, key = trainer.place(make_batch(sizes, spec.vocabulary)), jax.random.key(0)
-    state = trainer.initialize({})
-    with jax.set_mesh(trainer.mesh):
-        begun = time.perf_counter()
-        compiled = trainer.step.lower(state, batch, key).compile()
-        compiling = time.perf_counter() - begun
-        for _ in range(3):
-            state, metrics = compiled(state, batch, key)
-        jax.block_until_ready((state, metrics))
-        begun = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = compiled(state, batch, key)
-        jax.block_until_ready((state, metrics))
-        each = (time.perf_counter() - begun) / steps
-    flops = model_flops(spec, sizes, state.params)
-    needs = compiled.memory_analysis()
-    held = (
-        needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
-    )
+def table_row(name: str, one: dict[str, Any]) -> str:
+    """One line of the table of models."""
+    planned, program = one["planned_bytes"] / 2**30, one["program_bytes"] / 2**30
+    peak = f"{one['peak_bytes'] / 2**30:.1f}" if one["peak_bytes"] else ""
     return (
-        f"| {name} | {rows} × {sizes.length} | {planned / 2**30:.1f} | {held / 2**30:.1f} | "
-        f"{rows * sizes.length / each:,.0f} | {flops / each / peak_flops():.1%} | {compiling:.0f} |"
+        f"| {name} | {one['rows']} × {one['length']} | {one['filled']:.0%} | {one['tokens_per_second']:,.0f} | "
+        f"{one['mfu']:.1%} | {planned:.1f} | {program:.1f} | {peak} | {one['compile_seconds']:.0f} |"
     )
 
 

@@ -30,6 +30,7 @@ class Border(gym.Wrapper):
         try:
             result = self.env.reset(seed=seed, options=options)
         except TypeError as error:
+            # Python's message about a call with other parameters; any other TypeError is the environment's own mistake.
             if "argument" not in str(error):
                 raise
             raise ValueError(
@@ -37,9 +38,9 @@ class Border(gym.Wrapper):
             ) from error
         # A custom environment in the interface of old gym returns the observation alone.
         observation, info = self._pair(result)
-        told = info.get("instruction", "")
-        if not isinstance(told, str):
-            raise ValueError(f'{self._name}: info["instruction"] of reset is {told!r:.80}: it must be a string')
+        instruction = info.get("instruction", "")
+        if not isinstance(instruction, str):
+            raise ValueError(f'{self._name}: info["instruction"] of reset is {instruction!r:.80}: it must be a string')
         return self._observed(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -56,6 +57,7 @@ class Border(gym.Wrapper):
                 "as in Gymnasium's interface"
             )
         observation, reward, terminated, truncated, info = result
+        # `checked` copies as well: an environment may return the same array at every step.
         return (
             self._observed(observation),
             checked_reward(reward, f"{self._name}: the reward"),

@@ -43,11 +43,12 @@ class Corrected(gym.Wrapper):
         super().__init__(env)
         self._task, self._share, self._folder = task, share, folder
         self._serialize = rlds.Serializer(task, (env.observation_space, env.action_space))
-        self._rng = np.random.default_rng()
+        self._rng = np.random.default_rng()  # replaced by each episode's own
         self._seed, self._instruction = 0, ""
         self._expert: Policy | None = None
         self._observation: Any = None
         self._answer: Any = None
+        # Observation, the expert's answer, executed action, reward and info of each step.
         self._steps: list[tuple[Any, Any, Any, float, dict[str, Any]]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -70,6 +71,7 @@ class Corrected(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(executed)
         self._steps.append((self._observation, self._answer, executed, float(reward), info))
         truncated = truncated or len(self._steps) == self._task.record_steps
+        # The last observation needs no answer: no action follows it.
         if not (terminated or truncated):
             self._see(observation)
             truncated = self._answer is None
@@ -93,10 +95,11 @@ class Corrected(gym.Wrapper):
             return None
 
     def _write(self, terminated: bool) -> None:
+        """Writes the episode's file."""
         observations, answers, executed, rewards, infos = map(list, zip(*self._steps, strict=True))
         episode = Episode(
             seed=self._seed,
-            noisy=True,
+            noisy=True,  # what was executed is not what the expert chose
             instruction=self._instruction,
             score=self._task.score(rewards, infos),
             observations=observations,
@@ -128,6 +131,7 @@ class CorrectedTask(Task):
         """
         if isinstance(task, OwnTask):
             raise ValueError(f"{task.name} has no expert that could answer: leave it out of --tasks")
+        # A copy of all fields: lanes and results know the task by its name, limits and scores.
         # Episodes are as long as recorded ones: longer ones teach nothing new.
         common = {field.name: getattr(task, field.name) for field in dataclasses.fields(Task)}
         return cls(**common | {"max_steps": task.record_steps}, task=task, share=share, folder=folder)
@@ -155,7 +159,7 @@ class CorrectedTask(Task):
         working_folder(self.place).mkdir(parents=True)
 
     def discard(self) -> None:
-        """Removes the working folder."""
+        """Removes the working folder, if there is one."""
         shutil.rmtree(working_folder(self.place), ignore_errors=True)
 
     def finish(self, played: Sequence[tuple[int, float, int]], settings: Mapping[str, Any]) -> int:

@@ -1,9 +1,9 @@
-"""Environments of one's own: recording their demonstrations, and joining with what another tool recorded (docs/environments.md).
+"""The user's own environments: recording demonstrations, and using data sets of other tools (docs/environments.md).
 
     from generalist.envs.custom import record_demonstrations
     record_demonstrations("CliffWalking-v1", policy, folder="demos/cliff", episodes=100, instruction="walk along the cliff")
 
-A folder of demonstrations appears whole or not at all.
+A folder of demonstrations is written completely or not at all.
 """
 
 import contextlib
@@ -44,26 +44,27 @@ def record_demonstrations(
     arguments: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> OwnTask:
-    """Plays a policy in an environment and writes the episodes as a data set; measures random actions as well.
+    """Plays a policy in an environment and writes the episodes as a data set, with the score of random actions.
 
     Args:
-        id: of Gymnasium; `module:Id-v0` imports the module, which registers the environment.
-        policy: observation → action. It is asked in all episodes: what it remembers of one it must drop by itself.
-        folder: gets the data set; its name is the task's, `own/<name>`.
-        episodes: how many; seeded from 0 on.
-        instruction: what the agent is told, unless `info["instruction"]` of `reset` says it.
-        max_steps: decisions after which an episode is cut off, here and in evaluation; None takes the environment's own limit.
-        noise: strength of noise on the actions of every second episode, which shows how the policy recovers: what is recorded
-            is what it chose. Half-ranges of a bounded Box; elsewhere the share of actions that are replaced.
-        arguments: what else `gymnasium.make` gets; JSON values.
-        replace: put it in the place of demonstrations that are in the folder already.
+        id: the environment's Gymnasium id; `module:Id-v0` imports the module, which registers it.
+        policy: observation → action. It plays all episodes: a policy with memory must reset it by itself.
+        folder: receives the data set; its name becomes the task's name, `own/<name>`.
+        episodes: number of episodes, with the seeds 0, 1, ...
+        instruction: the agent's instruction, unless `info["instruction"]` of `reset` gives one.
+        max_steps: maximum decisions per episode, here and in evaluation; None takes the environment's own limit.
+        noise: strength of action noise in every second episode, which shows how the policy recovers; the policy's own choice is
+            recorded. In half-ranges for a bounded Box; otherwise the share of actions that are replaced.
+        arguments: further arguments for `gymnasium.make`; JSON values.
+        replace: replace demonstrations that are in the folder already.
 
     Raises:
-        FileExistsError: the folder is there already.
-        ValueError: Gymnasium can't make the environment, a space can't be learnt, an observation, an action or a reward is not
-            what its space says, or the policy is no better than random.
+        FileExistsError: the folder exists already.
+        ValueError: Gymnasium can't make the environment, a space can't be learned, an observation, an action or a reward does
+            not belong to its space, or the policy scores no better than random actions.
         OSError: the disk is full.
     """
+    # Seeds of evaluation must stay unseen.
     if not isinstance(episodes, int) or not 0 < episodes < EVALUATION_SEED:
         raise ValueError(f"episodes must be a whole number from 1 to {EVALUATION_SEED - 1}, got {episodes!r}")
     if not isinstance(noise, float | int) or not 0 <= noise <= 1:
@@ -72,11 +73,14 @@ def record_demonstrations(
     task, env = undescribed(importable_id(id), place, instruction, max_steps, arguments, noise)
 
     def act(observation: Any) -> Any:
-        return _action(task, env.action_space, policy(observation))
+        # Plain Python numbers are accepted, and converted to the space's type.
+        return checked(env.action_space, policy(observation), f"{task.name}: the action", bounded=True)
 
+    # A generator, so that episodes are written file by file and need not all be in memory.
     def play() -> Iterator[Episode]:
         for seed in range(episodes):
             observation, info = env.reset(seed=seed)
+            # Every second one is without noise: their scores are the expert's.
             noisy = noise > 0 and seed % 2 == 1
             yield play_policy(
                 task, env, act, observation, info["instruction"], seed, noisy=noisy, max_steps=task.max_steps
@@ -97,7 +101,18 @@ def save_demonstrations(
     arguments: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> OwnTask:
-    """Writes episodes that a human or another agent played. As `record_demonstrations`."""
+    """Writes episodes that a human or another agent played as a data set.
+
+    Args:
+        id: the environment's Gymnasium id.
+        demonstrations: the episodes.
+        folder, instruction, max_steps, arguments, replace: as of `record_demonstrations`.
+
+    Raises:
+        FileExistsError: the folder exists already.
+        ValueError: as `record_demonstrations`; a message about an episode gives its number.
+        OSError: the disk is full.
+    """
     demonstrations = [demonstrations] if isinstance(demonstrations, Demonstration) else list(demonstrations)
     if wrong := [one for one in demonstrations if not isinstance(one, Demonstration)]:
         raise ValueError(f"demonstrations must be Demonstration(observations=..., ...), got {type(wrong[0]).__name__}")
@@ -111,56 +126,51 @@ def save_demonstrations(
             yield as_episode(task, env, one, index)
 
     with contextlib.closing(env):
-        told = env.reset(seed=FIRST_SEED)[1]["instruction"]
-        if told != task.instruction and any(
+        # An environment with instructions of its own gives them to acting agents: training on another one would mislead.
+        given = env.reset(seed=FIRST_SEED)[1]["instruction"]
+        if given != task.instruction and any(
             one.instruction is None and not has_texts(env, one) for one in demonstrations
         ):
             raise ValueError(
-                f"{task.id} tells {told!r:.60} of its own, which acting is told too: say in each Demonstration what was told, "
-                "instruction=..., or leave the texts in its observations"
+                f"{task.id} gives its own instruction, {given!r:.60}, also to acting agents: give each Demonstration the one "
+                "that it was played with, instruction=..., or leave the texts in its observations"
             )
         return write(task, env, episodes(), len(demonstrations), replace)
 
 
 def _check_seeds(task: OwnTask, env: gym.Env) -> None:
-    """Notes on standard error that a seed does not decide how an episode begins, so that scores can't be repeated."""
+    """Prints a note on standard error if a seed does not decide how an episode begins."""
     first, again = (env.reset(seed=FIRST_SEED)[0] for _ in range(2))
+    # Only a note: such an environment can be learned, but its scores are not comparable.
     if not data_equivalence(first, again):
         note(
-            f"{task.id} begins otherwise each time with the same seed, so that neither its recordings nor its scores can be "
-            "repeated: draw everything from self.np_random, and normalise observations outside of the environment"
+            f"{task.id} begins differently each time with the same seed, so that neither its recordings nor its scores can be "
+            "repeated: draw everything from self.np_random, and normalise observations outside the environment"
         )
-
-
-def _action(task: OwnTask, space: gym.Space, value: Any) -> Any:
-    """A policy's action as the environment takes it: plain Python numbers are welcome.
-
-    Raises:
-        ValueError: it is not of the space.
-    """
-    return checked(space, value, f"{task.name}: the action", bounded=True)
 
 
 def own_tasks(entries: Iterable[str], pattern: str = "*") -> list[OwnTask]:
     """The tasks of folders of demonstrations whose names after the slash match a shell pattern.
 
     Args:
-        entries: a folder each; or `ID=FOLDER`, which describes one that another tool recorded.
-        pattern: of the folders' names.
+        entries: folders, or `ID=FOLDER`, which also describes a data set of another tool.
+        pattern: for the part of the names after `own/`.
 
     Raises:
         FileNotFoundError: a folder holds no data set.
-        ValueError: a folder is not described or is of another id; two have one name; no name matches.
+        ValueError: a folder has no description or is of another id; two folders have the same name; no name matches.
     """
     found: dict[str, OwnTask] = {}
     names: dict[str, Path] = {}
     for entry in entries:
         id, folder = _id_and_folder(entry)
+        # Among all entries, also those that the pattern leaves out: another pattern must not meet a new conflict.
         name = task_name(folder)
         if name in names:
             raise ValueError(f"{names[name]} and {folder} would both be the task {name}: rename one of the folders")
         names[name] = folder
         if fnmatch.fnmatch(name, f"own/{pattern}"):
+            # Joining reads every episode and plays random actions, so it is done once, and kept in task.json.
             new = id is not None and not (folder / DESCRIPTION).exists()
             found[name] = join_demonstrations(str(id), folder) if new else described_task(folder, id)
     if not found:
@@ -171,5 +181,6 @@ def own_tasks(entries: Iterable[str], pattern: str = "*") -> list[OwnTask]:
 
 
 def _id_and_folder(entry: str) -> tuple[str | None, Path]:
+    """The parts of `ID=FOLDER`; no id for a folder, even one with an equals sign in its name."""
     id, found, folder = entry.partition("=")
     return (id, Path(folder)) if found and not Path(entry).exists() else (None, Path(entry))

@@ -1,4 +1,4 @@
-"""A folder of demonstrations: made in one piece or not at all, and described by task.json."""
+"""A folder of demonstrations, which is written completely or not at all and described by task.json."""
 
 import contextlib
 import dataclasses
@@ -34,44 +34,55 @@ from generalist.system.processes import is_running
 from generalist.system.progress import counting
 from generalist.tokenizers.space_values import check_text
 
-RANDOM_EPISODES = 30  # for the lower end of every percentage
-EPISODES_A_FILE = 50
+RANDOM_EPISODES = 30  # whose mean score is 0 percent
+EPISODES_PER_FILE = 50  # which are in memory together
 
 
 def free_place(folder: Path | str, replace: bool) -> Path:
-    """The folder, if nothing is there, or demonstrations that may be replaced."""
-    place = Path(folder).resolve()  # through links, and without `..`
+    """The folder's absolute path, if demonstrations can be written there.
+
+    Raises:
+        FileExistsError: it exists, and does not hold demonstrations that may be replaced.
+    """
+    place = Path(folder).resolve()  # through links, and without `..`, since its name becomes the task's
+    # Only a folder with our description is ever replaced: `replace=True` with a wrong path must not delete other files.
     if place.exists() and not (replace and (place / DESCRIPTION).exists()):
-        remedy = "name another folder" if replace else "name another folder, or say replace=True"
-        raise FileExistsError(f"{place} exists already{' and is none of ours' if replace else ''}: {remedy}")
+        remedy = "name another folder" if replace else "name another folder, or pass replace=True"
+        raise FileExistsError(
+            f"{place} exists already{' and holds no demonstrations of ours' if replace else ''}: {remedy}"
+        )
     return place
 
 
 def undescribed(
     id: str, folder: Path, instruction: str, max_steps: int | None, arguments: Mapping[str, Any] | None, noise: float
 ) -> tuple[OwnTask, gym.Env]:
-    """A task whose scores are not known yet, and its environment."""
+    """A task whose scores are not measured yet, and its environment. Arguments are checked as of `record_demonstrations`.
+
+    Raises:
+        ValueError: an argument is not valid, Gymnasium can't make the environment, or a space can't be learned.
+    """
     if not isinstance(id, str):
         raise ValueError(f"the id must be a text such as CartPole-v1, got {id!r:.60}: register the environment")
     check_text(instruction, "the instruction")
+    # They are stored in task.json, from which other processes make the environment.
     try:
         written = json.dumps(dict(arguments or {}), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"arguments must be JSON values, got {arguments} ({error}): register an id without them"
         ) from error
+    # JSON silently makes lists of tuples and texts of numbers as keys.
     if json.loads(written) != dict(arguments or {}):
         raise ValueError(
-            f"arguments must be JSON values, got {arguments}, of which {written} would be left (lists for tuples, texts for keys)"
+            f"arguments must be JSON values, but of {arguments} JSON would make {written} (lists for tuples, texts for keys)"
             ": register an id without them"
         )
     if max_steps is None:
         with contextlib.closing(make_env(id, json.loads(written))) as env:
             max_steps = env.spec.max_episode_steps if env.spec is not None else None
         if max_steps is None:
-            raise ValueError(
-                f"{id} has no limit of steps of its own: say after how many an episode ends, max_steps=..."
-            )
+            raise ValueError(f"{id} has no limit of steps: set one with max_steps=..., after which an episode ends")
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
     name = task_name(folder)
@@ -89,6 +100,7 @@ def undescribed(
         arguments=written,
         folder=folder,
     )
+    # Without recorded spaces `build` compares nothing: they are what this environment has.
     env = task.make()
     try:
         spaces = describe_spaces((env.observation_space, env.action_space), name)
@@ -99,10 +111,18 @@ def undescribed(
 
 
 def write(task: OwnTask, env: gym.Env, played: Iterator[Episode], count: int, replace: bool) -> OwnTask:
-    """Writes the episodes beside the folder's place, and moves them there when they are whole.
+    """Writes the episodes into a folder beside the final one, and renames it when it is complete.
+
+    Args:
+        task: from `undescribed`.
+        env: its environment.
+        played: the episodes, played as they are asked for.
+        count: their number.
+        replace: whether demonstrations in the final folder may be replaced.
 
     Raises:
-        FileExistsError: something has appeared in that place meanwhile.
+        FileExistsError: something has appeared in the final folder meanwhile.
+        ValueError: the demonstrations score no better than random actions.
     """
     spaces = env.observation_space, env.action_space
     work = _working_folder(task.folder)
@@ -112,17 +132,20 @@ def write(task: OwnTask, env: gym.Env, played: Iterator[Episode], count: int, re
         shards, kept = _write_shards(task, spaces, played, count, work)
         clean = [score for score, noisy in zip(kept["scores"], kept["noisy"], strict=True) if not noisy]
         expert = float(np.mean(clean))
+        # Percentages divide by the difference. `not >` instead of `<=`: it also refuses NaN.
         if not expert > random:
             texts = ", ".join(map(repr, told_parts(env)))
-            told = f", told what the observation part {texts} says," if texts else ""
+            given = f", given what the observation part {texts} says as instruction," if texts else ""
             raise ValueError(
-                f"the demonstrations of {task.id}{told} score {expert:.4g}, no more than uniformly random actions ({random:.4g}"
+                f"the demonstrations of {task.id}{given} score {expert:.4g}, no more than uniformly random actions ({random:.4g}"
                 "): there is nothing to learn from them"
             )
         rlds.write_dataset_files(work, task, spaces, shards, kept)
         described = description(task, random, expert, count)
         write_json(work / DESCRIPTION, described)
-        free_place(task.folder, replace)  # what has appeared there meanwhile is not ours to remove
+        # Again, since recording may have taken hours: what has appeared there meanwhile must not be removed.
+        free_place(task.folder, replace)
+        # A folder cannot be renamed onto another one, so the former one is moved aside first.
         former = work.with_name(f"{work.name}.former")
         if task.folder.exists():
             os.replace(task.folder, former)
@@ -134,7 +157,8 @@ def write(task: OwnTask, env: gym.Env, played: Iterator[Episode], count: int, re
 
 
 def _working_folder(place: Path) -> Path:
-    """Where this process puts a data set together; what processes that are gone left there is removed."""
+    """The folder in which this process puts a data set together. Those of processes that are gone are removed."""
+    # With the process's number, so that two recordings into one place do not write into each other.
     pattern = f".{place.name}.recording."
     for left in place.parent.glob(f"{glob.escape(pattern)}*"):
         if not is_running(left.name.removeprefix(pattern).split(".")[0]):
@@ -145,15 +169,16 @@ def _working_folder(place: Path) -> Path:
 def _write_shards(
     task: OwnTask, spaces: rlds.Spaces, played: Iterator[Episode], count: int, work: Path
 ) -> tuple[list[tuple[int, int]], dict[str, list]]:
-    """Writes the files; (episodes, bytes) of each, and what metadata.json says of the episodes."""
-    serialize, files = rlds.Serializer(task, spaces), -(-count // EPISODES_A_FILE)
+    """Writes the files. Returns (episodes, bytes) of each, and the episodes' entries in metadata.json."""
+    serialize, files = rlds.Serializer(task, spaces), -(-count // EPISODES_PER_FILE)  # rounded up
     shards: list[tuple[int, int]] = []
     kept: dict[str, list] = {name: [] for name in ("lengths", "seeds", "scores", "noisy")}
+    # On standard error: the caller's own script may print to standard output.
     with counting(Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"recording {task.name}", total=count)
         for index in range(files):
             part: list[Episode] = []
-            for episode in itertools.islice(played, EPISODES_A_FILE):
+            for episode in itertools.islice(played, EPISODES_PER_FILE):
                 part.append(episode)
                 progress.advance(bar)
             records = [serialize(episode) for episode in part]
@@ -165,10 +190,10 @@ def _write_shards(
 
 
 def check_length(task: OwnTask, steps: int, name: str) -> None:
-    """Scores are of episodes that are cut off alike.
+    """Checks that an episode is not longer than those of an evaluation, whose scores are compared with its score.
 
     Raises:
-        ValueError: the episode is longer than those of an evaluation.
+        ValueError: it is longer.
     """
     if steps > task.max_steps:
         raise ValueError(
@@ -178,7 +203,8 @@ def check_length(task: OwnTask, steps: int, name: str) -> None:
 
 
 def told_parts(env: gym.Env) -> tuple[str, ...]:
-    """The parts of the observations that are told as the instruction."""
+    """The keys of the observations' texts, which become the instruction; empty if there are none."""
+    # `Told` stands somewhere among the wrappers.
     while isinstance(env, gym.Wrapper):
         if isinstance(env, Told):
             return env.keys
@@ -187,12 +213,12 @@ def told_parts(env: gym.Env) -> tuple[str, ...]:
 
 
 def measured_random(task: OwnTask, env: gym.Env) -> float:
-    """Mean score of uniformly random actions."""
+    """Mean score of uniformly random actions over `RANDOM_EPISODES` episodes."""
     return float(np.mean([play_random(task, env, FIRST_SEED + index) for index in range(RANDOM_EPISODES)]))
 
 
 def description(task: OwnTask, random: float, expert: float, episodes: int) -> dict[str, Any]:
-    """What task.json says; `own_task` reads it."""
+    """The content of task.json, from which `own_task` makes the task."""
     return {
         "format": FORMAT,
         "id": task.id,

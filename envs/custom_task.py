@@ -1,9 +1,10 @@
-"""A task of one's own: any Gymnasium id with a folder of demonstrations.
+"""A task of the user's own: any Gymnasium id with a folder of demonstrations.
 
-    <folder>/dataset_info.json  features.json  *.array_record-*     RLDS, as generalist/envs/rlds.py has it
+    <folder>/dataset_info.json  features.json  *.array_record-*     RLDS, as generalist/envs/rlds.py describes it
              task.json          ours: id, spaces, instruction, max_steps, the scores of random actions and demonstrations
 
-`generalist.envs.custom` writes such folders. A task is found again from what it carries, in any process: nothing is registered.
+`generalist.envs.custom` writes such folders. A task object contains everything that makes its environment, so that it works in
+any process without being registered.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from generalist.tokenizers.space_json import space_to_json
 
 DESCRIPTION = "task.json"
 FORMAT = 1
-"""Of what task.json says."""
+"""Format number of task.json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,19 @@ class OwnTask(Task):
 
     id: str
     """Gymnasium's id; `module:Id-v0` imports the module, which registers it."""
+    # As text: a task must be hashable and comparable, which dictionaries are not.
     arguments: str = "{}"
-    """What else `gymnasium.make` gets, as a JSON object."""
+    """Further arguments for `gymnasium.make`, as a JSON object."""
     folder: Path
-    """The demonstrations."""
+    """Folder of the demonstrations."""
     spaces: str = ""
-    """What was observed and done when the demonstrations were recorded, as JSON."""
+    """Observation and action space when the demonstrations were recorded, as JSON; empty: not compared."""
 
     def build(self) -> gym.Env:
         """See `Task.build`.
 
         Raises:
-            ValueError: Gymnasium can't make it, or it observes or does something else than what was recorded.
+            ValueError: Gymnasium can't make it, or its spaces differ from the recorded ones.
         """
         env = make_env(self.id, json.loads(self.arguments), self.max_steps)
         try:
@@ -53,6 +55,7 @@ class OwnTask(Task):
         except ValueError:
             env.close()
             raise
+        # Another version of the environment's package may have other spaces, in which the weights would act wrongly.
         if self.spaces and now != self.spaces:
             env.close()
             recorded, made = json.loads(self.spaces), json.loads(now)
@@ -64,25 +67,27 @@ class OwnTask(Task):
         return env
 
     def expert(self, env: gym.Env, rng: np.random.Generator) -> Policy:
-        """There is none: the demonstrations are all that is known of it."""
+        """Raises `ValueError`: the task has no scripted expert, only demonstrations."""
         raise ValueError(f"{self.name} has no scripted expert: its demonstrations are in {self.folder}")
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
-        """As `Task.disturb`; an action that is no bounded Box is replaced as a whole."""
+        """Like `Task.disturb`; an action that is not a bounded Box of floats is replaced as a whole with probability `noise`."""
         if isinstance(space, gym.spaces.Box) and space.is_bounded() and space.dtype.kind == "f":
             return super().disturb(action, space, rng)
         if rng.random() >= self.noise:
             return action
+        # A space draws from its own generator, which must depend on the episode's alone.
         space.seed(int(rng.integers(2**31)))
         return space.sample()
 
 
 def make_env(id: str, arguments: Mapping[str, Any], max_steps: int | None = None) -> gym.Env:
-    """The environment of an id, in which episodes end after `max_steps`, or after its own limit.
+    """The environment of an id, whose episodes end after `max_steps` or, if that is None, after its own limit.
 
     Raises:
-        ValueError: Gymnasium can't make it; the message says how to.
+        ValueError: Gymnasium can't make it; the message has the remedy.
     """
+    # Gymnasium's checker looks at the first step only; `Border` checks every one.
     try:
         return with_told(gym.make(id, max_episode_steps=max_steps, disable_env_checker=True, **arguments))
     except ImportError as error:
@@ -96,28 +101,29 @@ def make_env(id: str, arguments: Mapping[str, Any], max_steps: int | None = None
 
 
 def describe_spaces(spaces: Spaces, name: str) -> str:
-    """Both spaces of a task as JSON.
+    """The observation and the action space of a task as JSON.
 
     Raises:
-        ValueError: one can't be learnt or acted with.
+        ValueError: one can't be learned or acted in.
     """
     check_learnable(name, *spaces)
     return json.dumps({"observation": space_to_json(spaces[0]), "action": space_to_json(spaces[1])}, sort_keys=True)
 
 
 def task_name(folder: Path) -> str:
-    """`own/` and the folder's name; that of the folder above where it is but a version's number, as TFDS has it."""
+    """`own/` and the folder's name, or that of its parent if the folder is only a version number, as in data sets of TFDS."""
     place = folder.resolve()
     version = re.fullmatch(r"[0-9]+(\.[0-9]+)+", place.name)
     return f"own/{place.parent.name if version else place.name}"
 
 
 def own_task(folder: Path, description: Mapping[str, Any]) -> OwnTask:
-    """The task that a folder's description says.
+    """The task that the description of a folder (task.json) describes.
 
     Raises:
-        KeyError, TypeError, ValueError: it is damaged.
+        KeyError, TypeError, ValueError: the description is damaged.
     """
+    # By today's place, not a stored name: a folder may be renamed or moved.
     name = task_name(folder)
     return OwnTask(
         name=name,
@@ -139,11 +145,15 @@ def own_task(folder: Path, description: Mapping[str, Any]) -> OwnTask:
 
 
 def described_task(folder: Path, id: str | None = None) -> OwnTask:
-    """The task of a folder of demonstrations, whose task.json is there.
+    """The task of a folder of demonstrations with a task.json.
+
+    Args:
+        folder: the demonstrations.
+        id: the id that the user gave with it, which may name another module that registers the environment.
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: it is not described, is of another id, or of a newer format than this version reads.
+        ValueError: the description is missing or damaged, of another id, or of a newer format than this version reads.
     """
     if not (folder / "dataset_info.json").exists():
         raise FileNotFoundError(
@@ -169,9 +179,10 @@ def described_task(folder: Path, id: str | None = None) -> OwnTask:
         return task
     if bare_id(id) != bare_id(task.id):
         raise ValueError(f"{folder} was recorded in {task.id}, not in {id}: leave the id out, or give another folder")
+    # The given one: the module that registered it may have moved since the recording.
     return dataclasses.replace(task, id=id)
 
 
 def bare_id(id: str) -> str:
-    """The id without the module that registers it: `module:Id-v0` and `Id-v0` are one environment."""
+    """The id without the module that registers it: `module:Id-v0` and `Id-v0` are the same environment."""
     return id.rpartition(":")[2]

@@ -1,4 +1,7 @@
-"""Playing episodes of experts, for recordings and reference scores."""
+"""Playing episodes of experts, for recordings and reference scores.
+
+Dimension key: T decisions.
+"""
 
 import dataclasses
 import functools
@@ -6,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float32
 
 from generalist.envs.registry import get
 from generalist.envs.task import GaveUp, Policy, Task, stream
@@ -24,7 +28,7 @@ class Episode:
     observations: list[Any]  # T values of the observation space
     actions: list[Any]  # T values of the action space: the expert's choices
     executed: list[Any]  # T values of the action space: the executed ones
-    rewards: np.ndarray  # (T,) float32
+    rewards: Float32[np.ndarray, "T"]
     terminated: bool  # ended by the environment, not by a limit
 
 
@@ -47,6 +51,7 @@ def play_expert(task: Task, seed: int, *, noisy: bool, max_steps: int) -> Episod
     observation, info = env.reset(seed=seed)
     try:
         with time_limit(task.time_limit):
+            # After `reset`: an expert may plan from the environment's state.
             policy = task.expert(env, stream(seed, "expert"))
             return play_policy(task, env, policy, observation, info["instruction"], seed, noisy, max_steps)
     except (OutOfTime, GaveUp):

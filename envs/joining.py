@@ -1,4 +1,4 @@
-"""Joining with a data set that another tool recorded: RLDS by TFDS in ArrayRecord files."""
+"""Describing a data set that another tool recorded (RLDS by TFDS in ArrayRecord files), so that it can be trained on."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from generalist.envs.custom_task import (
     own_task,
 )
 from generalist.envs.rlds_steps import decisions, is_ours, training_split
-from generalist.envs.rlds_steps import instruction as told_in
+from generalist.envs.rlds_steps import instruction as stored_instruction
 from generalist.system.console import note
 from generalist.system.files import write_json
 from generalist.tokenizers.space_values import checked, checked_reward
@@ -30,19 +30,19 @@ def join_demonstrations(
     arguments: Mapping[str, Any] | None = None,
     random_score: float | None = None,
 ) -> OwnTask:
-    """Describes a data set that another tool recorded: RLDS by TFDS in ArrayRecord files. It gets a file task.json.
+    """Checks a data set that another tool recorded and adds a task.json to its folder.
 
     Args:
-        id: of Gymnasium.
+        id: the environment's Gymnasium id.
         folder: the data set, with `dataset_info.json`.
-        instruction: what the agent is told in evaluation, and in training where the episodes have none; None: the id.
-        max_steps: decisions after which an episode is cut off in evaluation; None takes the environment's own limit.
-        arguments: what else `gymnasium.make` gets.
+        instruction: the agent's instruction in evaluation, and in training for episodes without one; None: the id.
+        max_steps: maximum decisions per episode in evaluation; None takes the environment's own limit.
+        arguments: further arguments for `gymnasium.make`.
         random_score: mean return of uniformly random actions; None measures it.
 
     Raises:
         FileNotFoundError: there is no data set in the folder.
-        ValueError: it is no RLDS, or of other spaces than the environment's.
+        ValueError: it is not RLDS, or its spaces differ from the environment's.
     """
     place = Path(folder)
     if not (place / "dataset_info.json").exists():
@@ -52,7 +52,7 @@ def join_demonstrations(
         scores = _joined_scores(place, task, (env.observation_space, env.action_space))
         random = measured_random(task, env) if random_score is None else random_score
     expert = float(np.mean(scores))
-    if not expert > random:  # NaN as well
+    if not expert > random:  # also refuses NaN
         raise ValueError(
             f"the episodes in {place} score {expert:.4g}, no more than uniformly random actions ({random:.4g}): there is "
             "nothing to learn from them"
@@ -63,13 +63,14 @@ def join_demonstrations(
 
 
 def _joined_scores(folder: Path, task: OwnTask, spaces: rlds.Spaces) -> list[float]:
-    """The score of each recorded episode that has a decision in it; every value is checked.
+    """The score of each recorded episode with at least one decision; every value is checked.
 
     Raises:
-        ValueError: it is no RLDS, or of other spaces than the environment's.
+        ValueError: it is not RLDS, or its spaces differ from the environment's.
     """
     import tensorflow_datasets as tfds
 
+    # Features first: they are in one small file, and a mistake in the id shows there.
     try:
         builder = tfds.builder_from_directory(str(folder))
         features, split = builder.info.features, training_split(builder.info, folder)
@@ -80,9 +81,9 @@ def _joined_scores(folder: Path, task: OwnTask, spaces: rlds.Spaces) -> list[flo
             )
         _check_features(folder, steps, spaces)
         source = builder.as_data_source(split=split)
+    # TFDS raises NotImplementedError for files of another format.
     except (KeyError, AttributeError, NotImplementedError) as error:
-        # The last: TFDS, of files that are no ArrayRecord.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
         raise ValueError(f"{folder} is not RLDS in ArrayRecord files ({reason})") from error
     scores, empty = [], 0
     for index, episode in enumerate(source):
@@ -91,7 +92,7 @@ def _joined_scores(folder: Path, task: OwnTask, spaces: rlds.Spaces) -> list[flo
             last = [step["is_last"] for step in played] if "is_last" in steps else None
             played = played[: decisions(is_ours(features), last, len(played))]
             if played:
-                told_in({**episode, "steps": played}, task.instruction)
+                stored_instruction({**episode, "steps": played}, task.instruction)  # raises if it is no text
                 check_length(task, len(played), "it")
         except ValueError as error:
             raise ValueError(f"{folder}, episode {index}: {error}") from error
@@ -106,7 +107,8 @@ def _joined_scores(folder: Path, task: OwnTask, spaces: rlds.Spaces) -> list[flo
 
 
 def _joined_score(task: OwnTask, spaces: rlds.Spaces, played: Sequence[Mapping[str, Any]], what: str) -> float:
-    """The score of an episode's steps, once each of their values has been checked."""
+    """The score of an episode's steps, after checking each of their values."""
+    # Now, not in training: there a value outside its space would fail, or be clipped, in the middle of a run.
     for number, step in enumerate(played):
         for name, space in zip(("observation", "action"), spaces, strict=True):
             checked(
@@ -116,11 +118,12 @@ def _joined_score(task: OwnTask, spaces: rlds.Spaces, played: Sequence[Mapping[s
 
 
 def _check_features(folder: Path, steps: Mapping[str, Any], spaces: rlds.Spaces) -> None:
-    """Whether recorded steps are of these spaces: keys, shapes and kinds of number.
+    """Compares the features of recorded steps with the spaces: keys, shapes and kinds of number.
 
     Raises:
-        ValueError: they are not; the message names the first part that differs.
+        ValueError: they differ; the message names the first part that does.
     """
+    # Kinds, not dtypes: other tools store float32 as float64, or int64 as int32, without any loss.
     for name, space in zip(("observation", "action"), spaces, strict=True):
         recorded, wanted = dict(_leaves(steps[name])), dict(_leaves(rlds.feature(space)))
         for key in sorted(recorded.keys() | wanted.keys()):
@@ -133,8 +136,8 @@ def _check_features(folder: Path, steps: Mapping[str, Any], spaces: rlds.Spaces)
 
 
 def _leaves(feature: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Flat key, and shape and kind in words, of each part of a `tfds.features`."""
-    if isinstance(feature, Mapping) or hasattr(feature, "items"):
+    """Flat key, and shape and kind as text, of each part of a `tfds.features`."""
+    if isinstance(feature, Mapping) or hasattr(feature, "items"):  # FeaturesDict is no Mapping
         for name, part in feature.items():
             yield from _leaves(part, f"{key}/{name}" if key else name)
         return

@@ -61,7 +61,7 @@ class EnvPool:
         # More workers than lanes would idle.
         self._count = max(1, min(workers, lanes))
         self._workers = [start(_serve) for _ in range(self._count)]
-        self._playing = [""] * lanes
+        self._playing = [""] * lanes  # each lane's task, for messages
 
     def run(self, commands: Mapping[int, Start | Act]) -> dict[int, Started | Acted]:
         """Carries out at most one command per lane, with all workers in parallel. Returns the reply of each lane.
@@ -75,6 +75,7 @@ class EnvPool:
         shares = [
             {lane: commands[lane] for lane in commands if lane % self._count == own} for own in range(self._count)
         ]
+        # A worker without commands would send no reply.
         busy = [index for index, share in enumerate(shares) if share]
         for index in busy:
             try:
@@ -104,7 +105,7 @@ class EnvPool:
 
     def _died(self, index: int) -> WorkerError:
         process, _ = self._workers[index]
-        process.join(timeout=5)
+        process.join(timeout=5)  # the exit code is known only then
         # A worker dies with all its lanes; any of their tasks may be the cause.
         names = sorted({name for name in self._playing[index :: self._count] if name})
         return WorkerError(
@@ -133,6 +134,7 @@ def _serve(connection: Connection) -> None:
 def _carry_out(playing: dict[int, tuple[Task, Any]], lane: int, command: Start | Act) -> Started | Acted:
     if isinstance(command, Act):
         observation, reward, terminated, truncated, info = playing[lane][1].step(command.action)
+        # Scores need numbers and flags; some simulators put whole state dictionaries into the info.
         plain = {key: value for key, value in info.items() if isinstance(value, bool | int | float | str | np.generic)}
         return Acted(observation, float(reward), bool(terminated or truncated), plain)
     # By value: the task is unpickled anew with every command.

@@ -1,9 +1,9 @@
-"""Recording the experts: worker processes play, a data set a task appears whole or not at all.
+"""Recording experts: worker processes play, and each task's data set is written completely or not at all.
 
-A task's episodes are divided into chunks with seeds of their own, so that the same settings give the same data set however many
-workers there are. Chunks are written into a hidden folder beside the data set's place, which is renamed when the last one is in.
+A task's episodes are divided into chunks, each with its own seeds, so that the same settings give the same data set for any
+number of workers. Chunks are written into a hidden folder beside the final one, which is renamed when the last chunk is in it.
 
-    <folder>/<suite>/<task>/150_episodes/1.0.0/      recordings of other numbers stand beside it: none takes another's place
+    <folder>/<suite>/<task>/150_episodes/1.0.0/      other numbers of episodes have other folders, so none replaces another
 """
 
 import dataclasses
@@ -29,9 +29,10 @@ from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.system.processes import run_jobs
 from generalist.system.progress import Progress, TimeLeft
 
-CHUNK_SECONDS = 6.0  # of processor time: small enough to keep all workers busy to the end, large enough for few files
-NAMED = 5  # tasks in a line; the rest is a number
-TRIES = 4  # seeds a wanted episode, where failures are left out
+CHUNK_SECONDS = 6.0  # of CPU time: short enough to keep all workers busy to the end, long enough for few files
+NAMED = 5  # tasks that a message lists; the others are counted
+TRIES = 4  # seeds per wanted episode, since failures may be left out
+# Packages whose version decides what a suite's episodes contain.
 PACKAGES = {
     "metaworld": ("metaworld", "mujoco"),
     "babyai": ("minigrid",),
@@ -49,6 +50,7 @@ class Chunk:
     episodes: int
     first_seed: int
     path: str
+    """The file."""
 
     def __str__(self) -> str:
         return self.task
@@ -57,20 +59,20 @@ class Chunk:
 def record(
     tasks: Sequence[Task], folder: Path, *, episodes: Mapping[str, int], workers: int, console: Console, seed: int = 0
 ) -> None:
-    """Records what is not recorded yet with these settings.
+    """Records the experts of those tasks that have no recording with these settings yet.
 
     Args:
-        tasks: whose experts play.
-        folder: gets what `recording_folder` says.
-        episodes: how many, by the task's name.
-        workers: processes.
-        console: where progress is shown.
-        seed: of the first episode of every task.
+        tasks: the tasks.
+        folder: receives the recordings (see `recording_folder`).
+        episodes: number of episodes by the task's name.
+        workers: maximum number of processes.
+        console: shows the progress.
+        seed: seed of the first episode of every task.
 
     Raises:
         MissingExtra: a package of the environments is not installed.
-        OSError: the disk is full or can't be written; data sets that are whole stay.
-        ValueError: an expert succeeds too seldom for that many episodes.
+        OSError: the disk is full or can't be written; complete data sets are kept.
+        ValueError: an expert succeeds too rarely for that many episodes.
         WorkerError: a worker process died.
     """
     places = {task.name: recording_folder(folder, task, episodes[task.name], seed) for task in tasks}
@@ -88,18 +90,19 @@ def record(
     ]:
         others = f" and {len(anew) - NAMED} more" if len(anew) > NAMED else ""
         console.print(
-            f"recorded anew, since what is there is of other package versions or an older format: "
+            f"recording again, since existing recordings are of other package versions or an older format: "
             f"{', '.join(anew[:NAMED])}{others}",
             highlight=False,
             soft_wrap=True,
         )
+    # One task per suite: a missing package fails here, before any worker starts.
     for task in {task.suite: task for task in missing}.values():
-        task.make().close()  # a missing package is said before any worker starts
+        task.make().close()
     plans = {task.name: chunks(task, places[task.name], episodes[task.name], seed) for task in missing}
-    for task in missing:  # what a killed recording left behind goes first
-        shutil.rmtree(working_folder(places[task.name]), ignore_errors=True)
+    for task in missing:
+        shutil.rmtree(working_folder(places[task.name]), ignore_errors=True)  # left behind by a killed recording
         working_folder(places[task.name]).mkdir(parents=True)
-    # The longest first, so that no worker is left with a long one at the end.
+    # The longest chunks first, so that no worker is left alone with a long one at the end.
     order = sorted(missing, key=lambda task: -task.seconds * plans[task.name][0].episodes)
     jobs = [chunk for task in order for chunk in plans[task.name]]
     try:
@@ -133,15 +136,15 @@ def _run(
     console: Console,
     settings: Mapping[str, str],
 ) -> None:
-    """Plays all chunks; a task whose last chunk is in becomes a data set at once."""
+    """Plays all chunks. A data set is finished with its last chunk, so that an interruption loses unfinished tasks only."""
     columns = (
         TextColumn("recording {task.fields[name]:<28}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[done]}"),
     )
     times = (TextColumn("episodes"), TimeElapsedColumn(), TextColumn("left"), TimeLeft())
-    # An episode of one task takes a thousand times as long as another's: the bar and the time left go by the seconds that each
-    # task's episodes are known to take.
+    # An episode of one task may take a thousand times as long as another's: the bar and the time left are measured in the
+    # seconds that each task's episodes are known to take.
     seconds = {name: get(name).seconds for name in plans}
     total, played = sum(chunk.episodes for chunk in jobs), 0
     done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in plans}
@@ -154,16 +157,20 @@ def _run(
             advance = chunk.episodes * seconds[chunk.task]
             progress.update(bar, advance=advance, name=chunk.task, done=f"{played}/{total}")
             if len(done[chunk.task]) == len(plans[chunk.task]):
+                # In the order of the files, which chunks do not finish in.
                 ordered = [done[chunk.task][planned.first_seed] for planned in plans[chunk.task]]
                 finish(get(chunk.task), places[chunk.task], ordered, settings[chunk.task])
         progress.update(bar, completed=expected, name=f"{len(plans)} tasks")  # sums of fractions may end just below
 
 
 def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:
-    """A task's episodes in parts of about `CHUNK_SECONDS`; seeds leave room for failures that are left out.
+    """A task's episodes in chunks of about `CHUNK_SECONDS`.
 
     Args:
-        place: where the data set will stand.
+        task: the task.
+        place: folder of the finished data set.
+        episodes: number of episodes.
+        seed: seed of the first one.
 
     Raises:
         ValueError: the seeds would reach those of evaluation.
@@ -176,6 +183,7 @@ def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:
         raise ValueError(
             f"{episodes} episodes of {task.name} from seed {seed} would reach the seeds of evaluation, {EVALUATION_SEED}"
         )
+    # Each chunk has room for its failures, so that chunks can be played in any order without sharing a seed.
     starts = seed + TRIES * np.cumsum([0, *sizes[:-1]])
     work = working_folder(place)
     return [
@@ -187,7 +195,7 @@ def chunks(task: Task, place: Path, episodes: int, seed: int) -> list[Chunk]:
 
 
 def play_chunk(chunk: Chunk) -> dict[str, Any]:
-    """Plays a chunk's episodes and writes its file; what the metadata needs to know of it. Runs in a worker.
+    """Plays a chunk's episodes and writes its file, in a worker. Returns the entries for the metadata, and the file's size.
 
     Raises:
         ValueError: too few of the expert's episodes succeed.
@@ -195,7 +203,7 @@ def play_chunk(chunk: Chunk) -> dict[str, Any]:
     """
     task, played = get(chunk.task), []
     for seed in range(chunk.first_seed, chunk.first_seed + TRIES * chunk.episodes):
-        # Golden-ratio steps spread the noisy ones evenly, whatever their share.
+        # Multiples of the golden ratio are spread evenly modulo 1, so any range of seeds has its share of noisy episodes.
         noisy = (seed * 0.6180339887498949) % 1.0 < task.noisy_share
         episode = play_expert(task, seed, noisy=noisy, max_steps=task.record_steps)
         if episode is not None and (not task.only_successes or episode.score > 0):
@@ -205,7 +213,7 @@ def play_chunk(chunk: Chunk) -> dict[str, Any]:
     else:
         raise ValueError(
             f"the expert of {chunk.task} succeeded only {len(played)} times in {TRIES * chunk.episodes} episodes, but "
-            f"{chunk.episodes} were wanted: ask for fewer, or for other tasks"
+            f"{chunk.episodes} are needed: record fewer, or other tasks"
         )
     records = [*map(rlds.Serializer(task, _spaces(task)), played)]
     rlds.write_shard(Path(chunk.path), records)
@@ -213,7 +221,7 @@ def play_chunk(chunk: Chunk) -> dict[str, Any]:
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, list]:
-    """Lengths, seeds, scores and which episodes had action noise, in stored order."""
+    """Lengths, seeds, scores and noise flags of episodes, in stored order, for metadata.json."""
     return {
         "lengths": [len(episode.rewards) for episode in episodes],
         "seeds": [episode.seed for episode in episodes],
@@ -223,10 +231,18 @@ def summary(episodes: Sequence[Episode]) -> dict[str, list]:
 
 
 def finish(task: Task, place: Path, parts: Sequence[Mapping[str, Any]], settings: str) -> None:
-    """Makes a data set of a task's files and moves it to its place."""
+    """Completes the data set of a task's files and moves it to its final folder.
+
+    Args:
+        task: the task.
+        place: the final folder.
+        parts: the results of `play_chunk`, in the order of the files.
+        settings: fingerprint of the settings.
+    """
     metadata: dict[str, Any] = {
         name: [value for part in parts for value in part[name]] for name in ("lengths", "seeds", "scores", "noisy")
     }
+    # The expert's score is that of undisturbed play.
     clean = [score for score, noisy in zip(metadata["scores"], metadata["noisy"], strict=True) if not noisy]
     metadata |= {
         "expert_score": float(np.mean(clean)) if clean else None,
@@ -236,7 +252,8 @@ def finish(task: Task, place: Path, parts: Sequence[Mapping[str, Any]], settings
     work = working_folder(place)
     shards = [(len(part["lengths"]), part["bytes"]) for part in parts]
     rlds.write_dataset_files(work, task, _spaces(task), shards, metadata)
-    shutil.rmtree(place, ignore_errors=True)  # as many episodes, by other versions
+    # An outdated recording of as many episodes, kept until its replacement is complete.
+    shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work, place)
 
@@ -247,47 +264,51 @@ def _spaces(task: Task) -> rlds.Spaces:
 
 
 def recording_folder(folder: Path, task: Task, episodes: int, seed: int = 0) -> Path:
-    """Where a task's recording of so many episodes stands, or will: a folder for each number, so that one preset's recordings
-    are never replaced by those of another that wants fewer."""
-    former = rlds.dataset_folder(folder, task)  # where earlier versions kept the only one of a task
+    """The folder of a task's recording with this number of episodes. Each number has its own folder, so that presets with
+    different numbers do not replace each other's recordings."""
+    # Earlier versions kept one recording per task, here; one that fits is still used.
+    former = rlds.dataset_folder(folder, task)
     if _has(former, fingerprint(task, episodes, seed)):
         return former
     return former.with_name(f"{episodes}_episodes") / rlds.VERSION
 
 
 def working_folder(place: Path) -> Path:
-    """Where a data set is put together, on the same file system as its place. Leftovers of a killed recording are overwritten."""
+    """The folder in which a data set is put together, on the file system of the final one, so that renaming it is atomic."""
     return place.parent.with_name(f".{place.parent.name}.recording")
 
 
 def _remove_outdated(former: Path, task: Task, seed: int) -> None:
-    """Removes what an earlier version left as a task's only recording, if it is of other versions or settings than today's."""
+    """Removes the recording of an earlier version, if it is of other package versions or settings than today's."""
     if _is_outdated(former, task, seed):
         shutil.rmtree(former)
 
 
 def _is_outdated(place: Path, task: Task, seed: int) -> bool:
-    """Whether a recording is there that today's versions and settings would make otherwise."""
+    """Whether a recording exists that would come out differently with today's versions and settings."""
     metadata = rlds.read_metadata(place) or {}
-    recorded = metadata.get("fingerprint")  # which other data sets have not
+    recorded = metadata.get("fingerprint")  # data sets of other tools have none, and are never removed
     return recorded is not None and recorded != fingerprint(task, len(metadata["lengths"]), seed)
 
 
 def fingerprint(task: Task, episodes: int, seed: int) -> str:
-    """Identifies everything that decides what a recording contains."""
+    """A hash of everything that decides what a recording contains."""
+    # Stored with recordings: any change here makes all of them outdated.
     settings = {
         **{
             name: getattr(task, name)
             for name in ("name", "record_steps", "max_steps", "noise", "noisy_share", "instruction")
         },
         **{"episodes": episodes, "seed": seed, "format": rlds.FORMAT, "versions": versions(task)},
+        # Left out at 0, as in recordings from before revisions existed.
         **({"revision": task.revision} if task.revision else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def versions(task: Task) -> dict[str, str]:
-    """Versions of the packages that a suite's episodes depend on; `MissingExtra` is left to `make`."""
+    """Versions of the packages that a suite's episodes depend on; `missing` for a package that is not installed, which `make`
+    reports."""
     found = {}
     for package in PACKAGES.get(task.suite, ()):
         try:
@@ -298,7 +319,7 @@ def versions(task: Task) -> dict[str, str]:
 
 
 def is_recorded(task: Task, folder: Path, episodes: int, seed: int = 0) -> bool:
-    """Whether a whole data set with these settings is there."""
+    """Whether a complete data set with these settings exists."""
     return _has(recording_folder(folder, task, episodes, seed), fingerprint(task, episodes, seed))
 
 

@@ -41,6 +41,7 @@ def play(job: Job) -> list[float]:
 def play_random(task: Task, env: gym.Env, seed: int) -> float:
     """The score of an episode of uniformly random actions."""
     observation, _ = env.reset(seed=seed)
+    # A fresh policy per episode, so that its actions depend on the seed alone.
     policy = random_actions(env.action_space, seed)
     rewards, infos, done = [], [], False
     while not done:
@@ -59,6 +60,7 @@ def table(suite: str) -> str:
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for task in listed:
         scores = [task.random_score, task.expert_score, *([task.human_score] if human else [])]
+        # At most two decimals, and none that are zero.
         cells = ["" if score is None else f"{score:,.2f}".rstrip("0").rstrip(".") for score in scores]
         name = task.name.partition("/")[2]
         rows.append([f"`{name}`", task.instruction, *cells, str(task.scored_episodes), str(task.max_steps)])

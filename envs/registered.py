@@ -31,6 +31,7 @@ def importable_id(id: str) -> str:
     If no module does, the id is returned unchanged, is known to this process alone, and a note goes to standard error.
     """
     module = None if ":" in id else _module_of(id)
+    # Gymnasium's own environments, ids with their module, and unknown ids, which `gymnasium.make` reports.
     if module is None or module.partition(".")[0] == "gymnasium":
         return id
     # The package first: importing its top level is what users of the id do themselves.
@@ -54,7 +55,8 @@ def _module_of(id: str) -> str | None:
 
 def _registering(id: str, modules: list[str]) -> str | None:
     """The first of the modules whose import registers the id, "" if Gymnasium itself knows it, None if no import helps."""
-    # A fresh process, since this one may have registered the id by hand.
+    # A fresh process, since this one may have registered the id by hand. It gets this one's module path, but not the empty
+    # entry, which would mean its own working folder.
     path = os.pathsep.join(path for path in sys.path if path)
     tried = subprocess.run(
         [sys.executable, "-c", _TRY, id, *dict.fromkeys(modules)],

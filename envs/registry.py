@@ -61,10 +61,12 @@ def _unknown(name: str) -> str:
 @functools.cache
 def _all() -> dict[str, Task]:
     """Every task with its measured scores, in order of suite; within one, in the suite's own order."""
+    # Without the file while it is made: measuring needs the tasks.
     measured = json.loads(_SCORES.read_text(encoding="utf-8")) if _SCORES.exists() else {}
     listed: dict[str, Task] = {}
     for suite in SUITES:
         for task in suite.TASKS:
+            # A new task has no row until `benchmarks/reference_scores.py` has run; its scores are then NaN.
             row = measured.get(task.name)
             names = {"random_score": "random", "expert_score": "expert", "scored_episodes": "episodes"}
             scores = {field: row[name] for field, name in names.items()} if row else {}
@@ -75,4 +77,5 @@ def _all() -> dict[str, Task]:
 
 def _by_name(task: Task) -> str | tuple[Any, ...]:
     """How a task is pickled: a listed one by its name, so that its expert need not be."""
+    # Identity, not equality: a changed copy of a listed task must keep its changes.
     return (get, (task.name,)) if _all().get(task.name) is task else task.__reduce_ex__(2)

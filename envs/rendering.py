@@ -2,6 +2,8 @@
 
 Gymnasium's and MuJoCo's environments render themselves; the other suites here implement `render`. MuJoCo draws with OpenGL: on
 Linux through EGL, which needs no display, unless the environment variable MUJOCO_GL names another library.
+
+Dimension key: H height, W width of the image.
 """
 
 import os
@@ -10,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import UInt8
 
 from generalist.envs.task import Task
 
@@ -29,18 +32,17 @@ class NoGraphics(ImportError):
         )
 
 
-def frame(env: gym.Env) -> np.ndarray:
-    """The environment's current state as an image, uint8 (H, W, 3), of equal size throughout an episode.
+def frame(env: gym.Env) -> UInt8[np.ndarray, "H W 3"]:
+    """The environment's current state as an image of equal size throughout an episode.
 
     Raises:
         NoGraphics: it is drawn with OpenGL, which is not available.
         ValueError: it has no `render`, or `render` fails.
     """
     world: Any = env.unwrapped
+    # pygame needs no display to draw into memory, but insists on one.
     if not has_display():
-        os.environ.setdefault(
-            "SDL_VIDEODRIVER", "dummy"
-        )  # pygame needs no display to draw into memory, but insists on one
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if world.render_mode is None:
         world.render_mode = "rgb_array"  # Gymnasium's environments read it at every call
     # Meta-World keeps its simulator in an attribute; the others are simulators themselves.
@@ -71,6 +73,7 @@ def make(task: Task) -> gym.Env:
         MissingExtra: the suite's package is not installed.
         NoGraphics: MUJOCO_GL names a missing library, which MuJoCo loads when it is imported.
     """
+    # What MuJoCo raises for a library that is missing, or that it does not know.
     try:
         return task.make()
     except (AttributeError, RuntimeError) as error:
@@ -93,6 +96,7 @@ def _open(world: Any, renderer: Any) -> None:
     """Creates MuJoCo's drawing context: small, without shadows and reflections, which take most of a software renderer's time."""
     import mujoco
 
+    # EGL draws without a display.
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     renderer.width = renderer.height = MUJOCO_SIDE

@@ -1,4 +1,4 @@
-"""Episodes on disk: RLDS in the layout of TFDS (Ramos et al. 2021), in ArrayRecord files, without TensorFlow.
+"""Writing episodes: RLDS in the layout of TFDS (Ramos et al. 2021), in ArrayRecord files, without TensorFlow.
 
     <folder>/<suite>/<task>/1.0.0/
         dataset_info.json  features.json                 TFDS: names, shards, types
@@ -7,6 +7,8 @@
 
 A record holds episode_id, task, instruction, success, return, and `steps`: observation (images as PNG), action (the expert's
 choice), executed_action (what was done), reward, discount, is_first, is_last, is_terminal.
+
+Dimension key: H height, W width, C channels of an image.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from generalist.envs.episodes import Episode
@@ -57,6 +60,7 @@ def features(spaces: Spaces) -> Any:
 
     observation, action = (feature(space) for space in spaces)
     flag, number = tfds.features.Scalar(np.bool_), tfds.features.Scalar(np.float32)
+    # The names of RLDS, and `executed_action`. Unlike in RLDS, the last step is a decision (see `rlds_steps.decisions`).
     steps = {
         "observation": observation,
         "action": action,
@@ -84,7 +88,7 @@ def feature(space: gym.Space) -> Any:
     import tensorflow_datasets as tfds
 
     if is_image(space):
-        return tfds.features.Image(shape=space.shape, encoding_format="png")
+        return tfds.features.Image(shape=space.shape, encoding_format="png")  # lossless: pixels must come back exactly
     if isinstance(space, gym.spaces.Dict):
         return tfds.features.FeaturesDict({key: feature(part) for key, part in space.items()})
     if isinstance(space, gym.spaces.Tuple):
@@ -104,6 +108,7 @@ def _is_wide(space: gym.Space) -> bool:
 
 def value(space: gym.Space, stored: Any) -> Any:
     """A value of the space from its TFDS form, in which a Tuple's parts are named by their indices and texts are bytes."""
+    # Only the space's own keys: data sets of other tools may store more.
     if isinstance(space, gym.spaces.Dict):
         return {key: value(part, stored[key]) for key, part in space.items()}
     if isinstance(space, gym.spaces.Tuple):
@@ -131,12 +136,13 @@ def _stack(space: gym.Space, values: Sequence[Any]) -> Any:
         return [png(value) for value in values]
     if _is_wide(space):
         return [np.asarray(value, space.dtype).tobytes() for value in values]
-    return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)
+    return np.asarray(values, np.int64 if isinstance(space, gym.spaces.Discrete) else space.dtype)  # (T, ...)
 
 
-def png(image: np.ndarray) -> bytes:
-    """An image, uint8 (H, W, C) with C = 1, 3 or 4, as PNG."""
+def png(image: UInt8[np.ndarray, "H W C"]) -> bytes:
+    """An image with 1, 3 or 4 channels as PNG."""
     buffer = io.BytesIO()
+    # Pillow takes grey images without a channel axis.
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
 
@@ -239,8 +245,8 @@ def _check_room(path: Path, needed: int) -> None:
     """Tries to reserve the space, since a full disk gives no clear error later."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, needed + 2**16)
-        file.truncate(0)
+            os.posix_fallocate(file.fileno(), 0, needed + 2**16)  # more than the records: the file also has an index
+        file.truncate(0)  # only a test: the writer starts with an empty file
 
 
 def write_dataset_files(
@@ -286,6 +292,7 @@ def write_info(
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import file_adapters
 
+    # The parts of TFDS that describe a data set; a builder would need a class per data set.
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
     )

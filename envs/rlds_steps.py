@@ -22,18 +22,20 @@ def instruction(episode: Any, default: str) -> str:
     """
     steps = episode["steps"]
     first = steps[0] if isinstance(steps, list) and steps else steps
+    # The episode's own instruction comes before those of its steps.
     places = [(place, name) for place in (episode, first) for name in INSTRUCTIONS if name in place]
     if not places:
         return default
     place, name = places[0]
+    # Of one instruction per step, the first: it holds for the whole episode here.
     value = np.asarray(place[name], object).reshape(-1)[0]
     try:
-        told = value.decode("utf-8") if isinstance(value, bytes) else value
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
         raise ValueError(f"its {name} is no UTF-8 text ({error})") from error
-    if not isinstance(told, str):
-        raise ValueError(f"its {name} is {told!r:.60}, not a text")
-    return told or default
+    if not isinstance(text, str):
+        raise ValueError(f"its {name} is {text!r:.60}, not a text")
+    return text or default
 
 
 def training_split(info: Any, folder: Path) -> str:
@@ -74,4 +76,5 @@ def decisions(ours: bool, is_last: Any, length: int) -> int:
     flags = np.asarray(is_last, bool).reshape(-1)
     if flags[:-1].any():
         raise ValueError(f"is_last marks step {int(flags.argmax())} of {length}: store one episode per record")
+    # In a data set that marks no step as the last one, every step is a decision.
     return length - bool(flags[-1])

@@ -1,6 +1,8 @@
 """The base class of tasks: an environment with its instruction, its expert and its reference scores.
 
 A suite is one module of `suites/`. Its tasks are cheap to list: only `make` imports packages.
+
+Dimension key: T steps.
 """
 
 import abc
@@ -10,6 +12,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.envs.border import Border
 
@@ -26,8 +29,10 @@ class Recast(Protocol):
     def instruction(self, instruction: str) -> str:
         """The episode's instruction in this version."""
 
-    def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The observations of T steps in this version, by key: (T, ...)."""
+    def observations(
+        self, observations: Mapping[str, Shaped[np.ndarray, "T ..."]]
+    ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
+        """The observations of T steps in this version, by key."""
 
 
 class GaveUp(Exception):
@@ -128,6 +133,7 @@ class Task(abc.ABC):
         finally:
             env.close()
 
+    # Not abstract: most suites have none, and the settings refuse `recast` for them.
     def recast(self, rng: np.random.Generator) -> Recast:
         """A random equivalent version of an episode, for tasks that have any.
 

@@ -20,6 +20,7 @@ def text_keys(space: gym.Space) -> tuple[str, ...]:
     if not isinstance(space, gym.spaces.Dict):
         return ()
     keys = tuple(key for key, part in space.spaces.items() if _is_text(part))
+    # Without any other part nothing would be left to observe: then the space is refused as it is.
     return keys if len(keys) < len(space.spaces) else ()
 
 

@@ -1,6 +1,6 @@
 """Captioned frames, and videos of frames as MP4, GIF or animated WebP.
 
-Dimension key: H, W height and width of a frame in pixels.
+Dimension key: H, W height and width of a frame in pixels, h and w with its caption.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 SUFFIXES = (".mp4", ".gif", ".webp")
@@ -45,16 +46,19 @@ def check_path(path: Path) -> None:
         raise MissingVideo
 
 
-def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int = LEAST_WIDTH) -> np.ndarray:
+def captioned(
+    frame: UInt8[np.ndarray, "H W 3"], instruction: str, status: str, least_width: int = LEAST_WIDTH
+) -> UInt8[np.ndarray, "h w 3"]:
     """A frame, enlarged by a whole number if it is small, above a strip with the instruction and the status.
 
     Args:
-        frame: (H, W, 3) uint8.
+        frame: the frame.
         instruction: the instruction; at most three lines of it are shown.
         status: one line.
+        least_width: smaller frames are enlarged to at least this many pixels.
 
     Returns:
-        (H', W', 3) uint8 with even H' and W', as video codecs need; of one size for frames of one size.
+        A frame with even height and width, as video codecs need; of one size for frames of one size.
     """
     # A whole factor with nearest neighbours keeps the pixels of small games sharp.
     scale = max(1, -(-least_width // frame.shape[1]))
@@ -66,6 +70,7 @@ def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int
     canvas = Image.new("RGB", (width, height), (24, 26, 31))
     canvas.paste(picture, (0, 0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
+    # The font is proportional: lines are broken by the mean width of its letters, of which there are 27 with the space.
     letters = int((width - 2 * _MARGIN) / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
     lines = textwrap.wrap(instruction, letters, max_lines=_INSTRUCTION_LINES, placeholder=" …")
     for row, (text, colour) in enumerate([*((line, (240, 240, 240)) for line in lines), (status, (150, 190, 255))]):
@@ -73,13 +78,13 @@ def captioned(frame: np.ndarray, instruction: str, status: str, least_width: int
     return np.asarray(canvas)
 
 
-def write(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
+def write(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> int:
     """Writes a video frame by frame. Returns the number of frames. The file appears completely or not at all.
 
     Args:
         path: must end in `.mp4`, `.gif` or `.webp`.
-        frames: (H, W, 3) uint8 of one size; H and W even.
-        fps: frames a second.
+        frames: of one size; H and W even.
+        fps: frames per second.
 
     Raises:
         ValueError: there are no frames; also as `check_path`.
@@ -106,6 +111,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         for frame in frames:
             if stream is None:
                 stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                # The pixel format that all browsers decode. Its colour planes have half the size, hence even sizes.
                 stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             count += 1
@@ -123,17 +129,18 @@ def _write_animation(path: Path, frames: Iterable[np.ndarray], fps: float) -> in
     return len(pictures)
 
 
-def small_webp(frames: Sequence[np.ndarray], fps: float, limit: int) -> bytes:
+def small_webp(frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float, limit: int) -> bytes:
     """An animated WebP of at most `limit` bytes: with lower quality, then with fewer frames of the same duration, until it fits.
 
     Args:
-        frames: (H, W, 3) uint8 of one size.
-        fps: frames a second.
+        frames: of one size.
+        fps: frames per second.
         limit: maximum size in bytes.
 
     Raises:
         ValueError: not even one frame fits.
     """
+    # For each number of frames the better quality first; at last a single frame.
     for every, quality in itertools.product((1, 2, 4, 8, len(frames)), (60, 30)):
         pictures = [Image.fromarray(frame) for frame in frames[::every]]
         buffer = io.BytesIO()

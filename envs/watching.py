@@ -1,4 +1,7 @@
-"""Episodes to watch: images with instruction and score, for any player."""
+"""Episodes to watch: images with instruction and score, for any player.
+
+Dimension key: H, W height and width of a picture, h and w with its caption.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -6,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import UInt8
 
 from generalist.envs import video
 from generalist.envs.rendering import frame
@@ -21,8 +25,7 @@ class Moment:
     """The state before the first action, or after one."""
 
     instruction: str
-    picture: np.ndarray
-    """(H, W, 3) uint8."""
+    picture: UInt8[np.ndarray, "H W 3"]
     step: int
     """Number of actions so far."""
     reward: float
@@ -30,8 +33,8 @@ class Moment:
     score: float | None
     """Score of the episode; None until it is over."""
 
-    def captioned(self) -> np.ndarray:
-        """The picture over its caption, (H', W', 3) uint8."""
+    def captioned(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture over its caption."""
         end = "" if self.score is None else f"   over, score {self.score:z.4g}"
         return video.captioned(self.picture, self.instruction, f"step {self.step}   reward {self.reward:z.4g}{end}")
 
@@ -60,6 +63,7 @@ def episode(
     # Begun after `reset`: an expert reads the environment's state.
     policy = begin(task, env, instruction, seed)
     yield moment(None)
+    # `steps` may be None, which equals no number: then the environment ends the episode.
     while not done and len(rewards) != steps:
         observation, reward, terminated, truncated, info = env.step(policy(observation))
         rewards.append(float(reward))

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Both before jax is imported: the number of devices is fixed when it starts.
@@ -11,6 +12,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What tests compute again and again is kept between them and their processes: indices, and compiled programs, of which resumed
+# runs, other processes and later sessions need the same ones. With a largest size JAX locks the folder.
+os.environ["GENERALIST_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "generalist")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["GENERALIST_CACHE"] + "/compiled")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Of whoever runs the tests, or of pytest-xdist: tables are as wide as in a log.
 os.environ.pop("COLUMNS", None)
 

@@ -66,6 +66,7 @@ ONLY_PARSED = {
     r"train\.py contrastive": "trains for minutes; tests/contrastive/test_contrastive.py trains smaller towers",
     r"train\.py": "trains for minutes or longer; tests/test_end_to_end.py trains, resumes and fine-tunes `debug`",
     r"record\.py": "is a file of the reader's; its lines are run by test_the_first_example_of_an_environment",
+    r"shapes\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_images_and_texts",
     r"reach\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_robot_data",
     r"eval (control|again)": "plays for minutes; tests/eval/control/test_agents_command.py plays less",
     r"eval fewshot": "asks for minutes, or needs a benchmark; tests/eval/fewshot/test_fewshot.py asks less",
@@ -266,6 +267,22 @@ def test_ten_minutes_with_robot_data(folder: Path, capsys: pytest.CaptureFixture
     pipeline.run(parse(preset("debug"), given, prog="train.py"), ["train.py"], console)
     found = json.loads((folder / "runs/reach/results.json").read_text(encoding="utf-8"))["recorded"]["recorded"]
     assert found["error"]["model"]["value"] < found["error"]["mean_action"]["value"]
+
+
+@pytest.mark.slow
+def test_ten_minutes_with_images_and_texts(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """As the page says, but that `debug` is trained, for fewer steps."""
+    exec(blocks_of("docs/documents.md")[0], {"__name__": "shapes"})
+    assert main(["data", "inspect", "shapes/pages.jsonl", "--preset", "debug"]) == 0
+    assert "220" in capsys.readouterr().out
+    assert main(["data", "view", "shapes/pages.jsonl", "--preset", "debug"]) == 0
+    given = ["--name", "shapes", "--data.documents.path", "shapes/pages.jsonl", "--data.only", "documents"]
+    given += ["--data.documents.heldout", "shapes/heldout.jsonl", "--training.steps", "60"]
+    console = Console(width=120, file=io.StringIO())
+    pipeline.run(parse(preset("debug"), given, prog="train.py"), ["train.py"], console)
+    found = json.loads((folder / "runs/shapes/results.json").read_text(encoding="utf-8"))["documents"]["heldout"]
+    assert found["documents"] == 20 and found["with_images"] == 20 and found["loss"]["value"] < 4.0
+    assert main(["prompt", "--run", "shapes", "shapes/3.png"]) == 0
 
 
 @pytest.mark.slow

@@ -136,9 +136,9 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
         (["debug", "--data.atari.shift", "-1"], "shift must be at least 0, got -1"),
         (
             ["debug", "--data.atari.shift", "2", "--tokens.images", "patches"],
-            "data.atari.shift moves frames, but tokens.images is patches",
+            "data.atari.shift moves frames, but tokens.images = patches has none: leave it out",
         ),
-        (["debug", "--data.atari.recast"], "data.atari.recast: no equal worlds of atari are known"),
+        (["debug", "--data.atari.recast"], "data.atari.recast: atari has no equivalent versions of an episode"),
         (["debug", "--data.atari.tasks", "pnog"], "did you mean 'atari/pong'"),
         (["debug", "--training.fsdp-axis", "3", "--data.metaworld.weight", "-1"], "data.metaworld.weight"),
     ],

@@ -20,7 +20,13 @@ ORDER = (
 FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "generalist.tokenizers": (("jax", "flax", "optax", "tensorflow_datasets", "grain"), ()),
     "generalist.envs": (("jax", "flax", "optax", "grain"), ()),
-    "generalist.model": (("generalist.envs", "generalist.data", "grain"), ("generalist.data.batch",)),
+    "generalist.model": (
+        ("generalist.envs", "generalist.data", "grain"),
+        (
+            "generalist.data.batch",
+            "generalist.data.rows",
+        ),
+    ),
     "generalist.weights": (("generalist.envs", "generalist.data", "grain"), ()),
     "generalist.vision": (("generalist.envs", "generalist.data", "grain"), ()),
     "generalist.training": (("generalist.envs",), ()),

@@ -62,7 +62,7 @@ def test_an_old_run_goes_on_with_the_loss_that_it_would_have_had(folder: Path):
     command = [sys.executable, str(ROOT / "train.py"), "debug", *SETTINGS, "--training.steps", "5"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "continuing from the checkpoint of step 4" in done.stdout and "recorded anew" not in done.stdout
+    assert "continuing from the checkpoint of step 4" in done.stdout and "recording again" not in done.stdout
     last = json.loads((folder / "runs/old/metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 5
     np.testing.assert_allclose(last["loss"], EXPECTED["loss"], rtol=1e-5)

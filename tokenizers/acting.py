@@ -37,6 +37,7 @@ class Acting:
         Raises:
             ValueError: a value is missing, unknown, of another type, or out of its range.
         """
+        # The defaults' types are the fields': the file is outside input, which annotations do not check.
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or data.keys() != kinds.keys():
             raise ValueError(f"acting must have {', '.join(kinds)}, got {data!r}")

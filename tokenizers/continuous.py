@@ -1,4 +1,7 @@
-"""Codecs between continuous numbers and bins: μ-law (Gato), uniform and quantile. All decode to bin centres."""
+"""Codecs between continuous numbers and bins: μ-law (Gato), uniform and quantile. All decode to bin centres.
+
+Dimension key: D numbers of a value, N values (any leading axes), E edges.
+"""
 
 import dataclasses
 import math
@@ -7,6 +10,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int, Int32, Int64, Num, Shaped
+
+Numbers = Num[np.ndarray, "*N D"]
+Bins = Int[np.ndarray, "*N D"]
 
 
 class Codec(Protocol):
@@ -16,11 +23,11 @@ class Codec(Protocol):
     def bins(self) -> int:
         """Number of bins per dimension."""
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bins in 0..bins-1, int32, of numbers (..., D)."""
+    def encode(self, values: Numbers) -> Int32[np.ndarray, "*N D"]:
+        """Bins in 0..bins-1 of numbers."""
 
-    def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Bin centres, float32, of bins (..., D)."""
+    def decode(self, bins: Bins) -> Float[np.ndarray, "*N D"]:
+        """Bin centres, float32 or float64."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values from which `codec_from_json` rebuilds the codec."""
@@ -42,16 +49,16 @@ class MuLaw:
         if not (0 < self.mu < math.inf and 0 < self.m < math.inf):
             raise ValueError(f"mu and m must be positive numbers, got mu={self.mu}, m={self.m}")
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bins, int32, of numbers of any shape."""
+    def encode(self, values: Num[np.ndarray, "*N"]) -> Int32[np.ndarray, "*N"]:
+        """Bins of numbers of any shape."""
         values = _finite(values)
         # log1p and expm1 keep the precision of numbers near zero, where the bins are narrowest.
         companded = np.sign(values) * np.log1p(self.mu * np.abs(values)) / math.log1p(self.m * self.mu)
         # An input of exactly m lands on the upper edge of the last bin, one past the end: hence the clip.
         return np.clip((companded + 1.0) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int32)
 
-    def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Bin centres, float32. The centre is taken in companded space, then the companding is inverted."""
+    def decode(self, bins: Int[np.ndarray, "*N"]) -> Float32[np.ndarray, "*N"]:
+        """Bin centres. The centre is taken in companded space, then the companding is inverted."""
         middle = (_in_range(bins, self.bins) + 0.5) * (2.0 / self.bins) - 1.0
         return (np.sign(middle) * np.expm1(np.abs(middle) * math.log1p(self.m * self.mu)) / self.mu).astype(np.float32)
 
@@ -84,21 +91,21 @@ class Uniform:
         return len(self.low)
 
     @cached_property
-    def _scale(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Low, bin width, and bins per unit (0 where low = high), float64 (D,) each."""
+    def _scale(self) -> tuple[Float64[np.ndarray, "D"], Float64[np.ndarray, "D"], Float64[np.ndarray, "D"]]:
+        """Low, bin width, and bins per unit (0 where low = high)."""
         # In float64, or values on a bin's edge could change bins between training and acting.
         low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
         width = (high - low) / self.bins
         # A dimension with low = high has bins of no width: everything is encoded as bin 0 instead of dividing by 0.
         return low, width, np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bins, int32, of numbers (..., D)."""
+    def encode(self, values: Numbers) -> Int32[np.ndarray, "*N D"]:
+        """Bins of numbers."""
         low, _, scale = self._scale
         return np.clip((_finite(values, len(self.low)) - low) * scale, 0, self.bins - 1).astype(np.int32)
 
-    def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Centres, float32, of bins (..., D)."""
+    def decode(self, bins: Bins) -> Float32[np.ndarray, "*N D"]:
+        """Centres of bins."""
         low, width, _ = self._scale
         return (low + (_in_range(bins, self.bins, len(self.low)) + 0.5) * width).astype(np.float32)
 
@@ -126,8 +133,8 @@ class Quantile:
             raise ValueError("edges must be finite and ascending in every dimension")
 
     @classmethod
-    def fit(cls, values: np.ndarray, bins: int = 1024, tail: float = 0.0) -> "Quantile":
-        """Edges from numbers (N, D), leaving out a fraction `tail` of them at either end.
+    def fit(cls, values: Num[np.ndarray, "N D"], bins: int = 1024, tail: float = 0.0) -> "Quantile":
+        """Edges from numbers, leaving out a fraction `tail` of them at either end.
 
         Raises:
             ValueError: there are no numbers, or some are not finite.
@@ -138,20 +145,22 @@ class Quantile:
             raise ValueError(f"quantiles need numbers of shape (N, D) with N at least 1, got shape {values.shape}")
         if not 0 <= tail < 0.5:
             raise ValueError(f"tail must be in [0, 0.5), got {tail}")
-        edges = np.quantile(values, np.linspace(tail, 1 - tail, bins + 1), axis=0).T
+        edges = np.quantile(values, np.linspace(tail, 1 - tail, bins + 1), axis=0).T  # (E, D) → (D, E)
         # Interpolation between equal numbers can be off by a rounding error, which would make edges descend.
         return cls(edges=tuple(map(tuple, np.maximum.accumulate(edges, axis=1).tolist())))
 
     @classmethod
-    def of_values(cls, values: np.ndarray) -> "Quantile":
-        """Bins that decode to each of the numbers (N, D) exactly, and to the middle of two where neither was seen.
+    def of_values(cls, values: Num[np.ndarray, "N D"]) -> "Quantile":
+        """Bins that decode to each of the numbers exactly, and to the middle of two where neither was seen.
 
         Two bins per distinct number: meant for numbers of which there are few.
 
         Raises:
             ValueError: there are no numbers, or some are not finite.
         """
+        # Each number twice is a bin of no width, which decodes to it; the bin between two numbers decodes to their middle.
         columns = [np.repeat(np.unique(column), 2).tolist() for column in _finite(values).T]
+        # All dimensions have as many edges: shorter ones repeat their last number, to which all added bins decode.
         longest = max(map(len, columns))
         return cls(edges=tuple(tuple(column + column[-1:] * (longest - len(column))) for column in columns))
 
@@ -166,11 +175,11 @@ class Quantile:
         return len(self.edges)
 
     @cached_property
-    def _edges(self) -> np.ndarray:
+    def _edges(self) -> Float64[np.ndarray, "D E"]:
         return np.array(self.edges, np.float64)
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bins, int32, of numbers (..., D)."""
+    def encode(self, values: Numbers) -> Int32[np.ndarray, "*N D"]:
+        """Bins of numbers."""
         values = _finite(values, len(self.edges))
         bins = np.empty(values.shape, np.int32)
         # One search per dimension: searchsorted takes a single sorted row, and D is small.
@@ -181,8 +190,9 @@ class Quantile:
             bins[..., index] = np.where(last - first > 1, (first + last - 2) // 2, last - 1)
         return np.clip(bins, 0, self.bins - 1)
 
-    def decode(self, bins: np.ndarray) -> np.ndarray:
-        """Centres, float64, of bins (..., D)."""
+    def decode(self, bins: Bins) -> Float64[np.ndarray, "*N D"]:
+        """Centres of bins."""
+        # Not float32: numbers that occur often must come back exactly, whatever their type.
         bins = _in_range(bins, self.bins, len(self.edges))
         dimension = np.arange(len(self.edges))
         return (self._edges[dimension, bins] + self._edges[dimension, bins + 1]) / 2
@@ -211,11 +221,11 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
     raise ValueError(f"unknown codec {kind!r}; known are mu_law, uniform and quantile")
 
 
-def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the first axis, float64, of numbers (N, ...) of any dtype.
+def fit_statistics(values: Shaped[np.ndarray, "N *D"]) -> tuple[Shaped[np.ndarray, "*D"], Float64[np.ndarray, "*D"]]:
+    """Mean and standard deviation over the first axis of numbers of any dtype.
 
-    The mean of 64-bit integers is an object array, with integers where float64 cannot hold them. A constant number gets a
-    deviation of 1, so that dividing by it is safe.
+    The mean is float64; that of 64-bit integers is an object array, with integers where float64 cannot hold them. A constant
+    number gets a deviation of 1, so that dividing by it is safe.
 
     Numbers far beyond the bulk (20 times the range of the middle nine tenths) count as at that distance: one outlier must not
     make all others look the same.
@@ -243,7 +253,7 @@ def fit_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = values.mean(axis=0), values.std(axis=0)
     # What varies only by rounding errors is constant too: dividing by it would blow them up.
     constant = std <= rounding * np.abs(mean)
-    return mean, np.where(constant, 1.0, std)
+    return np.asarray(mean), np.where(constant, 1.0, std)
 
 
 def _check_bins(bins: int) -> None:
@@ -256,8 +266,8 @@ def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _finite(values: np.ndarray, dimensions: int | None = None) -> np.ndarray:
-    """The numbers as float64, checked: float32 would lose the golden values' last bins."""
+def _finite(values: Num[np.ndarray, "*N"], dimensions: int | None = None) -> Float64[np.ndarray, "*N"]:
+    """The numbers as float64, checked: in float32 numbers near an edge would change bins."""
     values = np.asarray(values, np.float64)
     if dimensions is not None and (values.ndim == 0 or values.shape[-1] != dimensions):
         raise ValueError(f"the codec has {dimensions} dimensions but the numbers have shape {values.shape}")
@@ -268,7 +278,8 @@ def _finite(values: np.ndarray, dimensions: int | None = None) -> np.ndarray:
     return values
 
 
-def _in_range(bins: np.ndarray, count: int, dimensions: int | None = None) -> np.ndarray:
+def _in_range(bins: Int[np.ndarray, "*N"], count: int, dimensions: int | None = None) -> Int64[np.ndarray, "*N"]:
+    """The bins as int64, checked: a negative one would wrap around to another edge."""
     bins = np.asarray(bins)
     if dimensions is not None and (bins.ndim == 0 or bins.shape[-1] != dimensions):
         raise ValueError(f"the codec has {dimensions} dimensions but the bins have shape {bins.shape}")

@@ -1,9 +1,13 @@
-"""Integers as ids of the discrete range and back, and as one-hot vectors."""
+"""Integers as ids of the discrete range and back, and as one-hot vectors.
+
+Dimension key: T steps, D integers of a value, W one-hot columns.
+"""
 
 import dataclasses
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float32, Int, Int32, Int64, Num
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +19,18 @@ class DiscreteCodec:
     starts: tuple[int, ...]
     """Smallest value of each integer."""
 
+    # Cached as arrays: values are encoded for every training example.
     @cached_property
-    def _sizes(self) -> np.ndarray:
+    def _sizes(self) -> Int64[np.ndarray, "D"]:
         return np.array(self.sizes, np.int64)
 
     @cached_property
-    def _starts(self) -> np.ndarray:
+    def _starts(self) -> Int64[np.ndarray, "D"]:
         return np.array(self.starts, np.int64)
 
     @cached_property
-    def _columns(self) -> np.ndarray:
-        """First one-hot column of each integer, int64 (D,)."""
+    def _columns(self) -> Int64[np.ndarray, "D"]:
+        """First one-hot column of each integer."""
         return np.cumsum(self._sizes) - self._sizes
 
     @property
@@ -33,8 +38,8 @@ class DiscreteCodec:
         """Columns of the one-hot form: the sum of all sizes."""
         return int(self._sizes.sum())
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values (T, D) minus their starts, int32 (T, D).
+    def encode(self, values: Num[np.ndarray, "T D"]) -> Int32[np.ndarray, "T D"]:
+        """Values minus their starts.
 
         Raises:
             ValueError: a value is outside its range or is not an integer.
@@ -45,6 +50,7 @@ class DiscreteCodec:
                 raise ValueError("a discrete value is not an integer: round it in a wrapper")
             values = values.astype(np.int64)
         counted = values - self._starts
+        # Checked before the cast to int32, in which a large value could wrap around into the range.
         if counted.size and ((counted < 0) | (counted >= self._sizes)).any():
             at = tuple(np.argwhere((counted < 0) | (counted >= self._sizes))[0])
             low = self.starts[at[-1]]
@@ -54,13 +60,13 @@ class DiscreteCodec:
             )
         return counted.astype(np.int32)
 
-    def decode(self, counted: np.ndarray) -> np.ndarray:
-        """The values, int64 (T, D), that `encode` counted."""
+    def decode(self, counted: Int[np.ndarray, "T D"]) -> Int64[np.ndarray, "T D"]:
+        """The values that `encode` counted."""
         return counted.astype(np.int64) + self._starts
 
-    def one_hot(self, values: np.ndarray) -> np.ndarray:
-        """One-hot vectors of all numbers side by side, float32 (T, width), of values (T, D)."""
-        columns = self.encode(values) + self._columns
+    def one_hot(self, values: Num[np.ndarray, "T D"]) -> Float32[np.ndarray, "T W"]:
+        """One-hot vectors of all integers side by side."""
+        columns = self.encode(values) + self._columns  # (T, D): one per integer
         rows = np.zeros((len(columns), self.width), np.float32)
         rows[np.arange(len(columns))[:, None], columns] = 1.0
         return rows

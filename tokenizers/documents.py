@@ -3,12 +3,15 @@
     bos  text  <image> text text chunk_end  <image> text chunk_end
 
 An image opens a chunk, which the next image, `CHUNK_END` or the end of the document closes.
+
+Dimension key: H height, W width, C channels of an image (none for grey ones), n ids.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class ChunkEnd:
 
 
 CHUNK_END = ChunkEnd()
-Part = np.ndarray | str | Predicted | ChunkEnd
-"""A part of a document: an image uint8 (H, W) or (H, W, C), ids int32 (n,), or a text."""
+Part = UInt8[np.ndarray, "_H _W *_C"] | Int32[np.ndarray, "_n"] | str | Predicted | ChunkEnd
+"""A part of a document: an image, ids, or a text."""
 
 
 @dataclasses.dataclass(frozen=True)

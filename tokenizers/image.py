@@ -1,6 +1,10 @@
-"""Images as patches with their positions (Gato, section 2.1 and appendix C.3), or as frames of one size."""
+"""Images as patches with their positions (Gato, section 2.1 and appendix C.3), or as frames of one size.
+
+Dimension key: T images, H height, W width, C channels, P patches, S pixels per side of a frame.
+"""
 
 import numpy as np
+from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image
 
 from generalist.tokenizers.pieces import PATCH_SIZE, Modality, Piece
@@ -14,8 +18,8 @@ LEAST_DEVIATION = 8
 """Added to every deviation, in grey levels: pixels that hardly ever change must not be amplified into noise."""
 
 
-def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Images (..., H, W, C) with 1 (grey), 3 (RGB) or 4 (RGBA) channels as uint8 (..., H, W, 3), blended with white by alpha.
+def to_rgb(images: Shaped[np.ndarray, "*T H W C"]) -> UInt8[np.ndarray, "*T H W 3"]:
+    """Images with 1 (grey), 3 (RGB) or 4 (RGBA) channels as RGB, blended with white by alpha.
 
     Raises:
         ValueError: another number of channels or another dtype.
@@ -34,8 +38,8 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     return ((images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Images (..., H, W, C) shifted by `down` and `right` pixels (negative: up, left), every image by the same amount.
+def moved(images: Shaped[np.ndarray, "*T H W C"], down: int, right: int) -> Shaped[np.ndarray, "*T H W C"]:
+    """Images shifted by `down` and `right` pixels (negative: up, left), every image by the same amount.
 
     Pixels that enter at an edge repeat the edge's pixels.
     """
@@ -47,19 +51,21 @@ def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
     return np.pad(images, around, mode="edge")[..., top : top + height, left : left + width, :]
 
 
-def patchify(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts an image, uint8 (H, W, C) or grey (H, W), into 16×16 patches in raster order.
+def patchify(image: UInt8[np.ndarray, "H W *C"]) -> tuple[UInt8[np.ndarray, "P 16 16 3"], Int32[np.ndarray, "P 4"]]:
+    """Cuts an image into 16×16 patches in raster order.
 
     Height and width are padded with black at the bottom and the right to multiples of 16.
 
     Returns:
-        Patches, uint8 (n, 16, 16, 3), and their intervals, int32 (n, 4).
+        Patches and their intervals.
     """
     return patchify_all(_with_channels(np.asarray(image))[None])
 
 
-def patchify_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`patchify` of images (T, H, W, C): patches, uint8 (T · n, 16, 16, 3), and intervals, int32 (T · n, 4)."""
+def patchify_all(
+    images: UInt8[np.ndarray, "T H W C"],
+) -> tuple[UInt8[np.ndarray, "P 16 16 3"], Int32[np.ndarray, "P 4"]]:
+    """`patchify` of several images of one size, one after the other."""
     images = to_rgb(images)
     count, height, width, _ = images.shape
     # Negated floor division rounds up without going through floats.
@@ -73,8 +79,9 @@ def patchify_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patches, np.tile(patch_intervals(rows, columns), (count, 1))
 
 
-def patch_intervals(rows: int, columns: int) -> np.ndarray:
-    """Position of each patch of a grid, int32 (rows · columns, 4): row low, row high, column low, column high in 0..128."""
+def patch_intervals(rows: int, columns: int) -> Int32[np.ndarray, "P 4"]:
+    """Position of each patch of a grid: row low, row high, column low, column high in 0..128."""
+    # Relative to the image's size, so that a patch in the middle has the same position in images of all sizes.
     row, column = _edges(rows), _edges(columns)
     intervals = np.empty((rows, columns, 4), np.int32)
     intervals[..., 0], intervals[..., 1] = row[:-1, None], row[1:, None]
@@ -82,8 +89,8 @@ def patch_intervals(rows: int, columns: int) -> np.ndarray:
     return intervals.reshape(-1, 4)
 
 
-def to_frame(image: np.ndarray, size: int) -> np.ndarray:
-    """An image, uint8 (H, W, C) or grey (H, W), stretched to uint8 (size, size, 3), whatever its aspect ratio."""
+def to_frame(image: UInt8[np.ndarray, "H W *C"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """An image stretched to `size` × `size` pixels, whatever its aspect ratio."""
     rgb = to_rgb(_with_channels(np.asarray(image)))
     # Without resampling: recorded frames already have this size, and their pixels must stay exact.
     if rgb.shape[:2] == (size, size):
@@ -91,15 +98,17 @@ def to_frame(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def standardised(frames: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Frames (T, S, S, 3) by how far each pixel is from its mean, uint8: 128 at the mean, `LEVELS` more or less per deviation.
+def standardised(
+    frames: UInt8[np.ndarray, "T S S 3"], mean: UInt8[np.ndarray, "S S 3"], deviation: UInt8[np.ndarray, "S S 3"]
+) -> UInt8[np.ndarray, "T S S 3"]:
+    """Frames by how far each pixel is from its mean: 128 at the mean, `LEVELS` more or less per deviation.
 
     In Atari a ball is one pixel among seven thousand that never change: standardised, it is what the network sees first.
 
     Args:
-        frames: uint8 (T, S, S, 3).
-        mean: uint8 (S, S, 3), over the frames of a layout.
-        deviation: their standard deviation, uint8 (S, S, 3).
+        frames: the frames.
+        mean: over the frames of a layout.
+        deviation: their standard deviation.
     """
     # float32 suffices: the result has 256 levels.
     scale = LEVELS / (deviation.astype(np.float32) + LEAST_DEVIATION)
@@ -107,8 +116,8 @@ def standardised(frames: np.ndarray, mean: np.ndarray, deviation: np.ndarray) ->
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def patch_piece(images: np.ndarray, *, pad: int) -> Piece:
-    """The patches of images (T, H, W, C), one image per step."""
+def patch_piece(images: UInt8[np.ndarray, "T H W *C"], *, pad: int) -> Piece:
+    """The patches of images, one image per step."""
     patches, intervals = patchify_all(images if images.ndim == 4 else images[..., None])
     # All images of an array have one shape, so every step takes the same number of positions.
     lengths = np.full((len(images),), len(patches) // max(1, len(images)), np.int32)
@@ -117,8 +126,8 @@ def patch_piece(images: np.ndarray, *, pad: int) -> Piece:
     return Piece(Modality.PATCH, tokens, lengths, payload=patches, intervals=intervals)
 
 
-def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: int) -> Piece:
-    """Images (T, H, W, C) as frames, one per step, each taking `frame_tokens` positions."""
+def frame_piece(images: UInt8[np.ndarray, "T H W *C"], *, pad: int, frame_size: int, frame_tokens: int) -> Piece:
+    """Images as frames, one per step, each taking `frame_tokens` positions."""
     # Recorded frames come in their final size: passing them through avoids a copy per training example.
     if images.shape[1:] == (frame_size, frame_size, 3) and images.dtype == np.uint8:
         frames = images
@@ -128,8 +137,8 @@ def frame_piece(images: np.ndarray, *, pad: int, frame_size: int, frame_tokens: 
     return Piece(Modality.FRAME, tokens, np.full((len(images),), frame_tokens, np.int32), payload=frames)
 
 
-def image_piece(images: np.ndarray, *, marker: int) -> Piece:
-    """Images (T, H, W, C), one per step, for cross-attention: the sequence itself holds only the `marker` token."""
+def image_piece(images: UInt8[np.ndarray, "T H W C"], *, marker: int) -> Piece:
+    """Images, one per step, for cross-attention: the sequence itself holds only the `marker` token."""
     count = len(images)
     tokens, lengths = np.full((count,), marker, np.int32), np.ones((count,), np.int32)
     # Kept at full size: the frozen encoder resizes to its own input, and resizing twice would blur.
@@ -141,11 +150,11 @@ def patch_count(height: int, width: int) -> int:
     return -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)
 
 
-def _edges(parts: int) -> np.ndarray:
-    """Edges of `parts` equal intervals of 0..128, rounded half up: int32 (parts + 1,)."""
+def _edges(parts: int) -> Int32[np.ndarray, "edges"]:
+    """The `parts` + 1 edges of equal intervals of 0..128, rounded half up."""
     # Not np.rint, which rounds halves to even and would shift some edges.
     return np.floor(np.arange(parts + 1) * PLACES / parts + 0.5).astype(np.int32)
 
 
-def _with_channels(image: np.ndarray) -> np.ndarray:
+def _with_channels(image: UInt8[np.ndarray, "H W *C"]) -> UInt8[np.ndarray, "H W C"]:
     return image[..., None] if image.ndim == 2 else image

@@ -1,4 +1,4 @@
-"""Checks whether a task's spaces can be learnt and acted in, before anything is recorded."""
+"""Checks whether a task's spaces can be learned and acted in, before anything is recorded."""
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,7 @@ def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> Non
     """Builds the task's layout as training would, with the largest vocabulary that any run may have.
 
     Raises:
-        ValueError: a part of a space can't be learnt; the message names the part and the remedy.
+        ValueError: a part of a space can't be learned; the message names the part and the remedy.
     """
     # text=1: Text spaces are refused below, so no tokenizer is needed; discrete=WIDEST accepts whatever a run could be set to.
     vocabulary, made = Vocabulary(text=1, discrete=WIDEST), {}
@@ -30,7 +30,8 @@ def check_learnable(name: str, observation: gym.Space, action: gym.Space) -> Non
                 space, vocabulary=vocabulary, images="frame", tensors="projected" if projected else "tokens"
             )
         except ValueError as error:
-            raise ValueError(f"{name}: the {kind} space can't be learnt: {error}") from None
+            raise ValueError(f"{name}: the {kind} space can't be learned: {error}") from None
+    # Its own checks: an action must have tokens for all of its parts.
     TaskLayout(name, made["observation"], made["action"])
 
 
@@ -53,9 +54,10 @@ def _check_leaf(key: str, space: gym.Space) -> None:
     if isinstance(space, gym.spaces.Box):
         if space.dtype.itemsize > 8 or space.dtype.kind not in "fiub":
             raise ValueError(f"the part {key!r} is of type {space.dtype}, which is not stored: use float64 at most")
+        # Bounds such as the largest float64 would overflow in a bin's width; infinity says the same and is handled.
         finite = np.concatenate([bound[np.isfinite(bound)].reshape(-1) for bound in (space.low, space.high)])
         if space.dtype.kind == "f" and (np.abs(finite.astype(np.float64)) > LARGEST).any():
-            raise ValueError(f"the part {key!r} has bounds beyond {LARGEST:g}: take real ones, or infinity")
+            raise ValueError(f"the part {key!r} has bounds beyond {LARGEST:g}: use real bounds, or infinity")
     # The rest looks for images in a layout that `is_image` does not recognise. Only bytes are suspicious.
     if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
         return

@@ -1,10 +1,14 @@
-"""Which kind of part a leaf of a space becomes."""
+"""Which kind of part a leaf of a space becomes.
+
+Dimension key: D numbers of a value (or the axes of a frame).
+"""
 
 import dataclasses
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.tokenizers.continuous import Codec, MuLaw, Uniform
 from generalist.tokenizers.discrete import DiscreteCodec
@@ -30,6 +34,9 @@ _LARGEST_BOUND = 1e6
 WIDEST = 2**17
 
 _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple can be tokenised"
+
+Statistics = tuple[Shaped[np.ndarray, "*D"], Shaped[np.ndarray, "*D"]]
+"""Mean and standard deviation of each number of a value."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Learned:
     """What was learned from data for one leaf; None where nothing was."""
 
     text: TextTokenizer | None = None
-    statistics: tuple[np.ndarray, np.ndarray] | None = None
+    statistics: Statistics | None = None
     codec: Codec | None = None
 
 
@@ -109,9 +116,7 @@ def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, co
     return parts
 
 
-def _frame_statistics(
-    path: Path, space: gym.spaces.Box, rules: Rules, given: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[bytes, bytes]:
+def _frame_statistics(path: Path, space: gym.spaces.Box, rules: Rules, given: Statistics | None) -> tuple[bytes, bytes]:
     """Mean and deviation of a frame's pixels as bytes; empty where they are unknown."""
     # As bytes, not arrays: parts are frozen dataclasses, compared and hashed by value.
     if given is None:
@@ -146,6 +151,7 @@ def _tokens(path: Path, space: gym.Space, rules: Rules, learned: Learned, common
         _check_codec(path, space, codec, vocabulary)
         low, high = (tuple(bound.astype(np.float64).reshape(-1).tolist()) for bound in (space.low, space.high))
         return ContinuousPart(**common, codec=codec, low=low, high=high)
+    # Refused, not folded: two values with one id could not be told apart.
     discrete = _discrete(space)
     most = max(discrete.sizes)
     if most > vocabulary.discrete:
@@ -232,7 +238,7 @@ def _check_codec(path: Path, space: gym.spaces.Box, codec: Codec, vocabulary: Vo
 
 
 def _statistics(
-    path: Path, space: gym.spaces.Box, given: tuple[np.ndarray, np.ndarray] | None
+    path: Path, space: gym.spaces.Box, given: Statistics | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each number, row-major; 0 and 1 where nothing was learned."""
     # Without statistics numbers pass unchanged, as for a space that was never recorded.

@@ -1,4 +1,7 @@
-"""The parts of a space: how the values of each become a piece, and how tokens become its values again."""
+"""The parts of a space: how the values of each become a piece, and how tokens become its values again.
+
+Dimension key: T steps, K tokens per step, D numbers of a value, n ids, S pixels per side of a frame.
+"""
 
 import abc
 import dataclasses
@@ -7,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int, Int32, Shaped, UInt8, UInt64
 
 from generalist.tokenizers.continuous import Codec
 from generalist.tokenizers.discrete import DiscreteCodec
@@ -57,22 +61,22 @@ class Part(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: Shaped[np.ndarray, "T ..."]) -> Piece:
         """The piece that represents values (T, *shape)."""
 
     @property
-    def ranges(self) -> np.ndarray | None:
-        """Ids that each position may take, int32 (tokens per step, 2), the second exclusive; None if it has no tokens."""
+    def ranges(self) -> Int32[np.ndarray, "K 2"] | None:
+        """Ids that each position may take, the second exclusive; None if it has no tokens."""
         return None
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Values (T, *shape) of ids (T, tokens per step), which lie in `ranges`."""
+    def decode(self, tokens: Int[np.ndarray, "T K"]) -> Shaped[np.ndarray, "T ..."]:
+        """Values (T, *shape) of ids, which lie in `ranges`."""
         raise ValueError(f"the part {self.key!r} enters as an embedding, which can't be decoded")
 
-    def _lengths(self, steps: int) -> np.ndarray:
+    def _lengths(self, steps: int) -> Int32[np.ndarray, "T"]:
         return np.full((steps,), self.tokens_per_step, np.int32)
 
-    def _pads(self, steps: int) -> np.ndarray:
+    def _pads(self, steps: int) -> Int32[np.ndarray, "T"]:
         return np.full((steps,), self.vocabulary.pad, np.int32)
 
 
@@ -93,17 +97,17 @@ class ContinuousPart(Part):
     def _first(self) -> int:
         return self.vocabulary.range("continuous").start
 
-    def encode(self, values: np.ndarray) -> Piece:
-        bins = self.codec.encode(values.reshape(len(values), self.size))
+    def encode(self, values: Shaped[np.ndarray, "T ..."]) -> Piece:
+        bins = self.codec.encode(values.reshape(len(values), self.size))  # (T, D)
         # np.int32 keeps the sum int32: a Python int would be promoted differently by NumPy 1 and 2.
         return Piece(Modality.CONTINUOUS, bins.reshape(-1) + np.int32(self._first), self._lengths(len(values)))
 
     @property
-    def ranges(self) -> np.ndarray:
+    def ranges(self) -> Int32[np.ndarray, "K 2"]:
         return np.tile(np.array([[self._first, self._first + self.codec.bins]], np.int32), (self.size, 1))
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        numbers = self.codec.decode(tokens - self._first).astype(np.float64)
+    def decode(self, tokens: Int[np.ndarray, "T K"]) -> Shaped[np.ndarray, "T ..."]:
+        numbers = self.codec.decode(tokens - self._first).astype(np.float64)  # (T, D)
         if np.dtype(self.dtype).kind != "f":
             numbers = np.rint(numbers)
         # The codec's range may exceed the space's bounds, and a float32 centre may miss them by a rounding error.
@@ -124,16 +128,17 @@ class DiscretePart(Part):
     def _first(self) -> int:
         return self.vocabulary.range("discrete").start
 
-    def encode(self, values: np.ndarray) -> Piece:
-        counted = self.codec.encode(values.reshape(len(values), self.size))
+    def encode(self, values: Shaped[np.ndarray, "T ..."]) -> Piece:
+        counted = self.codec.encode(values.reshape(len(values), self.size))  # (T, D)
         return Piece(Modality.DISCRETE, counted.reshape(-1) + np.int32(self._first), self._lengths(len(values)))
 
     @property
-    def ranges(self) -> np.ndarray:
+    def ranges(self) -> Int32[np.ndarray, "K 2"]:
+        # Each integer has its own number of values: ids beyond it would decode to values outside the space.
         sizes = np.array(self.codec.sizes, np.int32)
         return np.stack([np.full_like(sizes, self._first), self._first + sizes], axis=1)
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
+    def decode(self, tokens: Int[np.ndarray, "T K"]) -> Shaped[np.ndarray, "T ..."]:
         return self.codec.decode(tokens - self._first).astype(self.dtype).reshape(len(tokens), *self.shape)
 
 
@@ -147,15 +152,15 @@ class TextPart(Part):
     def tokens_per_step(self) -> None:
         return None
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: Shaped[np.ndarray, "T"]) -> Piece:
         end = np.array([self.vocabulary.eos], np.int32)
         # The end marker is needed because texts vary in length: it separates one step's text from what follows.
         ids = [self.text.encode(_string(value)) for value in values.tolist()]
         tokens = np.concatenate([part for step in ids for part in (step, end)]) if ids else end[:0]
         return Piece(Modality.TEXT, tokens, np.array([len(step) + 1 for step in ids], np.int32))
 
-    def decode_one(self, tokens: np.ndarray) -> tuple[str, int]:
-        """The text at the start of ids (n,), and the number of ids it takes including the end marker.
+    def decode_one(self, tokens: Int[np.ndarray, "n"]) -> tuple[str, int]:
+        """The text at the start of ids, and the number of ids it takes including the end marker.
 
         Raises:
             ValueError: there is no end marker.
@@ -184,12 +189,12 @@ class TensorPart(Part):
         return self.size
 
     @cached_property
-    def _standard(self) -> tuple[np.ndarray, np.ndarray]:
+    def _standard(self) -> tuple[Float64[np.ndarray, "D"], Float64[np.ndarray, "D"]]:
         # Multiplied by the inverse instead of divided: this runs per training example.
         return np.array(self.mean, np.float64), 1.0 / np.array(self.std, np.float64)
 
     @cached_property
-    def _whole_mean(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def _whole_mean(self) -> tuple[UInt64[np.ndarray, "D"], Float64[np.ndarray, "D"]] | None:
         """The mean as a whole number, modulo 2^64, and the rest, where values are of 64 bits: float64 holds 53 of them."""
         if np.dtype(self.dtype) not in (np.int64, np.uint64):
             return None
@@ -197,9 +202,9 @@ class TensorPart(Part):
         rest = np.array([one - below for one, below in zip(self.mean, whole, strict=True)], np.float64)
         return np.array([one % 2**64 for one in whole], np.uint64), rest
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: Shaped[np.ndarray, "T ..."]) -> Piece:
         mean, scale = self._standard
-        flat = values.reshape(len(values), self.size)
+        flat = values.reshape(len(values), self.size)  # (T, D)
         if self._whole_mean is not None and flat.dtype.kind in "iu":
             whole, rest = self._whole_mean
             # Modulo 2^64, so that the difference of two large numbers is exact.
@@ -230,7 +235,7 @@ class OneHotPart(Part):
     def projection_size(self) -> int:
         return self.codec.width
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: Shaped[np.ndarray, "T ..."]) -> Piece:
         payload = self.codec.one_hot(values.reshape(len(values), self.size))
         steps = len(values)
         return Piece(Modality.TENSOR, self._pads(steps), self._lengths(steps), payload=payload, offset=self.offset)
@@ -244,7 +249,7 @@ class PatchPart(Part):
     def tokens_per_step(self) -> int:
         return patch_count(*self.shape[:2])
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: UInt8[np.ndarray, "T H W C"]) -> Piece:
         return patch_piece(values, pad=self.vocabulary.pad)
 
 
@@ -254,6 +259,7 @@ class FramePart(Part):
 
     frame_size: int
     frame_tokens: int
+    # Bytes, not arrays: parts are compared and hashed by value.
     mean: bytes = b""
     """Mean pixels as the bytes of uint8 (frame_size, frame_size, 3); empty: frames are not standardised."""
     deviation: bytes = b""
@@ -263,7 +269,7 @@ class FramePart(Part):
     def tokens_per_step(self) -> int:
         return self.frame_tokens
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: UInt8[np.ndarray, "T H W C"]) -> Piece:
         pad = self.vocabulary.pad
         piece = frame_piece(values, pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens)
         # `frame_piece` always has a payload; the test is for the type checker.
@@ -272,8 +278,8 @@ class FramePart(Part):
         return dataclasses.replace(piece, payload=standardised(piece.payload, *self.statistics))
 
     @property
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation, uint8 (frame_size, frame_size, 3) each."""
+    def statistics(self) -> tuple[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "S S 3"]]:
+        """Mean and deviation of the pixels."""
         shape = (self.frame_size, self.frame_size, 3)
         mean, deviation = (np.frombuffer(pixels, np.uint8).reshape(shape) for pixels in (self.mean, self.deviation))
         return mean, deviation
@@ -287,7 +293,7 @@ class ImagePart(Part):
     def tokens_per_step(self) -> int:
         return 1
 
-    def encode(self, values: np.ndarray) -> Piece:
+    def encode(self, values: UInt8[np.ndarray, "T H W C"]) -> Piece:
         return image_piece(values, marker=self.vocabulary.image)
 
 

@@ -1,10 +1,15 @@
-"""Pieces, which represent the parts of a space, and sequences made of them: the structures that leave this folder."""
+"""Pieces, which represent the parts of a space, and sequences made of them: the structures that leave this folder.
+
+Dimension key: T steps, L positions of a sequence, n positions of a piece, R payload rows, N tensors, F projection width,
+M frames, S pixels per side of a frame, P patches, I images.
+"""
 
 import dataclasses
 from enum import IntEnum
 from typing import Literal, Protocol
 
 import numpy as np
+from jaxtyping import Float32, Int32, Shaped, UInt8
 
 ACTION_POSITION = 511
 """The one local position that all action tokens share (Gato, appendix C.3); observations use lower ones."""
@@ -22,11 +27,11 @@ class Visual(Protocol):
     """Turns images into the input of the model's cross-attention path: the encoder's pixels, or its stored features."""
 
     @property
-    def empty(self) -> np.ndarray:
-        """Zero images: (0, ...), with the trailing shape and dtype that calls return."""
+    def empty(self) -> Shaped[np.ndarray, "0 ..."]:
+        """Zero images, with the trailing shape and dtype that calls return."""
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images, uint8 (n, H, W, C) → (n, ...)."""
+    def __call__(self, images: UInt8[np.ndarray, "I H W C"]) -> Shaped[np.ndarray, "I ..."]:
+        """The images in that form."""
 
 
 class Modality(IntEnum):
@@ -49,47 +54,46 @@ class Piece:
     """The values of one part of a space over T steps, as positions of a sequence."""
 
     modality: Modality
-    tokens: np.ndarray
-    """int32 (n,): all steps one after the other; the pad id where a payload is embedded instead."""
-    lengths: np.ndarray
-    """int32 (T,): positions per step; their sum is n."""
-    payload: np.ndarray | None = None
-    """TENSOR: float32 (n, size). PATCH: uint8 (n, 16, 16, 3). FRAME: uint8 (n / tokens per frame, H, W, 3).
+    tokens: Int32[np.ndarray, "n"]
+    """All steps one after the other; the pad id where a payload is embedded instead."""
+    lengths: Int32[np.ndarray, "T"]
+    """Positions per step; their sum is n."""
+    payload: Shaped[np.ndarray, "R ..."] | None = None
+    """TENSOR: float32 (n, size). PATCH: uint8 (n, 16, 16, 3). FRAME: uint8 (n / tokens per frame, S, S, 3).
     IMAGE: uint8 (n, H, W, C), of any size: the assembler converts it to the input of the frozen encoder."""
     offset: int = 0
     """TENSOR: first column of this part in the run's projection."""
-    intervals: np.ndarray | None = None
-    """PATCH: int32 (n, 4): row low, row high, column low, column high, in 0..128."""
+    intervals: Int32[np.ndarray, "n 4"] | None = None
+    """PATCH: row low, row high, column low, column high, in 0..128."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
     """One example of L positions."""
 
-    tokens: np.ndarray
-    """int32 (L,): input ids."""
-    targets: np.ndarray
-    """int32 (L,): the id to predict from each position; the pad id where nothing is predicted."""
-    loss_weight: np.ndarray
-    """float32 (L,): weight of that prediction, 0 where nothing is predicted."""
-    modality: np.ndarray
-    """int32 (L,): a `Modality`."""
-    local_position: np.ndarray
-    """int32 (L,): index within the step's observation; `ACTION_POSITION` for actions; 0 for text and documents."""
-    payload_index: np.ndarray
-    """int32 (L,): row among this sequence's embeddings of its modality (FRAME: frame · tokens per frame + j); else 0."""
-    image: np.ndarray
-    """int32 (L,): 1 + index of the image, in the order of positions, that this position attends to; 0: none."""
-    tensors: np.ndarray
-    """float32 (n, F): each tensor in its own columns, zeros elsewhere."""
-    frames: np.ndarray
-    """uint8 (m, H, W, 3)."""
-    patches: np.ndarray
-    """uint8 (p, 16, 16, 3)."""
-    intervals: np.ndarray
-    """int32 (p, 4): each patch's row low, row high, column low, column high."""
-    images: np.ndarray
-    """(i, ...): per image the frozen encoder's input (pixels) or its output (features); see `Visual`."""
+    tokens: Int32[np.ndarray, "L"]
+    """Input ids."""
+    targets: Int32[np.ndarray, "L"]
+    """The id to predict from each position; the pad id where nothing is predicted."""
+    loss_weight: Float32[np.ndarray, "L"]
+    """Weight of that prediction, 0 where nothing is predicted."""
+    modality: Int32[np.ndarray, "L"]
+    """A `Modality`."""
+    local_position: Int32[np.ndarray, "L"]
+    """Index within the step's observation; `ACTION_POSITION` for actions; 0 for text and documents."""
+    payload_index: Int32[np.ndarray, "L"]
+    """Row among this sequence's embeddings of its modality (FRAME: frame · tokens per frame + j); else 0."""
+    image: Int32[np.ndarray, "L"]
+    """1 + index of the image, in the order of positions, that this position attends to; 0: none."""
+    # Payloads in the order of positions. They are kept apart from the positions, most of which have none.
+    tensors: Float32[np.ndarray, "N F"]
+    """Each tensor in its own columns, zeros elsewhere."""
+    frames: UInt8[np.ndarray, "M S S 3"]
+    patches: UInt8[np.ndarray, "P 16 16 3"]
+    intervals: Int32[np.ndarray, "P 4"]
+    """Each patch's row low, row high, column low, column high."""
+    images: Shaped[np.ndarray, "I ..."]
+    """Per image the frozen encoder's input (pixels) or its output (features); see `Visual`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -98,6 +102,7 @@ class Sequence:
 POSITIONAL = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index", "image")
 """The fields of a sequence with one entry per position."""
 
+# Batches have fields of the same names, so that packing treats all payloads with one loop.
 PAYLOADS = {
     Modality.TENSOR: "tensors",
     Modality.FRAME: "frames",

@@ -1,30 +1,34 @@
 """Interleaves the pieces of T steps, step after step, without a loop over the steps.
 
 Positions follow from cumulative lengths, which may differ between steps (texts).
+
+Dimension key: T steps, Q pieces, L positions of a sequence, n positions of a stream, R payload rows, S columns of a tensor,
+F columns of the projection.
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float32, Int, Int32, Shaped
 
 from generalist.tokenizers.pieces import ACTION_POSITION, PAYLOADS, Modality, Piece, Visual
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """Pieces in step-major order; all but `starts` are int32 (L,)."""
+    """Pieces in step-major order."""
 
-    tokens: np.ndarray
-    modality: np.ndarray
-    local_position: np.ndarray
-    payload_index: np.ndarray
-    starts: np.ndarray
-    """int (T, pieces): first position of each piece in each step."""
+    tokens: Int32[np.ndarray, "L"]
+    modality: Int32[np.ndarray, "L"]
+    local_position: Int32[np.ndarray, "L"]
+    payload_index: Int32[np.ndarray, "L"]
+    starts: Int[np.ndarray, "T Q"]
+    """First position of each piece in each step."""
 
 
 def place(pieces: list[Piece], *, last_is_action: bool = False) -> Placed:
     """Places every piece. Local positions restart at 0 in each step, but those of an action are all `ACTION_POSITION`."""
-    lengths = np.stack([piece.lengths for piece in pieces], axis=1)
+    lengths = np.stack([piece.lengths for piece in pieces], axis=1)  # (T, Q)
     # Row-major cumulative lengths of (step, piece): exactly the order in which they stand in the sequence.
     ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
     starts, total = ends - lengths, int(ends[-1, -1])
@@ -45,8 +49,8 @@ def place(pieces: list[Piece], *, last_is_action: bool = False) -> Placed:
     return Placed(tokens, modality, local, index, starts)
 
 
-def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Positions of runs that begin at `starts` (T,) and have `lengths` (T,), run after run: int (sum of lengths,)."""
+def positions(starts: Int[np.ndarray, "T"], lengths: Int[np.ndarray, "T"]) -> Int[np.ndarray, "n"]:
+    """Positions of runs that begin at `starts` and have `lengths`, run after run."""
     total = int(lengths.sum())
     # The common case, equal lengths, is a broadcast: this runs for every piece of every training example.
     if total == lengths[0] * len(lengths) and (lengths == lengths[0]).all():
@@ -55,8 +59,11 @@ def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(total)
 
 
-def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces as one step-major stream: tokens and modality, int32 (n,); lengths per step, int32 (T,)."""
+def interleave(
+    pieces: list[Piece],
+) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n"], Int32[np.ndarray, "T"]]:
+    """Pieces as one step-major stream: tokens, modality, and lengths per step."""
+    # The common case: an action of one part is in order already.
     if len(pieces) == 1:
         piece = pieces[0]
         return piece.tokens, np.full_like(piece.tokens, piece.modality), piece.lengths
@@ -65,7 +72,9 @@ def interleave(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return placed.tokens, placed.modality, lengths
 
 
-def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None = None) -> dict[str, np.ndarray]:
+def payloads(
+    pieces: list[Piece], projection_width: int, visual: Visual | None = None
+) -> dict[str, Shaped[np.ndarray, "_R ..."]]:
     """The pieces' payloads as fields of a sequence, joined per modality in the order of the pieces; absent ones are left out.
 
     Raises:
@@ -89,15 +98,15 @@ def payloads(pieces: list[Piece], projection_width: int, visual: Visual | None =
     return {name: joined(arrays) for name, arrays in found.items()}
 
 
-def joined(arrays: list[np.ndarray]) -> np.ndarray:
+def joined(arrays: list[Shaped[np.ndarray, "_R ..."]]) -> Shaped[np.ndarray, "R ..."]:
     """Arrays concatenated, without a copy if at most one has rows: frames are large."""
     filled = [array for array in arrays if len(array)]
     # With no rows at all the first array is returned for its trailing shape and dtype.
     return np.concatenate(filled) if len(filled) > 1 else filled[0] if filled else arrays[0]
 
 
-def _columns(payload: np.ndarray, offset: int, width: int) -> np.ndarray:
-    """A tensor's numbers (n, size) in its own columns, zeros elsewhere: float32 (n, width)."""
+def _columns(payload: Float32[np.ndarray, "R S"], offset: int, width: int) -> Float32[np.ndarray, "R F"]:
+    """A tensor's numbers in its own columns of the projection, zeros elsewhere."""
     end = offset + payload.shape[1]
     if end > width:
         raise ValueError(

@@ -7,6 +7,8 @@ A control window has one of two layouts. `o` observation positions, `|` the opti
 
 In both, the first action token is predicted from the last position before it, and each later one from the next position.
 Hiding keeps the policy from copying its last action. The last action token needs no hidden position: nothing is read from it.
+
+Dimension key: T steps, n ids, H height, W width, C channels of an image.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from functools import cached_property
 from typing import get_args
 
 import numpy as np
+from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
@@ -38,8 +41,8 @@ from generalist.tokenizers.vocabulary import KINDS, Vocabulary
 
 __all__ = ["ACTION_POSITION", "CHUNK_END", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
-Values = Mapping[str, np.ndarray]
-"""Flat key → (T, ...): the result of `SpaceTokenizer.stack`."""
+Values = Mapping[str, Shaped[np.ndarray, "_T ..."]]
+"""The values of T steps by flat key: the result of `SpaceTokenizer.stack`."""
 
 # Modality of the vocabulary's kinds in their order, then of special tokens: an action contains only the end marker of a text.
 _MODALITY_OF_KIND = np.array(
@@ -126,16 +129,15 @@ class Assembler:
         the later dimensions are predicted from."""
         return self._steps(layout, observations, None, hide=hide_actions)
 
-    def action(self, layout: TaskLayout, tokens: np.ndarray) -> Sequence:
-        """Chosen action tokens, int (n,), as positions to append; they may be a part of an action."""
+    def action(self, layout: TaskLayout, tokens: Int[np.ndarray, "n"]) -> Sequence:
+        """Chosen action tokens as positions to append; they may be a part of an action."""
         tokens = np.asarray(tokens, np.int32)
         placed = place([Piece(Modality.SPECIAL, tokens, np.array([len(tokens)], np.int32))], last_is_action=True)
         placed.modality[:] = self._modality_of(tokens)
         return self._sequence(placed, {})
 
-    def text(self, text: str | np.ndarray, bos: bool = True, eos: bool = True) -> Sequence:
-        """A text, or its ids int32 (n,), with the loss on all of it. The end marker is a target only: nothing is read from
-        its position."""
+    def text(self, text: str | Int32[np.ndarray, "n"], bos: bool = True, eos: bool = True) -> Sequence:
+        """A text, or its ids, with the loss on all of it. The end marker is a target only: nothing is read from its position."""
         ids = text if isinstance(text, np.ndarray) else self._text_ids(text)
         tokens = np.concatenate([[self.vocabulary.bos], ids] if bos else [ids]).astype(np.int32)
         # Targets are the tokens shifted by one; the cut drops the target that has no position to be predicted from.
@@ -145,8 +147,7 @@ class Assembler:
         return dataclasses.replace(sequence, targets=targets.astype(np.int32), loss_weight=weight)
 
     def document(self, parts: Sequences[Part], *, to_next: bool = False, is_open: bool = False) -> Sequence:
-        """Images (uint8 H×W or H×W×C) and texts (or their ids, int32 (n,)) in any order, as Flamingo reads them (sections 2.4
-        and 3.1):
+        """Images and texts (or their ids) in any order, as Flamingo reads them (sections 2.4 and 3.1):
 
             bos  text  <image> text text chunk_end  <image> text chunk_end
 
@@ -185,6 +186,7 @@ class Assembler:
         fields = {
             field.name: [getattr(sequence, field.name) for sequence in filled] for field in dataclasses.fields(Sequence)
         }
+        # Each sequence counts its payloads from 0. New arrays instead of additions in place: sequences may be shared.
         for modality, payload in PAYLOADS.items():
             before = 0
             for number, sequence in enumerate(filled):
@@ -260,8 +262,8 @@ class Assembler:
                 f"{self.frame_size} and frame_tokens {self.frame_tokens}: use one setting for both"
             )
 
-    def _sequence(self, placed: Placed, found: Mapping[str, np.ndarray]) -> Sequence:
-        """A sequence without targets. Absent payloads are empty."""
+    def _sequence(self, placed: Placed, found: Mapping[str, Shaped[np.ndarray, "_R ..."]]) -> Sequence:
+        """A sequence without targets. Absent payloads are empty, in their usual trailing shape, so that they concatenate."""
         empty = np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8)
         return Sequence(
             tokens=placed.tokens,
@@ -280,10 +282,10 @@ class Assembler:
         )
 
     @cached_property
-    def _no_images(self) -> np.ndarray:
+    def _no_images(self) -> Shaped[np.ndarray, "0 ..."]:
         return np.zeros((0, 0, 0, 3), np.uint8) if self.visual is None else self.visual.empty
 
-    def _payloads(self, pieces: list[Piece]) -> dict[str, np.ndarray]:
+    def _payloads(self, pieces: list[Piece]) -> dict[str, Shaped[np.ndarray, "_R ..."]]:
         return payloads(pieces, self.projection_width, self.visual)
 
     def _document(self, piece: Piece) -> Sequence:
@@ -304,13 +306,13 @@ class Assembler:
         shifted = dataclasses.replace(sequence, targets=targets, loss_weight=next_weight)
         return dataclasses.replace(shifted, **{name: getattr(shifted, name)[:stop] for name in POSITIONAL})
 
-    def _given(self, ids: np.ndarray) -> Piece:
+    def _given(self, ids: Int32[np.ndarray, "n"]) -> Piece:
         return Piece(Modality.TEXT, ids, np.array([len(ids)], np.int32))
 
-    def _repeated(self, token: int, lengths: np.ndarray) -> Piece:
+    def _repeated(self, token: int, lengths: Int32[np.ndarray, "T"]) -> Piece:
         return Piece(Modality.SPECIAL, np.full((int(lengths.sum()),), token, np.int32), lengths)
 
-    def _text_ids(self, text: str) -> np.ndarray:
+    def _text_ids(self, text: str) -> Int32[np.ndarray, "n"]:
         return self.text_tokenizer.encode(text)
 
     def _part(self, one: Arranged) -> list[Piece]:
@@ -323,8 +325,9 @@ class Assembler:
         text = part.text if isinstance(part, Predicted) else part
         return [self._given(text if isinstance(text, np.ndarray) else self._text_ids(str(text)))]
 
-    def _image(self, image: np.ndarray) -> list[Piece]:
+    def _image(self, image: UInt8[np.ndarray, "H W *C"]) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""
+        # First, so that the image's own patches or frame attend to it through cross-attention as well.
         pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
         if image.ndim == 2:
             image = image[..., None]
@@ -338,8 +341,9 @@ class Assembler:
             pieces.append(frame_piece(frame[None], pad=pad, frame_size=self.frame_size, frame_tokens=self.frame_tokens))
         return pieces
 
-    def _modality_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Modality of action tokens int32 (n,), int32 (n,). A special one is the end marker of a text."""
+    def _modality_of(self, tokens: Int32[np.ndarray, "n"]) -> Int32[np.ndarray, "n"]:
+        """Modality of action tokens. A special token is the end marker of a text."""
+        # From the right: a kind without ids begins where the next one does.
         kinds = np.searchsorted(self.vocabulary.boundaries, tokens, side="right") - 1
         return _MODALITY_OF_KIND[kinds]
 

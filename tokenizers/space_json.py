@@ -1,4 +1,7 @@
-"""Gymnasium spaces and images as JSON and back, as a run's folder stores them. Nothing in such a file is trusted."""
+"""Gymnasium spaces and images as JSON and back, as a run's folder stores them. Nothing in such a file is trusted.
+
+Dimension key: H height, W width, S pixels per side of a frame, D axes of a space.
+"""
 
 import base64
 import io
@@ -8,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 # More numbers than any observation has: a damaged shape must not allocate all memory.
@@ -62,13 +66,14 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
         raise ValueError(f"the description of a space is damaged ({type(error).__name__}: {error})") from error
 
 
-def _numbers(array: np.ndarray) -> Any:
+def _numbers(array: Shaped[np.ndarray, "*D"]) -> Any:
     """All numbers, or one number if all are equal. Infinity is a string, since JSON has none."""
     flat = [value if math.isfinite(value) else str(value) for value in array.reshape(-1).tolist()]
     return flat[0] if flat and all(value == flat[0] for value in flat) else flat
 
 
-def _array(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _array(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "*D"]:
+    """The array that `_numbers` described."""
     values = data if isinstance(data, list) else [data] * math.prod(shape)
     if dtype.kind == "f":
         values = [float(value) for value in values]
@@ -132,15 +137,15 @@ _READERS = {
 }
 
 
-def png_text(pixels: np.ndarray) -> str:
-    """An image, uint8 (H, W, 3), as text: a PNG in Base64."""
+def png_text(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+    """An image as text: a PNG in Base64, much shorter than its numbers in JSON."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def png_pixels(text: str, size: int) -> np.ndarray:
-    """The image that `png_text` wrote, uint8 (size, size, 3).
+def png_pixels(text: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The image of `size` pixels per side that `png_text` wrote.
 
     Raises:
         ValueError: it is damaged or has another size.

@@ -1,10 +1,14 @@
-"""The leaves of a space, and values split and reassembled along them."""
+"""The leaves of a space, and values split and reassembled along them.
+
+Dimension key: T steps, B rows.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.tokenizers.parts import Part, Path
 
@@ -36,7 +40,7 @@ def leaf_of(value: Any, part: Part) -> Any:
     return value
 
 
-def stacked(leaves: list[Any], part: Part) -> np.ndarray:
+def stacked(leaves: list[Any], part: Part) -> Shaped[np.ndarray, "T ..."]:
     """T leaf values as one array (T, *shape); texts as an object array (T,).
 
     Raises:
@@ -46,6 +50,7 @@ def stacked(leaves: list[Any], part: Part) -> np.ndarray:
         texts = np.empty((len(leaves),), object)  # object, not str: NumPy's str arrays drop trailing NULs
         texts[:] = [leaf.item() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
         return texts
+    # NumPy raises for values of different shapes, without naming the part.
     try:
         array = np.array(leaves)
     except ValueError as error:
@@ -57,8 +62,8 @@ def stacked(leaves: list[Any], part: Part) -> np.ndarray:
     return array
 
 
-def assembled(space: gym.Space, path: Path, leaves: Mapping[Path, np.ndarray], row: int) -> Any:
-    """Row `row` of the leaves' arrays (B, ...) as a value of the space."""
+def assembled(space: gym.Space, path: Path, leaves: Mapping[Path, Shaped[np.ndarray, "B ..."]], row: int) -> Any:
+    """Row `row` of the leaves' arrays as a value of the space."""
     if isinstance(space, gym.spaces.Dict):
         return {key: assembled(part, (*path, key), leaves, row) for key, part in space.spaces.items()}
     if isinstance(space, gym.spaces.Tuple):

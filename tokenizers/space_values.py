@@ -3,7 +3,7 @@
 A value keeps its number in its space's dtype: integers exactly, real numbers to the dtype's precision. A value that does not fit
 is refused with the name of its part. Real numbers beyond the bounds of their Box are kept: bounds are often estimates.
 
-Dimension key: T steps.
+Dimension key: T steps, D axes of a value.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +11,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from generalist.tokenizers.part_rules import is_image
 
 LARGEST = 1e100
 """Numbers beyond it overflow when they are squared, as a standard deviation does."""
+
+
+Values = Shaped[np.ndarray, "*D"]
 
 
 class _Refused(ValueError):
@@ -85,17 +89,17 @@ def checked_flag(value: Any, what: str) -> bool:
 
 
 def check_text(value: Any, what: str) -> None:
-    """Whether a value is a text that can be stored.
+    """Checks that a value is a text that can be stored.
 
     Raises:
-        ValueError: it is not, or has half a character (a lone surrogate) in it.
+        ValueError: it is not a text, or contains half a character (a lone surrogate).
     """
     if not isinstance(value, str):
         raise ValueError(f"{what} must be a text, got {_shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is {_shown(value)}, with half a character at {error.start}: mend it") from None
+        raise ValueError(f"{what} is {_shown(value)}, with half a character at {error.start}: replace it") from None
 
 
 def steps_of(space: gym.Space, values: Any, what: str) -> list[Any]:
@@ -219,6 +223,7 @@ def _leaf(space: gym.Space, value: Any, lead: tuple[int, ...], bounded: bool) ->
     array = _array(value)
     if array.dtype.kind not in "fiub":
         raise _Refused(f"is {_shown(value)}, not numbers of type {space.dtype}: give numbers")
+    # Exactly: broadcasting would accept a single number for a whole observation.
     shape = (*lead, *(space.shape or ()))
     if array.shape != shape:
         raise _Refused(f"has shape {array.shape}, but its space has {shape}: give it that shape in a wrapper")
@@ -226,10 +231,10 @@ def _leaf(space: gym.Space, value: Any, lead: tuple[int, ...], bounded: bool) ->
     for kind, check in _CHECKS.items():
         if isinstance(space, kind):
             return check(space, array, bounded)
-    raise _Refused(f"is of a space of type {type(space).__name__}, which can't be learnt")
+    raise _Refused(f"is of a space of type {type(space).__name__}, which can't be learned")
 
 
-def _box(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
+def _box(space: gym.spaces.Box, array: Values, bounded: bool) -> Values:
     if space.dtype.kind == "f":
         return _real(space, array, bounded)
     # Compared before the cast: afterwards 256 would have become 0 of uint8 and pass.
@@ -250,7 +255,7 @@ def _box(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
     return array.astype(space.dtype)
 
 
-def _real(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray:
+def _real(space: gym.spaces.Box, array: Values, bounded: bool) -> Values:
     # A float64 beyond float32 becomes infinite here and is reported below with the original value.
     with np.errstate(over="ignore"):
         cast = array.astype(space.dtype)
@@ -272,16 +277,16 @@ def _real(space: gym.spaces.Box, array: np.ndarray, bounded: bool) -> np.ndarray
     return cast
 
 
-def _discrete(space: gym.spaces.Discrete, array: np.ndarray, bounded: bool) -> Any:
+def _discrete(space: gym.spaces.Discrete, array: Values, bounded: bool) -> Any:
     _whole(array, space)
     outside = (array < space.start) | (array >= space.start + space.n)
     if outside.any():
         last = space.start + space.n - 1
         raise _Refused(f"is {array[_first(outside)]}, outside {space.start}..{last}: correct the value or its space")
-    return array.astype(space.dtype)[()]
+    return array.astype(space.dtype)[()]  # a NumPy scalar, as the space's own samples are
 
 
-def _multi_discrete(space: gym.spaces.MultiDiscrete, array: np.ndarray, bounded: bool) -> np.ndarray:
+def _multi_discrete(space: gym.spaces.MultiDiscrete, array: Values, bounded: bool) -> Values:
     _whole(array, space)
     outside = (array < space.start) | (array >= space.start + space.nvec)
     if outside.any():
@@ -294,7 +299,7 @@ def _multi_discrete(space: gym.spaces.MultiDiscrete, array: np.ndarray, bounded:
     return array.astype(space.dtype)
 
 
-def _multi_binary(space: gym.spaces.MultiBinary, array: np.ndarray, bounded: bool) -> np.ndarray:
+def _multi_binary(space: gym.spaces.MultiBinary, array: Values, bounded: bool) -> Values:
     _whole(array, space)
     outside = (array != 0) & (array != 1)
     if outside.any():
@@ -302,7 +307,7 @@ def _multi_binary(space: gym.spaces.MultiBinary, array: np.ndarray, bounded: boo
     return array.astype(space.dtype)
 
 
-_CHECKS: dict[type[gym.Space], Callable[[Any, np.ndarray, bool], Any]] = {
+_CHECKS: dict[type[gym.Space], Callable[[Any, Values, bool], Any]] = {
     gym.spaces.Box: _box,
     gym.spaces.Discrete: _discrete,
     gym.spaces.MultiDiscrete: _multi_discrete,
@@ -319,7 +324,7 @@ def _text(space: gym.spaces.Text, value: Any) -> str:
     return str(value)
 
 
-def _whole(array: np.ndarray, space: gym.Space) -> None:
+def _whole(array: Values, space: gym.Space) -> None:
     """Refuses real numbers where integers belong, even without a fraction: a scaled image may begin with a black frame."""
     if array.dtype.kind == "f":
         raise _Refused(
@@ -328,7 +333,7 @@ def _whole(array: np.ndarray, space: gym.Space) -> None:
         )
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any) -> Values:
     """A value as an array; an array of objects if it is not numeric, or has masked numbers."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         return np.empty((), object)
@@ -338,12 +343,12 @@ def _array(value: Any) -> np.ndarray:
         return np.empty((), object)
 
 
-def _first(flags: np.ndarray) -> tuple[int, ...]:
+def _first(flags: Bool[np.ndarray, "*D"] | np.bool) -> tuple[int, ...]:
     """Index of the first set flag."""
     return tuple(int(one) for one in np.argwhere(flags)[0]) if flags.ndim else ()
 
 
-def _bound(bounds: np.ndarray, at: tuple[int, ...]) -> Any:
+def _bound(bounds: Values, at: tuple[int, ...]) -> Any:
     """The bound at an index, which may have leading axes (time) that bounds lack."""
     return bounds[at[len(at) - bounds.ndim :]] if bounds.ndim else bounds[()]
 

@@ -9,6 +9,8 @@ Dict, Tuple              their parts in key order (Gato, section 2.1), nested ke
 
 All projected parts of a step become one embedding, as in JAT (section 3). What an agent does often depends on the difference of
 two parts, such as the positions of a gripper and a goal: one linear map computes it, attention between positions must learn it.
+
+Dimension key: T steps, B rows, K tokens per step, n ids, D axes of a value.
 """
 
 import dataclasses
@@ -18,10 +20,11 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Int, Int32, Shaped
 
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.continuous import Codec, codec_from_json
-from generalist.tokenizers.part_rules import Learned, Rules, make_parts, projection_size
+from generalist.tokenizers.part_rules import Learned, Rules, Statistics, make_parts, projection_size
 from generalist.tokenizers.parts import ContinuousPart, FramePart, Part, Path, TensorPart, TextPart
 from generalist.tokenizers.pieces import Images, Modality, Piece
 from generalist.tokenizers.space_json import png_pixels, png_text, space_from_json, space_to_json
@@ -30,9 +33,10 @@ from generalist.tokenizers.space_values import checked
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
-Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Flat key → mean and standard deviation."""
+Values = Mapping[str, Shaped[np.ndarray, "T *_D"]]
+"""The values of T steps, by flat key."""
 
+# The rules that are stored with a layout.
 _SETTINGS = ("tensors", "images", "frame_size", "frame_tokens", "offset", "bounded")
 
 
@@ -61,7 +65,7 @@ class SpaceTokenizer:
         frame_size: int = 84,
         frame_tokens: int = 1,
         offset: int = 0,
-        statistics: Statistics | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
         codecs: Mapping[str, Codec] | None = None,
         bounded: Literal["uniform", "mu_law"] = "uniform",
     ) -> "SpaceTokenizer":
@@ -75,8 +79,8 @@ class SpaceTokenizer:
             images: 16×16 patches, one frame of `frame_size` pixels per side at `frame_tokens` positions, the frozen encoder
                 (one marker position), or two of these.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
-            statistics: mean and deviation that standardise projected numbers, 0 and 1 where missing; for an image those of its
-                frames' pixels, uint8 (frame_size, frame_size, 3), see `image.standardised`.
+            statistics: by flat key, mean and deviation that standardise projected numbers, 0 and 1 where missing; for an image
+                those of its frames' pixels, uint8 (frame_size, frame_size, 3), see `image.standardised`.
             codecs: continuous codecs by flat key, instead of the default ones.
             bounded: how numbers with two finite bounds become tokens by default: equal bins between the bounds, or μ-law
                 unless the bounds lie in [-1, 1] (Gato's rule for observations). Unbounded numbers take μ-law.
@@ -135,29 +139,29 @@ class SpaceTokenizer:
         """
         return checked(self.space, value, what, exact=False)
 
-    def flatten(self, value: Any) -> dict[str, np.ndarray]:
+    def flatten(self, value: Any) -> dict[str, Shaped[np.ndarray, "*_D"]]:
         """One value of the space as flat key → array, without the leading axis of `stack`."""
         return {key: array[0] if array.ndim > 1 else array.reshape(()) for key, array in self.stack([value]).items()}
 
-    def stack(self, values: Sequence[Any]) -> dict[str, np.ndarray]:
-        """T values of the space as flat key → array (T, ...).
+    def stack(self, values: Sequence[Any]) -> dict[str, Shaped[np.ndarray, "T *_D"]]:
+        """T values of the space as flat key → array.
 
         Raises:
             ValueError: a value lacks a part, or its parts differ in shape.
         """
         return {part.key: stacked([leaf_of(value, part) for value in values], part) for part in self.parts}
 
-    def encode(self, values: Mapping[str, np.ndarray]) -> list[Piece]:
-        """One piece per part, in key order, of T steps given as flat key → array (T, ...). All projected parts are one piece,
-        which stands where the first of them would.
+    def encode(self, values: Values) -> list[Piece]:
+        """One piece per part, in key order, of T steps. All projected parts are one piece, which stands where the first of them
+        would.
 
         Raises:
             ValueError: a part is missing, has another shape, or has a value outside the space.
         """
         return _as_one_tensor([self._encoded(part, values) for part in self.parts])
 
-    def decode(self, tokens: np.ndarray) -> Any:
-        """The value of the space that the ids (n,) of one step encode.
+    def decode(self, tokens: Int[np.ndarray, "n"]) -> Any:
+        """The value of the space that the ids of one step encode.
 
         Raises:
             ValueError: an id is outside `valid_ranges`, there are too few or too many, or a part has no tokens.
@@ -179,8 +183,8 @@ class SpaceTokenizer:
             raise ValueError(f"a value of {self.space} takes {at} ids here, got {len(tokens)}")
         return assembled(self.space, (), leaves, 0)
 
-    def decode_batch(self, tokens: np.ndarray) -> list[Any]:
-        """One value per row of ids int (B, n), decoded together; raises as `decode` does."""
+    def decode_batch(self, tokens: Int[np.ndarray, "B K"]) -> list[Any]:
+        """One value per row of ids, decoded together; raises as `decode` does."""
         tokens = np.asarray(tokens)
         width = self.tokens_per_step
         if width is None:
@@ -196,8 +200,8 @@ class SpaceTokenizer:
         return [assembled(self.space, (), leaves, row) for row in range(len(tokens))]
 
     @cached_property
-    def valid_ranges(self) -> np.ndarray:
-        """Ids that each position of a step may take, int32 (n, 2): first, and one past the last.
+    def valid_ranges(self) -> Int32[np.ndarray, "K 2"]:
+        """Ids that each position of a step may take: the first, and one past the last.
 
         Raises:
             ValueError: a part has no tokens, or is a Text, whose length varies.
@@ -254,7 +258,7 @@ class SpaceTokenizer:
                 f"the description of a space tokenizer is damaged ({type(error).__name__}: {error})"
             ) from error
 
-    def _encoded(self, part: Part, values: Mapping[str, np.ndarray]) -> Piece:
+    def _encoded(self, part: Part, values: Values) -> Piece:
         if part.key not in values:
             raise ValueError(f"the values lack the part {part.key!r} of {self.space}: they have {sorted(values)}")
         # The shape is checked here, where the key is known, and not in every kind of part.
@@ -268,7 +272,8 @@ class SpaceTokenizer:
         except ValueError as error:
             raise ValueError(f"part {part.key!r}: {error}") from error
 
-    def _decoded(self, part: Part, tokens: np.ndarray) -> np.ndarray:
+    def _decoded(self, part: Part, tokens: Int[np.ndarray, "B K"]) -> Shaped[np.ndarray, "B *D"]:
+        """The values of one part that its ids encode."""
         ranges = part.ranges
         if ranges is None:
             return part.decode(tokens)  # raises with the reason
@@ -362,6 +367,7 @@ def _as_one_tensor(pieces: list[Piece]) -> list[Piece]:
     tensors = [piece for piece in pieces if piece.modality == Modality.TENSOR]
     if len(tensors) < 2:
         return pieces
+    # (T, size) each → (T, sum of sizes).
     payload = np.concatenate([piece.payload for piece in tensors if piece.payload is not None], axis=1)
     first = [piece.modality for piece in pieces].index(Modality.TENSOR)
     others = [piece for piece in pieces if piece.modality != Modality.TENSOR]

@@ -1,4 +1,7 @@
-"""Text as ids of SentencePiece (Kudo & Richardson, 2018) or a published model; every Unicode string round-trips exactly."""
+"""Text as ids of SentencePiece (Kudo & Richardson, 2018) or a published model; every Unicode string round-trips exactly.
+
+Dimension key: n ids of a text.
+"""
 
 import dataclasses
 import io
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from jaxtyping import Int, Int32
 
 # SentencePiece writes a space as U+2581, so a U+2581 in the text itself needs another name, and so does the character that
 # begins such a name. NUL ends a string inside SentencePiece. All three are rare: most strings pass unchanged.
@@ -123,7 +127,7 @@ class TextTokenizer:
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @cached_property
-    def _known(self) -> dict[str, np.ndarray]:
+    def _known(self) -> dict[str, Int32[np.ndarray, "_n"]]:
         # Per instance and mutable on a frozen dataclass: a cache, not a part of its value.
         return {}
 
@@ -132,8 +136,8 @@ class TextTokenizer:
         """Number of pieces; every id is below it."""
         return self._processor.get_piece_size()
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 (n,), read-only since they are cached.
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        """Ids of a text, read-only since they are cached.
 
         Raises:
             ValueError: the text has a lone surrogate, which is not a character.
@@ -150,8 +154,8 @@ class TextTokenizer:
             self._known[text] = ids
         return ids
 
-    def decode(self, ids: np.ndarray) -> str:
-        """The text of ids, int (n,). Bytes that are not UTF-8, which only a model produces, become U+FFFD.
+    def decode(self, ids: Int[np.ndarray, "n"]) -> str:
+        """The text of ids. Bytes that are not UTF-8, which only a model produces, become U+FFFD.
 
         Raises:
             ValueError: an id is not a piece.

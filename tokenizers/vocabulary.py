@@ -4,6 +4,7 @@ import dataclasses
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Int64
 
 KINDS = ("text", "continuous", "discrete", "image_codes", "locations")
 # Ids follow this order, which stored weights depend on: append, never reorder.
@@ -39,8 +40,8 @@ class Vocabulary:
             raise ValueError(f"the vocabulary has {self.size} ids, more than an int32 holds: make its ranges smaller")
 
     @cached_property
-    def boundaries(self) -> np.ndarray:
-        """First id of each kind in `KINDS`, then of the specials: int64 (6,)."""
+    def boundaries(self) -> Int64[np.ndarray, "6"]:
+        """First id of each kind in `KINDS`, then of the specials."""
         return np.concatenate([[0], np.cumsum([getattr(self, kind) for kind in KINDS])])
 
     @property

@@ -3,6 +3,8 @@
 The observation is the screen as 84×84 RGB, the maximum of the last two raw frames (many games draw an object in every
 second frame only). A decision lasts 4 raw frames; actions are never repeated at random. The actions are the game's own minimal
 set. The emulator is deterministic, so a seed draws up to 30 idle and up to 10 random decisions before an episode.
+
+Dimension key: H height, W width of the full screen.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from generalist.envs.suites import atari_experts
@@ -61,24 +64,27 @@ class AtariEnv(gym.Env):
         self._index = {action.name: index for index, action in enumerate(self._actions)}
         self.action_space = gym.spaces.Discrete(len(self._actions))
         height, width = self._machine.getScreenDims()
+        # The last two raw frames, into which the emulator writes: (2, H, W, 3).
         self._frames = np.zeros((2, height, width, 3), np.uint8)
         self._sticky, self._held = sticky, self._actions[0]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts the game anew; observation (84, 84, 3) uint8."""
+    ) -> tuple[UInt8[np.ndarray, "84 84 3"], dict[str, Any]]:
+        """Starts the game anew, and plays a random number of idle and random decisions."""
         super().reset(seed=seed)
         self._machine.restoreState(self._start)
+        # The screen and the held action are not part of the emulator's state.
         self._frames[:] = 0
         self._held = self._actions[0]
         for _ in range(self.np_random.integers(_IDLE + 1)):
             self._decide(0)
+        # At least one: in many games idling changes nothing, and all episodes would begin alike.
         for _ in range(self.np_random.integers(1, _RANDOM + 1)):
             self._decide(int(self.np_random.integers(len(self._actions))))
         return self._observation(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[UInt8[np.ndarray, "84 84 3"], SupportsFloat, bool, bool, dict[str, Any]]:
         """Holds one of the game's actions for four raw frames; the reward is the gain in score."""
         reward = self._decide(int(action))
         return self._observation(), reward, self.over, False, {}
@@ -110,8 +116,8 @@ class AtariEnv(gym.Env):
         """Names of the actions, in order of their indices."""
         return list(self._index)
 
-    def render(self) -> np.ndarray:
-        """The screen at full resolution, uint8 (H, W, 3): (210, 160, 3) in most games."""
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The screen at full resolution: 210 × 160 in most games."""
         return np.maximum(self._frames[0], self._frames[1])
 
     @property
@@ -139,8 +145,9 @@ class AtariEnv(gym.Env):
                 self._machine.getScreenRGB(self._frames[frame - FRAMESKIP + 2])
         return reward
 
-    def _observation(self) -> np.ndarray:
-        """The maximum of the last two frames, averaged down to uint8 (84, 84, 3)."""
+    def _observation(self) -> UInt8[np.ndarray, "84 84 3"]:
+        """The maximum of the last two frames, averaged down."""
+        # The 2600 draws few objects per frame, so games show some in every second one (Mnih et al. 2015).
         # BOX averages: a ball of one pixel stays visible, which sampling would lose.
         screen = Image.fromarray(np.maximum(self._frames[0], self._frames[1]))
         return np.asarray(screen.resize((SIDE, SIDE), Image.Resampling.BOX))
@@ -184,6 +191,7 @@ class AtariTask(Task):
 
         def executed(action: int) -> int:
             nonlocal left, held
+            # Within a burst nothing is drawn: bursts do not overlap.
             if left == 0 and rng.random() < self.noise:
                 left, held = int(rng.integers(1, _BURST + 1)), int(rng.integers(space.n))
             if left == 0:

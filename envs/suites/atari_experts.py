@@ -34,7 +34,7 @@ class Pong:
     """Keeps a point below the paddle's centre at the ball's height, one decision ahead. Within a slack the paddle rests: hit
     off-centre the ball returns steeply, and a late action costs little."""
 
-    BALL_Y, PADDLE_Y = 54, 51
+    BALL_Y, PADDLE_Y = 54, 51  # addresses in the memory
     POINT, SLACK = 7, 7
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Pong:
         speed = 0 if self._ball is None else ball - self._ball
         # 0 between two points: a speed across it would be wrong.
         self._ball = ball or None
-        if ball == 0:  # between two points
+        if ball == 0:
             return "NOOP"
         distance = ball + speed - memory[self.PADDLE_Y] - self.POINT
         return "LEFT" if distance > self.SLACK else "RIGHT" if distance < -self.SLACK else "NOOP"
@@ -65,6 +65,7 @@ class Breakout:
     def __call__(self, memory: Memory) -> str:
         """FIRE serves."""
         x, y = memory[self.BALL_X], memory[self.BALL_Y]
+        # No ball in play: lost below the paddle, or not served yet.
         if y == 0 or y > 200:
             self._ball = None
             return "FIRE"
@@ -74,6 +75,7 @@ class Breakout:
         # A larger speed is a new ball, not a motion.
         if 0 < speed_y < 30:
             target = self._reflect(x + speed_x * max(0, (self.PADDLE_Y - y) / speed_y))
+        # The paddle is 16 pixels wide; the ball is met half-way between its middle and the leading end.
         centre = memory[self.PADDLE_X] + 8 + (4 if speed_x > 0 else -4)
         return move(target - centre, 0, slack=(4, 0))
 
@@ -105,6 +107,7 @@ class Boxing:
         within_reach = abs(right) <= self.REACH[0] and abs(down) <= self.REACH[1]
         if within_reach and all(memory[arm] < self.STRETCHED for arm in self.ARMS):
             return "FIRE"
+        # Closer if too far away, back if too near; in between it only stays level.
         side = right if abs(right) > self.FAR else -right if abs(right) < self.NEAR else 0
         return move(side, down, slack=(0, 3 if within_reach else 4))
 
@@ -127,8 +130,10 @@ class Skiing:
             # Flags above the skier are passed; below 177 they are not on the screen yet.
             if memory[self.Y] - 78 < y <= 177:
                 below.append((y, memory[self.COLUMNS + slot] + 1 + 3 * (memory[self.SHIFTS + slot] == 4)))
+        # Between the two flags of the nearest pair; without one, the middle of the slope.
         target = min(below)[1] + self.GAP if below else 80
         distance = target - (memory[self.X] + 5)
+        # At most five headings off straight ahead: across the slope the skier hardly moves on.
         turn = 0 if abs(distance) < 3 else min(5, 1 + abs(distance) // 8)
         wanted = self.AHEAD + (turn if distance > 0 else -turn)
         heading = memory[self.HEADING]
@@ -153,11 +158,13 @@ class Asterix:
         worth = [self._worth(memory, one) for one in range(8)]
 
         def danger(one: int) -> bool:
+            # Now or two decisions from now.
             ahead = places[one] + 2 * speeds[one]
             return 0 <= one < 8 and worth[one] < 0 and min(abs(places[one] - x), abs(ahead - x)) < 20
 
         def value(one: int) -> float:
             distance, lanes = abs(places[one] - x), abs(lane - one)
+            # Changing lanes takes time, and leads through the lanes between.
             total = -0.35 * lanes
             approaching = (speeds[one] > 0) == (x > places[one])
             if worth[one] < 0 and distance < 26 + 8 * lanes and (approaching or distance < 16):
@@ -169,6 +176,7 @@ class Asterix:
         best = max(range(8), key=value)
         down = best - lane
         right = places[best] - x if worth[best] > 0 else 80 - x if abs(80 - x) > 30 else 0
+        # It never steps into a lyre, but out of its way.
         if down and danger(lane + (1 if down > 0 else -1)):
             down = 0
         if danger(lane):
@@ -217,6 +225,7 @@ class Tennis:
         ball = memory[self.BALL_X]
         if ball <= 2:
             return "FIRE"
+        # The players change sides, and each side has its own address.
         player = memory[self.FAR_X if memory[self.FAR_SIDE] else self.NEAR_X]
         return move(ball - player - 8, 0, slack=(4, 99), fire=True)
 
@@ -236,6 +245,7 @@ class Atlantis:
         before, self._before = self._before or ships, ships
         if memory[self.BARREL] != self.READY:
             return "NOOP"
+        # In a row without a ship the byte is 0 or does not change.
         speeds = [now - then for now, then in zip(ships, before, strict=True) if now and then and now != then]
         if not speeds:
             return "NOOP"
@@ -265,6 +275,7 @@ class Kaboom:
         lowest = max((row for row in range(9) if memory[self.BOMBS + row]), default=None)
         if lowest is None:
             return "FIRE"
+        # One bit of the byte is no part of the column.
         bomb = column(memory[self.BOMB_X + lowest] & 0xF7) + self.LEFT
         return move(bomb - (buckets + self.CENTRE) - 0.4 * speed, 0, slack=(5, 99))
 
@@ -275,16 +286,8 @@ class Carnival:
     X, SHOT, DUCK_X, DUCK_Y = 2, 55, 111, 1
     TARGET_X, KIND, PATTERN = 18, 24, 36  # six groups, two per row, from the lowest row up
     KINDS, BULLETS, DUCK = (0, 16, 32, 48), 48, 92
-    COPIES = (
-        (0,),
-        (0, 16),
-        (0, 32),
-        (0, 16, 32),
-        (0, 64),
-        (0,),
-        (0, 32, 64),
-        (0,),
-    )  # of a group's target, by its pattern
+    # Offsets of a target's copies by the group's pattern: the video chip repeats a sprite up to three times (its NUSIZ register).
+    COPIES = ((0,), (0, 16), (0, 32), (0, 16, 32), (0, 64), (0,), (0, 32, 64), (0,))
     FLIGHT = 5  # decisions that a shot takes to the lowest row
 
     def __init__(self) -> None:
@@ -303,12 +306,14 @@ class Carnival:
         before, self._before = self._before or places, places
         kinds = memory[self.KIND : self.KIND + 12 : 2]
         x = memory[self.X]
+        # 0 and 79 are the heights of a duck that does not dive.
         if self.DUCK in kinds and memory[self.DUCK_Y] not in (0, 79):
             return memory[self.DUCK_X] + 2 - x
         found = []
         for group, (place, then, kind) in enumerate(zip(places, before, kinds, strict=True)):
             if kind not in self.KINDS:
                 continue
+            # A larger step is a jump to the other edge; 1.25 pixels is the rows' mean step.
             speed = 0 if abs(place - then) > 4 else 1.25 * ((place > then) - (place < then))
             for copy in self.COPIES[memory[self.PATTERN + group] % 8]:
                 target = place + copy + 4.5 + speed * (self.FLIGHT + group // 2)
@@ -345,10 +350,13 @@ class Assault:
         same = self._before is not None and self._before[0] == row
         speed = place - self._before[1] if self._before is not None and same else 0
         self._before = (row, place)
+        # Higher rows are reached later.
         target = place + (speed if abs(speed) <= 12 else 0) * (self.FLIGHT + 2 * row)
-        target = (
-            2 * self.RIGHT - target if target > self.RIGHT else 2 * self.LEFT - target if target < self.LEFT else target
-        )
+        # Reflected where the ship turns round.
+        if target > self.RIGHT:
+            target = 2 * self.RIGHT - target
+        elif target < self.LEFT:
+            target = 2 * self.LEFT - target
         distance = target - (column(memory[self.X]) - 9)
         return "UP" if abs(distance) <= 8 else move(distance, 0, slack=(4, 99))
 
@@ -357,13 +365,8 @@ class NameThisGame:
     """Fetches air when a pipe hangs down; otherwise shoots at the shark if it is deep, or at the longest tentacle."""
 
     X, BOAT_X, PIPE, SHARK_X, SHARK_ROW = 99, 100, 117, 60, 59
-    COLUMNS = (
-        (16, False),
-        (48, True),
-        (80, False),
-        (96, False),
-        (128, True),
-    )  # left edge, and whether bits run leftwards
+    # The left edge of each of the picture's columns, and whether its bits run leftwards, as in the video chip's playfield.
+    COLUMNS = ((16, False), (48, True), (80, False), (96, False), (128, True))
     ROWS = 10
 
     def __call__(self, memory: Memory) -> str:

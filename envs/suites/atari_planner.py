@@ -76,10 +76,11 @@ class Plan:
             for hold in settings.holds
             for second in (first, *map(env.press, settings.seconds))
         )
+        # Without repetition: a second action that equals the first gives the same candidate for every hold.
         self._candidates = [list(actions) for actions in dict.fromkeys(candidates)]
         self._plan: list[int] = []  # its remaining actions
-        self._kept = 0
-        self._foreseen: list[int] | None = None
+        self._kept = 0  # decisions for which it may still be followed
+        self._foreseen: list[int] | None = None  # the memory that it predicts for the next decision
 
     def __call__(self) -> int:
         """The next action. Simulates, and restores the environment afterwards."""
@@ -92,6 +93,7 @@ class Plan:
         action, *self._plan = self._plan
         self._kept -= 1
         self._env.restore(root)
+        # The next call compares the memory with this prediction, if it may still follow the plan.
         if self._kept:
             self._env.advance(action)
             self._foreseen = self._env.memory
@@ -107,6 +109,7 @@ class Plan:
         total, weight, lives = 0.0, 1.0, env.lives
         for action in actions:
             total += weight * env.advance(action)
+            # Discounted as well: if a life cannot be saved, losing it later is better.
             if env.lives < lives or env.over:
                 return total - weight * settings.life
             weight *= settings.discount

@@ -2,6 +2,8 @@
 
 The observation is MultiDiscrete of 148 numbers: for each of the 49 cells, row by row, the object's type (11), colour (6)
 and state (3), then the agent's direction (4). The agent stands at the bottom centre of the window.
+
+Dimension key: T steps, H height, W width of a picture.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from generalist.envs.task import GaveUp, Policy, Task
 from generalist.system.time_limit import OutOfTime
@@ -52,7 +55,7 @@ class BabyAIEnv(gym.Env):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[UInt8[np.ndarray, "148"], dict[str, Any]]:
         """A new grid; the info's `instruction` is the mission."""
         super().reset(seed=seed)
         self.last_action, self._placed = None, 0
@@ -60,19 +63,21 @@ class BabyAIEnv(gym.Env):
             observation, _ = self.grid.reset(seed=seed)
         return _flat(observation), {"instruction": observation["mission"]}
 
-    def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[UInt8[np.ndarray, "148"], SupportsFloat, bool, bool, dict[str, Any]]:
         """Executes one of left, right, forward, pick up, drop, toggle, done."""
         self.last_action = int(action)
         observation, reward, terminated, truncated, _ = self.grid.step(self.last_action)
+        # minigrid's reward is positive only when the mission is fulfilled.
         return _flat(observation), float(reward), terminated, truncated, {"success": reward > 0}
 
-    def render(self) -> np.ndarray:
-        """The whole grid from above, with the agent's view brighter: 16 pixels per cell, uint8 (H, W, 3)."""
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The whole grid from above, with the agent's view brighter: 16 pixels per cell."""
         return self.grid.get_frame(highlight=True, tile_size=16)
 
 
-def _flat(observation: dict[str, Any]) -> np.ndarray:
-    """Window and direction as one array (148,) uint8."""
+def _flat(observation: dict[str, Any]) -> UInt8[np.ndarray, "148"]:
+    """Window and direction as one array."""
+    # minigrid's axes are (column, row, channel); transposed, cells are in reading order.
     return np.append(observation["image"].transpose(1, 0, 2).reshape(-1), np.uint8(observation["direction"]))
 
 
@@ -89,15 +94,18 @@ class Recoloured:
         new = {name: _COLOURS[other] for name, other in zip(_COLOURS, self.order, strict=True)}
         return re.sub(rf"\b({'|'.join(_COLOURS)})\b", lambda found: new[found[0]], instruction)
 
-    def observations(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def observations(
+        self, observations: Mapping[str, Shaped[np.ndarray, "T ..."]]
+    ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
         """See `Recast`."""
 
-        def recoloured(steps: np.ndarray) -> np.ndarray:
-            steps = steps.copy()
-            cells = steps[:, :-1].reshape(len(steps), CELLS, len(_CELL))
+        def recoloured(steps: Shaped[np.ndarray, "T 148"]) -> Shaped[np.ndarray, "T 148"]:
+            steps = steps.copy()  # the episode stays in the cache as it was recorded
+            cells = steps[:, :-1].reshape(len(steps), CELLS, len(_CELL))  # (T, 49, 3)
             # Walls and floors have a colour in the encoding too, which the mission cannot name.
-            coloured = np.isin(cells[..., 0], _COLOURED)
+            coloured = np.isin(cells[..., 0], _COLOURED)  # (T, 49)
             cells[coloured, 1] = np.array(self.order, steps.dtype)[cells[coloured, 1]]
+            # Written back, since the reshaped slice may be a copy.
             steps[:, :-1] = cells.reshape(len(steps), -1)
             return steps
 
@@ -125,14 +133,13 @@ class BabyAITask(Task):
         world: BabyAIEnv = env.unwrapped
         bot = BabyAIBot(world.grid)
 
-        def act(observation: np.ndarray) -> int:
+        def act(observation: UInt8[np.ndarray, "148"]) -> int:
             try:
                 return int(bot.replan(world.last_action))
             except OutOfTime:
                 raise
-            except (
-                Exception
-            ) as error:  # the bot fails assertions, and raises when it looks for an object that it has not seen
+            # The bot fails assertions, and raises when it looks for an object that it has not seen.
+            except Exception as error:
                 raise GaveUp("BabyAI's bot has no plan") from error
 
         return act
@@ -241,7 +248,7 @@ TASKS = tuple(
     BabyAITask(
         name=f"babyai/{level.partition('-')[0]}",
         suite="babyai",
-        layout="babyai",
+        layout="babyai",  # one for all: the levels differ in their missions, not in their spaces
         instruction="follow the instruction",
         max_steps=steps,
         record_steps=steps,

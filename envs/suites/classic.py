@@ -1,4 +1,7 @@
-"""Classic control, Box2D and MuJoCo tasks from state, with experts that are short formulas of the observation."""
+"""Classic control, Box2D and MuJoCo tasks from state, with experts that are short formulas of the observation.
+
+Dimension key: n numbers of an observation, A numbers of an action.
+"""
 
 import dataclasses
 import functools
@@ -9,31 +12,36 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float, Float32
 
 from generalist.envs.task import Policy, Task
 
-Rule = Callable[[np.ndarray], Any]
-"""Observation, float32 (n,) → action."""
+Observed = Float32[np.ndarray, "n"]
+Rule = Callable[[Observed], Any]
+"""Observation → action."""
 
 
-def cartpole(observation: np.ndarray) -> int:
+def cartpole(observation: Observed) -> int:
     """Pushes in the direction in which pole and cart are falling or drifting."""
+    # Cart position and speed, pole angle and angular speed.
     return int(observation @ (0.1, 0.4, 4.0, 1.2) > 0)
 
 
-def mountain_car(observation: np.ndarray) -> int:
+def mountain_car(observation: Observed) -> int:
     """Accelerates along the motion."""
+    # The engine is too weak for the hill: every swing must add energy.
     return 2 if observation[1] >= 0 else 0
 
 
-def mountain_car_continuous(observation: np.ndarray) -> np.ndarray:
+def mountain_car_continuous(observation: Observed) -> Float32[np.ndarray, "1"]:
     """Accelerates along the motion."""
     return np.array([1.0 if observation[1] >= 0 else -1.0], np.float32)
 
 
-def pendulum(observation: np.ndarray) -> np.ndarray:
+def pendulum(observation: Observed) -> Float32[np.ndarray, "1"]:
     """Pumps energy until it just reaches the top, then balances there."""
     cosine, sine, speed = observation
+    # Near the top, where the motor's bounded torque suffices to hold it.
     if cosine > 0.85:
         torque = -(12 * np.arctan2(sine, cosine) + 3 * speed)
     else:
@@ -42,22 +50,23 @@ def pendulum(observation: np.ndarray) -> np.ndarray:
     return np.array([np.clip(torque, -2, 2)], np.float32)
 
 
-def acrobot(observation: np.ndarray) -> int:
+def acrobot(observation: Observed) -> int:
     """Swings the lower link against the motion of the upper one."""
     return 0 if observation[4] > 0 else 2
 
 
-def _lander_errors(observation: np.ndarray) -> tuple[float, float]:
+def _lander_errors(observation: Observed) -> tuple[float, float]:
     """Errors of the lander's angle and height, from the heuristic that comes with Gymnasium (`lunar_lander.heuristic`)."""
     x, y, speed_x, speed_y, angle, spin, left_leg, right_leg = observation
     # On the ground only the fall is damped; turning would tip the lander over.
     if left_leg or right_leg:
         return 0.0, float(-0.5 * speed_y)
+    # It leans against its horizontal position and motion, so that the main engine pushes it back to the pad.
     target = np.clip(0.5 * x + speed_x, -0.4, 0.4)
     return float(0.5 * (target - angle) - spin), float(0.5 * (0.55 * abs(x) - y) - 0.5 * speed_y)
 
 
-def lunar_lander(observation: np.ndarray) -> int:
+def lunar_lander(observation: Observed) -> int:
     """Fires the engine that reduces the larger error."""
     angle, height = _lander_errors(observation)
     if height > abs(angle) and height > 0.05:
@@ -65,13 +74,13 @@ def lunar_lander(observation: np.ndarray) -> int:
     return 3 if angle < -0.05 else 1 if angle > 0.05 else 0
 
 
-def lunar_lander_continuous(observation: np.ndarray) -> np.ndarray:
+def lunar_lander_continuous(observation: Observed) -> Float32[np.ndarray, "2"]:
     """Main and side engine proportional to the errors."""
     angle, height = _lander_errors(observation)
     return np.clip([20 * height - 1, -20 * angle], -1, 1).astype(np.float32)
 
 
-def inverted_pendulum(observation: np.ndarray) -> np.ndarray:
+def inverted_pendulum(observation: Observed) -> Float32[np.ndarray, "1"]:
     """Linear feedback from position, angle and their speeds."""
     return np.clip([observation @ (1.0, 15.0, 1.2, 3.0)], -3, 3).astype(np.float32)
 
@@ -81,18 +90,20 @@ def inverted_pendulum(observation: np.ndarray) -> np.ndarray:
 _DOUBLE_PENDULUM_GAIN = (0.0954935, 0.8107625, 4.1874469, 0.1540338, 0.5413113, 0.6044381)
 
 
-def inverted_double_pendulum(observation: np.ndarray) -> np.ndarray:
+def inverted_double_pendulum(observation: Observed) -> Float32[np.ndarray, "1"]:
     """Linear-quadratic feedback."""
+    # The observation's last number is a constraint force, which is no part of the state.
     position, sine1, sine2, cosine1, cosine2, *speeds = observation[:8]
     state = np.array([position, np.arctan2(sine1, cosine1), np.arctan2(sine2, cosine2), *speeds])
     return np.clip([-state @ _DOUBLE_PENDULUM_GAIN], -1, 1).astype(np.float32)
 
 
-def reacher(observation: np.ndarray) -> np.ndarray:
+def reacher(observation: Observed) -> Float32[np.ndarray, "2"]:
     """Inverse kinematics that keeps the side of the elbow, then proportional-derivative control of both joints."""
     upper, lower = 0.1, 0.11  # lengths of the links
     cosine, sine, target, speed = observation[0:2], observation[2:4], observation[4:6], observation[6:8]
     angles = np.arctan2(sine, cosine)
+    # The law of cosines gives the elbow's angle; clipped, since a target may be out of reach.
     bend = np.clip((target @ target - upper**2 - lower**2) / (2 * upper * lower), -1, 1)
     elbow = np.arccos(bend) * (1 if angles[1] >= 0 else -1)
     shoulder = np.arctan2(target[1], target[0]) - np.arctan2(lower * np.sin(elbow), upper + lower * np.cos(elbow))
@@ -105,14 +116,14 @@ def reacher(observation: np.ndarray) -> np.ndarray:
 _LINEAR = json.loads((Path(__file__).parents[1] / "linear_experts.json").read_text(encoding="utf-8"))
 
 
-def linear(observation: np.ndarray, *, name: str) -> np.ndarray:
+def linear(observation: Observed, *, name: str) -> Float32[np.ndarray, "A"]:
     """Clipped linear feedback, which suffices to swim, run and hop (Mania, Guez & Recht 2018)."""
     weights, offset = _matrix(name)
     return np.clip(weights @ observation + offset, -1, 1).astype(np.float32)
 
 
-@functools.cache
-def _matrix(name: str) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache  # an expert is asked at every step
+def _matrix(name: str) -> tuple[Float[np.ndarray, "A n"], Float[np.ndarray, "A"]]:
     """Weights and offset as arrays."""
     return np.array(_LINEAR[name]["weights"]), np.array(_LINEAR[name]["offset"])
 

@@ -3,6 +3,8 @@
 The observation is a Dict: `observation` (10 numbers without an object, 25 with one: gripper, object, object relative to the
 gripper, fingers, rotation, velocities), `achieved_goal` (3) and `desired_goal` (3). The action moves the gripper (3 numbers)
 and the fingers (1). Every episode has 50 steps, and succeeds if the goal is reached in the last one, as in the literature.
+
+Dimension key: n numbers of a part of the observation.
 """
 
 import contextlib
@@ -13,24 +15,28 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float, Float32
 
 from generalist.envs.task import Policy, Task
 
-Observation = Mapping[str, np.ndarray]
-Rule = Callable[[Observation], Sequence[float] | np.ndarray]
-"""Observation → action (4,), not yet clipped."""
+Observation = Mapping[str, Float[np.ndarray, "_n"]]
+Action = Float[np.ndarray, "4"]
+Rule = Callable[[Observation], Action]
+"""Observation → action, not yet clipped."""
 
 _STEPS = 50
 _GAIN = 10.0  # a full action moves the gripper by about 3 cm per step
 
 
-def reach(seen: Observation) -> np.ndarray:
+def reach(seen: Observation) -> Action:
     """Moves straight to the goal."""
     return np.append(_GAIN * (seen["desired_goal"] - seen["achieved_goal"]), 0.0)
 
 
-def pick_and_place(seen: Observation) -> np.ndarray:
+def pick_and_place(seen: Observation) -> Action:
     """Moves over the object, down around it, closes the fingers, and carries it."""
+    # Object relative to the gripper, and the distance between the fingers. The phase follows from the observation alone, so
+    # that a dropped object is picked up again.
     to_object, fingers = seen["observation"][6:9], seen["observation"][9:11].sum()
     across = np.linalg.norm(to_object[:2])
     if across >= 0.02 or abs(to_object[2]) >= 0.015:
@@ -42,10 +48,11 @@ def pick_and_place(seen: Observation) -> np.ndarray:
     return np.append(_GAIN * (seen["desired_goal"] - seen["achieved_goal"]), -1.0)
 
 
-def push(seen: Observation) -> np.ndarray:
+def push(seen: Observation) -> Action:
     """Moves up, to the side of the cube that faces away from the goal, down, and straight to the goal."""
     goal = (seen["desired_goal"] - seen["achieved_goal"])[:2]
     distance = np.linalg.norm(goal)
+    # Well within the 5 cm that count as reached.
     if distance < 0.015:
         return np.zeros(4)
     # Positions relative to the cube, split along and across the way to the goal.
@@ -54,9 +61,10 @@ def push(seen: Observation) -> np.ndarray:
     along = from_cube[:2] @ way
     aside = from_cube[:2] - along * way
     height = from_cube[2]
+    # Behind the cube and low enough to push; slower near the goal, and back to the line if the cube slips aside.
     if along < -0.03 and np.linalg.norm(aside) < 0.02 and height < 0.025:
         return np.array([*(min(1.0, 8 * distance) * way - 12 * aside), -6 * height, 0.0])
-    start = -0.075 * way - from_cube[:2]
+    start = -0.075 * way - from_cube[:2]  # to a point 7.5 cm behind the cube
     there = np.linalg.norm(start) < 0.02
     clear = height > 0.05 or (there and along < -0.05)  # a path above or behind the cube does not touch it
     return np.array([*(_GAIN * start * clear), _GAIN * ((0.0 if there else 0.07) - height), 0.0])
@@ -78,19 +86,21 @@ class FetchEnv(gym.Wrapper):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    ) -> tuple[dict[str, Float32[np.ndarray, "_n"]], dict[str, Any]]:
         """Draws a new goal and a new position of the object."""
         observation, _ = self.env.reset(seed=seed, options=options)
         return _single(observation), {}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], SupportsFloat, bool, bool, dict[str, Any]]:
-        """Moves the gripper by `action` (4,) float32; the reward is -1 away from the goal and 0 at it."""
+    def step(
+        self, action: Float32[np.ndarray, "4"]
+    ) -> tuple[dict[str, Float32[np.ndarray, "_n"]], SupportsFloat, bool, bool, dict[str, Any]]:
+        """Moves the gripper by `action`; the reward is -1 away from the goal and 0 at it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         success = bool(info["is_success"])
         return _single(observation), float(reward), bool(terminated), bool(truncated), {"success": success}
 
 
-def _single(observation: Observation) -> dict[str, np.ndarray]:
+def _single(observation: Observation) -> dict[str, Float32[np.ndarray, "_n"]]:
     """The observation in float32."""
     return {key: value.astype(np.float32) for key, value in observation.items()}
 

@@ -2,6 +2,8 @@
 
 The observation has 39 numbers: hand, gripper and objects now and one step before, and the goal. The action moves the hand
 (3 numbers) and the gripper (1). An episode ends when the task reports success.
+
+Dimension key: H height, W width of a picture.
 """
 
 import dataclasses
@@ -10,9 +12,11 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from generalist.envs.task import Policy, Task
 
+# Meta-World names its tasks but gives no instructions; these are ours.
 _INSTRUCTIONS = {
     "assembly": "put the ring on the peg",
     "basketball": "throw the ball into the basket",
@@ -91,22 +95,25 @@ class MetaworldEnv(gym.Env):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draws a new goal and object position; observation float32 (39,)."""
+    ) -> tuple[Float32[np.ndarray, "39"], dict[str, Any]]:
+        """Draws a new goal and object position."""
         super().reset(seed=seed)
         # The goal comes from the simulator's generator, so it is seeded before its reset.
         self.simulator.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         observation, _ = self.simulator.reset()
         return observation.astype(np.float32), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Moves the hand by `action` (4,) float32; terminates on success."""
+    def step(
+        self, action: Float32[np.ndarray, "4"]
+    ) -> tuple[Float32[np.ndarray, "39"], SupportsFloat, bool, bool, dict[str, Any]]:
+        """Moves the hand by `action`; terminates on success."""
         observation, reward, _, truncated, info = self.simulator.step(np.clip(action, -1.0, 1.0))
+        # The simulator itself never terminates.
         success = bool(info["success"])
         return observation.astype(np.float32), float(reward), success, truncated, {"success": success}
 
-    def render(self) -> np.ndarray:
-        """The table seen from a corner, uint8 (H, W, 3); the camera hangs upside down. See `generalist.envs.rendering`."""
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The table seen from a corner; the camera hangs upside down. See `generalist.envs.rendering`."""
         renderer = self.simulator.mujoco_renderer
         renderer.camera_id = self.simulator.model.camera("corner4").id
         return renderer.render("rgb_array")[::-1, ::-1]
@@ -132,6 +139,7 @@ class MetaworldTask(Task):
         warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
         make_policy: Any = ENV_POLICY_MAP[self.name.partition("/")[2] + "-v3"]
         policy = make_policy()
+        # In float64, for which the policies were written; rounding the observation first shows them what a learner sees.
         return lambda observation: np.clip(policy.get_action(observation.astype(np.float64)), -1, 1).astype(np.float32)
 
 
@@ -139,7 +147,7 @@ TASKS = tuple(
     MetaworldTask(
         name=f"metaworld/{name}",
         suite="metaworld",
-        layout="metaworld",
+        layout="metaworld",  # one for all: every task has these spaces
         instruction=instruction,
         max_steps=200,
         record_steps=200,

@@ -1,4 +1,4 @@
-"""The weights as agents, and what they are compared with, on any tasks."""
+"""Agents that play tasks: the weights with or without demonstrations as a prompt, and a baseline to compare them with."""
 
 import dataclasses
 import threading
@@ -23,20 +23,22 @@ from generalist.system.progress import counted
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """Who plays."""
+    """An agent as the command line and results name it."""
 
     prompt: Prompt | None
     """The model with this prompt; None: the nearest neighbour among the demonstrations."""
 
     @property
     def name(self) -> str:
-        """How results call it."""
+        """Its name in results."""
+        # A key of stored results: files of today must stay readable, so these names are final.
         if self.prompt is None:
             return "nearest neighbour"
         return f"model, {self.prompt}" if self.prompt.demonstrations else "model"
 
     @property
     def needs_demonstrations(self) -> bool:
+        """Whether recorded episodes must be on disk before it plays."""
         return self.prompt is None or self.prompt.demonstrations > 0
 
 
@@ -57,20 +59,22 @@ def parse_agent(text: str) -> Agent:
 
 
 class Demonstrations:
-    """The recorded episodes of tasks."""
+    """The recorded episodes of tasks, opened when they are first needed; safe to call from several threads."""
 
     def __init__(self, generalist: Generalist):
         self._config, self._stored = generalist.config, stored(generalist.config)
         self._lock = threading.Lock()
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:
-        """Records what is missing."""
+        """Records the demonstrations that are not on disk."""
         folder = self._config.data.folder / "episodes"
+        # Custom tasks have no scripted expert: their demonstrations come from their user.
         missing = [task for task in tasks if not is_own(task.name)]
         wanted = {task.name: wanted_episodes(self._config, task) for task in missing}
         record(missing, folder, episodes=wanted, workers=workers, console=console)
 
     def __call__(self, task: Task) -> Episodes:
+        # Groups of lanes run in threads, and several of them may play the same task.
         with self._lock:
             return self._config.data.suite_of(task.layout).episodes_of(task, self._stored)
 
@@ -88,9 +92,20 @@ def play(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[list[Episode], dict[str, Any]]:
-    """An agent's episodes, and notes on them: `cut_demonstrations`, how many were shown without their beginning, which did not
-    fit; and `clipped`, the share of observed numbers beyond the range of their statistics, by layout, above 0 (None where the
-    model does not play).
+    """Plays episodes of tasks with an agent.
+
+    Args:
+        generalist: the weights.
+        agent: the agent.
+        tasks: of any layouts.
+        episodes: per task, or by the task's name.
+        demonstrations: recorded episodes, for prompts and the nearest neighbour.
+        workers, lanes, first_seed, progress, stop: as of `evaluate_control`.
+
+    Returns:
+        The episodes, and notes on them: `cut_demonstrations`, the number of demonstrations that were shown without their
+        beginning, since all of it did not fit; and `clipped`, the share of observed numbers beyond the range of their
+        statistics, by layout, where it is above 0 (None if the model does not play).
 
     Raises:
         ValueError: the weights do not know a task's layout.
@@ -98,10 +113,11 @@ def play(
     """
     policies: list[ModelPolicy] = []
 
-    # Hundreds of megabytes for a game: kept while somebody plays the task, and no longer.
+    # A game's memory takes hundreds of megabytes: lanes that play the task hold it, and it is freed with the last of them.
     memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
 
     def memory(task: Task) -> Memory:
+        # Two threads may both build it: a waste, but `known` keeps each one's alive until its lanes hold it.
         if (known := memories.get(task.name)) is None:
             reader, layout = demonstrations(task), generalist.layouts[task.layout]
             with counted(progress, f"reading {task.name}", len(reader)) as read:
@@ -114,6 +130,7 @@ def play(
         policies.append(ModelPolicy(generalist, layouts, agent.prompt, demonstrations))
         return policies[-1]
 
+    # Computed here, so that an unknown layout fails before any environment is started.
     shapes = {task.layout: shape_of(generalist, task.layout) for task in tasks}
     played = evaluate_control(
         make,
@@ -131,8 +148,8 @@ def play(
 
 
 def _clipped(policies: Sequence[ModelPolicy]) -> dict[str, float]:
-    """Over all groups of lanes, some of which share a layout."""
-    counts: dict[str, np.ndarray] = {}
+    """Share of clipped numbers by layout, over all groups of lanes; several groups may share a layout."""
+    counts: dict[str, np.ndarray] = {}  # (2,) each: clipped numbers, and all
     for policy in policies:
         for name, pair in policy.observed.items():
             counts[name] = counts.get(name, np.zeros(2, np.int64)) + pair

@@ -1,8 +1,8 @@
 """Control: the policy acts in environments on seeds that no recording used, many environments at once.
 
-Episodes are played in *lanes*, an environment each. The lanes of a group have steps of one shape, so that the policy acts in all
-with one call, whatever their tasks; a lane whose episode ends begins the next one of its layout at once. Groups run beside each
-other in threads: while one waits for its environments, another computes.
+Episodes are played in *lanes*, one environment each. The lanes of a group have steps of one shape, so that the policy acts in all
+of them with one call, whatever their tasks; a lane whose episode ends begins the next one of its layout immediately. Groups run
+in parallel threads: while one waits for its environments, another one computes.
 """
 
 import contextlib
@@ -20,25 +20,25 @@ from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.results.scores import bootstrap, domain, percent
 
-MAX_LANES = 64  # environments alive at once in a group: one of Meta-World takes 35 MB
+MAX_LANES = 64  # environments alive at once per group: one of Meta-World takes 35 MB
 
-# Starting a process changes `__main__` for a moment, which two threads must not do at once.
+# Starting a process changes `__main__` for a moment (`processes._without_main`), which two threads must not do at once.
 _STARTING = threading.Lock()
 
 
 class Policy(Protocol):
-    """What acts in a fixed number of lanes."""
+    """An agent in a fixed number of lanes."""
 
     def start(self, begun: Mapping[int, "Begun"]) -> None:
-        """An episode begins in these lanes."""
+        """Episodes begin in these lanes."""
 
     def act(self, observations: list[Any]) -> list[Any]:
-        """One action a lane. The observation of a lane that does not play is None, and its action ignored."""
+        """One action per lane. The observation of an idle lane is None, and its action is ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """An episode that begins."""
+    """An episode that has just begun."""
 
     task: Task
     seed: int
@@ -46,7 +46,7 @@ class Begun:
 
 
 MakePolicy = Callable[[list[str]], Policy]
-"""The name of each lane's layout → policy. Lanes of one layout stand together."""
+"""The name of each lane's layout → policy. Lanes of one layout are adjacent."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class Episode:
     task: str
     seed: int
     score: float
-    """In the task's own measure: its return, or success as 0 or 1."""
+    """In the task's own units: its return, or success as 0 or 1."""
     steps: int
     cut_off: bool
-    """It ended at the task's limit of steps."""
+    """Whether it lasted until the task's limit of steps."""
 
 
 def evaluate_control(
@@ -79,20 +79,21 @@ def evaluate_control(
     Args:
         make_policy: makes a policy for each group of lanes.
         tasks: of any layouts.
-        episodes: a task, or by the task's name.
-        workers: processes that step environments, and groups that run at once.
+        episodes: per task, or by the task's name.
+        workers: processes that step environments, and groups that run in parallel.
         shape_of: tasks of one shape may share a group.
-        lanes: environments of a group at most.
+        lanes: maximum number of environments per group.
         first_seed: recordings use seeds from 0 upwards, so it must be far above.
         progress: gets one bar with the time left and the percent so far.
-        stop: once it is set, episodes that are being played are finished, so that the quick ones (often the successes) do not
-            stand for all, and no further ones are begun.
+        stop: once it is set, running episodes are finished and no further ones are begun.
 
     Raises:
         RuntimeError: an environment's process died; the message names the task.
     """
     groups = _groups(tasks, episodes, first_seed, shape_of)
     parallel = max(1, min(workers, len(groups)))
+    # `stop` ends an evaluation with results, so its episodes are finished: the quick ones, often the successes, must not stand
+    # for all. `aborted` throws them away.
     stop, aborted = stop or threading.Event(), threading.Event()
     bar = _Bar(progress, [one for group in groups for one in group])
 
@@ -103,17 +104,20 @@ def evaluate_control(
         futures = [executor.submit(play, group) for group in groups]
         try:
             played = [episode for future in futures for episode in future.result()]
-        except BaseException:  # Ctrl-C as well: the other threads must not play on to the end
+        except (
+            BaseException
+        ):  # also Ctrl-C: leaving the executor would wait until the other threads have played to the end
             aborted.set()
             executor.shutdown(cancel_futures=True)
             raise
+    # In an order that does not depend on which episode ended first.
     return sorted(played, key=lambda episode: (episode.task, episode.seed))
 
 
 def _groups(
     tasks: Sequence[Task], episodes: int | Mapping[str, int], first_seed: int, shape_of: Callable[[Task], Hashable]
 ) -> list[list[Start]]:
-    """The episodes of each shape, the longest groups first; within one, a seed of every task before the next seed."""
+    """The episodes of each shape, the longest groups first; within a group, one seed of every task before the next seed."""
     shapes: dict[Hashable, list[Task]] = defaultdict(list)
     for task in tasks:
         shapes[shape_of(task)].append(task)
@@ -121,17 +125,19 @@ def _groups(
     for several in shapes.values():
         counts = {task: episodes if isinstance(episodes, int) else episodes[task.name] for task in several}
         rounds = range(max(counts.values(), default=0))
+        # Seed by seed, so that an evaluation that is stopped has about as many episodes of each task.
         groups.append([Start(task, first_seed + index) for index in rounds for task in several if index < counts[task]])
+    # The longest first, so that no long group is left for the end, when nothing runs beside it.
     return sorted((group for group in groups if group), key=lambda group: -sum(one.task.max_steps for one in group))
 
 
 class _Bar:
-    """Counts environment steps; an episode that ends early counts its remaining steps as done. Tells the percent so far."""
+    """Counts environment steps; an episode that ends early counts its remaining steps as done. Shows the percent so far."""
 
     def __init__(self, progress: Progress | None, episodes: list[Start]):
         self._progress, self._total = progress, len(episodes)
         self._percents: dict[str, list[float]] = defaultdict(list)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # groups in several threads report to one bar
         if progress is not None:
             suites = ", ".join(sorted({one.task.suite for one in episodes}))
             self._text = f"playing {suites}"
@@ -146,6 +152,7 @@ class _Bar:
             self._percents[task.name].append(percent(score, task.random_score, task.expert_score))
             done = sum(map(len, self._percents.values()))
             if self._progress is not None and (done % 10 == 0 or done == self._total):
+                # Every task counts the same, as in the results: tasks with short episodes are ahead.
                 sofar = np.mean([np.mean(own) for own in self._percents.values()])
                 self._progress.update(
                     self._bar, description=f"{self._text}: {done}/{self._total} episodes, {sofar:z.1f}%"
@@ -153,11 +160,11 @@ class _Bar:
 
 
 class _Aborted(Exception):
-    """Another thread failed or the user does not want to wait."""
+    """Another thread failed, or the user interrupted."""
 
 
 class _Group:
-    """The lanes of one group."""
+    """The lanes of one group; arguments as of `evaluate_control`."""
 
     def __init__(
         self,
@@ -176,20 +183,23 @@ class _Group:
             stop,
             aborted,
         )
+        # By layout: a lane keeps its layout, since its policy encodes and decodes by it.
         self._waiting: dict[str, list[Start]] = defaultdict(list)
         for episode in episodes:
             self._waiting[episode.task.layout].append(episode)
         self._layouts = list(_shared(self._waiting, min(lanes, len(episodes))))
         self._lanes: list[_Lane | None] = [None] * len(self._layouts)
-        self._before: list[Task | None] = [None] * len(self._layouts)  # whose environment each lane has
+        self._before: list[Task | None] = [None] * len(self._layouts)  # the task whose environment each lane holds
         self._played: list[Episode] = []
 
     def play(self) -> list[Episode]:
-        """Every waiting episode, unless a stop is requested."""
+        """Plays every waiting episode, unless a stop is requested."""
         with _STARTING:
             opened = EnvPool(len(self._layouts), self._workers)
+        # Closed on errors as well: no environment's process outlives the evaluation.
         with contextlib.closing(opened) as pool:
             policy = self._make_policy(self._layouts)
+            # Lanes play on independently: one that begins an episode acts in the same call as one in the middle of its own.
             observations = self._begin(pool, policy, [None] * len(self._layouts))
             while any(lane is not None for lane in self._lanes):
                 if self._aborted.is_set():
@@ -202,11 +212,12 @@ class _Group:
         return self._played
 
     def _begin(self, pool: EnvPool, policy: Policy, observations: list[Any]) -> list[Any]:
-        """Gives every idle lane an episode of its layout, of the task whose environment it has as long as there are any."""
+        """Gives every idle lane an episode of its layout, preferably of the task whose environment it holds."""
         starts = {}
         for at, lane in enumerate(self._lanes):
             waiting = self._waiting[self._layouts[at]]
             if lane is None and waiting and not self._stop.is_set():
+                # Making another task's environment would cost up to a second.
                 own = (index for index, one in enumerate(waiting) if one.task == self._before[at])
                 starts[at] = waiting.pop(next(own, 0))
                 self._before[at] = starts[at].task
@@ -222,7 +233,7 @@ class _Group:
         return observations
 
     def _took(self, at: int, result: Started | Acted) -> Any:
-        """Notes an action's result; the lane's next observation, None where its episode is over."""
+        """Records an action's result. Returns the lane's next observation, None if its episode is over."""
         lane = self._lanes[at]
         assert lane is not None and isinstance(result, Acted), "a lane that plays has a result"
         lane.add(result.reward, result.info)
@@ -237,21 +248,23 @@ class _Group:
 
 
 def _shared(waiting: Mapping[str, Sequence[Start]], lanes: int) -> Iterator[str]:
-    """The layout of each lane: shares in proportion to the steps that wait, at least one each, no more than episodes."""
+    """The layout of each lane. Layouts get lanes in proportion to their waiting steps: at least one, at most one per episode."""
     steps = {layout: sum(one.task.max_steps for one in several) for layout, several in waiting.items()}
     shares = dict.fromkeys(waiting, 1)
+    # Each further lane goes where a lane would have most to do: the group is done when its slowest layout is.
     while sum(shares.values()) < lanes:
         open_ = [layout for layout in waiting if shares[layout] < len(waiting[layout])]
         if not open_:
             break
         shares[max(open_, key=lambda layout: steps[layout] / shares[layout])] += 1
+    # Lanes of one layout are adjacent, which policies rely on to encode them together.
     for layout, share in shares.items():
         yield from [layout] * share
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Lane:
-    """An episode that is being played."""
+    """A running episode."""
 
     task: Task
     seed: int
@@ -259,7 +272,7 @@ class _Lane:
     infos: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
 
     def add(self, reward: float, info: Mapping[str, Any]) -> None:
-        """Keeps what the score is made from."""
+        """Keeps what the score is computed from."""
         self.rewards.append(float(reward))
         self.infos.append(info)
 
@@ -283,11 +296,13 @@ class _Lane:
 def summarize(
     tasks: Sequence[Task], episodes: Sequence[Episode], clipped: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """What the results file says of a suite: percent of the way from random to expert, for each task and together. Tasks without
-    an episode (of an evaluation that was stopped) are left out.
+    """A suite's section of the results file: percent of the way from random to expert, per task and together. Tasks without an
+    episode (in an evaluation that was stopped) are left out.
 
     Args:
-        clipped: share of the observed numbers beyond their range, by layout, of any suites; None where it was not measured.
+        tasks: those of the suite.
+        episodes: their episodes.
+        clipped: share of the observed numbers beyond their range by layout, also of other suites; None if it was not measured.
     """
     by_task: dict[str, dict[str, Any]] = {}
     percents = []
@@ -296,11 +311,12 @@ def summarize(
         own = [episode for episode in episodes if episode.task == task.name]
         if not own:
             continue
-        scaled = np.array([percent(episode.score, task.random_score, task.expert_score) for episode in own])
+        scaled = np.array([percent(episode.score, task.random_score, task.expert_score) for episode in own])  # (N,)
         percents.append(scaled)
         by_task[task.name] = {
             "percent": dataclasses.asdict(bootstrap([scaled])),
             "score": float(np.mean([episode.score for episode in own])),
+            # The references of today, with which the file can be checked and compared whatever later versions measure.
             "random_score": task.random_score,
             "expert_score": task.expert_score,
             "human_score": task.human_score,

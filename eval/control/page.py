@@ -1,4 +1,4 @@
-"""Control on the HTML page: domains, prompts and baselines, profiles, history, and every task of every suite."""
+"""The control section of the HTML page: domains, prompts and baselines, profiles, history, and every task of every suite."""
 
 import base64
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ from generalist.eval.control.checks import percents
 from generalist.eval.report.charts import Line, bar, bar_legend, charts, element, short, table
 from generalist.eval.results.scores import Estimate, domain
 
-SMALL = 10  # tasks of a suite up to which its table is open from the start
+SMALL = 10  # up to as many tasks, a suite's table is open from the start
 
 
 def sections(
     results: Mapping[str, Any], evaluations: Mapping[int, Mapping[str, Estimate]], clips: Mapping[str, bytes | str]
 ) -> list[Element]:
-    """All of it.
+    """The whole section.
 
     Args:
-        results: as `generalist.eval.results.file.load` gives them.
+        results: as `generalist.eval.results.file.load` returns them.
         evaluations: training step → domain → percent of the expert.
-        clips: task → an animated WebP, or why there is none.
+        clips: task → an animated WebP, or the reason why there is none.
     """
+    # Computed from the episodes, not read: files of earlier versions lack some of these numbers.
     domains = {
         suite: domain([percents(task) for task in summary["tasks"].values()])
         for suite, summary in results["control"].items()
@@ -51,7 +52,7 @@ def _overview(results: Mapping[str, Any], domains: Mapping[str, Mapping[str, Any
         rows.append([suite, bar(Estimate(**domains[suite]["percent"])), *estimates, *counted, *clipped])
     headers: tuple[str, ...] = ("domain", "", "mean %", "interquartile mean %", "tasks above half %", "tasks", "episodes",
                                 "cut off", "clipped %")  # fmt: skip
-    if not any("clipped" in summary for summary in results["control"].values()):  # an earlier version's results
+    if not any("clipped" in summary for summary in results["control"].values()):  # results of an earlier version
         headers, rows = headers[:-1], [row[:-1] for row in rows]
     note = (
         "Percent of the way from random (0) to the task's expert (100). The mean is over tasks of the mean over episodes; "
@@ -62,7 +63,7 @@ def _overview(results: Mapping[str, Any], domains: Mapping[str, Mapping[str, Any
 
 
 def _policies(results: Mapping[str, Any]) -> list[Element]:
-    """The model with other prompts, and baselines, beside it."""
+    """The model, the model with other prompts, and baselines in one table."""
     policies = results.get("policies", {})
     if not policies:
         return []
@@ -75,7 +76,7 @@ def _policies(results: Mapping[str, Any]) -> list[Element]:
 
 
 def _profiles(domains: Mapping[str, Mapping[str, Any]]) -> list[Element]:
-    """Performance profiles: a line per domain."""
+    """Performance profiles, with a line per domain: a mean hides whether few tasks fail or all are mediocre."""
     drawn = []
     for key, of in (("episode_profile", "episodes"), ("task_profile", "tasks")):
         profiles = {suite: found[key] for suite, found in domains.items()}
@@ -90,7 +91,7 @@ def _profiles(domains: Mapping[str, Mapping[str, Any]]) -> list[Element]:
 
 
 def _history(evaluations: Mapping[int, Mapping[str, Estimate]]) -> list[Element]:
-    """Scores against training steps, where there are several evaluations."""
+    """Scores against training steps, if there are several evaluations."""
     if len(evaluations) < 2:
         return []
     drawn = []
@@ -104,7 +105,7 @@ def _history(evaluations: Mapping[int, Mapping[str, Estimate]]) -> list[Element]
 
 
 def _suite(suite: str, summary: Mapping[str, Any], clips: Mapping[str, bytes | str]) -> Element:
-    """Every task of a domain: bars with intervals, scores, and what it looks like; folded where there are many."""
+    """Every task of a domain: bars with intervals, scores and clips; folded if there are many."""
     rows = []
     for name, task in summary["tasks"].items():
         human = "" if task.get("human_score") is None else short(task["human_score"])
@@ -121,9 +122,10 @@ def _suite(suite: str, summary: Mapping[str, Any], clips: Mapping[str, bytes | s
 
 
 def _clip(name: str, clip: bytes | str) -> Element:
-    """A task's episode, or why it is not shown."""
+    """A task's episode, or the reason why it is not shown."""
     short_name = name.partition("/")[2] or name
     if isinstance(clip, str):
         return element("figure", element("figcaption", f"{short_name}: no video, {clip}"))
+    # Inline, so that the page is one file that can be sent around.
     source = "data:image/webp;base64," + base64.b64encode(clip).decode()
     return element("figure", element("img", src=source, alt=f"an episode of {name}"), element("figcaption", short_name))

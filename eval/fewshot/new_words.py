@@ -1,12 +1,14 @@
-"""New words for new things: does the model name an image of a class that was only shown in the prompt, by a name that only the
-prompt has? (*Frozen*'s open-ended tasks, Tsimpoukelli et al., 2021, section 4.2)
+"""New words for new things: does the model name an image of a class that only the prompt shows, by a name that only the prompt
+contains? (*Frozen*'s open-ended tasks, Tsimpoukelli et al., 2021, section 4.2)
 
-Classes and names are those that training held out. Of every class, as many images as there are shots are shown, in random
-order; then an image more, and the names are ranked by their likelihood. Three things to compare with:
+Classes and names are held out from training. The prompt shows as many images of every class as there are shots, in random order,
+and then the query; the names are ranked by their likelihood. Three comparisons:
 
-    shuffled   the same prompt with its images exchanged at random: names and order alone
+    shuffled   the same prompt with its images permuted at random: what names and order alone give
     nearest    no model: the name of the shown image that is nearest by the frozen encoder's mean features
-    RICES      of eight images a class, as many as there are shots and classes that are likest the query, the likest last
+    RICES      as many shots, but the images most similar to the query among eight per class, the most similar last
+
+Dimension key: H height, W width, F feature channels, n images.
 """
 
 import dataclasses
@@ -17,10 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float, Float32
 from rich.console import Console
 from rich.progress import Progress
 
-from generalist.data.emoji import drawings, variant
+from generalist.data.emoji import SIZE, drawings, variant
 from generalist.data.new_words import Instance, classes, draw_instances, made_up_names
 from generalist.eval.results.file import Parts
 from generalist.eval.results.scores import proportion
@@ -31,12 +34,12 @@ from generalist.inference.rows import filled
 from generalist.vision.features import FeatureStore
 
 SEED = 0
-VARIANTS = 10
-ASKED_AT_ONCE = 16
-NAMES = 100  # that classes may have
-POOL = 8  # images a class that RICES looks among
+VARIANTS = 10  # of each drawing
+ASKED_AT_ONCE = 16  # prompts read in one call
+NAMES = 100  # names to draw from
+POOL = 8  # images per class among which RICES chooses
 WAYS, SHOTS = (2, 5), (0, 1, 2, 4, 8)
-EXAMPLES = 3  # questions a cell that are kept whole, to look at
+EXAMPLES = 3  # questions per cell that the results file keeps whole, for the report
 
 Shown = Literal["shots", "shuffled", "rices"]
 ANSWERERS = ("model", "shuffled", "rices", "nearest")
@@ -44,38 +47,51 @@ ANSWERERS = ("model", "shuffled", "rices", "nearest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One query with the images that may stand before it."""
+    """One query with the images that may precede it."""
 
     names: tuple[str, ...]
+    """Name of each class in this question."""
     shots: tuple[tuple[int, Instance], ...]
     """Class and image, in the order in which they are shown."""
     pool: tuple[tuple[int, Instance], ...]
-    """All that RICES may take."""
+    """Class and image of everything that RICES may choose."""
     query: Instance
     right: int
+    """Class of the query."""
 
     def shown(self, way: Shown, features: "Features", rng: np.random.Generator) -> list[tuple[int, Instance]]:
-        """What stands before the query."""
+        """Classes and images that precede the query.
+
+        Args:
+            way: the shots, the shots with permuted images, or those that RICES chooses.
+            features: for RICES.
+            rng: for the permutation.
+        """
         if way == "shots" or not self.shots:
             return list(self.shots)
         if way == "shuffled":
+            # The classes, and so the names, stay in place; only the images move.
             order = rng.permutation(len(self.shots))
             return [(number, self.shots[int(at)][1]) for (number, _), at in zip(self.shots, order, strict=True)]
         likeness = features.likeness(self.query, [instance for _, instance in self.pool])
+        # A stable sort, so that ties are broken the same way on every machine.
         return [self.pool[int(one)] for one in np.argsort(-likeness, kind="stable")[: len(self.shots)][::-1]]
 
 
 def short_names(generalist: Generalist) -> tuple[str, ...]:
-    """The held-out names of the fewest pieces of text, so that many shots fit into a prompt."""
+    """The held-out names with the fewest pieces of text, so that many shots fit into a prompt."""
     encode = generalist.tokenizers.text.encode
     return tuple(sorted(made_up_names("heldout"), key=lambda name: (len(encode(name)), name))[:NAMES])
 
 
 def questions(ways: int, shots: int, count: int, names: Sequence[str]) -> list[Question]:
-    """The same ones on every machine.
+    """Questions of a number of ways and shots, the same on every machine.
 
     Args:
-        names: what classes may be called.
+        ways: classes per question.
+        shots: images per class.
+        count: number of questions.
+        names: names to draw from.
     """
     rng = np.random.default_rng([SEED, ways, shots])
     pool = classes("names")
@@ -83,6 +99,7 @@ def questions(ways: int, shots: int, count: int, names: Sequence[str]) -> list[Q
     for _ in range(count):
         chosen = [things[int(one)] for one in rng.choice(len(things), ways, replace=False)]
         right = int(rng.integers(ways))
+        # One image more per class, the first: if the class is the right one, that image is the query.
         instances = [draw_instances(pool[thing], max(shots, POOL) + 1, VARIANTS, rng) for thing in chosen]
         shown = [(number, one) for number in range(ways) for one in instances[number][1 : 1 + shots]]
         asked.append(
@@ -98,21 +115,23 @@ def questions(ways: int, shots: int, count: int, names: Sequence[str]) -> list[Q
 
 
 class Features:
-    """Mean features of the held-out drawings' variants, of length 1."""
+    """Mean features of the held-out drawings' variants, scaled to length 1."""
 
     def __init__(self, store: FeatureStore):
         self._store, self._known = store, {}
 
-    def of(self, instance: Instance) -> np.ndarray:
-        """float32 (F,)."""
+    def of(self, instance: Instance) -> Float32[np.ndarray, "F"]:
+        """The mean features of one image."""
         drawing, change = instance
+        # An image occurs in many questions.
         if (drawing.code, change) not in self._known:
+            # float16 (cells, F) → float32 (F,)
             mean = self._store(variant(drawing, change)[None])[0].astype(np.float32).mean(axis=0)
             self._known[drawing.code, change] = mean / np.linalg.norm(mean)
         return self._known[drawing.code, change]
 
-    def likeness(self, query: Instance, others: Sequence[Instance]) -> np.ndarray:
-        """Cosines, (n,)."""
+    def likeness(self, query: Instance, others: Sequence[Instance]) -> Float[np.ndarray, "n"]:
+        """Cosine similarities of other images to the query."""
         return np.stack([self.of(one) for one in others]) @ self.of(query)
 
 
@@ -126,29 +145,40 @@ def evaluate_new_words(
     kept: Parts | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Accuracy in percent with its interval, a cell a number of `ways` and `shots`: of the `model`, with `shuffled` images, with
-    `rices`, and of the `nearest` neighbour; what needs shots is None without. Beside it the number of the `right` name and of
-    those that were taken (`answers`) for every question, and a few questions whole (`examples`).
+    """Accuracy in percent with its interval for every number of ways and shots.
 
     Args:
-        kept: where answers stay until the whole is finished.
+        generalist: the weights.
+        count: questions per cell.
+        ways: numbers of classes.
+        shots: numbers of images per class.
+        console: shows the progress of computing features.
+        kept: stores the answers of each cell, so that an interrupted evaluation continues.
+        progress: gets one bar.
+
+    Returns:
+        `cells`, one per number of `ways` and `shots`: the accuracy of the `model`, with `shuffled` images, with `rices`, and of
+        the `nearest` neighbour (None where there are no shots to compare); for every question the index of the `right` name and
+        of the chosen ones (`answers`); and a few complete questions (`examples`).
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
-        ValueError: the weights have no frozen encoder, or their context has no room for so many shots.
+        ValueError: the weights have no frozen encoder, or their context has no room for that many shots.
     """
     if generalist.encoder is None:
-        raise ValueError("the nearest neighbour and RICES need the frozen encoder, and these weights have none")
+        raise ValueError("the nearest neighbour and RICES need the frozen encoder, but these weights have none")
+    # The features serve this evaluation alone, so they do not go into the run's store.
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), generalist.encoder)
         held = drawings("names")
         images = (variant(drawing, number) for drawing in held for number in range(VARIANTS))
         store.ensure(images, len(held) * VARIANTS, console)
+        # The model reads stored features, too: an image occurs in many prompts, and would be encoded in each.
         seeing = dataclasses.replace(generalist, tokenizers=dataclasses.replace(generalist.tokenizers, visual=store))
         features = Features(store)
         names = short_names(generalist)
         cells = [(way, shot) for way in ways for shot in shots]
-        for way, shot in cells:  # before anything is computed
+        for way, shot in cells:  # before any answer is computed
             check_room(generalist, longest(generalist, way, shot, names))
         total = count * sum(len(get_args(Shown)) if shot else 1 for _, shot in cells)
         bar = progress.add_task("new words", total=total) if progress else None
@@ -165,7 +195,7 @@ def evaluate_new_words(
                 compute = partial(_answers, seeing, asked, shown, features, move)
                 own = settings | {"ways": way, "shots": shot, "shown": shown}
                 known = kept is not None and kept.path("new-words", own).exists()
-                name = "model" if shown == "shots" else shown  # `shots` is their number
+                name = "model" if shown == "shots" else shown  # in a cell, `shots` is their number
                 answers[name] = compute() if kept is None else kept.get("new-words", own, compute)
                 move(count if known else 0)
             if shot:
@@ -175,7 +205,7 @@ def evaluate_new_words(
 
 
 def _cell(ways: int, shots: int, asked: Sequence[Question], answers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """A number of ways and shots, with what was answered."""
+    """The results of a number of ways and shots."""
     right = [one.right for one in asked]
     scores = {name: _accuracy(answers[name], right) if name in answers else None for name in ANSWERERS}
     examples = [
@@ -193,14 +223,15 @@ def _cell(ways: int, shots: int, asked: Sequence[Question], answers: Mapping[str
 
 
 def _nearest(question: Question, features: Features) -> int:
-    """The class of the shot nearest to the query."""
+    """The class of the shot that is nearest to the query."""
     likeness = features.likeness(question.query, [instance for _, instance in question.shots])
     return question.shots[int(likeness.argmax())][0]
 
 
 def longest(generalist: Generalist, ways: int, shots: int, names: Sequence[str]) -> int:
-    """Positions that a prompt takes at most, with the name that answers it."""
-    image = np.zeros((16, 16, 3), np.uint8)
+    """Maximum number of positions of a prompt with its answer."""
+    # Of the drawings' size, which decides the number of positions if images also enter as patches.
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
     name = max(names, key=lambda one: len(generalist.tokenizers.text.encode(one)))
     parts: list[Any] = [image, name] * (ways * shots + 1)
     return len(generalist.assembler.document(parts, is_open=True))
@@ -209,7 +240,7 @@ def longest(generalist: Generalist, ways: int, shots: int, names: Sequence[str])
 def _answers(
     generalist: Generalist, asked: list[Question], shown: Shown, features: Features, move: Callable[[int], None]
 ) -> list[int]:
-    """Which name the model takes, for every question."""
+    """The index of the name that the model ranks first, for every question."""
     rng, taken = np.random.default_rng(SEED), []
     for start in range(0, len(asked), ASKED_AT_ONCE):
         chunk = asked[start : start + ASKED_AT_ONCE]
@@ -219,6 +250,7 @@ def _answers(
             for number, instance in one.shown(shown, features, rng):
                 parts += [variant(*instance), one.names[number]]
             prompts.append([*parts, variant(*one.query)])
+        # Filled up to one shape, so that the last chunk compiles nothing.
         choices = filled([list(one.names) for one in chunk], ASKED_AT_ONCE)
         taken += rank(generalist, filled(prompts, ASKED_AT_ONCE), choices).argmax(axis=1)[: len(chunk)].tolist()
         move(len(chunk))
@@ -226,6 +258,6 @@ def _answers(
 
 
 def _accuracy(answers: Sequence[int], right: Sequence[int]) -> dict[str, float]:
-    """In percent, with its interval."""
+    """Accuracy in percent, with its interval."""
     hits = sum(answer == one for answer, one in zip(answers, right, strict=True))
     return dataclasses.asdict(proportion(hits, len(right)))

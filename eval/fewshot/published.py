@@ -1,9 +1,8 @@
-"""Benchmarks of images and text, read from local folders as they are published: shots come from the training split, queries from
-the validation split.
+"""Benchmarks of images and text, read from local folders in their published layouts: shots come from the training split, queries
+from the validation split.
 
-Nothing in a file is trusted: an error names the file and the entry, and no name may lead out of the folder (links there are the
-user's own and are followed). Of large splits a part is
-taken, always the same one; only its images need to be there.
+No file is trusted: an error names the file and the entry, and no name may lead out of the folder (links in it were made by the
+user and are followed). Of a large split a part is taken, always the same one; only its images need to be there.
 """
 
 import dataclasses
@@ -20,10 +19,12 @@ from generalist.data.images import check_image
 
 Kind = Literal["caption", "vqa", "classify"]
 Metric = Literal["cider", "vqa", "exact", "accuracy", "auc"]
-"""VQA accuracy needs the answers of several people; `exact` asks for any of the answers, both sides normalised."""
+"""VQA accuracy needs the answers of several people; `exact` means equal to any of the answers, after normalising both."""
 Split = Literal["train", "val"]
 
-PEOPLE = 4  # answers from which on VQA accuracy can be 100%
+# With fewer answers VQA accuracy cannot be 100%: leaving one person out, three others must agree.
+PEOPLE = 4
+# Flamingo's prompts (appendix B), without its image marker, which the assembler adds.
 CAPTION = "Output: {answer}"
 MEME = "is an image with: '{question}' written on it. Is it hateful? Answer: {answer}"
 _TYPES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -38,37 +39,37 @@ class Example:
     """An image's captions, several people's answers, or the name of its class."""
     question: str = ""
     where: str
-    """File and entry."""
+    """File and entry, for messages."""
 
     @property
     def shown(self) -> str:
-        """The answer it has as a shot: the most frequent one, the first of several."""
+        """Its answer when it is a shot: the most frequent one, and the first of equally frequent ones."""
         return Counter(self.answers).most_common(1)[0][0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What is asked, with what."""
+    """The questions of a benchmark, the examples for its shots, and how it is asked and scored."""
 
     name: str
     kind: Kind
     metric: Metric
     supports: list[Example]
-    """What shots are taken from."""
+    """Examples that shots are taken from."""
     queries: list[Example]
     classes: tuple[str, ...] = ()
-    """What there is to choose among; where the metric is `auc`, the last one is what is looked for."""
+    """Names to choose among; if the metric is `auc`, the last one is the positive class."""
     template: str
     tokens: int
-    """Ids of an answer at most (Flamingo, appendix B)."""
+    """Maximum number of ids of an answer (Flamingo, appendix B)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one is published."""
+    """The published layout of a benchmark."""
 
     files: str
-    """What must lie in the folder."""
+    """The files that the folder must contain, for messages."""
     read: Callable[[Path, Split], Iterator[Example]]
     kind: Kind
     metric: Metric
@@ -80,16 +81,18 @@ class Layout:
 def read_benchmark(
     name: str, folder: Path, *, supports: int = 2048, queries: int = 1000, kind: Kind | None = None, seed: int = 0
 ) -> Benchmark:
-    """A benchmark by its name in `LAYOUTS`.
+    """Reads a benchmark.
 
     Args:
-        supports, queries: how many are taken at most, 0: all.
-        kind: of `jsonl` alone; None: `vqa` if there are questions, else `caption`.
-        seed: decides which are taken.
+        name: in `LAYOUTS`.
+        folder: holds its files.
+        supports, queries: maximum numbers of examples, 0: all.
+        kind: for `jsonl` only; None: `vqa` if there are questions, else `caption`.
+        seed: decides which examples are taken.
 
     Raises:
-        DocumentError: a file or an image is not there or damaged; names it, the entry and the remedy.
-        ValueError: there is no such benchmark, or its kind is not yours to say.
+        DocumentError: a file or an image is missing or damaged; the message names it, the entry and the remedy.
+        ValueError: there is no such benchmark, or it has a fixed kind.
     """
     if name not in LAYOUTS:
         raise ValueError(f"there is no benchmark {name!r}: there are {', '.join(LAYOUTS)}")
@@ -119,14 +122,16 @@ def read_benchmark(
 
 
 def _part(examples: list[Example], count: int, folder: Path, name: str, seed: int) -> list[Example]:
-    """As many as are wanted, in their order, with their images checked."""
+    """`count` of the examples (0: all) in their order, with their images checked."""
     if not examples:
         raise DocumentError(f"{folder} has no entry of {name}")
     if count < 0:
         raise ValueError(f"the number of examples must be at least 0 (all), got {count}")
     if count and count < len(examples):
+        # At random, since files are often sorted by class or by image.
         taken = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
         examples = [examples[int(one)] for one in taken]
+    # Now, not when they are asked about: a missing image must not end an evaluation after hours.
     for example in examples:
         try:
             check_image(example.image)
@@ -138,7 +143,7 @@ def _part(examples: list[Example], count: int, folder: Path, name: str, seed: in
 def _kind_of(
     layout: Layout, kind: Kind | None, supports: list[Example], queries: list[Example]
 ) -> tuple[Layout, tuple[str, ...]]:
-    """What the entries of a JSONL file are, and their classes."""
+    """The layout and the classes of a JSONL file, which its entries decide."""
     asked = [example for example in (*supports, *queries) if example.question]
     if kind == "classify":
         classes = sorted({answer for example in (*supports, *queries) for answer in example.answers})
@@ -153,11 +158,11 @@ def _kind_of(
     return dataclasses.replace(layout, kind="vqa", metric="exact" if few else "vqa", template=ANSWER), ()
 
 
-# ---- what files hold
+# ---- contents of files
 
 
 def _load(path: Path) -> Any:
-    """A JSON file."""
+    """The value of a JSON file."""
     if not path.exists():
         raise DocumentError(f"there is no {path}: put it there as it is published (docs/prompts.md)")
     try:
@@ -167,17 +172,18 @@ def _load(path: Path) -> Any:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each entry of a JSONL file stands, and what it holds."""
+    """Place and value of each entry of a JSONL file."""
     if not path.exists():
         raise DocumentError(f"there is no {path}: put it there (docs/prompts.md)")
     yield from json_lines(path)
 
 
 def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
-    """A field of an entry; texts are not empty."""
+    """A checked field of an entry; texts must not be empty."""
     if not isinstance(entry, dict):
         raise DocumentError(f"{where} holds {entry!r:.60} instead of an object")
     value = entry.get(key)
+    # In Python a boolean is an integer.
     if not isinstance(value, wanted) or isinstance(value, bool) or value == "":
         raise DocumentError(f"{where}: its {key} is {value!r:.60} instead of {_TYPES[wanted]}")
     if isinstance(value, str):
@@ -186,7 +192,7 @@ def _get(entry: Any, key: str, wanted: type, where: str) -> Any:
 
 
 def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
-    """A list of texts with at least one in it."""
+    """A checked list of texts, at least one."""
     values = _get(entry, key, list, where)
     if not values or not all(isinstance(value, str) and value.strip() for value in values):
         raise DocumentError(f"{where}: its {key} are {values!r:.60} instead of texts, at least one")
@@ -196,7 +202,7 @@ def _texts(entry: Any, key: str, where: str) -> tuple[str, ...]:
 
 
 def _first(folder: Path, *names: str) -> Path:
-    """The first of several places that is there."""
+    """The first of several places that exists."""
     for name in names:
         if (folder / name).exists():
             return folder / name
@@ -208,6 +214,7 @@ def _first(folder: Path, *names: str) -> Path:
 
 def _coco(folder: Path, split: Split) -> Iterator[Example]:
     path = _first(folder, *(f"annotations/captions_{split}{year}.json" for year in (2014, 2017)))
+    # The images of the same year: both years have a split of this name, with other images in it.
     images = _first(folder, path.stem.removeprefix("captions_"), f"images/{path.stem.removeprefix('captions_')}")
     whole, captions = _load(path), {}
     for number, entry in enumerate(_get(whole, "annotations", list, str(path)), 1):
@@ -234,6 +241,7 @@ def _karpathy(file: str, *folders: str) -> Callable[[Path, Split], Iterator[Exam
                 captions = tuple(_get(one, "raw", str, where) for one in sentences)
                 if not captions:
                     raise DocumentError(f"{where} has no sentence: get the file again")
+                # COCO's entries name a folder per image, since `restval` lies with the validation images; Flickr's do not.
                 inner = _get(entry, "filepath", str, where) if "filepath" in entry else "."
                 image = named(named(images, inner, where), _get(entry, "filename", str, where), where)
                 yield Example(image=image, answers=captions, where=where)
@@ -242,6 +250,8 @@ def _karpathy(file: str, *folders: str) -> Callable[[Path, Split], Iterator[Exam
 
 
 def _vqa(prefix: str) -> Callable[[Path, Split], Iterator[Example]]:
+    """VQAv2 and OK-VQA, whose files differ in a prefix."""
+
     def read(folder: Path, split: Split) -> Iterator[Example]:
         path = folder / f"{prefix}OpenEnded_mscoco_{split}2014_questions.json"
         own = folder / f"{prefix}mscoco_{split}2014_annotations.json"
@@ -255,6 +265,7 @@ def _vqa(prefix: str) -> Callable[[Path, Split], Iterator[Example]]:
             where = f"{path} question {number}"
             if not (known := answers.get(_get(entry, "question_id", int, where))):
                 raise DocumentError(f"{where} has no answer in {own.name}: get both files of the same version")
+            # Made from a number, so it cannot lead out of the folder.
             image = images / f"COCO_{split}2014_{_get(entry, 'image_id', int, where):012d}.jpg"
             yield Example(image=image, answers=known, question=_get(entry, "question", str, where), where=where)
 
@@ -266,7 +277,7 @@ def _textvqa(folder: Path, split: Split) -> Iterator[Example]:
     for number, entry in enumerate(_get(_load(path), "data", list, str(path)), 1):
         where = f"{path} entry {number}"
         name = f"{_get(entry, 'image_id', str, where)}.jpg"
-        image = named(folder / "train_images", name, where)  # both splits' images lie there
+        image = named(folder / "train_images", name, where)  # the images of both splits
         question = _get(entry, "question", str, where)
         yield Example(image=image, answers=_texts(entry, "answers", where), question=question, where=where)
 
@@ -282,7 +293,7 @@ def _hateful(folder: Path, split: Split) -> Iterator[Example]:
 
 
 def _synsets(folder: Path) -> dict[str, str]:
-    """The first name of each synset; where two have the same (such as crane), their other names as well."""
+    """The first name of each synset; all of its names if another synset has the same first one (such as crane)."""
     path, names = folder / "LOC_synset_mapping.txt", {}
     for row, line in text_lines(path):
         synset, _, name = line.partition(" ")
@@ -298,12 +309,13 @@ def _imagenet(folder: Path, split: Split) -> Iterator[Example]:
     names = _synsets(folder)
     images = _first(folder, f"ILSVRC/Data/CLS-LOC/{split}", split)
     solution = folder / "LOC_val_solution.csv"
-    if split == "val" and solution.is_file():  # its images lie side by side
+    if split == "val" and solution.is_file():  # in Kaggle's layout validation images are not sorted into folders
         for row, line in text_lines(solution):
-            if row == 1:  # its header
+            if row == 1:  # the header
                 continue
             where = f"{solution} line {row}"
             stem, _, prediction = line.partition(",")
+            # The class, followed by a bounding box; further objects are of the same class.
             synset = prediction.split(" ")[0]
             if synset not in names:
                 raise DocumentError(f"{where} names {synset!r:.40}, which is not in LOC_synset_mapping.txt")
@@ -312,7 +324,9 @@ def _imagenet(folder: Path, split: Split) -> Iterator[Example]:
     for inner in sorted(path for path in images.iterdir() if path.is_dir()):
         if inner.name not in names:
             raise DocumentError(f"the folder {inner} is not in LOC_synset_mapping.txt: take it out")
-        for image in sorted(path for path in inner.iterdir() if not path.name.startswith(".")):  # as macOS leaves them
+        for image in sorted(
+            path for path in inner.iterdir() if not path.name.startswith(".")
+        ):  # macOS leaves such files
             yield Example(image=image, answers=(names[inner.name],), where=str(image))
 
 
@@ -321,11 +335,14 @@ def _jsonl(folder: Path, split: Split) -> Iterator[Example]:
         image = named(folder, _get(entry, "image", str, where), where)
         question = _get(entry, "question", str, where) if "question" in entry else ""
         if unknown := sorted(set(entry) - {"image", "question", "answer", "answers"}):
-            raise DocumentError(f"{where} has {unknown[0]!r}: there are image, question, answers (or answer)")
+            raise DocumentError(f"{where} has {unknown[0]!r}: known keys are image, question, answers (or answer)")
         if "answer" in entry and "answers" in entry:
             raise DocumentError(f"{where} has answers and an answer, which would be lost: put it into the answers")
         answers = _texts(entry, "answers", where) if "answers" in entry else (_get(entry, "answer", str, where),)
         yield Example(image=image, answers=answers, question=question, where=where)
+
+
+# Captions have up to 20 ids, answers 5, those of TextVQA 10 (Flamingo, appendix B).
 
 
 def _captioning(files: str, read: Callable[[Path, Split], Iterator[Example]]) -> Layout:
@@ -372,5 +389,7 @@ LAYOUTS: Mapping[str, Layout] = {
         template=CAPTION,
         classes=lambda folder: tuple(dict.fromkeys(_synsets(folder).values())),
     ),
-    "jsonl": _answering("train.jsonl and val.jsonl: image, answers (or answer) and perhaps question a line", _jsonl),
+    "jsonl": _answering(
+        "train.jsonl and val.jsonl: image, answers (or answer) and optionally question per line", _jsonl
+    ),
 }

@@ -1,10 +1,10 @@
-"""Few-shot evaluation in Flamingo's manner (Alayrac et al., 2022, section 4 and appendix B.1): shots before every query, then an
-answer that is written (captions, answers to questions) or chosen among all class names by likelihood.
+"""Few-shot evaluation as in Flamingo (Alayrac et al., 2022, section 4 and appendix B.1): shots before every query, then an answer
+that is written (captions, answers to questions) or chosen among all class names by likelihood.
 
     shots     drawn anew for every query, or the images nearest to the query's (RICES), the nearest last
-    zero      two examples of text alone, so that the model sees what an answer looks like; not where names are ranked
-    ensemble  several orders of the same shots: log-likelihoods are averaged over them. Where answers are written, those that the
-              orders gave are ranked so, by their mean log-likelihood an id
+    zero      two examples of text alone, so that the model sees the form of an answer; none where names are ranked
+    ensemble  several orders of the same shots, over which log-likelihoods are averaged; written answers of the different orders
+              are ranked by their mean log-likelihood per id
 
 Dimension key: Q queries, S seeds.
 """
@@ -32,17 +32,17 @@ from generalist.inference.prompt import context
 from generalist.inference.shots import Images, Retriever
 
 Drawn = dict[int, list[list[list[int]]]]
-"""Number of shots → seed → query → the shots' places among the supports."""
+"""Number of shots → seed → query → the shots' indices among the supports."""
 
 TEXT_ONLY = 2  # examples before a query without shots; a single one does harm (Flamingo, appendix B.1)
 
 
 def check(generalist: Generalist, benchmark: Benchmark, asking: Asking) -> None:
-    """Whether everything that is needed is there, before anything is computed.
+    """Checks that everything needed is there, before anything is computed.
 
     Raises:
-        ValueError: there are too few examples, or the weights have no encoder for RICES.
-        ImportError: the extra `captions` is needed.
+        ValueError: there are too few examples, the template lacks the question, or the weights have no encoder for RICES.
+        ImportError: the extra `captions` is not installed.
     """
     most = max(asking.shots) or TEXT_ONLY
     if len(benchmark.supports) < most:
@@ -51,7 +51,7 @@ def check(generalist: Generalist, benchmark: Benchmark, asking: Asking) -> None:
     if asked is not None and "{question}" not in (asking.template or benchmark.template):
         raise ValueError(f"{benchmark.name} asks questions: write {{question}} into the template {asking.template!r}")
     if asking.retrieve and generalist.encoder is None:
-        raise ValueError("retrieval looks for like images with the frozen encoder, and these weights have none")
+        raise ValueError("retrieval compares images with the frozen encoder, but these weights have none")
     if benchmark.kind == "caption":
         scorers()
 
@@ -67,11 +67,15 @@ def evaluate(
     """Scores by number of shots, with every answer.
 
     Args:
-        kept: where the answers of a finished number of shots and seed stay until the whole is finished.
+        generalist: the weights.
+        benchmark: the queries, and the supports that shots are taken from.
+        asking: how it is asked.
+        kept: stores the answers of each number of shots and seed, so that an interrupted evaluation continues.
+        progress: gets one bar.
 
     Returns:
-        `cells`, a number of shots each: `score` (percent; CIDEr times 100) with its bootstrap interval over the queries,
-        `by_seed`, for captions `bleu` (BLEU-1 to 4, times 100), and `answers` (seed → query → `shots`, by their numbers among
+        `cells`, one per number of shots: `score` (percent; CIDEr times 100) with its bootstrap interval over the queries,
+        `by_seed`, for captions `bleu` (BLEU-1 to 4, times 100), and `answers` (seed → query → `shots`, by their indices among
         `supports`, `answer`, `score`; `log_odds` where the metric is `auc`); `left_out`: numbers of shots that do not fit.
 
     Raises:
@@ -81,6 +85,7 @@ def evaluate(
     check(generalist, benchmark, asking)
     asked = Asked(generalist, benchmark, asking)
     drawn, left_out = _fitting(asked, _shots(asked))
+    # All that an answer depends on besides its shots: kept answers serve only an evaluation that would give the same.
     seen = {"weights": fingerprint(generalist), "benchmark": _digest(benchmark), "template": asked.template}
     settings = seen | {"tokens": asked.tokens, "beams": asking.beams, "permutations": asking.permutations}
     bar = None
@@ -119,10 +124,11 @@ def evaluate(
 
 
 def _shots(asked: Asked) -> Drawn:
-    """The nearest ones, or random ones."""
+    """The shots of every query: the nearest ones, or random ones."""
     asking, benchmark = asked.asking, asked.benchmark
     places, drawn = len(benchmark.supports), {}
     if asking.retrieve and max(asking.shots):
+        # Once, for the largest number of shots: fewer are the last of these.
         retriever = Retriever(asked.generalist, Images([one.image for one in benchmark.supports]))
         queries = (read_image(query.image) for query in benchmark.queries)
         nearest = [retriever.nearest(image, max(asking.shots)).tolist() for image in queries]
@@ -133,21 +139,23 @@ def _shots(asked: Asked) -> Drawn:
         wanted = count if count or benchmark.kind == "classify" else TEXT_ONLY
         drawn[count] = [
             [
+                # Seeded by query and number, so that a draw does not depend on which others are made.
                 np.random.default_rng([seed, count, number]).choice(places, wanted, replace=False).tolist()
                 for number in range(len(benchmark.queries))
             ]
-            for seed in range(asking.seeds if wanted else 1)
+            for seed in range(asking.seeds if wanted else 1)  # without shots, every seed would ask the same
         ]
     return drawn
 
 
 def _fitting(asked: Asked, drawn: Drawn) -> tuple[Drawn, list[dict[str, Any]]]:
-    """The numbers of shots whose every prompt fits the context with its answer; the others, with how many would fit.
+    """The numbers of shots for which every prompt fits the context with its answer; and the others, with how many would fit.
 
     Raises:
         ValueError: none fits.
     """
     whole, left_out = {}, []
+    # All or none: a score over only those queries whose shots fit would be of easier queries.
     for count, by_seed in drawn.items():
         least = min(
             asked.fitting(number, shots, with_images=count > 0)
@@ -161,7 +169,7 @@ def _fitting(asked: Asked, drawn: Drawn) -> tuple[Drawn, list[dict[str, Any]]]:
     if not whole:
         most = max(0, *(one["fitting"] for one in left_out))
         raise ValueError(
-            f"with {', '.join(map(str, drawn))} shots the prompts and {asked.tokens} ids of an answer are longer than the "
+            f"with {', '.join(map(str, drawn))} shots the prompts and {asked.tokens} ids for an answer are longer than the "
             f"context of {context(asked.generalist)}, in which {most} shots fit: ask with fewer, or shorten the template"
         )
     return whole, left_out
@@ -188,6 +196,7 @@ def _answers(
 def _orders(shots: list[int], count: int, seed: list[int]) -> Iterator[list[int]]:
     """The shots as they are, then in random orders."""
     yield shots
+    # The 1 keeps these draws apart from those of the shots, which have the same seed without it.
     rng = np.random.default_rng([1, *seed])
     for _ in range(count - 1 if len(shots) > 1 else 0):
         yield [shots[int(one)] for one in rng.permutation(len(shots))]
@@ -198,11 +207,13 @@ def _scored(benchmark: Benchmark, answers: list[list[dict[str, Any]]]) -> dict[s
     found: dict[str, Any] = {}
     if benchmark.kind == "caption":
         references = [query.answers for query in benchmark.queries]
+        # Of all queries together: CIDEr's weights of words come from the references of all of them.
         scores = [caption_scores([one["answer"] for one in several], references) for several in answers]
-        each = np.stack([100.0 * one.cider for one in scores])
+        each = np.stack([100.0 * one.cider for one in scores])  # (S, Q)
         found["bleu"] = (100.0 * np.mean([one.bleu for one in scores], axis=0)).tolist()
     else:
         pairs = [zip(several, benchmark.queries, strict=True) for several in answers]
+        # (S, Q)
         each = np.array([[_score(benchmark, one["answer"], query) for one, query in several] for several in pairs])
     scored = [
         [one | {"score": float(score)} for one, score in zip(several, row, strict=True)]
@@ -210,15 +221,16 @@ def _scored(benchmark: Benchmark, answers: list[list[dict[str, Any]]]) -> dict[s
     ]
     if benchmark.metric == "auc":
         positive = np.array([query.answers[0] == benchmark.classes[-1] for query in benchmark.queries])
-        odds = np.array([[one["log_odds"] for one in several] for several in answers])
+        odds = np.array([[one["log_odds"] for one in several] for several in answers])  # (S, Q)
         estimate, by_seed = area(odds, positive), area_under_curve(odds, positive)
     else:
+        # Queries are resampled, with the mean over seeds of each: seeds of one query are not independent.
         estimate, by_seed = bootstrap([each.mean(axis=0)]), each.mean(axis=1)
     return {"score": dataclasses.asdict(estimate), "by_seed": by_seed.tolist(), "answers": scored} | found
 
 
 def _score(benchmark: Benchmark, answer: str, query: Example) -> float:
-    """Of one answer, in percent."""
+    """The score of one answer in percent."""
     if benchmark.metric == "vqa":
         return 100.0 * vqa_accuracy(answer, query.answers)
     if benchmark.metric == "exact":
@@ -227,7 +239,7 @@ def _score(benchmark: Benchmark, answer: str, query: Example) -> float:
 
 
 def _chance(benchmark: Benchmark) -> float | None:
-    """What choosing at random gives, in percent; None where an answer is written."""
+    """The score of choosing at random, in percent; None where answers are written."""
     if benchmark.metric == "auc":
         return 50.0
     return 100.0 / len(benchmark.classes) if benchmark.kind == "classify" else None
@@ -238,6 +250,6 @@ def _plain(example: Example) -> dict[str, Any]:
 
 
 def _digest(benchmark: Benchmark) -> str:
-    """Changes with anything that is asked or shown but the images' pixels."""
+    """A hash of everything that is asked or shown except the images' pixels."""
     whole = [[_plain(one) for one in several] for several in (benchmark.queries, benchmark.supports)]
     return hashlib.sha256(json.dumps([whole, benchmark.classes]).encode()).hexdigest()

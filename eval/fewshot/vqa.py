@@ -1,4 +1,4 @@
-"""VQA accuracy as its official scorer computes it (Antol et al., 2015; Goyal et al., 2017), its peculiarities included."""
+"""VQA accuracy as the official scorer computes it (Antol et al., 2015; Goyal et al., 2017), including its peculiarities."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _NUMBER_WORDS = "none zero one two three four five six seven eight nine ten"
 _NUMBERS = dict(zip(_NUMBER_WORDS.split(), [0, *range(11)], strict=True))
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# A full stop that no digit follows; the look-ahead in front, meant to spare one after a digit, is always true.
+# A full stop that no digit follows. The lookahead before it, probably meant as a lookbehind for a digit, is always true.
 _FULL_STOP = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _MOST_FULL_STOPS = int(re.UNICODE)  # the official scorer passes the flag where the count belongs
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
@@ -33,6 +33,8 @@ def normalized(answer: str) -> str:
     """Lower case, without punctuation and articles, number words as digits, contractions with their apostrophes."""
     text = answer
     for mark in _PUNCTUATION:
+        # A mark beside a space is dropped, one within a word becomes a space. A number with a comma anywhere in the answer has
+        # all marks dropped: the official scorer looks for it in the whole answer.
         apart = f"{mark} " in answer or f" {mark}" in answer or _NUMBER_WITH_COMMA.search(answer)
         text = text.replace(mark, "" if apart else " ")
     text = _FULL_STOP.sub("", text, count=_MOST_FULL_STOPS)
@@ -41,20 +43,22 @@ def normalized(answer: str) -> str:
 
 
 def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
-    """A third for every other person who gave the same answer, 1 at most, averaged over leaving each person out.
+    """The share of three people who gave the same answer, at most 1, averaged over leaving out each person.
 
     Args:
+        answer: the answer to score.
         human: the answers of several people, ten in VQAv2.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no human answer.
     """
     if not human:
         raise ValueError("the question has no answer to compare with")
     given, references = _plain(answer), [_plain(one) for one in human]
-    if len(set(references)) > 1:  # where all agree, the official scorer compares as they are
+    if len(set(references)) > 1:  # where all agree, the official scorer compares without normalising
         given, references = normalized(given), [normalized(one) for one in references]
-    same = np.array([one == given for one in references])
+    same = np.array([one == given for one in references])  # (people,)
+    # Without each person in turn: a person who gave the answer leaves one fewer who did.
     return float(np.mean(np.minimum(1.0, (same.sum() - same) / 3)))
 
 

@@ -1,4 +1,7 @@
-"""Scores of contrastive pretraining, on pairs that training held out."""
+"""Scores of contrastive pretraining on held-out pairs.
+
+Dimension key: N pairs, E embedding width.
+"""
 
 from typing import Any
 
@@ -14,12 +17,19 @@ from generalist.system.progress import counting
 
 
 def evaluate(dual: DualEncoder, heldout: Pairs | None, console: Console) -> dict[str, Any]:
-    """Retrieval among held-out pairs; on the emoji also zero-shot naming, with one template and with several."""
+    """Retrieval among held-out pairs; for the emoji also zero-shot naming, with one template and with several.
+
+    Args:
+        dual: the two encoders.
+        heldout: the user's held-out pairs, if training used the user's pairs; else the emoji's held-out splits are used.
+        console: shows the progress.
+    """
     results: dict[str, Any] = {"retrieval": {}, "zero_shot": {}}
     own = dual.config.pairs is not None
     sets: dict[str, Pairs] = {}
     if own and heldout is not None:
         sets["heldout"] = heldout
+    # Weights trained on the user's pairs are not scored on emoji, which they have never seen.
     if not own:
         sets = {split: EmojiPairs(drawings(split)) for split in SPLITS if split != "train"}
     with counting(console) as progress:
@@ -28,13 +38,15 @@ def evaluate(dual: DualEncoder, heldout: Pairs | None, console: Console) -> dict
             embedded, texts = [], []
             for start in range(0, len(pairs), EMBEDDED_AT_ONCE):
                 chunk = range(start, min(start + EMBEDDED_AT_ONCE, len(pairs)))
+                # A pair whose image can't be read is left out with its text.
                 some = [shown for index in chunk if (shown := pairs.readable(index)) is not None]
                 if some:
                     embedded.append(dual.embed_images([image for image, _ in some]))
                 texts += [text for _, text in some]
                 progress.advance(bar, len(chunk))
-            images = np.concatenate(embedded)
+            images = np.concatenate(embedded)  # (N, E)
             results["retrieval"][name] = retrieval(images, dual.embed_texts(texts), texts)
+            # Only the emoji's pairs have classes: things that several drawings show.
             if isinstance(pairs, EmojiPairs):
                 classes = sorted({drawing.thing for drawing in pairs.drawings})
                 labels = [classes.index(drawing.thing) for drawing in pairs.drawings]
@@ -45,7 +57,7 @@ def evaluate(dual: DualEncoder, heldout: Pairs | None, console: Console) -> dict
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The scores as a table."""
+    """Prints the scores as a table."""
 
     def text(estimate: dict[str, float]) -> str:
         return f"{estimate['value']:z.1f} [{estimate['low']:z.1f}, {estimate['high']:z.1f}]"

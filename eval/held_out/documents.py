@@ -1,24 +1,21 @@
-"""The loss on a user's own documents that training held out, texts and images as training shows them.
+"""The loss on the user's held-out documents, with texts and images as training shows them.
 
 Dimension key: N documents.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
 from generalist.data.document_examples import DocumentExamples
+from generalist.eval.held_out.likelihood import LogLikelihood
 from generalist.eval.results.scores import ratio
 from generalist.tokenizers.sequence import Sequence
 
 SEED = 0
-SCORED_AT_ONCE = 64
-
-LogLikelihood = Callable[[list[Sequence]], np.ndarray]
-"""Sequences → log-likelihood of each one's predicted tokens in nats, (n,)."""
+SCORED_AT_ONCE = 64  # documents whose images are in memory together
 
 
 def evaluate_documents(
@@ -26,22 +23,24 @@ def evaluate_documents(
 ) -> dict[str, Any]:
     """Nats per predicted token over a stretch of each document, with an interval over documents.
 
-    Of a document that is longer than a row the stretch is drawn, and so is whether texts belong to the image before or after
-    them, by the document's number alone: the same on every machine.
+    Two choices are random but decided by the document's index alone, so that they are the same on every machine: the stretch of
+    a document that is longer than a row, and whether its texts attend to the image before or after them.
 
     Args:
         examples: the held-out documents, cut and joined with their images as in training.
         log_likelihood: scores sequences.
-        count: documents at most, drawn from all of them.
+        count: maximum number of documents, drawn from all of them.
         progress: gets one bar.
 
     Raises:
         ValueError: no document has a token to predict.
-        DocumentError: more documents than may be left out have an image that can't be read.
+        DocumentError: more documents have an unreadable image than may be left out.
     """
     order = np.random.default_rng(SEED).permutation(len(examples))[:count]
+    # In the file's order, which reads it from front to back.
     chosen = [int(number) for number in sorted(order)]
     bar = progress.add_task("reading held-out documents", total=len(chosen)) if progress else None
+    # (N,) each.
     nats, tokens, shown = np.zeros(len(chosen)), np.zeros(len(chosen)), np.zeros(len(chosen), bool)
     for start in range(0, len(chosen), SCORED_AT_ONCE):
         numbers = chosen[start : start + SCORED_AT_ONCE]
@@ -67,10 +66,14 @@ def evaluate_documents(
 
 
 def _example(examples: DocumentExamples, number: int) -> Sequence:
-    """A document's sequence. Training shows a text that belongs to an image which does not come without predicting it; here the
-    text then belongs to the image on its other side, since every document is to count."""
+    """A document's sequence, with something to predict if that is possible.
+
+    A text before the first image, or after the last one, may attend to an image that does not exist; it is then not predicted.
+    Training accepts that; here such a document is tried again with texts that attend to the image on their other side.
+    """
     ways = [examples, *(dataclasses.replace(examples, next_probability=way) for way in (0.0, 1.0))]
     for way in ways:
+        # The same generator each time, so that the stretch stays the same.
         sequence = way.example(number, np.random.default_rng([SEED, number]))
         if sequence.loss_weight.any():
             break

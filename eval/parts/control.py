@@ -1,4 +1,4 @@
-"""Control: the weights play every task of the suites that their settings name, on seeds that no recording used."""
+"""The control part: the weights play every task of their suites, on seeds that no recording used."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Control(Part):
-    """A job per suite."""
+    """Control; one job per suite."""
 
     name = "control"
     title = "Control"
@@ -57,6 +57,7 @@ class Control(Part):
                 check_suite(f"{policy} in {suite}", summary)
 
     def headline(self, results: Results) -> str:
+        # Gato's headline: how many tasks are above half of the expert's score (Reed et al. 2022, section 4.1).
         tasks = [percents(task) for one in results["control"].values() for task in one["tasks"].values()]
         above = sum(float(np.mean(scores)) > HALF for scores in tasks)
         share = bootstrap(tasks, share_above)
@@ -72,6 +73,7 @@ class Control(Part):
 
     def show(self, results: Results, console: Console) -> None:
         suites = results["control"]
+        # Scores of episodes that were cut off may be low because they were cut off: worth knowing beside them.
         limited = [f"{suite} {one['cut_off']}/{one['episodes']}" for suite, one in suites.items()]
         console.print(f"episodes that ended at the limit of steps: {', '.join(limited)}", highlight=False)
         for name, played in {results.get("agent", "model"): suites, **results.get("policies", {})}.items():
@@ -85,6 +87,7 @@ class Control(Part):
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
         folder = beside.folder
+        # A results file that was copied somewhere else comes without the run's earlier evaluations.
         evaluations = {} if folder is None else history.evaluations(folder / "evaluation", results)
         names = [name for summary in results["control"].values() for name in summary["tasks"]]
         return page.sections(results, evaluations, beside.clips(names))
@@ -94,8 +97,8 @@ class Control(Part):
 
 
 def _clipped(suites: Mapping[str, Any]) -> str:
-    """Shares of the observed numbers that lay beyond the range of their layout's statistics and were cut to it: the model can't
-    tell such observations apart. Empty where there are none, and for results of earlier versions, which do not know."""
+    """The shares of observed numbers that were clipped to the range of their layout's statistics, beyond which the model cannot
+    distinguish them, as text. Empty if there are none, and for results of earlier versions, which did not count them."""
     shares = {layout: share for one in suites.values() for layout, share in one.get("clipped", {}).items()}
     return ", ".join(f"{layout} {100 * share:.2g}%" for layout, share in sorted(shares.items()))
 
@@ -105,7 +108,7 @@ def _job(generalist: "Generalist", suite: str, tasks: list[Task]) -> Job:
     episodes = config.data.control()[suite].evaluation_episodes
 
     def compute(progress: Progress) -> dict[str, Any]:
-        from generalist.eval.control import agents  # brings JAX along, which reading a file does not need
+        from generalist.eval.control import agents  # imports JAX, which reading a results file does not need
 
         played, notes = agents.play(
             generalist,
@@ -119,7 +122,7 @@ def _job(generalist: "Generalist", suite: str, tasks: list[Task]) -> Job:
         return {"episodes": [dataclasses.asdict(episode) for episode in played], "clipped": notes["clipped"]}
 
     limits = {task.name: task.max_steps for task in tasks}
-    # The only setting of acting that a later command may change: what was played with another one is played again.
+    # The only setting of acting that a later command may change; with another one the episodes are played again.
     temperatures = {task.layout: generalist.layouts[task.layout].acting.temperature for task in tasks}
     settings = {
         "max_steps": limits,
@@ -131,13 +134,14 @@ def _job(generalist: "Generalist", suite: str, tasks: list[Task]) -> Job:
 
 
 def _summary(tasks: Sequence[Task], result: Any) -> dict[str, Any]:
-    """A suite's summary of what its job gave, or of what an earlier version kept of it: the episodes alone."""
+    """A suite's summary from the result of its job."""
+    # Earlier versions kept only the list of episodes.
     episodes, clipped = (result, None) if isinstance(result, list) else (result["episodes"], result["clipped"])
     return summarize(tasks, [Episode(**episode) for episode in episodes], clipped)
 
 
 def _task_cell(name: str, task: Mapping[str, Any]) -> Text:
-    """A task's name with its percent, red to green."""
+    """A task's percent, coloured from red to green, and its name."""
     value = task["percent"]["value"]
     style = "green" if value >= GOOD else "yellow" if value >= FAIR else "red"
     return Text.assemble((f"{value:z4.0f}", style), f" {name}")

@@ -1,4 +1,4 @@
-"""Documents: the loss on a user's own documents that training held out (`data.documents.heldout`)."""
+"""The documents part: the loss on the user's held-out documents (`data.documents.heldout`)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -28,13 +28,14 @@ LARGEST_HASHED = 2**28  # bytes
 
 
 class HeldOutDocuments(Part):
-    """One job: the held-out file or folder."""
+    """Held-out documents; one job per source of documents that names some."""
 
     name = "documents"
     title = "Held-out documents"
     seeds: ClassVar[Mapping[str, int]] = {"documents": documents.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
+        # All sources, not only those that take part: weights can be scored on documents that they were not trained for.
         return [
             _job(generalist, name, own, own.heldout)
             for name, own in generalist.config.data.sources.items()
@@ -44,6 +45,7 @@ class HeldOutDocuments(Part):
     def prepare(self, config: Config) -> None:
         for own in config.data.sources.values():
             if isinstance(own, OwnDocuments) and own.heldout is not None:
+                # Raises if they can't be read.
                 Documents(own.heldout, own.unreadable, opening=own.opening(config.data.folder, heldout=True))
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
@@ -69,7 +71,7 @@ def _loss(found: Mapping[str, Any]) -> Estimate:
 
 
 def _exact(loss: Estimate) -> str:
-    """With the digits that a loss differs in."""
+    """A loss with three decimals, in which losses of similar weights differ; `str` shows one."""
     return f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
 
 
@@ -79,7 +81,7 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: str) -
     opened = Documents(heldout, own.unreadable, opening=opening, checked=True)
 
     def compute(progress: Progress) -> dict[str, Any]:
-        from generalist.inference.score import log_likelihood
+        from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
         examples = DocumentExamples(
             documents=opened,
@@ -100,14 +102,16 @@ def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: str) -
         "next_probability": own.next_probability,
         "seed": documents.SEED,
     }
+    # A source of the default name has the key that results had when there was only one source of documents.
     return Job(
         part=HeldOutDocuments.name, key="heldout" if name == own.kind else name, settings=settings, compute=compute
     )
 
 
 def _digest(documents: DocumentSet) -> str:
-    """SHA-256 of the files with the documents, without images beside them: an edited file is scored anew, a copy of it
-    elsewhere is not. Of large files the names and sizes stand for what is in them."""
+    """SHA-256 of the files with the documents, without images beside them: an edited file is scored again, a copy of it
+    elsewhere is not. Of large files the names and sizes stand for their content."""
+    # The images' pixels are not covered: hashing all of them would take longer than scoring some of them.
     digest = hashlib.sha256()
     for file in documents.files:
         if size(file) > LARGEST_HASHED:

@@ -1,4 +1,4 @@
-"""Language: how well the weights predict prose that training held out."""
+"""The language part: how well the weights predict held-out prose."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Language(Part):
-    """One job: the held-out part of the prose."""
+    """Language; one job per source of prose."""
 
     name = "language"
     title = "Language"
@@ -59,8 +59,9 @@ def _job(generalist: "Generalist", name: str, source: Prose) -> Job:
     megabytes, count = source.megabytes, source.evaluation_windows
 
     def compute(progress: Progress) -> dict[str, Any]:
-        from generalist.inference.score import log_likelihood
+        from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
+        # The training texts are needed too: the unigram model counts their tokens.
         training, heldout = (
             [document.text for document in prose(config.data.folder / "prose", split, megabytes)]
             for split in ("train", "heldout")

@@ -1,4 +1,4 @@
-"""Naming: which of a few names do the weights find likeliest for a drawing that training held out?"""
+"""The naming part: which of a few names do the weights find likeliest for a held-out drawing?"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from generalist.eval.results.words import counted
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
-NAME_TOKENS = 16  # of a written name at most
+NAME_TOKENS = 16  # maximum number of ids of a written name
 SPLITS: tuple[Split, ...] = ("drawings", "names")
 COLUMNS = {
     "accuracy": "named rightly %",
@@ -29,11 +29,11 @@ COLUMNS = {
     "caption_gain_over_wrong": "caption, nats over wrong",
     "caption_gain_over_none": "over none",
 }
-"""Of the page's table."""
+"""Columns of the page's table: key of the results → header."""
 
 
 class Naming(Part):
-    """A job per split: held-out drawings of known things, and things whose names were never seen."""
+    """Naming; one job per split: held-out drawings of known things, and things whose names were never seen."""
 
     name = "naming"
     title = "Naming drawings"
@@ -41,12 +41,14 @@ class Naming(Part):
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
         drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, Emoji)]
+        # Of several such sources the first: their drawings are the same.
         return [_job(generalist, one, split) for one in drawn[:1] for split in SPLITS]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{split}, named rightly %": Estimate(**one["accuracy"]) for split, one in results["naming"].items()}
 
     def check(self, results: Results) -> None:
+        # Only the accuracy: the file keeps the answers that were given with the right image, no others.
         for split, found in results["naming"].items():
             right = sum(one["answer"] == one["thing"] for one in found["answers"])
             accuracy = dataclasses.asdict(proportion(right, len(found["answers"])))
@@ -57,6 +59,7 @@ class Naming(Part):
         for split, found in results["naming"].items():
             drawn = counted(found["items"], "drawing")
             chance = f"chance {found['chance']:.0f}"
+            # Without an image the names alone decide; a wrong one must not help. Both stand below the accuracy.
             for label, key, against in (
                 (f"naming {split} %", "accuracy", chance),
                 ("  wrong image", "blind_accuracy", chance),
@@ -79,6 +82,7 @@ class Naming(Part):
 def _job(generalist: "Generalist", wanted: Emoji, split: Split) -> Job:
 
     def compute(progress: Progress) -> dict[str, Any]:
+        # They import JAX, which reading a results file does not need.
         from generalist.inference.prompt import Decoding, prompt
         from generalist.inference.score import log_likelihood
 

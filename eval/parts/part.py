@@ -1,4 +1,4 @@
-"""What a part of an evaluation is: one object that computes, names its section of the results, checks it and shows it."""
+"""A part of an evaluation: one object that computes it, names its section of the results file, checks it and shows it."""
 
 import abc
 import dataclasses
@@ -20,117 +20,120 @@ if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 Results = Mapping[str, Any]
-"""A whole results file: the manifest, and a section for each part."""
+"""The content of a results file: the manifest, and a section for each part."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A piece of a part that is computed, kept and repeated by itself."""
+    """A piece of a part that is computed, kept and repeated on its own."""
 
     part: str
+    """Name of the part."""
     key: str
-    """Of the part's jobs: a suite, a split, a text."""
+    """The job among those of its part: a suite, a split, a text."""
     settings: Mapping[str, Any]
-    """What the result depends on besides the weights, as JSON values: with other settings it is computed anew."""
+    """Everything that the result depends on besides the weights, as JSON values; with other settings it is computed again."""
     compute: Callable[[Progress], Any]
-    """Shows its progress; returns JSON values."""
+    """Computes the result, JSON values, and shows its progress."""
 
     @property
     def name(self) -> str:
-        """How files, messages and failures call it: `control-babyai`."""
+        """Its name in files, messages and failures: `control-babyai`."""
         return f"{self.part}-{self.key}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table on the screen."""
+    """One row of the table on the screen."""
 
     label: str
     value: str
     middle: str = ""
-    """The interquartile mean, where there are several tasks."""
+    """The interquartile mean, if there are several tasks."""
     against: str = ""
-    """What the value is to be compared with: chance, a baseline."""
+    """The value to compare with: chance, a baseline."""
     source: str = ""
-    """What it was measured on."""
+    """The data that it was measured on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What a report draws on besides the results file."""
+    """Material for a report besides the results file."""
 
     folder: Path | None = None
     """The run's folder, with earlier evaluations."""
     clips: Callable[[Sequence[str]], Mapping[str, bytes | str]] = lambda tasks: {}
-    """Plays tasks, by name: an animated WebP each, or why there is none."""
+    """Plays tasks, by name: an animated WebP of each, or the reason why there is none."""
 
 
 class Part(abc.ABC):
-    """A part of an evaluation. `generalist.eval.parts.registry` holds them in order; nothing else names one.
+    """A part of an evaluation. `generalist.eval.parts.registry` lists them in order; no other module names one.
 
-    A part needs a name, a title, jobs and numbers; every other method has a default that follows from those.
+    A part needs a name, a title, jobs and numbers; every other method has a default based on these.
     """
 
     name: ClassVar[str]
-    """Of its section in the results file."""
+    """Key of its section in the results file, and the name by which sources refer to it."""
     title: ClassVar[str]
-    """On the page."""
+    """Heading on the page."""
     seeds: ClassVar[Mapping[str, int]] = {}
-    """What is drawn with which seed, for the manifest."""
+    """Seeds by their purpose, for the manifest."""
 
     @abc.abstractmethod
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        """What is computed for these weights by their settings; nothing where the part does not apply."""
+        """The jobs for these weights, according to their settings; none if the part does not apply."""
 
     @abc.abstractmethod
     def numbers(self, results: Results) -> dict[str, Estimate]:
-        """The section's main numbers with their intervals, by what they measure."""
+        """The section's main numbers with their intervals, by label."""
 
     def sources(self, config: Config) -> dict[str, Source]:
-        """The sources that take part and say that this part belongs to them, by name."""
+        """The sources that take part and list this part in their `evaluation_parts`, by name."""
         return {name: one for name, one in config.data.taking_part.items() if self.name in one.evaluation_parts}
 
-    def prepare(self, config: Config) -> None:  # noqa: B027 - most parts have nothing to look at
-        """Looks at what the settings name, before anything is trained.
+    def prepare(self, config: Config) -> None:  # noqa: B027 - most parts have nothing to check
+        """Checks what the settings name, before anything is trained.
 
         Raises:
             ValueError, OSError, ImportError: the part could not be computed; the message names the setting.
         """
 
     def section(self, generalist: "Generalist", done: Mapping[str, Any]) -> Any:
-        """What stands in the results file.
+        """Its section of the results file.
 
         Args:
+            generalist: the weights.
             done: results of the jobs that succeeded, by their keys; at least one.
         """
         return dict(done)
 
-    def check(self, results: Results) -> None:  # noqa: B027 - not every section can be computed again
-        """Computes again what can be computed from the file.
+    def check(self, results: Results) -> None:  # noqa: B027 - not every section can be recomputed
+        """Recomputes the numbers that can be recomputed from the file.
 
         Raises:
-            ValueError: the first number that does not fit, by its name.
+            ValueError: the first number that differs, by its name.
             KeyError, TypeError: the section lacks something.
         """
 
     def headline(self, results: Results) -> str | None:
-        """The one sentence for the top of the report and of the screen, where the part has one."""
+        """A sentence for the top of the report and the end of the output, if the part has one."""
         return None
 
     def rows(self, results: Results) -> list[Row]:
-        """Its lines of the table on the screen."""
+        """Its rows of the table on the screen."""
         return [Row(label=label, value=str(number)) for label, number in self.numbers(results).items()]
 
-    def show(self, results: Results, console: Console) -> None:  # noqa: B027 - the rows of the table may be all
-        """What is printed below the table."""
+    def show(self, results: Results, console: Console) -> None:  # noqa: B027 - the rows of the table may suffice
+        """Prints what the part shows below the table."""
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
-        """Its section of the HTML page, the heading included."""
+        """Its section of the HTML page, including the heading."""
         rows = [[label, str(number)] for label, number in self.numbers(results).items()]
         return [element("h2", self.title), table(("", "value"), rows)]
 
     def compare(self, before: Results, after: Results, console: Console) -> None:
-        """Two files that both have the section, A and B, on the screen."""
+        """Prints a comparison of two files, A and B, that both have the section."""
+        # Files of other versions or settings may have other numbers: only those of both are shown.
         old, new = self.numbers(before), self.numbers(after)
         if both := [label for label in old if label in new]:
             shown = Table(self.title, "A", "B", title="with 95% intervals", title_justify="left")

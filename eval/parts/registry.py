@@ -1,5 +1,5 @@
-"""The parts of an evaluation in the order in which they are shown. An evaluation, its file, its table, its page and comparisons
-walk this list; to add a part, call `register` with an object of a subclass of `Part`.
+"""The parts of an evaluation in the order in which they are shown. Evaluations, results files, tables, pages and comparisons walk
+this list; to add a part, call `register` with an object of a subclass of `Part`.
 """
 
 from generalist.eval.parts.control import Control
@@ -13,12 +13,14 @@ PARTS: list[Part] = [Control(), RecordedActions(), Naming(), Language(), HeldOut
 
 
 def register(part: Part) -> None:
-    """Adds a part: shown last, computed first (control, which is shown first, takes by far the longest).
+    """Adds a part. It is shown last and computed first, since control, which is shown first, takes by far the longest.
 
     Raises:
-        ValueError: its name is taken, by a part or by the manifest.
+        ValueError: a part or an entry of the manifest has that name.
     """
     from generalist.eval.results.manifest import KEYS
+
+    # Sections and the manifest's entries are keys of one object in the file.
 
     if part.name in KEYS or any(part.name == one.name for one in PARTS):
         raise ValueError(f"an evaluation has a part or a manifest entry {part.name!r} already: choose another name")

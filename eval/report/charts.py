@@ -1,6 +1,6 @@
-"""Tables, and charts as inline SVG, drawn by hand: no script, no library, nothing to fetch. Colours come from the page's style.
+"""Tables, and charts as inline SVG, built by hand: no script, no library, nothing to fetch. Colours come from the page's style.
 
-Elements are built as trees, so that every text in them is escaped by whoever writes the tree out.
+Elements are built as trees, so that writing a tree out escapes every text in it.
 """
 
 import dataclasses
@@ -14,18 +14,19 @@ import numpy as np
 from generalist.eval.report.colours import colour_of
 from generalist.eval.results.scores import Estimate
 
-WIDTH, HEIGHT = 420, 250  # of a chart: about a phone's width, so that its numbers are as large there as other text
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 8, 36  # room around the plot for what is written there
-MOST_LINES = 8  # of a chart: more can't be told apart
+WIDTH, HEIGHT = 420, 250  # of a chart: about a phone's width, where its numbers are then as large as other text
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 8, 36  # margins around the plot, for ticks and labels
+MOST_LINES = 8  # per chart: more cannot be distinguished
 BAR_WIDTH, BAR_HEIGHT = 220, 14  # pixels
 BAR_LOW, BAR_TOP = -20.0, 120.0  # percent at the ends of a bar
-GOOD, FAIR = 80.0, 30.0  # percent from which on a bar is green, or yellow
+GOOD, FAIR = 80.0, 30.0  # percent from which a bar is green, or yellow
 
 
 def element(tag: str, *children: Element | str | None, **attributes: object) -> Element:
     """An element with children and texts in order; `class_` and `stroke_width` stand for `class` and `stroke-width`."""
     made = Element(tag, {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()})
     for child in children:
+        # ElementTree keeps text after a child as that child's tail.
         if isinstance(child, str):
             if len(made):
                 made[-1].tail = (made[-1].tail or "") + child
@@ -38,12 +39,13 @@ def element(tag: str, *children: Element | str | None, **attributes: object) -> 
 
 def written(tree: Element) -> str:
     """The tree as HTML."""
+    # Not as XML: browsers reading HTML do not close `<i/>` and `<span/>`.
     return ElementTree.tostring(tree, encoding="unicode", method="html")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart, with its band where it has one."""
+    """One line of a chart, with its band if it has one."""
 
     name: str
     x: Sequence[float]
@@ -53,8 +55,9 @@ class Line:
 
 
 def charts(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] | None = None) -> list[Element]:
-    """As few charts as show the lines with at most `MOST_LINES` each, of nearly equal numbers; arguments as of `lines`."""
-    count = -(-len(drawn) // MOST_LINES)
+    """As few charts as possible with at most `MOST_LINES` lines each, divided evenly; arguments as of `lines`."""
+    count = -(-len(drawn) // MOST_LINES)  # rounded up
+    # Evenly, so that the last chart is not left with a single line.
     parts = [drawn[part * len(drawn) // count : (part + 1) * len(drawn) // count] for part in range(count)]
     return [lines(part, x=x, y=y, bounds=bounds) for part in parts]
 
@@ -65,11 +68,11 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
 
     Args:
         drawn: from 1 to `MOST_LINES` lines with at least one point each; values that are not finite are left out.
-        x, y: what the axes show; `y` stands above the chart.
-        bounds: of y; what the lines and bands need unless given.
+        x, y: labels of the axes; `y` is written above the chart.
+        bounds: of y; None: as the lines and bands need.
 
     Raises:
-        ValueError: there are more lines than can be told apart.
+        ValueError: there are more lines than can be distinguished.
     """
     if len(drawn) > MOST_LINES:
         raise ValueError(f"a chart has at most {MOST_LINES} lines, got {len(drawn)}: draw several charts")
@@ -94,12 +97,14 @@ def lines(drawn: Sequence[Line], *, x: str, y: str, bounds: tuple[float, float] 
         taken.add(colour)
         legend.append(element("span", line.name, class_=f"key {colour}{dashed}"))
         if line.low is not None and line.high is not None:
+            # Along the upper edge, and back along the lower one.
             around = [*zip(line.x, line.high, strict=True), *reversed([*zip(line.x, line.low, strict=True)])]
             children.append(
                 element("polygon", class_=f"band {colour}", points=" ".join(place(*point) for point in around))
             )
         points = [place(px, py) for px, py in zip(line.x, line.y, strict=True) if math.isfinite(py)]
         children.append(element("polyline", class_=f"line {colour}{dashed}", points=" ".join(points)))
+        # Few points are measurements to be seen each; a single one would make no visible line.
         if len(points) <= 12:
             dots = (point.split(",") for point in points)
             children += [element("circle", class_=f"dot {colour}", cx=h, cy=v, r="2.5") for h, v in dots]
@@ -132,11 +137,12 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, x: str, y: str) 
 
 
 def _place(across: tuple[float, float], up: tuple[float, float]) -> Callable[[float, float], str]:
-    """Where a point of a chart stands in its picture, as `h,v`; above and below it is cut."""
+    """A function from a point of a chart to its place in the picture, as `h,v`."""
     (left, right), (bottom, top) = across, up
 
     def place(px: float, py: float) -> str:
         h = _LEFT + (px - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
+        # SVG's vertical axis points downwards; values beyond the bounds stay on the edge of the plot.
         v = HEIGHT - _BOTTOM - (min(max(py, bottom), top) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
         return f"{h:.1f},{v:.1f}"
 
@@ -146,7 +152,7 @@ def _place(across: tuple[float, float], up: tuple[float, float]) -> Callable[[fl
 def _axes(
     place: Callable[[float, float], str], across: tuple[float, float], up: tuple[float, float], x: str
 ) -> list[Element]:
-    """Ticks with their numbers, lines across the plot, and what the horizontal axis shows."""
+    """Ticks with their numbers, lines across the plot, and the label of the horizontal axis."""
     children = []
     for value in ticks(*up):
         h, v = place(across[0], value).split(",")
@@ -160,9 +166,10 @@ def _axes(
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:
-    """A table; the first column stands left, numbers right. On a narrow screen each row is a block, where every cell stands
+    """A table; the first column is aligned left, numbers right. On a narrow screen each row becomes a block, with every cell
     beside its header."""
     head = element("tr", *(element("th", header) for header in headers))
+    # The style shows `data-label` on narrow screens, where the header row is hidden.
     body = [
         element("tr", *(element("td", cell, data_label=header) for header, cell in zip(headers, row, strict=True)))
         for row in rows
@@ -171,15 +178,17 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> El
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers between two, `most` at most: multiples of 1, 2 or 5 times a power of ten.
+    """At most `most` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten.
 
     Raises:
-        ValueError: the two are not in order.
+        ValueError: `low` is not below `high`.
     """
     if not low < high:
         raise ValueError(f"ticks need low < high, got {low} and {high}")
+    # Steps below `power` would give too many ticks.
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
+        # A little beyond the ends, since 0.3 / 0.1 is not quite 3.
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first < most:
             break
@@ -187,18 +196,18 @@ def ticks(low: float, high: float, most: int = 8) -> list[float]:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """An axis that has a length."""
+    """The ends of an axis, which must differ: positions are divided by its length."""
     return (low, high) if low < high else (low - 1, high + 1)
 
 
 def short(value: float) -> str:
-    """A number with few digits: 12,000, 0.05."""
+    """A number with few digits, such as 12,000 or 0.05."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def bar(estimate: Estimate) -> Element:
-    """Percent of the expert as a bar from zero, to the left where it is negative, with its interval; beyond `BAR_LOW` and
-    `BAR_TOP` both are cut. `bar_legend` says what the colours and marks mean."""
+    """Percent of the expert as a bar from zero, to the left if it is negative, with its interval; both are cut at `BAR_LOW` and
+    `BAR_TOP`. `bar_legend` explains the colours and marks."""
 
     def at(percent: float) -> float:
         within = float(np.clip(percent, BAR_LOW, BAR_TOP))
@@ -215,7 +224,7 @@ def bar(estimate: Estimate) -> Element:
         element("line", class_="half", x1=at(50), x2=at(50), y1=0, y2=BAR_HEIGHT),
         element("line", class_="full", x1=at(100), x2=at(100), y1=0, y2=BAR_HEIGHT),
         element("line", class_="whisker", x1=at(estimate.low), x2=at(estimate.high), y1=middle, y2=middle),
-        element("title", str(estimate)),
+        element("title", str(estimate)),  # shown when the pointer rests on it, and read out by screen readers
         class_="bar",
         width=BAR_WIDTH,
         height=BAR_HEIGHT,
@@ -225,7 +234,7 @@ def bar(estimate: Estimate) -> Element:
 
 
 def bar_legend() -> Element:
-    """What the colours and marks of bars mean."""
+    """A legend of the colours and marks of bars."""
     entries = (
         ("swatch good", f"{GOOD:.0f}% of the expert or more"),
         ("swatch fair", f"{FAIR:.0f}% or more"),

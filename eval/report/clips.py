@@ -1,9 +1,13 @@
-"""A short film a task: the weights play an episode of the first evaluation seed."""
+"""A short clip per task: the weights play the episode of the first evaluation seed.
+
+Dimension key: H height, W width of a picture, h and w of a frame.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 
@@ -19,10 +23,11 @@ from generalist.system.progress import counting
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
-SIDE = 176  # pixels at most, of width and height
-FRAMES = 90  # of a clip at most
+# A report embeds a clip per task, and must stay small enough to be sent around.
+SIDE = 176  # maximum width and height in pixels
+FRAMES = 90  # maximum per clip
 SECONDS = 6.0
-BYTES = 150_000
+BYTES = 150_000  # maximum per clip
 
 
 def play_tasks(
@@ -31,10 +36,10 @@ def play_tasks(
     """An animated WebP of every task, or the reason why there is none.
 
     Args:
-        generalist: the weights that the results are of.
-        results: as `report.load` gives them.
+        generalist: the weights that were evaluated.
+        results: as `generalist.eval.results.file.load` returns them.
         names: of the tasks.
-        console: gets the progress.
+        console: shows the progress.
 
     Raises:
         ValueError: the results are of other weights.
@@ -46,6 +51,7 @@ def play_tasks(
         for name in names:
             try:
                 shown[name] = _clip(name, generalist)
+            # One task's missing package must not keep the others from the report; its page says why.
             except (MissingExtra, NoGraphics, FileNotFoundError, ValueError) as error:
                 shown[name] = str(error)
             progress.advance(bar)
@@ -53,12 +59,13 @@ def play_tasks(
 
 
 def _clip(name: str, generalist: "Generalist") -> bytes:
-    """One task's episode: its beginning, if it takes longer than a clip may."""
+    """One task's episode, or its beginning if it is longer than a clip may be."""
     task = task_of(name, generalist.config)
     env = make(task)
     try:
         fps = frames_a_second(env)
         steps = min(task.max_steps, round(SECONDS * fps))
+        # Every n-th step, played at an n-th of the rate: real time with fewer frames.
         every = max(1, -(-steps // FRAMES))
         moments = episode(task, env, player(generalist, task), EVALUATION_SEED, every=every, steps=steps)
         frames = [_small(moment.picture) for moment in moments]
@@ -67,8 +74,8 @@ def _clip(name: str, generalist: "Generalist") -> bytes:
         env.close()
 
 
-def _small(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 within `SIDE`."""
+def _small(picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture, shrunk to at most `SIDE` pixels per side."""
     image = Image.fromarray(np.ascontiguousarray(picture))
     image.thumbnail((SIDE, SIDE))
     return np.asarray(image)

@@ -1,4 +1,4 @@
-"""One colour per name on every page: a source, a suite or an agent is drawn in the same one wherever it appears."""
+"""One colour per name: a source, a suite or an agent has the same colour on every page and in every chart."""
 
 import hashlib
 
@@ -7,13 +7,15 @@ _SALT = 144397  # chosen so that no two of the sources that come with the packag
 
 
 def colour_of(name: str) -> str:
-    """The style's class of a name: `c0` to `c15`. It depends on the name alone, not on what else is drawn."""
+    """The style's class for a name, `c0` to `c15`. It depends on the name alone, not on what else is drawn."""
+    # Not Python's hash, which differs from process to process.
     digest = hashlib.sha256(f"{_SALT}{name}".encode()).digest()
     return f"c{int.from_bytes(digest[:4], 'big') % COLOURS}"
 
 
 def palette(*, dark: bool) -> str:
-    """CSS variables `--c0` to `--c15`: hues around the circle, neighbours apart in lightness as well."""
+    """CSS variables `--c0` to `--c15`: hues around the colour circle."""
+    # Neighbouring hues differ in lightness as well; on a dark page all are lighter.
     lightness = (72, 60) if dark else (34, 48)
     hues = ((number * 360 // COLOURS, lightness[number % 2]) for number in range(COLOURS))
     return " ".join(f"--c{number}: hsl({hue} 62% {light}%);" for number, (hue, light) in enumerate(hues))

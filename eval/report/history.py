@@ -1,4 +1,7 @@
-"""How a run came to its scores: earlier evaluations and the losses of training, as its folder keeps them."""
+"""The history of a run: earlier evaluations and the losses of training, as its folder keeps them.
+
+Dimension key: N episodes of a task, n records.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,26 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from generalist.eval.results.scores import Estimate, bootstrap, percent
 
-POINTS = 300  # of a curve: each is the mean of the records around it
+POINTS = 300  # maximum per curve: more than that a chart's width in pixels cannot show
 
 
 def evaluations(folder: Path, results: Mapping[str, Any]) -> dict[int, dict[str, Estimate]]:
-    """Step → domain → percent of the expert, from the finished parts in `runs/<name>/evaluation/step-<n>/`.
+    """Step → domain → percent of the expert, from the finished jobs in `runs/<name>/evaluation/step-<n>/`.
 
-    Only tasks that the results file has count, between its reference scores; where a step was evaluated several times, the
-    evaluation with the most episodes.
+    Only tasks of the results file count, by its reference scores, so that all steps are on one scale. Of several evaluations of
+    a step, the one with the most episodes counts.
 
     Raises:
-        ValueError: a part is damaged.
+        ValueError: a file is damaged.
     """
     most: dict[tuple[int, str], list[np.ndarray]] = {}
     for path in sorted(folder.glob("step-*/control-*.json")):
+        # control-SUITE-HASH.json
         step, suite = int(path.parent.name.removeprefix("step-")), path.stem.split("-")[1]
         tasks = results["control"].get(suite, {}).get("tasks", {})
         scores = _percents(path, tasks)
+        # An evaluation of fewer tasks would give a mean over other tasks.
         if scores and len(scores) == len(tasks) and _count(scores) > _count(most.get((step, suite), [])):
             most[step, suite] = scores
     found: dict[int, dict[str, Estimate]] = {}
@@ -34,12 +40,12 @@ def evaluations(folder: Path, results: Mapping[str, Any]) -> dict[int, dict[str,
     return found
 
 
-def _count(scores: Sequence[np.ndarray]) -> int:
+def _count(scores: Sequence[Float[np.ndarray, "_N"]]) -> int:
     return sum(map(len, scores))
 
 
-def _percents(path: Path, tasks: Mapping[str, Any]) -> list[np.ndarray]:
-    """Percents of a part's episodes, (N,) a task."""
+def _percents(path: Path, tasks: Mapping[str, Any]) -> list[Float[np.ndarray, "_N"]]:
+    """Percents of the episodes of each task in a job's file."""
     by_task: dict[str, list[float]] = {}
     try:
         result = json.loads(path.read_text(encoding="utf-8"))["result"]
@@ -56,7 +62,7 @@ def _percents(path: Path, tasks: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def metrics(path: Path) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Name → steps and values of what training logged (`metrics.jsonl`), thinned to `POINTS`; empty without the file.
+    """Name → steps and values of the metrics that training logged (`metrics.jsonl`), thinned to `POINTS`; empty without the file.
 
     Raises:
         ValueError: a record is damaged.
@@ -76,8 +82,9 @@ def metrics(path: Path) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
     return {name: _thinned(np.array(points)) for name, points in values.items()}
 
 
-def _thinned(points: np.ndarray) -> tuple[list[float], list[float]]:
-    """Steps and values of (n, 2), as means of neighbours where there are too many."""
+def _thinned(points: Float[np.ndarray, "n 2"]) -> tuple[list[float], list[float]]:
+    """Steps and values, averaged over neighbouring records if there are too many."""
+    # Means, not every n-th record: a chart of single records would show noise.
     parts = np.array_split(points, min(len(points), POINTS))
-    steps, values = np.array([part.mean(axis=0) for part in parts]).T
+    steps, values = np.array([part.mean(axis=0) for part in parts]).T  # (points, 2) → (2, points)
     return steps.tolist(), values.tolist()

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with everything in it, which opens offline. No script, nothing is fetched."""
+"""The report of an evaluation: one self-contained HTML file, without scripts, that fetches nothing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,22 @@ def write(
     videos: bool = False,
     weights: str | Path | None = None,
 ) -> None:
-    """Writes the report of a results file; what lies beside it in a run's folder (losses, earlier evaluations) is shown too.
+    """Writes the report of a results file, with the losses and earlier evaluations that lie beside it in a run's folder.
 
     Args:
         results_path: `runs/<name>/results.json`, or a copy of it somewhere else; or a file of `generalist eval fewshot`.
-        out: the HTML file; it appears whole or not at all.
-        console: gets the progress of videos.
+        out: the HTML file, which is written completely or not at all.
+        console: shows the progress of videos.
         fewshot: files of `generalist eval fewshot` of the same weights.
-        videos: play an episode a task, with the weights of the run that the results are in,
-        weights: or with those of this folder, which `Generalist.save` wrote.
+        videos: plays an episode of each task, with the weights of the run that contains the results or with `weights`.
+        weights: a folder that `Generalist.save` wrote; None: the run's.
 
     Raises:
         FileNotFoundError: there are no results, or no folder to write into; for videos, no run.
-        ValueError: the results do not fit together, or the weights are others.
+        ValueError: the results are inconsistent, or of other weights.
     """
     results = report.load_any(results_path)
+    # Everything is checked before JAX is loaded and episodes are played.
     few = [report.load_fewshot(path) for path in fewshot]
     for path, found in zip(fewshot, few, strict=True):
         if found["weights"] != results["weights"]:
@@ -77,10 +78,10 @@ def build(
     """The whole report as HTML.
 
     Args:
-        results: as `report.load` gives them.
-        beside: what else the parts draw on.
+        results: as `generalist.eval.results.file.load` returns them.
+        beside: further material for the parts.
         metrics: name → steps and values, as logged in training.
-        fewshot: as `report.load_fewshot` gives them.
+        fewshot: as `generalist.eval.results.file.load_fewshot` returns them.
     """
     title = f"{results['settings'].get('name', 'generalist')}, step {results['step']:,}"
     parts = registry.present(results)
@@ -99,7 +100,7 @@ def build(
 
 
 def _facts(results: Mapping[str, Any]) -> str:
-    """When, how long, where and which weights; what earlier versions did not store is left out."""
+    """A line with date, duration, machine and weights; facts that earlier versions did not store are left out."""
     machine, weights = results["machine"], results.get("weights")
     facts = []
     if "date" in results:
@@ -120,16 +121,17 @@ def duration(seconds: float) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[Element]:
-    """What failed, and what nothing here can show."""
+    """Failed jobs, and sections that cannot be shown."""
     failed = [f"{part} failed: {reason}" for part, reason in results.get("failed", {}).items()]
     failed += [f"no part of this version reads the section {name}" for name in report.unread(results)]
     return [element("p", line, class_="failed") for line in failed]
 
 
 def _losses(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Element]:
-    """Losses and accuracies in training: all together, by kind of token, by source."""
-    from generalist.training.loss import KINDS  # brings JAX along, which a report without a run does not need
+    """Losses and accuracies in training: overall, by kind of token, by source."""
+    from generalist.training.loss import KINDS  # imports JAX, which reading a results file does not need
 
+    # Both are logged as `loss/NAME`: a name that is no kind of token is a source's.
     by = {name: name.partition("/")[2] for name in metrics if name.partition("/")[0] in ("loss", "accuracy")}
     groups = (
         ("loss, nats per token", [name for name in by if name == "loss"]),
@@ -149,16 +151,14 @@ def _losses(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> l
 
 
 def _manifest(results: Mapping[str, Any]) -> list[Element]:
-    """From what the same numbers come again."""
+    """Everything that is needed to get the same numbers again."""
     rows = [["command", " ".join(results["command"])], ["weights", str(results.get("weights"))]]
     rows += [["python", results["python"]], *([name, str(value)] for name, value in results["machine"].items())]
     rows += [[f"seed of {name}", str(value)] for name, value in results["seeds"].items()]
     rows += [["digest", results.get("digest", "")]]
     versions = [[name, version] for name, version in results["versions"].items()]
     settings = json.dumps(results["settings"], indent=1, sort_keys=True)
-    note = (
-        "The digest finds slips and is no signature. The same command with these versions gives the same numbers again."
-    )
+    note = "The digest detects accidents and is no signature. The same command with these versions gives the same numbers again."
     return [
         element("h2", "Manifest"),
         element("div", table(("", ""), rows), class_="text"),

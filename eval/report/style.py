@@ -1,4 +1,7 @@
-"""The style of the HTML report: light and dark, and on a narrow screen every row of a table as a block."""
+"""The style of the HTML report: light and dark, and on a narrow screen every row of a table as a block.
+
+Charts and bars take their colours from variables, so that both schemes share one drawing.
+"""
 
 from generalist.eval.report.colours import CLASSES, palette
 
@@ -60,7 +63,7 @@ _PICTURES = """
 .right { color: var(--good) } .wrong { color: var(--poor) }
 """
 
-# On a phone a wide table would hide its numbers beyond the edge: each cell stands in a line of its own, after its header.
+# On a phone a wide table would hide its numbers beyond the edge: there each cell has its own line, after its header.
 _NARROW = """
 @media (max-width: 700px) { body { margin: 1rem auto; padding: 0 .8rem }
   table, tbody, tr, td { display: block } thead { display: none }

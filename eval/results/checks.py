@@ -1,7 +1,7 @@
-"""Does a results file fit together? Its numbers are computed again from its own episodes and answers, and its digest too.
+"""Is a results file consistent? Its numbers are recomputed from its own episodes and answers, and so is its digest.
 
-A digest is no signature: whoever edits a file can compute it anew. What it finds is a slip. What proves a result is to give
-the manifest's command again; what makes an edit hard is that every mean has to fit the episodes it is made of.
+A digest is no signature: whoever edits a file can recompute it. It detects accidents. A result is proved by running the
+manifest's command again; and an edit is made harder by checking every mean against the episodes that it summarises.
 """
 
 import dataclasses
@@ -21,15 +21,16 @@ TOLERANCE = 1e-9  # relative: another machine may sum in another order
 def digest(results: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON (sorted, without spaces) of everything but the digest itself."""
     rest = {name: value for name, value in results.items() if name != "digest"}
+    # Canonical, so that the digest does not depend on how the file is indented or its keys are ordered.
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_fewshot(results: Mapping[str, Any]) -> None:
-    """Computes again every number of a file of `generalist eval fewshot` that has its answers in it, then the digest.
+    """Recomputes every number of a file of `generalist eval fewshot` whose answers it contains, then the digest.
 
     Raises:
-        ValueError: the first thing that does not fit, by its name.
+        ValueError: the first number that differs, by its name.
         KeyError, TypeError: it is no such file.
     """
     for cell in results["new_words"]["cells"] if "new_words" in results else ():
@@ -38,34 +39,42 @@ def check_fewshot(results: Mapping[str, Any]) -> None:
             found = dataclasses.asdict(proportion(right, len(answers)))
             what = f"accuracy of {name}, {cell['ways']} ways, {cell['shots']} shots"
             same(what, cell[name], found, "answers")
+    # Of benchmarks only the means are recomputed; their bootstrap intervals are covered by the digest.
     for cell in results["fewshot"]["cells"] if "fewshot" in results else ():
         if results["fewshot"]["metric"] == "auc":
-            continue  # of no mean; the digest looks after it
-        means = [float(np.mean([one["score"] for one in several])) for several in cell["answers"]]
+            continue  # an area is no mean of its answers; only the digest covers it
+        means = [float(np.mean([one["score"] for one in several])) for several in cell["answers"]]  # (seeds,)
         same(f"score by seed with {cell['shots']} shots", cell["by_seed"], means, "answers")
         same(f"score with {cell['shots']} shots", cell["score"]["value"], float(np.mean(means)), "answers")
     check_digest(results)
 
 
 def check_digest(results: Mapping[str, Any]) -> None:
-    """Comes last: what is made of episodes or answers is named by the checks before it.
+    """Checks the digest. Called last: other checks name the number that differs, the digest cannot.
 
     Raises:
-        ValueError: the digest is another.
+        ValueError: the digest differs.
     """
     if results["digest"] != digest(results):
         raise ValueError(
             "every mean fits its episodes, but the digest does not fit the rest: something else was edited "
-            "(a setting, a version, an interval of text), or all of a number's episodes with it"
+            "(a setting, a version, an interval of text), or a number together with all of its episodes"
         )
 
 
 def same(what: str, stored: Any, found: Any, source: str) -> None:
-    """Compares a number, an interval or a profile.
+    """Compares a stored number, interval or profile with the recomputed one.
+
+    Args:
+        what: its name, for messages.
+        stored: from the file.
+        found: recomputed.
+        source: what it was recomputed from, for messages.
 
     Raises:
-        ValueError: they differ; the message has both.
+        ValueError: they differ; the message has both values.
     """
+    # A value read as NaN is unequal to everything, and so is reported.
     if isinstance(found, Mapping):
         for key, value in found.items():
             same(what if key == "value" else f"{key} end of the interval of the {what}", stored[key], value, source)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a file a finished part, one results file, and a table on the screen."""
+"""The output of an evaluation: one file per finished job, one results file, and a table on the screen."""
 
 import dataclasses
 import hashlib
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The finished parts of the evaluation of one checkpoint, each in a file of its own.
+    """The finished jobs of the evaluation of one checkpoint, each in its own file.
 
-    A part is done again only if its settings change, so an evaluation that was killed loses the unfinished part alone.
+    A job is computed again only if its settings change, so that a killed evaluation loses only its unfinished job.
     """
 
     folder: Path
     """`runs/<name>/evaluation/step-<n>`."""
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """Where the part with these settings is kept."""
+        """The file of the job with these settings."""
+        # Other settings are another file, so that results for both stay.
         text = json.dumps(settings, sort_keys=True)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
     def get(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """The part's result: from its file, or computed and kept. Results are JSON values.
+        """The job's result: from its file, or computed and stored. Results are JSON values.
 
         Raises:
             ValueError: the file is damaged.
@@ -45,7 +46,7 @@ class Parts:
         return self.timed(name, settings, compute)[0]
 
     def timed(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any]) -> tuple[Any, float]:
-        """The part's result, and the seconds that computing it took, also if that was earlier (0 where it was not measured).
+        """The job's result and the seconds that computing it took, now or earlier (0 if they were not measured).
 
         Raises:
             ValueError: the file is damaged.
@@ -53,6 +54,7 @@ class Parts:
         path = self.path(name, settings)
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
+            # Files of earlier versions have no time.
             return kept["result"], float(kept.get("seconds", 0.0))
         except FileNotFoundError:
             pass
@@ -67,19 +69,19 @@ class Parts:
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes the results file with its digest, and nothing else writes one; it is never half written."""
+    """Writes a results file with its digest, completely or not at all. No other function writes one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(json.dumps(results))  # as it will be read: keys are text, tuples are lists
+    # As it will be read (keys are strings, tuples are lists), or the digest would differ after reading.
+    stored = json.loads(json.dumps(results))
     write_json(path, stored | {"digest": checks.digest(stored)})
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a results file and checks that it fits together: every part its section, then the digest.
+    """Reads a results file and checks that it is consistent: every part checks its section, then the digest is checked.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, was written without a digest, or was edited; the message names the first thing that does
-            not fit.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has no digest, or was edited; the message names the first inconsistency.
     """
     return _checked_control(path, _read(path))
 
@@ -90,7 +92,7 @@ def load_fewshot(path: Path) -> dict[str, Any]:
 
 
 def load_any(path: Path) -> dict[str, Any]:
-    """Either of the two."""
+    """Reads a file of either kind; raises as `load` does."""
     results = _read(path)
     return _checked_fewshot(path, results) if is_fewshot(results) else _checked_control(path, results)
 
@@ -115,8 +117,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(results, dict):
         raise ValueError(f"{path} is no results file of an evaluation: name another one")
+    # Before anything else is read: a newer format may mean something else by the same keys.
     written = results.get("format", 1)
-    if type(written) is not int or not 1 <= written <= FORMAT:
+    if type(written) is not int or not 1 <= written <= FORMAT:  # `type`, since True is an int too
         raise ValueError(f"{path} has the format {written!r}, but this version reads 1 to {FORMAT}: update generalist")
     return results
 
@@ -155,17 +158,18 @@ def _check(path: Path, results: Mapping[str, Any], check: Callable[[Mapping[str,
         check(results)
     except ValueError as error:
         raise ValueError(f"{path} is not as it was written: {error}") from error
+    # A section without a key or with a value of another type was edited too, whatever the code that reads it raises.
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not as it was written: {type(error).__name__} {error}") from error
 
 
 def check_weights(results: Mapping[str, Any], generalist: "Generalist") -> None:
-    """Whether results come from these weights.
+    """Checks that results come from these weights.
 
     Raises:
-        ValueError: they do not, or do not say.
+        ValueError: they do not, or do not name their weights.
     """
-    from generalist.inference.fingerprint import fingerprint  # brings JAX along, which reading a file needs not
+    from generalist.inference.fingerprint import fingerprint  # imports JAX, which reading a file does not need
 
     stored, own = results.get("weights"), fingerprint(generalist)
     if stored is None:
@@ -178,7 +182,7 @@ def check_weights(results: Mapping[str, Any], generalist: "Generalist") -> None:
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """The results on the screen: the table, what each part adds to it, and what failed."""
+    """Prints the results: the table, what each part adds to it, and failures."""
     parts = registry.present(results)
     console.print(overview(results))
     for part in parts:
@@ -192,7 +196,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
 
 
 def overview(results: Mapping[str, Any]) -> Table:
-    """The rows of every part, within 80 columns."""
+    """The table with the rows of every part, at most 80 columns wide."""
     title = f"one set of weights, step {results['step']:,}, with 95% intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, collapse_padding=True)
     for header in ("", "mean", "middle half", "against", "from"):
@@ -204,6 +208,6 @@ def overview(results: Mapping[str, Any]) -> Table:
 
 
 def unread(results: Mapping[str, Any]) -> list[str]:
-    """Sections that no registered part reads: their numbers are covered by the digest alone."""
+    """Sections that no registered part reads: only the digest covers their numbers."""
     known = KEYS | {part.name for part in registry.PARTS}
     return [name for name, section in results.items() if name not in known and section]

@@ -1,4 +1,4 @@
-"""From what the numbers of a results file come: the command, settings, seeds, versions and the machine."""
+"""The origin of the numbers in a results file: the command, settings, seeds, versions and the machine."""
 
 import importlib.metadata
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 from generalist.eval.results.scores import CONFIDENCE, RESAMPLES
 
 FORMAT = 2
-"""Of results files. 1, which files do not say, had empty sections for parts that were not evaluated."""
+"""Format number of results files. Format 1, which files do not state, had empty sections for parts that were not evaluated."""
 
 KEYS = frozenset(
     (
@@ -19,9 +19,9 @@ KEYS = frozenset(
         *("new_words", "fewshot", "data"),  # of `generalist eval fewshot`
     )
 )
-"""Of a results file; every other one is the section of a part."""
+"""Keys of a results file that are not sections of parts."""
 
-# What decides a score besides the weights and the settings.
+# Packages that influence a score besides the weights and the settings.
 PACKAGES = (
     *("flax", "jax", "jaxlib", "numpy", "scipy", "sentencepiece"),
     *("ale-py", "box2d", "gymnasium", "gymnasium-robotics", "metaworld", "minigrid", "mujoco"),
@@ -38,16 +38,16 @@ def manifest(
     weights: str | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Everything from which the same command gives the same numbers.
+    """Everything that is needed to get the same numbers again.
 
     Args:
-        command: what the user typed.
+        command: the command line.
         settings: every setting of the run.
-        step: training steps the weights have seen.
-        seeds: by what they are for.
-        device: what the model ran on.
+        step: training steps of the weights.
+        seeds: by their purpose.
+        device: the device that the model ran on.
         weights: their fingerprint (`generalist.inference.fingerprint`).
-        seconds: that computing the results took, where it was measured.
+        seconds: time to compute the results, if it was measured.
     """
     return {
         "format": FORMAT,
@@ -66,7 +66,7 @@ def manifest(
 
 
 def _version(package: str) -> str | None:
-    """An installed package's version."""
+    """An installed package's version; None if it is not installed, since most packages belong to extras."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

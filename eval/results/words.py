@@ -1,4 +1,4 @@
-"""How results count and list things."""
+"""Counts and lists in the texts of results."""
 
 from collections.abc import Sequence
 
@@ -9,5 +9,5 @@ def counted(number: int, what: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """A few names, and how many more."""
+    """The first `most` names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,12 +16,15 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands, each with its arguments."""
+    # `required`: without a command there is nothing to do, which argparse would pass over.
     commands = parser.add_subparsers(dest="doing", required=True, metavar="COMMAND")
     for name, add, summary in (
         ("inspect", inspect_command.add_inspect, inspect_command.SUMMARY),
         ("view", view_command.add_view, view_command.SUMMARY),
         ("convert", convert_command.add_convert, convert_command.SUMMARY),
     ):
+        # No abbreviations: unknown options are settings of `train.py`, which argparse would take for shortened
+        # ones.
         add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
 
 

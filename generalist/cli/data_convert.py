@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+# Imported when the command runs: `--help` must not wait for TFDS and PyArrow.
 if TYPE_CHECKING:
     from generalist.data.convert.report import Report
     from generalist.data.convert.source import Settings
@@ -54,6 +55,7 @@ def convert(arguments: argparse.Namespace, rest: list[str], console: Console) ->
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
     """
+    # Unlike the other commands this one takes no settings of a run.
     if rest:
         raise ValueError(f"generalist data convert does not know {' '.join(rest)}")
     _check(arguments)
@@ -72,6 +74,7 @@ def convert(arguments: argparse.Namespace, rest: list[str], console: Console) ->
             console=console,
         )
     except KeyboardInterrupt:
+        # Finished parts are kept: nothing has to be cleaned up.
         console.print("\nthe same command goes on from here", highlight=False)
         raise
     _show(report, arguments, time.perf_counter() - begun, console)
@@ -89,6 +92,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         without=tuple(arguments.without),
         instruction=arguments.instruction,
         rate=arguments.rate,
+        # None tells an option that was given from a default, for `_check`.
         images=arguments.images or "video",
         codec=arguments.codec or "libsvtav1",
     )
@@ -99,6 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an option is out of its range or does not go with the format.
     """
+    # `Path` makes one slash of two.
     if "://" in str(arguments.target) or str(arguments.target).startswith(("gs:/", "s3:/")):
         raise ValueError(f"TARGET {arguments.target}: only local folders are written; copy the folder there afterwards")
     if not 0 <= arguments.unreadable < 1:
@@ -108,6 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.rate is not None and not 0 < arguments.rate < 1e6:
         raise ValueError(f"--rate must be above 0 and below a million steps per second, got {arguments.rate:g}")
     for option in ("images", "codec"):
+        # An option that does nothing is an error: whoever gave it expects something else.
         if arguments.to == "rlds" and getattr(arguments, option) is not None:
             raise ValueError(f"--{option} goes with --to lerobot only: RLDS has image files")
     if arguments.images == "png" and arguments.codec is not None:
@@ -123,6 +129,7 @@ def _show(report: "Report", arguments: argparse.Namespace, seconds: float, conso
         say(f"field left out: {key}, since {reason}")
     if report.left_out:
         say(f"episodes left out: {len(report.left_out):,}, which could not be read")
+        # The numbers of all are in checksums.json.
         for reason in list(report.left_out.values())[:20]:
             say(f"  {reason}")
     if report.empty:
@@ -133,6 +140,7 @@ def _show(report: "Report", arguments: argparse.Namespace, seconds: float, conso
         else "files read back; --verify compares values"
     )
     if report.worst:
+        # Videos lose a little by design; how much is told rather than hidden.
         compared += f" (frames of videos differ by up to {report.worst:.1f} of 255 on average)"
     say(f"checked: {compared}")
     say(

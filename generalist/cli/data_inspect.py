@@ -33,12 +33,14 @@ def inspect(arguments: argparse.Namespace, settings: list[str], console: Console
     Raises:
         ValueError, ImportError, OSError: with a message for the user.
     """
+    # Before the inspection, which may take long.
     for path, option in ((arguments.json, "--json"), (arguments.html, "--html")):
         if path is not None:
             check_file(path, option)
     from generalist.experiment import inspection
 
     about = open_source(arguments, settings, console)
+    # Progress goes to standard error, so that the result can be piped.
     found = inspection.inspect(about, open_console(stderr=True), whole=arguments.all)
     show(found.about, console)
     if arguments.json is not None:
@@ -60,6 +62,7 @@ def show(about: Mapping[str, Any], console: Console) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
+    # Problems first: they are what the command is for, and the tables may be long.
     for problem in about["problems"]:
         where = f"{problem['part']}, {problem['where']}"
         say(f"{problem['kind'].replace('_', ' ')}: {where}: {problem['what']}", "bold red")
@@ -86,6 +89,7 @@ def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
     say(f"{one['format']}, {one['place']}: {counted(one['files'], 'file')}, {size(one['bytes'])}, {rate}")
     table = Table("field", "used as", "kind", "shape", "type", "range", box=SIMPLE, pad_edge=False)
     for field in one["fields"]:
+        # `?`: differs between values.
         shape = "×".join("?" if length is None else str(length) for length in field["shape"])
         table.add_row(field["key"], field["used_as"] or "", field["kind"], shape, field["dtype"], summary(field)[0])
     console.print(table, markup=False)
@@ -100,6 +104,7 @@ def _show_data_set(one: Mapping[str, Any], console: Console) -> None:
     )
     told = one["instructions"]
     say(f"{told['different']:,} different instructions, {told['empty']:,} episodes without one")
+    # The JSON has more of them.
     for text, count in told["most"][:TEXTS]:
         say(f"  {count:,} × {on_one_line(text)}")
 
@@ -145,6 +150,7 @@ def _show_run(run: Mapping[str, Any], console: Console) -> None:
         say(line)
     for part in run["parts"]:
         say(f"{part['name']}: {' '.join(part_lines(part))}")
+        # A suite has a layout per task: all of them would fill screens, and are in the JSON.
         if part["layout"] is not None and len(run["parts"]) == 1:
             _show_layout(part, console)
         for line in part.get("lost", []):

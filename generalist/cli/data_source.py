@@ -50,10 +50,13 @@ def open_source(arguments: argparse.Namespace, settings: list[str], console: Con
     if folder is None:
         default = dataclasses.replace(preset(arguments.preset), name=arguments.preset)
     else:
+        # Tokenizers are learnt with these settings, and then stay as they are.
         if fixed := [one for one in settings if one.startswith(("--model.", "--tokens.", "--training."))]:
             raise ValueError(f"--run has its own tokenizers, which {fixed[0]} does not fit: leave it out, or --run")
         default = weights_settings(arguments.run)
+        # The run's own beginning matters no more; its weights may be gone.
         default = dataclasses.replace(default, training=dataclasses.replace(default.training, start=""))
+    # Given as a setting, so that messages and precedence are those of `train.py`.
     given = [] if arguments.mixture is None else ["--data.mixture", str(arguments.mixture)]
     config = parse(default, [*given, *settings], prog=f"generalist data {arguments.doing} SOURCE")
     found = subject(arguments.source, config, folder)

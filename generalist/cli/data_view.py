@@ -29,6 +29,7 @@ def view(arguments: argparse.Namespace, settings: list[str], console: Console) -
     """
     if arguments.rows < 1:
         raise ValueError(f"--rows must be at least 1, got {arguments.rows}")
+    # Before rows are drawn, which may take long.
     check_file(arguments.out, "--out")
     from generalist.eval.report import html, rows_page
     from generalist.experiment.rows import training_rows

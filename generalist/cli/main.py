@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from generalist.system.compilation_cache import use_compilation_cache
 from generalist.system.console import TOLD, open_console, tell
+from generalist.system.gpu_flags import use_gpu_flags
 
 # Name → (module, summary). A module has DESCRIPTION, add_arguments(parser) and run(arguments, rest, console) → exit status.
 COMMANDS = {
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = open_console()
     try:
         use_compilation_cache()
+        use_gpu_flags()
         # All subcommands are known by name, for the list in --help; only the one that is used gets its arguments.
         subparsers = {
             name: commands.add_parser(name, help=what, allow_abbrev=False) for name, (_, what) in COMMANDS.items()

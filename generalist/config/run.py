@@ -79,7 +79,7 @@ class TrainingConfig:
     """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory."""
     loss_chunks: int = 0
     """Pieces of the rows whose logits are computed one after the other, and again in the backward pass.
-    0: so many that a piece takes at most 16 MiB per device on a CPU and 1 GiB on accelerators."""
+    0: so many that a piece takes at most 16 MiB per device on a CPU and 512 MiB on accelerators."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype of activations. auto: bfloat16 on TPU and GPU, and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0

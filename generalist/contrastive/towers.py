@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.contrastive.config import Loss, TowersConfig
-from generalist.data.batch import rows_at
+from generalist.data.rows import rows_at
 from generalist.model.attention import Masked, angles
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack

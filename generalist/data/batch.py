@@ -1,9 +1,10 @@
 """The one structure at the model's door: a batch of packed sequences, and its sizes.
 
-A batch is made of equal *shards*, each packed from a stream of examples of its own: a host makes only the shards that its devices
-need, and a position's payload is always in its own shard, so that no device looks for it elsewhere.
+A batch consists of equal *shards*, each packed from its own stream of examples: a host makes only the shards that its devices
+need, and a position's payload always lies in the position's shard, so that looking it up needs no communication.
 
-Dimension key: B rows, L positions, N tensors, F projection width, M frames, S pixels on a side, P patches, I images a row.
+Dimension key: B rows, L positions, N tensors, F projection width, M frames, S pixels per side, P patches, J images, I images per
+row.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 
+from generalist.data.rows import rows_at, rows_of_shards
 from generalist.tokenizers.pieces import PATCH_SIZE, Modality
 
 if TYPE_CHECKING:
@@ -22,19 +24,10 @@ else:
     ArrayLike = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
 
-def rows_at(table: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "..."]) -> Shaped[jax.Array, "..."]:
-    """Rows of a table; an index beyond its end means the last one.
-
-    The gradient is summed in float32: thousands of positions share a row (padding's, a local position's), of which sums in 16
-    bits lose the small parts; and a GPU, which has no addition to 16 bits of memory, makes them take turns.
-    """
-    return table.astype(jnp.float32).at[index].get(mode="clip").astype(table.dtype)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Sequences packed to a fixed shape. Payloads stand in flat arrays, shard after shard, each shard's padded with zero rows."""
+    """Sequences packed to a fixed shape. Payloads lie in flat arrays, shard after shard, each shard padded with zero rows."""
 
     tokens: Int32[ArrayLike, "B L"]
     """Input ids."""
@@ -49,44 +42,46 @@ class Batch:
     position: Int32[ArrayLike, "B L"]
     """Index within the segment: order in time."""
     segment: Int32[ArrayLike, "B L"]
-    """0 is padding; sequences of a row count from 1."""
+    """Which sequence of its row a position belongs to, counted from 1; 0 is padding."""
     payload_index: Int32[ArrayLike, "B L"]
-    """Row among its shard's embeddings of the position's modality; 0 where none."""
+    """Row among its shard's embeddings of the position's modality; 0 where there is no payload."""
     image: Int32[ArrayLike, "B L"]
     """1 + which of its row's images a position attends to; 0: none."""
     source: Int32[ArrayLike, "B L"]
-    """Which data source the sequence is from."""
+    """Id of the data source that the sequence is from."""
     tensors: Float32[ArrayLike, "N F"]
     frames: UInt8[ArrayLike, "M S S 3"]
     patches: UInt8[ArrayLike, "P 16 16 3"]
     intervals: Int32[ArrayLike, "P 4"]
     """Each patch's row low, row high, column low, column high in 0..128."""
     images: Shaped[ArrayLike, "J ..."]
-    """For cross-attention: what the frozen encoder takes, uint8 (J, S, S, 3), or gave, float16 (J, cells, channels)."""
+    """For cross-attention: the frozen encoder's input, uint8 (J, S, S, 3), or its output, float16 (J, cells, channels)."""
     row_images: Int32[ArrayLike, "B I"]
-    """Which of its shard's `images` are a row's, in the order of their positions; padding repeats the first one, and no
-    position attends to it."""
+    """Which of its shard's `images` belong to a row, in the order of their positions; unused places hold 0, and no position
+    attends to them."""
+    # Static: it decides the shapes in `gather`, so another number of shards compiles another program.
     shards: int = dataclasses.field(default=1, metadata={"static": True})
-    """Equal pieces, in order, that rows and each payload array fall into."""
+    """Number of equal pieces, in order, into which the rows and each payload array are divided."""
 
     def gather(
         self, payload: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "B ..."]
     ) -> Shaped[jax.Array, "B ..."]:
-        """Rows of a payload array (or of what became of it) by their index within their shard."""
+        """Rows of a payload array, or of its embeddings, by their index within their shard."""
         if self.shards == 1:
-            return rows_at(jnp.asarray(payload), index)
-        pieces, within = (x.reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
-        found = jax.vmap(rows_at)(pieces, within)
+            return rows_at(jnp.asarray(payload), jnp.asarray(index))
+        pieces, within = (jnp.asarray(x).reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
+        found = rows_of_shards(pieces, within)
         return found.reshape(*index.shape, *payload.shape[1:])
 
 
+# How many payloads a batch holds depends on what is packed, but its shapes must not: each has room for a fixed number.
 BUDGETS = ("tensors", "frames", "patches", "images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """The sizes of a batch; `tensors`, `frames`, `patches` and `images` are budgets for the whole batch, which its shards share
-    equally."""
+    """The sizes of a batch; `tensors`, `frames`, `patches` and `images` are budgets of the whole batch, divided equally among
+    its shards."""
 
     rows: int
     length: int
@@ -98,13 +93,14 @@ class BatchSpec:
     patches: int = 0
     images: int = 0
     row_images: int = 0
-    """Images a row at most."""
+    """Maximum number of images per row."""
     image_shape: tuple[int, ...] = (0, 0, 3)
-    """What one image is: see `Batch.images`."""
+    """Shape of one image, see `Batch.images`."""
     image_dtype: str = "uint8"
     shards: int = 1
 
     def __post_init__(self) -> None:
+        # First, since the remainders below divide by the number of shards.
         for name in ("rows", "length", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
@@ -112,7 +108,7 @@ class BatchSpec:
             if getattr(self, name) % self.shards:
                 raise ValueError(
                     f"data.{name} = {getattr(self, name)} must be a multiple of data.shards = {self.shards}, "
-                    "since every shard has an equal part"
+                    "since all shards are equal"
                 )
 
     @property
@@ -129,6 +125,7 @@ class BatchSpec:
         return Batch(
             tokens=np.full(shape, pad, np.int32),
             loss_weight=np.zeros(shape, np.float32),
+            # A modality without payload, so that padding looks up none.
             modality=np.full(shape, Modality.SPECIAL, np.int32),
             tensors=np.zeros((self.tensors, self.projection_width), np.float32),
             frames=np.zeros((self.frames, self.frame_size, self.frame_size, 3), np.uint8),

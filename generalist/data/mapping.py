@@ -22,6 +22,8 @@ from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.formats.places import Place, place
 from generalist.data.yaml_files import load_yaml
 
+# In the order in which they are looked for: Open X-Embodiment's names, LeRobot's `task`, then MiniGrid's in
+# Minari.
 INSTRUCTIONS = (
     *(
         "language_instruction",
@@ -33,7 +35,9 @@ INSTRUCTIONS = (
     *("language", "mission", "observations/mission", "infos/mission"),
 )
 ACTIONS, ACTION_FOLDERS = ("action", "actions"), ("action/", "actions/", "action.")
+# Of RLDS; of D4RL, Minari and robomimic; of LeRobot.
 REWARDS = ("reward", "rewards", "next.reward")
+# The more exact ones first, so that `observation.images.front` is called `front` and not `images.front`.
 PREFIXES = (
     *(
         "observation.images.",
@@ -47,6 +51,8 @@ PREFIXES = (
 )
 """Of observations; the first that fits is left out of the short name."""
 BARE = ("observation", "observations", "obs")
+# What an episode records about itself. To observe the reward, the end or `executed_action` would tell the policy
+# the answer. `states` are a simulator's, which no robot has.
 NOT_OBSERVED = (
     *(
         *INSTRUCTIONS,
@@ -121,19 +127,25 @@ def default_mapping(episodes: EpisodeSet) -> FieldMapping:
         ValueError: no action or no observation is found; the message lists the fields.
     """
     fields = episodes.fields
+    # Fields of whole episodes can be no observation: an outcome of the episode would be told from its first step
+    # on.
     steps = {key: field for key, field in fields.items() if field.level == "step"}
     numbers = {key for key, field in steps.items() if field.kind == "number" and None not in field.shape}
+    # One field that is the action wins over parts that may be the same numbers once more.
     alone = next((key for key in ACTIONS if key in numbers), None)
     action = {} if alone is None else {"": alone}
+    # Several actions, `action/NAME`, make one space with a part each.
     if not action:
         action = {_short(key, ACTION_FOLDERS): key for key in numbers if key.startswith(ACTION_FOLDERS)}
     if not action:
         raise ValueError(_lacking(episodes, "action"))
     usable = [key for key, field in steps.items() if _is_observable(field) and key not in action.values()]
+    # What is marked as an observation; only if nothing is, everything that is not known to be something else.
     seen = [key for key in usable if key.startswith(PREFIXES) or key in BARE]
     seen = seen or [key for key in usable if not key.startswith(("infos/", "next_obs", "info/", *ACTION_FOLDERS))]
     if not seen:
         raise ValueError(_lacking(episodes, "observation"))
+    # Of several texts, such as several languages or phrasings, the first one that is known.
     texts = [key for key in INSTRUCTIONS if key in fields and fields[key].kind == "text"]
     rewards = [key for key in REWARDS if key in numbers]
     return FieldMapping(
@@ -160,6 +172,7 @@ def read_mapping(path: str | Place, episodes: EpisodeSet) -> FieldMapping:
         raise ValueError(f"{path} must say what fields mean: {', '.join(known)}; got {stored!r:.60}")
     if unknown := [name for name in stored if name not in known]:
         raise ValueError(f"{path}: {unknown[0]!r} is no part of a mapping, only {', '.join(known)}")
+    # A file that says both needs no known names, with which the default would fail.
     lacks = "observation" not in stored or "action" not in stored
     base = default_mapping(episodes).to_json() if lacks else {}
     told = base | dict(stored)
@@ -172,6 +185,7 @@ def read_mapping(path: str | Place, episodes: EpisodeSet) -> FieldMapping:
             instruction=_key(told.get("instruction"), "instruction"),
             reward=_key(told.get("reward"), "reward"),
         )
+        # Here, where the file that says it is known.
         check_mapping(mapping, episodes.fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -187,6 +201,7 @@ def check_mapping(mapping: FieldMapping, fields: Mapping[str, Field]) -> None:
     for role, keys in (("observation", mapping.observation), ("action", mapping.action)):
         for name, key in keys.items():
             field = _field(fields, key, f"{role}.{name}" if name else role)
+            # Texts are instructions; an action that is an image has no space to choose from.
             if field.kind == "text" or field.level != "step" or (field.kind == "image" and role == "action"):
                 raise ValueError(
                     f"{role} {name!r} is the {field.kind} {key!r} of each {field.level}, which it can't be"
@@ -204,6 +219,7 @@ def _is_observable(field: Field) -> bool:
         return False
     size = 1
     for count in field.shape:
+        # An open shape counts as too large.
         size *= count if count is not None else LARGEST + 1
     return field.kind == "image" or size <= LARGEST
 
@@ -216,6 +232,7 @@ def _named(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, str]:
     """
     keys = list(keys)
     short = [_short(key, prefixes) for key in keys]
+    # Two cameras of `wrist/image` and `front/image` are no clash, but `observation/state` and `obs/state` are.
     names = [name if short.count(name) == 1 else key.replace("/", ".") for name, key in zip(short, keys, strict=True)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = [key for name, key in zip(names, keys, strict=True) if name == twice[0]]
@@ -227,11 +244,13 @@ def _named(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, str]:
 
 def _short(key: str, prefixes: tuple[str, ...]) -> str:
     prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+    # Layouts join their own levels with `/`.
     return key.removeprefix(prefix).replace("/", ".")
 
 
 def _names(told: Any, role: str, prefixes: tuple[str, ...]) -> dict[str, str]:
     """Names with fields of a mapping's file, in the order of the names."""
+    # A single field needs no list.
     if isinstance(told, str):
         told = [told]
     if isinstance(told, list):
@@ -241,6 +260,7 @@ def _names(told: Any, role: str, prefixes: tuple[str, ...]) -> dict[str, str]:
     for name, key in told.items():
         if not isinstance(name, str) or not isinstance(key, str) or "/" in name:
             raise ValueError(f"{role} must be names (without /) with fields, got {name!r:.60}: {key!r:.60}")
+    # The order of the names is that of the tokens: it must not depend on how somebody has sorted a file.
     return {name: told[name] for name in sorted(told)}
 
 

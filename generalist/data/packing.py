@@ -1,9 +1,9 @@
 """Packing: sequences of any lengths into batches of one shape.
 
-Each shard of a batch is packed from its own stream of examples, whichever process makes it: the batches do not depend on how
-many processes there are. Rows are filled by first fit. A sequence that does not fit anywhere waits for the next batch, which
-it then opens; when `LOOK_AHEAD` of them wait, the shard is closed. Which sequences those were is part of the position, so that
-a restored iterator gives the very batches that an uninterrupted one would have given.
+Each shard of a batch is packed from its own stream of examples, whichever process makes it, so that batches do not depend on the
+number of processes. Rows are filled by first fit. A sequence that fits nowhere waits for the next batch, where it is placed
+first; when `LOOK_AHEAD` sequences wait, the shard is closed. The waiting sequences are part of the position, so that a restored
+iterator gives the same batches as an uninterrupted one.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from collections.abc import Sequence as Sequences
 import numpy as np
 
 from generalist.data.batch import Batch, BatchSpec
-from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Modality, Sequence
+from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Modality, Sequence, positions_per_row
 
-LOOK_AHEAD = 8
+LOOK_AHEAD = 8  # sequences that may wait; another number packs other batches, also in runs that are resumed
 PREFETCH = 4  # batches made ahead of the step
 
 Draw = Callable[[int], tuple[int, Sequence]]
@@ -30,38 +30,46 @@ class OpenBatch:
 
     def __init__(self, spec: BatchSpec, pad: int):
         self.spec, self.batch = spec, spec.zeros(pad)
+        # What each row holds so far: (rows,) each.
         self.used = np.zeros((spec.rows,), np.int64)
         self.segments = np.zeros((spec.rows,), np.int32)
-        self.counts = dict.fromkeys(PAYLOADS.values(), 0)
         self.images = np.zeros((spec.rows,), np.int64)
+        # Payloads are shared by all rows, so there is one count of each for the whole shard.
+        self.counts = dict.fromkeys(PAYLOADS.values(), 0)
 
     def check(self, sequence: Sequence, source: int) -> None:
-        """Raises ValueError if the sequence would not fit into an empty shard."""
+        """Checks that the sequence fits into an empty shard: one that never fits would wait for ever.
+
+        Raises:
+            ValueError: it does not; the message names the setting to raise.
+        """
         sizes = {"length": len(sequence.tokens)} | {name: len(getattr(sequence, name)) for name in self.counts}
         sizes["row_images"] = len(sequence.images)
         for name, size in sizes.items():
             if size > getattr(self.spec, name):
                 raise ValueError(
-                    f"an example of source {source} has {name} {size}, more than the {getattr(self.spec, name)} that a batch's "
-                    f"shard has room for: raise data.{name}, or take fewer steps a window"
+                    f"an example of source {source} has {name} {size}, more than the {getattr(self.spec, name)} that fit into a "
+                    f"shard of a batch: raise data.{name}, or take fewer steps per window"
                 )
 
     def add(self, sequence: Sequence, source: int) -> bool:
-        """Puts the sequence into the first row with room; False if there is none or a budget is spent."""
+        """Puts the sequence into the first row with room; False if there is none, or a budget would be exceeded."""
         size = len(sequence.tokens)
         sizes = {name: len(getattr(sequence, name)) for name in self.counts}
         if any(self.counts[name] + count > getattr(self.spec, name) for name, count in sizes.items()):
             return False
         images = len(sequence.images)
-        room = self.used + size <= self.spec.length
+        room = self.used + size <= self.spec.length  # (rows,)
+        # A row has room for few images: cross-attention computes over all places for images in a row.
         rows = np.flatnonzero(room & (self.images + images <= self.spec.row_images) if images else room)
         if not len(rows):
             return False
+        # Before the counts grow: the sequence's payloads begin where those before it end.
         self._place(sequence, int(rows[0]), source)
         for name, count in sizes.items():
             start = self.counts[name]
             getattr(self.batch, name)[start : start + count] = getattr(sequence, name)
-            if name == "patches":
+            if name == "patches":  # one interval per patch, so they share its budget
                 self.batch.intervals[start : start + count] = sequence.intervals
             self.counts[name] += count
         return True
@@ -71,16 +79,19 @@ class OpenBatch:
         at = slice(start, start + size)
         for name in POSITIONAL:
             getattr(self.batch, name)[row, at] = getattr(sequence, name)
+        # A sequence counts its images and payloads from 0; in the batch they come after those of earlier sequences.
         if count := len(sequence.images):
             held = int(self.images[row])
+            # Per image marker, in the order of positions, which is that of `sequence.image`.
             shown = self.counts["images"] + sequence.payload_index[sequence.modality == Modality.IMAGE]
             self.batch.image[row, at][sequence.image > 0] += held
             self.batch.row_images[row, held : held + count] = shown
             self.images[row] += count
         for modality, name in PAYLOADS.items():
             if self.counts[name]:
-                each = self.spec.frame_tokens if name == "frames" else 1
-                self.batch.payload_index[row, at][sequence.modality == modality] += self.counts[name] * each
+                offset = self.counts[name] * positions_per_row(modality, self.spec.frame_tokens)
+                self.batch.payload_index[row, at][sequence.modality == modality] += offset
+        # Counted before use: segment 0 is padding.
         self.segments[row] += 1
         self.batch.segment[row, at] = self.segments[row]
         self.batch.position[row, at] = np.arange(size)
@@ -89,10 +100,19 @@ class OpenBatch:
 
 
 def joined(shards: Sequences[Batch], counts: Sequences[Mapping[str, int]], *, fixed: bool) -> Batch:
-    """Shards as one batch. A payload of which none has any, by their `counts`, gets no rows, and the step pays nothing for it;
-    unless shapes are `fixed`, as they must be where other processes' shards belong to the same batch."""
+    """Shards as one batch, joined along the first axis.
+
+    A payload that no shard contains gets no rows, so that the step skips its embedder.
+
+    Args:
+        shards: all of one shape.
+        counts: payloads that each shard contains, by field.
+        fixed: keeps the rows of absent payloads, as is necessary where other processes' shards belong to the same batch: all
+            processes must run the same program.
+    """
 
     def absent(payload: str) -> bool:
+        # All or nothing: rows for just what there is would give each batch other shapes, and compile the step each time.
         return not fixed and not any(one[payload] for one in counts)
 
     parts: dict[str, np.ndarray] = {}
@@ -101,27 +121,28 @@ def joined(shards: Sequences[Batch], counts: Sequences[Mapping[str, int]], *, fi
             continue
         arrays = [getattr(shard, field.name) for shard in shards]
         if field.name == "row_images" and absent("images"):
-            arrays = [array[:, :0] for array in arrays]
+            arrays = [array[:, :0] for array in arrays]  # (rows, 0)
         elif (field.name in PAYLOADS.values() and absent(field.name)) or (
             field.name == "intervals" and absent("patches")
         ):
             arrays = [array[:0] for array in arrays]
+        # A copy even of one shard: a loader's arrays lie in memory that is overwritten.
         parts[field.name] = np.concatenate(arrays)
     return Batch(**parts, shards=len(shards))
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a shard's stream has been used."""
+    """How far a shard's stream has been consumed."""
 
     next: int = 0
     """Number of its next example."""
     waiting: tuple[int, ...] = ()
-    """Numbers of those that did not fit; at most `LOOK_AHEAD`."""
+    """Numbers of the examples before it that did not fit yet; at most `LOOK_AHEAD`."""
 
 
 class Packer:
-    """Packs the shards of one stream. Examples that wait are remembered, not drawn again.
+    """Packs one stream into shards of successive batches. Waiting examples are kept, not drawn again.
 
     Args:
         draw: the stream.
@@ -134,14 +155,16 @@ class Packer:
         self._waiting: dict[int, tuple[int, Sequence]] = {}
 
     def pack(self, position: Position) -> tuple[OpenBatch, Position]:
-        """A shard of a batch from a position of the stream, and the position after it.
+        """The shard that begins at a position of the stream, and the position after it.
 
         Raises:
-            ValueError: an example would not fit into an empty shard.
+            ValueError: an example does not fit even into an empty shard.
         """
         shard, following = OpenBatch(self._spec, self._pad), position.next
         left: dict[int, tuple[int, Sequence]] = {}
+        # First what waited, oldest first, so that no example waits for ever.
         for number in position.waiting:
+            # After a jump to another position the numbers are not those at hand: an example is determined by its number.
             source, sequence = self._waiting.get(number) or self._draw(number)
             if not shard.add(sequence, source):
                 left[number] = source, sequence
@@ -156,7 +179,7 @@ class Packer:
 
 
 class BatchIterator:
-    """Endless batches; a thread makes a few ahead. The position is that of the batches already handed out.
+    """Endless batches; a thread makes a few ahead. The position is that after the last batch handed out, not after those made.
 
     Args:
         streams: this process's shards, each with its stream of examples.
@@ -184,6 +207,7 @@ class BatchIterator:
         if self._queue is None:
             self._start()
         assert self._queue is not None
+        # Each batch carries the position after it: what the thread has made beyond it is not counted.
         batch, positions = self._queue.get()
         if isinstance(batch, BaseException):
             raise batch
@@ -192,19 +216,20 @@ class BatchIterator:
 
     @property
     def positions(self) -> dict[int, Position]:
-        """Where each shard stands after the last batch handed out."""
+        """The position of each shard's stream after the last batch handed out."""
         return dict(self._positions)
 
     def go_to(self, positions: Mapping[int, Position]) -> None:
-        """Goes to a position; those of other processes' shards are passed over, and batches made ahead are dropped."""
+        """Moves to a position. Positions of other processes' shards are ignored, and batches made ahead are dropped."""
         self.close()
         self._positions = {shard: positions[shard] for shard in self.shards}
 
     def close(self) -> None:
-        """Stops the thread."""
+        """Stops the thread and drops what it has made; the next batch starts another one."""
         if self._queue is not None:
             self._stop.set()
-            while self._thread.is_alive():  # it may stand at a full queue
+            # The thread may be blocked by a full queue, where it does not see the event until a place is freed.
+            while self._thread.is_alive():
                 try:
                     self._queue.get(timeout=0.05)
                 except queue.Empty:
@@ -212,7 +237,7 @@ class BatchIterator:
             self._queue = None
 
     def batches(self, positions: Mapping[int, Position]) -> Generator[tuple[Batch, dict[int, Position]]]:
-        """Endlessly: a batch, and the position after it."""
+        """Endless pairs of a batch and the position after it, made by the caller's thread."""
         while True:
             packed = {shard: packer.pack(positions[shard]) for shard, packer in self._packers.items()}
             opened = [one for one, _ in packed.values()]
@@ -221,6 +246,7 @@ class BatchIterator:
             yield batch, positions
 
     def _start(self) -> None:
+        # A daemon: an iterator that nobody closed must not keep the process alive.
         self._queue, self._stop = queue.Queue(maxsize=PREFETCH), threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(self._positions,), daemon=True)
         self._thread.start()
@@ -228,10 +254,12 @@ class BatchIterator:
     def _produce(self, positions: dict[int, Position]) -> None:
         assert self._queue is not None
         try:
+            # Closed here and now, not by the garbage collector: the generator may own processes.
             with contextlib.closing(self.batches(positions)) as made:
                 for item in made:
                     self._queue.put(item)
                     if self._stop.is_set():
                         return
-        except BaseException as error:  # handed over: the reader raises it where the user sees it
+        except BaseException as error:
+            # `__next__` raises it in the reader's thread, which would otherwise wait for a dead one.
             self._queue.put((error, positions))

@@ -1,12 +1,11 @@
-"""English prose that is on every machine already: Python's language reference and installed packages' documentation.
+"""English prose that every machine already has: Python's language reference and the documentation in installed packages.
 
-`pydoc_data.topics` is the language reference as text; numpy, scipy and JAX carry megabytes of it in their sources,
-which are parsed, never imported. What comes out is kept in the data folder, so that only the first run pays for it.
+`pydoc_data.topics` is the language reference as text; numpy, scipy and JAX contain megabytes of docstrings in their sources,
+which are parsed, never imported. The cleaned texts are kept in the data folder, so that only the first run makes them.
 """
 
 import ast
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -18,17 +17,21 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
 
+from generalist.data.stable_hash import stable_hash
+
 Split = Literal["train", "heldout"]
 
 PACKAGES = ("numpy", "scipy", "jax")
-HELD_OUT_PERCENT = 6
-SHORTEST = 200  # characters: below that a docstring is a label, not prose
-CLEANING = 1  # raise it when the text below comes out differently, and cached texts are made anew
+HELD_OUT_PERCENT = 6  # of the source files
+SHORTEST = 200  # characters: a shorter docstring is a label, not prose
+CLEANING = 1  # to be raised with every change of the cleaning, so that cached texts are made again
+REPEATED = 0.3  # share of a held-out text's lines that training texts have too, above which it is dropped
+LINE = 30  # characters from which on a line is taken to identify its text
 
 _EXAMPLE = re.compile(r"^ *(>>>|\.\.\.)( |$)")
 _UNDERLINE = re.compile(r"^ *([-=*~^#\"])\1{2,} *$")
-_PLACEHOLDER = re.compile(r"^ *(%\(\w+\)s|\{\w+\}) *$")  # filled in when the package is imported, which we don't
-_EMPTY_END = re.compile(r"\s*\n *Examples?:? *$")  # the heading over examples that are gone
+_PLACEHOLDER = re.compile(r"^ *(%\(\w+\)s|\{\w+\}) *$")  # would be filled in when the package is imported
+_EMPTY_END = re.compile(r"\s*\n *Examples?:? *$")  # the heading of examples that were removed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,20 +39,23 @@ class Document:
     """One text."""
 
     name: str
-    """Where it is from: `numpy/linalg/_linalg.py:norm@2594` or `topics/assert:`."""
+    """Its origin: `numpy/linalg/_linalg.py:norm@2594` or `topics/assert:`."""
     text: str
 
 
 def prose(folder: Path, split: Split, megabytes: float = 6.0) -> list[Document]:
     """The documents of one split, in a fixed order.
 
-    Whole source files are held out, not single docstrings, since neighbours repeat each other's sentences; a held-out
-    text of which 30% of the lines stand in the training texts is left out as well.
+    Whole source files are held out, not single docstrings, since neighbours repeat each other's sentences; a held-out text that
+    shares 30% or more of its lines with training texts is dropped.
 
     Args:
-        folder: where the texts are kept for the next run (`folder/prose-*.jsonl`).
+        folder: keeps the texts for the next run (`folder/prose-*.jsonl`).
         split: `train` or `heldout`.
-        megabytes: of both splits together, about; a smaller set is the beginning of a larger one.
+        megabytes: approximate size of both splits together; a smaller set is the beginning of a larger one.
+
+    Raises:
+        ValueError: `megabytes` is not positive, or the kept file is damaged.
     """
     if megabytes <= 0:
         raise ValueError(f"megabytes must be above 0, got {megabytes}")
@@ -62,16 +68,17 @@ def prose(folder: Path, split: Split, megabytes: float = 6.0) -> list[Document]:
 
 
 def collect(megabytes: float) -> list[Document]:
-    """Documents of this machine, cleaned, each text once, until there are enough and some of either split.
+    """Documents of this machine, cleaned, each text once, until the size is reached and both splits have some.
 
     Sources come in the order of their names' hashes, so that a small set is as mixed as a large one, and quick to make.
     """
     left, texts, chosen = megabytes * 1e6, set(), []
     sources = _sources()
-    for name in sorted(sources, key=_hash):
+    for name in sorted(sources, key=stable_hash):
         if left <= 0 and len({is_held_out(document.name) for document in chosen}) == 2:
             break
         for document in _documents(name, sources[name]):
+            # Docstrings are copied between functions and classes; a copy in the other split would leak it.
             if document.text not in texts:
                 texts.add(document.text)
                 chosen.append(document)
@@ -91,15 +98,16 @@ def _sources() -> dict[str, Path | None]:
 
 
 def _documents(source: str, file: Path | None) -> Iterator[Document]:
-    """The texts of one source that are long enough, cleaned."""
+    """The cleaned texts of one source that are long enough."""
     texts = _docstrings(file) if file else [("", topics[source.removeprefix("topics/")])]
     for label, text in texts:
+        # Measured after cleaning: a long docstring may consist of examples alone.
         if len(text := clean(text)) >= SHORTEST:
             yield Document(name=f"{source}:{label}", text=text)
 
 
 def clean(text: str) -> str:
-    """Text without interactive examples and underlines; runs of empty lines become one.
+    """Removes interactive examples and underlines; several empty lines become one.
 
     An example's output ends at the next empty line, as in doctest.
     """
@@ -109,6 +117,7 @@ def clean(text: str) -> str:
         in_example = bool(_EXAMPLE.match(line)) or (in_example and bool(line.strip()))
         if in_example or _UNDERLINE.match(line) or _PLACEHOLDER.match(line):
             continue
+        # An empty line is kept after a text line only, so none stands first and no two follow each other.
         if line.strip() or (kept and kept[-1]):
             kept.append(line.rstrip())
     return _EMPTY_END.sub("", "\n".join(kept).strip())
@@ -116,14 +125,16 @@ def clean(text: str) -> str:
 
 def _docstrings(file: Path) -> Iterator[tuple[str, str]]:
     """The docstrings of a source file, each with the name and line of what it documents."""
+    # Parsed, not imported: that runs no code of the package, and finds functions that are private or need a GPU.
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8", errors="replace"))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # With the line, since methods of several classes share a name.
             label = "" if isinstance(node, ast.Module) else f"{node.name}@{node.lineno}"
             yield label, ast.get_docstring(node) or ""
 
 
 def _source_folder(package: str) -> Path:
-    """Where a package's sources are, without importing it."""
+    """The folder of a package's sources, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"the documentation of {package} is part of the prose, but {package} is not installed")
@@ -131,45 +142,42 @@ def _source_folder(package: str) -> Path:
 
 
 def _split(documents: list[Document], split: Split) -> list[Document]:
-    """The documents of one split; from the held-out ones, those that repeat the training texts are dropped."""
+    """The documents of one split, without held-out ones that repeat training texts."""
     train = [document for document in documents if not is_held_out(document.name)]
     if split == "train":
         return train
-    known = {line for document in train for line in _sentences(document.text)}
-    return [
-        document for document in documents if is_held_out(document.name) and _share_known(document.text, known) < 0.3
-    ]
+    # By lines, since docstrings of different files are often copies with a few words changed.
+    known = {line for document in train for line in _long_lines(document.text)}
+    held_out = (document for document in documents if is_held_out(document.name))
+    return [document for document in held_out if _share_known(document.text, known) < REPEATED]
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the document of this name belongs to the held-out texts: decided by its source file."""
-    return _hash(name.partition(":")[0]) % 100 < HELD_OUT_PERCENT
+    """Whether the document of this name belongs to the held-out texts, which its source file decides."""
+    return stable_hash(name.partition(":")[0]) % 100 < HELD_OUT_PERCENT
 
 
-def _sentences(text: str) -> list[str]:
-    """Lines that are long enough to tell one text from another."""
-    return [stripped for line in text.splitlines() if len(stripped := line.strip()) >= 30]
+def _long_lines(text: str) -> list[str]:
+    """Lines that are long enough to distinguish one text from another."""
+    return [stripped for line in text.splitlines() if len(stripped := line.strip()) >= LINE]
 
 
 def _share_known(text: str, known: set[str]) -> float:
-    """Which share of a text's lines is among the known ones."""
-    lines = _sentences(text)
+    """Share of a text's long lines that are among the known ones; 1 for a text without any, which cannot be judged."""
+    lines = _long_lines(text)
     return sum(line in known for line in lines) / len(lines) if lines else 1.0
 
 
-def _hash(name: str) -> int:
-    """A number that is the same on every machine, unlike Python's own hash."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
 def _fingerprint(megabytes: float) -> str:
-    """Changes when the sources, the cleaning or the size do."""
+    """A number that changes with the sources, the cleaning and the size."""
     versions = [f"{package}={importlib.metadata.version(package)}" for package in PACKAGES]
-    return f"{_hash(' '.join([*versions, platform.python_version(), f'{CLEANING} {SHORTEST} {megabytes}'])):016x}"
+    settings = f"{CLEANING} {SHORTEST} {megabytes}"
+    # Python's version too: the language reference comes with it.
+    return f"{stable_hash(' '.join([*versions, platform.python_version(), settings])):016x}"
 
 
 def _read(cache: Path) -> list[Document] | None:
-    """The cached documents, or None if there are none.
+    """The cached documents; None if there is no such file.
 
     Raises:
         ValueError: the file is damaged.
@@ -184,8 +192,9 @@ def _read(cache: Path) -> list[Document] | None:
 
 
 def _write(cache: Path, documents: list[Document]) -> None:
-    """Writes the cache so that it is either whole or absent."""
+    """Writes the cache so that it is either complete or absent."""
     cache.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs may write at once: each has its own temporary file, and both write the same content.
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(dataclasses.asdict(document)) + "\n" for document in documents)

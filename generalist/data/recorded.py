@@ -1,7 +1,8 @@
 """Recorded episodes in a published format, as training and evaluation read them: mapped fields, spaces, windows of steps. No
 environment is needed.
 
-Dimension key: N episodes, T steps as stored, S steps at the wanted rate, K actions of a chunk.
+Dimension key: N episodes, T steps as stored, S steps at the wanted rate, K actions of a chunk, R rows of a sample,
+D numbers of an action.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from generalist.data.documents import tell
 from generalist.data.episodes import BrokenEpisode, Episode, EpisodeCache, Episodes
@@ -54,6 +55,7 @@ class Dataset:
     def name(self) -> str:
         """Of its layout, by the folder's name without a version."""
         parts = [part for part in re.split(r"[/\\]+", self.path.rstrip("/\\")) if part not in ("", ".", "..")]
+        # TFDS's folders end in a version, such as bridge/0.1.0.
         while len(parts) > 1 and re.fullmatch(r"[0-9]+(\.[0-9]+)+", parts[-1]):
             parts.pop()
         stem = re.sub(r"\.(hdf5|h5|npz)$", "", parts[-1] if parts else "data")
@@ -100,6 +102,7 @@ def opened(dataset: Dataset) -> Opened:
         FileNotFoundError, ValueError, ImportError: it can't be read, or its mapping does not fit; see `open_episodes`.
     """
     episodes = open_episodes(dataset.path, opening(dataset.split))
+    # Once per process: workers, readers and spaces share one open set and its index in memory.
     mapping = read_mapping(dataset.mapping, episodes) if dataset.mapping else default_mapping(episodes)
     return Opened(episodes, mapping, _every(dataset, episodes))
 
@@ -111,6 +114,7 @@ def _every(dataset: Dataset, episodes: EpisodeSet) -> int:
         raise ValueError(
             f"rate = {dataset.rate:g}, but {dataset.path} does not say at which rate it was recorded: leave it out"
         )
+    # Only whole parts of the rate: between two steps there is no image, and an action has no value.
     every = round(episodes.rate / dataset.rate)
     if every < 1 or abs(episodes.rate / every - dataset.rate) > RATE_TOLERANCE * dataset.rate:
         raise ValueError(
@@ -136,15 +140,19 @@ def _space(found: Opened, key: str, chunk: int) -> gym.Space:
     dtype = np.dtype(field.dtype)
     shape = tuple(size or 0 for size in field.shape)
     several = (chunk, *shape) if chunk > 1 else shape
+    # No bounds: data show only what has occurred, and a policy may need more.
     if dtype.kind == "f":
         return gym.spaces.Box(-np.inf, np.inf, several, dtype.type)
     if dtype.kind == "b":
         return gym.spaces.MultiBinary(several) if several else gym.spaces.Discrete(2)
     numbers = found.statistics.fields[key]
+    # Gymnasium's Discrete and MultiDiscrete are stored as whole numbers without their bounds: the data say them.
     if numbers.low.min(initial=0) >= 0 and numbers.high.max(initial=0) < FEW:
         counts = numbers.high.astype(np.int64).reshape(shape) + 1
+        # At least two, since a choice that was never made otherwise would have a vocabulary of one.
         choices = np.broadcast_to(np.maximum(counts, 2), several)
         return gym.spaces.MultiDiscrete(choices) if several else gym.spaces.Discrete(int(choices))
+    # Counters, positions of encoders: numbers, not choices.
     limits = np.iinfo(dtype)
     return gym.spaces.Box(limits.min, limits.max, several, dtype.type)
 
@@ -153,6 +161,7 @@ def _image_shape(found: Opened, field: Field) -> tuple[int, ...]:
     """Height, width and channels; where the files leave them open, those of the first image that can be read."""
     if field.shape and None not in field.shape:
         return tuple(size or 0 for size in field.shape)
+    # TFDS's Image(shape=(None, None, 3)), for one, tells it only by an image.
     for index in np.flatnonzero(found.episodes.lengths).tolist():
         try:
             episode = found.episodes.read(index, [field.key])
@@ -190,15 +199,18 @@ class RecordedEpisodes(Episodes):
         self.faults = Faults(
             dataset.path, len(episodes) + sum(number >= len(episodes) for number in known), unreadable, tell
         )
+        # Before training: too many broken episodes should stop a run at its start.
         for number, reason in known.items():
             self.faults.add(number, reason)
         whole = np.flatnonzero(episodes.lengths)  # an episode without a step teaches nothing
         if not len(whole):
             raise ValueError(f"{dataset.path} has no episode with a step in it: give another data set")
-        # At least one is held out of several, and one is left to train on.
+        # Spread over all: neighbours are often takes of the same scene, and files come task by task. At least one is held
+        # out of several, and one is left to train on.
         count = min(max(1, round(heldout * len(whole))), len(whole) - 1) if heldout else 0
         kept_back = whole[spread(len(whole), count)]
         self.numbers = kept_back if held_out else np.setdiff1d(whole, kept_back)
+        # Rounded up: step 0 always counts.
         self.lengths = -(-episodes.lengths[self.numbers] // self._found.every)
 
     def parse(self, index: int) -> Episode:
@@ -216,6 +228,7 @@ class RecordedEpisodes(Episodes):
             actions = {name: self._acted(raw.columns[key], key) for name, key in mapping.action.items()}
         except BrokenRecord as error:
             raise BrokenEpisode(index, str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        # One text per episode: that of its first step, where steps have their own.
         told = instruction_of(raw, mapping.instruction) if mapping.instruction else ""
         return Episode(
             instruction=told or self.dataset.instruction,
@@ -228,6 +241,7 @@ class RecordedEpisodes(Episodes):
 
     def __getitem__(self, index: int) -> Episode:
         """An episode; of one that can't be read the next that can."""
+        # A row must be filled all the same; the next one is as good as any, and the same in every run.
         for step in range(len(self)):
             try:
                 return super().__getitem__((index + step) % len(self))
@@ -252,25 +266,30 @@ class RecordedEpisodes(Episodes):
                     f"other fields in a mapping's file"
                 )
         if chunk > 1:
+            # (R, ...) to (R, K, ...): the sample has single actions, which a chunk's codec sees K times.
             done = {name: np.repeat(rows[:, None], chunk, axis=1) for name, rows in done.items()}
         return seen, done
 
     def _observed(self, column: Column, key: str) -> Column:
+        # One NaN in a batch makes the loss, and then all weights, NaN.
         _check_finite(column, key)
+        # Frames stay undecoded: a column is cut by its steps.
         return column[:: self._found.every]
 
-    def _acted(self, column: Column, key: str) -> np.ndarray:
+    def _acted(self, column: Column, key: str) -> Shaped[np.ndarray, "S ..."]:
         """Actions (S, ...), or chunks of them (S, K, ...): at the end of an episode its last action is repeated."""
         _check_finite(column, key)
         actions = np.asarray(column)
+        # (S,): the steps that are kept
         first = np.arange(0, len(actions), self._found.every)
         if self.dataset.chunk == 1:
             return actions[first]
         following = first[:, None] + np.arange(self.dataset.chunk)  # (S, K)
+        # (S, K, ...)
         return actions[np.minimum(following, len(actions) - 1)]
 
 
-def _finite(rows: np.ndarray) -> np.ndarray:
+def _finite(rows: Shaped[np.ndarray, "R ..."]) -> Shaped[np.ndarray, "_ ..."]:
     """The rows all of whose numbers are finite."""
     if rows.dtype.kind != "f":
         return rows
@@ -310,14 +329,18 @@ def action_numbers(dataset: Dataset) -> ActionNumbers:
     for name, key in sorted(found.mapping.action.items()):
         numbers, field = found.statistics.fields[key], found.episodes.fields[key]
         size = len(numbers.mean)
+        # In a chunk each number stands once per action: `x+0`, ..., `x+7`.
         single = field.names if len(field.names) == size else [f"{name or 'action'}[{index}]" for index in range(size)]
+        # The order of `actions_of`: the first action's numbers, then the second's.
         names += [one if chunk == 1 else f"{one}+{later}" for later in range(chunk) for one in single]
         is_choice = not isinstance(_space(found, key, 1), gym.spaces.Box)
+        # (D,) of one action; chunks repeat it below.
         frequent = [_most_frequent(column) for column in numbers.rows.reshape(len(numbers.rows), -1).T]
         varies = ~numbers.constant
         parts["choice"].append(np.full(size * chunk, is_choice))
         parts["mean"].append(np.tile(frequent if is_choice else numbers.mean, chunk))
         parts["deviation"].append(np.tile(varies.astype(float) if is_choice else numbers.deviation, chunk))
+        # Between two steps `every` stored actions were executed, of which a chunk has no more than it is long.
         before = min(found.every, chunk) - 1
         parts["executed"].append(len(names) - size * chunk + before * size + np.tile(np.arange(size), chunk))
     return ActionNumbers(names=tuple(names), **{name: np.concatenate(several) for name, several in parts.items()})
@@ -328,7 +351,7 @@ def _most_frequent(column: np.ndarray) -> float:
     return float(values[counts.argmax()]) if len(values) else 0.0
 
 
-def actions_of(action: Any) -> np.ndarray:
+def actions_of(action: Any) -> Float[np.ndarray, "D"]:
     """The numbers of an action, float64 (D,), of a Dict in the order of its keys."""
     if isinstance(action, Mapping):
         return np.concatenate([actions_of(action[key]) for key in sorted(action)])

@@ -33,6 +33,7 @@ class RecordedTask(Task):
         """See `Task.make_spaces`: what the data set observes; the environment's actions, where there is one, since they have
         bounds."""
         observation, action = spaces(self.dataset)
+        # Recorded floats have no bounds, which the environment needs to act within.
         return (observation, super().make_spaces()[1]) if self.environment else (observation, action)
 
     def build(self) -> gym.Env:
@@ -50,6 +51,7 @@ class RecordedTask(Task):
         try:
             return AsRecorded(env, *spaces(self.dataset), self.name)
         except ValueError:
+            # A wrapper that was never made closes nothing.
             env.close()
             raise
 
@@ -78,6 +80,7 @@ class AsRecorded(gym.ObservationWrapper):
                     f"{name} has recorded {part!r} of shape {space.shape}, but its environment observes {told}: say in a mapping "
                     "which fields have the environment's names"
                 )
+        # Shape and kind, not bounds: those of the data are only the values that occurred.
         if env.action_space.shape != action.shape or type(env.action_space) is not type(action):
             raise ValueError(f"{name} has recorded actions of {action}, but its environment takes {env.action_space}")
         self._paths = {part: leaves[part][0] for part in observation}
@@ -105,6 +108,7 @@ def recorded_task(dataset: Dataset, environment: str = "") -> RecordedTask:
         suite=SUITE,
         layout=name,
         instruction=dataset.instruction,
+        # This and the next ones matter only where there is an environment to play.
         max_steps=1,
         record_steps=1,
         episodes=0,
@@ -115,6 +119,7 @@ def recorded_task(dataset: Dataset, environment: str = "") -> RecordedTask:
     )
     if not environment:
         return task
+    # An environment takes one action per step at its own rate.
     if dataset.chunk > 1 or dataset.rate is not None:
         raise ValueError(f"{name} is played step by step: leave out chunk and rate, or the environment {environment}")
     found = opened(dataset)
@@ -125,7 +130,9 @@ def recorded_task(dataset: Dataset, environment: str = "") -> RecordedTask:
         )
     returns = found.statistics.returns
     task = dataclasses.replace(task, max_steps=_limit(environment, int(found.episodes.lengths.max())))
+    # Episodes that can't be read have NaN for a return.
     expert, random = float(np.nanmean(returns)), _random_score(task)
+    # A percentage of an expert no better than chance would have no or a negative unit. NaN is refused too.
     if not expert > random:
         raise ValueError(
             f"the episodes of {dataset.path} score {expert:.4g}, no more than uniformly random actions in {environment} "
@@ -144,6 +151,7 @@ def _limit(environment: str, longest: int) -> int:
 
 def _random_score(task: RecordedTask) -> float:
     """Mean score of uniformly random actions; measured once and kept."""
+    # All that the score depends on; Gymnasium's version too, since environments change with it.
     asked = json.dumps([task.environment, task.max_steps, RANDOM_EPISODES, gym.__version__])
     path = cache_folder() / "scores" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     try:

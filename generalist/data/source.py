@@ -1,7 +1,9 @@
-"""A source of training examples: one settings class knows all that a run does with it.
+"""A source of training examples: one settings class defines everything that a run does with it.
 
 Settings, command line, plan, preparation, training and evaluation walk the mixture's list of named sources, and none of them
-names one. A new source is one file with a subclass of `Source` that calls `register` (docs/extend.md).
+names a particular source. A new source is one file with a subclass of `Source` that calls `register` (docs/extend.md).
+
+Dimension key: H height, W width of an image.
 """
 
 import abc
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from generalist.data.episodes import EpisodeCache, EpisodeReader, Episodes
 from generalist.data.examples import Examples
@@ -19,7 +22,7 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 
 REQUIRED = "required"
-"""What stands in a preset for a file or folder that its user must name."""
+"""The placeholder in a preset for a file or folder that its user must name."""
 
 Say = Callable[[str], None]
 """Prints a line for the user."""
@@ -35,15 +38,16 @@ class Stored:
     """Folders that `generalist dagger` wrote."""
     cache: EpisodeCache
     readers: dict[Hashable, Episodes] = dataclasses.field(default_factory=dict)
-    """Data sets that are open: opening one takes a while, and several stages of a run read it."""
+    """Open data sets: opening one takes a while, and several stages of a run read the same ones."""
 
     def reader(self, folder: Path, instruction: str) -> Episodes:
-        """The episodes of a data set, whose own instructions stand before the given one.
+        """The episodes of a data set; the given instruction serves episodes that store none.
 
         Raises:
             FileNotFoundError: there is no data set in the folder.
-            ValueError: it is damaged, or no RLDS.
+            ValueError: it is damaged, or not RLDS.
         """
+        # By folder alone: a folder belongs to one task, so the instruction of a second call is that of the first.
         if folder not in self.readers:
             self.readers[folder] = EpisodeReader(folder, self.cache, instruction)
         return self.readers[folder]
@@ -51,37 +55,38 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What turns a source's values into tokens, and how long a row is."""
+    """What turns a source's values into tokens, and the length of a row."""
 
     assembler: Assembler
     layouts: Mapping[str, TaskLayout]
     length: int
-    """Positions of a row."""
+    """Positions per row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ways:
-    """How the run's images enter, as far as a source's settings must fit it."""
+    """How images enter the run's model: what a source's settings must be compatible with."""
 
     images: tuple[str, ...]
     """Ways in which observed images enter: patches, frame, encoder."""
     documents: tuple[str, ...]
     """The same for the images of documents."""
     row_images: int
-    """Images for the frozen encoder that a row has room for."""
+    """Maximum number of images for the frozen encoder per row."""
     features: str
-    """`stored` needs images that come again."""
+    """Whether the frozen encoder's features are `computed` or `stored`; storing them needs a fixed set of images."""
 
 
 @runtime_checkable
 class FixedImages(Protocol):
-    """Images that a source shows again and again, uint8 (H, W, 3) each, so that a frozen encoder's features can be stored.
-    Equal values are equal images."""
+    """A fixed set of images that a source shows repeatedly, so that a frozen encoder's features can be stored. Sets that compare
+    equal hold the same images."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[np.ndarray]: ...
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]: ...
 
+    # Two sources may show the same set: its features are then computed once.
     def __hash__(self) -> int: ...
 
 
@@ -93,20 +98,23 @@ class Source(abc.ABC):
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
 
     kind: ClassVar[str]
-    """The name under which it is registered, which is its name in a mixture unless another one is given."""
+    """The name under which it is registered, which is also its name in a mixture unless another one is given."""
 
     @property
     def takes_part(self) -> bool:
-        """Whether there is anything to be learnt from it."""
+        """Whether training draws examples from it."""
         return self.weight > 0
 
     @property
     def missing(self) -> str | None:
-        """What a preset leaves to its user and the user has not named: the rest of the option, with what it is."""
+        """The option that a preset leaves to its user and that is still unset, as it continues `--data.NAME.`, with a placeholder
+        and an explanation: `path FILE (texts and images)`; None if nothing is missing."""
         return None
 
+    # The optional hooks below are not abstract: a source overrides those that concern it.
+
     def check_settings(self, name: str, ways: Ways) -> None:  # noqa: B027 - most sources fit every run
-        """Whether the settings fit the run's; called for sources that take part.
+        """Checks that the settings fit those of the run; called for sources that take part.
 
         Args:
             name: in the mixture.
@@ -116,19 +124,19 @@ class Source(abc.ABC):
         """
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:  # noqa: B027 - most name nothing
-        """Opens what the settings name, before anything is recorded; called for sources that are left out too.
+        """Opens what the settings name, before anything is recorded; also called for sources that are left out.
 
         Args:
             name: in the mixture.
             whole: reads everything, such as every image.
 
         Raises:
-            ValueError, OSError, ImportError: something is not there, or damaged.
+            ValueError, OSError, ImportError: something is missing or damaged.
         """
 
     @property
     def has_own_files(self) -> bool:
-        """Whether the source reads files of its user's that `data.check` can read whole."""
+        """Whether the source reads the user's own files, which `data.check` can read whole."""
         return False
 
     def task_list(self) -> list[Task]:
@@ -140,28 +148,29 @@ class Source(abc.ABC):
         return []
 
     def recordings(self) -> list[tuple[Task, int]]:
-        """Tasks that experts must play for it, and how many episodes of each."""
+        """Tasks whose experts must be recorded for it, with the number of episodes of each."""
         return []
 
     def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
         """The recorded episodes of each of its tasks."""
         return {}
 
+    # A list of pairs, not a dictionary: a task may have corrections in several folders.
     def open_corrections(self, stored: Stored) -> list[tuple[Task, Episodes]]:
-        """Corrected play of its tasks, which teaches and is no demonstration."""
+        """The weights' own play of its tasks with the expert's answers: trained on, but never shown as a demonstration."""
         return []
 
     def texts(self, stored: Stored) -> Iterable[str]:
-        """Texts that the text tokenizer is learnt from."""
+        """Texts that the text tokenizer is trained on."""
         return []
 
     def fixed_images(self) -> FixedImages | None:
-        """All images that it can show, where they are a fixed set."""
+        """All images that it can show, if they are a fixed set."""
         return None
 
     @abc.abstractmethod
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """Its training examples; of several parts, such as tasks, each apart."""
+        """Its training examples, one entry per part, such as a task. Parts share the source's tokens (see `mixture.Opened`)."""
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
@@ -170,11 +179,11 @@ class Source(abc.ABC):
 
 
 KINDS: dict[str, type[Source]] = {}
-"""Every registered source, in the order in which a mixture has them by default."""
+"""Every registered source, in the default order of a mixture."""
 
 
 def register(kind: str) -> Callable[[type[Source]], type[Source]]:
-    """Makes a source known by a name: as `--data.NAME` on the command line, and as `kind` in a mixture's file.
+    """Registers a source under a name: `--data.NAME` on the command line, and `kind` in a mixture's file.
 
     Raises:
         ValueError: another source has the name.
@@ -182,6 +191,7 @@ def register(kind: str) -> Callable[[type[Source]], type[Source]]:
 
     def add(source: type[Source]) -> type[Source]:
         known = KINDS.get(kind)
+        # By name, not identity: a module that is loaded again makes another class of the same name.
         if known is not None and known.__qualname__ != source.__qualname__:
             raise ValueError(f"two sources are called {kind}: {known.__module__} and {source.__module__}")
         source.kind = kind
@@ -192,10 +202,10 @@ def register(kind: str) -> Callable[[type[Source]], type[Source]]:
 
 
 def settings_of(name: str, stored: Any) -> tuple[type[Source], dict[str, Any]]:
-    """The class and the settings of a source as a mixture's file or a run's settings have it.
+    """The class and the settings of a source, as stored in a mixture's file or a run's settings.
 
     Args:
-        name: in the mixture; also the kind, unless `kind` says another one.
+        name: in the mixture; also the kind, unless the settings have a `kind`.
         stored: the settings, by name.
 
     Raises:

@@ -1,7 +1,7 @@
 """Statistics of a whole data set of episodes: of every number, of lengths and returns, of instructions. Computed once, by several
 processes, and kept with the fingerprint of the files.
 
-Dimension key: N episodes, D numbers of a value, R rows of the sample.
+Dimension key: N episodes, D numbers of a value, R rows of the sample, Q quantiles.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from rich.console import Console
 
 from generalist.data.formats.detect import open_episodes
@@ -47,8 +47,8 @@ class Numbers:
     deviation: Float[np.ndarray, "D"]
     low: Float[np.ndarray, "D"]
     high: Float[np.ndarray, "D"]
-    rows: np.ndarray
-    """(R, ...) every n-th value, in its own type."""
+    rows: Shaped[np.ndarray, "R ..."]
+    """Every n-th value, in its own type."""
 
     @property
     def quantiles(self) -> Float[np.ndarray, "Q D"]:
@@ -86,6 +86,7 @@ def fingerprint(episodes: EpisodeSet) -> str:
     """What changes whenever a file of the data set does."""
     digest = hashlib.sha256()
     for file in episodes.files:
+        # Name, size and time, not contents: terabytes can't be read at every start.
         digest.update(f"{stamp(file)}\n".encode())
     return digest.hexdigest()
 
@@ -107,6 +108,7 @@ def statistics(
     wanted = json.dumps([FORMAT, episodes.opening.split, keys, instruction, reward])
     folder = episodes.opening.index
     name = hashlib.sha256(f"{fingerprint(episodes)} {wanted}".encode()).hexdigest()[:32]
+    # The name says the files and the question, so that nothing old is ever taken for it.
     kept = None if folder is None else folder / f"statistics-{name}.npz"
     stored = None if kept is None else read_arrays(kept)
     if stored is not None:
@@ -140,11 +142,14 @@ def _computed(
     episodes: EpisodeSet, keys: list[str], instruction: str | None, reward: str | None, console: Console
 ) -> Statistics:
     total = int(episodes.lengths.sum())
+    # One step for all fields, so that rows of an observation and of an action are of the same steps.
     largest = max((math.prod(size or 1 for size in episodes.fields[key].shape) for key in keys), default=1)
     every = max(1, math.ceil(total / max(1, min(ROWS, NUMBERS // largest))))
     workers = max(1, episodes.opening.workers)
+    # Below this, starting processes would take longer than reading.
     parts = min(len(episodes), JOBS * workers) if total > ROWS and workers > 1 else 1
     bounds = np.linspace(0, len(episodes), parts + 1).astype(int).tolist()
+    # (N + 1,): so that the same rows are in the sample, however many jobs there are.
     before = np.concatenate([[0], np.cumsum(episodes.lengths)]).tolist()
     jobs = [
         _Job(episodes.place, episodes.opening, range(low, high), tuple(keys), instruction, reward, every, before[low])
@@ -172,6 +177,7 @@ def _scan(job: _Job, episodes: EpisodeSet) -> dict[str, Any]:
     wanted = [*job.keys, *([job.instruction] if job.instruction is not None else [])]
     passed = job.first
     for place, number in enumerate(job.numbers):
+        # Known to be broken: it has no steps, and is in `broken` already.
         if not episodes.lengths[number]:
             continue
         try:
@@ -180,12 +186,15 @@ def _scan(job: _Job, episodes: EpisodeSet) -> dict[str, Any]:
             broken[number] = str(error)
         else:
             for key, several in sums.items():
+                # The first step of this episode whose number in the whole set is a multiple of `every`.
                 several.add(np.asarray(episode.columns[key]), -passed % job.every, job.every)
             if job.reward is not None:
                 returns[place] = float(np.asarray(episode.columns[job.reward], np.float64).sum())
             text = instruction_of(episode, job.instruction) if job.instruction is not None else ""
+            # A set with a new sentence in each episode must not fill the memory.
             if text in told or (text and len(told) < INSTRUCTIONS):
                 told[text] += 1
+        # Broken ones too, since their steps were counted in `before`.
         passed += int(episodes.lengths[number])
     return {"sums": sums, "told": told, "returns": returns, "broken": broken}
 
@@ -211,11 +220,14 @@ class _Sums:
 
     def add(self, values: np.ndarray, first: int, every: int) -> None:
         """The values (T, ...) of an episode, of which every `every`-th from `first` on enters the sample."""
+        # A copy: a view would keep the whole episode in memory.
         self.rows.append(np.array(values[first::every]))
         flat = values.reshape(len(values), -1).astype(np.float64)  # (T, D)
         finite = np.isfinite(flat)
         count = finite.sum(axis=0)
         filled = np.where(finite, flat, 0.0)
+        # Mean and squares of this episode alone, around its own mean: sums of squares around 0 lose their digits
+        # where the mean is large.
         mean = filled.sum(axis=0) / np.maximum(count, 1)
         squares = (np.where(finite, flat - mean, 0.0) ** 2).sum(axis=0)
         self.low = np.minimum(self.low, np.where(finite, flat, np.inf).min(axis=0, initial=np.inf))
@@ -244,6 +256,7 @@ def _joined(episodes: EpisodeSet, keys: list[str], parts: list[dict[str, Any]]) 
         sums = _Sums()
         for part in parts:
             sums.join(part["sums"][key])
+        # Without a single episode the sums are plain numbers, and are spread over the field's shape.
         shape = tuple(size or 0 for size in episodes.fields[key].shape)
         width = math.prod(shape)
         rows = np.concatenate(sums.rows) if sums.rows else np.zeros((0, *shape), episodes.fields[key].dtype)
@@ -251,6 +264,7 @@ def _joined(episodes: EpisodeSet, keys: list[str], parts: list[dict[str, Any]]) 
             count=np.broadcast_to(sums.count, width).astype(np.int64),
             not_finite=np.broadcast_to(sums.not_finite, width).astype(np.int64),
             mean=np.broadcast_to(sums.mean, width).astype(np.float64),
+            # Of the whole population, not of a sample.
             deviation=np.sqrt(np.broadcast_to(sums.squares, width) / np.maximum(sums.count, 1)),
             low=np.broadcast_to(sums.low, width).astype(np.float64),
             high=np.broadcast_to(sums.high, width).astype(np.float64),
@@ -259,6 +273,7 @@ def _joined(episodes: EpisodeSet, keys: list[str], parts: list[dict[str, Any]]) 
     told: Counter[str] = Counter()
     broken: dict[int, str] = dict(episodes.broken())
     for part in parts:
+        # Each part counts its first thousand texts: with more of them, counts are lower bounds.
         told.update(part["told"])
         broken |= part["broken"]
     return Statistics(
@@ -277,6 +292,7 @@ def _to_arrays(found: Statistics) -> dict[str, np.ndarray]:
         "instructions": dict(found.instructions),
         "broken": {str(number): reason for number, reason in found.broken.items()},
     }
+    # One text of JSON: arrays of objects would have to be pickled.
     arrays = {"texts": np.array(json.dumps(texts)), "lengths": found.lengths, "returns": found.returns}
     for number, numbers in enumerate(found.fields.values()):
         for field in dataclasses.fields(Numbers):

@@ -18,7 +18,7 @@ from generalist.run.named_weights import weights_settings
 
 # Settings of the model that do not change the meaning of its parameters. Encoders are compared by their fingerprints instead,
 # since one encoder may have several names; a larger number of layers is handled by `generalist.experiment.warm_start`.
-FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "vision.encoder")
+FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "layers_unrolled", "vision.encoder")
 # Settings of parts that a model may lack: prefix of their names → the way in that the part is for.
 PARTS = {"vision.": "encoder", "frame_": "frame", "patch_": "patches", "tensor_hidden": "projected"}
 VOCABULARY = ("text_pieces", "continuous_bins", "discrete_values")
@@ -57,7 +57,7 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         begun = Path(given["runs"] or "") / (given["name"] or "")
         known = _begun_settings(begun, given["training.start"]) or weights_settings(given["training.start"])
         # The parameters of a pretrained trunk are among the weights by now. Settings that say how to train stay the preset's.
-        how = {name: getattr(default.model, name) for name in ("remat", "stochastic_depth")}
+        how = {name: getattr(default.model, name) for name in ("remat", "layers_unrolled", "stochastic_depth")}
         model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
         default = dataclasses.replace(default, model=model, tokens=known.tokens)
     return tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description)

@@ -50,6 +50,7 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
     documents: dict[str, Any] | None = None
     problems: list[Problem] = []
     pictures: list[Shown] = []
+    # Episodes and own documents have files to look at; other sources make their examples, and are only measured.
     if isinstance(source, ControlSource):
         for name, dataset in _data_sets(source, data):
             found = opened(dataset)
@@ -63,6 +64,7 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
         opening = source.opening(data.folder)
         opened_documents = Documents(source.path, unreadable=1.0, opening=opening, say=lambda line: None)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
+    # Whether there are files to look at.
     own = bool(data_sets) or documents is not None
     run, of_run = _measured(about, data, own)
     values = {
@@ -87,6 +89,7 @@ def _measured(about: Subject, data: Stored, own: bool) -> tuple[dict[str, Any] |
         ValueError: the source has no examples, or does not fit the settings, where no files were inspected.
     """
     try:
+        # What this refuses, a run would refuse.
         return measure(about, about.tokenizers(data), data)
     except ValueError as error:
         if not own:
@@ -97,11 +100,13 @@ def _measured(about: Subject, data: Stored, own: bool) -> tuple[dict[str, Any] |
 
 def _data_sets(source: ControlSource, data: Stored) -> Iterator[tuple[str, Dataset]]:
     """The data sets of a source's episodes, each with its task's name."""
+    # The data set of a user, with its own mapping, instruction and rate; our recordings need none of these.
     if isinstance(source, Recorded):
         yield source.dataset.name, source.dataset
         return
     for task in source.task_list():
         folder = source.folder(task, data)
+        # A recording gets its folder's name when it is finished, and then has this file.
         if not (folder / "dataset_info.json").exists():
             raise FileNotFoundError(
                 f"{task.name} is not recorded in {folder}: train.py does that first, and so does this command with --record"

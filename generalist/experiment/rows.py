@@ -8,6 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.examples import ControlExamples
@@ -42,10 +43,12 @@ def training_rows(about: Subject, count: int, *, packed: bool) -> list[Row]:
     stream, pad = Stream(about, parts), tokenizers.assembler.vocabulary.pad
     with naming(about):
         if packed:
+            # As training packs it: what is on the page is what the model gets.
             batches = [Packer(stream, spec, pad).pack(Position())[0].batch]
         else:
             batches = [_alone(stream, number, dataclasses.replace(spec, rows=1), pad) for number in range(count)]
     reader = _Reader(about.config.model, tokenizers, parts, stream)
+    # A packed batch has more rows than were asked for.
     return [reader.row(batch, row) for batch in batches for row in range(len(batch.tokens))][:count]
 
 
@@ -53,6 +56,7 @@ def _alone(stream: Stream, number: int, spec: BatchSpec, pad: int) -> Batch:
     """A batch of one row with one example."""
     opened = OpenBatch(spec, pad)
     serial, sequence = stream(number)
+    # The same message as in training, should the example be too large.
     opened.check(sequence, serial)
     opened.add(sequence, serial)
     return opened.batch
@@ -73,13 +77,16 @@ class _Reader:
         cells: list[Cell] = []
         titles = []
         seen, near, images = self._seen(batch, row)
+        # 0 is padding.
         for number in range(1, int(segment.max(initial=0)) + 1):
             at = np.flatnonzero(segment == number)
+            # `source` holds the number of an example in the stream (see `Stream`).
             drawn = self.stream.drawn[int(batch.source[row, at[0]])]
             titles.append(self._title(drawn))
             sequence, layout = _sequence(batch, row, at), self._layout(drawn)
             held = meanings(sequence, self.tokenizers.assembler, layout)
             wanted = targets(sequence, self.tokenizers.assembler, layout)
+            # A position's target is what the model is to predict after it, with its own meaning.
             cells += [
                 self._cell(
                     batch, row, place, meaning, target, _ranges(seen[place]), _ranges(near[place]), images[place]
@@ -122,12 +129,14 @@ class _Reader:
         """By the model's own masks: the positions that each position attends to in layers without a window, bool (L, L), and with
         one; and the positions of the images that it attends to."""
         segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
+        # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
         whole = attention_mask(segment, position, segment, position)
         near = local_mask(whole, position, position, self.model.window) if self.model.window else whole
         is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
         places = np.flatnonzero(is_image[0])
         images: list[list[int]] = [[] for _ in range(segment.shape[1])]
         if len(places):
+            # (1, I): images are numbered from 1 within a row; 0 is none
             number = jnp.arange(1, len(places) + 1)[None]
             first = first_image(jnp.asarray(is_image), position)
             mask = image_mask(jnp.asarray(batch.image[row : row + 1]), first, number, self.model.vision.attend_to)
@@ -143,6 +152,7 @@ class _Reader:
         examples = self.parts[drawn.part].examples
         if not isinstance(examples, ControlExamples):
             return f"example {drawn.index + 1:,} of {len(examples):,}"
+        # `first` has the number of each episode's first window.
         episode = int(np.searchsorted(examples.first, drawn.index, side="right")) - 1
         where = examples.reader[episode].where
         step = (drawn.index - int(examples.first[episode])) * examples.steps
@@ -161,7 +171,8 @@ def _sequence(batch: Batch, row: int, at: np.ndarray) -> TokenSequence:
     )
 
 
-def _ranges(flags: np.ndarray) -> list[tuple[int, int]]:
+def _ranges(flags: Bool[np.ndarray, "L"]) -> list[tuple[int, int]]:
     """Runs of true flags (L,), each from its first to behind its last."""
+    # False on both sides, so that every run has an edge at its beginning and one behind its end.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return [(int(low), int(high)) for low, high in edges.reshape(-1, 2)]

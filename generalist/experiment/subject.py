@@ -83,13 +83,16 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     if not what.strip():
         raise ValueError(f"SOURCE is {what!r}: give a folder, a file, or the name of a source (. for this folder)")
     data = config.data
+    # A folder that is called as a source is meant as the folder: it is there, and can be seen.
     name = what if what in data.sources and not Path(what).exists() else ""
     if not name:
         name, source = _own(what, config)
     else:
         source = data.sources[name]
+    # A source without a weight is drawn from never.
     if not source.weight:
         source = dataclasses.replace(source, weight=WEIGHT)
+    # Such as own data without a path.
     if not source.takes_part or source.missing:
         raise ValueError(f"{name} names no data: give its folder or file instead, or --data.{name}.* settings that do")
     others = {other: one for other, one in data.taking_part.items() if other != name and not one.missing}
@@ -98,6 +101,7 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     alone = dataclasses.replace(data, sources={name: source}, only=(), mixture=None, features="computed", loaders=0)
     config = dataclasses.replace(config, data=alone, training=dataclasses.replace(config.training, start=""))
     check_complete(config)
+    # A run's own settings have the sizes of its trunk already.
     if run is None and config.model.trunk != "none":
         config = with_trunk(config)
     return Subject(name=name, config=config, share=share, others=tuple(others), run=run)
@@ -117,6 +121,7 @@ def _own(what: str, config: Config) -> tuple[str, Source]:
         )
     kind: type[Recorded] | type[OwnDocuments] = Recorded if _is_episodes(what) else OwnDocuments
     several = {name: source for name, source in config.data.sources.items() if isinstance(source, kind)}
+    # A run's own source, whose name its tokenizers know.
     same = next((name for name, source in several.items() if source.path == what), None)
     name = same or next(iter(several), kind.kind)
     return name, dataclasses.replace(several.get(name, kind()), path=what)
@@ -134,6 +139,7 @@ def _is_episodes(what: str) -> bool:
     if episodes is None and documents is None:
         known = ", ".join([*(kind.format for kind in detect.FORMATS), *(kind.format for kind in FORMATS)])
         raise ValueError(f"{what} is no data that is known ({known}): give the folder or the file of a data set")
+    # TFDS lays out both: only the features say whether records are episodes.
     if episodes is Rlds and documents is TfdsDocuments:
         return "steps" in open_tfds(where).features
     return episodes is not None

@@ -69,6 +69,7 @@ class Labelled:
 
 def open_parts(about: Subject, tokenizers: Tokenizers, data: Stored) -> list[Labelled]:
     """The source's parts, such as the tasks of a suite, as training opens them."""
+    # Opened exactly as training does, so that counts hold for it.
     reading = Reading(assembler=tokenizers.assembler, layouts=tokenizers.layouts, length=about.config.data.length)
     return [Labelled(part, number) for number, part in enumerate(about.source.open(data, reading))]
 
@@ -87,6 +88,7 @@ class Stream:
     def __init__(self, about: Subject, parts: Sequence[Labelled]):
         source = Opened(name=about.name, weight=1.0, parts=parts)
         config = about.config
+        # The first shard of the run's own seed, so that these are the examples that it begins with.
         self._draw = mix([source], seed=config.training.seed, shards=config.data.shards)[0]
         self.drawn: dict[int, Drawn] = {}
 
@@ -106,6 +108,7 @@ def naming(about: Subject) -> Iterator[None]:
     except TooManyBroken:
         raise
     except ValueError as error:
+        # In a `Stream` the number is an example's, which means nothing to a user.
         raise ValueError(re.sub(r"of source \d+ ", f"of {about.name} ", str(error))) from error
 
 
@@ -124,6 +127,7 @@ def measure(about: Subject, tokenizers: Tokenizers, data: Stored) -> tuple[dict[
         "text_pieces": tokenizers.text.size,
         "examples": sum(map(len, parts)),
         "parts": described,
+        # Sources that make examples without end have no number of tokens.
         "tokens": sum(one["tokens"] for one in described if one["tokens"] is not None) or None,
     }
     try:
@@ -144,13 +148,16 @@ def _part(about: Subject, labelled: Labelled, tokenizers: Tokenizers) -> dict[st
     examples = labelled.examples
     if not isinstance(examples, ControlExamples):
         found: dict[str, Any] = {"name": about.name, "examples": len(examples), "layout": None, "tokens": None}
+        # Texts are cheap to count, so that more of them are than of the typical examples below.
         if isinstance(examples, DocumentExamples):
             found |= _text_tokens(examples)
         return found | _typical(labelled)
     layout, reader = examples.layout, examples.reader
     each = _per_step(examples)
     steps = int(reader.lengths.sum())
+    # (N,): the instruction once, then the same number per step.
     per_episode = each["instruction"] + each["step"] * np.asarray(reader.lengths)
+    # What the layout's codecs can't represent of the stored values, such as numbers beyond their bins.
     lost = losses(layout, sample([reader], layout.observation.space, layout.action.space, None))
     return {
         "name": layout.name,
@@ -216,13 +223,16 @@ def _codec(part: Part) -> str:
 def _per_step(examples: ControlExamples) -> dict[str, Any]:
     """Positions of an instruction and of a step, in the mean of some windows: texts vary in length."""
     counts, instructions, steps = np.zeros(len(Modality)), [], 0
+    # Whatever most windows are: shown or hidden actions take different numbers of positions.
     hide = examples.hide_actions >= 0.5
     for index in spread(len(examples.reader), EPISODES).tolist():
         episode = examples.reader[index]
         window = episode.window(0, examples.steps)
         sequence = examples.assembler.control(examples.layout, "", *window, hide_actions=hide)
+        # The instruction is counted apart, as it stands once per window.
         counts += np.bincount(sequence.modality, minlength=len(Modality))
         instructions.append(len(examples.assembler.instruction(episode.instruction)))
+        # Episodes may be shorter than a window.
         steps += min(examples.steps, len(episode))
     return {
         "instruction": float(np.mean(instructions)),
@@ -233,6 +243,7 @@ def _per_step(examples: ControlExamples) -> dict[str, Any]:
 
 def _typical(labelled: Labelled) -> dict[str, Any]:
     """Positions of examples, in the mean of a few: in all, predicted ones and by modality."""
+    # The same examples each time, so that two inspections can be compared.
     rng = np.random.default_rng(0)
     drawn = [labelled.example(int(rng.integers(len(labelled))), rng) for _ in range(EPISODES)]
     by = np.stack([np.bincount(one.modality, minlength=len(Modality)) for one in drawn]).mean(axis=0)
@@ -264,16 +275,20 @@ def _batch(about: Subject, tokenizers: Tokenizers, parts: Sequence[Labelled]) ->
     """
     spec, stream = shard_spec(about, tokenizers), Stream(about, parts)
     packer, position = Packer(stream, spec, tokenizers.assembler.vocabulary.pad), Position()
+    # Positions, payloads per kind, and examples of all batches.
     used, counts, placed = 0, [], 0
     for _ in range(BATCHES):
         shard, position = packer.pack(position)
         used += int(shard.used.sum())
         counts.append(shard.counts)
         placed += int(shard.segments.sum())
+    # Share of all positions of the packed shards that hold a token.
     filled = used / (BATCHES * spec.rows * spec.length)
     data = about.config.data
     budgets = {name: max(one[name] for one in counts) for name in PAYLOADS.values()}
+    # Its share of a whole batch, if the batch is as full as of this source alone.
     of_batch = about.share * data.rows * data.length * filled
+    # Tokens per example.
     mean = used / max(1, placed)
     examples = sum(map(len, parts))
     return {
@@ -295,6 +310,7 @@ def _padding(about: Subject, batch: dict[str, Any]) -> list[Problem]:
     """Whether rows are so empty that sizes should be others."""
     if batch["filled"] >= FULL:
         return []
+    # Nine tenths: the next example would hardly have found room.
     full = [name for name, one in batch["budgets"].items() if one["used"] > 0.9 * one["room"]]
     what = f"batches of this source alone are {1 - batch['filled']:.0%} padding"
     remedy = (

@@ -151,12 +151,12 @@ class CachedRows:
             *self._generalist.decoder,
             self._caches,
             # Copies: JAX may still be reading these arrays when the next append changes them.
-            jnp.array(self._segment),
-            jnp.array(self._position),
-            jnp.int32(self.used),
+            self._segment.copy(),
+            self._position.copy(),
+            np.int32(self.used),
             placed,
-            None if self._images is None else ImageCache(self._images, jnp.array(self._number)),
-            jnp.asarray(allowed)[None],
+            None if self._images is None else ImageCache(self._images, jax.device_put(self._number.copy())),
+            allowed[None],
         )
         self.used += size
         self._count += valid.sum(axis=1).astype(np.int32)
@@ -201,11 +201,11 @@ class CachedRows:
             first, room = self._images_used, self._number.shape[1]
             if self._images is None or first + new > room:
                 raise ValueError(f"the rows have room for {room} images, got {first + new}: raise images")
-            self._images = hold_images(*self._generalist.decoder, placed, self._images, jnp.int32(first))
+            self._images = hold_images(*self._generalist.decoder, placed, self._images, np.int32(first))
             # Rows with fewer images than the others have empty slots, of number 0, which no position attends to.
             counts = (batch.modality == Modality.IMAGE).sum(axis=1, keepdims=True)
             number = np.arange(first + 1, first + new + 1)[None]
             self._number[:, first : first + new] = np.where(number <= first + counts, number, 0)
             self._last_image = np.where(counts > 0, first + counts, self._last_image).astype(np.int32)
             self._images_used += new  # all rows use the same slots, as for positions
-        return without_images(dataclasses.replace(placed, image=jnp.asarray(image, jnp.int32)))
+        return without_images(dataclasses.replace(placed, image=image.astype(np.int32)))

@@ -73,10 +73,16 @@ def median(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
     return jnp.argmax(jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1) >= 0.5, axis=-1)
 
 
+@jax.jit
+def likeliest(logits: Float[Array, "B V"], allowed: Bool[Array, "V"]) -> Int[Array, "B"]:
+    """The likeliest of the allowed ids."""
+    return jnp.argmax(jnp.where(allowed, logits, MASKED), axis=-1)
+
+
 def choose(logits: Float[Array, "B V"], allowed: Bool[Array, "V"], decoding: Decoding, step: int) -> Int[Array, "B"]:
     """The likeliest ids or, at a temperature, sampled ones. `step`: number of the id within the text."""
     if not decoding.temperature:
-        return jnp.argmax(jnp.where(allowed, logits, MASKED), axis=-1)
+        return likeliest(logits, allowed)
     number = jnp.arange(len(logits), dtype=jnp.uint32)
     # uint32, as keys take: a seed may be any Python int.
     draws = jnp.stack([jnp.full_like(number, decoding.seed % 2**32), number, jnp.full_like(number, step)], axis=1)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
@@ -29,7 +29,6 @@ from generalist.system.versions import stored_format
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.checkpoint import restore_params
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
@@ -83,6 +82,8 @@ class Weights:
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
         """
+        from generalist.training.checkpoint import restore_params  # a second to import, and saved folders do without
+
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
         graph, shapes = _abstract(tokenizers)
@@ -135,8 +136,8 @@ class Weights:
         graph, shapes = _abstract(tokenizers)
         # Every name and shape is checked against the settings before a number is read. Weights stored in bfloat16 become float32.
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
-        arrays = {path: jnp.asarray(array.astype(np.float32)) for path, array in weights.read(recipes).items()}
-        return cls(tokenizers, graph, nested(arrays), card["step"], encoder=encoder)
+        arrays = {path: array.astype(np.float32) for path, array in weights.read(recipes).items()}
+        return cls(tokenizers, graph, nested(jax.device_put(arrays)), card["step"], encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.
@@ -200,7 +201,7 @@ class Weights:
         """A batch in the form that the model takes: on the device, with images as features."""
         # Features that were stored come in place of pixels, as float16.
         if self.encoder is None or not len(batch.images) or batch.images.dtype != np.uint8:
-            return jax.tree.map(jnp.asarray, batch)
+            return jax.device_put(batch)
         # Each image is encoded once, however often it occurs: many rows of an evaluation show the same shots.
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
@@ -209,8 +210,7 @@ class Weights:
         at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
         chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
-        features = jnp.concatenate(chunks)[index]  # (N, T, F)
-        return jax.tree.map(jnp.asarray, dataclasses.replace(batch, images=features))
+        return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)))
 
     @cached_property
     def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
@@ -222,10 +222,17 @@ class Weights:
     def decoder(self) -> tuple[Structure, Any]:
         """The model for decoding, with separate layers, and its parameters."""
         # A step of decoding computes so little that slicing its layers out of a stack would take as long as the rest.
-        model = nnx.merge(self.graph, self.params)
+        # They are taken apart on the host: on a device each slice of each shape would be a program to compile.
+        model = nnx.merge(self.graph, jax.tree.map(np.asarray, self.params))
         model.unstack()
         graph, params = nnx.split(model, nnx.Param)
-        return Structure(graph), nnx.to_pure_dict(params)
+        return Structure(graph), jax.device_put(nnx.to_pure_dict(params))
+
+
+@jax.jit
+def _picked(chunks: list[Float[Array, "C T F"]], index: Int[Array, "N"]) -> Float[Array, "N T F"]:
+    """The features of each image, of those that were computed once."""
+    return jnp.concatenate(chunks)[index]
 
 
 def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Tokenizers:

@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
-from generalist.model.constrain import target_platform
 from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.splash_attention import splash_attention, splash_takes
+from generalist.system.platforms import target_platform
 
 
 class Packed(NamedTuple):
@@ -25,6 +25,7 @@ class Packed(NamedTuple):
     padding: its outputs are never read.
     """
 
+    # Not a mask (B, L, L), whose memory grows with the square of the length: a kernel that needs one builds it.
     segment: Int[Array, "B L"]
     near: Bool[Array, ""]
     """Whether the layer has the model's window. An array, because one scan goes over layers with and without one."""
@@ -34,6 +35,16 @@ def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softc
     """Whether cuDNN's kernel supports these shapes on every generation since Ampere (jax.nn.dot_product_attention)."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     return half and head_size % 8 == 0 and head_size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
+
+
+def slow_heads(head_size: int) -> str | None:
+    """What to tell the user of a GPU whose attention has small heads; None if they are large enough."""
+    if head_size >= 64:
+        return None
+    return (
+        f"heads of {head_size} fill only a part of what the tensor cores multiply at once in attention: half as many heads of "
+        "twice model.head_size take less time, with as many parameters"
+    )
 
 
 def attend(
@@ -50,6 +61,7 @@ def attend(
         return _mixed(_scores(query, key, scale), value, mask, softcap)
     _, length, _, size = query.shape
     fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
+    # Named, not left to JAX: it would not choose cuDNN by itself.
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn" if fused else "xla"
     )
@@ -73,7 +85,8 @@ def attend_slid(
 
 def _scores(query: Float[Array, "B L N H"], key: Float[Array, "B S M H"], scale: float) -> Float[Array, "B M G L S"]:
     """Scores of G queries per key-value head, in float32."""
-    groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
+    groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])  # (B, L, M, G, H)
+    # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
     return jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
 
 
@@ -84,7 +97,7 @@ def _mixed(
     bounded = softcap * jnp.tanh(scores / softcap) if softcap else scores
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], bounded, MASKED), axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bmgls,bsmh->blmgh", weights, value)
-    return mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])
+    return mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])  # (B, L, M · G, H)
 
 
 def masked_attention(

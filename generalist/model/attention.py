@@ -62,7 +62,7 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
         return None
     rope, half = config.rope, config.head_size // 2
     base = rope.local_base if local else rope.base
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)  # (H / 2,), radians per position
     if rope.scaling == "linear" and not local:
         frequency = frequency / rope.factor
     if rope.scaling == "llama3" and not local:
@@ -72,9 +72,9 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
         frequency = frequency * (kept + (1 - kept) / rope.factor)
     # position · frequency in float32 is off by 0.1 radian at a million positions. So whole turns of FAR positions are
     # removed first, and only the remainder is multiplied out.
-    far, near = (part[:, :, None].astype(jnp.float32) for part in jnp.divmod(position, FAR))
+    far, near = (part[:, :, None].astype(jnp.float32) for part in jnp.divmod(position, FAR))  # (B, L, 1) each
     step = jnp.mod(FAR * frequency, 2 * jnp.pi)
-    angle = (near * frequency[None, None, :] + far * step[None, None, :])[:, :, None, :]
+    angle = (near * frequency[None, None, :] + far * step[None, None, :])[:, :, None, :]  # (B, L, 1, H / 2)
     return Angles(jnp.cos(angle), jnp.sin(angle))
 
 
@@ -161,6 +161,7 @@ class Attention(nnx.Module):
         query = query.reshape(batch, length, self.heads, self.head_size)
         key = key.reshape(batch, length, self.kv_heads, self.head_size)
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
+        # Before the rotation, as in Qwen 3 and Gemma 3: the gain differs between the two dimensions that a rotation mixes.
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         slid = query  # with learned positions nothing is rotated, and both queries are the same

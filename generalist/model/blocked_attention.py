@@ -40,8 +40,10 @@ def blocked_attention(
         reach: positions that a query looks back, its own included; None: all.
     """
     batch, length, heads, size = query.shape
-    # (B, M, G, L, H): each key-value head with its group of queries, heads outermost, as the loop below takes them.
+    # (B, M, G, L, H): each key-value head with its group of queries, heads outermost, as the loop below takes them. Scaled
+    # outside of the custom gradient, which then needs no factor.
     groups = (query * scale).reshape(batch, length, key.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
+    # Further than any key is away: one comparison serves both cases.
     span = key.shape[1] if reach is None else reach
     mixed = _rows(
         groups,
@@ -123,6 +125,7 @@ def _backward_head(biases: list[Array], softcap: float, skip: bool, head: tuple[
         weights = jnp.exp(capped + bias - sums[:, queries, None])
         of_weights = jnp.einsum("glh,sh->gls", g, value[keys], preferred_element_type=jnp.float32)
         of_scores = weights * (of_weights - mean[:, queries, None])
+        # The derivative of c · tanh(s / c) by s is 1 − tanh².
         if softcap:
             of_scores = of_scores * (1 - jnp.square(capped / softcap))
         of_scores, weights = of_scores.astype(q.dtype), weights.astype(g.dtype)
@@ -134,6 +137,7 @@ def _backward_head(biases: list[Array], softcap: float, skip: bool, head: tuple[
     return jnp.concatenate(of_query, axis=1), of_key.T.astype(key.dtype), of_value.T.astype(value.dtype)
 
 
+# `softcap` and `skip` are Python values that decide what is compiled, so they can't be among the traced operands.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def _rows(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
     """All heads of all rows, one after the other: query (B, M, G, L, H), key and value (B, M, S, H)."""
@@ -156,6 +160,7 @@ def _rows_forward(query, key, value, query_segment, key_segment, start, reach, s
 def _rows_backward(softcap: float, skip: bool, kept, gradient):
     query, key, value, query_segment, key_segment, start, reach, mixed, sums = kept
 
+    # The masks are built again: comparing segments costs less than keeping an (L, S) array per row.
     def row(operands):
         *heads, own, others = operands
         biases = _biases(own, others, start, reach, skip)

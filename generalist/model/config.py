@@ -81,6 +81,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            # `not >` instead of `<=`: it also refuses NaN.
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
         # The blend between stretched and kept wavelengths divides by their difference.
@@ -164,11 +165,17 @@ class ModelConfig:
     """Which activations the backward pass recomputes. none: nothing. products: everything but matrix products and attention
     outputs, which on a CPU is also faster than fetching from memory. block: everything but a block's input, which takes the
     least memory, for about a third more compute."""
+    layers_unrolled: int = 0
+    """Layers per round of the loop over the layers; as many as there are, or more: no loop, which lets the compiler fuse across
+    layers, and takes longer to compile. 0: no loop on a GPU if there are 12 layers at most; else 1."""
 
     def __post_init__(self) -> None:
-        # These two mean "off" at 0; every other size must be positive.
+        # These mean "off" or "as it suits" at 0; every other size must be positive.
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), int(field.name not in ("window", "learned_positions"))
+            value, least = (
+                getattr(self, field.name),
+                int(field.name not in ("window", "learned_positions", "layers_unrolled")),
+            )
             if field.type in (int, "int") and value < least:
                 raise ValueError(f"model.{field.name} must be at least {least}, got {value}")
         if not 0 <= self.stochastic_depth < 1:
@@ -181,11 +188,14 @@ class ModelConfig:
         # Rotary positions pair the two halves of a head.
         if self.head_size % 2 and not self.learned_positions:
             raise ValueError(f"model.head_size must be even for rotary positions, got {self.head_size}")
-        # The frame embedder's stem takes 4×4 blocks, and GroupNorm groups channels by fours.
+        # The frame embedder's stem takes 4×4 blocks.
         if self.frame_size % 4:
             raise ValueError(f"model.frame_size must be a multiple of 4, got {self.frame_size}")
-        if self.patch_channels % 4:
-            raise ValueError(f"model.patch_channels must be a multiple of 4, got {self.patch_channels}")
+        # GroupNorm takes groups of four channels, and 32 groups at most.
+        if self.patch_channels % (4 if self.patch_channels <= 128 else 32):
+            raise ValueError(
+                f"model.patch_channels must be a multiple of 4 up to 128, and of 32 above, got {self.patch_channels}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ LOGICAL: dict[str, tuple[str, ...]] = {
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
     """`x` sharded by logical axis names, one per dimension; None leaves a dimension whole."""
     mesh = jax.sharding.get_abstract_mesh()
+    # Without a mesh JAX refuses axis names; on one device there is nothing to divide.
     if mesh.empty or mesh.size == 1:
         return x
     spec = []
@@ -30,9 +31,3 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
         parts = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if axes and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, P(*spec))
-
-
-def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: the mesh's, which differs from this machine's when a program is compiled ahead of time."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

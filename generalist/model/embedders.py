@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from generalist.data.batch import rows_at
+from generalist.data.rows import rows_at
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.constrain import target_platform
 from generalist.model.layers import Linear, RMSNorm
+from generalist.system.platforms import target_platform
 
 PATCH = 16  # pixels per side (Gato, section 2.2)
 # Standard deviation of a weight: a tensor has tens of standardised numbers among thousands of columns.
@@ -128,10 +128,11 @@ class PatchEmbedder(nnx.Module):
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             y = convolution(jax.nn.gelu(norm(y)))
         x = self.out((x + y).reshape(len(patches), -1))
-        low, high = intervals[:, 0::2], intervals[:, 1::2]
+        low, high = intervals[:, 0::2], intervals[:, 1::2]  # (P, 2) each: of rows and of columns
         if key is None:
             place = (low + high) // 2
         else:
+            # Truncated, so never `high`, with which the neighbouring patch's interval begins.
             place = low + (jax.random.uniform(key, low.shape) * (high - low)).astype(jnp.int32)
         # The last interval ends at 128, one past the table.
         place = jnp.clip(place, 0, POSITIONS - 1)
@@ -147,6 +148,7 @@ class FrameEmbedder(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         first, second = config.frame_channels, 2 * config.frame_channels
         self.tokens = config.frame_tokens
+        # Twice the variance: a ReLU follows, which halves it (He et al., 2015).
         self.stem = Linear(4 * 4 * 3, first, rngs=rngs, scale=2**0.5, bias=True)
         self.convolutions = nnx.List(
             [
@@ -166,4 +168,4 @@ class FrameEmbedder(nnx.Module):
         x = jax.nn.relu(self.stem(x.reshape(count, size // 4, size // 4, 48)))
         for convolution in self.convolutions:
             x = jax.nn.relu(convolution(x))
-        return self.out(x.reshape(count, -1)).reshape(count * self.tokens, -1)
+        return self.out(x.reshape(count, -1)).reshape(count * self.tokens, -1)  # (M, K · D) → (M · K, D)

@@ -50,6 +50,7 @@ def _product_backward(kept, gradient):
     x, kernel = kept
     positions = tuple(range(x.ndim - 1))
     first, second = (x, gradient) if x.shape[-1] <= gradient.shape[-1] else (gradient, x)
+    # Summed over all positions: (I, O), or (O, I) if the gradient came first.
     of_kernel = jax.lax.dot_general(first, second, ((positions, positions), ((), ())))
     return gradient @ kernel.T, of_kernel if first is x else of_kernel.T
 
@@ -102,6 +103,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
+        # Centred first: the mean of squares less the square of the mean would cancel where the mean is large.
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         shape = (1,) * (y.ndim - 1) + (-1,)
@@ -122,6 +124,7 @@ class FeedForward(nnx.Module):
         self.activation = jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu
         self.gated = config.activation != "gelu"
         inner = (1 + self.gated) * config.hidden
+        # Smaller with depth, as the attention's output.
         scale = (2 * config.layers) ** -0.5
         self.up = Linear(config.width, inner, rngs=rngs, bias=config.bias)
         self.down = Linear(config.hidden, config.width, rngs=rngs, scale=scale, bias=config.bias)

@@ -37,7 +37,8 @@ def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
     """Nested parameters as those that are trained and those that are frozen, each nested."""
     if config.trunk == "none" or not config.trunk_frozen:
         return params, {}
-    # Tuples as paths: lists of modules have integers for keys, which a joined path would turn into texts.
+    # flax's function here, whose paths are tuples: lists of modules have integers for keys, which a joined path would turn into
+    # texts, and `divided` must give back what it was given.
     leaves = traverse_util.flatten_dict(params)
 
     def part(frozen: bool) -> dict[str, Any]:

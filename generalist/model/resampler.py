@@ -31,6 +31,7 @@ class PerceiverAttention(nnx.Module):
         latents = self.latent_norm(latents)
         both = jnp.concatenate([self.feature_norm(features), latents], axis=1)
         query = self.query(latents).reshape(count, size, self.heads, self.head_size)
+        # (N, S + K, H, E) each
         key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
         scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
         # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
@@ -94,7 +95,7 @@ class PerceiverResampler(nnx.Module):
         x = features if self.projection is None else self.projection(features)
         x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
         present = jnp.ones((count, length), bool) if frames is None else frames
-        visible = jnp.repeat(present, cells, axis=1)
+        visible = jnp.repeat(present, cells, axis=1)  # (N, T · S), in the order of the features below
         # Space and time become one axis: the cells have no order but what the encoder and `time_table` put into them.
         x = x.reshape(count, length * cells, -1)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype)[None], (count, *self.latents.shape))

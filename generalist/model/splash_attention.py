@@ -43,6 +43,7 @@ def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout:
     queries, keys = block(length // parts), block(length)
     return kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
+        # dkv and dq are the backward pass: without its blocks the kernel has no gradient.
         block_sizes=kernels.BlockSizes(
             block_q=queries,
             block_kv=keys,
@@ -54,7 +55,7 @@ def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout:
         attn_logits_soft_cap=softcap or None,
         head_shards=mesh_parts(layout.heads),
         q_seq_shards=parts,
-        residual_checkpoint_name="attention",
+        residual_checkpoint_name="attention",  # the name that the remat policy "products" keeps
         interpret=interpret,
     )
 
@@ -105,5 +106,5 @@ def splash_attention(
             P(*layout.key[:2]),
         ),
         out_specs=layout.query,
-        check_vma=False,
+        check_vma=False,  # as in `attend_packed`
     )(kernel, query, key, value, segment, segment)

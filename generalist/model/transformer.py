@@ -4,7 +4,6 @@ Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N ten
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,30 +12,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.data.batch import Batch, rows_at
+from generalist.data.batch import Batch
+from generalist.data.rows import rows_at
 from generalist.model.attend import Packed
 from generalist.model.attention import Angles, Attention, Cache, Masked, Slide, angles, attention_mask, local_mask
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, make_norm, product, stack, unstacked
+from generalist.model.remat import layers_unrolled, recomputed
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
-
-_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(
-        "attention"
-    ),  # results of attention kernels, which are not plain products
-)
-# A scan already separates forward and backward; barriers against merging them would only prevent fusions.
-REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "none": lambda layer: layer,
-    "products": functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False),
-    "block": functools.partial(jax.checkpoint, prevent_cse=False),
-}
-"""How a layer's activations are kept or recomputed, by `model.remat`."""
 
 
 class Block(nnx.Module):
@@ -107,10 +94,14 @@ class TokenTable(nnx.Module):
             return other
         return jnp.where((tokens < count)[..., None], rows_at(text, tokens).astype(dtype), other)
 
+    @property
+    def tables(self) -> list[Float[Array, "_ D"]]:
+        """The rows by kind, in the order of the ids, without kinds that the vocabulary lacks."""
+        return [rows[...] for rows in (self.text, self.other) if rows.shape[0]]
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32: a softmax over the vocabulary in 16 bits would be too coarse."""
-        tables = (rows[...].T.astype(hidden.dtype) for rows in (self.text, self.other))
-        products = [product(hidden, table).astype(jnp.float32) for table in tables]
+        products = [product(hidden, table.T.astype(hidden.dtype)).astype(jnp.float32) for table in self.tables]
         return jnp.concatenate(products, axis=-1)
 
 
@@ -139,6 +130,7 @@ class Transformer(nnx.Module):
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
         are learned, of the absolute one)."""
+        # Rows of length about 1 (`TokenTable`) times √D give numbers of variance 1 (Vaswani et al., 2017, section 3.4).
         scale = self.config.embedding_scale
         x = self.tokens(batch.tokens, dtype) * (self.config.width**0.5 if scale is None else scale)
         # Built lazily: an embedder runs only if the batch has its payload.
@@ -163,6 +155,7 @@ class Transformer(nnx.Module):
     def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
         """What layers without a window see in whole rows, and layers with one; None if no layer has a window."""
 
+        # Angles are computed here, once for all layers of a kind, instead of in each layer.
         def sight(near: bool) -> Sight:
             turned = angles(batch.position, self.config, local=near)
             return Sight(Packed(batch.segment, jnp.array(near)), turned, turned)
@@ -217,11 +210,13 @@ class Transformer(nnx.Module):
             seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
-        remat = REMAT[self.config.remat]
+        layers = self.config.layers
+        unroll = layers_unrolled(layers, self.config.layers_unrolled)
+        remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
         if self.visual is None:
-            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept))
+            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept), unroll=unroll)
         else:
-            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat)
+            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat, unroll)
         return self.final_norm(x)
 
     def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:
@@ -275,9 +270,14 @@ class Transformer(nnx.Module):
         if self.visual is not None:
             self.visual.gated = nnx.List(unstacked(self.visual.gated))
 
+    @property
+    def output_table(self) -> TokenTable:
+        """The rows whose products with hidden states are the logits."""
+        return self.tokens if self.output is None else self.output
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Next-token logits, in float32."""
-        logits = (self.tokens if self.output is None else self.output).logits(hidden)
+        logits = self.output_table.logits(hidden)
         # In float32, like the products: the tanh flattens what distinguishes the largest logits.
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits

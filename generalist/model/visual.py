@@ -66,14 +66,16 @@ class VisualPath(nnx.Module):
             raise ValueError(
                 f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
             )
+        # (J, S, F) → (J, 1, S, F): an image is a video of one frame.
         visual = self.resampler(batch.images.astype(dtype)[:, None])
-        return batch.gather(visual, batch.row_images)
+        return batch.gather(visual, batch.row_images)  # (J, K, V) → (B, I, K, V)
 
     def scan(
-        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable
+        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable, unroll: int
     ) -> Float[Array, "B L D"]:
         """Runs all blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
-        activations are kept or recomputed as `remat` decides."""
+        activations are kept or recomputed as `remat` decides; `unroll` blocks in one round of the loop, in whole groups if they
+        are more than a group has."""
         visual, mask = None, None
         if len(batch.images):  # a batch without images pays nothing for them
             visual = self.tokens(batch, x.dtype)
@@ -83,12 +85,13 @@ class VisualPath(nnx.Module):
 
         @remat
         def look(x, gate_params):
+            # Inside, so that `remat` decides about the images' keys too.
             module = nnx.merge(graph, gate_params)
             return module(x, None if visual is None else module.keys(visual), mask)
 
         def group(x, params):
             gate_params, block_params = params
-            return jax.lax.scan(layer, look(x, gate_params), block_params)[0], None
+            return jax.lax.scan(layer, look(x, gate_params), block_params, unroll=min(unroll, self.every))[0], None
 
         count = jax.tree.leaves(blocks)[0].shape[0]
         # A scan within a scan: groups of blocks behind one cross-attention; the rest, if any, follow below.
@@ -96,7 +99,8 @@ class VisualPath(nnx.Module):
         grouped = jax.tree.map(
             lambda leaf: leaf[: whole * self.every].reshape(whole, self.every, *leaf.shape[1:]), blocks
         )
-        x, _ = jax.lax.scan(group, x, (jax.tree.map(lambda leaf: leaf[:whole], gated), grouped))
+        gates = jax.tree.map(lambda leaf: leaf[:whole], gated)
+        x, _ = jax.lax.scan(group, x, (gates, grouped), unroll=max(1, min(unroll // self.every, whole)))
         if count % self.every:  # the last group is shorter
             rest = jax.tree.map(lambda leaf: leaf[whole * self.every :], blocks)
             x, _ = group(x, (jax.tree.map(lambda leaf: leaf[whole], gated), rest))
@@ -111,6 +115,7 @@ class VisualPath(nnx.Module):
         # The feed-forward acts on positions without images too, as in training.
         if images is None:
             return gated(x, None, None)
+        # Images are numbered from 1 in a row, which is one segment here: its first image is always 1.
         mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
         return gated(x, images.keys[layer], mask)
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.config.run import Config
+from generalist.model.attend import slow_heads
 from generalist.plan.estimate import Estimate
 from generalist.plan.memory import Arithmetic
 from generalist.plan.search import Candidate
@@ -69,6 +70,8 @@ def show_arithmetic(config: Config, found: Arithmetic, most: int, console: Conso
     show_counts(found.trained, found.frozen, found.encoder, console)
     console.print(f"one device; {config.data.rows} × {config.data.length} positions per step", highlight=False)
     console.print(memory_table(found.parts(), found.limit))
+    if slow := slow_heads(config.model.head_size):
+        console.print(f"note: {slow}", highlight=False, markup=False, soft_wrap=True)
     if most:
         console.print(f"largest --data.rows that fits, payloads in proportion: {most}", highlight=False)
         return

@@ -53,6 +53,7 @@ FREE = (
         "cluster.*",
         "profile",
         "model.remat",
+        "model.layers_unrolled",
         # Of contrastive pretraining.
         "check",
         "index",

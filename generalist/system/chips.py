@@ -1,4 +1,4 @@
-"""The one table of what accelerators can do, as their makers publish it; training's utilisation and `generalist plan` read it."""
+"""The table of accelerators with their makers' published figures; training's utilisation and `generalist plan` read it."""
 
 import dataclasses
 import re
@@ -12,17 +12,17 @@ class Chip:
 
     name: str
     kind: str = ""
-    """What JAX calls it (`device_kind`), whole, as a regular expression: a longer name is often another chip."""
+    """Its name in JAX (`device_kind`) as a regular expression for the whole name: a longer one is often another chip."""
     flops: float
     """Peak of dense bfloat16 products, FLOP/s."""
     memory: float
     """Main memory, bytes."""
     bandwidth: float
-    """Of main memory, bytes/s."""
+    """Bandwidth of main memory, bytes/s."""
     link: float = 0.0
-    """Of one link to a neighbour, bytes/s in each direction; 0: it has none."""
+    """Bandwidth of one link to a neighbour, bytes/s in each direction; 0: it has no links."""
     wraps: int = 0
-    """A side of a slice that is a multiple of this closes to a ring; 0: none does."""
+    """A side of a slice that is a multiple of this number closes to a ring; 0: no side does."""
 
 
 # Google's documentation of each (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e). Links: a chip's published interconnect bandwidth
@@ -37,7 +37,7 @@ TPUS = {
         Chip(name="v6e", kind="TPU v6( lite|e)", flops=918e12, memory=32 * GIB, bandwidth=1640e9, link=100e9, wraps=16),
     )
 }
-# Not among the slices that are planned for. JAX shows each of a chip's two cores as a device.
+# Known for utilisation only: the planner knows no slices of it. JAX shows each of a chip's two cores as a device.
 TPU_V3 = Chip(name="v3", kind="TPU v3", flops=123e12 / 2, memory=16 * GIB, bandwidth=900e9 / 2)
 # NVIDIA's data sheets: dense bfloat16 peak (half of the one with sparsity), memory and its bandwidth.
 GPUS = {
@@ -64,6 +64,7 @@ GPUS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None if its maker's figures are not in the table (a CPU, a variant of a chip)."""
+    """The chip with that name in JAX; None if its figures are not in the table (a CPU, a variant of a chip)."""
+    # No guess from a similar name: a variant may have half the bandwidth, and utilisation would be wrong without notice.
     known = (*TPUS.values(), TPU_V3, *GPUS.values())
     return next((chip for chip in known if chip.kind and re.fullmatch(chip.kind, device_kind)), None)

@@ -13,4 +13,5 @@ def use_huge_pages() -> None:
     # The variable survives the restart and ends the recursion; a user's own setting is respected too.
     if platform.libc_ver()[0] == "glibc" and "hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
+        # `orig_argv`, with the interpreter's own options, such as -m and -W.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -57,6 +57,7 @@ def _without_main() -> Iterator[None]:
 
 def is_running(process: str) -> bool:
     """Whether there is a process of that number on this machine."""
+    # Signal 0 is not sent: it only checks that the process exists.
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):

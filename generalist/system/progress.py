@@ -1,4 +1,4 @@
-"""Progress that is seen everywhere: a bar on a terminal, a line now and then in a log."""
+"""Progress that shows everywhere: a bar on a terminal, a line from time to time in a log."""
 
 import contextlib
 import datetime
@@ -21,13 +21,13 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+LINE_EVERY = 10.0  # seconds between lines without a terminal
 SETTLING = 5.0  # seconds over which the estimate of the whole duration must stay
 SETTLED = 1.25  # within this factor
 
 
 class Progress(RichProgress):
-    """rich's progress bars; where the console is no terminal, which rich leaves silent, the same texts as plain lines."""
+    """rich's progress bars; without a terminal, where rich is silent, the same texts as plain lines."""
 
     def __init__(self, *columns: Any, **settings: Any):
         super().__init__(*columns, **settings)
@@ -42,6 +42,7 @@ class Progress(RichProgress):
             self._thread.start()
 
     def stop(self) -> None:
+        # Before rich stops: a line must not be printed into what follows.
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -105,7 +106,7 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def counted(progress: RichProgress | None, text: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar beside the others while something takes its time; what it gives is called once for each of `total`."""
+    """A bar beside the others for a part of the work; yields a function to be called once for each of `total` items."""
     if progress is None:
         yield lambda: None
         return
@@ -117,7 +118,7 @@ def counted(progress: RichProgress | None, text: str, total: int) -> Iterator[Ca
 
 
 def counting(console: Console, **settings: Any) -> Progress:
-    """A display of tasks that count: what, how many of how many, time spent and time left."""
+    """A display of tasks that count items: description, count and total, time spent and time left."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeLeft())
     return Progress(*columns, *times, console=console, **settings)

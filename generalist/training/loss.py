@@ -15,9 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from generalist.data.batch import ArrayLike, Batch
-from generalist.model.attend import target_platform
+from generalist.model.layers import product
 from generalist.model.transformer import Transformer
+from generalist.system.platforms import target_platform
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.cross_entropy import partition
 
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
@@ -60,7 +62,9 @@ def token_weights(batch: Batch, weights: Sequence[float], average: Literal["toke
 
 def by_source(x: Float[Array, "B L"], batch: Batch, sources: int) -> Float[Array, "S"]:
     """Sums over the positions of each source. `sources`: how many there are; static, since it is the length of the result."""
-    return jax.ops.segment_sum(x.reshape(-1), batch.source.reshape(-1), num_segments=sources)
+    # Compared, not scattered: a GPU would add the positions of a source one after the other.
+    own = batch.source[None] == jnp.arange(sources)[:, None, None]
+    return jnp.where(own, x[None], 0).sum(axis=(1, 2))
 
 
 def fitting(length: int, logits: float | int, platform: str) -> int:
@@ -71,7 +75,7 @@ def fitting(length: int, logits: float | int, platform: str) -> int:
         logits: how many a device has for all pieces together.
         platform: `cpu`, `gpu` or `tpu`.
     """
-    # 16 MiB of float32 per piece on a CPU, 1 GiB elsewhere. Beyond a CPU's caches the logits cost a third of a step.
+    # 16 MiB of float32 per piece on a CPU, 512 MiB in 16 bits elsewhere. Beyond a CPU's caches the logits cost a third of a step.
     most, chunks = 2**22 if platform == "cpu" else 2**28, 1
     while logits > most * chunks and length % (2 * chunks) == 0:
         chunks *= 2
@@ -92,15 +96,16 @@ def token_losses(
         ValueError: the positions do not divide into that many pieces on every device.
     """
 
+    # In float32 here and in 16 bits below, so that the gradients of all pieces are added in float32.
+    tables = [table.astype(jnp.float32) for table in model.output_table.tables]
+
     def of(
         hidden: Float[Array, "B l D"], targets: Int[Array, "B l"]
     ) -> tuple[Float[Array, "B l"], Float[Array, "B l"], Float[Array, "B l"]]:
-        logits = model.logits(hidden)  # (B, l, V) float32
-        log_partition = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        logits = tuple(product(hidden, table.T.astype(hidden.dtype)) for table in tables)
+        log_partition, picked, highest = partition(logits, targets, model.config.logit_softcap)
         # A comparison with the maximum, which is cheaper than an argmax over the vocabulary. A tie counts as correct.
-        right = picked >= logits.max(axis=-1)
-        return log_partition - picked, log_partition, right.astype(jnp.float32)
+        return log_partition - picked, log_partition, (picked >= highest).astype(jnp.float32)
 
     rows, length = batch.targets.shape
     mesh = jax.sharding.get_abstract_mesh()

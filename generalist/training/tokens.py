@@ -14,9 +14,11 @@ from rich.console import Console
 from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator
+from generalist.model.attend import slow_heads
 from generalist.model.config import ModelSpec
 from generalist.model.params import flat, nested, united
 from generalist.model.transformer import count_parameters
+from generalist.system.gpu_flags import slow_additions
 from generalist.training import loop
 from generalist.training.flops import model_flops, peak_flops
 from generalist.training.hosts import all_positions, positions_from
@@ -61,6 +63,9 @@ def train(
         f"peak {peak / 1e9:.0f} GFLOP/s",
         highlight=False,
     )
+    if jax.devices()[0].platform == "gpu":
+        for slow in filter(None, (slow_heads(config.model.head_size), slow_additions())):
+            console.print(f"note: {slow}", highlight=False, markup=False, soft_wrap=True)
     loop.train(
         config,
         trainer,

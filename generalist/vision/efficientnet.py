@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 with its ImageNet weights from a package of 17 MB (Tan & Le, 2019; Lite: Liu, 2020).
 
-Dimension key: N images, H and W pixels, C channels, S pixels per side, T grid cells, F channels of the grid.
+Dimension key: N images, H and W pixels, C channels, I and O channels before and after a convolution, K pixels per side of its
+kernel, S pixels per side of an image, T grid cells, F channels of the grid.
 """
 
 import hashlib
@@ -11,16 +12,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
-from generalist.model.constrain import target_platform
+from generalist.system.platforms import target_platform
 from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.weights.folder import WeightsError
 from generalist.weights.legacy_torch import read_tensors
 
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CHANNELS = 1280
+CHANNELS = 1280  # F, of the last convolution
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -78,18 +79,21 @@ def load_efficientnet(size: int) -> VisionEncoder:
     )
 
 
-def folded(tensors: Mapping[str, np.ndarray]) -> Params:
-    """Convolutions with their batch norms folded in: name → kernel (height, width, inputs, outputs) and bias, float32."""
-    params: Params = {}
+def folded(tensors: Mapping[str, Num[np.ndarray, "*_S"]]) -> Params:
+    """Convolutions with their batch norms folded in: name → kernel (K, K, I, O) and bias (O,), float32."""
+    params: dict[str, dict[str, np.ndarray]] = {}
     # In inference a batch norm is a fixed affine map per channel, so it merges into the convolution before it.
     for name, norm in _layers():
-        scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + EPSILON)
+        scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + EPSILON)  # (O,)
         params[name] = {
-            "kernel": jnp.asarray((tensors[f"{name}.weight"] * scale[:, None, None, None]).transpose(2, 3, 1, 0)),
-            "bias": jnp.asarray(tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale),
+            # PyTorch's (O, I, K, K) → XLA's (K, K, I, O); of a depthwise convolution I is 1.
+            "kernel": (tensors[f"{name}.weight"] * scale[:, None, None, None]).transpose(2, 3, 1, 0),
+            "bias": tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale,
         }
-    params["_fc"] = {"kernel": jnp.asarray(tensors["_fc.weight"].T), "bias": jnp.asarray(tensors["_fc.bias"])}
-    return params
+    # The classifier, which `features` does not use: only a check of the weights does.
+    params["_fc"] = {"kernel": tensors["_fc.weight"].T, "bias": tensors["_fc.bias"]}
+    # At once: `jnp.asarray` would compile a program for each shape.
+    return jax.device_put(jax.tree.map(np.ascontiguousarray, params))
 
 
 def _blocks() -> list[tuple[str, int, int, bool]]:
@@ -116,7 +120,9 @@ def _layers() -> list[tuple[str, str]]:
     return [*layers, ("_conv_head", "_bn1")]
 
 
-def _convolve(params: Params, name: str, x: Float[Array, "N H W C"], stride: int = 1, groups: int = 1) -> Array:
+def _convolve(
+    params: Params, name: str, x: Float[Array, "N H W I"], stride: int = 1, groups: int = 1
+) -> Float[Array, "N h w O"]:
     layer = params[name]
     kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)[None, None, None]
     # Only depthwise layers have groups here, each channel its own.
@@ -141,7 +147,8 @@ def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stri
     missing = [max(0, (count - 1) * stride + size - length) for count, length in zip(out, x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *[(gap // 2, gap - gap // 2) for gap in missing], (0, 0)))
 
-    def shifted(row: int, column: int) -> Array:
+    def shifted(row: int, column: int) -> Float[Array, "N h w C"]:
+        # The input under one place of the kernel, for all places of the output at once, times that place's weights.
         rows = slice(row, row + (out[0] - 1) * stride + 1, stride)
         columns = slice(column, column + (out[1] - 1) * stride + 1, stride)
         return x[:, rows, columns] * kernel[row, column, 0][None, None, None]
@@ -153,13 +160,14 @@ def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N
     """The last grid of features, before pooling, row-major."""
     # The weights' own standardisation, which differs from the usual ImageNet means.
     x = (pixels.astype(params["_fc"]["kernel"].dtype) - 127.0) / 128.0
-    x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))
+    x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))  # (N, S / 2, S / 2, 32)
     for block, stride, expand, residual in _blocks():
         y = jax.nn.relu6(_convolve(params, f"{block}._expand_conv", x)) if expand > 1 else x
         y = jax.nn.relu6(_convolve(params, f"{block}._depthwise_conv", y, stride, y.shape[-1]))
+        # No activation here: in few channels it would destroy information (Sandler et al., 2018, section 3.2).
         y = _convolve(params, f"{block}._project_conv", y)
         x = x + y if residual else y
-    x = jax.nn.relu6(_convolve(params, "_conv_head", x))
+    x = jax.nn.relu6(_convolve(params, "_conv_head", x))  # (N, S / 32, S / 32, F)
     return x.reshape(len(x), -1, CHANNELS)
 
 

@@ -1,6 +1,6 @@
 """The interface to frozen vision encoders: an image becomes a grid of features.
 
-Dimension key: N images, S pixels per side, T grid cells, F channels.
+Dimension key: N images, H and W pixels, C colours (1, 3 or 4), S pixels per side of an encoder's input, T grid cells, F channels.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from generalist.model.constrain import target_platform
+from generalist.system.platforms import target_platform
 from generalist.tokenizers.image import to_rgb
 
-AT_ONCE = 16  # images
+AT_ONCE = 16  # images of one chunk on a CPU, see `VisionEncoder.encode`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Preparation:
     shortest: int = 0
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """An image, uint8 (H, W, C) with C = 1, 3 or 4 → uint8 (S, S, 3), blended with white by alpha."""
+    def __call__(self, image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "S S 3"]:
+        """The image in colour, blended with white by its alpha, at the encoder's size."""
         picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
         if not self.crop:
             return np.asarray(picture.resize((self.size, self.size), self.resample))
@@ -44,10 +44,11 @@ class Preparation:
         return _middle(np.asarray(picture.resize(target, self.resample)), self.size)
 
 
-def _middle(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The centre (size, size) of an image, padded with black if it is smaller."""
+def _middle(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The centre of an image, `size` pixels per side, padded with black if it is smaller."""
     missing = [max(0, size - length) for length in pixels.shape[:2]]
     if any(missing):
+        # An odd row or column goes above or to the left, as the published processors round up there.
         around = [(-(-gap // 2), gap // 2) for gap in missing]
         pixels = np.pad(pixels, (*around, (0, 0)))
     top, left = ((length - size) // 2 for length in pixels.shape[:2])
@@ -75,15 +76,18 @@ class VisionEncoder:
     @property
     def fingerprint(self) -> str:
         """Hash of the weights and of the preparation: equal fingerprints give equal features."""
+        # The preparation enters as the text of its fields: a field added or renamed there changes every fingerprint, and all
+        # stored features are computed again.
         return hashlib.sha256(f"{self.weights_hash} {self.prepare}".encode()).hexdigest()[:16]
 
     @property
-    def empty(self) -> np.ndarray:
+    def empty(self) -> UInt8[np.ndarray, "0 S S 3"]:
         """Pixels of zero images."""
         return np.zeros((0, self.prepare.size, self.prepare.size, 3), np.uint8)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images, uint8 (N, H, W, C) → pixels as the encoder takes them, uint8 (N, S, S, 3)."""
+    def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N S S 3"]:
+        """Pixels of images, as the encoder takes them."""
+        # np.stack refuses an empty list.
         return np.stack([self.prepare(image) for image in images]) if len(images) else self.empty
 
     def compiled(
@@ -109,6 +113,6 @@ class VisionEncoder:
         """
         if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
             return self.apply(params, pixels)
-        # Equal chunks only: a remainder would be a second shape to compile.
+        # Equal chunks only: a remainder would be a second shape to compile. (N, S, S, 3) → (N / 16, 16, S, S, 3).
         chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
         return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)

@@ -6,30 +6,33 @@ features/<fingerprint>/000000.npy   float16 (n, T, F)
 Shards are memory-mapped: only the table of keys is held in memory. The fingerprint covers the weights and the preparation of
 images, so features of other weights are never mistaken for these.
 
-Dimension key: N images, T grid cells, F channels.
+Dimension key: N images, H and W pixels, C colours, S pixels per side of the encoder's input, T grid cells, F channels.
 """
 
+import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float16, Float32, UInt8
 from rich.console import Console
 
 from generalist.system.progress import counting
 from generalist.vision.encoder import VisionEncoder
 
 SHARD = 1024  # images: the most that an interruption loses
-BATCH = 32
-KEY = 16  # bytes
+BATCH = 32  # images; a multiple of the encoder's AT_ONCE, since on a CPU it divides a batch into equal chunks
+KEY = 16  # bytes: even among billions of images no two have the same hash by chance
 
 
-def content_key(pixels: np.ndarray) -> bytes:
+def content_key(pixels: UInt8[np.ndarray, "S S 3"]) -> bytes:
     """The key of an image's features: a hash of its prepared pixels, 16 bytes."""
+    # The shape stays out of the hash: all images of an encoder have the same.
     return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=KEY).digest()
 
 
@@ -43,6 +46,7 @@ class FeatureStore:
         """
         self.folder, self.encoder = folder / encoder.fingerprint, encoder
         self.shape = (encoder.cells, encoder.channels)
+        # Memory-mapped, (n, T, F) each; and per key its shard and its row there.
         self._shards: list[np.ndarray] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         # By .keys files: a .npy without one was interrupted and is written again under another number.
@@ -53,20 +57,25 @@ class FeatureStore:
         return len(self._places)
 
     @property
-    def empty(self) -> np.ndarray:
+    def empty(self) -> Float16[np.ndarray, "0 T F"]:
         """Features of zero images."""
         return np.zeros((0, *self.shape), np.float16)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features of images, uint8 (N, H, W, C) → float16 (N, T, F).
+    def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> Float16[np.ndarray, "N T F"]:
+        """Features of images.
 
         Raises:
             ValueError: an image's features are not stored.
         """
+        # Prepared first: keys are of prepared pixels, so that one image in two files or sizes is stored once.
         return np.stack([self.of(pixels) for pixels in self.encoder(images)]) if len(images) else self.empty
 
-    def of(self, pixels: np.ndarray) -> np.ndarray:
-        """Features of prepared pixels, float16 (T, F), mapped from the disk."""
+    def of(self, pixels: UInt8[np.ndarray, "S S 3"]) -> Float16[np.ndarray, "T F"]:
+        """Features of prepared pixels, mapped from the disk.
+
+        Raises:
+            ValueError: they are not stored.
+        """
         place = self._places.get(content_key(pixels))
         if place is None:
             raise ValueError(
@@ -76,40 +85,50 @@ class FeatureStore:
         shard, row = place
         return self._shards[shard][row]
 
-    def ensure(self, images: Iterable[np.ndarray], total: int, console: Console) -> None:
-        """Computes and stores the missing features of `total` images, uint8 (H, W, C). Finished shards survive an
-        interruption."""
+    def ensure(self, images: Iterable[UInt8[np.ndarray, "_H _W _C"]], total: int, console: Console) -> None:
+        """Computes and stores the missing features of `total` images. Finished shards survive an interruption.
+
+        Raises:
+            ValueError: a feature exceeds float16, or is not a number.
+        """
         missing = self._missing(images)
+        # Where nothing is missing, nothing is compiled and no bar appears.
         first = next(missing, None)
         if first is None:
             return
         encode = self.encoder.compiled()
         with counting(console) as progress:
-            bar = progress.add_task(f"features of {self.encoder.name}", total=total - len(self))
-            fresh = (pair for pairs in ([first], missing) for pair in pairs)
+            bar = progress.add_task(f"features of {self.encoder.name}", total=total)
+            fresh = itertools.chain([first], missing)
             # Shard by shard, since the features of a data set may exceed memory.
-            while shard := list(islice(fresh, SHARD)):
+            while shard := list(itertools.islice(fresh, SHARD)):
                 features = np.empty((len(shard), *self.shape), np.float16)
                 for start in range(0, len(shard), BATCH):
-                    pixels = np.stack([pixels for _, pixels in shard[start : start + BATCH]])
+                    batch = shard[start : start + BATCH]
+                    pixels = np.stack([pixels for _, _, pixels in batch])  # (n, S, S, 3), n ≤ BATCH
                     # The last batch is filled with copies: one shape, one compilation.
                     padded = np.concatenate([pixels, np.repeat(pixels[:1], BATCH - len(pixels), axis=0)])
                     features[start : start + len(pixels)] = self._halved(
                         jax.device_get(encode(jnp.asarray(padded)))[: len(pixels)]
                     )
-                    progress.advance(bar, len(pixels))
-                self._write(features, b"".join(key for key, _ in shard))
+                    # By the place among all images: how many of them are missing is known only at the end.
+                    progress.update(bar, completed=batch[-1][0])
+                self._write(features, b"".join(key for _, key, _ in shard))
 
-    def _missing(self, images: Iterable[np.ndarray]) -> Iterator[tuple[bytes, np.ndarray]]:
+    def _missing(
+        self, images: Iterable[UInt8[np.ndarray, "_H _W _C"]]
+    ) -> Iterator[tuple[int, bytes, UInt8[np.ndarray, "_S _S 3"]]]:
+        """Place from 1, key and prepared pixels of every image that is not stored, each once."""
         seen: set[bytes] = set()
-        for image in images:
+        for place, image in enumerate(images, 1):
             pixels = self.encoder.prepare(image)
             key = content_key(pixels)
+            # `seen` too: what has been given out is stored only when its shard is full.
             if key not in self._places and key not in seen:
                 seen.add(key)
-                yield key, pixels
+                yield place, key, pixels
 
-    def _halved(self, features: np.ndarray) -> np.ndarray:
+    def _halved(self, features: Float32[np.ndarray, "N T F"]) -> Float16[np.ndarray, "N T F"]:
         """The features as float16.
 
         Raises:
@@ -123,22 +142,22 @@ class FeatureStore:
             )
         return features.astype(np.float16)
 
-    def _write(self, features: np.ndarray, keys: bytes) -> None:
+    def _write(self, features: Float16[np.ndarray, "N T F"], keys: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = len(self._shards)
-        while (self.folder / f"{number:06d}.keys").exists():  # another process has written this number
-            number += 1
-        path = self.folder / f"{number:06d}.npy"
-        temporary = self.folder / f".{number:06d}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            np.save(file, features)
-        # The data first, the keys last: a shard whose .keys file exists is complete.
-        os.replace(temporary, path)
+        # "x" creates the file or fails, so that a number is one process's alone: several hosts may store at the same time.
+        for number in itertools.count(len(self._shards)):
+            path = self.folder / f"{number:06d}.npy"
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                np.save(file, features)
+                break
+        # The data first, the keys last and in one step: a shard whose .keys file exists is complete.
+        temporary = self.folder / f".{path.stem}.{os.getpid()}"
         temporary.write_bytes(keys)
         os.replace(temporary, path.with_suffix(".keys"))
         self._enter(path, keys)
 
     def _enter(self, path: Path, keys: bytes) -> None:
+        """Maps a shard and notes its keys; a shard of another shape or dtype than its keys and the encoder imply is damaged."""
         try:
             shard = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:

@@ -51,13 +51,14 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     for name, value in STEPS.items():
         if family == "siglip" and name == "do_center_crop":
             continue
-        # Older files write the factor with few digits.
         given = stored.get(name, value)
-        # A stretch to the tower's size leaves nothing to crop.
+        # Older files write the factor with few digits.
         same = given == value or (isinstance(given, float) and math.isclose(given, value, rel_tol=1e-5))
+        # A stretch to the tower's size leaves nothing to crop.
         if not same and not (name == "do_center_crop" and stored.get("size") == square):
             raise ValueError(f"{name} must be {value}, got {given!r}")
     resized = stored.get("size", {"shortest_edge": size} if family == "clip" else square)
+    # Older files have one number, whose meaning is the family's.
     if isinstance(resized, int):
         resized = {"shortest_edge": resized} if family == "clip" else {"height": resized, "width": resized}
     shortest = resized.get("shortest_edge") if family == "clip" else None
@@ -66,19 +67,21 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
         raise ValueError(f"size must be {square}, the tower's input, got {resized!r}")
     if shortest is not None and cropped not in (size, square):
         raise ValueError(f"crop_size must be {square}, the tower's input, got {cropped!r}")
+    # `type`, not isinstance: JSON's true is an int in Python.
     if shortest is not None and not (type(shortest) is int and shortest > 0):
         raise ValueError(f"size.shortest_edge must be a whole number above 0, got {shortest!r}")
     # Without normalisation, pixels stay in 0..1: mean 0 and deviation 1.
     plain = {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3} if stored.get("do_normalize", True) is False else stored
     mean = _colours(plain.get("image_mean", MEANS[family]))
     deviation = _colours(plain.get("image_std", DEVIATIONS[family]))
-    if min(deviation) <= 0:
+    if min(deviation) <= 0:  # pixels are divided by it
         raise ValueError(f"image_std must be above 0, got {deviation}")
     return Processor(
         preparation=Preparation(
             size=size,
             crop=shortest is not None,
             shortest=shortest or 0,
+            # The files store Pillow's own number; an unknown one is a ValueError.
             resample=Image.Resampling(stored.get("resample", Image.Resampling.BICUBIC)),
         ),
         mean=mean,

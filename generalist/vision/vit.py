@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
 from generalist.model.constrain import constrain
@@ -32,6 +32,7 @@ from generalist.weights.folder import (
     transposed,
 )
 
+# Names of the published files. JAX's own gelu is the approximation by tanh unless it is told otherwise.
 Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -110,11 +111,12 @@ class ViTLayer(nnx.Module):
         self.down = Linear(config.hidden, config.width, rngs=rngs, bias=True)
 
     def __call__(self, x: Float[Array, "N L D"]) -> Float[Array, "N L D"]:
+        # (N, L, 3 · D) → three of (N, L, H, E)
         query, key, value = (
             part.reshape(*part.shape[:2], self.heads, -1)
             for part in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
         )
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = jax.nn.dot_product_attention(query, key, value)  # (N, L, H, E)
         x = x + self.out(mixed.reshape(x.shape))
         # Keeps images on their devices and gathers weights there; otherwise the compiler sums activations over all devices.
         x = constrain(x, "batch", None, None)
@@ -130,6 +132,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
+        # The initial values matter only for a tower that is trained from scratch, in contrastive pretraining.
         # CLIP's table has a row for the class position, in front.
         positions = config.cells + (config.family == "clip")
         self.patches = Linear(config.patch**2 * 3, config.width, rngs=rngs, bias=config.family == "siglip")
@@ -151,13 +154,14 @@ class ViT(nnx.Module):
         x = x[:, : side * config.patch, : side * config.patch]
         # (N, rows, P, columns, P, 3) → (N, rows, columns, P · P · 3): each patch's pixels side by side.
         x = x.reshape(-1, side, config.patch, side, config.patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patches(x.reshape(len(pixels), side * side, -1))
+        x = self.patches(x.reshape(len(pixels), side * side, -1))  # (N, T, D)
         if self.class_embedding is not None:
             start = jnp.broadcast_to(self.class_embedding[...][None, None], (len(x), 1, x.shape[-1]))
-            x = jnp.concatenate([start, x], axis=1)
+            x = jnp.concatenate([start, x], axis=1)  # (N, L, D), L = 1 + T
         x = constrain(x + self.position_table[...][None], "batch", None, None)
         if self.first_norm is not None:
             x = self.first_norm(x)
+        # One compiled layer for all of them.
         graph, stacked_layers = nnx.split(self.layers)
         return jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x), None), x, stacked_layers)[0]
 
@@ -185,6 +189,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
     """
     config = vit_config(folder)
     arrays = folder.read(vit_recipes(config, _prefix(folder)), UNUSED)
+    # The structure alone: no random weights are drawn only to be replaced.
     graph, _ = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
@@ -193,7 +198,7 @@ def load_vit(folder: WeightsFolder) -> VisionEncoder:
         channels=config.width,
         # The files do not fix the standardisation, and another mean gives other features.
         weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
-        params=nested({name: jnp.asarray(array.astype(np.float32)) for name, array in arrays.items()}),
+        params=nested(jax.device_put({name: array.astype(np.float32) for name, array in arrays.items()})),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
         folder=folder.folder,
     )
@@ -224,6 +229,7 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
     def setting(name: str, default: Any, kind: type | tuple[type, ...] = int) -> Any:
         return folder.setting(section + name, kind, default=default)
 
+    # The defaults are those of the families' own definitions: published files leave out settings that equal them.
     clip = family == "clip"
     size = setting("image_size", 224)
     prepared = processor(folder, family, size)
@@ -296,9 +302,11 @@ def _norm(ours: str, theirs: str, width: int) -> dict[str, Recipe]:
 
 def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     """Writes a SigLIP-like tower in HuggingFace's layout. `params`: nested, numpy."""
-    arrays: dict[str, np.ndarray] = {}
+    # Names without the prefix "vision_model.", as of a tower alone; `_prefix` finds either.
+    arrays: dict[str, Num[np.ndarray, "*_S"]] = {}
 
     def linear(name: str, ours: Any) -> None:
+        # Ours (inputs, outputs) → PyTorch's (outputs, inputs).
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["kernel"].T, ours["bias"]
 
     def norm(name: str, ours: Any) -> None:
@@ -345,4 +353,5 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")
+    # Contiguous: the library writes an array's memory as it lies there, transposed or not.
     save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")

@@ -2,6 +2,8 @@
 
 A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run code. Other formats
 (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) are refused by name and never opened.
+
+Dimension key: *S the axes of a tensor.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -25,6 +28,8 @@ NUMBERS = ("F64", "F32", "F16", "BF16")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights in one file, or the index that maps tensors to several files."""
 SHOWN = 5  # names listed in an error message; the others are counted
+
+Tensor = Num[np.ndarray, "*_S"]
 
 
 class WeightsError(ValueError):
@@ -36,7 +41,8 @@ class Recipe:
     """How one of our arrays is made from a folder's tensors: their names and shapes, and the function that combines them."""
 
     sources: tuple[tuple[str, tuple[int, ...]], ...]
-    build: Callable[[Sequence[np.ndarray]], np.ndarray]
+    # Data and function apart: names and shapes are checked, for all recipes, before the first tensor is read.
+    build: Callable[[Sequence[Tensor]], Tensor]
 
 
 def tensor(name: str, *shape: int) -> Recipe:
@@ -49,7 +55,7 @@ def transposed(name: str, *shape: int) -> Recipe:
     return Recipe(((name, shape),), lambda arrays: arrays[0].T)
 
 
-def mapped(recipe: Recipe, change: Callable[[np.ndarray], np.ndarray]) -> Recipe:
+def mapped(recipe: Recipe, change: Callable[[Tensor], Tensor]) -> Recipe:
     """A recipe whose array is passed through `change`."""
     return Recipe(recipe.sources, lambda arrays: change(recipe.build(arrays)))
 
@@ -64,10 +70,10 @@ def stacked(recipes: Sequence[Recipe]) -> Recipe:
     return _combined(recipes, np.stack)
 
 
-def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Recipe:
+def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[Tensor]], Tensor]) -> Recipe:
     sources = tuple(source for recipe in recipes for source in recipe.sources)
 
-    def build(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def build(arrays: Sequence[Tensor]) -> Tensor:
         # Arrays arrive in the order of `sources`: each recipe takes its share of them.
         rest = iter(arrays)
         return combine([recipe.build([next(rest) for _ in recipe.sources]) for recipe in recipes])
@@ -75,7 +81,7 @@ def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[np.ndarray]
     return Recipe(sources, build)
 
 
-def save_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def save_tensors(arrays: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file with the permissions of new files. The library renames a temporary file that only its owner can
     read, so they are restored afterwards."""
     path.touch()
@@ -149,7 +155,7 @@ class WeightsFolder:
             raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
         return value
 
-    def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
         """Every recipe's array under the recipe's key, in the dtypes of the files. All names and shapes are checked before the
         first number is read; then one array at a time is in memory besides the result.
 
@@ -163,7 +169,7 @@ class WeightsFolder:
         """
         return dict(self.stream(recipes, ignored))
 
-    def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
+    def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """The items of `read`, one at a time, so that no two arrays need to be in memory."""
         self.check(recipes, ignored)
         # All shards stay open: a stacked array takes its layers from several of them.
@@ -172,18 +178,21 @@ class WeightsFolder:
                 path: stack.enter_context(safe_open(path, framework="numpy")) for path in set(self._files.values())
             }
 
-            def fetch(name: str) -> np.ndarray:
+            def fetch(name: str) -> Tensor:
                 array = opened[self._files[name]].get_tensor(name)
+                # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
                 if not np.isfinite(array).all():
                     raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
                 return array
 
             for key, recipe in recipes.items():
+                # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
                 yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
 
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in supported
         dtypes."""
+        # Left-over tensors are faults too: a model with parts that are not used would give other outputs than its authors'.
         wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
         missing = [name for name in wanted if name not in self.shapes]
         # (?!) never matches: without patterns nothing is ignored.
@@ -216,6 +225,7 @@ class WeightsFolder:
 
     def content_hash(self) -> str:
         """SHA-256 of the settings and of all shards."""
+        # Settings as parsed: another layout of the same JSON is the same model.
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for path in sorted(set(self._files.values())):
             with path.open("rb") as file:

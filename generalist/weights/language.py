@@ -1,6 +1,8 @@
 """Published language models as our trunk: GPT-2, Llama (SmolLM), Qwen 2 and 3, Gemma 2 and 3, in HuggingFace's layout.
 
 A family is a set of settings of our Transformer and a map of names. Settings that we do not support are refused, not guessed.
+
+Dimension key: V rows of the text table, O rows of the vocabulary's other tokens, D width.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,12 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from generalist.model.config import ModelConfig, RopeConfig
 from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.weights.folder import Recipe, WeightsError, WeightsFolder, joined, mapped, stacked, tensor, transposed
+from generalist.weights.folder import (
+    Recipe,
+    Tensor,
+    WeightsError,
+    WeightsFolder,
+    joined,
+    mapped,
+    stacked,
+    tensor,
+    transposed,
+)
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3")
 ACTIVATIONS = {
@@ -93,6 +106,7 @@ class LanguageModel:
                 raise WeightsError(f"{folder} has {name} = {self._get(name, bool)}, which is not supported")
 
     def _get(self, name: str, kind: type | tuple[type, ...] = int, default: Any = None) -> Any:
+        # The family's own default comes first; without any, a missing setting is an error.
         default = self._defaults.get(name, default)
         given = {} if default is None else {"default": default}
         return self.folder.setting(self._section + name, kind, **given)
@@ -159,12 +173,15 @@ class LanguageModel:
         width, heads = self._get("hidden_size"), self._get("num_attention_heads")
         gemma = self.family.startswith("gemma")
         window, every = self._windows()
+        # Not always the head size: Gemma 2 27B divides by √144 with heads of 128 channels.
         scalar = self._get("query_pre_attn_scalar", (int, float)) if gemma else None
         return {
             "width": width,
             "layers": self._get("num_hidden_layers"),
             "heads": heads,
+            # The first Llama had no grouped heads, and its files lack the setting.
             "kv_heads": self._get("num_key_value_heads", default=heads),
+            # Where it is given, heads · head_dim may differ from the width, as in Qwen 3 and Gemma.
             "head_size": self._get("head_dim", default=0) or self._head_size(width, heads),
             "hidden": self._get("intermediate_size"),
             "activation": self._activation(*(("hidden_activation", "gemma") if gemma else ("hidden_act", "others"))),
@@ -206,6 +223,7 @@ class LanguageModel:
         layers, gemma = self._get("num_hidden_layers"), self.family.startswith("gemma")
         every = self._get("sliding_window_pattern") if gemma else 1
         kinds = self._get("layer_types", list, _kinds(layers, every))
+        # Without a full layer, a period beyond the last one.
         every = kinds.index("full_attention") + 1 if "full_attention" in kinds else layers + 1
         if kinds != _kinds(layers, every) or (every > 1 and not gemma):
             raise WeightsError(
@@ -239,6 +257,7 @@ class LanguageModel:
             )
         try:
             names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            # Linear scaling does not use the three: RopeConfig's own defaults keep its checks content.
             low, high, length = (scaling[name] for name in names) if kind == "llama3" else (1.0, 4.0, 8192)
             return RopeConfig(
                 base=float(base),
@@ -267,6 +286,7 @@ class LanguageModel:
                     text = TextTokenizer.load(path)
                 except ValueError as error:
                     raise WeightsError(str(error)) from error
+                # Fewer pieces than rows are common: tables are padded to a round number of rows.
                 if text.size > self.vocabulary:
                     raise WeightsError(f"{path} has {text.size} pieces, but the model only {self.vocabulary} rows")
                 return text
@@ -283,7 +303,7 @@ class LanguageModel:
                 found[name] = value
         return found
 
-    def load(self, vocabulary: Vocabulary, place: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
+    def load(self, vocabulary: Vocabulary, place: Callable[[str, Tensor], Any] | None = None) -> dict[str, Any]:
         """The parameters that the checkpoint provides, nested, float32, with rows for the vocabulary's other tokens. Those are
         drawn with the mean and deviation of each column of the text rows, so that their logits are no larger; our markers of
         beginning and end get the checkpoint's rows.
@@ -319,8 +339,11 @@ class LanguageModel:
         name = next((one for one in heads if one in self.folder.shapes), heads[1])
         return recipes | {"output/text": tensor(name, self.vocabulary, self.shape["width"])}, UNUSED
 
-    def _other_rows(self, text: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
-        """Rows of the tokens that the text table lacks, float32 (others, D)."""
+    def _other_rows(
+        self, text: Float[np.ndarray, "V D"], vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Float32[np.ndarray, "O D"]:
+        """Rows of the tokens that the text table lacks."""
+        # Before the sums: NumPy adds up in the array's own dtype, and bfloat16 would lose most of 100,000 rows.
         text = text.astype(np.float32)
         count = vocabulary.size - vocabulary.text
         other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
@@ -329,11 +352,13 @@ class LanguageModel:
         return other
 
     def _layered(self, layer: Callable[[int], Mapping[str, Recipe]]) -> dict[str, Recipe]:
+        # One array per parameter with the layers as its first axis: the trunk scans over them.
         layers = [layer(index) for index in range(self.shape["layers"])]
         return {f"blocks/{name}": stacked([one[name] for one in layers]) for name in layers[0]}
 
     def _gpt2_recipes(self) -> dict[str, Recipe]:
         width, hidden = self.shape["width"], self.shape["hidden"]
+        # A trunk saved without its output layer (GPT2Model) has no prefix.
         prefix = "transformer." if "transformer.wte.weight" in self.folder.shapes else ""
 
         def norm(ours: str, theirs: str) -> dict[str, Recipe]:
@@ -372,11 +397,12 @@ class LanguageModel:
         width, hidden, size = shape["width"], shape["hidden"], shape["head_size"]
         inner, kv_inner = shape["heads"] * size, shape["kv_heads"] * size
         gemma = self.family.startswith("gemma")
+        # Multimodal files of older and of newer libraries, a model with its output layer, a trunk alone.
         prefixes = ("language_model.model.", "model.language_model.", "model.", "")
         prefix = next((one for one in prefixes if f"{one}embed_tokens.weight" in self.folder.shapes), "model.")
 
         def norm(ours: str, theirs: str, length: int = width) -> dict[str, Recipe]:
-            # Our gain is 1 + scale, as Gemma's is; the others store the gain itself.
+            # Our gain is 1 + scale, as Gemma's is; the others store the gain itself. bfloat16 would round the difference.
             stored = tensor(f"{theirs}.weight", length)
             return {f"{ours}/scale": stored if gemma else mapped(stored, lambda gain: gain.astype(np.float32) - 1)}
 

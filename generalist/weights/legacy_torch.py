@@ -2,6 +2,8 @@
 
 Such a file is a sequence of pickles, programs for a small machine that can call any function. This reader knows ordered
 dictionaries, the types of storages and the strides of tensors; any other name raises an error.
+
+Dimension key: *S the axes of a tensor, C numbers of a storage.
 """
 
 import collections
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from jaxtyping import Num
 
 from generalist.weights.folder import WeightsError
 
-MAGIC = 0x1950A86A20F9469CFC6C
+MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization's MAGIC_NUMBER, and its PROTOCOL_VERSION
 PROTOCOL = 1001
 TYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}
 
@@ -24,6 +27,7 @@ class _Tensor(tuple):
 
 
 def _rebuild(storage: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
+    # Only noted: the storages' numbers follow behind the pickle that calls this.
     return _Tensor((storage, offset, tuple(shape), tuple(strides)))
 
 
@@ -48,6 +52,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> str:
         # Numbers follow behind the pickles; here only the type of each storage is noted.
+        # The rest of the entry, a device and a size, is not needed: the size stands again before the numbers.
         kind, dtype, key = pid[:3]
         if kind != "storage" or dtype not in TYPES.values():
             raise WeightsError(f"the file holds a {kind!r} of an unknown type")
@@ -55,7 +60,7 @@ class _Reader(pickle.Unpickler):
         return key
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, Num[np.ndarray, "*_S"]]:
     """Name → tensor, float32 or int64.
 
     Raises:
@@ -80,19 +85,20 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path} is truncated or not a file of tensors ({error})") from error
 
 
-def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read(file: IO[bytes]) -> dict[str, Num[np.ndarray, "*_S"]]:
     # Five pickles in a row: magic number, protocol, machine, tensors, keys of the storages.
     if _Reader(file).load() != MAGIC or _Reader(file).load() != PROTOCOL:
         raise WeightsError("not PyTorch's format before version 1.6")
     _Reader(file).load()  # the sizes of numbers on the machine that wrote it
     reader = _Reader(file)
     tensors = reader.load()
+    # In the order of the keys: storages have no names of their own in the file.
     storages = {key: _storage(file, reader.storages[key]) for key in _Reader(file).load()}
     return {str(name): _laid_out(storages, *tensor) for name, tensor in tensors.items() if isinstance(tensor, _Tensor)}
 
 
-def _storage(file: IO[bytes], dtype: Any) -> np.ndarray:
-    """The next storage of the file, (count,): a little-endian count and that many numbers."""
+def _storage(file: IO[bytes], dtype: Any) -> Num[np.ndarray, "C"]:
+    """The next storage of the file: a little-endian count and that many numbers."""
     (count,) = struct.unpack("<q", file.read(8))
     data = np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
     if len(data) != count:
@@ -101,12 +107,13 @@ def _storage(file: IO[bytes], dtype: Any) -> np.ndarray:
 
 
 def _laid_out(
-    storages: dict[str, np.ndarray], key: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> np.ndarray:
+    storages: dict[str, Num[np.ndarray, "_C"]], key: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Num[np.ndarray, "*S"]:
     # as_strided does not check bounds: strides from the file could read memory outside the storage.
     data = storages[key]
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if offset < 0 or min((*shape, *strides, 1)) < 0 or last >= len(data):
         raise WeightsError(f"a tensor of shape {shape} lies outside its storage")
     steps = [stride * data.itemsize for stride in strides]
+    # A copy: the view may share elements between rows, and it would keep the whole storage in memory.
     return np.lib.stride_tricks.as_strided(data[offset:], shape, steps).copy()

@@ -123,7 +123,7 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
     ("line", "message"),
     [
         ("{broken", r"own.jsonl line 1 is not JSON .*; a line of JSONL holds one whole value"),
-        ("[1]", "holds list instead of an object: write one a line"),
+        ("[1]", "holds list instead of an object: write one object per line"),
         ({"caption": "x"}, 'neither "content"'),
         ({"content": []}, 'neither "content"'),
         ({"content": ["a", 3]}, "3 is neither a text nor"),
@@ -131,9 +131,9 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"image": "../secret.png", "text": "x"}, "outside the folder"),
         ({"image": "/etc/passwd", "text": "x"}, "outside the folder"),
         ({"image": "deeper/../../secret.png", "text": "x"}, "outside the folder"),
-        ({"image": "a\0b.png", "text": "x"}, "line 1: .* is no file's name"),
+        ({"image": "a\0b.png", "text": "x"}, "line 1: .* is not a file name"),
         ({"image": "ring.png", "text": "x"}, "line 1: "),
-        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is no file's name"),
+        ({"image": "x" * 5000, "text": "x"}, "line 1: .* is not a file name"),
         ({"image": ".", "text": "x"}, "line 1: there is no image"),
         ({"image": "broken.png", "text": "x"}, r"line 1: .*broken\.png is no image"),
         ({"image": "program.eps", "text": "x"}, r"line 1: .*program\.eps is no image"),
@@ -143,7 +143,10 @@ def test_text_without_an_image_is_all_predicted(tmp_path: Path):
         ({"text": None}, "None is neither a text nor"),
         ({"content": ["a"], "text": "b"}, """line 1 has "content" and 'text', which would be lost"""),
         ({"content": [{"image": "0.png", "text": "b"}]}, """line 1: 'text' stands beside "image\""""),
-        ({"image": "0.png", "caption": "b"}, "line 1 has no text, but 'caption', which is not read: there are content"),
+        (
+            {"image": "0.png", "caption": "b"},
+            "line 1 has no text, but the key 'caption', which is not read: known keys",
+        ),
     ],
 )
 def test_documents_that_are_refused(tmp_path: Path, line: object, message: str):

@@ -241,7 +241,7 @@ def test_the_cache_stays_within_its_bytes(dataset: Path):
     ("harm", "message"),
     [
         (lambda folder: (folder / "dataset_info.json").unlink(), "holds no data set"),
-        (lambda folder: (folder / "features.json").write_text("{"), "no readable TFDS data set"),
+        (lambda folder: (folder / "features.json").write_text("{"), "not a readable TFDS data set"),
         (lambda folder: next(folder.glob("*array_record*")).unlink(), "record it again"),
         (lambda folder: next(folder.glob("*array_record*")).write_bytes(b"nonsense"), "damaged"),
     ],

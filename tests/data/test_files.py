@@ -67,5 +67,5 @@ def test_links_lead_where_they_lead(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud83d", "é" * 128])
 def test_what_no_file_is_called(tmp_path: Path, name: str):
-    with pytest.raises(DocumentError, match="line 1: .* is no file's name"):
+    with pytest.raises(DocumentError, match="line 1: .* is not a file name"):
         named(tmp_path, name, "line 1")

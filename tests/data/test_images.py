@@ -52,7 +52,7 @@ def png(depth: int, colour: int, width: int, data: bytes, clear: bytes = b"") ->
 def test_numbers_without_black_and_white_are_refused(tmp_path: Path, values: np.ndarray, read: Callable):
     Image.fromarray(values).save(tmp_path / "depth.tif")
     with pytest.raises(
-        DocumentError, match=r"depth.tif holds .*: save it as 8 or 16 bits a pixel, scaled by the range"
+        DocumentError, match=r"depth.tif holds .*: save it as 8 or 16 bits per pixel, scaled by its known"
     ):
         read(tmp_path / "depth.tif")
 
@@ -156,7 +156,7 @@ def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path):
 def test_what_is_no_image(tmp_path: Path):
     with pytest.raises(DocumentError, match=r"there is no image .*a.png: put it there"):
         check_image(tmp_path / "a.png")
-    with pytest.raises(DocumentError, match=r"put it there \(between folders stands /"):
+    with pytest.raises(DocumentError, match=r"put it there \(folders are separated by /"):
         check_image(tmp_path / "in\\a.png")
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DocumentError, match="none of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM.: convert it"):

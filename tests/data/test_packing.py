@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from generalist.data.batch import Batch, BatchSpec, rows_at
+from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import BatchIterator
+from generalist.data.rows import rows_at
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
 

@@ -240,8 +240,8 @@ def test_a_folder_without_demonstrations_is_said(tmp_path: Path):
 @pytest.mark.parametrize(
     ("id", "policy", "message"),
     [
-        ("beacon:Endless-v0", name_it, "has no limit of steps of its own: .* max_steps="),
-        ("beacon:Talker-v0", name_it, r"the observation space can't be learnt: the part '1' is a Text.*info"),
+        ("beacon:Endless-v0", name_it, "has no limit of steps: .* max_steps="),
+        ("beacon:Talker-v0", name_it, r"the observation space can't be learned: the part '1' is a Text.*info"),
         (
             "beacon:Beacon-v0",
             lambda seen: {"name": 7, "turn": [0, 0]},
@@ -274,7 +274,7 @@ def test_demonstrations_are_replaced_only_when_asked_and_only_whole(tmp_path: Pa
     assert (folder / "task.json").read_text() == before and [path.name for path in tmp_path.iterdir()] == ["beacon"]
     assert record(folder, 2, replace=True).episodes == 2
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="is none of ours"):
+    with pytest.raises(FileExistsError, match="holds no demonstrations of ours"):
         record(tmp_path / "mine", replace=True)
 
 

@@ -94,8 +94,8 @@ def test_an_older_recording_is_made_anew_and_that_is_told(tmp_path: Path):
     assert metadata is not None and "format" not in metadata and not is_recorded(CARTPOLE, tmp_path, 2)
     for _ in range(2):
         record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 2}, workers=1, console=console)
-    assert console.export_text().count("recorded anew, since what is there is of other package versions or an older format: "
-                                       f"{CARTPOLE.name}\n") == 1  # fmt: skip
+    reason = "recording again, since existing recordings are of other package versions or an older format"
+    assert console.export_text().count(f"{reason}: {CARTPOLE.name}\n") == 1
     again = read_metadata(recording_folder(tmp_path, CARTPOLE, 2))
     assert again is not None and again["format"] == FORMAT and not former.exists()
 

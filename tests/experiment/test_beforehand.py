@@ -223,7 +223,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path):
         (["--data.classic.tasks", "acrobot", "--tokens.discrete-values", "2"], "discrete"),
         (
             ["--data.length", "4"],
-            "more than the 4 that a batch's shard has room for",
+            "more than the 4 that fit into a shard of a batch",
         ),  # once the tokenizers are written
     ):
         words = [sys.executable, str(ROOT / "train.py"), *small, *arguments]

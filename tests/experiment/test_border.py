@@ -348,7 +348,9 @@ def test_a_dict_of_arrays_is_a_demonstration(registered: Callable[..., str], tmp
 
 def test_a_text_that_does_not_change_is_the_instruction(tmp_path: Path):
     id = "minigrid:MiniGrid-GoToDoor-5x5-v0"
-    with pytest.raises(ValueError, match="told what the observation part 'mission' says, score 0, no more than"):
+    with pytest.raises(
+        ValueError, match="given what the observation part 'mission' says as instruction, score 0, no more"
+    ):
         record_demonstrations(id, lambda seen: 1, folder=tmp_path / "x", episodes=1, instruction="go", max_steps=5)
     told = []
     env = gym.make(id)
@@ -359,7 +361,9 @@ def test_a_text_that_does_not_change_is_the_instruction(tmp_path: Path):
         dataclasses.replace(one, observations=[{key: one.observations[0][key] for key in ("image", "direction")}])
         for one in played
     ]
-    with pytest.raises(ValueError, match="tells 'go to the .*' of its own, .* say in each Demonstration what was told"):
+    with pytest.raises(
+        ValueError, match="gives its own instruction, 'go to the .*: give each Demonstration .*it was played with"
+    ):
         save_demonstrations(id, untold, folder=tmp_path / "x", instruction="go", max_steps=5)
     task = save_demonstrations(id, played, folder=tmp_path / "x", instruction="go", max_steps=5)
     made = own_tasks([str(task.folder)])[0].make()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from generalist.data.batch import Batch
 from generalist.inference.rows import POSITIONAL
@@ -123,3 +124,27 @@ def test_sizes_that_do_not_fit_are_named():
         ModelConfig(heads=6, kv_heads=4)
     with pytest.raises(ValueError, match="model.width must be at least 1"):
         ModelConfig(width=0)
+
+
+def test_layers_without_a_loop_give_the_same():
+    batch = jax.tree.map(jnp.asarray, mixed_batch())
+
+    def with_gradient(unrolled: int):
+        config = dataclasses.replace(TINY, layers=3, layers_unrolled=unrolled)
+        graph, params = nnx.split(create(dataclasses.replace(SPEC, config=config), 0), nnx.Param)
+        loss = jax.jit(jax.value_and_grad(lambda params: jnp.square(nnx.merge(graph, params).hidden(batch)).mean()))
+        traced = loss.trace(params).lower()
+        loops = [line for line in traced.as_text().splitlines() if "stablehlo.while" in line]
+        # Attention has loops too; the one over layers holds the kernels of all layers.
+        return traced.compile()(params), sum("tensor<3x32x64xf32>" in line for line in loops)
+
+    (looped, loops), (unrolled, none) = with_gradient(1), with_gradient(3)
+    assert loops == 2 and none == 0  # forward and backward
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), looped, unrolled)
+
+
+def test_patch_channels_divide_into_the_groups_of_their_norm():
+    with pytest.raises(ValueError, match="multiple of 4 up to 128, and of 32 above, got 132"):
+        ModelConfig(patch_channels=132)
+    wide = dataclasses.replace(TINY, patch_channels=160)
+    assert np.isfinite(hidden(create(dataclasses.replace(SPEC, config=wide), 0), mixed_batch())).all()

@@ -98,6 +98,7 @@ def test_the_command_plans_a_gpu_by_arithmetic(capsys: pytest.CaptureFixture):
     assert main(["plan", "flamingo_80b", "--devices", "h100"]) == 2
     shown = capsys.readouterr().out
     assert "it fits" in shown and "not even one row fits" in shown
+    assert shown.count("note: heads of 32 fill only a part") == 1  # flamingo_80b has larger ones
 
 
 @pytest.mark.parametrize(

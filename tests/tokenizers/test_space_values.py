@@ -150,7 +150,7 @@ def test_columns_are_taken_apart_into_steps():
 def test_a_space_that_cannot_be_learnt_is_refused_by_part(space: gym.Space, message: str):
     with pytest.raises(ValueError, match=message) as error:
         check_learnable("own/x", space, spaces.Discrete(2))
-    assert str(error.value).startswith("own/x: the observation space can't be learnt: ") and "\n" not in str(
+    assert str(error.value).startswith("own/x: the observation space can't be learned: ") and "\n" not in str(
         error.value
     )
 
@@ -212,5 +212,5 @@ def test_empty_keys_within_empty_keys_are_flat_keys_as_a_data_set_has_them():
 
 @pytest.mark.parametrize("bound", [1.7e308, 1e101])
 def test_bounds_that_nothing_is_drawn_between_are_refused(bound: float):
-    with pytest.raises(ValueError, match="has bounds beyond 1e.100: take real ones, or infinity"):
+    with pytest.raises(ValueError, match="has bounds beyond 1e.100: use real bounds, or infinity"):
         check_learnable("own/x", spaces.Discrete(2), spaces.Box(-bound, bound, (1,), np.float64))

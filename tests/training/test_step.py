@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from generalist.config.run import TrainingConfig
+from generalist.data import rows
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
 from generalist.model.params import flat
@@ -218,3 +219,12 @@ def test_the_moving_average_follows_the_weights():
             expected = expected + share * (weights(state.params) - expected)
     np.testing.assert_allclose(weights(state.mean_params), expected, rtol=1e-4, atol=1e-6)
     assert not np.allclose(weights(state.mean_params), weights(state.params), atol=1e-6)
+
+
+@pytest.mark.parametrize("small", [rows.SMALL, 4], ids=["products", "sorted"])
+def test_a_mesh_adds_up_gradients_of_rows_without_a_scatter(small: int, monkeypatch: pytest.MonkeyPatch):
+    """The forms for GPUs, which shards and every axis of the mesh divide."""
+    monkeypatch.setattr(rows, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(rows, "SMALL", small)
+    found = losses(trainer_on(1, 2, 2, 2, micro_batches=2), 10, counting_batch(shards=4))
+    np.testing.assert_allclose(found, one_device()[:10], rtol=1e-5)

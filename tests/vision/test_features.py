@@ -1,6 +1,7 @@
 """Stored features: computed once, whole or absent, of these weights alone."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -61,6 +62,21 @@ def test_an_interrupted_shard_counts_for_nothing(tmp_path: Path):
     again = filled(tmp_path)
     assert len(again) == 7
     np.testing.assert_array_equal(again(IMAGES), store(IMAGES))
+
+
+def test_two_processes_share_a_folder_but_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace = os.replace
+
+    def after_another(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        filled(tmp_path, 255 - IMAGES[:3])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    filled(tmp_path, IMAGES[:3])
+    store = FeatureStore(tmp_path, CELLS)
+    for images in (IMAGES[:3], 255 - IMAGES[:3]):
+        np.testing.assert_allclose(store(images), images.reshape(3, 2, 8, 3).mean(axis=2), rtol=1e-3)
 
 
 def test_other_weights_or_pixels_have_other_features(tmp_path: Path):

@@ -62,20 +62,25 @@ def convert(
             back differs.
         OSError: the disk has no room, or can't be written.
     """
+    # All that can be refused is refused before hours of work, and before anything is written.
     check_target(target, replace)
     check_folder(target.absolute().parent, "TARGET")
     _check_apart(settings.source, target)
     for kept in (opened, written):  # files may have changed since an earlier conversion of this process
         kept.cache_clear()
     source = opened(settings)
+    # Asked for in the parent, since a worker's ImportError would come as one of many parts.
     if lerobot.cameras(source):
         require_av()
     episodes, known = source.episodes, source.episodes.broken()
+    # Records that were lost as a whole have numbers behind the last episode.
     total = len(episodes) + sum(number >= len(episodes) for number in known)
     faults = Faults(settings.source, total, unreadable, lambda line: console.print(line, highlight=False, markup=False))
     for number, reason in known.items():
         faults.add(number, reason)
     per_step = bytes_per_step(source)
+    # The parts depend on the source and the settings alone, not on the number of workers: a later run may have
+    # another.
     work, ranges = working_folder(target), planned(source, per_step)
     _check_room(work, per_step * int(episodes.lengths.sum()) * SPARE[settings.to])
     run = _Run(source, target, work, workers, faults, console)
@@ -92,6 +97,7 @@ def convert(
         worst = run.compared(parts) if verify else None
         report = made_report(source, parts, files, faults, worst)
         write_checksums(work / "result", settings, report, files)
+    # Last of all: whoever finds the target can rely on every check above.
     publish(work, target, replace)
     return report
 
@@ -103,6 +109,7 @@ def _check_apart(source: str, target: Path) -> None:
     """
     if "://" in source:
         return
+    # Resolved, since a link may lead into the source; --replace would delete what is being read.
     one, other = Path(source).resolve(), target.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise ValueError(f"TARGET {target} and SOURCE {source} are in each other: name a folder elsewhere")
@@ -113,7 +120,9 @@ def _check_room(work: Path, needed: float) -> None:
     Raises:
         OSError: the disk has less room than the new data set takes.
     """
+    # The target's parent may not exist yet.
     there = next(folder for folder in work.parents if folder.exists())
+    # Parts of an earlier run are taken over, and need no more room.
     held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) if work.exists() else 0
     free = shutil.disk_usage(there).free
     if free + held < needed:
@@ -128,11 +137,13 @@ def _plan(source: Source, ranges: list[tuple[int, int]]) -> dict[str, Any]:
     plan = {
         "format": FORMAT,
         "settings": dataclasses.asdict(source.settings),
+        # A source that has changed gives other parts, though its path and settings are the same.
         "source": fingerprint(source.episodes),
         "mapping": source.mapping.to_json(),
         "fields": [f"{one.field.key} {one.key} {one.shape} {one.encoding}" for one in source.kept],
         "parts": ranges,
     }
+    # Tuples become lists, as they are in the stored plan that this one is compared with.
     return json.loads(json.dumps(plan))
 
 
@@ -150,11 +161,13 @@ class _Run:
     def parts(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Makes all parts that are not there yet; what was noted of each."""
         is_rlds = self.source.settings.to == "rlds"
+        # How far an unfinished part came counts no more: it is made anew.
         for job in jobs:
             if not job.folder.exists():
                 (self.work / "progress" / f"{job.number:05d}").unlink(missing_ok=True)
         noted: dict[int, dict[str, Any]] = {}
         with self._steps("converting"):
+            # Parts come in the order in which they are finished, and are sorted below by their number.
             for job, part in self._done(rlds.write_part if is_rlds else lerobot.write_part, jobs):
                 noted[job.number] = part
                 for number, reason in part["broken"].items():
@@ -163,6 +176,7 @@ class _Run:
 
     def assembled(self, parts: list[dict[str, Any]]) -> set[str]:
         """Puts the new data set together; the checksums of its files of episodes."""
+        # Made of links to the parts in seconds: nothing of an interrupted result is trusted.
         shutil.rmtree(self.work / "result", ignore_errors=True)
         if self.source.settings.to == "rlds":
             rlds.assemble(self.source, self.work, self.target, parts)
@@ -198,8 +212,11 @@ class _Run:
         files = {
             path.relative_to(result).as_posix(): {"bytes": path.stat().st_size, "sha256": sums[path]} for path in found
         }
+        # Sums were taken when the parts were finished, and again from the result: a failing disk or memory shows
+        # here. Descriptions are in no part, so that the result has more files than were made.
         if made - {*sums.values()}:
             raise OSError(f"{self.work}: a file on the disk is not what was written: check the disk, and run again")
+        # Opened by our own reader, which checks numbers, lengths and places of all episodes.
         new = written(self.work, self.source.settings.split, self.workers)
         lengths = [length for part in parts for length in part["lengths"]]
         if new.broken() or not np.array_equal(new.lengths, lengths):
@@ -212,6 +229,7 @@ class _Run:
         for part in parts:
             if part["episodes"]:
                 jobs.append(VerifyJob(self.source.settings, self.work, tuple(part["episodes"]), first))
+            # Episodes are numbered through in the result, without those that were left out.
             first += len(part["episodes"])
         with counting(self.console) as progress:
             bar = progress.add_task("comparing, episodes", total=first)
@@ -235,6 +253,7 @@ class _Run:
             bar = progress.add_task(f"{what}, steps", total=total, completed=steps_done(self.work))
 
             def look() -> None:
+                # Workers are other processes: they tell how far they are by small files.
                 while not ended.wait(POLLED):
                     progress.update(bar, completed=steps_done(self.work))
 

@@ -21,6 +21,7 @@ class RowWriter:
     def write(self, row: Row) -> None:
         """Appends a row."""
         self._rows.append(row)
+        # An episode's row has hundreds of statistics: all rows of a large set would not fit into memory.
         if len(self._rows) == AT_ONCE:
             self._flush()
 
@@ -35,12 +36,14 @@ class RowWriter:
             # Types by the first row: PyArrow's own guesses take long.
             self._schema = pa.schema([(key, _type(value)) for key, value in self._rows[0].items()])
             self._writer = pq.ParquetWriter(self.path, self._schema, compression="snappy")
+        # A row that does not fit the types of the first one is an error of ours, and raises here.
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows.clear()
 
     @property
     def size(self) -> int:
         """Bytes of the file so far."""
+        # Rows that are still in memory are not counted: a file may exceed a limit by one group.
         return self.path.stat().st_size if self._writer is not None else 0
 
     def close(self) -> None:
@@ -54,6 +57,7 @@ def _type(value: Any) -> Any:
     import pyarrow as pa
 
     if isinstance(value, list):
+        # Lists are not empty (see `Row`), so that the first value tells the type.
         return pa.list_(_type(value[0]))
     return {int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
 

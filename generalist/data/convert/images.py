@@ -20,6 +20,7 @@ AT_ONCE = 16
 """Frames of a video that are in memory."""
 PASSED: dict[str | None, Encoding] = {"PNG": "png", "JPEG": "jpeg"}
 """Pillow's names of the formats whose files are taken over, since every reader knows them."""
+# Not P (palettes) and CMYK: readers turn these into colours each in their own way.
 MODES = ("L", "RGB", "RGBA")
 """Of images whose stored values are the pixels that readers see."""
 Loaded = tuple[UInt8[np.ndarray, "H W C"], bytes | None]
@@ -36,6 +37,7 @@ def loaded(column: Column, shape: tuple[int | None, ...] = (None, None, None)) -
         BrokenRecord: one can't be read, has more than 8 bits, or another shape.
     """
     for first in range(0, len(column), AT_ONCE):
+        # Of a video or an array on disk only these frames are decoded.
         several = column[first : first + AT_ONCE]
         files = several if isinstance(several, list) else several.encoded if isinstance(several, Frames) else None
         for place, image in enumerate(_decoded(several, first)):
@@ -47,6 +49,7 @@ def loaded(column: Column, shape: tuple[int | None, ...] = (None, None, None)) -
                 raise BrokenRecord(
                     f"image {first + place} is {image.dtype} {image.shape}, where uint8 {shape} should be"
                 )
+            # Encoding a JPEG anew would lose quality each time a set is converted.
             yield image, files[place] if files is not None and encoding(files[place]) else None
 
 
@@ -61,6 +64,7 @@ def _decoded(column: Column, first: int) -> Iterator[UInt8[np.ndarray, "H W C"]]
 def encoding(content: bytes) -> Encoding | None:
     """How an image is stored, if its file can be taken over as it is."""
     with Image.open(io.BytesIO(content)) as image:
+        # A PNG may name one colour as transparent, which readers leave out or honour.
         plain = image.mode in MODES and "transparency" not in image.info
         return PASSED.get(image.format) if plain else None
 

@@ -5,7 +5,7 @@ which episodes can be read, files of rows with the numbers of episodes, frames a
     parts/00007/episodes.parquet      a row per episode: length, tasks, where its images are, statistics
     parts/00007/CAMERA/0.mp4          images
 
-Dimension key: T steps of an episode.
+Dimension key: T steps of an episode, H height, W width, C channels.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from generalist.data.convert.episode_rows import RowWriter
 from generalist.data.convert.images import file_of, loaded
@@ -36,6 +37,7 @@ MOST_DENOMINATOR = 1001
 
 def frame_rate(source: Source) -> Fraction:
     """Frames per second."""
+    # A rate comes as a float, such as 29.97002997: video time bases need the fraction it stands for.
     return Fraction(source.rate or 0).limit_denominator(MOST_DENOMINATOR)
 
 
@@ -50,6 +52,7 @@ def write_part(job: Job) -> dict[str, Any]:
     source = opened(job.settings)
 
     def fill(folder: Path) -> dict[str, Any]:
+        # The tasks get their numbers when all parts are known; until then rows have their texts.
         with _Writer(folder, source) as writer:
             noted = each_episode(job, source, writer.write)
         return {**noted, "tasks": [*writer.tasks]}
@@ -65,6 +68,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
 
         self._parquet, self._folder, self._source = pq, folder, source
         self._stack = contextlib.ExitStack()
+        # Opened with the first episode, which tells the schema.
         self._rows: Any = None
         self._episodes = RowWriter(folder / EPISODES)
         self._cameras = cameras(source)
@@ -88,6 +92,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         """
         import pyarrow as pa
 
+        # Everything that may fail comes before the first write: a broken episode leaves no rows and no frames.
         told, statistics = self._source.instructions(raw), {}
         columns: dict[str, Any] = {}
         videos: dict[str, bytes] = {}
@@ -97,6 +102,8 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
             else:
                 columns[one.key], found = _column(raw, one)
                 statistics |= {one.key: found} if found is not None else {}
+        # (T,): from 0 in each episode, as LeRobot has it. A source's own times are left out as derived, or kept
+        # as `source.timestamp`.
         times = (np.arange(len(raw)) / float(self._source.rate or 0)).astype(np.float32)
         own: dict[str, np.ndarray] = {"timestamp": times, "frame_index": np.arange(len(raw))}
         columns |= {key: pa.array(values) for key, values in own.items()}
@@ -104,6 +111,7 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         rows = pa.table({**columns, TASK: pa.array(told, pa.string())})
         episode = {"length": len(raw), "tasks": list(dict.fromkeys(told)), **flat_statistics(statistics)}
         for camera, content in videos.items():
+            # The first write: all that may be broken has been read.
             number, first = self._videos[camera].append(content, len(raw))
             episode |= {f"videos/{camera}/file": number, f"videos/{camera}/first": first}
         self.tasks |= dict.fromkeys(episode["tasks"])
@@ -116,8 +124,9 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
         height, width, channels = (count or 0 for count in one.shape)
         found, wanted = ImageStatistics(channels), sampled_steps(len(raw))
 
-        def images() -> Iterator[np.ndarray]:
+        def images() -> Iterator[UInt8[np.ndarray, "H W C"]]:
             for step, (image, _) in enumerate(loaded(column_of(raw, one.field.key), one.shape)):
+                # Statistics are computed from the source's pixels, not from the video's, which are close to them.
                 if step in wanted:
                     found.add(image)
                 yield image
@@ -139,12 +148,15 @@ def _column(raw: RawEpisode, one: Kept) -> tuple[Any, Numbers | None]:
         return _images(raw, one)
     array = np.asarray(values)
     if one.field.level == "episode":
+        # (1, ...) to (T, ...): LeRobot has no fields of whole episodes, so that each step repeats the value.
         array = np.repeat(array.reshape(1, *array.shape[1:]), len(raw), axis=0)
     if one.field.kind == "text":
         return pa.array([text(value) for value in array.reshape(-1)], pa.string()), None
     shape, dtype = (len(raw), *(count or 0 for count in one.shape)), np.dtype(one.field.dtype)
+    # By name, since a file may have the other order of bytes.
     if array.dtype.name != dtype.name or array.size != np.prod(shape):
         raise BrokenRecord(f"{one.field.key!r} is {array.dtype} {array.shape}, where {dtype} {shape} should be")
+    # () to (1,), as LeRobot has single numbers
     array = array.astype(dtype, copy=False).reshape(shape)
     return nested_column(array), of_numbers(array)
 
@@ -157,7 +169,9 @@ def _images(raw: RawEpisode, one: Kept) -> tuple[Any, Numbers]:
     for step, image in enumerate(loaded(column_of(raw, one.field.key), one.shape)):
         if step in wanted:
             found.add(image[0])
+        # As the `datasets` library stores its Image feature.
         files.append({"bytes": file_of(image), "path": None})
+    # Arrow's plain binary columns have offsets of 32 bits.
     if sum(len(file["bytes"]) for file in files) > LARGEST_COLUMN:
         raise ValueError(
             f"an episode of {len(raw):,} steps has more than 2 GB of images in {one.key!r}: leave --images png out"
@@ -165,15 +179,17 @@ def _images(raw: RawEpisode, one: Kept) -> tuple[Any, Numbers]:
     return pa.array(files, pa.struct({"bytes": pa.binary(), "path": pa.string()})), found.found()
 
 
-def nested_column(values: np.ndarray) -> Any:
+def nested_column(values: Shaped[np.ndarray, "T ..."]) -> Any:
     """Numbers (T, ...) as Arrow has them: single ones (T, 1) plain, vectors in lists of a fixed size, more in nested lists."""
     import pyarrow as pa
 
+    # All numbers one after the other, around which lists are laid without a copy.
     column = pa.array(np.ascontiguousarray(values).reshape(-1))
     if values.shape[1:] == (1,):
         return column
     if values.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(column, values.shape[1])
+    # From the innermost dimension outwards: (T * ... * D,) to T lists.
     for count in reversed(values.shape[1:]):
         offsets = pa.array(np.arange(0, len(column) + 1, count, dtype=np.int32))
         column = pa.ListArray.from_arrays(offsets, column)

@@ -69,12 +69,15 @@ def file_jobs(work: Path, parts: Sequence[dict[str, Any]]) -> list[FileJob]:
     write_json(work / TASKS, list(dict.fromkeys(task for part in parts for task in part["tasks"])))
     jobs: list[FileJob] = []
     pieces: list[Piece] = []
+    # Bytes of the file so far, numbers of the next episode and frame, and those that the file begins with.
     held, episode, index, begun = 0, 0, 0, (0, 0)
     for number, part in enumerate(parts):
         for place, size in enumerate(_row_group_sizes(work, number, part)):
+            # An episode is never divided; one that is larger than the limit has a file of its own.
             if pieces and held + size > LARGEST:
                 jobs.append(FileJob(work, len(jobs), tuple(pieces), *begun))
                 pieces, held, begun = [], 0, (episode, index)
+            # Neighbours in a part are one piece, whose part file is opened once.
             if pieces and pieces[-1].part == number:
                 pieces[-1] = dataclasses.replace(pieces[-1], stop=place + 1)
             else:
@@ -89,6 +92,7 @@ def _row_group_sizes(work: Path, number: int, part: dict[str, Any]) -> list[int]
 
     if not part["episodes"]:
         return []
+    # An episode is a row group (see `lerobot._Writer.write`).
     metadata = pq.read_metadata(_part(work, number) / DATA)
     groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
     return [sum(group.column(place).total_compressed_size for place in range(group.num_columns)) for group in groups]
@@ -120,12 +124,15 @@ def _fill(job: FileJob, folder: Path) -> dict[str, Any]:
             placed = {
                 "episode_index": np.full(len(rows), episode),
                 "index": np.arange(index, index + len(rows)),
+                # The place in the list of all tasks; each is in it, since the list was made of all parts.
                 "task_index": pa.compute.index_in(named, tasks).to_numpy().astype(np.int64),
             }
+            # LeRobot keeps a step's task by its number alone.
             rows = rows.drop_columns([TASK])
             for key in PLACED:
                 rows = rows.append_column(key, pa.array(placed[key], pa.int64()))
             writer = writer or pq.ParquetWriter(folder / DATA, rows.schema, compression="snappy")
+            # Again a row group per episode, so that a reader decodes no other rows for it.
             writer.write_table(rows, row_group_size=len(rows))
             statistics.write(flat_statistics({key: of_numbers(placed[key]) for key in PLACED}))
             episode, index = episode + 1, index + len(rows)
@@ -152,6 +159,7 @@ def assemble(source: Source, work: Path, parts: Sequence[dict[str, Any]], jobs: 
     result = work / "result"
     for job in jobs:
         place_file(job.folder / DATA, result / DATA_PATH.format(**_numbers(job.number)))
+    # Videos keep their files, which are only numbered through; rows were merged into larger files.
     before = _place_videos(source, work, parts)
     whole = _write_episodes(source, work, parts, jobs, before)
     write_json(result / "meta" / "stats.json", {key: _plain(one.numbers) for key, one in whole.items()})
@@ -195,10 +203,13 @@ def _write_episodes(
             if not part["episodes"]:
                 continue
             for stored in read_rows(_part(work, part_number) / EPISODES):
+                # A file is closed once it has passed the limit, by no more than a group of rows.
                 if writer.size > LARGEST:
                     writer.close()
                     number += 1
                     writer = RowWriter(work / "result" / EPISODES_PATH.format(**_numbers(number)))
+                # Both streams have the episodes in the same order: the parts' own rows, and those of the second
+                # stage.
                 row = _episode(source, stored, next(placed), episode, index, part_number, before, number)
                 writer.write(row)
                 _add(whole, row)
@@ -235,9 +246,11 @@ def _episode(
         first = row[f"videos/{camera}/first"]
         numbers = _numbers(counts[part] + row[f"videos/{camera}/file"])
         found |= {f"videos/{camera}/{key}": value for key, value in numbers.items()}
+        # Frames of a video are one period apart from its beginning on, so that the frame's number is its time.
         found[f"videos/{camera}/from_timestamp"] = first / rate
         found[f"videos/{camera}/to_timestamp"] = (first + row["length"]) / rate
     found |= {key: value for key, value in (row | placed).items() if key.startswith("stats/")}
+    # LeRobot also notes in which file of `meta/episodes` the row itself is.
     return found | {f"meta/episodes/{key}": value for key, value in _numbers(file).items()}
 
 
@@ -246,6 +259,7 @@ def _add(whole: dict[str, Whole], row: dict[str, Any]) -> None:
     features: dict[str, Numbers] = {}
     for key, value in row.items():
         if key.startswith("stats/"):
+            # From the right: the statistic is the last part.
             feature, _, name = key.removeprefix("stats/").rpartition("/")
             features.setdefault(feature, {})[name] = np.array(value)
     for feature, numbers in features.items():
@@ -261,6 +275,7 @@ def _write_tasks(path: Path, tasks: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # What pandas reads from the schema's metadata: which column is the index.
     described = {
         "index_columns": [TASK],
         "column_indexes": [],

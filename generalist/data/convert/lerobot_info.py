@@ -13,6 +13,7 @@ CHUNK = 1000
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, EPISODES_PATH = f"data/{_FILE}.parquet", f"meta/episodes/{_FILE}.parquet"
 VIDEO_PATH = f"videos/{{video_key}}/{_FILE}.mp4"
+# LeRobot's defaults, by which it goes on if it appends to the data set.
 DATA_MEGABYTES, VIDEO_MEGABYTES = 100, 200
 NAMES = {"libsvtav1": "av1", "h264": "h264"}
 """Of codecs, as a video file says it."""
@@ -22,11 +23,13 @@ def info(source: Source, *, episodes: int, frames: int, tasks: int) -> dict[str,
     """What `meta/info.json` says."""
     rate = frame_rate(source)
     videos = [one.key for one in cameras(source)]
+    # The columns that LeRobot makes itself, in every data set.
     numbered = {"timestamp": "float32"} | dict.fromkeys(
         ("frame_index", "episode_index", "index", "task_index"), "int64"
     )
     return {
         "codebase_version": VERSION,
+        # Not known from the data; LeRobot takes any text or none.
         "robot_type": None,
         "total_episodes": episodes,
         "total_frames": frames,
@@ -34,7 +37,9 @@ def info(source: Source, *, episodes: int, frames: int, tasks: int) -> dict[str,
         "chunks_size": CHUNK,
         "data_files_size_in_mb": DATA_MEGABYTES,
         "video_files_size_in_mb": VIDEO_MEGABYTES,
+        # A whole number where it is one, as LeRobot writes it.
         "fps": rate.numerator if rate.denominator == 1 else source.rate,
+        # All episodes are in one split: a conversion is of one.
         "splits": {"train": f"0:{episodes}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if videos else None,
@@ -50,6 +55,7 @@ def _feature(one: Kept, source: Source, is_video: bool) -> dict[str, Any]:
         return {"dtype": "string", "shape": [1], "names": None}
     if one.field.kind == "number":
         return {"dtype": one.field.dtype, "shape": list(one.shape), "names": list(one.field.names) or None}
+    # LeRobot tells by these names whether the channels are first or last.
     names = ["height", "width", "channels"]
     if not is_video:
         return {"dtype": "image", "shape": list(one.shape), "names": names}
@@ -60,6 +66,7 @@ def _feature(one: Kept, source: Source, is_video: bool) -> dict[str, Any]:
         "video.width": width,
         "video.codec": NAMES[source.settings.codec],
         "video.pix_fmt": PIXELS,
+        # Rounded down: here LeRobot has whole numbers only.
         "video.fps": int(source.rate or 0),
         "video.channels": 3,
         "has_audio": False,

@@ -25,6 +25,8 @@ INSTRUCTION, TERMINAL, REWARD = "language_instruction", "is_terminal", "reward"
 """Fields of RLDS."""
 SCALARS = (REWARD, "discount", TERMINAL)
 """Fields of RLDS that are single numbers; LeRobot has them with the shape (1,)."""
+# RLDS: what its own steps have. LeRobot: columns that it makes itself or reads in a way of its own; `.` and `..`
+# as folders of videos lead out of the data set.
 RESERVED: Mapping[Format, tuple[str, ...]] = {
     "rlds": ("steps", "is_first", "is_last", INSTRUCTION),
     "lerobot": (
@@ -34,6 +36,7 @@ RESERVED: Mapping[Format, tuple[str, ...]] = {
 }
 """Keys with a meaning of their own; a field of another meaning is called `source.KEY`."""
 LEROBOT_NUMBERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+# The `datasets` library has Array2D to Array5D.
 MOST_DIMENSIONS = 5
 """Of a LeRobot feature."""
 
@@ -61,11 +64,14 @@ def kept_fields(episodes: EpisodeSet, mapping: FieldMapping, to: Format, without
     """
     if unknown := [key for key in without if key not in episodes.fields]:
         raise ValueError(f"--without {unknown[0]}: there is no such field, only {', '.join(sorted(episodes.fields))}")
+    # Without an action nothing could learn from it, and our own readers refuse it.
     if needed := [key for key in without if key in mapping.action.values()]:
         raise ValueError(f"--without {needed[0]}: this is the action, which every data set needs")
     named = dict(_mapped(episodes.fields, mapping, to))
+    # The instruction is written as the format's own, not as one more text.
     dropped = {*episodes.derived, *without, *([mapping.instruction] if mapping.instruction else [])}
     found: dict[str, Kept] = {}
+    # Fields with a known meaning get their names first; another field that has such a name gets a new one.
     mapped_first = [*named, *(key for key in episodes.fields if key not in named)]
     for source in mapped_first:
         if source in dropped:
@@ -75,6 +81,7 @@ def kept_fields(episodes: EpisodeSet, mapping: FieldMapping, to: Format, without
         found[key] = Kept(
             field=field, key=key, shape=_shape(field, key, to), is_action=source in mapping.action.values()
         )
+    # Before any episode is read.
     for one in found.values():
         check_writable(one, to, episodes)
     return [found[key] for key in sorted(found)]
@@ -86,6 +93,7 @@ def _mapped(fields: Mapping[str, Field], mapping: FieldMapping, to: Format) -> I
     for name, key in mapping.observation.items():
         if name in BARE and "state" not in mapping.observation:
             name = "state"  # what policies look for
+        # LeRobot's policies find cameras by the prefix `observation.images`.
         is_camera = to == "lerobot" and fields[key].kind == "image"
         yield key, _own(join("observation.images" if is_camera else "observation", name), to)
     for name, key in mapping.action.items():
@@ -101,6 +109,7 @@ def _own(key: str, to: Format) -> str:
 
 def _free(key: str, to: Format, taken: Collection[str]) -> str:
     """A key, or another one made of it where it has a meaning of its own or there is one such already."""
+    # Again and again: `source.KEY` itself may be taken.
     while key in RESERVED[to] or key in taken or (to == "rlds" and _is_nested(key, taken)):
         key = f"source.{key.replace('/', '.')}"
     return key
@@ -115,6 +124,7 @@ def _shape(field: Field, key: str, to: Format) -> tuple[int | None, ...]:
     if field.kind != "number":
         return field.shape
     if to == "lerobot":
+        # LeRobot has no shape (): single numbers are vectors of one.
         return field.shape or (1,)
     return () if key in SCALARS and field.shape == (1,) else field.shape
 
@@ -134,6 +144,7 @@ def check_writable(kept: Kept, to: Format, episodes: EpisodeSet) -> None:
 def _problem(kept: Kept, to: Format) -> str:
     field = kept.field
     if field.kind == "number":
+        # Neither format's readers take numbers whose count differs between steps.
         if None in field.shape or 0 in field.shape:
             return f"its shape {field.shape} differs between steps or is empty"
         if to == "lerobot" and len(field.shape) > MOST_DIMENSIONS:

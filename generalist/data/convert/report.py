@@ -39,6 +39,7 @@ def made_report(
     source: Source, parts: list[dict[str, Any]], files: dict[str, Any], faults: Faults, worst: float | None
 ) -> Report:
     lengths = source.episodes.lengths
+    # Broken episodes have no length either; those are told as broken.
     empty = int((lengths == 0).sum()) - sum(number < len(lengths) and not lengths[number] for number in faults.reasons)
     told = {source.mapping.instruction: INSTRUCTION if source.settings.to == "rlds" else TASK}
     return Report(
@@ -57,6 +58,7 @@ def made_report(
 def write_checksums(folder: Path, settings: Settings, report: Report, files: dict[str, Any]) -> None:
     # No path of the machine: the folder may be published.
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("source", "mapping")}
+    # `made_by` is what --replace looks for before it removes a folder.
     found = {"made_by": MAKER, "format": FORMAT, "source": Path(settings.source).name, "settings": kept}
     found |= {"episodes": report.episodes, "steps": report.steps, "left_out": list(report.left_out), "files": files}
     write_json(folder / CHECKSUMS, found)

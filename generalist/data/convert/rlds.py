@@ -38,6 +38,7 @@ def write_part(job: Job) -> dict[str, Any]:
     source = opened(job.settings)
 
     def fill(folder: Path) -> dict[str, Any]:
+        # A part is a shard: it is linked into the result as it is.
         writer, serialize = ShardWriter(folder / RECORDS), Serializer(source)
         noted = each_episode(job, source, lambda raw: writer.write(serialize(raw)))
         writer.close()
@@ -49,7 +50,9 @@ def write_part(job: Job) -> dict[str, Any]:
 def assemble(source: Source, work: Path, target: Path, parts: list[dict[str, Any]]) -> None:
     """Puts the parts' files into the result and describes them."""
     folder, name = work / "result" / VERSION, dataset_name(target)
+    # TFDS takes other characters of a split's name for an expression, such as `train[:10]`.
     split = re.sub(r"\W", "_", source.settings.split, flags=re.ASCII)
+    # A part all of whose episodes are broken makes no shard, and shards are numbered without a gap.
     whole = [(number, part) for number, part in enumerate(parts) if part["episodes"]]
     for place, (number, _) in enumerate(whole):
         file = f"{name}-{split}.array_record-{place:05d}-of-{len(whole):05d}"
@@ -80,6 +83,7 @@ def features(source: Source) -> Any:
     steps: dict[str, Any] = {"is_first": flag, "is_last": flag, TERMINAL: flag, INSTRUCTION: tfds.features.Text()}
     episode: dict[str, Any] = {}
     for one in source.kept:
+        # A field of the episode stays outside the steps, unlike in LeRobot.
         (steps if one.field.level == "step" else episode)[one.key] = _feature(one)
     return tfds.features.FeaturesDict({**nested(episode), "steps": tfds.features.Dataset(nested(steps))})
 
@@ -92,6 +96,7 @@ def _feature(one: Kept) -> Any:
     if one.field.kind == "image":
         return tfds.features.Image(shape=one.shape, encoding_format=one.encoding)
     encoding = "bytes" if one.field.dtype in WIDE else "none"
+    # TFDS's Scalar takes no encoding.
     if not one.shape and encoding == "none":
         return tfds.features.Scalar(np.dtype(one.field.dtype).type)
     return tfds.features.Tensor(shape=one.shape, dtype=np.dtype(one.field.dtype).type, encoding=encoding)
@@ -116,6 +121,7 @@ class Serializer:
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
         self._source = source
+        # TFDS's own, so that TFDS reads what is written.
         self._serializer = ExampleSerializer(features(source).get_serialized_info())
 
     def __call__(self, raw: RawEpisode) -> bytes:
@@ -124,20 +130,25 @@ class Serializer:
         Raises:
             BrokenRecord: an image can't be read, or a value has another shape than it should.
         """
+        # Either the source has an observation after the last action, or the last action would be taken for none.
         closes = bool(raw.final) or self._reads_as_closing(raw)
         length = len(raw) + closes
+        # (T,) or (T + 1,)
         index = np.arange(length)
         steps: dict[str, Any] = {"is_first": index == 0, "is_last": index == length - 1}
         told = self._source.instructions(raw)
+        # The closing step repeats the last text.
         steps[INSTRUCTION] = [one.encode() for one in (*told, *told[-1:] * closes)]
         steps[TERMINAL] = (index == length - 1) & self._is_terminal(raw)
         episode: dict[str, Any] = {}
         for one in self._source.kept:
             values = _stored(column_of(raw, one.field.key), one)
             if one.field.level == "episode":
+                # A single value, (1, ...) to (...)
                 episode[one.key] = values[0]
             else:
                 steps[one.key] = _extended(values, _closing(raw, values, one)) if closes else values
+        # TFDS joins the keys again with slashes, but wants them nested.
         example = self._serializer.get_tf_example({**nested(episode), "steps": nested(steps)})
         return example.SerializeToString(deterministic=True)  # an interrupted conversion gives the same files
 
@@ -152,6 +163,7 @@ class Serializer:
 
     def _is_terminal(self, raw: RawEpisode) -> bool:
         """Whether the episode ended by itself, as far as the source says."""
+        # Of the last step: flags before it would mean several episodes in one.
         return any(bool(np.any(np.asarray(column_of(raw, key))[-1])) for key in self._source.terminal)
 
 
@@ -162,6 +174,7 @@ def _closing(raw: RawEpisode, values: Any, one: Kept) -> Any:
         return zeros  # readers know the step by them, whatever the source has there
     if one.field.key in raw.final:
         return _stored(raw.final[one.field.key], one)
+    # Nothing was earned by an observation alone: a copy would change the return.
     return zeros if one.key == REWARD else values[-1:]
 
 

@@ -59,6 +59,7 @@ class Source:
     @property
     def terminal(self) -> tuple[str, ...]:
         """The field that says whether an episode ended by itself, for data sets of RLDS; at most one."""
+        # RLDS, Minari, D4RL, and what others call it. Not `dones`, which are set at a time limit too.
         known = ("is_terminal", "terminations", "terminals", "terminal")
         return tuple(key for key in known if key in self.episodes.fields)[:1] if self.settings.to == "rlds" else ()
 
@@ -68,6 +69,7 @@ class Source:
         Raises:
             BrokenRecord: it can't be read; the message names file and record.
         """
+        # All at once: most formats read a record as a whole.
         raw = self.episodes.read(number, self.keys)
         if not len(raw):
             raise BrokenRecord(f"{self.episodes.where(number)}: it has no step")
@@ -82,6 +84,7 @@ class Source:
             told = [text(raw.values[key])] * len(raw)
         else:
             told = [text(value) for value in np.asarray(raw.columns[key], object)]
+        # Only where the source has none.
         return [one or self.settings.instruction for one in told]
 
 
@@ -115,6 +118,7 @@ def opened(settings: Settings) -> Source:
 
 
 def _rate(settings: Settings, episodes: EpisodeSet) -> float | None:
+    # A rate can be added, not changed: timestamps would no longer be those of the recording.
     if settings.rate is not None and episodes.rate is not None and settings.rate != episodes.rate:
         raise ValueError(
             f"--rate {settings.rate:g}: {settings.source} says that it has {episodes.rate:g} steps per second: leave it out"
@@ -130,6 +134,7 @@ def _rate(settings: Settings, episodes: EpisodeSet) -> float | None:
 def _looked_at(episodes: EpisodeSet, kept: list[Kept], to: Format) -> list[Kept]:
     """The same fields; of images, with what the first one says about size and encoding."""
     cameras = [one for one in kept if one.field.kind == "image"]
+    # Descriptions may leave sizes open, and say nothing of the encoding, which TFDS wants for a whole field.
     first = _first_images(episodes, [one.field.key for one in cameras])
     found = []
     for one in kept:
@@ -156,6 +161,7 @@ def _first_images(episodes: EpisodeSet, keys: list[str]) -> dict[str, Loaded]:
         if number in known:
             continue
         try:
+            # Formats read at least one field of steps; all cameras may be of the episode.
             raw = episodes.read(number, [*keys, *_some_step_field(episodes)])
             return {key: next(loaded(column_of(raw, key)[:1])) for key in keys}
         except BrokenRecord as error:
@@ -172,4 +178,5 @@ def column_of(raw: RawEpisode, key: str) -> Column:
     if key in raw.columns:
         return raw.columns[key]
     value = raw.values[key]
+    # (...) to (1, ...)
     return [value] if isinstance(value, bytes) else np.asarray(value)[None]

@@ -53,15 +53,18 @@ def compare(job: VerifyJob) -> float:
     Raises:
         ValueError: a value differs; the message names episode, field and step.
     """
+    # Both are kept open by each process, as jobs are many.
     source, target = opened(job.settings), written(job.work, job.settings.split)
     keys = [one.key for one in source.kept] + [INSTRUCTION if job.settings.to == "rlds" else TASK]
     worst = 0.0
     for number, episode in enumerate(job.episodes, start=job.first):
         before, after = source.read(episode), target.read(number, keys)
         where = f"episode {number}, from {source.episodes.where(episode)}"
+        # Before the values, which could not be compared then.
         if len(before) != len(after):
             raise ValueError(f"{where}: {len(after)} steps were written, where the source has {len(before)}")
         told = [text(value) for value in np.asarray(after.columns[keys[-1]], object)]
+        # The text that training sees, by whatever way each format has it.
         if told != source.instructions(before):
             raise ValueError(f"{where}: the instruction was written as {told[0]!r:.80}")
         for one in source.kept:
@@ -76,10 +79,12 @@ def _compare(source: Source, one: Kept, before: RawEpisode, after: RawEpisode, w
     first, second = np.asarray(wanted), np.asarray(got)
     if one.field.kind == "text":
         first, second = (np.array([text(value) for value in column.reshape(-1)], object) for column in (first, second))
+    # Values could still be equal, but a reader of the new set would see another type.
     elif first.dtype != second.dtype:
         raise ValueError(f"{where}: {one.key!r} has {first.dtype}, but was written as {second.dtype}")
     rows = first.reshape(len(first), -1), second.reshape(len(second), -1)  # (T, D), or (1, D) of the episode
     differs = rows[0] != rows[1]
+    # NaN is not equal to itself, and is a value like others here.
     if first.dtype.kind == "f":
         differs &= ~(np.isnan(rows[0]) & np.isnan(rows[1]))
     if differs.any():
@@ -93,10 +98,12 @@ def _compare(source: Source, one: Kept, before: RawEpisode, after: RawEpisode, w
 def _compare_images(source: Source, one: Kept, wanted: Any, got: Any, where: str) -> float:
     is_video, worst = one in cameras(source), 0.0
     for step, ((image, _), (other, _)) in enumerate(zip(loaded(wanted), loaded(got), strict=True)):
+        # Without channels: a video has three of what was grey, each of which is compared with it.
         if image.shape[:2] != other.shape[:2]:
             raise ValueError(
                 f"{where}: image {step} of {one.key!r} was written with the shape {other.shape}, not {image.shape}"
             )
+        # int16, since uint8 would wrap around below 0.
         difference = float(np.abs(image.astype(np.int16) - other.astype(np.int16)).mean())
         worst = max(worst, difference)
         if difference > (TOLERANCE if is_video else 0.0):

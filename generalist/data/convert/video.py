@@ -22,6 +22,7 @@ OPTIONS: dict[Codec, dict[str, str]] = {
     # Without frames that are shown before those they follow in the file, which would not be appended cleanly.
     "h264": {"g": "2", "crf": "23", "bf": "0"},
 }
+# What every player and LeRobot's readers take: colours at half the resolution.
 PIXELS = "yuv420p"
 LARGEST = 200 * 2**20
 """Bytes of a video file, LeRobot's limit."""
@@ -41,25 +42,31 @@ def encoded(images: Iterable[UInt8[np.ndarray, "H W C"]], codec: Codec, rate: Fr
     import av
 
     _silence()
+    # In memory: an episode's video has some megabytes, and must be whole before it is appended.
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate, options=dict(OPTIONS[codec]))
         stream.pix_fmt, stream.height, stream.width = PIXELS, *size
         try:
+            # Here rather than with the first frame, since only this error is about the size: some encoders refuse
+            # odd or tiny ones.
             stream.codec_context.open()
         except av.error.FFmpegError as error:
             raise ValueError(
                 f"{codec} can't encode images of {size[1]} × {size[0]} pixels ({error}): give another --codec, or --images png"
             ) from error
         for image in images:
+            # (H, W, 1) of grey to (H, W, 3)
             rgb = np.ascontiguousarray(np.broadcast_to(image, (*size, 3)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        # The frames that the encoder still holds.
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
 def _silence() -> None:
     """Keeps the encoder from describing itself on standard error."""
+    # Of SVT-AV1's levels, 1 is errors alone.
     os.environ.setdefault("SVT_LOG", "1")
 
 
@@ -87,12 +94,15 @@ class VideoWriter:
         import av
 
         with av.open(io.BytesIO(episode), "r") as container:
+            # Packets are copied, not decoded: nothing is lost, and appending is fast.
             template = container.streams.video[0]
+            # A new file rather than one above the limit; an episode is never divided between files.
             if self._container is None or self._bytes + len(episode) > self._largest:
                 self._begin(template)
             first = self._frames
             for packet in container.demux(template):
                 if packet.pts is not None and packet.dts is not None:  # the last one is empty
+                    # Whole numbers and fractions: sums of floats would drift over hours of frames.
                     shift = int(Fraction(first) / self._rate / packet.time_base)
                     packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                     packet.stream = self._stream
@@ -108,6 +118,7 @@ class VideoWriter:
         self.number, self._bytes, self._frames = self.number + 1, 0, 0
         self._container = av.open(str(self._folder / f"{self.number}.mp4"), "w")
         self._stream = self._container.add_stream_from_template(template, opaque=True)
+        # The same ticks, so that times need no rounding.
         self._stream.time_base = template.time_base
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ BLOCK = 2**20
 
 def working_folder(target: Path) -> Path:
     """Where the data set of a target is put together."""
+    # Beside the target, on the same disk: renaming to it is one step, and hidden from whoever lists data sets.
     return target.absolute().with_name(f".{target.absolute().name}.converting")
 
 
@@ -36,10 +37,12 @@ def check_target(target: Path, replace: bool) -> None:
     Raises:
         FileExistsError: there is something already that may not be replaced.
     """
+    # A link to nothing does not `exist`, but its name is taken.
     if not target.exists() and not target.is_symlink():
         return
     if not replace:
         raise FileExistsError(f"{target} exists already: name another folder, delete it, or give --replace")
+    # A wrong TARGET must not cost a folder of something else.
     if _maker(target) != MAKER:
         raise FileExistsError(
             f"{target} was not made by this command ({CHECKSUMS} is missing or says otherwise), so that --replace leaves it "
@@ -64,11 +67,13 @@ def at_work(folder: Path, plan: dict[str, Any], say: Callable[[str], None]) -> I
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / "lock"
+    # A process that was killed leaves its lock; whether it still runs decides, not the file.
     holder = lock.read_text(encoding="utf-8") if lock.exists() else ""
     if holder and holder != str(os.getpid()) and is_running(holder):
         raise FileExistsError(f"{folder}: process {holder} converts to this target already: wait for it, or end it")
     lock.write_text(str(os.getpid()), encoding="utf-8")
     try:
+        # Parts of other settings or another source would give a data set that is neither.
         if _stored_plan(folder) != plan:
             for left in folder.iterdir():
                 if left != lock:
@@ -101,6 +106,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """What was noted of a part, if it is complete and each file fits its checksum."""
     try:
         noted = json.loads((folder / PART).read_text(encoding="utf-8"))
+        # Checked in each run: hours may lie between, and a disk may have lost what was in its cache.
         whole = all(checksum(folder / name) == told["sha256"] for name, told in noted["files"].items())
     except (OSError, ValueError, KeyError):
         return None
@@ -123,6 +129,7 @@ def make_part(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> dict[str,
     try:
         noted = fill(temporary)
         noted["files"] = files_of(temporary)
+        # Written last, and only then does the folder get its name.
         write_json(temporary / PART, noted)
         os.replace(temporary, folder)
     finally:
@@ -142,6 +149,7 @@ def place_file(source: Path, target: Path) -> None:
     """Puts a part's file into the result; the part keeps it, so that an interrupted run can do so again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        # A hard link takes no room, and needs no second copy of a large set.
         os.link(source, target)
     except OSError:  # a file system without links
         shutil.copyfile(source, target)
@@ -154,6 +162,8 @@ def publish(work: Path, target: Path, replace: bool) -> None:
         FileExistsError: something has appeared there meanwhile.
     """
     check_target(target, replace)
+    # The old data set is moved away before the new one takes its name, so that the name never leads to a mixture
+    # of both.
     former = work / "former"
     shutil.rmtree(former, ignore_errors=True)
     if target.exists():

@@ -1,6 +1,6 @@
 """Arrays as files store them: which hold images, numbers or texts, and whether one is what the first episode had.
 
-Dimension key: T steps.
+Dimension key: T steps, *S any shape.
 """
 
 import dataclasses
@@ -9,14 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.formats.faults import BrokenRecord, Unread
 
 # Bytes that a column, or what is read of it at once, may take: more is a mistake, or meant to exhaust the memory.
 LARGEST = 2**31
-OBJECT = 64  # bytes that a text takes in Python at least
+# A one-letter `str` of CPython takes about 50 bytes besides its pointer in the array, whatever the file's type
+# says it takes.
+OBJECT = 64
 CHANNELS = (1, 3, 4)
+# Opening a set must not read all of it, as it would where every episode is broken.
 TRIED = 20  # episodes that are opened to find one that tells the fields
 
 Shape = tuple[int, ...]
@@ -24,6 +28,8 @@ Shape = tuple[int, ...]
 
 def is_image(shape: Shape, dtype: np.dtype) -> bool:
     """Whether values of a shape are images: 8 bits, (H, W, C)."""
+    # By shape and type alone, since keys have no standard names. Channels must come last: of (C, H, W) nothing
+    # would say so.
     return dtype == np.uint8 and len(shape) == 3 and shape[-1] in CHANNELS and min(shape) > 0
 
 
@@ -37,10 +43,13 @@ def array_field(
     """
     if dtype.kind in "US":
         return Field(key=key, kind="text", shape=shape, level=level)
+    # Left out on purpose: V (records and raw bytes), O (in .npz that is a pickle), c, m and M, which no policy
+    # takes.
     if dtype.kind not in "fiub":
         raise Unread(
             f"{where}: {key!r} holds values of the type {dtype}, which are not read: store numbers, booleans or texts"
         )
+    # An array of a whole episode is never taken for a picture: a goal map or a mask has the same shape.
     image = level == "step" and is_image(shape, dtype)
     return Field(key=key, kind="image" if image else "number", shape=shape, dtype=dtype.name, level=level)
 
@@ -50,6 +59,7 @@ def check_size(shape: Shape, dtype: np.dtype, what: str) -> None:
     Raises:
         BrokenRecord: an array of that shape is too large to be read at once.
     """
+    # `math.prod` of Python's whole numbers: NumPy's would overflow for a shape that is made to do so.
     each = dtype.itemsize if dtype.kind in "fiub" else max(dtype.itemsize, OBJECT)
     if math.prod(shape) * each > LARGEST:
         raise BrokenRecord(
@@ -63,6 +73,7 @@ def check_values(field: Field, shape: Shape, dtype: np.dtype, where: str) -> Non
     Raises:
         BrokenRecord: it has other shapes or another kind of type.
     """
+    # (T, ...) to (...)
     one = shape[1:] if field.level == "step" else shape
     if len(one) != len(field.shape) or not all(map(_fits, one, field.shape)):
         raise BrokenRecord(f"{where}: {field.key!r} has values of the shape {one}, where {field.shape} is expected")
@@ -73,6 +84,7 @@ def check_values(field: Field, shape: Shape, dtype: np.dtype, where: str) -> Non
 
 def _is_of(field: Field, dtype: np.dtype) -> bool:
     if field.kind == "number":
+        # Only the kind, not the width: float32 in one file and float64 in another mean the same.
         return dtype.kind == np.dtype(field.dtype).kind
     return dtype == np.uint8 if field.kind == "image" else dtype.kind in "USO"
 
@@ -91,16 +103,19 @@ def check_rows(key: str, rows: int, steps: tuple[int, ...], where: str) -> None:
         raise BrokenRecord(f"{where}: {key!r} has {rows:,} rows, where {expected} are expected")
 
 
-def native(values: np.ndarray) -> np.ndarray:
+def native(values: Shaped[np.ndarray, "*S"]) -> Shaped[np.ndarray, "*S"]:
     """Numbers in this machine's order of bytes, texts as an array of str.
 
     Raises:
         ValueError: a text is no UTF-8.
     """
     if values.dtype.kind in "USO":
+        # Texts as objects: NumPy's own type would pad all of them to the longest one, and cut zeros off their
+        # ends.
         texts = np.empty(values.shape, object)
         texts.reshape(-1)[:] = [text(value) for value in values.reshape(-1)]
         return texts
+    # Big-endian numbers, which HDF5 and .npy may hold, are not taken by JAX and PyArrow.
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
@@ -112,11 +127,12 @@ def text(value: str | bytes) -> str:
     """
     if isinstance(value, bytes):
         return value.rstrip(b"\0").decode("utf-8")
+    # JSON's \ud800 alone makes a str that no tokenizer and no file can take: found here rather than in training.
     value.encode("utf-8")
     return str(value)
 
 
-def value_of(values: np.ndarray) -> str | np.ndarray:
+def value_of(values: Shaped[np.ndarray, "..."]) -> str | Shaped[np.ndarray, "..."]:
     """A value of the episode: a text as str, numbers and several texts as an array.
 
     Raises:
@@ -134,6 +150,8 @@ def told_field(key: str, value: str | np.ndarray, where: str) -> Field:
     """
     if isinstance(value, str):
         return Field(key=key, kind="text", level="episode")
+    # An option or a goal may well have a length of its own in every episode, so that only the number of
+    # dimensions is kept.
     field = array_field(key, value.shape, value.dtype, where, level="episode")
     return dataclasses.replace(field, shape=(None,) * value.ndim)
 
@@ -161,6 +179,7 @@ def first_fields(episodes: EpisodeSet, fields: Callable[[int], dict[str, Field]]
     Raises:
         ValueError: none of the first ones can be read.
     """
+    # If none is tried, because all were found broken while indexing, that is what the user should read.
     reason = next(iter(episodes.broken().values()), "it has none")
     for index in np.flatnonzero(episodes.lengths)[:TRIED]:
         try:

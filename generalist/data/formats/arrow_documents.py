@@ -42,7 +42,10 @@ class ArrowDocuments(TableDocuments):
 
         with _source(self._files[file]) as source:
             schema = _schema(source, self._files[file])
+            # Straight to the batch: neither the table of contents nor any other batch is read.
             source.seek(int(self._indices[file]["offset"][group]))
+            # All columns are taken apart here, but of a mapped file only the pages of those that are used are
+            # ever loaded.
             batch = pyarrow.ipc.read_record_batch(_message(source, "record batch"), schema)
         return batch.select(list(columns))
 
@@ -65,7 +68,10 @@ def scan_arrow(file: Place) -> Arrays:
             except EOFError:
                 break
             offsets.append(offset)
+            # Only the header has the number of rows, which pyarrow gives no other way; of a mapped file without
+            # compression no value is touched.
             rows.append(pyarrow.ipc.read_record_batch(message, schema).num_rows)
+        # Without this, a file that was cut off between two batches would pass for a shorter, whole one.
         source.seek(max(0, source.tell() - len(END)))
         if source.read(len(END)) != END:
             raise DocumentError(f"{file} has no mark at its end: it was cut off, get it again")
@@ -77,8 +83,10 @@ def _schema(source: Any, file: Place) -> "pyarrow.Schema":
     import pyarrow
 
     source.seek(0)
+    # 8 and not 6: the mark is padded, so that messages lie at multiples of 8 bytes.
     source.seek(8 if source.read(len(MARK)) == MARK else 0)
     schema = checked_schema(pyarrow.ipc.read_schema(_message(source, "schema")))
+    # Their values are in messages of their own before the rows, so that no batch could be read by itself.
     for field in schema:
         if pyarrow.types.is_dictionary(field.type):
             raise DocumentError(
@@ -116,6 +124,7 @@ def _source(file: Place) -> Iterator[Any]:
             with file.open("rb") as raw, pyarrow.PythonFile(raw, mode="r") as source:
                 yield source
         else:
+            # Neither a copy nor memory of this process: the kernel takes pages back when it needs them.
             with pyarrow.memory_map(str(file)) as source:
                 yield source
     except DocumentError:

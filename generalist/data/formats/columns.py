@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from generalist.data.formats.faults import BrokenRecord
@@ -84,6 +84,7 @@ class EncodedFrames(Frames):
         return len(self._images)
 
     def __getitem__(self, steps: slice) -> "EncodedFrames":
+        # A message about frame 3 of a window should name its number within the episode.
         first = self._first + steps.indices(len(self))[0]
         return EncodedFrames(self._images[steps], self._shape, self._where, first)
 
@@ -92,11 +93,13 @@ class EncodedFrames(Frames):
         images = []
         for number, encoded in enumerate(self._images, start=self._first):
             image = decode_image(encoded, f"{self._where}, frame {number}")
+            # `np.stack` would refuse other sizes too, but without saying which frame of which file has them.
             if any(should not in (None, size) for should, size in zip(self._shape, image.shape, strict=True)):
                 raise BrokenRecord(
                     f"{self._where}, frame {number} has the shape {image.shape}, where {self._shape} is expected"
                 )
             images.append(image)
+        # (T, H, W, C); a window of no frames keeps its rank, so that whoever joins windows needs no case for it.
         return np.stack(images) if images else np.empty((0, *(size or 0 for size in self._shape)), np.uint8)
 
     @property
@@ -117,14 +120,18 @@ def decode_image(encoded: bytes, where: str) -> UInt8[np.ndarray, "H W C"]:
         BrokenRecord: it is none that is read, broken, too large, or of more bits.
     """
     values = _opened(encoded, where)
+    # Depth maps and other images of 16 bits would lose their meaning if they were scaled to 8 as photographs are.
     if values.dtype != np.uint8:
         raise BrokenRecord(f"{where} has colours of the type {values.dtype}: store 8 bits a colour")
+    # (H, W) of grey to (H, W, 1)
     return values if values.ndim == 3 else values[..., None]
 
 
-def _opened(encoded: bytes, where: str) -> np.ndarray:
+def _opened(encoded: bytes, where: str) -> Shaped[np.ndarray, "H W *C"]:
     try:
+        # `formats` keeps Pillow from formats that run other programs (EPS); opening reads the header only.
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            # Before anything is decoded: a PNG of some kilobytes can declare gigabytes of one colour.
             if image.width * image.height > LARGEST_IMAGE:
                 raise BrokenRecord(f"it has {image.width} × {image.height} pixels")
             return pixels(image)
@@ -132,12 +139,14 @@ def _opened(encoded: bytes, where: str) -> np.ndarray:
         raise BrokenRecord(f"{where} can't be read ({error})") from error
 
 
+# Images as a list and not as an array: NumPy's byte strings lose zeros at their ends, and arrays of objects are
+# texts.
 Column = np.ndarray | list[bytes] | Frames
 """(T, ...) values of one part of every step, texts as bytes or str in an array of objects; T encoded images; or T frames.
 Images are never a bare array, which could be numbers."""
 
 
-def decode(column: Column) -> np.ndarray:
+def decode(column: Column) -> Shaped[np.ndarray, "T ..."]:
     """Images from what encodes them, (T, H, W, C); anything else as it is.
 
     Raises:
@@ -151,6 +160,7 @@ def decode(column: Column) -> np.ndarray:
     if len({image.shape for image in images}) > 1:
         raise BrokenRecord(f"its images have several sizes: {images[0].shape} and others")
     stacked = np.stack(images)
+    # (T, H, W) of grey to (T, H, W, 1)
     return stacked if stacked.ndim == 4 else stacked[..., None]
 
 
@@ -158,6 +168,7 @@ def nbytes(column: Any) -> int:
     """Memory that a column takes."""
     if isinstance(column, list):
         return sum(map(len, column))
+    # `nbytes` of such an array counts its pointers, not the texts that they lead to.
     if isinstance(column, np.ndarray) and column.dtype == object:
         return sum(len(value) for value in column.reshape(-1))
     return int(column.nbytes)

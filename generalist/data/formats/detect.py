@@ -12,7 +12,11 @@ from generalist.data.formats.rlds import Rlds
 from generalist.data.formats.robomimic import Robomimic
 
 FORMATS: tuple[type[EpisodeSet], ...] = (
+    # First those with descriptions of their own, which nothing else has; LeRobot's version 3 before 2, though
+    # their `matches` exclude each other.
     *(LeRobotV3, LeRobotV2, Rlds, Minari, MinariArrow),
+    # Then those told by what is in an HDF5 file. Robomimic takes any HDF5 file, and so comes after all others
+    # that use HDF5.
     *(D4rl, Robomimic, Npz),
 )
 """In the order in which they are tried."""
@@ -33,6 +37,7 @@ def open_episodes(where: str | Place, opening: Opening) -> EpisodeSet:
         ImportError: a package that reads the format is not installed.
     """
     found = place(where)
+    # Otherwise a misspelt path would be reported as a folder of no known format.
     if not found.exists():
         raise FileNotFoundError(f"there is no {where}: give the folder of a data set")
     kind = format_of(found)

@@ -12,6 +12,8 @@ from generalist.data.formats.vqa import QuestionDocuments
 from generalist.data.formats.webdataset import WebDataset
 
 FORMATS: tuple[type[DocumentSet], ...] = (
+    # Those with file names of their own first: a file of VQA's questions begins with `{` and would pass for
+    # JSONL.
     QuestionDocuments,
     TfdsDocuments,
     WebDataset,
@@ -40,6 +42,8 @@ def open_document_set(where: str | Place, opening: DocumentOpening) -> DocumentS
     if not matching:
         known = ", ".join(kind.format for kind in FORMATS)
         raise DocumentError(f"{where} has no documents of a known format ({known}): see docs/documents.md")
+    # A folder with JSONL and Parquet of the same texts would be trained on twice, or half of it lost: neither is
+    # guessed.
     several = [kind for kind in matching if kind is not TextFiles and matching[0] not in NAMED]
     if len(several) > 1:
         raise DocumentError(

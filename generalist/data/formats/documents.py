@@ -34,7 +34,7 @@ IMAGE_NAMES = ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"
 TEXT_NAMES = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt")
 """The same for texts."""
 
-
+# ImageNet-like sets have a folder per class; each would cost a request for its list in a bucket.
 MOST_FOLDERS = 100
 """Of a set that has files in folders of its own, such as one per split."""
 
@@ -75,6 +75,7 @@ class DocumentSet(abc.ABC):
 
     def __init__(self, place: Place, opening: DocumentOpening):
         self.place, self.opening = place, opening
+        # Made only when a compressed file is met, which most sets have none of.
         self._scratch: Path | None = None
         self._copies: dict[Place, Place] = {}
 
@@ -128,6 +129,7 @@ class DocumentSet(abc.ABC):
         """
         if not is_packed(file):
             return file
+        # Asking for the copy again would ask for the file's stamp, a request per document in a bucket.
         if file not in self._copies:
             self._copies[file] = unpacked(file, self.kept)
         return self._copies[file]
@@ -139,6 +141,7 @@ class DocumentSet(abc.ABC):
             return self.opening.index
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="generalist-documents-"))
+            # Not `__del__`, which need not be called when the interpreter ends.
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         return self._scratch
 
@@ -150,7 +153,7 @@ class Numbering:
         counts: documents per file.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray):
+    def __init__(self, counts: Sequence[int] | Int[np.ndarray, "S"]):
         self._ends = np.cumsum(np.asarray(counts, np.int64))
 
     def __len__(self) -> int:
@@ -164,6 +167,7 @@ class Numbering:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"there is no document {index}: there are {len(self)}")
+        # `right`: files without documents repeat an end, and are stepped over.
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - self.first(file)
 
@@ -173,6 +177,7 @@ class Numbering:
 
     def joined(self, numbers: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "_"]:
         """Numbers within each file as numbers within all."""
+        # The empty array is for a set without files, which `np.concatenate` refuses.
         return np.concatenate([np.zeros(0, np.int64), *(one + self.first(file) for file, one in enumerate(numbers))])
 
 
@@ -195,6 +200,7 @@ def folders(place: Place) -> list[Place]:
         DocumentError: the folder can't be read.
     """
     found = [place / name for name in _names(place, only_folders=True)]
+    # Too many count as none rather than as an error, since the place may still have files of its own.
     return found if len(found) <= MOST_FOLDERS else []
 
 
@@ -202,12 +208,16 @@ def _names(place: Place, *, only_folders: bool = False) -> list[str]:
     """The names in a folder, without hidden ones."""
     try:
         if isinstance(place, UPath):
+            # fsspec has no `scandir`, which in local folders knows the kind of each entry without another look at
+            # the disk.
             names = [one.name for one in place.iterdir() if not only_folders or one.is_dir()]
         else:
             with os.scandir(place) as entries:
                 names = [one.name for one in entries if not only_folders or one.is_dir()]
     except OSError as error:
         raise DocumentError(f"{place} can't be read ({error})") from error
+    # Hidden names are what operating systems and half-finished downloads leave behind (.DS_Store, ._x.json,
+    # .x.part).
     return sorted(name for name in names if not name.startswith("."))
 
 
@@ -215,6 +225,8 @@ def beginning(place: Place, count: int = 64) -> bytes:
     """The first bytes of a file, without white space and a byte-order mark before them; none if it can't be read."""
     try:
         with place.open("rb") as file:
+            # Some editors put a byte-order mark before UTF-8; without a limit a file of blanks would be read
+            # whole.
             return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:count]
     except OSError:
         return b""

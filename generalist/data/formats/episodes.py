@@ -35,6 +35,8 @@ class Field:
     level: Literal["step", "episode"] = "step"
 
     def __post_init__(self) -> None:
+        # Complex numbers, times and records have no encoding for a policy, and would fail only when they are
+        # tokenized.
         if self.kind == "number" and np.dtype(self.dtype).kind not in "fiub":
             raise ValueError(f"the field {self.key!r} has numbers of the type {self.dtype}, which are not read")
 
@@ -51,6 +53,7 @@ class RawEpisode:
     """Fields of a step after the last action, where the files have one: one value each, whose action means nothing."""
 
     def __len__(self) -> int:
+        # All columns have T rows: every format checks that while it reads.
         return len(next(iter(self.columns.values())))
 
     @property
@@ -90,13 +93,17 @@ class EpisodeSet(abc.ABC):
     """By key."""
     lengths: Int[np.ndarray, "N"]
     """Steps of each episode; 0 for one that is known to be broken."""
+    # Such as LeRobot's `frame_index`: a conversion that kept it would have it beside the one that the new format
+    # makes.
     derived: Collection[str] = ()
     """Keys of fields that only number or mark the steps; every format has its own, so that conversions leave them out."""
+    # Told by `data inspect`: nothing in a data set is passed over in silence.
     unread: Mapping[str, str] = {}
     """Keys of what is stored but can't be read as a field, with the reason."""
     rate: float | None = None
     """Steps per second, where the files say it."""
 
+    # Subclasses read their index here, so that a damaged set fails before anything is trained.
     def __init__(self, place: Place, opening: Opening):
         self.place, self.opening = place, opening
 

@@ -8,7 +8,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+# A log of a hundred thousand broken records helps nobody: the first ones show what is wrong, powers of two how it
+# grows.
 TOLD = 10  # by name; then the 16th, the 32nd, ...
+# Enough to see whether they have a file in common.
 NAMED = 20  # of them in the error that ends a run
 
 
@@ -33,6 +36,7 @@ ERRORS = (
         ArithmeticError,
         MemoryError,
     ),
+    # The header of an .npy file is a Python literal, which NumPy parses: hence SyntaxError and TokenError.
     *(SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 
@@ -46,6 +50,7 @@ def naming(where: object) -> Iterator[None]:
     """
     try:
         yield
+    # It has a better message already, from closer to the damage.
     except BrokenRecord:
         raise
     except ERRORS as error:
@@ -69,6 +74,7 @@ class Faults:
     def __init__(self, what: object, total: int, share: float, say: Callable[[str], None]):
         self.what, self.total, self.share = what, total, share
         self._say = say
+        # By number, since training meets the same record in every epoch.
         self.reasons: dict[int, str] = {}
         """Number of a record → why it can't be read, as far as is known."""
 
@@ -92,6 +98,7 @@ class Faults:
             return
         self.reasons[number] = str(reason)
         count = len(self.reasons)
+        # `count & (count - 1)` is 0 for powers of two.
         if always or count <= TOLD or count & (count - 1) == 0:
             self._say(f"note: record left out, number {count} of {self.total:,}: {reason}")
 
@@ -101,6 +108,7 @@ class Faults:
             TooManyBroken: more are broken than may be left out.
         """
         count = len(self.reasons)
+        # Rounded down: a share of 0.01 of 50 records allows none, which is what people expect of "at most 1%".
         if count <= math.floor(self.share * self.total):
             return
         named = "; ".join(self.reasons[number] for number in sorted(self.reasons)[:NAMED])

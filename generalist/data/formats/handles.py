@@ -34,11 +34,14 @@ class Handles(Generic[Handle]):
     def __init__(self, opener: Callable[[Place], Handle], limit: int):
         self._open, self.limit = opener, limit
         self._reset()
+        # Files of C libraries are closed before the interpreter is taken down, while these libraries are still
+        # whole.
         atexit.register(self.close)
         # A forked process would share the positions in the files with its parent.
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
+        # A new lock too: a fork copies a lock that another thread holds, and nobody would ever release it.
         self._lock = threading.Lock()
         self._idle: collections.OrderedDict[Hashable, Handle] = collections.OrderedDict()
 
@@ -56,11 +59,14 @@ class Handles(Generic[Handle]):
         # A local file that was written anew is opened anew; to ask a bucket each time would take longer than reading.
         key = str(file) if isinstance(file, UPath) else stamp(file)
         with self._lock:
+            # Taken out while it is in use, so that no other thread can move its position.
             handle = self._idle.pop(key, None)
         if handle is None:
+            # Outside of the lock: opening may take seconds, and other threads want other files.
             handle = self._open(file)
         try:
             yield handle
+        # KeyboardInterrupt and GeneratorExit too: a handle that is neither closed nor put back would leak.
         except BaseException:
             handle.close()
             raise
@@ -72,6 +78,7 @@ class Handles(Generic[Handle]):
             self._idle[key] = handle
             while len(self._idle) > self.limit:
                 surplus.append(self._idle.popitem(last=False)[1])
+        # Outside of the lock, as closing may wait for the disk.
         for one in surplus:
             one.close()
 

@@ -14,11 +14,13 @@ from generalist.data.formats.places import Place
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
 OPEN = 16  # files that are kept open
+# A hard link may lead back to a group above it, so that a walk over all groups would never end.
 DEEPEST, MOST = 16, 10_000  # groups within groups, and data sets in one of them: more is a circle of links
 
 
 def is_hdf5(place: Place) -> bool:
     """Whether a file is called like HDF5 files."""
+    # macOS leaves files such as ._demo.hdf5 on disks of other systems, which are none.
     return place.suffix in ENDINGS and not place.name.startswith(".")
 
 
@@ -39,10 +41,12 @@ class Opened:
 
     def __init__(self, place: Place):
         h5py = package()
+        # h5py gets an open stream, not a path, so that files in buckets are read too.
         with contextlib.ExitStack() as stack:
             self.stream: BinaryIO = stack.enter_context(place.open("rb"))
             self.content: Any = stack.enter_context(h5py.File(self.stream, "r"))
             """`h5py.File`"""
+            # Only now, since a file that is no HDF5 must be closed at once.
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -92,6 +96,8 @@ def find(group: Any, path: str, where: str) -> Any:
         Unread: a link on the way leads to another file or place.
     """
     for name in path.split("/") if path else ():
+        # The kind of a link is asked before it is followed: an external link makes HDF5 open any file of the
+        # machine, and soft links can lead in circles.
         kind = _link(group, name)
         if kind is None:
             raise BrokenRecord(f"{where} has no {name!r} in {group.name!r}: copy it again, or take it out")
@@ -123,9 +129,11 @@ def arrays(group: Any, where: str, unread: dict[str, str], passed_over: Collecti
         BrokenRecord: there are too many.
     """
     h5py = package()
+    # Not `visititems`, which follows no link and tells of none: what is left out must be named.
     found, groups = 0, [("", group)]
     while groups:
         path, group = groups.pop()
+        # Asked before a group's members are listed, whose number a damaged file can claim to be anything.
         if path.count("/") > DEEPEST or len(group) > MOST or found > MOST or len(groups) > MOST:
             raise BrokenRecord(f"{where} has more than {DEEPEST} groups in groups, or {MOST:,} arrays: divide it")
         for name in group:
@@ -153,6 +161,7 @@ def numbered(group: Any, pattern: str, where: str) -> list[str]:
     if not isinstance(group, package().Group):
         raise BrokenRecord(f"{where}: {group.name!r} is no group: copy it again")
     found = [(int(match[1]), name) for name in group if (match := re.fullmatch(pattern, name))]
+    # By number: by name, demo_10 would come before demo_2.
     return [name for _, name in sorted(found)]
 
 
@@ -166,10 +175,12 @@ def attribute(thing: Any, name: str, where: str) -> str | np.ndarray | None:
     if name not in thing.attrs:
         return None
     about = thing.attrs.get_id(name)
+    # h5py makes the array before it reads.
     check_size(about.shape or (), about.dtype, f"{where}: the attribute {name!r}")
     value = thing.attrs[name]
     if isinstance(value, str | bytes):
         return text(value)
+    # What is neither, such as references to other objects, means nothing outside of its file.
     if isinstance(value, package().Empty) or np.asarray(value).dtype.kind not in "fiub":
         return None
     return native(np.asarray(value))

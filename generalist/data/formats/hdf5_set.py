@@ -47,6 +47,7 @@ def scanned(
     """
     steps = np.array(lengths, np.int64)
     return {
+        # As bytes: a U array takes 4 bytes per letter, for a hundred thousand names.
         "names": np.array([name.encode() for name in names], "S"),
         "instructions": np.array([text.encode() for text in instructions or [""] * len(names)], "S"),
         "lengths": steps,
@@ -81,12 +82,15 @@ class Hdf5Set(EpisodeSet):
         self._all = files
         found = indexed(files, scan, kind=kind, opening=opening)
         wanted = self.wanted(found)
+        # (N,): the number of each episode's file
         self._file = np.repeat(np.arange(len(files)), [int(keep.sum()) for keep in wanted])
         self._names, self._instructions, self._starts, self._rows, self.lengths = (
             np.concatenate([one[name][keep] for one, keep in zip(found, wanted, strict=True)])
             for name in ("names", "instructions", "starts", "rows", "lengths")
         )
         self.rate = float(found[0]["rate"][0]) or None
+        # Broken episodes have numbers within their file, before a split was chosen: now they get those in the
+        # whole set.
         number = np.cumsum(np.concatenate(wanted)) - 1
         before = np.cumsum([0, *(len(keep) for keep in wanted)])
         self._broken = {
@@ -97,6 +101,7 @@ class Hdf5Set(EpisodeSet):
         }
         if not len(self.lengths):
             raise ValueError(f"{place} has no episodes: copy it again, or give another folder")
+        # A key need not be the path: Minari's `_index_0` is called `0`.
         self._paths: dict[str, str] = {}
         self.fields = first_fields(self, self._fields)
 
@@ -132,6 +137,7 @@ class Hdf5Set(EpisodeSet):
 
     def where(self, index: int) -> str:
         """See `EpisodeSet.where`."""
+        # D4RL's episodes have no group of their own, and thus no name.
         name = self._names[index].decode() or f"rows from {self._starts[index]:,} on"
         return f"{self._all[self._file[index]]}, {name}"
 
@@ -151,11 +157,13 @@ class Hdf5Set(EpisodeSet):
             told = None
             for key, field in fields.items():
                 if field.level == "episode" and key not in self._paths:
+                    # Read once per episode, and only if one of the keys needs it.
                     told = self.told(index, file, group) if told is None else told
                     values[key] = told_value(field, told, where)
                     continue
                 array = StoredArray(file, group, self._paths[key], where)
                 if field.level == "step":
+                    # (T, ...) or (T + 1, ...), whose last value is that after the last action
                     column, length = self._column(field, array, index), int(self.lengths[index])
                     columns[key] = column[:length]
                     if len(column) > length:
@@ -176,15 +184,19 @@ class Hdf5Set(EpisodeSet):
         """The values of an episode's steps and, where the format has it, the one after the last action."""
         where = self.where(index)
         self._check_rows(field.key, array, index)
+        # Whether an array has the surplus value is told by its length, not by its name: `infos` of Minari come
+        # both ways.
         first, surplus = int(self._starts[index]), array.rows - int(self._rows[index])
         rows = range(first, first + int(self.lengths[index]) + (surplus if self.surplus(field.key) else 0))
         if field.kind != "image":
             check_values(field, array.shape, array.dtype, where)
             return array.read(rows)
         if not array.is_encoded:
+            # (rows, H, W) of grey as (rows, H, W, 1)
             shape = array.shape if len(array.shape) == 4 else (*array.shape, 1)
             check_values(field, shape, array.dtype, where)
         place = self._all[self._file[index]]
+        # Images are not read with the episode: a window needs some of them only.
         return StoredFrames(place, array.name, rows, field.shape, f"{where}, {field.key!r}")
 
     def _check_rows(self, key: str, array: StoredArray, index: int) -> None:
@@ -203,15 +215,19 @@ class Hdf5Set(EpisodeSet):
                     unread[key] = str(error)
             self._paths, self.unread = paths, unread
             told = self.told(index, file, group)
+        # Every array was of a kind that is not read; its reason says more than that there is nothing.
         if not any(field.level == "step" for field in fields.values()):
             raise BrokenRecord(next(iter(unread.values()), f"{where} has no values of steps: take it out"))
         return fields | {key: told_field(key, value, where) for key, value in told.items() if key not in fields}
 
     def _field(self, key: str, array: StoredArray, index: int) -> Field:
         where = self.where(index)
+        # With the slash, so that `obs` does not stand for `obs_normalized` too.
         if any(f"{key}/".startswith(f"{one}/") for one in self.of_steps):
             self._check_rows(key, array, index)
         elif not array.shape or not 0 <= array.rows - self._rows[index] <= self.surplus(key):
+            # An array of another length than the episode is a value of the whole; it may have another one
+            # elsewhere.
             field = array_field(key, array.shape, array.dtype, where, level="episode")
             return dataclasses.replace(field, shape=(None,) * len(field.shape))
         if array.dtype == object:

@@ -29,6 +29,8 @@ Group = tuple[Place, ...]
 FORMAT = 1
 """Of indices; raise it when a scan gives other arrays."""
 LARGE = 2**26  # bytes: below, starting processes would take longer than scanning, and so would looking at its progress
+# A million episodes in files of their own would otherwise need as many indices, and as many openings at every
+# start.
 GROUP = 1000  # small files that have one index
 
 
@@ -64,11 +66,13 @@ def _scan_first(scan: Scan, files: Group) -> Arrays:
 
 
 def _scan_all(scan: Scan, files: Group) -> Arrays:
+    # One file that fails ends the group: scans of such formats note what is broken and raise nothing.
     found = [scan(file) for file in files]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def _indexed(groups: Sequence[Group], scan: Callable[[Group], Arrays], *, kind: str, opening: Opening) -> list[Arrays]:
+    # Taken from the folder first, so that only what is new or changed is scanned.
     kept = [_kept(group, kind, opening.index) for group in groups]
     found: list[Arrays | None] = [None if path is None else read_arrays(path) for path in kept]
     lacking = [number for number, arrays in enumerate(found) if arrays is None]
@@ -77,6 +81,7 @@ def _indexed(groups: Sequence[Group], scan: Callable[[Group], Arrays], *, kind: 
     several = opening.workers > 1 and len(jobs) > 1 and large
     with counting(Console(stderr=True, quiet=not large), transient=True, disable=not large) as progress:
         bar = progress.add_task(f"indexing {kind.partition(' ')[0]}", total=len(jobs))
+        # Each worker writes its index itself: an interrupted start goes on where it was.
         done = run_jobs(_work, jobs, workers=opening.workers) if several else ((job, _work(job)) for job in jobs)
         scanned = {}
         for job, arrays in done:
@@ -107,6 +112,8 @@ def _work(job: _Job) -> Arrays:
 def _kept(files: Group, kind: str, folder: Path | None) -> Path | None:
     if folder is None:
         return None
+    # The name says all that the index depends on. A changed file has another name, so that an old index is never
+    # taken for it.
     stamps = "\n".join(map(stamp, files))
     name = hashlib.sha256(f"{FORMAT} {kind} {stamps}".encode()).hexdigest()[:32]
     return folder / f"{kind.partition(' ')[0]}-{name}.npz"
@@ -115,8 +122,11 @@ def _kept(files: Group, kind: str, folder: Path | None) -> Path | None:
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Writes arrays to one file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the process in its name: several runs may start on the same data at once, and the last one wins with
+    # the same content.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
+        # Not compressed: it is read at every start.
         np.savez(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)
 
@@ -124,6 +134,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 def read_arrays(path: Path) -> dict[str, Any] | None:
     """The arrays of an index; None if there is none, or a damaged one, which is built anew."""
     try:
+        # The folder of indices may be shared with other people, so that nothing in it may be run either.
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
     except (FileNotFoundError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile):

@@ -34,6 +34,7 @@ def json_rows(file: Place) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with file.open("rb") as lines:
         row = 0
+        # `for line in lines` would read a line of any length; one byte more than allowed shows that it is longer.
         while line := lines.readline(LONGEST_LINE + 1):
             row += 1
             if len(line) > LONGEST_LINE:
@@ -44,6 +45,7 @@ def json_rows(file: Place) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def is_count(value: Any) -> bool:
     """Whether a value of JSON is a whole number from 0 that every other program would read as the same."""
+    # `True` is an int in Python. From 2^53 on, readers that take JSON's numbers for doubles round them.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
@@ -55,6 +57,7 @@ def parsed_object(content: bytes | str, where: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(content)
+    # UnicodeDecodeError is a ValueError; lists in lists in lists end Python's parser with RecursionError.
     except (ValueError, RecursionError) as error:
         raise BrokenRecord(f"{where} is damaged ({error}): copy it again") from error
     if not isinstance(value, dict):

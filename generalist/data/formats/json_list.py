@@ -11,6 +11,8 @@ from generalist.data.formats.places import Place
 
 CHUNK = 2**20
 SPACE = re.compile(r"[ \t\r\n]*")
+# Numbers as text: Python refuses to convert very long ones, and the rest would be converted for nothing. Objects
+# as None, since only their ends are wanted.
 DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=str, parse_float=str)
 """Finds where a value ends; what it holds is parsed later."""
 
@@ -35,9 +37,12 @@ class _Scanner:
 
     def __init__(self, opened: Any, file: Place):
         self._opened, self._file = opened, file
+        # What of the file is in memory, where we are in it, and how many bytes went before it.
         self._text, self._at, self._before = "", 0, 0
         self._ended = False
         self._fill()
+        # Read as UTF-8, UTF-16 looks like text with zeros, which would be reported as broken JSON somewhere in
+        # the middle.
         if self._text.encode("latin-1").startswith(WIDE):
             raise DocumentError(f"{file} is UTF-16 or UTF-32: save it as UTF-8")
         if self._text.encode("latin-1").startswith(codecs.BOM_UTF8):
@@ -51,6 +56,7 @@ class _Scanner:
             yield from self._object()
         else:
             raise self._error("holds neither a list nor an object")
+        # Two files that were joined would otherwise lose the second one.
         if self._mark(or_end=True):
             raise self._error("has something behind its end")
 
@@ -63,8 +69,10 @@ class _Scanner:
             if not key.startswith('"') or self._mark() != ":":
                 raise self._error("has an object with something else than keys and values")
             if self._take("["):
+                # Parsed, since a key may be written with escapes.
                 yield from self._list(json.loads(key))
             else:
+                # Stepped over, such as the licence that VQA's files have before their questions.
                 self._value()
             if (mark := self._mark()) == "}":
                 return
@@ -108,10 +116,13 @@ class _Scanner:
         while True:
             try:
                 _, end = DECODER.raw_decode(self._text, self._at)
+                # A number that reaches the end of what is read, such as 12, may be 123 in the file.
                 if end < len(self._text) or self._ended:  # a number may go on
                     start, self._at = self._at, end
                     return start, end
             except (ValueError, RecursionError) as error:
+                # An error may only mean that the value is not read whole yet; it is final at the end of the file,
+                # or when no value may be this long.
                 if self._ended or len(self._text) - self._at > LONGEST_LINE:
                     raise self._error(f"is not JSON ({error})") from error
             self._fill(len(self._text) - self._at)  # twice as much, so that a long value is not begun too often

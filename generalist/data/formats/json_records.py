@@ -40,10 +40,12 @@ class Reader:
     def record(self, content: bytes, row: int) -> dict[str, Any]:
         """The object of an entry, under our own names."""
         where = self.where(row)
+        # Lines get a message of their own: most broken ones are values that stand on several lines.
         found = (parsed_line if self.entry == "line" else parsed)(content, where)
         if not isinstance(found, dict):
             raise DocumentError(f"{where} holds {type(found).__name__} instead of an object: write one a {self.entry}")
         for ours, theirs in (("image", self.opening.image_column), ("text", self.opening.text_column)):
+            # So that every layout below sees one name, whatever the setting says.
             if theirs is not None and theirs in found:
                 found[ours] = found.pop(theirs)
         return found
@@ -71,7 +73,9 @@ class JsonRecords(DocumentSet):
         if not self._files:
             raise DocumentError(f"{place} has no file that ends with {' or '.join(self.endings)}")
         kept = self.kept if any(map(is_packed, self._files)) else None
+        # What is unpacked goes to the same folder in every worker, so that each file is unpacked once.
         scan = partial(scan_records, kind=type(self), opening=opening, kept=kept)
+        # The columns decide which documents are pairs, which the index has.
         kind = f"{self.format.lower()} {opening.columns}"
         self._indices = indexed(self._files, scan, kind=kind, opening=opening)
         self._numbering = Numbering([len(one["offset"]) for one in self._indices])
@@ -107,6 +111,7 @@ class JsonRecords(DocumentSet):
 
     def absent(self, index: int) -> int:
         reader, record, row = self._read(index)
+        # Only MMC4 names images that may be gone; elsewhere a missing image is an error.
         return interleaved(record, reader.where(row), reader.find)[1] if "text_list" in record else 0
 
     def where(self, index: int) -> str:
@@ -165,12 +170,14 @@ class JsonLists(JsonRecords):
     @classmethod
     def members(cls, place: Place) -> list[Place]:
         found = super().members(place)
+        # Folders of images often have a .json with a description: an object, not a list of documents.
         return found if found == [place] else [file for file in found if beginning(file).startswith(b"[")]
 
     @classmethod
     def matches(cls, place: Place) -> bool:
         if place.is_dir():
             return bool(cls.members(place))
+        # A line of a .jsonl may be a list too, which is then an error of that line.
         return not has_ending(place, JsonLines) and beginning(place).startswith(b"[")
 
     @classmethod
@@ -192,16 +199,22 @@ def scan_records(file: Place, kind: type[JsonRecords], opening: DocumentOpening,
     """
     reader, unread = Reader(file, opening, kind.entry), Counter[str]()
     found, pairs = array("q"), array("q")
+    # A file of gigabytes is walked over once, one object in memory at a time.
     for number, (row, offset, content) in enumerate(kind.objects(file if kept is None else unpacked(file, kept))):
         record = reader.record(content, row)
+        # Our own layout is checked at once, since people write it by hand. Published sets have broken records,
+        # which may be left out later.
         if is_own(record):
             parts = own_parts(record, reader.where(row), reader.find)
+            # The number of different keys is limited: a file may use a new one in every record.
             unread.update(key for key in record.keys() - KEYS if key in unread or len(unread) < MOST_KEYS)
             if is_pair(parts):
                 pairs.append(number)
         elif _is_published_pair(reader, record, row):
             pairs.append(number)
+        # Three numbers of 8 bytes per document: tuples in a list would take several times as much.
         found.extend((offset, len(content), row))
+    # (N, 3) to three of (N,)
     offsets, lengths, rows = np.array(found, np.int64).reshape(-1, 3).T
     return {
         "offset": offsets,
@@ -220,6 +233,7 @@ def is_pair(parts: list[Part]) -> bool:
 
 def _is_published_pair(reader: Reader, record: dict[str, Any], row: int) -> bool:
     try:
+        # Whether a page's images are there would have to be looked up for each.
         return "text_list" not in record and is_pair(reader.parts(record, row))
     except DocumentError:
         return False

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 
 from generalist.data.formats.columns import Column
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
@@ -30,6 +30,7 @@ from generalist.data.formats.video import VideoFrames, require_av
 TOLERANCE = 0.25
 """How far a timestamp may be from frame_index / fps, as a share of the time between two frames. LeRobot itself allows 1e-4 s,
 which float32 exceeds in long episodes."""
+# All texts are kept in memory.
 MOST_TASKS = 2**24
 
 
@@ -66,11 +67,14 @@ class LeRobot(EpisodeSet):
         super().__init__(place, opening)
         self._info = read_info(place, self.versions, self.placeholders)
         self.rate, self.fields, self.unread = self._info.rate, self._info.fields, self._info.unread
+        # `task_index` is a feature like others: without it no step has a task.
         self._tasks = self._named_tasks() if TASK in self.fields else {}
         found, reasons = self._listed()
+        # Lists may have any order, as after a merge; `splits` refer to the numbers.
         order = np.argsort(found["episode_index"], kind="stable")
         found = {key: values[order] for key, values in found.items()}
         self._check_numbers(found["episode_index"])
+        # Without several splits all episodes are taken, whatever range the only one has.
         chosen, split = np.ones(len(order), bool), self._info.split(opening.split)
         if split is not None:
             chosen = (found["episode_index"] >= split.start) & (found["episode_index"] < split.stop)
@@ -80,6 +84,7 @@ class LeRobot(EpisodeSet):
             index: reasons[number] for index, number in enumerate(self._numbers.tolist()) if number in reasons
         }
         self.lengths = self._episodes["length"].astype(np.int64)
+        # 0 steps, so that no window is drawn from them.
         self.lengths[list(self._reasons)] = 0
         self._lost = self._info.episodes - len(order)
 
@@ -92,6 +97,8 @@ class LeRobot(EpisodeSet):
             )
         if len(twice):
             raise ValueError(f"{meta} lists episode {twice[0]} twice: copy it again")
+        # Some missing episodes are lost records, which `unreadable` may allow; half of them missing, or too many,
+        # means that `meta` belongs to another data set.
         if not len(found) <= self._info.episodes <= 2 * len(found):
             raise ValueError(
                 f"{self._info.file} has total_episodes {self._info.episodes}, where {len(found)} are listed beside it: "
@@ -102,6 +109,7 @@ class LeRobot(EpisodeSet):
         """Texts by their `task_index`."""
         found: dict[int, str] = {}
         for number, (index, text) in enumerate(self._stored_tasks()):
+            # A task with a wrong number would give episodes another instruction, which nothing else would notice.
             if isinstance(index, bool) or not isinstance(index, int) or not isinstance(text, str) or index in found:
                 raise ValueError(
                     f"{self.place / 'meta'}: task {number} is {index!r:.40}, {text!r:.40}, where another number and a text "
@@ -163,16 +171,20 @@ class LeRobot(EpisodeSet):
         """
         if index in self._reasons:
             raise BrokenRecord(self._reasons[index])
+        # Asked for here rather than when the first window is decoded, perhaps in another process.
         if not set(self._info.videos).isdisjoint(keys):
             require_av()
         stored = {key for key in keys if key not in self._info.videos and key != TASK}
+        # The columns that are checked are read in any case; they are a few bytes per step.
         stored |= {*CHECKED, *(["task_index"] if TASK in keys else [])}
         rows = self._rows(index)
         table, behind = self._table(rows, int(self.lengths[index]), sorted(stored))
         try:
             checked = {key: numbers(table[key], self.fields[key]).reshape(-1) for key in CHECKED}
+            # The row behind the last one shows whether the episode is longer than its description says.
             following = numbers(behind, self.fields["episode_index"]).reshape(-1).tolist()
             self._check(checked, following, rows, index)
+            # float32 in the files: sums with the video's start need the digits of float64.
             times = checked["timestamp"].astype(np.float64)
             return RawEpisode(columns={key: self._column(key, table, index, times) for key in keys})
         except BrokenRecord as error:
@@ -182,6 +194,7 @@ class LeRobot(EpisodeSet):
         """The rows of an episode; and the `episode_index` of the row behind them, of none if there is no such row."""
         stop = rows.start + length
         with readable(rows.file), TABLES.use(rows.file) as table:
+            # The row behind is in the same row group, and thus decoded anyway.
             if stop < table.rows and not table.is_first(stop):
                 found = table.read(rows.start, stop + 1, keys)
                 return found[:length], found["episode_index"][length:]
@@ -202,6 +215,8 @@ class LeRobot(EpisodeSet):
                 f"it goes on after row {rows.start + length - 1}, where it should end: copy `meta` and `data` again"
             )
         steps = np.arange(length)
+        # After episodes were deleted or sets merged, descriptions and rows may disagree. Without this check, an
+        # episode would silently be that of another task.
         wanted = {"episode_index": np.full(length, number), "frame_index": steps, "timestamp": steps / rate}
         for key, values in wanted.items():
             allowed = TOLERANCE / rate if key == "timestamp" else 0
@@ -214,7 +229,7 @@ class LeRobot(EpisodeSet):
                     f"at {rate:g} steps per second): copy `meta` and `data` again, or correct them"
                 )
 
-    def _column(self, key: str, table: Any, index: int, times: np.ndarray) -> Column:
+    def _column(self, key: str, table: Any, index: int, times: Float[np.ndarray, "T"]) -> Column:
         field: Field = self.fields[key]
         if key in self._info.videos:
             footage = self._footage(index, key)
@@ -226,13 +241,14 @@ class LeRobot(EpisodeSet):
                 what=f"episode {self._numbers[index]}",
                 count=footage.count,
             )
+        # Not a column of the files: made of `task_index`.
         if key == TASK:
             return self._task_texts(numbers(table["task_index"], self.fields["task_index"]).reshape(-1))
         if field.kind == "image":
             return images(table[key], field, self.place, self.where(index))
         return texts(table[key], field) if field.kind == "text" else numbers(table[key], field)
 
-    def _task_texts(self, tasks: np.ndarray) -> np.ndarray:
+    def _task_texts(self, tasks: Int[np.ndarray, "T"]) -> Shaped[np.ndarray, "T"]:
         named = tasks.tolist()
         for step, task in enumerate(named):
             if task not in self._tasks:

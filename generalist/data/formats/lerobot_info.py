@@ -28,6 +28,7 @@ CHECKED = ("episode_index", "frame_index", "timestamp")
 """Features that every data set has, and that tell whether rows are those of an episode."""
 TASK = "task"
 """Field with the text that `task_index` stands for."""
+# `{name}` or `{name:03d}`, all that LeRobot's own templates use.
 PLACEHOLDER = re.compile(r"\{(\w+)(:0(\d)d)?\}")
 
 
@@ -85,6 +86,7 @@ def read_info(folder: Place, versions: Collection[str], placeholders: Collection
             f"{' or '.join(versions)}: convert it with LeRobot's own scripts (convert_dataset_v1_to_v2, then "
             "convert_dataset_v21_to_v30), or copy its folder `meta` again"
         )
+    # `True` would pass for 1 step per second, and NaN for any comparison that is not written this way round.
     rate = content.get("fps")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e6:
         raise _wrong(file, "fps", rate, "a number above 0")
@@ -95,6 +97,7 @@ def read_info(folder: Place, versions: Collection[str], placeholders: Collection
         file=file,
         rate=float(rate),
         episodes=_count(file, "total_episodes", content.get("total_episodes")),
+        # 1000 is LeRobot's default; only version 2's paths depend on it.
         chunks_size=_count(file, "chunks_size", content.get("chunks_size", 1000), least=1),
         data_path=_path(file, "data_path", content.get("data_path"), placeholders),
         video_path=_path(file, "video_path", content.get("video_path"), placeholders) if videos else "",
@@ -136,6 +139,7 @@ def _path(file: Place, key: str, path: Any, placeholders: Collection[str]) -> st
     for name, digits, _ in PLACEHOLDER.findall(path):
         if name not in placeholders or (digits and name == "video_key"):
             raise _wrong(file, key, path, f"a path with nothing in braces but {allowed}")
+    # Once for the template; `filled` looks again, since a camera's name may lead out as well.
     inside(file.parent.parent, PLACEHOLDER.sub("0", path), file)
     return path
 
@@ -144,6 +148,7 @@ def _splits(file: Place, splits: Any) -> Iterator[tuple[str, range]]:
     if not isinstance(splits, dict):
         raise _wrong(file, "splits", splits, "an object")
     for name, numbers in splits.items():
+        # At most 15 digits, since Python refuses to convert thousands of them, with an error that names no file.
         found = re.fullmatch(r"(\d{1,15}):(\d{1,15})", numbers) if isinstance(numbers, str) else None
         if found is None:
             raise _wrong(file, f"splits.{name:.80}", numbers, "a range of episodes such as '0:50'")
@@ -157,6 +162,8 @@ def _fields(file: Place, features: Any) -> tuple[dict[str, Field], tuple[str, ..
     unread: dict[str, str] = {}
     for key, feature in features.items():
         try:
+            # A feature of an unknown kind, such as audio or language events, costs only itself: sets gain new
+            # ones with each release.
             fields[key] = _field(key, feature)
         except ValueError as error:
             unread[key] = str(error)
@@ -164,6 +171,7 @@ def _fields(file: Place, features: Any) -> tuple[dict[str, Field], tuple[str, ..
         if not _is_one_number(fields.get(key)):
             raise _wrong(file, f"features.{key}", features.get(key), "a number per frame, as in every LeRobot data set")
     if _is_one_number(fields.get("task_index")):
+        # Replaces a feature that is called `task`, since LeRobot itself returns the text under this name.
         fields[TASK] = Field(key=TASK, kind="text")
     videos = tuple(key for key in fields if key != TASK and features[key]["dtype"] == "video")
     return fields, videos, unread
@@ -181,6 +189,7 @@ def _field(key: str, feature: Any) -> Field:
     """
     described = feature if isinstance(feature, dict) else {}
     dtype, shape = described.get("dtype"), described.get("shape")
+    # 0 is no size either: the number of values could not be told from the lists' lengths.
     if not isinstance(shape, list) or not all(is_count(size) and size for size in shape):
         raise ValueError(f"its shape is {shape!r:.80}, where a list of whole numbers from 1 should be")
     if dtype in ("image", "video"):
@@ -191,6 +200,8 @@ def _field(key: str, feature: Any) -> Field:
         if math.prod(shape) > LARGEST_VALUE:
             raise ValueError(f"its values have more than {LARGEST_VALUE:,} numbers")
         names = tuple(_names(described.get("names")))
+        # Published names are lists, or objects such as {"motors": [...]}; with another count they would name the
+        # wrong numbers.
         names = names if shape == [len(names)] else ()
         return Field(key=key, kind="number", shape=tuple(shape), dtype=dtype, names=names)
     if dtype == "string" and math.prod(shape) == 1:
@@ -199,6 +210,7 @@ def _field(key: str, feature: Any) -> Field:
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
+    # Older sets say `video_info`, newer ones `info`; the key in it has changed its name too.
     places = (feature.get("info"), feature.get("video_info"))
     return any(
         isinstance(place, dict) and (place.get("is_depth_map") or place.get("video.is_depth_map")) for place in places
@@ -207,7 +219,9 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 def _image_shape(shape: list[int], dtype: str) -> tuple[int, int, int]:
     """(H, W, C), whichever way round it stands. `names` would say that, but published data sets have them wrong."""
+    # Videos are decoded to RGB whatever they hold; stored images may be grey.
     channels = (3,) if dtype == "video" else (1, 3)
+    # (C, H, W) to (H, W, C)
     if len(shape) == 3 and shape[2] not in channels and shape[0] in channels:
         shape = [shape[1], shape[2], shape[0]]
     if len(shape) != 3 or shape[2] not in channels:

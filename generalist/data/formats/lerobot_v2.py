@@ -27,6 +27,7 @@ class LeRobotV2(LeRobot):
     @classmethod
     def matches(cls, place: Place) -> bool:
         """See `EpisodeSet.matches`."""
+        # By the files rather than by `codebase_version`, so that a wrong version is an error with a remedy.
         return (place / "meta" / "info.json").exists() and not (place / "meta" / "episodes").exists()
 
     def _described_by(self) -> list[Place]:
@@ -45,20 +46,24 @@ class LeRobotV2(LeRobot):
     def _listed(self) -> tuple[Mapping[str, np.ndarray], Mapping[int, str]]:
         file = self.place / "meta" / "episodes.jsonl"
         (found,) = indexed([file], scan_episodes, kind="lerobot-v2", opening=self.opening)
+        # An episode of no frames, as an aborted recording may leave, costs one record rather than the data set.
         empty = found["episode_index"][found["length"] < 1].tolist()
         return found, {number: f"{file}: episode {number} has no steps: record it again" for number in empty}
 
     def _rows(self, index: int) -> Rows:
+        # A file per episode, so that its rows begin at 0.
         return Rows(file=self._file(self._info.data_path, index), start=0)
 
     def _footage(self, index: int, camera: str) -> Footage:
         file = self._file(self._info.video_path, index, video_key=camera)
+        # The number of frames can be checked, as no other episode is in the video.
         return Footage(file=file, start=0.0, count=int(self.lengths[index]))
 
     def _file(self, path: str, index: int, video_key: str = "") -> Place:
         number = int(self._numbers[index])
         values: dict[str, int | str] = {
             "episode_index": number,
+            # As LeRobot computes it (`get_episode_chunk`).
             "episode_chunk": number // self._info.chunks_size,
             "total_episodes": self._info.episodes,
             "video_key": video_key,
@@ -77,5 +82,6 @@ def scan_episodes(file: Place) -> Arrays:
                 "should be: copy it again"
             )
         found.append((number, length))
+    # (N, 2), also if no episode is listed
     columns = np.array(found, np.int64).reshape(-1, 2)
     return {"episode_index": columns[:, 0], "length": columns[:, 1]}

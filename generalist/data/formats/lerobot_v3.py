@@ -28,6 +28,7 @@ START, STOP = "dataset_from_index", "dataset_to_index"
 FILE = ("chunk_index", "file_index")
 TIMES = ("from_timestamp", "to_timestamp")
 """The same, behind `data/` and `videos/CAMERA/`."""
+# 30 years: more, or infinity, is a mistake, and would overflow a video's ticks.
 LONGEST = 1e9
 """Seconds of a video."""
 
@@ -51,6 +52,7 @@ class LeRobotV3(LeRobot):
     def _held_by(self) -> Iterable[Place]:
         cameras = [(self._info.video_path, f"videos/{camera}", camera) for camera in self._info.videos]
         for path, key, camera in [(self._info.data_path, "data", ""), *cameras]:
+            # (2, N): chunk and file of each episode; most episodes share one.
             places = np.stack([self._episodes[f"{key}/{name}"][self.lengths > 0] for name in FILE])
             for chunk, number in np.unique(places, axis=1).T.tolist():
                 yield self._file(path, chunk, number, camera)
@@ -60,6 +62,7 @@ class LeRobotV3(LeRobot):
 
     def _lists(self) -> list[Place]:
         """The files that list episodes, in order."""
+        # By name, which has leading zeros; episodes are sorted by their numbers later.
         return sorted((self.place / "meta" / "episodes").glob("*/*.parquet"), key=str)
 
     def _stored_tasks(self) -> Iterable[tuple[Any, Any]]:
@@ -80,6 +83,7 @@ class LeRobotV3(LeRobot):
         scan = functools.partial(scan_episodes, cameras=self._info.videos)
         scanned = indexed(lists, scan, kind=f"lerobot-v3 {self._info.videos}", opening=self.opening)
         found = {key: np.concatenate([arrays[key] for arrays in scanned]) for key in scanned[0]}
+        # Known since the list is read, so that one damaged row costs its episode alone.
         is_wrong = (found["length"] < 1) | (found[STOP] - found[START] != found["length"])
         is_wrong |= np.min([found[key] for key in (START, "data/chunk_index", "data/file_index")], axis=0) < 0
         found["row"] = _rows_in_files(found, ~is_wrong)
@@ -98,12 +102,15 @@ class LeRobotV3(LeRobot):
         return Rows(file=self._file(self._info.data_path, chunk, number), start=int(self._episodes["row"][index]))
 
     def _footage(self, index: int, camera: str) -> Footage:
+        # Not those of the rows: a camera's files reach their limit of size at other episodes than the data's.
         chunk, number = (int(self._episodes[f"videos/{camera}/{key}"][index]) for key in FILE)
         start, stop = (float(self._episodes[f"videos/{camera}/{key}"][index]) for key in TIMES)
         file = self._file(self._info.video_path, chunk, number, camera)
         length, rate = int(self.lengths[index]), self._info.rate
         if min(chunk, number) < 0 or not 0 <= start <= stop < LONGEST:
             raise BrokenRecord(f"{file} is said to show it from {start} to {stop} s: copy `meta` again")
+        # A discarded take whose frames stayed in the video shifts all that follow; half a frame more, since times
+        # are rounded.
         if abs((stop - start) * rate - length) > SURPLUS + 0.5:
             raise BrokenRecord(
                 f"{file} is said to show it from {start:.3f} to {stop:.3f} s, which are {(stop - start) * rate:.1f} frames, "
@@ -115,13 +122,16 @@ class LeRobotV3(LeRobot):
 def _rows_in_files(found: Mapping[str, np.ndarray], is_right: Bool[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     """In which row of its file each episode begins; 0 for those that are wrong. `dataset_from_index` counts the rows of all
     files, and a file begins with the first of its episodes."""
+    # Nothing says in which row of its file an episode begins; it follows from the episodes that share the file.
     row, places = (
         np.zeros_like(found[START]),
         np.stack([found["data/chunk_index"], found["data/file_index"]])[:, is_right],
     )
+    # (2, n) to (n,): a number per file
     _, file = np.unique(places, axis=1, return_inverse=True)
     start, file = found[START][is_right], file.reshape(-1)
     first = np.full(len(start), np.iinfo(np.int64).max)
+    # The least `dataset_from_index` of each file.
     np.minimum.at(first, file, start)
     row[is_right] = start - first[file]
     return row
@@ -132,6 +142,7 @@ def scan_episodes(file: Place, *, cameras: tuple[str, ...]) -> Arrays:
     counts = ["episode_index", "length", START, STOP, *(f"data/{key}" for key in FILE)]
     counts += [f"videos/{camera}/{key}" for camera in cameras for key in FILE]
     times = [f"videos/{camera}/{key}" for camera in cameras for key in TIMES]
+    # Only these columns: the statistics beside them are by far the largest part of the table.
     table = read_rows(file, 0, None, [*counts, *times])
     try:
         return {

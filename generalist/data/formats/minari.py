@@ -27,8 +27,10 @@ from generalist.data.formats.json_files import is_count, json_object, parsed_obj
 from generalist.data.formats.places import Place
 
 METADATA, MAIN = "metadata.json", "main_data.hdf5"
+# At most 18 digits, which fit into int64.
 EPISODE = r"episode_([0-9]{1,18})"
 SMALLEST_IMAGE = 32  # pixels of a side, as Minari decides: smaller arrays are mostly grids of codes, such as MiniGrid's
+# Where MiniGrid's environments, BabyAI's among them, have their instruction.
 MISSIONS = ("observations/mission", "infos/mission")
 DEEPEST = 16  # spaces within spaces
 
@@ -49,8 +51,10 @@ class Declared:
         """
         shape = self.shape
         if self.kind == "image" and field.dtype == "uint8":
+            # (H, W) of grey to (H, W, 1); decoded JPEG has the channel already.
             shape = (*shape, 1) if len(shape) == 2 else shape
             field = dataclasses.replace(field, kind="image", shape=shape if field.shape == self.shape else field.shape)
+        # A grid of codes in 8 bits looks like an image by its array; its space says that it is none.
         elif field.kind == "image":
             field = dataclasses.replace(field, kind="number")
         if (field.kind == "text") != (self.kind == "text") or field.shape != shape:
@@ -78,6 +82,7 @@ class Metadata:
         Raises:
             ValueError: most of them.
         """
+        # A few may be lost records, which `unreadable` allows; most of them mean that the copy failed.
         if self.episodes > 2 * len(numbers):
             raise ValueError(
                 f"{self.folder / METADATA} says that there are {self.episodes:,} episodes, of which {len(numbers):,} are there: "
@@ -91,6 +96,7 @@ class Metadata:
 
 def data_folder(place: Place) -> Place:
     """The folder `data` of a data set, which may be given itself."""
+    # People name the data set's folder, or the one with its files.
     return place / "data" if (place / "data" / METADATA).exists() else place
 
 
@@ -110,6 +116,7 @@ def read_metadata(folder: Place) -> Metadata:
         if isinstance(content.get(name), str):
             where = f"{path}: {name}"
             with naming(where):
+                # A text of JSON within the JSON: Minari serializes spaces so.
                 spaces |= _declared(parsed_object(content[name], where), key, where)
     return Metadata(folder, str(content.get("data_format", "hdf5")), count, spaces)
 
@@ -129,10 +136,13 @@ def _declared(space: Any, key: str, where: str) -> dict[str, Declared]:
         members = [(str(number), one) for number, one in enumerate(within)]
     else:
         return {key: _leaf(kind, space, key, where)}
+    # Keys as in the files, but for the numbers of a Tuple's parts, which the HDF5 layout calls _index_0.
     return {inner: leaf for name, one in members for inner, leaf in _declared(one, f"{key}/{name}", where).items()}
 
 
 def _leaf(kind: Any, space: Any, key: str, where: str) -> Declared:
+    # Gymnasium's spaces, by the names that Minari writes: Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict,
+    # Tuple.
     if kind == "Text":
         return Declared((), "text")
     if kind == "Discrete":
@@ -164,9 +174,11 @@ class Minari(Hdf5Set):
     of_steps: ClassVar[tuple[str, ...]] = ("observations", "actions", "rewards", "terminations", "truncations")
 
     def __init__(self, place: Place, opening: Opening):
+        # Before the episodes, whose fields need the spaces.
         folder = data_folder(place)
         self._metadata = read_metadata(folder)
         super().__init__(place, opening, [folder / MAIN], scan, "minari 1")
+        # Numbers behind those that are there, so that these keep theirs.
         lost = self._metadata.lost({int(name.rpartition(b"_")[2]) for name in self._names})
         self._broken |= dict(enumerate(lost, start=len(self)))
 
@@ -183,10 +195,12 @@ class Minari(Hdf5Set):
 
     def key(self, path: str) -> str:
         """See `Hdf5Set.key`."""
+        # Only whole parts of a path: a key of a Dict may contain `_index_0`.
         return re.sub(r"(?<=/)_index_([0-9]+)(?=/|$)", r"\1", path)
 
     def surplus(self, key: str) -> int:
         """See `Hdf5Set.surplus`."""
+        # A step more than actions: the observation that `reset` gave.
         return int(key.partition("/")[0] in ("observations", "infos"))
 
     def declared(self, field: Field, array: StoredArray, where: str) -> Field:
@@ -224,6 +238,7 @@ def scan(place: Place) -> Arrays:
             where = f"{place}, {name}"
             try:
                 with naming(where):
+                    # Not `total_steps`, which says what should be there; rewards have exactly one value per step.
                     lengths[number] = StoredArray(file, file.content, f"{name}/rewards", where).rows
                 if not lengths[number]:
                     broken[number] = f"{where} has no steps: take it out"

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.arrays import (
     Shape,
@@ -35,6 +36,7 @@ from generalist.data.formats.minari import METADATA, MISSIONS, data_folder, read
 from generalist.data.formats.places import Place
 
 LAYOUTS = ("arrow", "parquet")
+# Names as Minari writes them: `007` beside `7` would be the same episode twice.
 NUMBER = r"0|[1-9][0-9]{0,17}"
 
 
@@ -52,6 +54,7 @@ class MinariArrow(EpisodeSet):
                 f"{folder / METADATA}: data_format is {self._metadata.layout!r}, not {' or '.join(LAYOUTS)}"
             )
         numbers = sorted(int(one.name) for one in folder.iterdir() if re.fullmatch(NUMBER, one.name))
+        # Without it the number of steps is not known; episodes that are missing for this are named by `lost`.
         numbers = [number for number in numbers if (folder / str(number) / METADATA).exists()]
         if not numbers:
             raise ValueError(f"{folder} has no episodes: copy it again")
@@ -104,6 +107,7 @@ class MinariArrow(EpisodeSet):
         where = self.where(index)
         rows = read_rows(self._file(index), int(self.lengths[index]))
         with naming(where):
+            # (T,) rows: the last observation was cut off by `read_rows`.
             columns = zip(rows.schema, rows.columns, strict=True)
             return {one.key: one for field, array in columns for one in _leaves(field.name, field, array, where)}
 
@@ -112,9 +116,12 @@ class MinariArrow(EpisodeSet):
         return stored.shape if space is None else space.shape
 
     def _column(self, field: Field, stored: "Stored", where: str) -> Column:
+        # Files of images stay as they are until a window is decoded.
         if field.kind == "image" and stored.is_encoded and not stored.array.null_count:
             return EncodedFrames(stored.array.to_pylist(), field.shape, f"{where}, {field.key!r}")
+        # (T, *shape)
         values = native(stored.values(self._shape(stored), where))
+        # (T, H, W) of grey to (T, H, W, 1)
         if field.kind == "image" and values.ndim == 3:
             values = values[..., None]
         check_values(field, values.shape, values.dtype, where)
@@ -127,6 +134,8 @@ class MinariArrow(EpisodeSet):
             space = self._metadata.spaces.get(key)
             try:
                 if one.is_encoded and space is not None and space.kind == "image":
+                    # The first image tells the shape, since its bytes say more than a space that may have been
+                    # written wrong; `agreed` compares the two.
                     shape = decode_image(one.array[0].as_py(), f"{where}, {key!r}, frame 0").shape
                     field = Field(key=key, kind="image", shape=shape, dtype="uint8")
                 else:
@@ -171,7 +180,7 @@ class Stored(NamedTuple):
 
         return pa.types.is_string(self.array.type)
 
-    def values(self, shape: Shape, where: str) -> np.ndarray:
+    def values(self, shape: Shape, where: str) -> Shaped[np.ndarray, "T ..."]:
         """Its values, (T, *shape).
 
         Raises:
@@ -181,12 +190,14 @@ class Stored(NamedTuple):
         import pyarrow as pa
 
         array, kind = self.array, self.array.type
+        # `flatten` leaves out lists that are missing; these are refused below.
         if pa.types.is_fixed_size_list(kind):
             array, kind = array.flatten(), kind.value_type
         if not (pa.types.is_primitive(kind) or self.is_text):
             raise Unread(f"{where}: {self.key!r} holds values of the type {kind}, which are not read")
         if array.null_count or self.array.null_count:
             raise BrokenRecord(f"{where}: {self.key!r} has gaps: copy it again, or take it out")
+        # Arrow has only the total of a flat list: (3, 4) and (4, 3) fit alike, so that the space decides.
         if len(array) != len(self.array) * math.prod(shape):
             raise BrokenRecord(
                 f"{where}: {self.key!r} has {len(array):,} numbers in {len(self.array):,} steps, where its space in {METADATA} "
@@ -204,6 +215,7 @@ def _leaves(key: str, field: Any, array: Any, where: str) -> Iterator[Stored]:
     """
     import pyarrow as pa
 
+    # A space of spaces; each leaf becomes a field of its own.
     if pa.types.is_struct(field.type):
         if array.null_count:
             raise BrokenRecord(f"{where}: {key!r} has gaps: copy it again, or take it out")
@@ -211,6 +223,7 @@ def _leaves(key: str, field: Any, array: Any, where: str) -> Iterator[Stored]:
             yield from _leaves(f"{key}/{inner.name}", inner, array.field(number), where)
         return
     is_list = pa.types.is_fixed_size_list(field.type)
+    # Minari notes the shape of an array beside its flat list.
     said = (field.metadata or {}).get(b"shape", b"")
     shape = tuple(int(size) for size in said.split(b",") if size) if is_list and said else ()
     yield Stored(key, array, shape or ((field.type.list_size,) if is_list else ()))
@@ -223,6 +236,7 @@ def _attributes(value: Any, key: str = "") -> Iterator[tuple[str, str | np.ndarr
             yield from _attributes(inner, f"{key}/{name}" if key else name)
     elif isinstance(value, str):
         yield key, value
+    # JSON's integers above 64 bits become objects in NumPy, and are left out.
     elif isinstance(value, int | float) and np.asarray(value).dtype.kind in "fiub":
         yield key, np.asarray(value)
 

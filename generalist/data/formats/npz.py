@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.lib import format as npy
 
 from generalist.data.formats.arrays import (
@@ -35,6 +36,7 @@ from generalist.data.formats.places import Place
 
 ENDING, MEMBER_ENDING = ".npz", ".npy"
 MOST = 10_000  # members of a file
+# Version 3.0 differs in the names of structured types alone, which are not read.
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 ENCRYPTED = 1  # a bit of a member's flags
 
@@ -49,6 +51,7 @@ class Npz(EpisodeSet):
         self._files = npz_files(place)
         if not self._files:
             raise FileNotFoundError(f"there are no {ENDING} files in {place}: give the folder that has them")
+        # Many small files: their lengths are indexed together.
         found = grouped(self._files, scan, kind="npz 1", opening=opening)
         self.lengths = found["lengths"]
         self._broken = {int(number): str(found["reasons"][number]) for number in np.flatnonzero(found["reasons"] != "")}
@@ -80,10 +83,12 @@ class Npz(EpisodeSet):
         values: dict[str, Any] = {}
         where, fields = self.where(index), {key: self.fields[key] for key in keys}
         with _reading(self._files[index]) as archive:
+            # Listed anew: a later file may lack a key of the first one.
             members = _members(archive, where)
             lacking = [key for key in keys if key not in members]
             if lacking:
                 raise BrokenRecord(f"{where} has no {lacking[0]!r}, which the first episode has: add it")
+            # The sum as well, since ten thousand members may each be just small enough.
             if sum(members[key].file_size for key in keys) > LARGEST:
                 raise BrokenRecord(f"{where} declares more than {LARGEST:,} bytes: divide it")
             for key, field in fields.items():
@@ -94,11 +99,14 @@ class Npz(EpisodeSet):
                     columns[key] = ArrayFrames(array) if field.kind == "image" else native(array)
         return RawEpisode(columns=columns, values=values)
 
-    def _array(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, field: Field, index: int) -> np.ndarray:
+    def _array(
+        self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, field: Field, index: int
+    ) -> Shaped[np.ndarray, "..."]:
         where = self.where(index)
         header = _header(archive, member, where)
         if field.level == "step":
             check_rows(field.key, header.shape[0] if header.shape else 0, (int(self.lengths[index]),), where)
+        # By the header, before the values are unpacked.
         check_values(field, header.shape, header.dtype, where)
         with archive.open(member) as stream:
             return npy.read_array(stream, allow_pickle=False)
@@ -109,6 +117,8 @@ class Npz(EpisodeSet):
             for key, member in _members(archive, where).items():
                 try:
                     header = _header(archive, member, where)
+                    # Scalars belong to the episode; everything else must have a row per step, which `_length` has
+                    # checked.
                     level: Literal["step", "episode"] = "step" if header.shape else "episode"
                     fields[key] = array_field(key, header.shape[1:], header.dtype, where, level=level)
                 except Unread as error:
@@ -150,6 +160,8 @@ def _length(file: Place) -> int:
                 continue
             if shape:
                 rows[key] = shape[0]
+    # No array is guessed to be the odd one out: an observation more than actions is a common mistake, and shifts
+    # all steps if it is cut off at the wrong end.
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{key}: {count:,}" for key, count in sorted(rows.items()))
         raise BrokenRecord(
@@ -185,7 +197,9 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
     for info in infos:
         if not info.filename.endswith(MEMBER_ENDING):
             continue
+        # `np.savez(**{"a.b": ...})` and a folder in the zip name the same field.
         key = "/".join(part for part in re.split("[./]", info.filename.removesuffix(MEMBER_ENDING)) if part)
+        # NumPy writes stored and deflated members alone; bzip2 and LZMA allow far smaller bombs.
         if info.flag_bits & ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BrokenRecord(f"{where}: {key!r} is encrypted or packed in an unusual way: write it with numpy.savez")
         if key in members:
@@ -212,6 +226,7 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> _H
             raise Unread(f"{where}: {member.filename} has the version {version}, which is not read: save plain arrays")
         shape, _, dtype = HEADERS[version](stream)
         begin = stream.tell()
+    # By the header, so that the message can say what to save instead; `allow_pickle=False` refuses it once more.
     if dtype.hasobject:
         raise Unread(
             f"{where}: {member.filename} holds pickled Python objects, which are never read, since they could run anything: "
@@ -220,6 +235,8 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> _H
     if min(shape, default=0) < 0:
         raise BrokenRecord(f"{where}: {member.filename} has the shape {shape}: save it again")
     check_size(shape, dtype, f"{where}: {member.filename}")
+    # The header and the zip's directory must agree: neither alone can make the reader take more memory than
+    # checked.
     size = begin + math.prod(shape) * dtype.itemsize
     if member.file_size != size:
         raise BrokenRecord(f"{where}: {member.filename} has {member.file_size:,} bytes, where its header says {size:,}")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.episodes import Field
 from generalist.data.formats.faults import BrokenRecord
@@ -45,8 +46,12 @@ class OpenTable:
         self._file = file.open("rb")
         try:
             with readable(file):
+                # Page checksums are off by default in pyarrow; where a file has them, a flipped bit is found
+                # before it becomes a number.
                 self.parquet = pq.ParquetFile(self._file, buffer_size=BUFFER, page_checksum_verification=True)
                 self.metadata, self.schema = self.parquet.metadata, self.parquet.schema_arrow
+                # The footer is what the file says of itself; negative counts would make positions of rows go
+                # backwards.
                 counts = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
                 if min(counts, default=0) < 0:
                     raise ValueError("a row group has a negative number of rows")
@@ -55,6 +60,8 @@ class OpenTable:
         except BaseException:
             self._file.close()
             raise
+        # Where reading stands: the row group and columns, the first row of the last batch, that batch, and those
+        # to come.
         self._at: tuple[int, tuple[str, ...]] | None = None
         self._row, self._last = 0, None
         self._batches: Iterator[Any] = iter(())
@@ -84,15 +91,19 @@ class OpenTable:
         if not 0 <= start <= stop <= self.rows:
             raise BrokenRecord(f"{self.file} has {self.rows} rows, where {start} to {stop} should be: copy it again")
         for key in keys:
+            # Parquet allows a name twice, and nothing says which one is meant.
             if self.names.count(key) != 1:
                 raise BrokenRecord(f"{self.file} has {self.names.count(key)} columns {key!r}, where one should be")
         with readable(self.file):
             found, nbytes, row = [], 0, start
             while row < stop:
                 first, batch = self._batch(row, tuple(keys))
+                # No copy: a slice refers to the batch.
                 found.append(batch.slice(row - first, min(stop, first + len(batch)) - row))
                 row += len(found[-1])
                 nbytes += found[-1].nbytes
+                # Counted as it is decoded, for the footer's sizes may be wrong; dictionaries make a small page
+                # large.
                 if nbytes > LARGEST:
                     raise ValueError(f"rows {start} to {stop} have more than {LARGEST:,} bytes")
             return pa.Table.from_batches(found) if found else self.schema.empty_table().select(list(keys))
@@ -101,6 +112,7 @@ class OpenTable:
         """The batch with a row, and the row that it begins with. A row group can only be decoded from its beginning: reading goes
         on where it was, so that rows in order are decoded once."""
         group = int(np.searchsorted(self.first, row, side="right")) - 1
+        # Begun anew for another row group, other columns, or a row that was passed already.
         if self._at != (group, keys) or row < self._row:
             self._at, self._row, self._last = (group, keys), int(self.first[group]), None
             self._batches = self.parquet.iter_batches(
@@ -111,6 +123,7 @@ class OpenTable:
             self._last = next(self._batches, None)
             if self._last is None:
                 raise ValueError(f"row group {group} ends at row {self._row}")
+            # pyarrow gives columns in the file's order, which is not that of the keys.
             self._last = self._last.select(list(keys))
         return self._row, self._last
 
@@ -119,11 +132,13 @@ class OpenTable:
         described, total = self.metadata.row_group(group), 0
         for number in range(described.num_columns):
             column = described.column(number)
+            # Nested columns are stored by their leaves: `image.bytes` belongs to `image`.
             if any(f"{column.path_in_schema}.".startswith(f"{key}.") for key in keys):
                 total += column.total_uncompressed_size
         if not 0 <= total <= LARGEST:
             raise ValueError(f"row group {group} has {total:,} bytes, where {LARGEST:,} may be")
         rows = int(self.first[group + 1] - self.first[group])
+        # At least a row, however large; images make rows of megabytes, numbers of some bytes.
         return max(1, min(BATCH, BATCH_BYTES * rows // max(1, total)))
 
     def close(self) -> None:
@@ -160,7 +175,7 @@ def read_rows(file: Place, start: int, stop: int | None, keys: Collection[str]) 
         return table.read(start, table.rows if stop is None else stop, keys)
 
 
-def numbers(column: Any, field: Field) -> np.ndarray:
+def numbers(column: Any, field: Field) -> Shaped[np.ndarray, "T ..."]:
     """A column as numbers (T, ...) of a field's shape and type; a value with the shape (1,) may be stored without a list.
 
     Args:
@@ -173,32 +188,37 @@ def numbers(column: Any, field: Field) -> np.ndarray:
     import pyarrow.compute as pc
 
     values, count = _storage(column), len(column)
+    # LeRobot stores vectors of one number plain.
     shape = field.shape if field.shape != (1,) or _is_list(values.type) else ()
     for width in shape:
         if not _is_list(values.type):
             raise BrokenRecord(f"the field {field.key!r} is stored as {column.type}, where a list of {width} should be")
         _check_present(values, field)
+        # Every list, since two wrong lengths that add up would shift all numbers between them.
         wrong = np.flatnonzero(pc.list_value_length(values).to_numpy() != width)
         if len(wrong):
             raise BrokenRecord(
                 f"the field {field.key!r} has lists of other lengths than {width}, the first at position {wrong[0]}"
             )
+        # (T, width, ...) to (T * width, ...), a dimension per turn
         values = _storage(values.flatten())
     _check_present(values, field)
     wanted, kind = pa.from_numpy_dtype(np.dtype(field.dtype)), _kind(values.type)
+    # Whole numbers may stand for floats, but floats not for whole numbers nor numbers for truth values.
     if kind is None or (kind == "b") != (_kind(wanted) == "b") or (kind == "f" and _kind(wanted) != "f"):
         raise BrokenRecord(f"the field {field.key!r} is stored as {column.type}, where {field.dtype} should be")
     try:
         cast = values.cast(wanted)
     except pa.ArrowException as error:
         raise BrokenRecord(f"the field {field.key!r} has numbers that are no {field.dtype}: {error}") from error
+    # Arrow's cast checks whole numbers; a float64 too large for float32 becomes infinite without a word.
     if values.type != wanted and _kind(wanted) == "f" and pc.sum(pc.is_inf(cast)) != pc.sum(pc.is_inf(values)):
         raise BrokenRecord(f"the field {field.key!r} has numbers too large for {field.dtype}")
     # A copy, which does not keep the whole batch in memory.
     return np.array(cast.to_numpy(zero_copy_only=False)).reshape(count, *field.shape)
 
 
-def texts(column: Any, field: Field) -> np.ndarray:
+def texts(column: Any, field: Field) -> Shaped[np.ndarray, "T"]:
     """A column as T texts, an array of objects.
 
     Raises:
@@ -227,6 +247,7 @@ def images(column: Any, field: Field, folder: Place, told_by: object) -> list[by
     import pyarrow as pa
 
     values = _storage(column)
+    # As the `datasets` library stores its Image feature, and LeRobot images that are in no video.
     names = (
         [values.type.field(number).name for number in range(values.type.num_fields)]
         if pa.types.is_struct(values.type)
@@ -240,6 +261,7 @@ def images(column: Any, field: Field, folder: Place, told_by: object) -> list[by
     found = []
     for row, value in enumerate(values.to_pylist()):
         content, path = value["bytes"], value.get("path")
+        # Bytes come first: the path is often only the name that the image once had.
         if content is None and isinstance(path, str):
             content = _image_file(folder, path, f"{told_by}, image {row} of {field.key!r}")
         if not isinstance(content, bytes) or not content:
@@ -251,6 +273,7 @@ def images(column: Any, field: Field, folder: Place, told_by: object) -> list[by
 def _image_file(folder: Place, path: str, told_by: str) -> bytes:
     try:
         file = inside(folder, path, told_by)
+        # Before it is read; what is in it is checked when it is decoded.
         if size(file) > LARGEST_IMAGE_FILE:
             raise BrokenRecord(f"{file} has more than {LARGEST_IMAGE_FILE:,} bytes: make it smaller")
         return file.read_bytes()
@@ -270,6 +293,7 @@ def _storage(column: Any) -> Any:
 
 def _check_present(values: Any, field: Field) -> None:
     if values.null_count:
+        # The first one helps to find what went wrong while writing.
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise BrokenRecord(f"the field {field.key!r} has no value at position {row}")
 

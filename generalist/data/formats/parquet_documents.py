@@ -13,6 +13,8 @@ from generalist.data.formats.table_documents import TableDocuments, checked_sche
 if TYPE_CHECKING:
     import pyarrow
 
+# The `datasets` library writes images in groups of a hundred rows for the same reason; pyarrow's default is a
+# million rows.
 LARGE_GROUP = 2**26
 """Bytes of a group, uncompressed, from which on reading documents in any order is slow."""
 LARGEST_GROUP = 2**31
@@ -50,6 +52,7 @@ class ParquetDocuments(TableDocuments):
                     f"its group of rows has {count:,} bytes, which one document alone would cost: write the file with smaller "
                     "groups, of a hundred rows or so"
                 )
+            # A single thread: loaders already decode in several.
             return opened.read_row_group(group, columns=list(columns), use_threads=False)
 
 
@@ -62,6 +65,7 @@ def scan_parquet(file: Place) -> Arrays:
 
     def groups(opened: Any) -> np.ndarray:
         found = [opened.metadata.row_group(group) for group in range(opened.metadata.num_row_groups)]
+        # (groups, 2) to (2, groups)
         return np.array([(group.num_rows, group.total_byte_size) for group in found], np.int64).reshape(-1, 2).T
 
     rows, count = _opened(file, groups)

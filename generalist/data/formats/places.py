@@ -12,6 +12,7 @@ from upath import UPath
 Place = Path | UPath
 """A file or a folder, local or in a bucket."""
 
+# fsspec takes both names for Google's storage.
 EXTRAS = {"gs": "cloud", "gcs": "cloud", "s3": "cloud"}
 
 
@@ -24,11 +25,13 @@ def place(where: str | Place) -> Place:
     """
     if isinstance(where, Path | UPath):
         return where
+    # Not urllib, which takes `C:` of a Windows path for a scheme.
     scheme = re.match(r"([a-z0-9+]+)://", where)
     if scheme is None:
         return Path(where)
     try:
         opened = UPath(where)
+        # Otherwise the missing package would be told by the first file, far from the setting.
         opened.fs  # noqa: B018 - imports what the scheme needs
     except ImportError as error:
         extra = EXTRAS.get(scheme[1])
@@ -48,6 +51,8 @@ def inside(folder: Place, name: str, told_by: object) -> Place:
     Raises:
         ValueError: the name leads out of the folder (it is absolute, has a scheme or `..`), or no file can have it.
     """
+    # A backslash separates folders on Windows alone, so that a name with one means something else on other
+    # machines.
     path = PurePosixPath(name)
     if not name or "\0" in name or "\\" in name or path.is_absolute() or ".." in path.parts or "://" in name:
         raise ValueError(f"{told_by} names {name!r:.80}, which is outside {folder}: only names within it are followed")
@@ -63,11 +68,13 @@ def stamp(file: Place) -> str:
     """
     if isinstance(file, UPath):
         info = file.fs.info(file.path)
+        # Which of these a bucket has differs between stores; an ETag changes with the content.
         changed = (
             info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated") or info.get("created")
         )
         return f"{file} {info.get('size')} {changed}"
     about = file.stat()
+    # Nanoseconds: two versions of a file may be written within the same second.
     return f"{file.resolve()} {about.st_size} {about.st_mtime_ns}"
 
 
@@ -84,11 +91,13 @@ def read_range(file: Place, offset: int, count: int) -> bytes:
         OSError: it can't be read.
     """
     if isinstance(file, UPath):
+        # A range of no bytes is refused by some stores.
         content = file.fs.cat_file(file.path, start=offset, end=offset + count) if count else b""
     else:
         with file.open("rb") as opened:
             opened.seek(offset)
             content = opened.read(count)
+    # Local files and most stores give what is there without an error.
     if len(content) != count:
         raise ValueError(f"{file} ends within the bytes {offset:,} to {offset + count:,}: get it again")
     return content

@@ -23,6 +23,7 @@ LISTED = ", ".join(sorted(KEYS))
 PUBLISHED = ("conversations", "messages", "text_list")
 """Keys that say that an object has a published layout; what else it has describes it, and is not read."""
 IMAGE = "<image>"
+# LLaVA's names of the two sides; `user` and `assistant` of messages come to the same words.
 ROLES = {"human": "User", "gpt": "Assistant"}
 """Who speaks in a conversation; other roles are written with a capital letter."""
 
@@ -40,6 +41,7 @@ def record_parts(record: Mapping[str, Any], where: str, find: Find) -> list[Part
     Raises:
         DocumentError: it has none of the layouts, or not what its layout needs.
     """
+    # Before our own layout: LLaVA's records have an `image` too.
     if "conversations" in record or "messages" in record:
         return conversation(turns_of(record, where, find), list(_named_images(record, where, find)), where)
     if "text_list" in record:
@@ -58,11 +60,13 @@ def is_own(record: Mapping[str, Any]) -> bool:
 def own_parts(document: Mapping[str, Any], where: str, find: Find) -> list[Part]:
     """See the top of this file."""
     content = document.get("content")
+    # Nothing that a person has written is dropped in silence.
     if content is not None and (both := sorted(document.keys() & {"image", "text"})):
         raise DocumentError(f'{where} has "content" and {both[0]!r}, which would be lost: put it into the content')
     if content is None:
         content = [{"image": document["image"]}] if "image" in document else []
         content += [document["text"]] if "text" in document else []
+        # An image alone is a document, but with `caption` beside it the text is under a name that is not known.
         if content and "text" not in document and (other := sorted(map(str, document.keys() - KEYS))):
             raise DocumentError(f"{where} has no text, but {other[0]!r}, which is not read: there are {LISTED}")
     if not isinstance(content, list) or not content:
@@ -117,11 +121,13 @@ def conversation(turns: list[Turn], images: list[ImageRef], where: str) -> list[
     places = sum(said is None for turn in turns for said in turn.said)
     if places == 0 and images:  # nothing says where: before all, as LLaVA's authors do with image sets of other people
         turns, places = [Turn(turns[0].role, [*([None] * len(images)), *turns[0].said]), *turns[1:]], len(images)
+    # A place too many or too few means that a wrong image would stand beside a text.
     if places != len(images):
         raise DocumentError(
             f"{where} has {places} places for images, {IMAGE}, but {len(images)} images: make them match"
         )
     parts: list[Part] = []
+    # A line feed goes before every turn but the first, and a turn's name before its first text only.
     following, spoken = iter(images), False
     for turn in turns:
         prefix = f"{ROLES.get(turn.role, turn.role.capitalize())}: "
@@ -167,6 +173,7 @@ def _message(turn: Any, where: str, find: Find) -> Turn:
 def _typed(part: Any, where: str, find: Find) -> Part | None:
     """A part of a message: {"type": "text", "text": ...} or {"type": "image", "image": its file}, or only its type, if the record
     has its images apart."""
+    # As OpenAI's and Qwen's interfaces have it: `image_url` may be a text or {"url": ...}.
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return checked_text(part["text"], where)
@@ -182,6 +189,7 @@ def _typed(part: Any, where: str, find: Find) -> Part | None:
 
 def split_places(text: str) -> Iterator[str | None]:
     """A text with `<image>` in it as texts and places of images, without the ends of lines that set these apart."""
+    # LLaVA writes "<image>\nWhat is it?" or "What is it?\n<image>": the line feed only sets the place apart.
     for number, piece in enumerate(re.split(rf"\n?{IMAGE}\n?", text)):
         if number:
             yield None
@@ -191,6 +199,7 @@ def split_places(text: str) -> Iterator[str | None]:
 
 def _named_images(record: Mapping[str, Any], where: str, find: Find) -> Iterator[ImageRef]:
     """The images that a record names beside its turns, one or a list."""
+    # `image` and `images`, the two that are published.
     for key in IMAGE_NAMES[:2]:
         given = record.get(key)
         for name in given if isinstance(given, list) else [] if given is None else [given]:
@@ -214,6 +223,7 @@ def interleaved(record: Mapping[str, Any], where: str, find: Find) -> tuple[list
     absent = 0
     for image in record.get("image_info") or []:
         at = image.get("matched_text_index") if isinstance(image, dict) else None
+        # Python would take -1 for the last sentence.
         if not isinstance(at, int) or not 0 <= at < len(sentences):
             raise DocumentError(f"{where}: the image {image!r:.60} has no matched_text_index of a sentence")
         given = image.get("image_base64")
@@ -229,6 +239,7 @@ def interleaved(record: Mapping[str, Any], where: str, find: Find) -> tuple[list
     parts: list[Part] = []
     for at, sentence in enumerate(sentences):
         parts += before.get(at, ())
+        # A space joins two sentences, and none is needed behind an image.
         parts += [(" " if at and at not in before else "") + sentence] if sentence else []
     if not any(isinstance(part, str) for part in parts):
         raise DocumentError(f"{where} has no text in its text_list")
@@ -245,6 +256,8 @@ def decoded_image(text: str, where: str) -> Encoded:
         DocumentError: it is none.
     """
     try:
+        # Without `validate`, characters that are no base64 are left out, and a file's name would be "decoded"
+        # into noise.
         return Encoded(base64.b64decode(text, validate=True), f"{where}: its image")
     except (binascii.Error, ValueError) as error:
         raise DocumentError(f"{where}: an image is not base64 ({error}): get it again") from error
@@ -274,6 +287,7 @@ def checked_text(text: Any, where: str) -> str:
 
 
 def _role(role: str, where: str) -> str:
+    # A role is written into the document: a whole text under `from` means that the keys were swapped.
     if not role or len(role) > 40 or "\n" in role:
         raise DocumentError(f"{where}: {role!r:.60} is no one who speaks in a conversation")
     return role

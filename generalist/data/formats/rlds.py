@@ -9,7 +9,7 @@ Keys are those of the files without `steps/`.
 RLDS marks the last step by `is_last`, with the final observation and a placeholder for an action. Most published data sets have a
 real action there all the same. A last step is left out where all numbers of its action are zero or one is not finite.
 
-Dimension key: T steps, N episodes.
+Dimension key: T steps, N episodes, n numbers.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Num, Shaped
 
 from generalist.data.formats import tfrecord
 from generalist.data.formats.episodes import EpisodeSet, Field, Opening, RawEpisode
@@ -61,6 +62,7 @@ class Rlds(EpisodeSet):
     def __init__(self, place: Place, opening: Opening):
         super().__init__(place, opening)
         self._folder: TfdsFolder = open_tfds(place)
+        # TFDS holds data sets of any kind; RLDS is those whose examples have a `steps` data set.
         if "steps" not in self._folder.features or not hasattr(self._folder.features["steps"], "feature"):
             raise ValueError(f"{self._folder.place} is not RLDS: it has no `steps`")
         self._stored, self.unread = described(self._folder.features)
@@ -69,15 +71,19 @@ class Rlds(EpisodeSet):
         shards = self._folder.split(opening.split)
         self._files = [file for file, _ in shards if file.exists()]
         missing = [(file, count) for file, count in shards if not file.exists()]
+        # A reason per lost record, by the number that dataset_info.json has for the file.
         self._lost = [f"{file} is missing: download it" for file, count in missing for _ in range(count)]
         if not self._files:
             raise FileNotFoundError(f"{self._folder.place}: none of its {len(shards)} files is there: download them")
+        # `action` may be a dictionary, as in many sets of Open X-Embodiment; its members are `action/...`.
         actions = tuple(one for key, one in self._stored.items() if key == "action" or key.startswith("action/"))
         if not any(one.field.kind == "number" for one in actions):
             raise ValueError(f"{self._folder.place} is not RLDS: its steps have no `action` of numbers")
         # In our own recordings the last step is a decision like any other.
         is_last = None if is_ours(self._folder.features) else self._stored.get("is_last")
         scan = functools.partial(scan_shard, actions=actions, is_last=is_last)
+        # All that decides the number of steps: which fields are the action, their types, and whether the last
+        # step may be dropped.
         kind = f"{self._folder.file_format} {[(one.key, one.field.dtype, one.field.shape) for one in actions]} {is_last is None}"
         self._place(indexed(self._files, scan, kind=kind, opening=opening), dict(shards))
 
@@ -91,6 +97,7 @@ class Rlds(EpisodeSet):
         self._reasons: dict[int, str] = {}
         numbers = [len(arrays["steps"]) for arrays in shards]
         first = np.cumsum([0, *numbers])
+        # (N,) each. Per episode some thirty bytes are in memory, whatever the size of the data.
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), numbers)
         self._offset = np.concatenate([arrays["offset"] for arrays in shards])
         self._size = np.concatenate([arrays["size"] for arrays in shards])
@@ -98,6 +105,7 @@ class Rlds(EpisodeSet):
         for number, (file, arrays) in enumerate(zip(self._files, shards, strict=True)):
             for index, reason in zip(arrays["broken"].tolist(), arrays["reasons"].tolist(), strict=True):
                 self._reasons[int(first[number]) + index] = str(reason)
+            # Fewer records than described, or a damaged header behind the last one that was found.
             lost = wanted[file] - numbers[number]
             why = (
                 str(arrays["end"])
@@ -138,6 +146,7 @@ class Rlds(EpisodeSet):
         steps = {one.field.key for one in wanted if one.field.level == "step"}
         count = int(self.lengths[index])
         return RawEpisode(
+            # (T, ...); what is behind T is the closing step, which has an observation and no action.
             columns={key: column[:count] for key, column in found.items() if key in steps},
             values={key: value for key, value in found.items() if key not in steps},
             final={key: column[count:] for key, column in found.items() if key in steps and len(column) > count},
@@ -166,6 +175,7 @@ def _leaves(feature: Any, path: tuple[str, ...], is_step: bool) -> Iterator[tupl
 
     if isinstance(feature, tfds.features.FeaturesDict):
         for name in sorted(feature):
+            # Only the outermost `steps` is the sequence: data sets within steps are of a kind that is not read.
             inner, entered = feature[name], not path and name == "steps"
             inner = inner.feature if entered else inner
             yield from _leaves(inner, (*path, str(name)), is_step or entered)
@@ -184,6 +194,7 @@ def _stored(feature: Any, key: str, name: str, level: Any) -> Stored:
     if isinstance(feature, tfds.features.Text):
         return Stored(field=Field(key=name, kind="text", level=level), key=key)
     if isinstance(feature, tfds.features.Image):
+        # Depth in 16 bits, or floats.
         if np.dtype(feature.np_dtype) != np.uint8:
             raise ValueError(f"its images have {np.dtype(feature.np_dtype)}, not 8 bits")
         return Stored(field=Field(key=name, kind="image", shape=feature.shape, dtype="uint8", level=level), key=key)
@@ -193,9 +204,11 @@ def _stored(feature: Any, key: str, name: str, level: Any) -> Stored:
         if feature.shape:
             raise ValueError("it has several texts per step")
         return Stored(field=Field(key=name, kind="text", level=level), key=key)
+    # Values of an open shape are stored in several keys (`ragged_flat_values`, `ragged_row_lengths_0`).
     if None in feature.shape:
         raise ValueError("its shape differs between steps")
     dtype, names = np.dtype(feature.np_dtype).name, getattr(feature, "names", None) or ()
+    # TFDS has no public attribute for it. With `bytes` or `zlib`, each value's raw bytes are stored.
     encoding = getattr(getattr(feature, "_encoding", None), "value", "none")
     names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
     field = Field(key=name, kind="number", shape=feature.shape, dtype=dtype, level=level, names=names)
@@ -218,6 +231,7 @@ def parsed(content: bytes, wanted: Collection[Stored]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     steps: dict[str, int] = {}
     for stored in wanted:
+        # TFDS writes every feature, so that a missing one means damage, or another version of the description.
         if stored.key not in features:
             raise BrokenRecord(f"the field {stored.field.key!r} is missing")
         values = _values(features[stored.key], stored)
@@ -227,13 +241,14 @@ def parsed(content: bytes, wanted: Collection[Stored]) -> dict[str, Any]:
             found[stored.field.key] = values[0]
         else:
             raise BrokenRecord(f"the field {stored.field.key!r} has {len(values)} values where an episode has one")
+    # A flat Example has no length of its own: that of the episode is what all fields of steps agree on.
     if len(set(steps.values())) > 1:
         counted = ", ".join(f"{key} {count}" for key, count in steps.items())
         raise BrokenRecord(f"its fields have different numbers of steps: {counted}")
     return found
 
 
-def _values(feature: Any, stored: Stored) -> np.ndarray | list[bytes]:
+def _values(feature: Any, stored: Stored) -> Shaped[np.ndarray, "T ..."] | list[bytes]:
     """The values (T, ...) of a field in an Example; one of the episode has T = 1."""
     field, which = stored.field, feature.WhichOneof("kind")
     if which is not None and which != LISTS[stored.kind]:
@@ -242,12 +257,15 @@ def _values(feature: Any, stored: Stored) -> np.ndarray | list[bytes]:
     if field.kind == "image":
         return [bytes(value) for value in values]
     if field.kind == "text":
+        # As objects: NumPy's own type would pad all texts to the longest one.
         return np.array([_text(value, field.key) for value in values], object)
     shape = tuple(size or 0 for size in field.shape)
     count, dtype = int(np.prod(shape, dtype=np.int64)), np.dtype(field.dtype)
     if stored.encoding != "none":
         items = [_decompressed(value, stored, count * dtype.itemsize) for value in values]
+        # (T, ...)
         return np.frombuffer(b"".join(items), dtype).reshape(len(items), *shape)
+    # All that an Example has: float32 and int64. Wider types are stored as bytes.
     numbers = np.array(values, np.float32 if dtype.kind == "f" else np.int64)
     if count == 0 or len(numbers) % count:
         raise BrokenRecord(
@@ -256,7 +274,7 @@ def _values(feature: Any, stored: Stored) -> np.ndarray | list[bytes]:
     return _cast(numbers, dtype, field.key).reshape(-1, *shape)
 
 
-def _cast(numbers: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+def _cast(numbers: Num[np.ndarray, "n"], dtype: np.dtype, key: str) -> Shaped[np.ndarray, "n"]:
     """Numbers in their declared type.
 
     Raises:
@@ -284,6 +302,7 @@ def _decompressed(value: bytes, stored: Stored, size: int) -> bytes:
     if stored.encoding == "zlib":
         inflate = zlib.decompressobj()
         try:
+            # One byte more shows that there are more.
             value = inflate.decompress(value, size + 1)
         except zlib.error as error:
             raise BrokenRecord(f"the field {stored.field.key!r} can't be decompressed ({error})") from error
@@ -304,6 +323,7 @@ def read_record(file: Place, record: Record) -> bytes:
         except OSError as error:
             raise BrokenRecord(f"{file} can't be read ({error}): copy it again") from error
     try:
+        # The offset of an ArrayRecord's record is its number.
         return _array_reader(file, stamp(file)).read([record.offset])[0]
     except Exception as error:  # the C++ library's errors
         raise BrokenRecord(f"{file}, record {record.offset} can't be read ({error}): copy the file again") from error
@@ -314,6 +334,7 @@ def _array_reader(file: Place, _stamp: str) -> Any:
     """An open file; one that was written anew is opened anew."""
     from array_record.python import array_record_module
 
+    # No reading ahead: episodes are read in a random order.
     return array_record_module.ArrayRecordReader(str(file), options="readahead_buffer_size:0")
 
 
@@ -328,6 +349,8 @@ def scan_shard(file: Place, *, actions: tuple[Stored, ...], is_last: Stored | No
             offsets.append(record.offset)
             sizes.append(record.size)
             try:
+                # Each record is read once while indexing, since only its fields say how many steps it has; that
+                # also checks every checksum.
                 steps.append(_decisions(read_record(file, record), actions, is_last))
             except BrokenRecord as error:
                 steps.append(0)
@@ -374,6 +397,7 @@ def _decisions(content: bytes, actions: tuple[Stored, ...], is_last: Stored | No
     if not count or is_last is None:
         return count
     flags = np.asarray(found["is_last"]).reshape(-1)  # (T,)
+    # Several episodes in a record would be trained on as one, with a jump between them.
     if flags[:-1].any():
         raise BrokenRecord(f"is_last marks step {int(flags.argmax())} of {count}: an episode per record is needed")
     return count - bool(flags[-1] and is_placeholder([column[-1] for column in done]))
@@ -382,4 +406,5 @@ def _decisions(content: bytes, actions: tuple[Stored, ...], is_last: Stored | No
 def is_placeholder(action: Iterable[np.ndarray | np.generic]) -> bool:
     """Whether the numbers of a last step's action say that there is none: all are zero, or one is not finite."""
     numbers = [np.asarray(value, np.float64) for value in action]
+    # Zero is also a real action, such as standing still: the price is one step at the end of such an episode.
     return all((value == 0).all() for value in numbers) or not all(np.isfinite(value).all() for value in numbers)

@@ -11,7 +11,7 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from generalist.data.formats.episodes import Opening
 from generalist.data.formats.faults import BrokenRecord, naming
@@ -48,10 +48,13 @@ class Robomimic(Hdf5Set):
         Raises:
             ValueError: there are several splits, none of which is the one that is asked for, or not in every file.
         """
+        # `mask` may hold several overlapping splits (train, valid, 20_percent): all of them at once would count
+        # demonstrations twice.
         splits = sorted({name for one in found for name in one if name.startswith("mask/")})
         if not splits:
             return super().wanted(found)
         name = splits[0] if len(splits) == 1 else f"mask/{self.opening.split}"
+        # A folder of several tasks must have the split in every file, or a task would be left out unnoticed.
         lacking = [str(file) for file, one in zip(self.files, found, strict=True) if name not in one]
         if lacking:
             known = ", ".join(split.removeprefix("mask/") for split in splits)
@@ -71,6 +74,7 @@ def scan(place: Place) -> Arrays:
     with opened(place, where) as file:
         content = file.content
         names = numbered(find(content, "data", where), DEMO, where) if has(content, "data") else []
+        # Robomimic takes any HDF5 file (see `matches`), so that this message has to serve for all.
         if not names:
             raise BrokenRecord(
                 f"{where} is of no known layout: it has neither data/demo_0 (robomimic, LIBERO) nor terminals (D4RL), and no "
@@ -86,14 +90,17 @@ def scan(place: Place) -> Arrays:
             except BrokenRecord as error:
                 broken[number] = str(error)
         splits = find(content, "mask", where) if has(content, "mask") else ()
+        # As arrays of the index, whose names are thus the splits of the file.
         members = {f"mask/{name}": _members(StoredArray(file, splits, name, where), name, where) for name in splits}
         return scanned(names, lengths, broken, instructions=texts, rate=rate) | members
 
 
 def _data_attributes(data: Any, where: str) -> tuple[str, float]:
     """The instruction of all demonstrations, empty if there is none; and steps per second, 0 if the file does not say."""
+    # LIBERO: problem_info. Others: env_args, which robosuite's environments are made of.
     problem, settings = _json(data, "problem_info", where), _json(data, "env_args", where)
     arguments = settings.get("env_kwargs")
+    # robosuite's number of actions per second.
     rate = arguments.get("control_freq") if isinstance(arguments, dict) else None
     said = _text(problem.get("language_instruction")) or _text(settings.get("language_instruction"))
     return said, float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else 0.0
@@ -106,8 +113,10 @@ def _demo(file: Opened, path: str, where: str) -> tuple[int, str]:
         BrokenRecord: it has no steps, no observations, or says another number.
     """
     demo = find(file.content, path, where)
+    # Raw files of robosuite have states and actions alone; from the states the simulator renders observations.
     if not has(demo, "obs"):
         raise BrokenRecord(f"{where} has no observations (obs): {REMEDY}")
+    # Both say T; where they differ, the file was cut off or edited.
     steps, said = StoredArray(file, demo, "actions", where).rows, attribute(demo, "num_samples", where)
     if said is not None and said != steps:
         raise BrokenRecord(
@@ -123,10 +132,11 @@ def _text(value: Any) -> str:
     return "".join(map(str, value)).strip(' "') if isinstance(value, str | list) else ""
 
 
-def _members(split: StoredArray, name: str, where: str) -> np.ndarray:
+def _members(split: StoredArray, name: str, where: str) -> Shaped[np.ndarray, "n"]:
     """Names of the demonstrations of a split."""
     if split.dtype.kind != "S" or len(split.shape) != 1:
         raise BrokenRecord(f"{where}: mask/{name} holds no names of demonstrations: write them, or take it out")
+    # (n,) names, as bytes as in the index
     return np.array([demo.encode() for demo in split.read(range(split.rows))], "S")
 
 

@@ -34,6 +34,7 @@ from generalist.data.images import Encoded, ImageRef, is_there
 if TYPE_CHECKING:
     import pyarrow
 
+# `conversations` and `messages`.
 CONVERSATIONS = PUBLISHED[:2]
 CACHED = 2**28
 """Bytes of rows that are kept, since the next document may be their neighbour."""
@@ -67,6 +68,7 @@ class TableDocuments(DocumentSet):
         self._left = len(found) - len(self._files)
         if not self._files:
             raise DocumentError(f"{place} has no {self.ending} file")
+        # By the first file; another one that differs is an error of its rows.
         self._schema = self.schema(self._files[0])
         self._columns = columns_of(self._schema, opening, self._files[0])
         self._indices = self.index()
@@ -74,9 +76,11 @@ class TableDocuments(DocumentSet):
         self._numbering = Numbering([len(one) for one in self._groups])
         if not len(self):
             raise DocumentError(f"{place} has no row")
+        # By the columns alone: a row without its image or text is found when it is read.
         paired = None not in (self._columns.image, self._columns.text) and not self._columns.several
         self.pairs = np.arange(len(self) if paired and self._columns.text not in CONVERSATIONS else 0)
         self._cached: OrderedDict[tuple[int, int, tuple[str, ...]], Any] = OrderedDict()
+        # Several threads read documents; without it two would decode the same group at once.
         self._lock = threading.Lock()
 
     @classmethod
@@ -126,6 +130,7 @@ class TableDocuments(DocumentSet):
             return []
         if self._columns.text in CONVERSATIONS:
             return super().texts(index)
+        # The text column alone: images are most of the bytes, and training a tokenizer needs none.
         value = self._row(index, [self._columns.text])[self._columns.text]
         return [checked_text(one, self.where(index)) for one in listed_values(value) if one]
 
@@ -145,6 +150,7 @@ class TableDocuments(DocumentSet):
         if self._columns.text in CONVERSATIONS:
             images = [find(one, where) for one in listed_values(image)]
             return conversation(turns_of({self._columns.text: text}, where, find), images, where), 0
+        # OBELICS. Lists of different lengths are images with captions instead.
         if isinstance(image, list) and isinstance(text, list) and len(image) == len(text):
             return page(image, text, where, find)
         parts: list[Part] = [find(one, where) for one in listed_values(image)]
@@ -165,6 +171,7 @@ class TableDocuments(DocumentSet):
             with self._lock:
                 one = self._kept_group(file, group, tuple(columns)).slice(at, 1)
             one.validate(full=True)  # a damaged file has offsets that lead anywhere
+            # Only this row becomes Python objects.
             (found,) = one.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
@@ -175,6 +182,7 @@ class TableDocuments(DocumentSet):
         key = (file, group, columns)
         if key not in self._cached:
             self._cached[key] = self.group(file, group, columns)
+            # The newest stays even if it is larger than the limit by itself.
             while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > CACHED:
                 self._cached.popitem(last=False)
         self._cached.move_to_end(key)
@@ -190,6 +198,7 @@ def checked_schema(schema: "pyarrow.Schema") -> "pyarrow.Schema":
     Raises:
         UnicodeDecodeError: one is none, which pyarrow finds only when it is asked for it.
     """
+    # Asking for the names is the check: it decodes them.
     assert all(isinstance(name, str) for name in schema.names)
     return schema
 
@@ -206,6 +215,7 @@ def columns_of(schema: "pyarrow.Schema", opening: DocumentOpening, file: Place) 
     for setting in ("image_column", "text_column"):
         if (given := getattr(opening, setting)) is not None and given not in names:
             raise DocumentError(f"{setting} = {given}, but {file} has only the columns {', '.join(schema.names)}")
+    # In the order of the list of names, not of the columns, so that the choice is the same for every file.
     image = opening.image_column or next((name for name in IMAGE_NAMES if name in names), None)
     text = opening.text_column or next((name for name in (*CONVERSATIONS, *TEXT_NAMES) if name in names), None)
     if image is None and text is None:
@@ -230,6 +240,7 @@ def page(images: list[Any], texts: list[Any], where: str, find: Find) -> tuple[l
     parts: list[Part] = []
     absent = 0
     for image, text in zip(images, texts, strict=True):
+        # Exactly one of the two per place, or the order of texts and images would be a guess.
         if (image is None) == (text is None):
             raise DocumentError(f"{where}: each place of a page has an image or a text, and null for the other")
         if image is None:
@@ -250,6 +261,7 @@ def image_of(folder: Place, value: Any, where: str) -> ImageRef:
         DocumentError: it is none, or its name leads out of the folder.
     """
     if isinstance(value, dict):
+        # Bytes first: the path is often only the name that the image once had.
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return Encoded(value, f"{where}: its image")

@@ -15,8 +15,11 @@ from generalist.data.formats.places import Place, read_range, size
 from generalist.data.formats.unpacked import PACKED, is_packed
 
 ENDINGS = (".txt", *(f".txt{packed}" for packed in PACKED))
+# A document is cut to the model's window later; 64 KB are more than most windows, and few enough bytes to read
+# for one.
 PIECE = 2**16
 """Bytes of a document at least where a longer file is cut."""
+# Lines of text are shorter as a rule. Without a limit, a file of one line would be searched to its end.
 WINDOW = 2**12
 """Bytes within which a cut looks for the end of a line, else of a word."""
 
@@ -29,7 +32,9 @@ class TextFiles(DocumentSet):
     def __init__(self, place: Place, opening: DocumentOpening):
         super().__init__(place, opening)
         listed = _listing(place, opening.index) if place.is_dir() else _arrays([(b"", size(place))], [])
+        # All names in one array of bytes, with the end of each: a million objects of `str` would take several times as much.
         self._names, self._ends, self._sizes = listed["names"], listed["ends"], np.array(listed["sizes"])
+        # The size on the disk says nothing of the text in a compressed file, which is unpacked at once.
         for number in listed["packed"].tolist() if place.is_dir() else range(is_packed(place)):
             self._sizes[number] = size(self.plain(self._file(number)))
         # The last piece of a file takes what is left, so that none is shorter than the others.
@@ -37,12 +42,14 @@ class TextFiles(DocumentSet):
         self._numbering = Numbering(self._pieces)
         if not len(self):
             raise DocumentError(f"{place} has no text")
+        # (P,), P = 0
         self.pairs = np.zeros(0, np.int64)
 
     @classmethod
     def matches(cls, place: Place) -> bool:
         if not place.is_dir():
             return place.name.lower().endswith(ENDINGS)
+        # The first one is enough; a folder may have a million.
         return next(_walk(place, []), None) is not None
 
     def __len__(self) -> int:
@@ -74,6 +81,7 @@ class TextFiles(DocumentSet):
 
     def _file(self, number: int) -> Place:
         begin = int(self._ends[number - 1]) if number else 0
+        # Names are bytes on Linux, and need not be UTF-8.
         name = os.fsdecode(self._names[begin : self._ends[number]].tobytes())
         return self.place / name if name else self.place
 
@@ -86,8 +94,10 @@ class TextFiles(DocumentSet):
                 raise ValueError("it has grown since it was indexed: delete the folder of indices")
             return content
         start, last = piece * PIECE, piece + 1 == self._pieces[number]
+        # A window more on the right: the cut at the end must be where the next piece finds its beginning.
         stop = int(self._sizes[number]) if last else start + PIECE + WINDOW
         content = read_range(file, start, stop - start)
+        # Both pieces look for the same cut within the same bytes, so that no letter is lost or read twice.
         end = len(content) if last else PIECE + _cut(content[PIECE:])
         return content[_cut(content[:WINDOW]) if piece else 0 : end]
 
@@ -96,6 +106,7 @@ def _listing(place: Place, index: Path | None) -> Arrays:
     """The text files of a folder, taken from the folder of indices as long as no folder has changed."""
     if isinstance(place, UPath) or index is None:
         return _arrays(sorted(_walk(place, [])), [])
+    # Named by the folder alone: the times of all folders in it say whether the list still holds.
     kept = index / f"text-{hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:32]}.npz"
     stored = read_arrays(kept)
     if stored is not None and all(_changed(os.fsdecode(name)) == time for name, time in _times(stored)):
@@ -145,6 +156,7 @@ def _walk(place: Place, folders: list[tuple[bytes, int]]) -> Iterator[tuple[byte
     if not isinstance(place, UPath):
         yield from _walk_local(str(place), "", folders)
         return
+    # One request lists all of a bucket's folder, with sizes; buckets have no times of folders to compare.
     for path, about in place.fs.find(place.path, detail=True).items():
         name = path.removeprefix(place.path.rstrip("/") + "/")
         if name.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in name.split("/")):
@@ -152,6 +164,7 @@ def _walk(place: Place, folders: list[tuple[bytes, int]]) -> Iterator[tuple[byte
 
 
 def _walk_local(folder: str, within: str, folders: list[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    # The time before the folder is listed: a file that comes meanwhile makes the list old, not wrong.
     folders.append((os.fsencode(folder), _changed(folder)))
     try:
         with os.scandir(folder) as entries:
@@ -160,6 +173,7 @@ def _walk_local(folder: str, within: str, folders: list[tuple[bytes, int]]) -> I
                     continue
                 if entry.name.lower().endswith(ENDINGS) and entry.is_file():
                     yield os.fsencode(within + entry.name), entry.stat().st_size
+                # Linked files are read, linked folders are not.
                 elif entry.is_dir(follow_symlinks=False):
                     yield from _walk_local(entry.path, f"{within}{entry.name}/", folders)
     except OSError as error:
@@ -171,4 +185,5 @@ def _cut(content: bytes) -> int:
     for mark in (b"\n", b" "):
         if (found := content.find(mark)) >= 0:
             return found + 1
+    # Bytes of UTF-8 that begin with the bits 10 are within a letter.
     return next((at for at, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)

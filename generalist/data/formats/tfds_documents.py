@@ -33,6 +33,7 @@ class TfdsDocuments(DocumentSet):
     def __init__(self, place: Place, opening: DocumentOpening):
         super().__init__(place, opening)
         try:
+            # Its errors are of other types, since RLDS is read through it too.
             folder = open_tfds(place)
             shards = folder.split(opening.split)
         except (ValueError, OSError) as error:
@@ -53,6 +54,7 @@ class TfdsDocuments(DocumentSet):
 
     @classmethod
     def matches(cls, place: Place) -> bool:
+        # Cheap looks first: `is_tfds` searches two levels of folders, which may be a million files.
         return place.is_dir() and ((place / INFO).exists() or bool(folders(place))) and is_tfds(place)
 
     def __len__(self) -> int:
@@ -74,6 +76,7 @@ class TfdsDocuments(DocumentSet):
             example = _example(read_record(self._files[number], record))
         except BrokenRecord as error:
             raise DocumentError(f"{where} can't be read ({error})") from error
+        # A record may lack one of the two: it is a text or an image alone.
         images = example[self._images].bytes_list.value if self._images in example else []
         texts = [text for text in (example[self._texts].bytes_list.value if self._texts in example else []) if text]
         parts: list[Part] = [Encoded(bytes(image), f"{where}: its image") for image in images]
@@ -100,6 +103,7 @@ def _keys(features: Any, opening: DocumentOpening, place: Place) -> tuple[str, s
         wanted = getattr(opening, setting)
         if wanted is not None and wanted not in found:
             raise DocumentError(f"{setting} = {wanted}, but {place} has {', '.join(found) or 'none of this kind'}")
+        # coco_captions has its texts at captions/text: any part of a key may be the usual name.
         known = [key for name in usual for key in found if name in key.split("/")]
         chosen.append(wanted or next(iter(known), ""))
     if not any(chosen):
@@ -110,6 +114,7 @@ def _keys(features: Any, opening: DocumentOpening, place: Place) -> tuple[str, s
 def _leaves(feature: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     import tensorflow_datasets as tfds
 
+    # Such as a Sequence of captions: an Example has it flat, as a list.
     inner = getattr(feature, "feature", feature)  # of a sequence
     if isinstance(inner, tfds.features.FeaturesDict):
         for name in sorted(inner):

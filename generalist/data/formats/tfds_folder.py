@@ -14,7 +14,9 @@ from generalist.data.formats.places import Place, inside
 
 INFO, FEATURES, METADATA = "dataset_info.json", "features.json", "metadata.json"
 FILE_FORMATS = ("tfrecord", "array_record")
+# TFDS's own, of data sets without `filepathTemplate`, as older ones are.
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# The dot at the end matters: a module `tensorflow_datasets.core.features_evil` would begin so too.
 TRUSTED = "tensorflow_datasets.core.features."
 LARGEST_JSON = 2**26
 """Bytes of a description: the largest published ones have a few megabytes."""
@@ -77,6 +79,7 @@ def open_tfds(place: Place) -> TfdsFolder:
         shards = {
             str(split["name"]): list(_shards(folder, name, format_, split)) for split in info.get("splits", []) if split
         }
+        # Before TFDS sees it.
         check_trusted(features)
         import tensorflow_datasets as tfds  # nearly a second to import
 
@@ -102,6 +105,7 @@ def _metadata(path: Place) -> tuple[float | None, dict[str, tuple[str, ...]]]:
     """
     stored = _json(path) if path.exists() else {}
     rate, names = stored.get("rate"), stored.get("names")
+    # `metadata.json` may also come from TFDS's builder with keys of its own; only these two are looked at.
     known = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
     if rate is not None and not known:
         raise ValueError(f"{path}: 'rate' must be steps per second above 0, got {rate!r:.60}: correct it")
@@ -114,6 +118,7 @@ def _described(place: Place) -> Iterator[Place]:
     if (place / INFO).exists():
         yield place
         return
+    # No deeper: a search of all folders could take hours in a bucket.
     for pattern in (f"*/{INFO}", f"*/*/{INFO}"):
         yield from (found.parent for found in place.glob(pattern))
 
@@ -125,10 +130,12 @@ def _version(place: Place) -> Place:
     parents = sorted({str(folder.parent) for folder in found})
     if len(parents) > 1:
         raise ValueError(f"{place} holds several data sets: name one of {', '.join(parents)}")
+    # By numbers: 0.10.0 is newer than 0.9.0.
     return max(found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)])
 
 
 def _json(path: Place) -> Any:
+    # Before it is read.
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{path} has more than {LARGEST_JSON:,} bytes, which no description has: copy it again")
     try:
@@ -141,6 +148,7 @@ def _json(path: Place) -> Any:
 
 
 def _shards(folder: Place, name: str, format_: str, split: Mapping[str, Any]) -> Iterator[tuple[Place, int]]:
+    # Protocol buffers write int64 as text in JSON: "135".
     lengths = [int(length) for length in split.get("shardLengths", [])]
     if len(lengths) > MOST_SHARDS or any(not 0 <= length <= MOST_RECORDS for length in lengths):
         raise ValueError(
@@ -157,6 +165,7 @@ def _shards(folder: Place, name: str, format_: str, split: Mapping[str, Any]) ->
             "NUM_SHARDS": f"{len(lengths):05d}",
             "SHARD_X_OF_Y": f"{index:05d}-of-{len(lengths):05d}",
         }
+        # Not with str.format, which would look up attributes of whatever it is given.
         filled = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)  # noqa: B023 - used at once
         yield inside(folder, filled, folder / INFO), length
 
@@ -168,6 +177,8 @@ def check_trusted(value: Any) -> None:
         ValueError: another class is, whose module would be imported.
     """
     if isinstance(value, dict):
+        # `type` names the class in files of older versions, and other things elsewhere: only a name with a dot
+        # leads to a module.
         for key in ("pythonClassName", "type"):
             named = value.get(key)
             if isinstance(named, str) and ("." in named or key == "pythonClassName") and not named.startswith(TRUSTED):

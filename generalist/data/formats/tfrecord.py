@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.formats.places import Place, size
 
+# Length and its checksum; behind the payload, that of the payload.
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 LARGEST = 2**31
@@ -33,6 +34,7 @@ def masked_crc(content: bytes) -> int:
     import google_crc32c
 
     crc = google_crc32c.value(content)
+    # Rotated right by 15 bits, plus kMaskDelta of TensorFlow's crc32c.h.
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -47,8 +49,10 @@ def records(file: Place) -> Iterator[Record]:
     with file.open("rb") as opened:
         while offset < end:
             opened.seek(offset)
+            # From header to header: 12 bytes are read per record, however large it is.
             length = _length(opened.read(HEADER.size), file, offset)
             following = offset + HEADER.size + length + FOOTER.size
+            # A download that broke off ends within a record.
             if following > end:
                 raise BrokenRecord(
                     f"{file}, offset {offset}: the file ends within a record of {length:,} bytes: copy it again"
@@ -67,6 +71,7 @@ def payload(file: Place, record: Record) -> bytes:
     with file.open("rb") as opened:
         opened.seek(record.offset)
         content = opened.read(HEADER.size + record.size + FOOTER.size)
+    # The header once more, in case that another file has taken the place of the one that was indexed.
     if len(content) < HEADER.size + record.size + FOOTER.size or _length(content, file, record.offset) != record.size:
         raise BrokenRecord(f"{file}, offset {record.offset}: the file has changed since it was indexed: run it again")
     found = content[HEADER.size : HEADER.size + record.size]
@@ -88,6 +93,7 @@ def _length(content: bytes, file: Place, offset: int) -> int:
     if len(content) < HEADER.size:
         raise BrokenRecord(f"{file}, offset {offset}: the file ends within a record's header: copy it again")
     length, crc = HEADER.unpack_from(content)
+    # First of all: every other use of a damaged length leads somewhere into the file.
     if masked_crc(content[:8]) != crc:
         raise BrokenRecord(
             f"{file}, offset {offset}: the length of a record does not fit its checksum, so that this record and all after it "

@@ -19,6 +19,7 @@ from generalist.data.formats.places import Place, size, stamp
 
 PACKED = (".gz", ".tgz", ".zst", ".zip")
 """How names of compressed files end; a zip holds one file."""
+# A quarter of a terabyte.
 LARGEST = 2**38  # bytes of an unpacked file
 RATIO, RATIO_FROM = 200, 2**26  # text shrinks to a tenth: more than this many times is meant to fill the disk
 ROOM = 2**30  # bytes that stay free on the disk
@@ -39,9 +40,12 @@ def unpacked(file: Place, folder: Path) -> Place:
     if not is_packed(file):
         return file
     copy = folder / f"unpacked-{hashlib.sha256(stamp(file).encode()).hexdigest()[:32]}"
+    # It has its name only when it is whole, and a changed file has another one.
     if copy.exists():
         return copy
     folder.mkdir(parents=True, exist_ok=True)
+    # Several processes may unpack the same file; each writes its own, and the last rename wins with the same
+    # content.
     temporary = copy.with_name(f".{copy.name}.{os.getpid()}")
     try:
         with _opened(file) as packed, temporary.open("wb") as written:
@@ -55,6 +59,7 @@ def unpacked(file: Place, folder: Path) -> Place:
 def _copy(packed: Any, written: Any, file: Place, folder: Path) -> None:
     most, count = max(RATIO_FROM, RATIO * size(file)), 0
     while chunk := packed.read(CHUNK):
+        # Counted while it is written, as the sizes that gzip and zip declare are not to be trusted.
         count += len(chunk)
         if count > min(most, LARGEST):
             raise DocumentError(
@@ -75,6 +80,8 @@ def _opened(file: Place) -> Iterator[Any]:
     try:
         with file.open("rb") as raw:
             if file.name.lower().endswith((".gz", ".tgz")):
+                # Also files of several members, one behind the other, such as `cat a.gz b.gz` makes; the checksum
+                # of each is compared.
                 with gzip.GzipFile(fileobj=raw) as stream:
                     yield stream
             elif file.name.lower().endswith(".zst"):
@@ -93,6 +100,7 @@ def _opened(file: Place) -> Iterator[Any]:
 
 def _only(archive: zipfile.ZipFile, file: Place) -> zipfile.ZipInfo:
     """The one file of an archive; its name is not used."""
+    # macOS adds a folder __MACOSX with what its file system knows of each file.
     found = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX")]
     if len(found) != 1:
         raise DocumentError(f"{file} holds {len(found)} files, where one is read: unpack it yourself")

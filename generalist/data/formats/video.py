@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from generalist.data.formats.columns import Frames
 from generalist.data.formats.faults import BrokenRecord
@@ -72,7 +72,7 @@ class VideoFrames(Frames):
         period: float,
         what: str,
         count: int | None = None,
-        numbers: np.ndarray | None = None,
+        numbers: Int[np.ndarray, "T"] | None = None,
     ):
         self.file, self.times, self.size, self.period, self.what, self.count = file, times, size, period, what, count
         self._numbers = np.arange(len(times)) if numbers is None else numbers
@@ -113,6 +113,8 @@ class VideoFrames(Frames):
                 f"{self.file}, {self.what}: the video has {video.size[0]} × {video.size[1]} pixels (height × width), where "
                 f"{self.size[0]} × {self.size[1]} should be: correct what describes it, or encode it anew"
             )
+        # Only where the video has no other episode; most of its frames being right, nothing else would show that
+        # some are missing at the end.
         if self.count is not None and video.count and abs(video.count - self.count) > SURPLUS:
             raise BrokenRecord(
                 f"{self.file}, {self.what}: the video has {video.count} frames, where the episode has {self.count} "
@@ -122,8 +124,11 @@ class VideoFrames(Frames):
     def _decoded(self, video: "OpenVideo") -> UInt8[np.ndarray, "T H W 3"]:
         images = np.empty((len(self), *self.size, 3), np.uint8)
         for image, number, time in zip(images, self._numbers, self.times.tolist(), strict=True):
+            # By time, not by number: files may begin late, and the numbers of frames in files of many episodes
+            # are nowhere written.
             frame = video.nearest(time, EXACT * self.period)
             shown = math.inf if frame is None else video.time(frame)
+            # Written so that NaN, which compares as false, is refused.
             if frame is None or not abs(shown - time) <= TOLERANCE * self.period:
                 there = "there is none" if frame is None else f"the nearest one is at {shown:.4f} s"
                 raise BrokenRecord(
@@ -154,12 +159,15 @@ class OpenVideo:
         self._container: Any = None
         self.file, self._file = file, file.open("rb")
         try:
+            # The format is given, and never guessed: playlists, for one, make FFmpeg open further files and
+            # addresses.
             self._container = av.open(self._file, format="mp4")
             if not self._container.streams.video:
                 raise BrokenRecord(f"{file} has no video: {REMEDY}")
             self._stream = self._container.streams.video[0]
             context = self._stream.codec_context
             self.size = (context.height, context.width)
+            # Before a frame is decoded.
             if math.prod(self.size) > LARGEST_IMAGE:
                 raise BrokenRecord(f"{file} has {context.height} × {context.width} pixels: encode it with fewer")
             context.thread_count = THREADS
@@ -167,6 +175,8 @@ class OpenVideo:
             # larger than the file says.
             context.options = {"err_detect": "explode", "max_pixels": str(LARGEST_IMAGE)}
             self._base = float(self._stream.time_base or 0)
+            # The table of the file (moov), with each frame's time and whether it is a keyframe: nothing is
+            # decoded to find one.
             self._index = self._stream.index_entries
             if not self._base or not len(self._index):
                 raise BrokenRecord(f"{file} doesn't say when its frames are shown: {REMEDY}")
@@ -205,9 +215,12 @@ class OpenVideo:
         """
         import av
 
+        # `exact` more, since times in the file are rounded to ticks.
         key = self._keyframe(math.floor((time + exact) / self._base))
         if self._is_ahead(time, exact, key):
             return self._advance(time, exact)
+        # Decoding from a keyframe may begin behind the wanted time, or fail, in open groups of pictures: then
+        # from the one before.
         for attempt in range(KEYFRAMES):
             self._seek(key)
             try:
@@ -226,15 +239,18 @@ class OpenVideo:
 
     def _is_reached(self, time: float, exact: float) -> bool:
         """Whether decoding has begun early enough for a time."""
+        # The earliest of the two frames that are kept.
         first = self._passed or self._last
         return first is not None and self.time(first) <= time + exact
 
     def _is_ahead(self, time: float, exact: float, key: int) -> bool:
         """Whether a time is reached from here, without a keyframe to go to on the way."""
+        # If a keyframe lies between, going there skips frames that nobody wants.
         return self._is_reached(time, exact) and (key < 0 or self._index[key].timestamp <= self._last.pts)
 
     def _seek(self, key: int) -> None:
         self._passed = self._last = None
+        # To the keyframe's own time: FFmpeg goes to the one before or at it.
         self._container.seek(self._index[max(key, 0)].timestamp, stream=self._stream)
         self._frames = self._decoded()
 
@@ -251,12 +267,15 @@ class OpenVideo:
 
     def _advance(self, time: float, exact: float) -> Any:
         """Decodes until a time, and gives the frame that is nearest to it."""
+        # Frames come in the order of their times, so that the nearest one is the last that was passed or the
+        # first that is not.
         while self._last is None or self.time(self._last) < time - exact:
             frame = next(self._frames, None)
             if frame is None:
                 break
             self._passed, self._last = self._last, frame
         near = [frame for frame in (self._passed, self._last) if frame is not None]
+        # The earlier one if both are as near.
         return min(near, key=lambda frame: abs(self.time(frame) - time), default=None)
 
     def close(self) -> None:

@@ -22,6 +22,8 @@ from generalist.data.formats.records import checked_text
 
 ANSWER = "Question: {question} Answer: {answer}"
 """How a question and its answer are written, in training and in prompts (Flamingo, appendix B)."""
+# VQAv2: v2_OpenEnded_mscoco_train2014_questions.json; OK-VQA: OpenEnded_mscoco_val2014_questions.json. The test
+# questions have no answers.
 QUESTIONS = re.compile(r"(?P<prefix>.*)OpenEnded_mscoco_(?P<images>(?P<split>train|val)\d+)_questions\.json")
 
 
@@ -34,6 +36,7 @@ class QuestionDocuments(DocumentSet):
         super().__init__(place, opening)
         found = question_files(place)
         split = opening.split.removesuffix("idation")  # which are called val
+        # A file that is named itself is of the split that is wanted, whatever it says.
         wanted = found if found == [place] else [one for one in found if f"_{split}" in one.name]
         if len(wanted) != 1:
             names = ", ".join(one.name for one in wanted or found)
@@ -47,12 +50,15 @@ class QuestionDocuments(DocumentSet):
         if not self._answers.exists():
             raise DocumentError(f"there is no {self._answers}: put it there as it is published")
         self._image = f"COCO_{name['images']}_{{:012d}}.jpg"
+        # Where people unpack COCO's zip: beside the questions, in `images`, or all in one folder.
         beside = [folder / name["images"], folder / "images" / name["images"], folder]
+        # The folder itself always is one, so that a missing image is reported by name when it is read.
         self._images = opening.images or next(one for one in beside if one.is_dir())
         (self._asked,) = self._index(self._questions, "questions")
         (self._answered,) = self._index(self._answers, "annotations")
         if not len(self):
             raise DocumentError(f"{self._questions} has no question")
+        # (annotations,): annotations need not have the order of the questions, and are found by bisection.
         self._order = np.argsort(self._answered["id"], kind="stable")
         self.pairs = np.arange(len(self))
 
@@ -74,6 +80,7 @@ class QuestionDocuments(DocumentSet):
         where = self.where(index)
         question = self._element(self._questions, self._asked, index, where)
         number = question.get("image_id")
+        # `type`, since True is an int for `isinstance`.
         if type(number) is not int or number < 0:
             raise DocumentError(f"{where}: its image_id is {number!r:.60} instead of a number")
         asked = checked_text(question.get("question"), where)
@@ -81,9 +88,12 @@ class QuestionDocuments(DocumentSet):
         answers = answers if isinstance(answers, list) else []
         given = [one.get("answer") if isinstance(one, dict) else None for one in answers]
         texts = [one.strip() for one in given if isinstance(one, str) and one.strip()]
+        # The published files have a text in each of the ten answers.
         if not asked or not texts or len(texts) < len(given):
             raise DocumentError(f"{where} has no question, or no answer in {self._answers.name}: get both files again")
+        # Of several answers that are as frequent, the first in the file.
         most = checked_text(Counter(texts).most_common(1)[0][0], where)
+        # Not str.format: a question may have braces.
         text = ANSWER.replace("{question}", asked).replace("{answer}", most)
         return [self._images / self._image.format(number), text]
 
@@ -131,5 +141,6 @@ def scan_elements(file: Place, key: str) -> Arrays:
             if type(number) is not int or abs(number) >= 2**63:
                 raise DocumentError(f"{file} {key} {row} has no question_id: get the file again")
             found.extend((number, offset, len(content)))
+    # (N, 3) to three of (N,)
     ids, offsets, lengths = np.array(found, np.int64).reshape(-1, 3).T
     return {"id": ids, "offset": offsets, "length": lengths}

@@ -2,6 +2,8 @@
 
 cat0.jpg  cat0.txt  cat1.jpg  cat1.txt      an image, then its text (.txt, else the text of .json, else the class of .cls)
 page0.json                                  any layout of `generalist.data.formats.records`, with images in base64 or beside it
+
+Dimension key: M members of a tar, P pairs.
 """
 
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from jaxtyping import Int
 
 from generalist.data.files import DocumentError, decoded, named, parsed
 from generalist.data.formats.documents import TEXT_NAMES, DocumentOpening, DocumentSet, Numbering, Part, listed
@@ -28,6 +31,7 @@ KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 """A member's key and the ending of its name: all behind the first point of its last part."""
 LARGEST_HEADER = 2**20  # bytes of a long name, or of what else stands before a member
 LARGEST_TEXT = 2**28  # bytes of a member with text
+# Each is a text in memory; a tar of other things may have one per member.
 MOST_ENDINGS = 1000
 TEXTS = ("txt", "text", "caption")
 """Endings of texts, the first one that a sample has."""
@@ -41,9 +45,11 @@ class WebDataset(DocumentSet):
     def __init__(self, place: Place, opening: DocumentOpening):
         super().__init__(place, opening)
         self._files = listed(place, TARS)
+        # A compressed tar has no random access, so that it is unpacked once.
         kept = self.kept if any(map(is_packed, self._files)) else None
         scan = partial(scan_tar, kept=kept)
         self._indices = indexed(self._files, scan, kind="webdataset", opening=opening)
+        # `first` has the first member of each sample, and the end: one more than samples.
         self._numbering = Numbering([len(one["first"]) - 1 for one in self._indices])
         if not len(self):
             raise DocumentError(f"{place} has no sample: members of a WebDataset are called KEY.jpg and KEY.txt")
@@ -72,9 +78,11 @@ class WebDataset(DocumentSet):
         where = self.where(index)
         if "json" in members:
             record = self._json(members["json"])
+            # Other JSON describes the image beside it (img2dataset's, with its address and size).
             if any(key in record for key in (*PUBLISHED, "content")):
                 return self._record(record, members, where)
         text = self._text(members, where)
+        # Images before the text: a caption follows what it describes.
         found: list[Part] = [one for ending, one in members.items() if _is_image(ending)]
         found += [text] if text else []
         if not found:
@@ -91,6 +99,7 @@ class WebDataset(DocumentSet):
     def notes(self) -> list[str]:
         unread: Counter[str] = Counter()
         for one in self._indices:
+            # (endings,): how many members have each
             names, counts = one["endings"].tolist(), np.bincount(one["ending"], minlength=len(one["endings"])).tolist()
             unread.update({f".{name}": count for name, count in zip(names, counts, strict=True) if not _is_read(name)})
             unread.update(dict(zip(one["skipped"].tolist(), one["skipped_count"].tolist(), strict=True)))
@@ -105,6 +114,7 @@ class WebDataset(DocumentSet):
         found = {}
         for row in range(first, stop):
             ending = str(arrays["endings"][arrays["ending"][row]])
+            # Not read: an image is a range of the tar until it is decoded.
             found[ending] = Extract(file, int(arrays["offset"][row]), int(arrays["size"][row]), f"{where}.{ending}")
         return found
 
@@ -126,9 +136,11 @@ class WebDataset(DocumentSet):
         def find(name: str, where: str) -> ImageRef:
             if name in members:
                 return members[name]
+            # A record may name its image by the ending alone, or by the whole name of the member.
             ending = name.rpartition("/")[2].partition(".")[2]
             return members.get(ending) or named(self.opening.images or self.place.parent, name, where)
 
+        # A conversation without an image's name means the images beside it.
         if not any(key in record for key in ("content", "image", "images")):
             record = record | {"images": [ending for ending in members if _is_image(ending)]}
         return record_parts(record, where, found_or_decoded(find))
@@ -162,6 +174,7 @@ def scan_tar(file: Place, kept: Path | None) -> Arrays:
     endings: dict[str, int] = {}
     found, skipped = array("q"), Counter[str]()
     for member in _headers(file if kept is None else unpacked(file, kept), file):
+        # tar adds `./` where it was given a folder.
         match = KEY.fullmatch(member.name.removeprefix("./"))
         if reason := _not_read(member, match):
             skipped[reason] += 1
@@ -171,10 +184,12 @@ def scan_tar(file: Place, kept: Path | None) -> Arrays:
                 raise DocumentError(f"{file} has members with more than {MOST_ENDINGS} endings: it is no WebDataset")
             at = (keys.setdefault(key, len(keys)), endings.setdefault(ending, len(endings)))
             found.extend((*at, member.offset_data, member.size))
+    # (members, 4)
     rows = np.array(found, np.int64).reshape(-1, 4)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]  # of tars that are not sorted, members of a key come together
     sample, ending, offset, count = rows.T
     _check_once(file, sample, ending, list(keys), list(endings))
+    # As tarfile decodes names that are no UTF-8, so that the same bytes come back.
     names = [key.encode("utf-8", "surrogateescape") for key in keys]
     return {
         "first": np.searchsorted(sample, np.arange(len(keys) + 1)),
@@ -193,14 +208,19 @@ def _not_read(member: tarfile.TarInfo, match: re.Match[str] | None) -> str:
     """Why a member is left aside; empty if it is not."""
     if member.isdir():
         return "folders"
+    # A link's bytes are elsewhere; those of a file with holes are not one range of the tar.
     if not member.isreg() or member.issparse():
         return "links, devices and files with holes"
+    # Nothing is ever written to such a name; it is left aside all the same, as no data set needs one.
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "names outside of the tar"
     return "" if match else "names without a key and an ending"
 
 
-def _check_once(file: Place, sample: np.ndarray, ending: np.ndarray, keys: list[str], endings: list[str]) -> None:
+def _check_once(
+    file: Place, sample: Int[np.ndarray, "M"], ending: Int[np.ndarray, "M"], keys: list[str], endings: list[str]
+) -> None:
+    # (members,): a number per sample and ending
     both = sample * (len(endings) + 1) + ending
     values, counts = np.unique(both, return_counts=True)
     if (counts > 1).any():
@@ -219,6 +239,8 @@ def _headers(file: Place, told: Place) -> Iterator[tarfile.TarInfo]:
             end, offset = size(file), 0
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] # which else keep all headers in memory
+                # A size that leads backwards would make the walk endless, one beyond the end would hide what was
+                # cut off.
                 if member.size < 0 or member.offset_data + member.size > end or member.offset < offset:
                     raise DocumentError(f"{told} ends within the member {member.name!r:.80}: get it again")
                 offset = member.offset_data
@@ -271,11 +293,12 @@ def _is_read(ending: str) -> bool:
     return _is_image(ending) or ending in (*TEXTS, "json", "cls")
 
 
-def _pairs(arrays: Arrays, text: str | None) -> np.ndarray:
+def _pairs(arrays: Arrays, text: str | None) -> Int[np.ndarray, "P"]:
     """Numbers of the samples of one image and a text."""
     endings = arrays["endings"].tolist()
     images = np.array([_is_image(ending) for ending in endings], bool)
     texts = np.array([not _is_image(one) and (_is_read(one) or one == text) for one in endings], bool)
+    # (members,): the sample of each
     sample = np.repeat(np.arange(len(arrays["first"]) - 1), np.diff(arrays["first"]))
     counts = [
         np.bincount(sample[kind[arrays["ending"]]], minlength=len(arrays["first"]) - 1) for kind in (images, texts)

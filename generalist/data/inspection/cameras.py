@@ -24,6 +24,7 @@ EPISODES = 32
 """Whose images are looked at, spread over all."""
 FRAMES = 8
 """Of each camera in each of these."""
+# Of 255: a camera with its lid on gives noise of a few levels, not zeros.
 DARK = 4.0
 """Mean of the pixels, below which a frame shows nothing."""
 RUN = 32
@@ -48,8 +49,10 @@ def image_keys(episodes: EpisodeSet, mapping: FieldMapping) -> list[str]:
 def strips(episodes: EpisodeSet, mapping: FieldMapping, count: int, frames: int) -> Iterator[Strip]:
     """Frames of `count` episodes, of each camera up to `frames`; what can't be read is left out."""
     keys, whole = image_keys(episodes, mapping), np.flatnonzero(episodes.lengths)
+    # Spread over the set, since the first episodes may all be of one scene.
     for number in whole[spread(len(whole), count)].tolist() if keys and len(whole) else []:
         try:
+            # Images are encoded or not read yet; only the chosen frames are decoded.
             columns = episodes.read(number, keys).columns
             for key in keys:
                 steps = spread(len(columns[key]), frames).tolist()
@@ -71,6 +74,7 @@ def check(
     keys, there = image_keys(episodes, mapping), np.flatnonzero(episodes.lengths)
     if not keys or not len(there):
         return [], [], {}
+    # Decoding is what costs time: a sample shows whether a camera works, `--all` whether every image can be read.
     numbers = there if whole else there[spread(len(there), EPISODES)]
     seen = {key: _Camera() for key in keys}
     broken: dict[int, str] = {}
@@ -83,12 +87,14 @@ def check(
                     camera.add(number, columns[key], list(steps))
             except BrokenRecord as error:
                 where = episodes.where(number)
+                # Some formats name the file and record themselves, and a column knows only its own part.
                 broken[number] = str(error) if str(error).startswith(where) else f"{where}: {error}"
     about = [
         {
             "key": key,
             "frames": camera.frames,
             "shapes": sorted(list(shape) for shape in camera.shapes),
+            # Shown to the user: a camera that is nearly black or white in the mean is seen at a glance.
             "mean": camera.mean,
         }
         for key, camera in seen.items()
@@ -122,10 +128,13 @@ class _Camera:
         Raises:
             BrokenRecord: one can't be read.
         """
+        # Only the first frame is kept; all others are compared with it as they come.
         first: np.ndarray | None = None
+        # One frame alone can't tell whether the image changes.
         moves, brightest = len(steps) < 2, 0.0
         for frame in itertools.chain.from_iterable(_decoded(column, steps)):
             first = frame if first is None else first
+            # Exactly equal: even a camera that shows a still scene has noise, unless it hung or was rendered.
             moves = moves or not np.array_equal(first, frame)
             mean = float(frame.mean())
             brightest = max(brightest, mean)
@@ -133,6 +142,7 @@ class _Camera:
             self.frames += 1
             self.shapes.add(frame.shape)
         self._still += [] if moves else [number]
+        # By the brightest frame: an episode may begin in the dark.
         self._dark += [number] if brightest < DARK else []
 
     def odd(self) -> list[tuple[str, list[int], str]]:
@@ -152,12 +162,13 @@ class _Camera:
         return [one for one in found if one[1]]
 
 
-def _decoded(column: Column, steps: list[int]) -> Iterator[np.ndarray]:
+def _decoded(column: Column, steps: list[int]) -> Iterator[UInt8[np.ndarray, "T H W C"]]:
     """Some of a column's images, decoded in runs of neighbours, as videos are read fastest.
 
     Raises:
         BrokenRecord: one can't be read.
     """
+    # A video is decoded from its last keyframe on: neighbours in one go cost a single pass.
     begin = 0
     for end in range(1, len(steps) + 1):
         if end == len(steps) or steps[end] != steps[end - 1] + 1 or end - begin == RUN:

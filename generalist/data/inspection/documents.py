@@ -29,19 +29,23 @@ def inspect(
     numbers = np.arange(len(documents)) if whole else spread(len(documents), SAMPLE)
     kinds: Counter[str] = Counter()
     characters, sides, images = [], [], []
+    # Those that opening the set has found already.
     broken = {number: _named(documents, number, why) for number, why in documents.left_out.items()}
     with counting(console, transient=True) as progress:
         for number in progress.track(numbers.tolist(), description="reading documents"):
             try:
                 parts = documents[number]
+                # Decoded, since a file that is there may still be no image.
                 shown = [read_image(part) for part in parts if not isinstance(part, str)]
             except DocumentError as error:
                 broken[number] = _named(documents, number, str(error))
                 continue
+            # A document counts only once it could be read as a whole.
             texts = [part for part in parts if isinstance(part, str)]
             kinds[_kind(len(shown), len(texts))] += 1
             characters.append(sum(map(len, texts)))
             images.append(len(shown))
+            # (H, W)
             sides += [image.shape[:2] for image in shown]
     about = {
         "name": name,
@@ -52,6 +56,7 @@ def inspect(
         "kinds": dict(sorted(kinds.items())),
         "characters": histogram(np.array(characters, np.int64)),
         "images": histogram(np.array(images, np.int64)),
+        # Of every image in the sample, so that a size of the model's images can be chosen.
         "heights": histogram(np.array([height for height, _ in sides], np.int64)),
         "widths": histogram(np.array([width for _, width in sides], np.int64)),
         "broken": [{"record": number, "reason": why} for number, why in sorted(broken.items())[:BROKEN]],

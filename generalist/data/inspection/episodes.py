@@ -1,6 +1,6 @@
 """Inspection of a data set of episodes: all that its files hold, and what is wrong with it.
 
-Dimension key: N episodes.
+Dimension key: N episodes, n values.
 """
 
 from collections import defaultdict
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 from rich.console import Console
 
 from generalist.data.formats.episodes import EpisodeSet
@@ -46,13 +47,16 @@ def inspect(
     times = timestamps.fields_with_times(episodes.fields)
     found = scan(episodes, mapping, times, console)
     seen, of_cameras, unreadable = cameras.check(name, episodes, mapping, console, whole=whole)
+    # Three passes find them: over the numbers, over whole episodes, over images.
     broken = {**statistics.broken, **found.broken, **unreadable}
+    # One entry per field: recordings of several sensors have several clocks.
     checked = [timestamps.check(name, episodes, key, found.times[key]) for key in times]
     about: dict[str, Any] = {
         "name": name,
         "every": opened.every,
         **_files(episodes),
         "fields": fields.described(episodes.fields, mapping, statistics),
+        # 0 steps stands for an episode that is known to be broken.
         "lengths": histogram(episodes.lengths[episodes.lengths > 0]),
         "returns": histogram(statistics.returns[np.isfinite(statistics.returns)]),
         "instructions": _instructions(statistics, found, mapping, instruction),
@@ -81,6 +85,7 @@ def _files(episodes: EpisodeSet) -> dict[str, Any]:
         "place": str(episodes.place),
         "format": episodes.format,
         "files": len(episodes.files),
+        # Missing files are told as lost records, and have no size.
         "bytes": sum(size(file) for file in episodes.files if file.exists()),
         "rate": episodes.rate,
         "unread": dict(episodes.unread),
@@ -89,11 +94,12 @@ def _files(episodes: EpisodeSet) -> dict[str, Any]:
     }
 
 
-def histogram(values: np.ndarray) -> dict[str, Any] | None:
+def histogram(values: Num[np.ndarray, "n"]) -> dict[str, Any] | None:
     """Least, median, mean and largest of values (n,), and how many are between each two edges; None of no values."""
     if not len(values):
         return None
     whole = values.dtype.kind in "iu"
+    # At most one bin per whole number, or there would be gaps between the bars.
     span = int(values.max() - values.min()) + 1 if whole else BINS
     counts, edges = np.histogram(values, bins=min(BINS, span))
     return {
@@ -119,6 +125,7 @@ def _instructions(found: Statistics, scanned: Scan, mapping: FieldMapping, defau
 def _broken(part: str, episodes: EpisodeSet, broken: dict[int, str]) -> list[Problem]:
     if not broken:
         return []
+    # A file that is missing gives the same reason for each of its records.
     reasons = list(dict.fromkeys(broken[number] for number in sorted(broken)))
     what = f"{counted(len(broken), 'record')} of {max(len(episodes), 1 + max(broken)):,} can't be read"
     remedy = (
@@ -136,6 +143,7 @@ def _not_finite(
         if numbers is None or not numbers.not_finite.any():
             continue
         steps = found.not_finite.get(key, {})
+        # The statistics count all of them; where the first ones are comes from the pass over whole episodes.
         named = listed([f"step {step} of {episodes.where(number)}" for number, step in steps.items()], 3)
         columns = fields.names_of(episodes.fields[key], len(numbers.mean))
         odd = [column for column, count in zip(columns, numbers.not_finite, strict=True) if count]
@@ -155,8 +163,10 @@ def _duplicates(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
         what = f"{counted(again, 'repetition')} of another episode, with all actions and observations: {named}"
         remedy = "they count twice, and may be held out and trained on at once: take the copies out"
         problems.append(Problem(kind="duplicate", part=part, where="episodes", what=what, remedy=remedy))
+    # What is the same in everything is told once.
     known = {frozenset(group) for group in equal}
     acted = [group for group in _groups(found, "actions") if frozenset(group) not in known]
+    # Choices, such as those of a grid world, often have the same few in a row by chance.
     if acted and _has_floats(episodes):
         named = listed([" = ".join(episodes.where(number) for number in group) for group in acted], 3)
         what = (
@@ -172,6 +182,7 @@ def _duplicates(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
 def _groups(found: Scan, name: str) -> list[list[int]]:
     """Numbers of episodes with the same hash, of those whose actions vary."""
     groups: dict[int, list[int]] = defaultdict(list)
+    # Actions that never change say nothing: all episodes that stand still would be the same.
     varied = found.facts["read"] & (~found.facts["still"] | (name == "whole"))
     for number in np.flatnonzero(varied).tolist():
         groups[int(found.facts[name][number])].append(number)
@@ -196,6 +207,7 @@ def _short(part: str, episodes: EpisodeSet) -> list[Problem]:
 
 
 def _still(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
+    # Very short episodes may well do the same thing throughout.
     numbers = np.flatnonzero(found.facts["still"] & (episodes.lengths >= STILL)).tolist()
     if not numbers:
         return []
@@ -208,10 +220,12 @@ def _still(part: str, episodes: EpisodeSet, found: Scan) -> list[Problem]:
 def _ends(part: str, found: Scan) -> list[Problem]:
     """Actions at the ends of episodes that are placeholders: zeros or repetitions there, and hardly anywhere else."""
     facts = found.facts[found.facts["read"]]
+    # Of a single episode, nothing can be called usual.
     if len(facts) < 2:
         return []
     problems = []
     for kind, flag, others, what in ENDS:
+        # An action of zeros is real where it occurs in the middle as well; only at the ends it is a filling.
         share, elsewhere = float(facts[flag].mean()), float((facts[others] > 0).mean())
         if share >= USUAL and elsewhere <= RARE:
             told = f"{what} in {share:.0%} of the episodes, and hardly anywhere else"

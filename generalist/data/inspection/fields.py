@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from generalist.data.formats.episodes import Field
 from generalist.data.inspection.problems import Problem, counted, listed
@@ -49,24 +49,31 @@ def uses(mapping: FieldMapping) -> dict[str, str]:
 def shape_of(numbers: Numbers) -> Shape:
     """What a field's statistics show."""
     rows = numbers.rows.reshape(len(numbers.rows), -1).astype(np.float64)  # (R, D)
+    # NaN compares as unequal to everything, and so counts for none of the shares.
     rows = np.where(np.isfinite(rows), rows, np.nan)
+    # (D,)
     none = np.zeros(rows.shape[1], bool)
+    # Constant is exact, from all steps; the others are shares of the sample.
     if len(rows) < ROWS:
         return Shape(constant=numbers.constant, near_constant=none, saturated=none, outlier=none)
+    # A gripper that is open or closed is always at its lowest or highest value, and rightly so.
     several = np.array([len(np.unique(column[~np.isnan(column)])) > CHOICES for column in rows.T])
+    # (D,)
     frequent = np.array([_most(column) for column in rows.T])
     at_end = ((rows == numbers.low) | (rows == numbers.high)).mean(axis=0)
     is_float = numbers.rows.dtype.kind == "f"
+    # From the whole data set, not the sample: outliers are rare.
     apart = np.maximum(numbers.high - numbers.mean, numbers.mean - numbers.low)
     return Shape(
         constant=numbers.constant,
         near_constant=(frequent >= NEAR_CONSTANT) & ~numbers.constant,
+        # Whole numbers are levels or counters, whose ends are values like others.
         saturated=(at_end >= SATURATED) & several & is_float,
         outlier=(apart > OUTLIER * numbers.deviation) & several & ~numbers.constant,
     )
 
 
-def _most(column: np.ndarray) -> float:
+def _most(column: Float[np.ndarray, "R"]) -> float:
     """Share of the most frequent value."""
     _, counts = np.unique(column, return_counts=True)
     return float(counts.max() / len(column))
@@ -75,6 +82,7 @@ def _most(column: np.ndarray) -> float:
 def names_of(field: Field, count: int) -> list[str]:
     """Of a field's numbers, as the files have them or by their places."""
     if len(field.names) == count:
+        # Names of another count would name the wrong numbers.
         return list(field.names)
     return [field.key] if not field.shape else [f"{field.key}[{number}]" for number in range(count)]
 
@@ -82,6 +90,7 @@ def names_of(field: Field, count: int) -> list[str]:
 def described(fields: Mapping[str, Field], mapping: FieldMapping, found: Statistics) -> list[dict[str, Any]]:
     """Every field, those that are used first."""
     used = uses(mapping)
+    # In the order of the mapping; all others, whose place is that behind the last, by their keys.
     order = sorted(fields, key=lambda key: ([*used, key].index(key), key))
     return [_described(fields[key], used.get(key), found.fields.get(key)) for key in order]
 
@@ -145,6 +154,7 @@ def problems(part: str, fields: list[dict[str, Any]]) -> list[Problem]:
     """What is wrong with the numbers of fields that are used, as `described` gives them. Rewards may be anything."""
     found = []
     for field in fields:
+        # What is not used can do no harm.
         if field["used_as"] in (None, "reward"):
             continue
         for kind, (what, remedy) in REMEDIES.items():

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+# A kind that goes or changes its meaning raises FORMAT of `generalist.experiment.inspection`.
 Kind = Literal[
     "broken",
     "constant",

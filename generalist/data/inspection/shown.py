@@ -49,7 +49,9 @@ class Shown:
 def shown(part: str, episodes: EpisodeSet, mapping: FieldMapping) -> Shown:
     """Frames of a few episodes, and the curves of the one of median length."""
     frames = list(strips(episodes, mapping, EPISODES, FRAMES))
+    # The median, since the shortest and longest are often those that went wrong.
     there = np.flatnonzero(episodes.lengths)
+    # From the median upwards, should the first ones be broken.
     for number in there[np.argsort(episodes.lengths[there], kind="stable")][len(there) // 2 :].tolist():
         try:
             curves = _curves(episodes, mapping, number)
@@ -60,13 +62,16 @@ def shown(part: str, episodes: EpisodeSet, mapping: FieldMapping) -> Shown:
 
 
 def _curves(episodes: EpisodeSet, mapping: FieldMapping, number: int) -> list[Curve]:
+    # Actions first: they are what is learnt.
     keys = [*mapping.action.values(), *mapping.observation.values(), *([mapping.reward] if mapping.reward else [])]
     keys = [key for key in dict.fromkeys(keys) if episodes.fields[key].kind == "number"]
     columns = episodes.read(number, keys).columns
     found = []
     for key in keys:
         column = np.asarray(columns[key])
+        # (T, D)
         values = column.reshape(len(column), -1).astype(np.float64)
+        # More points than a chart is wide would only make the page larger.
         steps = spread(len(values), STEPS)
         names = names_of(episodes.fields[key], values.shape[1])[:CURVES]
         found.append(Curve(key=key, names=names, steps=steps.tolist(), values=values[steps, :CURVES]))

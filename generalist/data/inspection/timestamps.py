@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from generalist.data.formats.episodes import EpisodeSet, Field
 from generalist.data.inspection.fields import number
@@ -27,19 +28,24 @@ def fields_with_times(fields: Mapping[str, Field]) -> list[str]:
         for key, field in fields.items()
         if field.kind == "number"
         and field.level == "step"
+        # Vectors of times are measurements rather than the step's own time.
         and field.shape in ((), (1,))
         and NAME.fullmatch(re.split(r"[/.]", key)[-1])
     ]
 
 
-def check(part: str, episodes: EpisodeSet, key: str, times: np.ndarray) -> tuple[dict[str, Any], list[Problem]]:
+def check(
+    part: str, episodes: EpisodeSet, key: str, times: Shaped[np.ndarray, "N"]
+) -> tuple[dict[str, Any], list[Problem]]:
     """What a field of timestamps shows.
 
     Args:
         times: `scan.TIMES` (N,).
     """
+    # NaN stands for episodes of one step, and compares as false.
     steps = times["step"][times["step"] > 0]
     step = float(np.median(steps)) if len(steps) else float("nan")
+    # Files rarely say in which unit their times are.
     unit = _unit(step, episodes.rate)
     rate = 1 / (step * UNITS[unit]) if len(steps) else float("nan")
     about = {
@@ -52,6 +58,7 @@ def check(part: str, episodes: EpisodeSet, key: str, times: np.ndarray) -> tuple
         "gaps": int(times["gaps"].sum()),
     }
     found = [_of_kind(part, episodes, key, times, *kind) for kind in KINDS]
+    # A wrong rate shows in no single value: windows and chunks would last longer or shorter than meant.
     if episodes.rate is not None and len(steps) and abs(rate - episodes.rate) > TOLERANCE * episodes.rate:
         what = f"its steps are {step:.4g} {unit} apart ({rate:.4g} per second), but the files say {episodes.rate:g} per second"
         remedy = "one of both is wrong: set the right rate in the files, or don't use data.recorded.rate"
@@ -88,4 +95,5 @@ def _unit(step: float, rate: float | None) -> str:
     """The unit that fits the rate best; seconds where no rate is known."""
     if rate is None or not step > 0:
         return "s"
+    # By the logarithm: a factor of a thousand too much is as wrong as one too little.
     return min(UNITS, key=lambda unit: abs(np.log(step * UNITS[unit] * rate)))

@@ -1,4 +1,4 @@
-"""The sources that come with the package; each is one file. Importing it registers its source."""
+"""The sources that come with the package, one file each. Importing a file registers its source."""
 
 from importlib.metadata import entry_points
 
@@ -6,12 +6,14 @@ from generalist.data.source import KINDS
 from generalist.data.sources import control, custom, documents, emoji, new_words, prose, recorded
 
 COMING = (control, custom, emoji, new_words, prose, documents, recorded)
-"""In the order that a mixture has them in by default, which decides the ids of sources and what is drawn from each."""
+"""The default order of a mixture. It decides the ids of sources and the seeds of their shuffles: append, never reorder."""
 
+# They were registered in the order in which they import each other. Putting a key back in moves it to the end of a dictionary,
+# and the sort keeps the order of several sources in one file.
 _ours = [module.__name__ for module in COMING]
 for _kind in sorted(KINDS, key=lambda kind: _ours.index(KINDS[kind].__module__)):
     KINDS[_kind] = KINDS.pop(_kind)
 
-# Packages of others register theirs by an entry point of this group.
+# Other packages register their sources by an entry point of this group. After the loop, since their modules are not listed.
 for _found in entry_points(group="generalist.sources"):
     _found.load()

@@ -14,7 +14,7 @@ from generalist.envs.rlds import dataset_folder, read_metadata
 from generalist.envs.task import Task
 from generalist.tokenizers.acting import Acting
 
-INSTRUCTIONS = 64  # of a task, for the text tokenizer
+INSTRUCTIONS = 64  # per task, for the text tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,33 +22,34 @@ class ControlSource(Source):
     """One suite of control tasks as a source of training examples."""
 
     tasks: str = "*"
-    """Which of the suite's tasks, as a shell pattern on the part of the name after the slash."""
+    """The suite's tasks to take, as a shell pattern on the part of the name after the slash."""
     episodes: int | None = None
-    """Expert episodes recorded per task; None takes the suite's own number."""
+    """Expert episodes recorded per task; None takes the suite's default number."""
     steps: int = 8
-    """Environment steps in a training window, and the context that the policy acts with."""
+    """Environment steps per training window, which is also the context that the policy acts with."""
     hide_actions: float = 1.0
-    """Share of windows whose action inputs are hidden: against copying the last action; the policy then decodes all dimensions
-    at once. Acting hides past actions if this is above 0."""
+    """Share of windows whose action inputs are hidden, so that the policy cannot learn to copy its last action; it then decodes
+    all dimensions of an action at once. Acting hides past actions if this is above 0."""
     temperature: float = 0.0
-    """Acting draws actions at this temperature; 0 takes the most likely action, and of a continuous number the median. Drawing
+    """Acting samples actions at this temperature; 0 takes the most likely action, and the median of a continuous number. Sampling
     keeps a policy from standing still for ever."""
     prompt_fraction: float = 0.0
     """Share of windows that begin with steps of another episode of the same task (Gato: 0.25)."""
     prompt_steps: int = 4
-    """Environment steps of such a prompt."""
+    """Environment steps per prompt."""
     prompt_demonstrations: int = 0
     """If above 0, half of the prompts show 1 to N demonstrations, each at least `prompt_steps` long and cut to fit the row."""
     shift: int = 0
-    """Pixels by which the frames of a training window are moved at most, all by the same: against learning few episodes by heart
-    (DrQ, Kostrikov et al. 2020)."""
+    """Maximum random shift of a training window's frames in pixels, the same for all of them: regularises training on few
+    episodes (DrQ, Kostrikov et al. 2020)."""
     recast: bool = False
-    """Show each training window as in an equal world, drawn at random, where the suite knows some: BabyAI's grids with their
-    colours exchanged, in the instruction too. Against learning few episodes by heart."""
+    """Show each training window in a random equivalent version, for suites that have any: BabyAI's grids with permuted colours,
+    also in the instruction. Regularises training on few episodes."""
     evaluation_episodes: int = 10
-    """Episodes played per task when the trained weights are scored."""
+    """Episodes played per task when the trained weights are evaluated."""
 
     def __post_init__(self) -> None:
+        # Messages say SUITE: settings do not know their name in the mixture.
         least = {"shift": 0, "prompt_demonstrations": 0, "steps": 1, "prompt_steps": 1, "evaluation_episodes": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -57,15 +58,16 @@ class ControlSource(Source):
             raise ValueError(f"data.SUITE.episodes must be at least 1, got {self.episodes}")
         for name in ("hide_actions", "prompt_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.SUITE.{name} is a share from 0 to 1, got {getattr(self, name)}")
+                raise ValueError(f"data.SUITE.{name} must be a share from 0 to 1, got {getattr(self, name)}")
         if self.temperature < 0:
             raise ValueError(f"data.SUITE.temperature must not be negative, got {self.temperature}")
 
     @property
     def acting(self) -> Acting:
-        """How layouts that are trained with these settings are acted in; stored with each (see `TaskLayout`)."""
+        """How agents act in layouts that are trained with these settings; stored with each layout (see `TaskLayout`)."""
         return Acting(
             steps=self.steps,
+            # A policy that has seen hidden actions acts best as it did there, even if some windows showed them.
             hide_actions=self.hide_actions > 0,
             temperature=self.temperature,
             prompt_steps=self.prompt_steps,
@@ -84,19 +86,21 @@ class ControlSource(Source):
         """See `Source.check_settings`."""
         if self.shift and "frame" not in ways.images:
             raise ValueError(
-                f"data.{name}.shift moves frames, but tokens.images is {'+'.join(ways.images)}: set one of them otherwise"
+                f"data.{name}.shift moves frames, but tokens.images = {'+'.join(ways.images)} has none: leave it out, or add "
+                "frame to tokens.images"
             )
         if self.recast and not self.knows_equal_worlds:
-            raise ValueError(f"data.{name}.recast: no equal worlds of {name} are known: leave it out")
+            raise ValueError(f"data.{name}.recast: {name} has no equivalent versions of an episode: leave it out")
+        # Observations hardly ever repeat, so that storing their features would only fill the disk.
         if ways.features == "stored" and "encoder" in ways.images:
             raise ValueError(
-                "data.features = stored needs images that come again: let observed images enter in another way than through the "
-                "encoder (tokens.images)"
+                f"data.features = stored needs a fixed set of images, but data.{name} shows observations: compute the features, "
+                "or take the encoder out of tokens.images"
             )
 
     @property
     def knows_equal_worlds(self) -> bool:
-        """Whether the suite's tasks have a `recast`."""
+        """Whether the suite's tasks define `recast`."""
         return False
 
     def task_list(self) -> list[Task]:
@@ -108,7 +112,7 @@ class ControlSource(Source):
         return [(task, self.episodes or task.episodes) for task in self.task_list()]
 
     def folder(self, task: Task, stored: Stored) -> Path:
-        """Where a task's episodes are."""
+        """The folder of a task's episodes."""
         return recording_folder(stored.folder / "episodes", task, self.episodes or task.episodes)
 
     def open_demonstrations(self, stored: Stored) -> dict[Task, Episodes]:
@@ -129,16 +133,19 @@ class ControlSource(Source):
         places = [
             (task, dataset_folder(folder, task)) for folder in stored.corrections for task in self.task_list()
         ]  # fmt: skip
+        # A folder of corrections is of some tasks only, and one whose metadata are missing was not completed.
         found = [(task, place) for task, place in places if read_metadata(place) is not None]
         return [(task, stored.reader(place, task.instruction)) for task, place in found]
 
     def texts(self, stored: Stored) -> Iterator[str]:
-        """The instructions of episodes from all over each task's."""
+        """The instructions of a sample of each task's episodes."""
         for reader in self.open_demonstrations(stored).values():
+            # In some suites every episode has its own instruction.
             yield from (reader[index].instruction for index in spread(len(reader), INSTRUCTIONS).tolist())
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """Windows of each task's demonstrations, then of its corrections, with which nothing is prompted."""
+        """Windows of each task's demonstrations, then of its corrections."""
+        # Corrections show the weights' mistakes, so they never serve as prompts.
         return [
             *(self._windows(task, reader, reading) for task, reader in self.open_demonstrations(stored).items()),
             *(

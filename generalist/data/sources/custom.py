@@ -1,4 +1,4 @@
-"""A user's own environments with their demonstrations (docs/environments.md)."""
+"""The user's own environments with their demonstrations (docs/environments.md)."""
 
 import dataclasses
 from pathlib import Path
@@ -13,20 +13,20 @@ from generalist.envs.task import Task
 @register("own")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Custom(ControlSource):
-    """Environments of your own; takes no part without demonstrations."""
+    """Your own environments; takes no part without demonstrations."""
 
     weight: float = 0.1
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     demonstrations: tuple[str, ...] = ()
-    """Folders that `record_demonstrations` wrote; `ID=FOLDER` for another tool's, with the environment's Gymnasium id."""
+    """Folders that `record_demonstrations` wrote; `ID=FOLDER` for another tool's data set, with its environment's id."""
     evaluation_episodes: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.episodes is not None:
             raise ValueError(
-                f"data.own.episodes = {self.episodes}, but demonstrations are taken as they are: leave it out, and record "
-                "as many as are wanted"
+                f"data.own.episodes = {self.episodes} has no effect, since all demonstrations are used: leave it out, and record "
+                "as many as you want"
             )
 
     @property
@@ -35,8 +35,9 @@ class Custom(ControlSource):
         return self.weight > 0 and bool(self.demonstrations)
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Makes every environment: whether it is the one that was recorded."""
+        """Makes every environment, which checks that it is the recorded one."""
         if self.takes_part:
+            # Here, not when an evaluation first plays it, after all of the training.
             for task in self.task_list():
                 task.make().close()
 
@@ -45,10 +46,10 @@ class Custom(ControlSource):
         return [*own_tasks(self.demonstrations, self.tasks)]
 
     def recordings(self) -> list[tuple[Task, int]]:
-        """None: what there is was recorded by the user."""
+        """None: the user has recorded them."""
         return []
 
     def folder(self, task: Task, stored: Stored) -> Path:
-        """The user's own folder."""
+        """The user's folder, read in place."""
         assert isinstance(task, OwnTask)
         return task.folder

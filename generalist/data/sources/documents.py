@@ -1,4 +1,4 @@
-"""A user's own documents of texts and images (docs/data.md)."""
+"""The user's own documents of texts and images (docs/data.md)."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from generalist.system.processes import cores
 @register("documents")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDocuments(Source):
-    """Texts and images of your own; takes no part without a path."""
+    """Your own texts and images; takes no part without a path."""
 
     weight: float = 0.1
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     path: str | None = None
-    """A file or a folder with documents, also at gs:// or s3://, in any format of docs/documents.md; `required`: a preset leaves
-    it to you."""
+    """A file or a folder with documents, also at gs:// or s3://, in any format of docs/documents.md; `required`: the preset needs
+    you to name one."""
     images_folder: str | None = None
     """Folder of the images that the documents name. None: the folder of the file that names them."""
     image_column: str | None = None
@@ -30,20 +30,20 @@ class OwnDocuments(Source):
     text_column: str | None = None
     """Name of the column or key with the text. None: `text`, `caption` and other usual ones."""
     heldout: str | None = None
-    """A file or a folder like `path`, of documents that are not trained on: evaluation reports the loss on them. None: it does
-    not."""
+    """A file or a folder like `path` with documents that are not trained on: evaluation reports the loss on them. None: no such
+    evaluation."""
     heldout_split: str = "test"
-    """The split that is held out where `heldout` has several, such as `validation`; of `path` it is `train`."""
+    """The split that is held out if `heldout` has several, such as `validation`; of `path` the split `train` is read."""
     images: int = 5
-    """Images of a document at most (Flamingo: 5)."""
+    """Maximum number of images per training example (Flamingo: 5)."""
     next_probability: float = 0.5
-    """How often a document's texts belong to the image after them rather than the one before (Flamingo: 0.5)."""
+    """Probability that a document's texts attend to the image after them instead of the one before (Flamingo: 0.5)."""
     unreadable: float = UNREADABLE
-    """Share of the documents that may be unreadable or have an unreadable image: they are left out, counted and named; one more
-    ends the run."""
+    """Share of the documents that may be unreadable or have an unreadable image: these are left out, counted and named. More than
+    that fail the run."""
 
     evaluation_documents: int = 400
-    """Held-out documents that an evaluation scores at most."""
+    """Maximum number of held-out documents that an evaluation scores."""
 
     def __post_init__(self) -> None:
         if self.heldout is not None and self.heldout == self.path:
@@ -83,11 +83,14 @@ class OwnDocuments(Source):
         """See `Source.check_settings`."""
         if self.images > ways.row_images and "encoder" in (*ways.images, *ways.documents):
             raise ValueError(
-                f"data.{name}.images = {self.images}, but a row has room for data.row_images = {ways.row_images}: raise that, or "
-                "lower the first"
+                f"data.{name}.images = {self.images} exceeds data.row_images = {ways.row_images}, the maximum per row: raise the "
+                "latter, or lower the former"
             )
+        # The store is filled before training, from what sources list as `fixed_images`.
         if ways.features == "stored":
-            raise ValueError(f"data.features = stored needs images that come again, which those of data.{name} do not")
+            raise ValueError(
+                f"data.features = stored needs a fixed set of images, which data.{name} has not: compute them"
+            )
 
     def opening(self, data: Path, *, heldout: bool = False) -> DocumentOpening:
         """What opening the documents may use.
@@ -106,7 +109,7 @@ class OwnDocuments(Source):
         )
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Whether the documents can be read: the beginnings and ends of some images or, with `whole`, all of them."""
+        """Checks that the documents can be read: the beginnings and ends of some images or, with `whole`, all of each image."""
         if self.path is None:
             return
         if whole:
@@ -115,8 +118,9 @@ class OwnDocuments(Source):
         opened = open_documents(self.path, self.unreadable, say, opening=opening, workers=cores(), whole=whole)
         if whole:
             say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
+        # A path without a weight is probably a mistake, but may also be a run that only checks the files.
         if not self.weight:
-            say(f"note: nothing is learnt from {self.path}: data.{name}.weight is 0")
+            say(f"note: {self.path} is not trained on: data.{name}.weight is 0")
 
     def documents(self, data: Path) -> Documents:
         """The documents that are trained on, which were looked at before.
@@ -133,6 +137,7 @@ class OwnDocuments(Source):
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""
+        # `check` has looked at the images before; each loader process would otherwise do it again.
         return [
             DocumentExamples(
                 documents=self.documents(stored.folder),

@@ -1,4 +1,4 @@
-"""English prose from the documentation that the installed packages carry."""
+"""English prose from the documentation in installed packages."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from generalist.data.examples import Examples, TextExamples
 from generalist.data.prose import Document, prose
 from generalist.data.source import Reading, Source, Stored, register
 
-TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learnt in seconds
+TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learned in seconds
 
 
 @register("prose")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prose(Source):
-    """Text."""
+    """English prose."""
 
     megabytes: float = 4.0
-    """How much text at most."""
+    """Approximate amount of text, with what is held out."""
     evaluation_windows: int = 200
-    """Held-out windows of text that an evaluation reads."""
+    """Maximum number of held-out windows of text that an evaluation reads."""
 
     def __post_init__(self) -> None:
         if self.megabytes <= 0:
@@ -42,10 +42,12 @@ class Prose(Source):
         return ["\n".join(document.text for document in self.documents(stored))[:TRAINING_CHARACTERS]]
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """The documents laid end to end, each closed by the end marker."""
+        """The concatenated documents, each followed by the end marker."""
         assembler = reading.assembler
         end = np.array([assembler.vocabulary.eos], np.int32)
+        # Encoded once, when the run opens: windows are then slices of one array.
         ids = np.concatenate(
             [part for one in self.documents(stored) for part in (assembler.text_tokenizer.encode(one.text), end)]
         )
+        # One position is for the beginning marker.
         return [TextExamples(ids=ids, length=reading.length - 1, assembler=assembler)]

@@ -189,7 +189,7 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
     [
         ({"image": "../b.png", "answer": "a"}, "val.jsonl line 1: the image .* is outside .*: put it .* inside"),
         ({"image": "b.png", "answer": "a"}, "val.jsonl line 1: there is no image .*b.png"),
-        ({"image": "a\0.png", "answer": "a"}, "line 1: .* is no file's name"),
+        ({"image": "a\0.png", "answer": "a"}, "line 1: .* is not a file name"),
         ({"image": "a.png", "answers": []}, "line 1: its answers are .. instead of texts, at least one"),
         ({"image": "a.png", "answers": [" "]}, "line 1: its answers are"),
         ({"image": "a.png"}, "line 1: its answer is None instead of text"),
@@ -197,7 +197,7 @@ def test_of_many_the_same_part_is_taken(tmp_path: Path):
         ({"image": "a.png", "answer": "\ud800"}, "half a character"),
         ({"image": "a.png", "answer": "a", "answers": ["b"]}, "line 1 has answers and an answer, which would be lost"),
         ({"image": "cut.png", "answer": "a"}, "val.jsonl line 1: .*cut.png is no image .*; or take the entry out"),
-        ({"image": "a.png", "answer": "a", "id": 3}, "line 1 has 'id': there are image, question"),
+        ({"image": "a.png", "answer": "a", "id": 3}, "line 1 has 'id': known keys are image, question"),
         ({"image": "a.png", "answer": "a"}, "has no question, but others do"),
         (["a.png"], "line 1 holds .* instead of an object"),
     ],

@@ -255,7 +255,7 @@ def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert "new words for new things" in shown and "RICES" in shown
     name = found["cells"][0]["examples"][0]["names"][0].strip()
-    texts = ["New words for new things", "RICES", "2 ways, 1 shots a class", name]
+    texts = ["New words for new things", "RICES", "2 ways, 1 shots per class", name]
     check_report(out, texts, images=2 * 3 + 2 * 6)
     other = tmp_path / "other.json"
     report.save(other, {name: value for name, value in stored.items() if name != "digest"} | {"weights": "others"})
@@ -304,7 +304,7 @@ def test_captions(folder: Path, make_model: Models):
         (["--shots", "1", "1"], "--shots must be different numbers"),
         (["--data", "jsonl", "--folder", ".", "--beams", "0"], "beams must be at least 1"),
         (["--data", "jsonl", "--folder", ".", "--shots", "-1"], "shots must be different numbers of at least 0"),
-        (["--data", "jsonl", "--folder", ".", "--template", "{answer}."], "a template ends with {answer}"),
+        (["--data", "jsonl", "--folder", ".", "--template", "{answer}."], "a template must end with {answer}"),
         (["--data", "jsonl", "--folder", "nowhere"], "there is no folder nowhere"),
     ],
 )

@@ -48,7 +48,7 @@ def test_classes_are_means_of_their_templates():
 def test_no_pairs():
     with pytest.raises(ValueError, match="retrieval needs pairs"):
         retrieval(np.zeros((0, 2)), np.zeros((0, 2)), [])
-    with pytest.raises(ValueError, match="needs images, a label each, and classes, got 0, 0 and 1"):
+    with pytest.raises(ValueError, match="needs images, a label for each, and classes, got 0, 0 and 1"):
         zero_shot(np.zeros((0, 2)), np.ones((1, 2)), [])
 
 

@@ -24,7 +24,7 @@ def test_equal_files_do_not_differ(results: Callable) -> None:
     (domain,) = compare(found, found).domains
     assert (domain.difference.value, domain.difference.low, domain.difference.high) == (0.0, 0.0, 0.0)
     assert domain.improvement.value == 50.0
-    assert domain.verdict == "no difference that these episodes can show: +0.0 [0.0, 0.0]"
+    assert domain.verdict == "these episodes show no difference: +0.0 [0.0, 0.0]"
     assert all(task.paired and task.p == 1.0 and not task.differs for task in domain.tasks)
 
 
@@ -54,7 +54,7 @@ def test_two_draws_of_the_same_chance_seldom_differ(results: Callable) -> None:
     for _ in range(10):
         before, after = ({f"babyai/{i}": coins(rng, 0.6, 20) for i in range(3)} for _ in range(2))
         (domain,) = compare(results(before), results(after)).domains
-        verdicts.append(domain.verdict.startswith("no difference"))
+        verdicts.append(domain.verdict.startswith("these episodes show no difference"))
         assert not any(task.differs for task in domain.tasks)
     assert sum(verdicts) >= 8, "at a level of 5%, 9.5 of 10 are expected"
 
@@ -73,9 +73,7 @@ def test_pairs_find_what_unpaired_episodes_cannot(results: Callable) -> None:
         one["seed"] += 1000
     comparison = compare(before, after)
     (unpaired,) = comparison.domains
-    assert not unpaired.tasks[0].paired and unpaired.verdict.startswith(
-        "no difference that these episodes can show: +5.0"
-    )
+    assert not unpaired.tasks[0].paired and unpaired.verdict.startswith("these episodes show no difference: +5.0")
     assert any(line.startswith("seeds differ in 1 of 1 tasks of classic") for line in comparison.warnings)
 
 
@@ -87,7 +85,7 @@ def test_probability_of_improvement_by_hand(results: Callable) -> None:
 
 def test_one_episode_shows_nothing(results: Callable) -> None:
     (domain,) = compare(results({"atari/pong": [0.0]}), results({"atari/pong": [1.0]})).domains
-    assert domain.verdict == "one episode a task shows nothing: play at least two"
+    assert domain.verdict == "one episode per task shows nothing: play at least two"
 
 
 def test_holm_by_hand() -> None:
@@ -110,7 +108,7 @@ def test_what_else_differs_is_told(results: Callable) -> None:
         "other weights: abababababab… at step 20 → cdcdcdcdcdcd… at step 20",
         f"versions differ: jax {before['versions']['jax']} → 0.1",
         "settings differ: name debug → other",
-        "episodes a task differ in 1 of 2 tasks of atari, such as 4 → 6 in atari/pong",
+        "episodes per task differ in 1 of 2 tasks of atari, such as 4 → 6 in atari/pong",
         "max_steps differ in 1 of 2 tasks of atari, such as 200 → 99 in atari/boxing",
         "reference scores differ in 1 of 2 tasks of atari, such as (0.0, 1.0) → (0.0, 2.0)",
         "only in A: babyai/GoTo",
@@ -148,7 +146,7 @@ def test_the_command(tmp_path: Path, results: Callable, capsys: pytest.CaptureFi
         report.save(tmp_path / name / "results.json", results(one))
     assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b" / "results.json")]) == 0
     text = capsys.readouterr().out
-    assert "babyai: B is better: +" in text and "atari: no difference" in text
+    assert "babyai: B is better: +" in text and "atari: these episodes show no difference" in text
     assert "1 of 2 tasks differ" in text and "babyai/GoTo: " in text
     assert "drawings, named rightly %" in text and "prose, perplexity" in text
     edited = tmp_path / "b" / "results.json"
@@ -163,4 +161,4 @@ def test_markup_in_a_name_is_text(results: Callable) -> None:
     found = results({"babyai/[red]": [1.0, 1.0]})
     console = Console(record=True, width=120)
     show(compare(found, found), console)
-    assert "babyai: no difference" in console.export_text()
+    assert "babyai: these episodes show no difference" in console.export_text()

@@ -1,0 +1,54 @@
+"""Compiled programs are kept between processes, unless the user says otherwise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from generalist.system.compilation_cache import use_compilation_cache
+
+COMPILES = """
+from generalist.system.compilation_cache import use_compilation_cache
+use_compilation_cache()
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+print(float(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((8, 8)))))
+print(sum(name == "/jax/compilation_cache/cache_hits" for name in hits) > 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [*os.environ]:
+        if name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT", "GENERALIST")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["GENERALIST_CACHE"] = str(tmp_path)
+
+
+def test_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILES], capture_output=True, text=True, check=True, env=os.environ
+        ).stdout
+        for _ in range(2)
+    ]
+    assert [one.split() for one in printed] == [["512.0", "False"], ["512.0", "True"]]
+    assert [*(tmp_path / "compiled").iterdir()]
+
+
+def test_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    os.environ["GENERALIST_COMPILED"] = "off"
+    use_compilation_cache()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    os.environ["GENERALIST_COMPILED"] = "no"
+    with pytest.raises(ValueError, match="GENERALIST_COMPILED must be on or off, got 'no'"):
+        use_compilation_cache()
+    os.environ["GENERALIST_COMPILED"] = "on"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = "elsewhere"
+    use_compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
