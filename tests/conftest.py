@@ -2,15 +2,22 @@
 
 import dataclasses
 import functools
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Both before jax is imported: the number of devices is fixed when it starts.
+# Compiling takes most of the time of the tests and running next to none of it: XLA does not optimize, makes each fusion with
+# its older emitter, which takes a quarter of the time, and hands LLVM one module instead of many small ones.
+# Before jax is imported: the number of devices is fixed when it starts. Of a flag that comes twice the last counts.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-).strip()
+    [
+        *("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"),
+        *("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"),
+        *(os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"),
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What tests compute again and again is kept between them and their processes: indices, and compiled programs, of which resumed
 # runs, other processes and later sessions need the same ones. With a largest size JAX locks the folder.
@@ -36,6 +43,11 @@ jaxtyping.install_import_hook(
 )
 
 LAYOUT = "classic/test"
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests live to the end: collections of garbage need not go through them again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -106,10 +106,8 @@ def start(folder: Path, name: str, processes: int, devices: int) -> list[subproc
         --data.shards 2 --training.log-every 1 --training.checkpoint-every 7 --training.stall-seconds 60
         --data.emoji.naming-items 2 --data.prose.evaluation-windows 1"""
     coordinator = f"--cluster.coordinator 127.0.0.1:{free_port()} --cluster.processes {processes} --cluster.process"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
+    environment = os.environ | {"XLA_FLAGS": flags}
     running = []
     for process in range(processes):
         place = f"{coordinator} {process}" if processes > 1 else ""
