@@ -120,7 +120,7 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
     capsys.readouterr()
     for wrong, message in (
         ([], "exists already"),
-        (["--share", "2"], "--share is a number between 0 and 1, got 2.0"),
+        (["--share", "2"], "--share must be from 0 to 1, got 2.0"),
         (["--keep", "frames"], "--keep frames: no path begins so"),
     ):
         assert main([*command[:3], str(mean if not wrong else tmp_path / "other"), *wrong]) == 1

@@ -155,6 +155,10 @@ def _is_same(config: RunSettings, read: Any, path: Path) -> bool:
             f"{error}; this version can't continue the run: use the version that began it, or another folder with --name"
         ) from error
     now, stored, idle = flatten(plain(config)), flatten(plain(begun)), _idle(begun, config)
+    # A later version knows more kinds of sources: their places in the list mean nothing where nothing is learned from them.
+    for one in (stored, now):
+        if order := one.get("data.sources_order"):
+            one["data.sources_order"] = [name for name in order if not f"data.{name}.".startswith(idle)]
     # `training.start` first: other weights bring other settings of the model, whose difference would mislead the reader.
     for name in sorted(stored.keys() | now.keys(), key=lambda name: (name != "training.start", name)):
         old, new = (one.get(name) for one in (stored, now))

@@ -115,8 +115,8 @@ def test_texts_see_their_images_and_no_other_segment_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_example_without_room_is_refused_by_the_source_s_name(packed: bool) -> None:
     about = robot()
-    small = dataclasses.replace(about.config, data=dataclasses.replace(about.config.data, length=32))
-    with pytest.raises(ValueError, match="an example of recorded has length 7., more than the 32 that"):
+    small = dataclasses.replace(about.config, data=dataclasses.replace(about.config.data, frames=2))
+    with pytest.raises(ValueError, match="an example of recorded has frames 16, more than the 2 that"):
         training_rows(dataclasses.replace(about, config=small), 1, packed=packed)
 
 

@@ -209,7 +209,7 @@ def test_settings_follow_the_trunk():
     config = with_trunk(config)
     assert (config.model.layers, config.model.window, config.model.global_every) == (7, 5, 6)
     assert config.tokens.text_pieces == 300
-    with pytest.raises(ValueError, match="data.length = 128, but the trunk knows only 32 positions"):
+    with pytest.raises(ValueError, match="data.length = 128, but the trunk has only 32 positions"):
         with_trunk(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=str(FIXTURES / "gpt2"))))
 
 

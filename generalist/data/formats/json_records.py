@@ -43,7 +43,9 @@ class Reader:
         # Lines get a message of their own: most broken ones are values that stand on several lines.
         found = (parsed_line if self.entry == "line" else parsed)(content, where)
         if not isinstance(found, dict):
-            raise DocumentError(f"{where} holds {type(found).__name__} instead of an object: write one a {self.entry}")
+            raise DocumentError(
+                f"{where} holds {type(found).__name__} instead of an object: write one object per {self.entry}"
+            )
         for ours, theirs in (("image", self.opening.image_column), ("text", self.opening.text_column)):
             # So that every layout below sees one name, whatever the setting says.
             if theirs is not None and theirs in found:
@@ -80,7 +82,7 @@ class JsonRecords(DocumentSet):
         self._indices = indexed(self._files, scan, kind=kind, opening=opening)
         self._numbering = Numbering([len(one["offset"]) for one in self._indices])
         if not len(self):
-            raise DocumentError(f"{place} has no document: write one a {self.entry}")
+            raise DocumentError(f"{place} has no document: write one object per {self.entry}")
         self.pairs = self._numbering.joined([one["pairs"] for one in self._indices])
 
     def __len__(self) -> int:

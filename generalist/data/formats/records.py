@@ -68,7 +68,9 @@ def own_parts(document: Mapping[str, Any], where: str, find: Find) -> list[Part]
         content += [document["text"]] if "text" in document else []
         # An image alone is a document, but with `caption` beside it the text is under a name that is not known.
         if content and "text" not in document and (other := sorted(map(str, document.keys() - KEYS))):
-            raise DocumentError(f"{where} has no text, but {other[0]!r}, which is not read: there are {LISTED}")
+            raise DocumentError(
+                f"{where} has no text, but the key {other[0]!r}, which is not read: known keys are {LISTED}"
+            )
     if not isinstance(content, list) or not content:
         raise DocumentError(f'{where} has neither "content" (a list) nor "text" nor "image"')
     return [_part(part, where, find) for part in content]

@@ -243,7 +243,7 @@ def test_elements_of_long_lists_are_found_whatever_the_size_of_a_chunk(folder: P
         ('[{"text": "a"}', "is cut off"),
         ('[{"text": "a"}] x', "has something behind its end"),
         ('[{"text": "a"} {"text": "b"}]', "a list without a comma"),
-        ('[{"text": "a"}, 3]', "entry 2 holds int instead of an object: write one a entry"),
+        ('[{"text": "a"}, 3]', "entry 2 holds int instead of an object: write one object per entry"),
         ('[{"text": "a", "text": "b"}]', "entry 1 is not JSON .*twice"),
         ("[" * 10_000, "is not JSON"),
         ("[]", "has no document"),

@@ -98,10 +98,10 @@ def test_the_weights_play_and_training_learns_from_the_answers(
     assert metadata is not None and metadata["seeds"] == [FIRST_SEED + index for index in range(3)]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert not any(path.name.endswith(".recording") for path in before)
-    assert main(command) == 0 and "2 of 2 tasks are in" in capsys.readouterr().out
+    assert main(command) == 0 and "2 of 2 tasks already have a data set in" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main([*command, "--expert-share", "0.5"]) == 1
-    assert "was played with expert_share 0.3, not 0.5" in " ".join(capsys.readouterr().out.split())
+    assert "was made with expert_share 0.3, not 0.5" in " ".join(capsys.readouterr().out.split())
 
     base = debug()
     babyai = BabyAI(weight=1.0, tasks="GoToObj", episodes=2, steps=16, prompt_fraction=1.0)
@@ -125,7 +125,7 @@ def test_the_weights_play_and_training_learns_from_the_answers(
     ("arguments", "message"),
     [
         (["--episodes", "0"], "--episodes must be at least 1, got 0"),
-        (["--expert-share", "1.5"], "--expert-share is a chance between 0 and 1, got 1.5"),
+        (["--expert-share", "1.5"], "--expert-share must be from 0 to 1, got 1.5"),
         (["--seed", "999990"], "--seed + --episodes at most 1,000,000"),
         (["--tasks", "babyai/GoTooo"], "no task matches 'babyai/GoTooo'"),
     ],

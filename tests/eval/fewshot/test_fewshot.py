@@ -298,7 +298,7 @@ def test_captions(folder: Path, make_model: Models):
     ("given", "message"),
     [
         (["--data", "jsonl"], "name the folder of jsonl with --folder: train.jsonl"),
-        (["--seeds", "3"], "--seeds is for a benchmark"),
+        (["--seeds", "3"], "--seeds is for benchmarks"),
         (["--queries", "0"], "--queries must be at least 1"),
         (["--queries", "-1"], "--queries must be at least 0"),
         (["--shots", "1", "1"], "--shots must be different numbers"),
