@@ -18,6 +18,7 @@ from generalist.inference.generalist import Generalist
 from generalist.model.params import flat
 from generalist.run import named_weights
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
@@ -121,7 +122,7 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
     for wrong, message in (
         ([], "exists already"),
         (["--share", "2"], "--share must be from 0 to 1, got 2.0"),
-        (["--keep", "frames"], "--keep frames: no path begins so"),
+        (["--keep", "frames"], "--keep frames: no parameter's path begins so"),
     ):
         assert main([*command[:3], str(mean if not wrong else tmp_path / "other"), *wrong]) == 1
         assert message in " ".join(capsys.readouterr().out.split())

@@ -204,6 +204,7 @@ def test_a_folder_does_not_know_what_it_must_not(folder: str) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_root_folders_are_imported_by_their_full_names() -> None:
     ours = {name.removeprefix("generalist.") for name in FOUND if name.split(".")[1:2] and folder_of(name) in LINKED}
     wrong = [

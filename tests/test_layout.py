@@ -46,6 +46,7 @@ def test_every_package_is_listed() -> None:
     assert not [path for path in deeper for below in path.iterdir() if below.is_dir() and list(below.glob("*.py"))]
 
 
+@pytest.mark.slow
 def test_wheel_installs_nothing_but_generalist(tmp_path: Path) -> None:
     build = "import sys, setuptools.build_meta as build; print(build.build_wheel(sys.argv[1]))"
     copy = tmp_path / "copy"  # building writes into the tree

@@ -53,6 +53,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on_with_the_loss_that_it_would_have_had(folder: Path):
     # Today's expert plays other episodes: the old ones pass for today's, so that the next step sees the data that it saw then.
     today = recording.fingerprint(get(TASK), 2, 0)
@@ -80,6 +81,7 @@ def test_old_weights_act_as_they_did():
         np.testing.assert_allclose(policy.logits[0], logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_score_as_they_did(tmp_path: Path):
     tasks, out = list(EXPECTED["shipped"]), tmp_path / "scores.json"
     command = ["eval", "control", "--tasks", *tasks, "--episodes", "2", "--seed", "1000000", "--workers", "1"]

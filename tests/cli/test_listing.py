@@ -83,6 +83,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments: list[str], message: st
     assert message in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_package_alone_imports_nothing_heavy():
     code = """
 import json, sys

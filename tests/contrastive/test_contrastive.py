@@ -113,6 +113,7 @@ def on_every_device(loss: Loss, **changed: int) -> ContrastiveConfig:
     return config(loss, data_axis=1, fsdp_axis=1, tensor_axis=8, **changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_eight_devices_give_the_losses_of_one(loss: Loss):
     """Two pairs a device, each against the pairs of all, or the whole batch on every device."""
@@ -121,6 +122,7 @@ def test_eight_devices_give_the_losses_of_one(loss: Loss):
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_micro_batches_are_the_same_step_in_less_memory(loss: Loss):
     """Each pair is still set against all others of the batch, whatever parts it is embedded in."""
@@ -130,6 +132,7 @@ def test_micro_batches_are_the_same_step_in_less_memory(loss: Loss):
     assert needed_for_parts < 0.6 * needed
 
 
+@pytest.mark.slow
 def test_the_scale_is_clamped_and_comes_back():
     """Mismatched pairs drive it down again from the clamp, where a gradient of zero would hold it."""
     settings = config("clip")
@@ -179,6 +182,7 @@ def final_state(settings: ContrastiveConfig) -> Any:
     return jax.tree.map(np.asarray, state)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
     rng = np.random.default_rng(0)
     lines = []
@@ -238,6 +242,7 @@ class Signalling(PairBatches):
         return super().__next__()
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path):
     quiet, pairs = Console(quiet=True), EmojiPairs(drawings("train")[:40])
     whole, parts = (
@@ -255,6 +260,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, final_state(whole), final_state(parts))
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     placed = 0
 

@@ -214,6 +214,7 @@ def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):
     assert tokens[1] / tokens[0] == pytest.approx(3, rel=0.15)
 
 
+@pytest.mark.slow
 def test_shares_of_the_tokens(dataset: Path):
     """A source with windows of a quarter of the length gets four times as many of them."""
     sources = [

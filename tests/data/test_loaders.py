@@ -60,6 +60,7 @@ def several(config: Config, loaders: int) -> BatchIterator:
     return iterator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaders", [1, 3])
 def test_any_number_of_processes_makes_the_batches_of_one_thread(alone: Config, loaders: int):
     ours, theirs = prepare(alone, QUIET).iterator, several(alone, loaders)
@@ -76,6 +77,7 @@ def test_any_number_of_processes_makes_the_batches_of_one_thread(alone: Config, 
             np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_any_position_and_leaves_no_process(alone: Config):
     batches = several(alone, 2)
     for _ in range(3):
@@ -93,6 +95,7 @@ def test_it_goes_on_from_any_position_and_leaves_no_process(alone: Config):
     assert not children()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [False, True])
 def test_training_leaves_no_process_however_it_ends(
     alone: Config, failing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +121,7 @@ def test_training_leaves_no_process_however_it_ends(
     assert not children()
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_process_is_raised_where_the_batch_is_wanted(alone: Config, tmp_path: Path):
     elsewhere = dataclasses.replace(with_loaders(alone, 2), runs=tmp_path)
     theirs = prepare(alone, QUIET)
@@ -129,6 +133,7 @@ def test_what_fails_in_a_process_is_raised_where_the_batch_is_wanted(alone: Conf
     batches.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_named(alone: Config):
     batches = several(alone, 2)
     next(batches)

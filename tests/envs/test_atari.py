@@ -61,6 +61,7 @@ def test_planning_leaves_the_environment_as_it_was():
     assert played[0] == played[1]
 
 
+@pytest.mark.slow
 def test_plans_are_the_same_again_and_score():
     def play(env: AtariEnv) -> tuple[list[int], float]:
         env.reset(seed=5)

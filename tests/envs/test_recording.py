@@ -54,6 +54,7 @@ def state(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_fewer_episodes_are_recorded_beside_more(tmp_path: Path):
     """What another preset recorded stays, and whatever is on disk, the same settings give the same episodes."""
     record([CARTPOLE], tmp_path / "both", episodes={CARTPOLE.name: 5}, workers=1, console=QUIET)
@@ -66,6 +67,7 @@ def test_fewer_episodes_are_recorded_beside_more(tmp_path: Path):
     assert two == alone
 
 
+@pytest.mark.slow
 def test_recordings_of_earlier_versions_stay_where_they_are(tmp_path: Path):
     """They were a task's only ones, in its own folder."""
     record([CARTPOLE], tmp_path, episodes={CARTPOLE.name: 3}, workers=1, console=QUIET)
@@ -151,6 +153,7 @@ record([task], Path(sys.argv[1]), episodes={task.name: 40}, workers=1, console=C
 """
 
 
+@pytest.mark.slow
 def test_a_killed_recording_reads_as_nothing_and_can_be_done_again(tmp_path: Path):
     task = registry.get("metaworld/reach")
     process = subprocess.Popen([sys.executable, "-c", RECORD, str(tmp_path)], start_new_session=True)

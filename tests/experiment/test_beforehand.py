@@ -157,6 +157,7 @@ def test_a_run_of_another_kind_is_named(config: Config):
         check_same_settings(towers)
 
 
+@pytest.mark.slow
 def test_the_model_is_that_of_the_weights(make_model: Callable[..., Any], tmp_path: Path):
     weights = make_model("encoder")
     wide = dataclasses.replace(weights.config.model, remat="block")
@@ -216,6 +217,7 @@ def test_saved_weights_can_be_read_by_whoever_may_read_new_files(make_model: Cal
     assert json.loads((tmp_path / "weights" / "model.json").read_text())["step"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path):
     others = [f"--data.{suite}.weight=0" for suite in ("metaworld", "babyai", "atari", "fetch", "emoji", "prose")]
     small = ["debug", *others, "--data.classic.episodes", "1"]

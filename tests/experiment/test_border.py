@@ -195,6 +195,7 @@ def given_to_the_model(layout: TaskLayout, values: dict[str, np.ndarray]) -> dic
     return numbers  # fmt: skip
 
 
+@pytest.mark.slow
 @QUICKLY
 @given(observation=nested(LEAVES), action=nested(ACTIONS))
 def test_the_model_is_given_what_the_environment_gave(

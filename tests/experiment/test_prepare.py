@@ -100,6 +100,7 @@ def test_documents_are_checked_before_anything_is_read(tmp_path: Path):
         check(dataclasses.replace(whole, data=absent), console)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_whoever_leaves_a_document_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     config = own(tmp_path, documents="encoder")
     for number in range(24):

@@ -40,6 +40,7 @@ def deeper(spec: ModelSpec, times: int) -> ModelSpec:
     return dataclasses.replace(spec, config=dataclasses.replace(config, layers=config.layers * times, vision=vision))
 
 
+@pytest.mark.slow
 def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., Any]):
     generalist = make_model("encoder")
     spec = generalist.tokenizers.model_spec()

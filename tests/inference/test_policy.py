@@ -172,6 +172,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "images", "attend_to"), WAYS)
 def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: Images, attend_to: AttendTo):
     """Also in lanes that begin later, with another instruction, in a row that was used before."""
@@ -219,6 +220,7 @@ def test_of_a_number_the_median_is_taken():
     assert jnp.argmax(likely, axis=-1).tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_episode_alone():
     generalist = make_generalist(1.0, temperature=1.0)
     observations = [observe(np.random.default_rng(step), 1)[0] for step in range(6)]
@@ -243,6 +245,7 @@ def test_learnt_positions_do_not_slide():
         ControlPolicy(base.with_config(dataclasses.replace(base.config, model=model)), [LAYOUT])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", ["frame", "frame+encoder"])
 def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     generalist = make_generalist(1.0, images=images)

@@ -59,6 +59,7 @@ def plainly(generalist: Generalist, parts: list[Any], tokens: int) -> str:
 PROMPTS = [[picture(0), "what is this?"], ["push the"], [picture(1), " red", picture(2), "a"], [picture(3)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", WAYS)
 def test_batches_and_shared_shots_give_what_whole_passes_give(make_model: Callable[..., Generalist], images: Images):
     generalist = make_model(images)
@@ -75,6 +76,7 @@ def test_batches_and_shared_shots_give_what_whole_passes_give(make_model: Callab
     assert generalist.prompt(asked[0], after=after, tokens=4) == whole[0], "what was read stays as it was"
 
 
+@pytest.mark.slow
 def test_one_beam_and_streaming_give_the_plain_text(make_model: Callable[..., Generalist]):
     generalist = make_model()
     for parts in PROMPTS:
@@ -86,6 +88,7 @@ def test_one_beam_and_streaming_give_the_plain_text(make_model: Callable[..., Ge
     assert "".join(generalist.stream(PROMPTS[0], **drawn)) == generalist.prompt(PROMPTS[0], **drawn)
 
 
+@pytest.mark.slow
 def test_a_wide_beam_finds_the_best_of_all_texts(
     make_model: Callable[..., Generalist], monkeypatch: pytest.MonkeyPatch
 ):
@@ -147,6 +150,7 @@ def test_stop_texts_end_what_is_written(make_model: Callable[..., Generalist]):
     assert generalist.prompt(PROMPTS[1], tokens=8, stop=["not in it"]) == plain
 
 
+@pytest.mark.slow
 def test_choices_are_ranked_as_whole_sequences_are(make_model: Callable[..., Generalist]):
     generalist = make_model("frame+encoder")
     shots, choices = [picture(4), " red"], [" red", " blue block", " left"]
@@ -168,6 +172,7 @@ def test_two_text_examples_without_images(make_model: Callable[..., Generalist])
     assert generalist.prompt(parts, tokens=4) == plainly(generalist, parts, 4)
 
 
+@pytest.mark.slow
 def test_an_agent_is_told_and_shown_and_acts(make_model: Callable[..., Generalist]):
     generalist = make_model()
     layout = generalist.layouts[LAYOUT]
@@ -234,6 +239,7 @@ def test_images_from_files(make_model: Callable[..., Generalist], tmp_path: Path
         generalist.prompt([tmp_path / "huge.png"], tokens=4)
 
 
+@pytest.mark.slow
 def test_writing_ends_where_the_context_does(make_model: Callable[..., Generalist]):
     generalist = make_model()
     length = len(generalist.assembler.document(["push the block " * 20], is_open=True))

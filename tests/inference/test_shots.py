@@ -140,6 +140,7 @@ def test_a_template_that_does_not_say_where(template: str):
         check_template(template)
 
 
+@pytest.mark.slow
 def test_the_likest_image_comes_last(make_model: Callable[..., Generalist]):
     images = [picture(number) for number in range(5)]
     retriever = Retriever(make_model("encoder"), images)
@@ -152,6 +153,7 @@ def test_the_likest_image_comes_last(make_model: Callable[..., Generalist]):
         Retriever(make_model("frame"), images)
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys: pytest.CaptureFixture[str]):
     generalist = make_model("frame+encoder")
     generalist.save(folder / "weights")

@@ -85,6 +85,7 @@ def assert_same(ours, theirs):
         np.testing.assert_allclose(our, their, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [blocked_attention, masked_attention])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "window", "softcap"), [(4, 4, 0, 0.0), (4, 2, 40, 0.0), (4, 1, 0, 2.0), (2, 2, 9, 5.0)]
@@ -99,6 +100,7 @@ def test_implementations_give_what_the_mask_says(implementation, heads, kv_heads
     assert_same(with_gradients(jax.jit(ours), query, key, value), with_gradients(jax.jit(theirs), query, key, value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (100, 3.0)])
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 2, 2)])
 def test_the_kernel_for_tpus_gives_the_same_on_every_mesh(sizes, window, softcap):
@@ -123,6 +125,7 @@ def test_the_kernel_for_tpus_gives_the_same_on_every_mesh(sizes, window, softcap
     assert_same(found, with_gradients(jax.jit(theirs), query, key, value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4), (1, 1, 2, 4)])
 @pytest.mark.parametrize("near", [False, True])
 def test_rows_heads_and_queries_may_be_divided_over_a_mesh(sizes, near):
@@ -139,6 +142,7 @@ def test_rows_heads_and_queries_may_be_divided_over_a_mesh(sizes, near):
     assert_same(found, with_gradients(jax.jit(theirs), query, key, value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_a_mask_of_a_cache_is_seen_as_the_rows_are(softcap: float):
     query, key, value, segment = operands(3, 12, 4, 2)

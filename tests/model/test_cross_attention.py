@@ -100,12 +100,14 @@ def test_the_first_image_of_a_segment():
     assert first_image(is_image, position).tolist() == [[1, 1, 1, 2, 2, 2, 4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_closed_gates_leave_the_language_model_bit_for_bit(every: int):
     batch = packed()
     np.testing.assert_array_equal(logits(create(seeing(every=every), 0), batch), logits(create(LANGUAGE, 0), batch))
 
 
+@pytest.mark.slow
 def test_gates_open_by_their_gradient():
     graph, params = nnx.split(create(seeing(), 0), nnx.Param)
     batch = jax.tree.map(jnp.asarray, packed())
@@ -154,6 +156,7 @@ def test_a_batch_without_images_takes_the_same_weights():
     np.testing.assert_allclose(logits(model, blind), logits(model, none), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend_to", ["last", "all"])
 def test_cached_equals_uncached(attend_to: str):
     """One position at a time, with the images held from the start, as an `ImageCache` counts them."""
@@ -188,6 +191,7 @@ def norm(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
 
 
+@pytest.mark.slow
 def test_the_resampler_by_hand():
     module = resampler(frames=2)
     features = np.random.default_rng(0).normal(size=(2, 2, 5, 16)).astype(np.float32)

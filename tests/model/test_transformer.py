@@ -61,6 +61,7 @@ def rows_only(batch: Batch, keep: slice, columns: slice) -> Batch:
     return dataclasses.replace(batch, **positional, row_images=batch.row_images[keep])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "products", "block"])
 def test_packed_rows_equal_rows_of_their_own(remat: Literal["none", "products", "block"]):
     """Two examples side by side in one row give what each gives alone."""
@@ -97,6 +98,7 @@ def test_a_batch_without_payloads_needs_no_embedder():
         hidden(create(spec, 0), dataclasses.replace(text, frames=batch.frames))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 5, 11])
 def test_cached_equals_uncached(cut: int):
     model, batch = create(SPEC, 0), mixed_batch()
@@ -126,6 +128,7 @@ def test_sizes_that_do_not_fit_are_named():
         ModelConfig(width=0)
 
 
+@pytest.mark.slow
 def test_layers_without_a_loop_give_the_same():
     batch = jax.tree.map(jnp.asarray, mixed_batch())
 
@@ -143,6 +146,7 @@ def test_layers_without_a_loop_give_the_same():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), looped, unrolled)
 
 
+@pytest.mark.slow
 def test_patch_channels_divide_into_the_groups_of_their_norm():
     with pytest.raises(ValueError, match="multiple of 4 up to 128, and of 32 above, got 132"):
         ModelConfig(patch_channels=132)

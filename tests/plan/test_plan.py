@@ -64,6 +64,7 @@ def planned(remat: str) -> Estimate:
     return estimate(*language(dataclasses.replace(MODEL, remat=remat)), CPU, open_devices(CPU))
 
 
+@pytest.mark.slow
 def test_flops_of_a_training_step_are_those_of_arithmetic():
     found, (spec, _, _) = planned("none"), language()[1]
     blocks = abstract_parameters(spec)["blocks"]
@@ -77,10 +78,12 @@ def test_flops_of_a_training_step_are_those_of_arithmetic():
     assert found.seconds is None and found.fits
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_costs_another_forward_pass():
     assert 1.15 < planned("block").totals.flops / planned("none").totals.flops < 4 / 3
 
 
+@pytest.mark.slow
 def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture):
     written = tmp_path / "plan.json"
     smaller = ["--data.rows", "2", "--data.tensors", "32", "--data.frames", "4", "--model.layers", "1"]
@@ -93,6 +96,7 @@ def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert values["memory"]["optimizer"] == pytest.approx(2 * values["memory"]["parameters"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_command_plans_a_gpu_by_arithmetic(capsys: pytest.CaptureFixture):
     assert main(["plan", "pocket", "--devices", "gpu:2GiB"]) == 0
     assert main(["plan", "flamingo_80b", "--devices", "h100"]) == 2

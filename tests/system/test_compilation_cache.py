@@ -29,6 +29,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     os.environ["GENERALIST_CACHE"] = str(tmp_path)
 
 
+@pytest.mark.slow
 def test_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     printed = [
         subprocess.run(

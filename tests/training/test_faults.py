@@ -57,6 +57,7 @@ def batch(value: float) -> Batch:
     )
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_leaves_no_trace():
     training = TrainingConfig(steps=9, warmup=1, learning_rate=1e-2)
     trainer = make_trainer(SPEC, training, weights=[1.0, 1.0, 1.0])

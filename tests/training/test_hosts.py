@@ -141,6 +141,7 @@ def logs(folder: Path, name: str) -> str:
     return "\n".join(path.read_text() for path in sorted(folder.glob(f"{name}.*.log")))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_take_each_other_s_checkpoints(tmp_path: Path):
     """A run on two processes of four devices; the same stopped and gone on with on one device, and stopped again and back."""
     run(tmp_path, "whole", 1, 1)

@@ -46,6 +46,7 @@ def final_params(config: Config) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
     whole, parts = (config_of(tmp_path, name, data_folder, 8) for name in ("whole", "parts"))
     run(whole)

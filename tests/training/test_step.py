@@ -96,6 +96,7 @@ def one_device() -> list[float]:
     return losses(on_one_device(), STEPS)
 
 
+@pytest.mark.slow
 def test_it_learns_and_starts_alike_on_every_mesh():
     fresh = trainer_on(1, 4, 2).initialize({})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), fresh, initial_state())
@@ -107,11 +108,13 @@ def test_it_learns_and_starts_alike_on_every_mesh():
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 4, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(mesh: tuple[int, ...]):
     np.testing.assert_allclose(losses(trainer_on(*mesh), STEPS), one_device(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shards", "changed"),
     [
@@ -127,6 +130,7 @@ def test_shards_micro_batches_and_chunks_give_the_same_step(shards: int, changed
     np.testing.assert_allclose(losses(trainer, STEPS, counting_batch(shards=shards)), one_device(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_mean_over_sources(count: int):
     """However many tokens a source has, its share of the loss is its weight."""
@@ -139,6 +143,7 @@ def test_a_mean_over_sources(count: int):
     np.testing.assert_allclose(float(metrics.loss), means @ [0.25, 0.75], rtol=2e-3)  # and the z-loss
 
 
+@pytest.mark.slow
 def test_stochastic_depth_skips_in_training_alone_and_keeps_the_mean():
     config = dataclasses.replace(TINY, stochastic_depth=0.5, layers=1)
     spec = dataclasses.replace(SPEC, config=config)
@@ -166,6 +171,7 @@ def test_moments_are_sharded_like_their_parameters():
     assert set(kernels) == {trainer.abstract_state.params["blocks"]["attention"]["qkv"]["kernel"].sharding.spec}
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_each_layers_matrices_and_leaves_the_rest_to_adamw():
     trainer = trainer_on(1, 2, 4, optimizer="muon")
     state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
@@ -186,6 +192,7 @@ def test_muon_orthogonalises_each_layers_matrices_and_leaves_the_rest_to_adamw()
         assert np.median(singular) > 0.7 * expected  # five iterations do not reach the smallest
 
 
+@pytest.mark.slow
 def test_muon_learns():
     trainer = trainer_on(1, 8, 1, optimizer="muon")
     state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
@@ -203,6 +210,7 @@ def test_schedule_warms_up_and_ends_low():
     np.testing.assert_allclose(float(rate(30)), CONFIG.learning_rate * CONFIG.final_fraction, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_moving_average_follows_the_weights():
     trainer = trainer_on(1, 8, 1, ema=0.75)
     state, batch, key = trainer.initialize({}), trainer.place(counting_batch()), jax.random.key(0)
@@ -221,6 +229,7 @@ def test_the_moving_average_follows_the_weights():
     assert not np.allclose(weights(state.mean_params), weights(state.params), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [rows.SMALL, 4], ids=["products", "sorted"])
 def test_a_mesh_adds_up_gradients_of_rows_without_a_scatter(small: int, monkeypatch: pytest.MonkeyPatch):
     """The forms for GPUs, which shards and every axis of the mesh divide."""

@@ -19,6 +19,7 @@ from generalist.weights.legacy_torch import MAGIC, PROTOCOL, read_tensors
 CLASSES = {"strawberry": 949, "umbrella": 879, "tiger": 292}
 
 
+@pytest.mark.slow
 def test_it_recognises_drawings():
     encoder = load_encoder("efficientnet_lite0", 224)
     assert encoder is not None

@@ -118,6 +118,7 @@ def test_cached_equals_uncached(name: str):
     assert expected.shape[1] == length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: bool):
     trunk = LanguageModel(FIXTURES / "llama")

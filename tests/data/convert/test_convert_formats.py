@@ -95,6 +95,7 @@ def test_all_formats_are_here() -> None:
     assert len(FORMATS) == len(SETS) + 1, "RLDS has tests of its own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_values_are_equal_in_rlds_and_in_lerobot(tmp_path: Path, convert: Any, check_same: Any, name: str) -> None:
     source = SETS[name](tmp_path / "source")

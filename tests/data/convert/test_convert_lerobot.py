@@ -123,6 +123,7 @@ def test_rows_are_numbered_without_a_gap(
     assert groups == 4, "a group of rows per episode, as LeRobot writes them"
 
 
+@pytest.mark.slow
 def test_tasks_are_the_index_of_a_pandas_table(tmp_path: Path, bridge: Path, convert: Any) -> None:
     convert(bridge, tmp_path / "new", "lerobot", images="png", rate=5.0)
     table = pq.read_table(tmp_path / "new" / "meta" / "tasks.parquet")
@@ -134,6 +135,7 @@ def test_tasks_are_the_index_of_a_pandas_table(tmp_path: Path, bridge: Path, con
     assert [tasks[row["task_index"]] for row in rows(tmp_path / "new", "data/*/*.parquet")] == [*itertools.chain(*told)]
 
 
+@pytest.mark.slow
 def test_interrupted_and_with_more_processes_it_is_the_same(
     tmp_path: Path, shaded: Path, convert: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,7 @@ def _images(rng: np.random.Generator, count: int) -> list[bytes]:
 NAMES = {key: key for key in ("observation/x", "observation/camera", "action", "note", "reward", "seed")}
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(random_sets(), st.booleans())
 def test_random_sets_are_read_back(

@@ -53,6 +53,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_STEPS", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, workers", [(signal.SIGKILL, 2), (signal.SIGKILL, 1), (signal.SIGINT, 2)])
 def test_stopped_midway_and_run_again_is_the_same(
     tmp_path: Path, bridge: Path, convert: Any, one_by_one: None, how: signal.Signals, workers: int
@@ -272,6 +273,7 @@ def test_no_more_than_two_episodes_are_held(
     assert len(given) >= 7 and max(held) <= 2
 
 
+@pytest.mark.slow
 def test_a_damaged_source_gives_the_same_or_is_refused(tmp_path: Path, bridge: Path, convert: Any) -> None:
     rng, refused = np.random.default_rng(0), 0
     for number in range(40):

@@ -354,6 +354,7 @@ def test_an_index_is_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert tuple(open_episodes(folder, opening).lengths) == LENGTHS
 
 
+@pytest.mark.slow
 def test_damaged_data(folder: Path, survives: Any) -> None:
     assert survives(folder, main_file(folder), 120) > 20
 

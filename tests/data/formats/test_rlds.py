@@ -72,6 +72,7 @@ def test_values_are_those_that_tfds_reads() -> None:
         assert np.asarray(ours.columns["language_instruction"]).tolist() == told
 
 
+@pytest.mark.slow
 def test_neither_tensorflow_nor_torch_is_imported() -> None:
     code = (
         "import sys; from generalist.data.recorded import *; from generalist.data.episodes import EpisodeCache\n"
@@ -235,6 +236,7 @@ def test_wrong_fields_are_named_when_they_are_read(dataset: Path, change: Any, w
         episodes.read(0, KEYS)
 
 
+@pytest.mark.slow
 def test_random_damage_is_never_taken_for_good(dataset: Path) -> None:
     rng = np.random.default_rng(0)
     good = open_set(dataset)

@@ -480,6 +480,7 @@ def test_without_h5py(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_episodes(path, Opening())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"compression": "gzip", "chunks": True}])
 def test_damaged_files(path: Path, survives: Any, settings: dict[str, Any]) -> None:
     write(path, attributes={"env_args": ENV, "problem_info": PROBLEM}, **settings)

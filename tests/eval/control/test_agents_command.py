@@ -42,6 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "scores.json"
     command = [
@@ -78,6 +79,7 @@ def test_all_agents_play_and_the_file_proves_itself(weights: Path, tmp_path: Pat
     assert "the mean of nearest neighbour in classic is 99" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_agents_read_demonstrations_of_a_suite_that_the_run_itself_leaves_out(weights: Path, tmp_path: Path):
     """A run that begins with other weights knows their layouts, also those of suites to which it gives the weight 0."""
     known = Generalist.load(weights)

@@ -85,6 +85,7 @@ def test_an_episode_ends_where_the_expert_has_no_answer(tmp_path: Path):
         play(answers(0), tmp_path, share=0.0)
 
 
+@pytest.mark.slow
 def test_the_weights_play_and_training_learns_from_the_answers(
     tmp_path: Path, weights: Callable, capsys: pytest.CaptureFixture[str]
 ):

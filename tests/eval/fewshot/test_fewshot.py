@@ -96,6 +96,7 @@ def test_as_many_shots_as_fit(folder: Path, make_model: Models, images: str):
                 assert asked.fitting(1, [4, 0, 2], with_images=with_images) == fitting
 
 
+@pytest.mark.slow
 def test_too_many_shots_are_left_out_and_named(folder: Path, make_model: Models):
     generalist = make_model("frame")
     asked = Asked(generalist, classes(folder), Asking())
@@ -112,6 +113,7 @@ def test_too_many_shots_are_left_out_and_named(folder: Path, make_model: Models)
         evaluate(narrow, benchmark, Asking(shots=(4,), seeds=1))
 
 
+@pytest.mark.slow
 def test_orders_are_averaged(folder: Path, make_model: Models):
     generalist = make_model("frame")
     benchmark = without_questions(classes(folder, metric="auc"))
@@ -131,6 +133,7 @@ def test_orders_are_averaged(folder: Path, make_model: Models):
     assert together["answer"] in written
 
 
+@pytest.mark.slow
 def test_many_classes_after_one_reading(folder: Path, make_model: Models, monkeypatch: pytest.MonkeyPatch):
     generalist = make_model("frame")
     asked = Asked(generalist, classes(folder), Asking())
@@ -179,6 +182,7 @@ def test_area_under_curve():
         area_under_curve(np.zeros(4), np.ones(4, bool))
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFixture[str]):
     make_model("frame").save(folder / "weights")
     out = folder / "results.json"
@@ -237,6 +241,7 @@ def check_edited(path: Path, results: dict[str, Any], message: str) -> None:
         report.load_fewshot(edited)
 
 
+@pytest.mark.slow
 def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFixture[str]):
     make_model("frame+encoder").save(tmp_path / "weights")
     out = tmp_path / "results.json"
@@ -265,6 +270,7 @@ def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFix
     check_edited(out, stored, "accuracy of rices, 2 ways, 1 shots")
 
 
+@pytest.mark.slow
 def test_new_words_go_on_where_they_were_stopped(tmp_path: Path, make_model: Models, monkeypatch: pytest.MonkeyPatch):
     model, kept = make_model("frame+encoder"), Parts(folder=tmp_path / "parts")
     asked = {"count": 2, "ways": (2,), "shots": (0, 1), "console": Console(quiet=True)}

@@ -239,6 +239,7 @@ def test_the_command(tmp_path: Path, results: Callable, capsys: pytest.CaptureFi
     assert "--weights is for --videos" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_clips_are_of_the_results_weights_or_say_why_not(
     tmp_path: Path, results: Callable, weights: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

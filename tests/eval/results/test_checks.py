@@ -39,6 +39,7 @@ def test_an_untouched_file_is_read(path: Path) -> None:
     assert report.load(path) == found, "saved again it is the same"
 
 
+@pytest.mark.slow
 def test_files_of_earlier_versions_are_read(tmp_path: Path, results: Callable) -> None:
     """Those without a format have empty sections for what was not evaluated; the shipped scores are one."""
     shipped = report.load(Path(report.__file__).parents[2] / "shipped" / "scores.json")
@@ -132,6 +133,7 @@ def test_a_damaged_or_missing_file_has_a_remedy(path: Path) -> None:
         report.load(path.with_name("other.json"))
 
 
+@pytest.mark.slow
 def test_weights_are_known_by_their_fingerprint(tmp_path: Path, weights: Callable) -> None:
     one, same, other = weights(0), weights(0), weights(1)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
