@@ -14,6 +14,7 @@ from generalist.contrastive.config import ContrastiveConfig, check_effective
 from generalist.system.console import open_console
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -93,6 +93,7 @@ parts[].tokens_per_episode.min parts[].tokens_per_step parts[].window_seconds pa
 """
 
 
+@pytest.mark.slow
 def test_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, page = run(tmp_path, str(ROBOT), "--data.frames", "256", "--data.length", "160")
     assert {name: found[name] for name in ("format", "source", "kind")} == {
@@ -150,6 +151,7 @@ def test_texts_of_files_do_not_command_the_terminal() -> None:
     assert on_one_line("a" * 201) == "a" * 200 + "... (201 characters)"
 
 
+@pytest.mark.slow
 def test_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data.folder", str(tmp_path / "data")]
     assert main(["data", "inspect", "classic", "--preset", "debug", *data]) == 1

@@ -87,6 +87,7 @@ def test_no_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--rows must be at least 1, got 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Debian's package chromium")
 def test_a_touched_position_marks_what_it_sees(tmp_path: Path) -> None:
     _, text = view(tmp_path, str(ROBOT), "--rows", "1")

@@ -40,6 +40,7 @@ def _no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a context that could not be made
 @pytest.mark.parametrize("name", FRAMES)
 def test_every_suite_shows_what_happens(name: str) -> None:

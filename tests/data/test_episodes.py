@@ -201,6 +201,7 @@ def test_frames_are_known_by_their_mean_and_deviation(dataset: Path):
     np.testing.assert_array_equal(deviation, np.rint(seen.std(axis=0)).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_larger_tasks_get_more_of_a_source_but_not_in_proportion(dataset: Path):
     """Of nine times as many tokens, three times as many are seen."""
     assembler = examples(dataset).assembler

@@ -291,6 +291,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     assert opened(Dataset(path=str(folder))).episodes.where(1) in problems[0].where
 
 
+@pytest.mark.slow
 def test_the_same_by_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     episodes = clean()
     for plant in (nan, duplicate, gap):

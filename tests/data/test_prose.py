@@ -33,6 +33,7 @@ def test_splits_share_no_source_and_no_text(folder: Path) -> None:
     assert not {document.text for document in train} & {document.text for document in heldout}
 
 
+@pytest.mark.slow
 def test_size_is_about_what_was_asked_and_a_smaller_set_begins_a_larger_one(folder: Path, tmp_path: Path) -> None:
     small, large = prose(tmp_path, "train", megabytes=0.1), prose(folder, "train", SIZE)
     assert 0.08e6 < sum(len(document.text.encode()) for document in small) < 0.3e6, "a whole source may go over"

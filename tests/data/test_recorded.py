@@ -168,6 +168,7 @@ def test_statistics_are_of_all_steps_and_kept(data: Path, cache: Path, monkeypat
     assert again.instructions == found.instructions
 
 
+@pytest.mark.slow
 def test_statistics_are_the_same_by_any_number_of_processes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = statistics(open_episodes(data, Opening()), None, "reward")
     monkeypatch.setattr(statistics_module, "ROWS", 20)

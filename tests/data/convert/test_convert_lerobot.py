@@ -55,6 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_there_and_back_gives_equal_values(tmp_path: Path, bridge: Path, convert: Any, check_same: Any) -> None:
     there = convert(bridge, tmp_path / "there", "lerobot", images="png", rate=5.0)
     back = convert(tmp_path / "there", tmp_path / "back", "rlds")
@@ -161,6 +162,7 @@ def test_interrupted_and_with_more_processes_it_is_the_same(
     assert files(target) == files(whole)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_lerobot(tmp_path: Path, convert: Any) -> None:
     fixture = Path(__file__).parents[2] / "fixtures" / "formats" / "lerobot_v3"
     convert(fixture, tmp_path / "new", "lerobot")

@@ -137,6 +137,7 @@ def test_rows_that_no_file_has(tmp_path: Path) -> None:
         open_episodes(path, Opening())
 
 
+@pytest.mark.slow
 def test_damaged_files(tmp_path: Path, survives: Any) -> None:
     path = write(tmp_path / "a.hdf5")
     assert survives(path, path, 150) > 20

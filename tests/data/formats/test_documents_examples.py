@@ -44,6 +44,7 @@ def test_pairs_for_contrastive_pretraining(name: str):
     assert list(pairs.texts())[:2] == ["picture 0", "picture 1"]
 
 
+@pytest.mark.slow
 def test_all_images_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "FEW", 0)
     monkeypatch.setattr(module, "PER_JOB", 7)

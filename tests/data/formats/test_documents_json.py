@@ -255,6 +255,7 @@ def test_lists_that_are_refused(folder: Path, text: str, message: str):
         opened(folder / "own.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own.jsonl", "own.json", "own.jsonl.gz"])
 def test_damaged_files_are_refused_by_name(folder: Path, name: str):
     records = [PAIR, TEXT, *LLAVA]

@@ -78,6 +78,7 @@ def test_texts_that_are_refused(tmp_path: Path):
         opened(tmp_path)
 
 
+@pytest.mark.slow
 def test_texts_for_a_tokenizer_are_bounded_and_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "RUNS", 10)
     monkeypatch.setattr(module, "RUN_CHARACTERS", 100)

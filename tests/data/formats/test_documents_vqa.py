@@ -60,6 +60,7 @@ def test_what_does_not_fit(tmp_path: Path):
         opened(file)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_by_name(tmp_path: Path):
     file = published(tmp_path)
     assert check_mutations(file, count=200, same=lambda parts, sound: len(parts) == 2) > 60

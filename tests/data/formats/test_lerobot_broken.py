@@ -337,6 +337,7 @@ def replaced(content: Any, odd: Any) -> Iterator[Any]:
             yield changed
 
 
+@pytest.mark.slow
 @VERSIONS
 def test_odd_values_anywhere_in_a_description(version: str, whole: dict[str, Path], tmp_path: Path) -> None:
     folder, refused, opened = tmp_path / "set", 0, 0
@@ -358,6 +359,7 @@ def test_odd_values_anywhere_in_a_description(version: str, whole: dict[str, Pat
     assert opened > 100 and refused > 100
 
 
+@pytest.mark.slow
 @VERSIONS
 def test_damaged_files(version: str, whole: dict[str, Path], tmp_path: Path) -> None:
     """Whatever bytes of whatever file are changed, cut off or added: an error that says so, or episodes of the right form; the

@@ -269,6 +269,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         Npz(tmp_path, Opening())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_damaged_files_are_read_the_same_or_refused(folder: Path, read_all: Any, damaged: Any, number: int) -> None:
     """Every member has a checksum, so that nothing else is ever read."""

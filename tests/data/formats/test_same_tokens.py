@@ -61,6 +61,7 @@ def test_instruction_longer_than_a_row_is_refused_before_training(tmp_path: Path
         sequences(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_set_of_episodes_gives_the_same_tokens_in_every_format(written: dict[str, Path], tmp_path: Path) -> None:
     found = {name: sequences(path, tmp_path) for name, path in written.items()}
     expected = found.pop("npz")
@@ -134,6 +135,7 @@ def test_a_mixture_of_all_formats_goes_on_bit_for_bit(written: dict[str, Path], 
             path.rename(written[name])
 
 
+@pytest.mark.slow
 def test_neither_tensorflow_nor_torch_is_imported(written: dict[str, Path], tmp_path: Path) -> None:
     code = (
         "import sys\n"
