@@ -263,6 +263,7 @@ def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_its_encoder_when_the_original_is_gone(tmp_path: Path):
     """Also when what was loaded is saved again."""
     original = Path(shutil.copytree(CLIP, tmp_path / "clip"))

@@ -139,6 +139,7 @@ def test_what_is_drawn_follows_the_distribution():
     np.testing.assert_allclose(shares(0.5, 0, 1.0)[:4], sharp / sharp.sum(), atol=0.03)
 
 
+@pytest.mark.slow
 def test_stop_texts_end_what_is_written(make_model: Callable[..., Generalist]):
     generalist = make_model()
     plain = generalist.prompt(PROMPTS[1], tokens=8)
@@ -163,6 +164,7 @@ def test_choices_are_ranked_as_whole_sequences_are(make_model: Callable[..., Gen
     assert generalist.prompt(asked, after=generalist.read(shots), choices=choices) == best
 
 
+@pytest.mark.slow
 def test_two_text_examples_without_images(make_model: Callable[..., Generalist]):
     """Flamingo's zero shots."""
     generalist = make_model()
@@ -227,6 +229,7 @@ def test_a_prompt_that_can_not_be_read(
         make_model().prompt(parts, **settings)
 
 
+@pytest.mark.slow
 def test_images_from_files(make_model: Callable[..., Generalist], tmp_path: Path):
     generalist, path = make_model(), tmp_path / "one.png"
     Image.fromarray(picture(0)).save(path)

@@ -192,6 +192,7 @@ def test_the_command(folder: Path, make_model: Callable[..., Generalist], capsys
     assert [one["choice"] for one in line["choices"]] == ["block", "left"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -116,6 +116,7 @@ def test_gates_open_by_their_gradient():
     assert (np.abs(gradient["visual"]["gated"]["feed_forward_gate"][...]) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend_to", ["last", "all"])
 @pytest.mark.parametrize("every", [1, 2])
 def test_positions_see_their_images_and_no_others(attend_to: str, every: int):
@@ -138,6 +139,7 @@ def test_last_and_all_differ_where_there_are_two_images():
     assert not changed[1, :7].any()
 
 
+@pytest.mark.slow
 def test_no_image_gives_zero_attention():
     module = GatedCrossAttention(32, 16, heads=2, head_size=8, hidden=64, rngs=nnx.Rngs(0))
     module.attention_gate[...] = jnp.float32(1)
@@ -212,6 +214,7 @@ def test_the_resampler_by_hand():
     np.testing.assert_allclose(module(jnp.asarray(features)), latents, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_absent_frames_do_not_matter():
     module, rng = resampler(width_in=6, frames=3), np.random.default_rng(0)
     features = rng.normal(size=(1, 3, 4, 6)).astype(np.float32)
@@ -222,6 +225,7 @@ def test_absent_frames_do_not_matter():
     assert np.abs(module(jnp.asarray(features)) - module(jnp.asarray(other))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_time_is_interpolated():
     table = jnp.array([[0.0, 8.0], [2.0, 4.0]])
     assert time_embeddings(table, 2) is table

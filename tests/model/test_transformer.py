@@ -75,6 +75,7 @@ def test_packed_rows_equal_rows_of_their_own(remat: Literal["none", "products", 
     np.testing.assert_allclose(hidden(model, packed).reshape(2, 12, -1), hidden(model, batch), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_future_and_other_payloads_do_not_matter():
     model, batch = create(SPEC, 0), mixed_batch()
     before = hidden(model, batch)

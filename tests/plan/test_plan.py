@@ -105,6 +105,7 @@ def test_the_command_plans_a_gpu_by_arithmetic(capsys: pytest.CaptureFixture):
     assert shown.count("note: heads of 32 fill only a part") == 1  # flamingo_80b has larger ones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,6 +131,7 @@ def test_help_imports_no_jax():
     assert "--topology" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "block"])
 def test_memory_by_arithmetic_is_near_the_compiler_s(remat: Literal["none", "block"]):
     config, shapes = language(dataclasses.replace(MODEL, remat=remat))

@@ -77,6 +77,7 @@ def test_who_is_behind(tmp_path: Path):
     ]
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_long_is_told_and_then_less_and_less_often(tmp_path: Path):
     said: list[str] = []
     with Watchdog(tmp_path, 0.2, said.append) as watchdog:

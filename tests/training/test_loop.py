@@ -73,6 +73,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeyp
     ].keys()
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(tmp_path: Path, data_folder: Path):
     from generalist.run.folder import check_same_settings
 

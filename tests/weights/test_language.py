@@ -94,6 +94,7 @@ def test_logits_are_the_reference_s(name: str):
     assert ours[..., 300:][present].max() < 2 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3", "gemma3_bounded"])
 def test_cached_equals_uncached(name: str):
     """Learnt positions, windows and bounds also hold one token at a time."""

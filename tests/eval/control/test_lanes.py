@@ -90,6 +90,7 @@ def test_summary_by_hand() -> None:
     assert summarize([task], episodes, clipped)["clipped"] == {task.layout: 0.25}, "of its own layouts"
 
 
+@pytest.mark.slow
 def test_lanes_are_used_again_and_tasks_of_one_shape_share_a_batch() -> None:
     """Six episodes of two tasks in two lanes: what each scores does not depend on where or beside whom it is played."""
     tasks, made = [get("babyai/GoToObj"), get("babyai/GoToRedBall")], []

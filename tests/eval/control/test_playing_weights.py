@@ -11,6 +11,7 @@ from generalist.eval.results import file as report
 from generalist.inference.fingerprint import fingerprint
 
 
+@pytest.mark.slow
 def test_saved_weights_play(
     tmp_path: Path, weights: Callable, results: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:

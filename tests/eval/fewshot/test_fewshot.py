@@ -143,6 +143,7 @@ def test_many_classes_after_one_reading(folder: Path, make_model: Models, monkey
     np.testing.assert_allclose(log_likelihoods(generalist, prompts, names), together, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_nearest_image_comes_last(folder: Path, make_model: Models, tmp_path: Path):
     generalist = make_model("encoder")
     benchmark = without_questions(classes(folder))
@@ -292,6 +293,7 @@ def test_new_words_go_on_where_they_were_stopped(tmp_path: Path, make_model: Mod
     assert evaluate_new_words(model, **asked, kept=kept) == whole and len(calls) == 2
 
 
+@pytest.mark.slow
 def test_captions(folder: Path, make_model: Models):
     benchmark = without_questions(read_benchmark("jsonl", folder, kind="caption"))
     found = evaluate(make_model("frame"), benchmark, Asking(**QUICK | {"shots": (1,), "seeds": 1}))

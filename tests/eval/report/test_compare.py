@@ -28,6 +28,7 @@ def test_equal_files_do_not_differ(results: Callable) -> None:
     assert all(task.paired and task.p == 1.0 and not task.differs for task in domain.tasks)
 
 
+@pytest.mark.slow
 def test_a_made_difference_is_found_in_the_task_that_has_it(results: Callable) -> None:
     rng = np.random.default_rng(1)
     names = [f"babyai/{i}" for i in range(10)]
