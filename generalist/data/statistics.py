@@ -203,7 +203,9 @@ def instruction_of(episode: RawEpisode, key: str) -> str:
     """The text of an episode, or that of its first step."""
     if key in episode.values:
         return str(episode.values[key])
-    return str(episode.columns[key][:1][0]) if len(episode.columns[key]) else ""  # type: ignore[index]
+    column = episode.columns[key]
+    assert isinstance(column, np.ndarray), f"{key} is no text"  # which `check_mapping` has seen to
+    return str(column[0]) if len(column) else ""
 
 
 class _Sums:

@@ -181,6 +181,20 @@ class Numbering:
         return np.concatenate([np.zeros(0, np.int64), *(one + self.first(file) for file, one in enumerate(numbers))])
 
 
+class NumberedDocuments(DocumentSet):
+    """A set whose documents are numbered through its files."""
+
+    _files: list[Place]
+    _numbering: Numbering
+
+    def __len__(self) -> int:
+        return len(self._numbering)
+
+    @property
+    def files(self) -> list[Place]:
+        return self._files
+
+
 def listed(place: Place, endings: tuple[str, ...]) -> list[Place]:
     """The files of a set: the place itself, or those of a folder that end so, hidden ones left out, in the order of their names.
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from generalist.data.files import DocumentError, Line, lines, named, parsed, parsed_line
-from generalist.data.formats.documents import DocumentOpening, DocumentSet, Numbering, Part, beginning, listed
+from generalist.data.formats.documents import DocumentOpening, NumberedDocuments, Numbering, Part, beginning, listed
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place, read_range
@@ -61,7 +61,7 @@ class Reader:
         return record_parts(record, self.where(row), self.find if is_own(record) else found_or_decoded(self.find))
 
 
-class JsonRecords(DocumentSet):
+class JsonRecords(NumberedDocuments):
     """One file, or all of a folder, with any of the layouts of `generalist.data.formats.records`."""
 
     entry: ClassVar[str]
@@ -85,9 +85,6 @@ class JsonRecords(DocumentSet):
             raise DocumentError(f"{place} has no document: write one object per {self.entry}")
         self.pairs = self._numbering.joined([one["pairs"] for one in self._indices])
 
-    def __len__(self) -> int:
-        return len(self._numbering)
-
     @classmethod
     def members(cls, place: Place) -> list[Place]:
         """The files of a set."""
@@ -102,10 +99,6 @@ class JsonRecords(DocumentSet):
     @abc.abstractmethod
     def objects(cls, file: Place) -> Iterator[Line]:
         """Where each object of a file is, and its bytes."""
-
-    @property
-    def files(self) -> list[Place]:
-        return self._files
 
     def parts(self, index: int) -> list[Part]:
         reader, record, row = self._read(index)

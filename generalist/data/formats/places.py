@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import fsspec
 from upath import UPath
 
 Place = Path | UPath
@@ -30,16 +31,15 @@ def place(where: str | Place) -> Place:
     if scheme is None:
         return Path(where)
     try:
-        opened = UPath(where)
-        # Otherwise the missing package would be told by the first file, far from the setting.
-        opened.fs  # noqa: B018 - imports what the scheme needs
+        # Imports what the scheme needs: otherwise the first file would tell the missing package, far from the setting.
+        fsspec.get_filesystem_class(scheme[1])
+        return UPath(where)
     except ImportError as error:
         extra = EXTRAS.get(scheme[1])
         remedy = f"pip install 'generalist[{extra}]'" if extra else "install it, or give a folder, gs:// or s3://"
         raise ImportError(f"{where} can't be read without another package ({error}): {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{where} has a scheme that is not known ({error}): give a folder, gs:// or s3://") from error
-    return opened
 
 
 def inside(folder: Place, name: str, told_by: object) -> Place:

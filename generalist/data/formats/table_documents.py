@@ -21,7 +21,7 @@ from generalist.data.formats.documents import (
     IMAGE_NAMES,
     TEXT_NAMES,
     DocumentOpening,
-    DocumentSet,
+    NumberedDocuments,
     Numbering,
     Part,
 )
@@ -55,7 +55,7 @@ class Columns:
         return [name for name in (self.image, self.text) if name is not None]
 
 
-class TableDocuments(DocumentSet):
+class TableDocuments(NumberedDocuments):
     """The rows of one file, or of all of a folder's files of one split."""
 
     ending: ClassVar[str]
@@ -107,13 +107,6 @@ class TableDocuments(DocumentSet):
         Raises:
             pyarrow.ArrowException, OSError, ValueError: it can't be read.
         """
-
-    def __len__(self) -> int:
-        return len(self._numbering)
-
-    @property
-    def files(self) -> list[Place]:
-        return self._files
 
     def where(self, index: int) -> str:
         file, row = self._numbering.find(index)

@@ -10,7 +10,7 @@ from generalist.data.formats.documents import (
     IMAGE_NAMES,
     TEXT_NAMES,
     DocumentOpening,
-    DocumentSet,
+    NumberedDocuments,
     Numbering,
     Part,
     folders,
@@ -25,7 +25,7 @@ from generalist.data.formats.tfrecord import Record
 from generalist.data.images import Encoded
 
 
-class TfdsDocuments(DocumentSet):
+class TfdsDocuments(NumberedDocuments):
     """One split of a data set."""
 
     format = "TFDS"
@@ -56,13 +56,6 @@ class TfdsDocuments(DocumentSet):
     def matches(cls, place: Place) -> bool:
         # Cheap looks first: `is_tfds` searches two levels of folders, which may be a million files.
         return place.is_dir() and ((place / INFO).exists() or bool(folders(place))) and is_tfds(place)
-
-    def __len__(self) -> int:
-        return len(self._numbering)
-
-    @property
-    def files(self) -> list[Place]:
-        return self._files
 
     def where(self, index: int) -> str:
         number, at = self._numbering.find(index)

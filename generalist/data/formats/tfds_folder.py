@@ -165,9 +165,12 @@ def _shards(folder: Place, name: str, format_: str, split: Mapping[str, Any]) ->
             "NUM_SHARDS": f"{len(lengths):05d}",
             "SHARD_X_OF_Y": f"{index:05d}-of-{len(lengths):05d}",
         }
-        # Not with str.format, which would look up attributes of whatever it is given.
-        filled = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)  # noqa: B023 - used at once
-        yield inside(folder, filled, folder / INFO), length
+        yield inside(folder, _filled(template, values), folder / INFO), length
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """A template with its places filled; not by str.format, which would look up attributes of whatever it is given."""
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
 
 
 def check_trusted(value: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from generalist.data.files import DocumentError, decoded, named, parsed
-from generalist.data.formats.documents import TEXT_NAMES, DocumentOpening, DocumentSet, Numbering, Part, listed
+from generalist.data.formats.documents import TEXT_NAMES, DocumentOpening, NumberedDocuments, Numbering, Part, listed
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.places import Place, read_range, size
 from generalist.data.formats.records import PUBLISHED, checked_text, found_or_decoded, record_parts
@@ -37,7 +37,7 @@ TEXTS = ("txt", "text", "caption")
 """Endings of texts, the first one that a sample has."""
 
 
-class WebDataset(DocumentSet):
+class WebDataset(NumberedDocuments):
     """A tar file, or all of a folder."""
 
     format = "WebDataset"
@@ -58,13 +58,6 @@ class WebDataset(DocumentSet):
     @classmethod
     def matches(cls, place: Place) -> bool:
         return bool(listed(place, TARS)) if place.is_dir() else place.name.lower().endswith(TARS)
-
-    def __len__(self) -> int:
-        return len(self._numbering)
-
-    @property
-    def files(self) -> list[Place]:
-        return self._files
 
     def where(self, index: int) -> str:
         number, at = self._numbering.find(index)

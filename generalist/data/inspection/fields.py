@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from generalist.data.formats.episodes import Field
-from generalist.data.inspection.problems import Problem, counted, listed
+from generalist.data.inspection.problems import Kind, Problem, counted, listed
 from generalist.data.mapping import FieldMapping
 from generalist.data.statistics import QUANTILES, Numbers, Statistics
 
@@ -129,7 +129,7 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-REMEDIES = {
+REMEDIES: dict[Kind, tuple[str, str]] = {
     "constant": (
         "never changes",
         "nothing can be learnt from it: check that it was recorded, or leave the field out of the mapping",
@@ -161,7 +161,5 @@ def problems(part: str, fields: list[dict[str, Any]]) -> list[Problem]:
             names = [one["name"] for one in field["numbers"] if one[kind]]
             if names:
                 numbers = f"{counted(len(names), 'number')} of {len(field['numbers'])} ({listed(names)})"
-                found.append(
-                    Problem(kind=kind, part=part, where=field["key"], what=f"{numbers} {what}", remedy=remedy)  # type: ignore[arg-type]
-                )
+                found.append(Problem(kind=kind, part=part, where=field["key"], what=f"{numbers} {what}", remedy=remedy))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from generalist.data.formats.columns import Frames
 from generalist.data.formats.detect import FORMATS, open_episodes
 from generalist.data.formats.episodes import Opening
 
@@ -133,7 +134,9 @@ def test_encoded_images_of_hdf5_are_taken_over(tmp_path: Path, convert: Any) -> 
     for layout in ("hdf5", "arrow"):
         source = FIXTURES / "minari" / layout
         new = convert(source, tmp_path / layout, "rlds").fields[key]
-        stored = open_episodes(source, Opening()).read(0, [key]).columns[key].encoded  # type: ignore[union-attr]
+        images = open_episodes(source, Opening()).read(0, [key]).columns[key]
+        assert isinstance(images, Frames)
+        stored = images.encoded
         written = open_episodes(tmp_path / layout, Opening()).read(0, [new]).columns[new]
         if stored is not None:
             assert list(stored) == written
