@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What tests compute again and again is kept between them and their processes: indices, and compiled programs, of which resumed
-# runs, other processes and later sessions need the same ones. With a largest size JAX locks the folder.
-os.environ["GENERALIST_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "generalist")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["GENERALIST_CACHE"] + "/compiled")
+# Indices are of this session's files. Compiled programs are kept: resumed runs, other processes and later sessions need the same
+# ones. With a largest size JAX locks the folder.
+os.environ["GENERALIST_CACHE"] = tempfile.mkdtemp(prefix="generalist-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -43,6 +45,11 @@ jaxtyping.install_import_hook(
 )
 
 LAYOUT = "classic/test"
+
+
+def pytest_unconfigure() -> None:
+    """Removes the session's indices."""
+    shutil.rmtree(os.environ["GENERALIST_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

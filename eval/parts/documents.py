@@ -46,7 +46,7 @@ class HeldOutDocuments(Part):
         for own in config.data.sources.values():
             if isinstance(own, OwnDocuments) and own.heldout is not None:
                 # Raises if they can't be read.
-                Documents(own.heldout, own.unreadable, opening=own.opening(config.data.folder, heldout=True))
+                Documents(own.heldout, own.unreadable, opening=own.opening(heldout=True))
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {f"{name}, nats per token": _loss(found) for name, found in results["documents"].items()}
@@ -77,7 +77,7 @@ def _exact(loss: Estimate) -> str:
 
 def _job(generalist: "Generalist", name: str, own: OwnDocuments, heldout: str) -> Job:
     config, count = generalist.config, own.evaluation_documents
-    opening = own.opening(config.data.folder, heldout=True)
+    opening = own.opening(heldout=True)
     opened = Documents(heldout, own.unreadable, opening=opening, checked=True)
 
     def compute(progress: Progress) -> dict[str, Any]:

@@ -76,8 +76,6 @@ class ContrastiveConfig(RunSettings):
     unreadable: float = 0.05
     """Share of your own pairs that may have an image which can't be read; the same for held-out pairs.
     Such pairs are left out and reported; one more ends the run."""
-    index: Path = Path("data/index")
-    """Folder where indices of your own pairs are kept."""
     check: bool = False
     """Read all of your own images, held-out ones too, before training begins, and report all that can't be read."""
     # More pairs are more negatives for each: CLIP had 32,768 per step (section 2.5). The sigmoid loss works with far fewer.

@@ -20,6 +20,7 @@ from generalist.data.emoji import Drawing, augment, drawings
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
 from generalist.data.images import read_image
+from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
@@ -231,7 +232,7 @@ def open_pairs(config: ContrastiveConfig) -> Pairs:
     """
     if config.pairs is None:
         return EmojiPairs(drawings("train"))
-    opening = DocumentOpening(index=config.index, workers=cores())
+    opening = DocumentOpening(index=index_folder(), workers=cores())
     for path in filter(None, (config.heldout, config.pairs)):
         documents = open_documents(path, config.unreadable, tell, opening=opening, workers=cores(), whole=config.check)
     return OwnPairs(documents)
@@ -241,7 +242,7 @@ def open_heldout(config: ContrastiveConfig) -> Pairs | None:
     """The user's own pairs that are retrieved at the end, which `open_pairs` has looked at; None: there are none."""
     if config.heldout is None:
         return None
-    opening = DocumentOpening(index=config.index, workers=cores())
+    opening = DocumentOpening(index=index_folder(), workers=cores())
     return OwnPairs(Documents(config.heldout, config.unreadable, opening=opening, checked=True))
 
 

@@ -26,7 +26,7 @@ from generalist.data.formats.faults import BrokenRecord, Faults
 from generalist.data.mapping import FieldMapping, default_mapping, read_mapping
 from generalist.data.spread import spread
 from generalist.data.statistics import Statistics, instruction_of, statistics
-from generalist.system.cache import VARIABLE, cache_folder
+from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 
 FEW = 1024
@@ -83,15 +83,7 @@ def opening(split: str = "train") -> Opening:
     Raises:
         OSError: the folder can't be made.
     """
-    folder = cache_folder() / "index"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"indices of data sets are kept in {folder}, which can't be made ({error.strerror}): name another folder with "
-            f"{VARIABLE}"
-        ) from error
-    return Opening(index=folder, workers=cores(), split=split)
+    return Opening(index=index_folder(), workers=cores(), split=split)
 
 
 @functools.lru_cache(maxsize=32)

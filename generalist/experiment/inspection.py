@@ -61,7 +61,7 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
                 pictures.append(shown(name, found.episodes, found.mapping))
     elif isinstance(source, OwnDocuments) and source.path is not None:
         # All may be unreadable, and are counted; the messages are the report's.
-        opening = source.opening(data.folder)
+        opening = source.opening()
         opened_documents = Documents(source.path, unreadable=1.0, opening=opening, say=lambda line: None)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
     # Whether there are files to look at.

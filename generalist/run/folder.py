@@ -56,7 +56,6 @@ FREE = (
         "model.layers_unrolled",
         # Of contrastive pretraining.
         "check",
-        "index",
         "unreadable",
     ),
 )

@@ -201,7 +201,6 @@ def test_a_run_of_one_s_own_pairs_resumes_and_leaves_an_encoder(tmp_path: Path):
         runs=tmp_path,
         pairs=own,
         heldout=own,
-        index=tmp_path / "index",
         profile=True,
     )
     run_contrastive(
@@ -325,7 +324,7 @@ def test_pairs_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join([*lines, '{"text": "alone"}']))
     (tmp_path / "7.bmp").write_bytes((tmp_path / "7.bmp").read_bytes()[:500])
-    pairs = open_pairs(ContrastiveConfig(pairs=str(path), index=tmp_path / "index", unreadable=0.03))
+    pairs = open_pairs(ContrastiveConfig(pairs=str(path), unreadable=0.03))
     assert "1 of 41 documents" in capsys.readouterr().err
     image, text = pairs.drawn(7, np.random.default_rng(0))
     assert text == "thing 8" and image[0, 0, 0] == 8
@@ -337,9 +336,7 @@ def test_pairs_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.C
     ):
         pairs.drawn(9, np.random.default_rng(0))
     with pytest.raises(TooManyBroken, match="2 of 41 records of .* can't be read"):
-        open_pairs(
-            ContrastiveConfig(pairs=str(path), heldout=str(path), index=tmp_path / "index", unreadable=0.03, check=True)
-        )
+        open_pairs(ContrastiveConfig(pairs=str(path), heldout=str(path), unreadable=0.03, check=True))
     assert "note: record left out, number 2" in capsys.readouterr().err
     with pytest.raises(ValueError, match="check reads your own pairs, but none are given"):
         ContrastiveConfig(check=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from generalist.data.document_examples import DocumentExamples
 from generalist.data.documents import UNREADABLE, Documents, open_documents
@@ -10,6 +9,7 @@ from generalist.data.examples import Examples
 from generalist.data.formats.documents import DocumentOpening
 from generalist.data.formats.places import place
 from generalist.data.source import REQUIRED, Reading, Say, Source, Stored, Ways, register
+from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 
 
@@ -92,15 +92,14 @@ class OwnDocuments(Source):
                 f"data.features = stored needs a fixed set of images, which data.{name} has not: compute them"
             )
 
-    def opening(self, data: Path, *, heldout: bool = False) -> DocumentOpening:
+    def opening(self, *, heldout: bool = False) -> DocumentOpening:
         """What opening the documents may use.
 
         Args:
-            data: the data folder, in which indices are kept.
             heldout: whether it is for those that are held out.
         """
         return DocumentOpening(
-            index=data / "index",
+            index=index_folder(),
             workers=cores(),
             split=self.heldout_split if heldout else "train",
             images=None if self.images_folder is None else place(self.images_folder),
@@ -114,7 +113,7 @@ class OwnDocuments(Source):
             return
         if whole:
             say(f"reading every image of {self.path} ...")
-        opening = self.opening(stored.folder)
+        opening = self.opening()
         opened = open_documents(self.path, self.unreadable, say, opening=opening, workers=cores(), whole=whole)
         if whole:
             say(f"{len(opened) - len(opened.left_out):,} of {len(opened):,} documents can be read")
@@ -122,25 +121,25 @@ class OwnDocuments(Source):
         if not self.weight:
             say(f"note: {self.path} is not trained on: data.{name}.weight is 0")
 
-    def documents(self, data: Path) -> Documents:
+    def documents(self) -> Documents:
         """The documents that are trained on, which were looked at before.
 
         Raises:
             ValueError, OSError: they are not what they were then.
         """
         assert self.path is not None
-        return Documents(self.path, self.unreadable, opening=self.opening(data), checked=True)
+        return Documents(self.path, self.unreadable, opening=self.opening(), checked=True)
 
     def texts(self, stored: Stored) -> Iterator[str]:
         """See `Source.texts`."""
-        return self.documents(stored.folder).texts()
+        return self.documents().texts()
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""
         # `check` has looked at the images before; each loader process would otherwise do it again.
         return [
             DocumentExamples(
-                documents=self.documents(stored.folder),
+                documents=self.documents(),
                 assembler=reading.assembler,
                 length=reading.length,
                 images=self.images,
