@@ -17,6 +17,8 @@ from generalist.data.recorded import ActionNumbers, RecordedEpisodes, actions_of
 from generalist.eval.results.scores import ratio
 
 LANES = 16
+DECODED = 16
+"""Steps of an episode that are decoded at once."""
 
 
 class Predictor(Protocol):
@@ -68,7 +70,7 @@ def evaluate_actions(
     predictor = open_predictor(min(LANES, len(chosen)))
     for group in _groups(chosen):
         episodes = [*_readable(reader, group)]
-        scored += _score(episodes, predictor, min(LANES, len(chosen)))
+        scored += _score(reader, episodes, predictor, min(LANES, len(chosen)))
         if progress and bar is not None:
             progress.advance(bar, len(group))
     if not scored:
@@ -80,45 +82,89 @@ def _groups(numbers: Sequence[int]) -> Iterable[Sequence[int]]:
     return (numbers[start : start + LANES] for start in range(0, len(numbers), LANES))
 
 
-def _readable(reader: RecordedEpisodes, numbers: Iterable[int]) -> Iterable[tuple[Episode, Any, Any]]:
-    """The episodes with their observations and actions; those that can't be read are left out and counted."""
+def _readable(reader: RecordedEpisodes, numbers: Iterable[int]) -> Iterable[Episode]:
+    """The episodes; those that can't be read are left out and counted."""
     for number in numbers:
         try:
-            episode = reader.parse(number)
-            yield episode, *episode.window(0, len(episode))
+            yield reader.parse(number)
         except BrokenEpisode as error:
             reader.leave_out(error)
 
 
-def _score(episodes: Sequence[tuple[Episode, Any, Any]], predictor: Predictor, lanes: int) -> list[Scored]:
-    """Steps through some episodes side by side."""
-    if not episodes:
+class _Steps:
+    """The steps of an episode, a few decoded at once: whole episodes of camera images would take gigabytes.
+
+    Args:
+        episode: T steps.
+    """
+
+    def __init__(self, episode: Episode):
+        self.episode = episode
+        self._start, self._window = 0, episode.window(0, DECODED)
+
+    def at(self, step: int) -> tuple[Any, Any]:
+        """Observation and action of a step, as values of their spaces; (None, None) after the end.
+
+        Raises:
+            BrokenEpisode: an image can't be read.
+        """
+        if step >= len(self.episode):
+            return None, None
+        if step >= self._start + DECODED:
+            self._start, self._window = step, self.episode.window(step, step + DECODED)
+        observations, actions = self._window
+        row = step - self._start
+        seen = {name: column[row] for name, column in observations.items()}
+        return seen, actions[""][row] if "" in actions else {name: column[row] for name, column in actions.items()}
+
+
+class _Lane:
+    """What was predicted in an episode so far."""
+
+    def __init__(self, episode: Episode):
+        self.steps: _Steps | None = _Steps(episode)
+        self.nats: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+        self.recorded: list[np.ndarray] = []
+
+    def scored(self) -> Scored:
+        """All of it."""
+        return Scored(nats=np.stack(self.nats), predicted=np.stack(self.predicted), recorded=np.stack(self.recorded))
+
+
+def _score(reader: RecordedEpisodes, episodes: Sequence[Episode], predictor: Predictor, count: int) -> list[Scored]:
+    """Steps through some episodes side by side; one with an image that can't be read is left out as a whole."""
+    lanes = []
+    for episode in episodes:
+        try:
+            lanes.append(_Lane(episode))
+        except BrokenEpisode as error:
+            reader.leave_out(error)
+    if not lanes:
         return []
-    used = range(len(episodes))
-    predictor.reset(used, [episode.instruction for episode, _, _ in episodes], [0] * len(episodes))
-    nats: list[list[np.ndarray]] = [[] for _ in episodes]
-    predicted: list[list[np.ndarray]] = [[] for _ in episodes]
-    recorded: list[list[np.ndarray]] = [[] for _ in episodes]
-    for step in range(max(len(episode) for episode, _, _ in episodes)):
-        now = [_step(one, step) if step < len(one[0]) else (None, None) for one in episodes]
-        now += [(None, None)] * (lanes - len(now))
-        actions, found = predictor.predict([seen for seen, _ in now], [done for _, done in now])
-        for lane in used:
-            if now[lane][1] is not None:
-                nats[lane].append(found[lane])
-                predicted[lane].append(actions_of(actions[lane]))
-                recorded[lane].append(actions_of(now[lane][1]))
-    return [
-        Scored(nats=np.stack(nats[lane]), predicted=np.stack(predicted[lane]), recorded=np.stack(recorded[lane]))
-        for lane in used
-    ]
+    told = [lane.steps.episode.instruction for lane in lanes if lane.steps is not None]
+    predictor.reset(range(len(lanes)), told, [0] * len(lanes))
+    for step in range(max(len(episode) for episode in episodes)):
+        now = [_at(reader, lane, step) for lane in lanes] + [(None, None)] * (count - len(lanes))
+        actions, nats = predictor.predict([seen for seen, _ in now], [done for _, done in now])
+        for number, lane in enumerate(lanes):
+            if now[number][1] is not None:
+                lane.nats.append(nats[number])
+                lane.predicted.append(actions_of(actions[number]))
+                lane.recorded.append(actions_of(now[number][1]))
+    return [lane.scored() for lane in lanes if lane.steps is not None]
 
 
-def _step(one: tuple[Episode, Any, Any], step: int) -> tuple[Any, Any]:
-    """Observation and action of a step, as values of their spaces."""
-    _, observations, actions = one
-    seen = {name: column[step] for name, column in observations.items()}
-    return seen, actions[""][step] if "" in actions else {name: column[step] for name, column in actions.items()}
+def _at(reader: RecordedEpisodes, lane: _Lane, step: int) -> tuple[Any, Any]:
+    """A lane's step; a lane whose episode can't be read any further is given up."""
+    if lane.steps is None:
+        return None, None
+    try:
+        return lane.steps.at(step)
+    except BrokenEpisode as error:
+        reader.leave_out(error)
+        lane.steps = None
+        return None, None
 
 
 def _summary(scored: Sequence[Scored], numbers: ActionNumbers) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from generalist.data.episodes import BrokenEpisode, Episode
+from generalist.data.formats.columns import Frames
+from generalist.data.formats.faults import BrokenRecord
 from generalist.data.recorded import ActionNumbers
 from generalist.eval.held_out import actions
 from generalist.eval.held_out.actions import evaluate_actions
@@ -87,3 +89,47 @@ def test_errors_by_hand(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
     assert not constant["varies"]
     assert found["error"]["model"]["value"] == pytest.approx(0.25)  # the constant one is left out
     assert found["better_than"]["last_action"]["value"] == pytest.approx((0.65 + 0.7) / 2 - 0.25)
+
+
+class Camera(Frames):
+    """Images that count how many are decoded at once; some can't be read."""
+
+    most = 0
+
+    def __init__(self, steps: range, broken: int | None):
+        self.steps, self.broken = steps, broken
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, steps: slice) -> "Camera":
+        return Camera(self.steps[steps], self.broken)
+
+    def decode(self) -> np.ndarray:
+        Camera.most = max(Camera.most, len(self))
+        if self.broken in self.steps:
+            raise BrokenRecord(f"frame {self.broken} is broken")
+        return np.zeros((len(self), 2, 2, 3), np.uint8)
+
+
+class Filmed(Reader):
+    """Two episodes of 40 steps with a camera; of the second one a late frame is broken."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def parse(self, index: int) -> Episode:
+        steps = np.arange(40, dtype=np.float32)
+        seen = {
+            "camera": Camera(range(40), 35 if index else None),
+            "state": np.stack([np.full(40, index), steps], axis=1),
+        }
+        acted = {"": np.stack([steps] * 3, axis=1)}
+        return Episode(instruction=f"episode {index}", observations=seen, actions=acted, nbytes=0, number=index)
+
+
+def test_few_images_are_decoded_at_once_and_a_broken_one_costs_its_episode() -> None:
+    reader = Filmed()
+    found = evaluate_actions(reader, Predictor, NUMBERS, count=2)  # type: ignore[arg-type]
+    assert (found["episodes"], found["steps"], reader.left_out) == (1, 40, [1])
+    assert Camera.most == actions.DECODED
