@@ -91,7 +91,7 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
 def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
     """One empty cache per layer."""
     config = generalist.config.model
-    return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
+    return [Cache.empty(rows, slots, config.kv_heads, config.key_size, generalist.dtype) for _ in range(config.layers)]
 
 
 def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:

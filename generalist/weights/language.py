@@ -162,7 +162,8 @@ class LanguageModel:
             "rope": RopeConfig(),
             "learned_positions": self._get("n_positions"),
             "window": 0,
-            "global_every": 1,
+            "alibi": 0.0,
+            "layer_kinds": ("full",),
             "embedding_scale": 1.0,
             "query_scale": None,
             "attention_softcap": 0.0,
@@ -195,7 +196,7 @@ class LanguageModel:
             "rope": self._rope(),
             "learned_positions": 0,
             "window": window,
-            "global_every": every,
+            "layer_kinds": ("window",) * (every - 1) + ("full",),
             "embedding_scale": float(width**0.5) if gemma else 1.0,
             "query_scale": float(scalar**-0.5) if scalar is not None else None,
             # Gemma 3 has the setting too, but its definition does not use it.

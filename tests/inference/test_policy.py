@@ -25,10 +25,10 @@ from generalist.inference.rows import stack_rows
 from generalist.inference.sampling import confine, median
 from generalist.inference.score import log_likelihood
 from generalist.model.attend import attend
-from generalist.model.attention import angles, rotate
 from generalist.model.config import VisionConfig
 from generalist.model.cross_attention import AttendTo
 from generalist.model.layers import unstacked
+from generalist.model.positions import angles, rotate
 from generalist.model.transformer import create
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.pieces import Images, Modality

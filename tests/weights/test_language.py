@@ -209,7 +209,7 @@ def test_marks_of_beginning_and_end_are_the_trunk_s():
 def test_settings_follow_the_trunk():
     config = dataclasses.replace(debug(), model=dataclasses.replace(debug().model, trunk=str(FIXTURES / "gemma3")))
     config = with_trunk(config)
-    assert (config.model.layers, config.model.window, config.model.global_every) == (7, 5, 6)
+    assert (config.model.layers, config.model.window, config.model.layer_kinds) == (7, 5, ("window",) * 5 + ("full",))
     assert config.tokens.text_pieces == 300
     with pytest.raises(ValueError, match="data.length = 128, but the trunk has only 32 positions"):
         with_trunk(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=str(FIXTURES / "gpt2"))))
