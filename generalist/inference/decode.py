@@ -76,14 +76,14 @@ def hold_images(
 ) -> list[VisualKeys]:
     """The held keys with those of a batch's images written from `slot` on. The argument `held` is donated."""
     keys = structure.model(params).visual.keys(batch, held[0].key.dtype)
-    return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1), held, keys)
+    return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=2), held, keys)
 
 
 def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]:
     """Empty keys for `slots` images per row, in every gated layer."""
     config = generalist.config.model
     heads, size = config.vision.cross_attention
-    shape = (rows, slots, config.vision.latents, heads, size)
+    shape = (rows, heads, slots, config.vision.latents, size)
     layers = -(-config.layers // config.vision.every)
     return [VisualKeys(*(jnp.zeros(shape, generalist.dtype) for _ in range(2))) for _ in range(layers)]
 
@@ -107,8 +107,8 @@ def without_images(batch: Batch) -> Batch:
 
 @partial(jax.jit, static_argnames=("more",))
 def _rows_of(tree: Any, rows: Int[Array, "R"], more: int) -> Any:
-    """Some rows of every array, with `more` zero slots on their second axis."""
-    return jax.tree.map(lambda leaf: jnp.pad(leaf[rows], [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)]), tree)
+    """Some rows of every array, with `more` zero slots on their third axis."""
+    return jax.tree.map(lambda leaf: jnp.pad(leaf[rows], [(0, 0), (0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 3)]), tree)
 
 
 class CachedRows:

@@ -56,7 +56,7 @@ def fill(
     """
     model = structure.model(params)
     dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape  # (R, P)
-    ring = caches[0].key.shape[1] - length
+    ring = caches[0].key.shape[2] - length
     keys, seen = None, None
     if held is not None and batch.row_images.shape[1]:
         keys = model.visual.keys(batch, dtype)
@@ -66,10 +66,10 @@ def fill(
     # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
-    caches = jax.tree.map(lambda whole, part: whole.at[rows, ring:].set(part, mode="drop"), caches, fresh)
+    caches = jax.tree.map(lambda whole, part: whole.at[rows, :, ring:].set(part, mode="drop"), caches, fresh)
     if keys is not None:
         held = jax.tree.map(
-            lambda whole, part: whole.at[rows, images : images + part.shape[1]].set(part, mode="drop"), held, keys
+            lambda whole, part: whole.at[rows, :, images : images + part.shape[2]].set(part, mode="drop"), held, keys
         )
     return caches, held
 
@@ -228,8 +228,8 @@ class StepWindow:
     def _reserve(self, prefix: int, images: int) -> None:
         """Adds slots for longer prefixes and more of their images."""
 
-        def padded(leaf: Shaped[Array, "B S ..."], more: int) -> Shaped[Array, "B T ..."]:
-            return jnp.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
+        def padded(leaf: Shaped[Array, "B M S ..."], more: int) -> Shaped[Array, "B M T ..."]:
+            return jnp.pad(leaf, [(0, 0), (0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 3)])
 
         # Only ever grown, and in buckets: each new size compiles the step again.
         if (more := bucket(prefix) - self._prefix_slots) > 0:
