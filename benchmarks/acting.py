@@ -3,9 +3,9 @@
     python benchmarks/acting.py
     python benchmarks/acting.py --ways in_turn --lanes 1 16
 
-Fresh weights of 6 layers of width 256 observe 17 random numbers and choose actions of 6 numbers: one after the other, each fed back
-before the next (`in_turn`), or all at once (`hidden`). The window is full, so that every step costs what it does in the middle of
-an episode. The numbers of environments take turns; medians are reported.
+Fresh weights of 6 layers of width 256 observe 17 random numbers and choose actions of 6 numbers: one after the other, each fed
+back before the next (`in_turn`), or all at once (`hidden`). The window is full, so that every step costs what it does in the
+middle of an episode. The numbers of environments take turns; medians are reported.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from generalist.data.sources.control import Classic
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.model.config import ModelConfig
-from generalist.model.transformer import create
+from generalist.model.transformer import create_separate
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.huge_pages import use_huge_pages
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
@@ -48,7 +48,7 @@ def make(way: str, window: int) -> Generalist:
         config.data.suite_of(LAYOUT).acting,
     )
     tokenizers = Tokenizers(config=config, text=text, layouts={LAYOUT: layout}, projection_width=17)
-    graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 0), nnx.Param)
     return Generalist(tokenizers, graph, nnx.to_pure_dict(params), 0)
 
 

@@ -102,4 +102,4 @@ class GatedCrossAttention(nnx.Module):
 
 def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 1"]:
     """The opening of a gate, in (-1, 1), in the dtype of `x`."""
-    return jnp.tanh(alpha[...]).astype(x.dtype).reshape(1, 1, 1)
+    return jnp.tanh(alpha[...].astype(jnp.float32)).astype(x.dtype).reshape(1, 1, 1)
