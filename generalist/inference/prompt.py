@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from generalist.data.batch import Batch
 from generalist.data.files import is_file
 from generalist.data.images import ENDINGS, read_image
-from generalist.inference.decode import CachedRows
+from generalist.inference.cached_rows import CachedRows
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import bucket, pad_payloads, shift_right, stack_rows, tail
 from generalist.inference.sampling import Decoding
@@ -149,7 +149,7 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
         raise ValueError("beam search cannot be streamed, since its text is known only at the end: set beams = 1")
     rows, logits, room = _begin(generalist, [parts], after, decoding.tokens)
     given = text = ""
-    for (text,) in write(generalist, rows, logits, decoding, room):
+    for (text,) in write(generalist, rows, logits, decoding, room, at_once=1):
         # A later id may complete a character or a stop text, so these characters are held back.
         sure = text[: len(text) - unsure(text, decoding.stop)]
         if len(sure) > len(given):

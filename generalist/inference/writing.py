@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.inference.decode import CachedRows
+from generalist.inference.cached_rows import CachedRows
 from generalist.inference.rows import stack_rows
-from generalist.inference.sampling import Decoding, choose
+from generalist.inference.sampling import Decoding, Drawing, choose
 from generalist.inference.weights import Weights
 from generalist.model.blocked_attention import MASKED
+from generalist.tokenizers.pieces import Sequence
+
+AT_ONCE = 8
+"""Ids per call of the compiled loop. After a stop text, which only the host sees, the rest of them are computed in vain."""
 
 
 def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
@@ -28,7 +32,12 @@ def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
 
 
 def write(
-    generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
+    generalist: Weights,
+    rows: CachedRows,
+    logits: Float[Array, "B V"],
+    decoding: Decoding,
+    room: int,
+    at_once: int = AT_ONCE,
 ) -> Iterator[list[str]]:
     """Writes in all rows until each has ended; gives the texts so far, after every step.
 
@@ -36,33 +45,43 @@ def write(
         rows: what was read, with at least `room` free slots.
         logits: at the end of each row.
         room: maximum number of ids.
+        at_once: ids per row that are computed before the first of them is given.
     """
-    vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
-    allowed, ends = jnp.asarray(writable(generalist)[0]), (vocabulary.eos, vocabulary.chunk_end)
+    vocabulary, decode, drawing = generalist.vocabulary, generalist.tokenizers.text.decode, Drawing.of(decoding)
+    allowed, ends = jnp.asarray(writable(generalist)[0]), np.array([vocabulary.eos, vocabulary.chunk_end], np.int32)
     count = logits.shape[0]
     written: list[list[int]] = [[] for _ in range(count)]
-    texts, over = [""] * count, np.zeros((count,), bool)
-    for step in range(room):
-        ids = np.asarray(choose(logits, allowed, decoding, step))
-        # Rows that are over keep being fed, since all rows grow together; what they write is ignored.
-        for row in np.flatnonzero(~over):
-            if ids[row] in ends:
-                over[row] = True
-                continue
-            # Decoded as a whole each time: a piece's text may depend on the pieces before it.
-            written[row].append(int(ids[row]))
-            texts[row], over[row] = until(decode(np.array(written[row], np.int32)), decoding.stop)
-        # A copy: the caller may keep it while later steps go on.
-        yield list(texts)
-        if over.all() or step == room - 1:
-            return
-        logits = feed(generalist, rows, ids)
+    texts, over, step = [""] * count, np.zeros((count,), bool), 0
+    chosen = np.asarray(choose(logits, allowed, drawing, np.int32(0)))[:, None]
+    while True:
+        for ids in chosen.T:
+            # Rows that are over keep being fed, since all rows grow together; what they write is ignored.
+            for row in np.flatnonzero(~over):
+                if ids[row] in ends:
+                    over[row] = True
+                    continue
+                # Decoded as a whole each time: a piece's text may depend on the pieces before it.
+                written[row].append(int(ids[row]))
+                texts[row], over[row] = until(decode(np.array(written[row], np.int32)), decoding.stop)
+            step += 1
+            # A copy: the caller may keep it while later steps go on.
+            yield list(texts)
+            if over.all() or step == room:
+                return
+        position = stack_rows([_one(generalist, vocabulary.pad)] * count, 1, pad=vocabulary.pad)
+        more = min(at_once, room - step)
+        chosen = rows.write(position, chosen[:, -1], over, more, allowed, ends, step, drawing, most=at_once)
+
+
+def _one(generalist: Weights, id: int) -> Sequence:
+    """One id of a text, to be appended."""
+    return generalist.assembler.text(np.array([id], np.int32), bos=False, eos=False)
 
 
 def feed(generalist: Weights, rows: CachedRows, ids: Int[np.ndarray, "B"]) -> Float[Array, "B V"]:
     """Appends one id per row and returns the logits after it."""
     # One position per row: the shape that all later steps share, so it is compiled once.
-    steps = [generalist.assembler.text(np.array([one], np.int32), bos=False, eos=False) for one in ids]
+    steps = [_one(generalist, int(one)) for one in ids]
     _, logits = rows.append(stack_rows(steps, 1, pad=generalist.vocabulary.pad), writable(generalist))
     return logits[:, 0]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.attend import Packed, attend, attend_packed, attend_slid
+from generalist.model.attend import Packed, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
 from generalist.model.positions import Placement
@@ -51,13 +51,14 @@ def local_mask(
 class Cache(NamedTuple):
     """Keys and values of one layer in S slots. Keys are placed (`Placement`) when they are written; see `Slide`."""
 
-    key: Float[Array, "B S M H"]
-    value: Float[Array, "B S M H"]
+    # Heads before slots: each head's keys are one matrix, which products take as it is.
+    key: Float[Array, "B M S H"]
+    value: Float[Array, "B M S H"]
 
     @classmethod
     def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: DTypeLike) -> "Cache":
         """A cache of zeros, with `batch` rows of `slots` positions."""
-        shape = (batch, slots, kv_heads, head_size)
+        shape = (batch, kv_heads, slots, head_size)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -142,17 +143,15 @@ class Attention(nnx.Module):
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
             cache = Cache(
-                jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
-                jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
+                jax.lax.dynamic_update_slice_in_dim(cache.key, key.swapaxes(1, 2), start, axis=2),
+                jax.lax.dynamic_update_slice_in_dim(cache.value, value.swapaxes(1, 2), start, axis=2),
             )
-            key, value = cache
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
-        elif seen.slid is None:
-            mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:
-            queries = (slid, query)
-            mixed = attend_slid(queries, key, value, seen.mask, seen.slid, scale=self.scale, softcap=self.softcap)
+            assert cache is not None, "a mask of slots needs the cache that has them"
+            slide = None if seen.slid is None else (slid, seen.slid)
+            mixed = attend_cached(query, *cache, seen.mask, slide, scale=self.scale, softcap=self.softcap)
         return self.out(mixed[..., : self.head_size].reshape(batch, length, inner)), cache
 
     def _normed(self, query: Float[Array, "..."], key: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:

@@ -61,7 +61,8 @@ product.defvjp(_product_forward, _product_backward)
 class Linear(nnx.Module):
     """`x @ kernel (+ bias)`; the kernel starts normal with variance `scale² / inputs`.
 
-    The kernel is stored in float32 and cast to the input's dtype, so that compute in bfloat16 keeps full weights.
+    The kernel is cast to the input's dtype where it is used: training in bfloat16 keeps full weights, and weights that are stored
+    in 16 bits stay so in memory.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, scale: float = 1.0, bias: bool = False):
@@ -89,7 +90,8 @@ class RMSNorm(nnx.Module):
         # In 16 bits the mean of squares would lose the precision that normalisation needs.
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        gain = 1.0 + self.scale[...].reshape((1,) * (y.ndim - 1) + (-1,))
+        # Stored in 16 bits, a sum with 1 would be rounded.
+        gain = 1.0 + self.scale[...].astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
         return (y * gain).astype(x.dtype)
 
 
@@ -106,8 +108,10 @@ class LayerNorm(nnx.Module):
         # Centred first: the mean of squares less the square of the mean would cancel where the mean is large.
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        shape = (1,) * (y.ndim - 1) + (-1,)
-        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+        scale, bias = (
+            one[...].astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,)) for one in (self.scale, self.bias)
+        )
+        return (y * scale + bias).astype(x.dtype)
 
 
 def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:

@@ -205,6 +205,8 @@ class Transformer(nnx.Module):
         positions are the means of their intervals and nothing is skipped."""
         x = self.embed(batch, dtype, key)
         sights = self.sights(batch)
+        if isinstance(self.blocks, nnx.List):
+            return self.final_norm(self._through_separate(x, batch, sights))
         graph, stacked = nnx.split(self.blocks)
         kinds = jnp.array([list(sights).index(kind) for kind in self.config.kind_of_layers])
         kept = self._kept(len(x), dtype, key)
@@ -223,6 +225,19 @@ class Transformer(nnx.Module):
         else:
             x = self.visual.scan(remat(layer), x, (stacked, kinds, kept), batch, remat, unroll)
         return self.final_norm(x)
+
+    def _through_separate(
+        self, x: Float[Array, "B L D"], batch: Batch, sights: dict[LayerKind, Sight]
+    ) -> Float[Array, "B L D"]:
+        """Whole rows through layers that are separate (`unstack`): nothing is skipped and nothing kept for a backward pass."""
+        keys = mask = None
+        if self.visual is not None:
+            visual, mask = self.visual.visible(batch, x.dtype)
+            keys = None if visual is None else [gated.keys(visual) for gated in self.visual.gated]
+        for index, block in enumerate(self.blocks):
+            x = x if self.visual is None else self.visual.before(index, x, keys, mask)
+            x, _ = block(x, *sights[self.config.kind_of_layers[index]])
+        return x
 
     def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:
         """Stochastic depth (Huang et al., 2016; Gato, appendix D): factors by layer, sub-layer and row: 0 for skipped ones, the
@@ -258,18 +273,20 @@ class Transformer(nnx.Module):
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
         sights, kinds = self.cached_sights(batch, cache_segment, cache_position, slide), self.config.kind_of_layers
+        keys = mask = None
+        if self.visual is not None and images is not None:
+            keys, mask = images.keys, self.visual.cached_mask(batch.image, images)
         updated = []
         # A loop, not a scan: one cache per layer is updated in place; a stacked one would be copied every step.
         for index, (block, cache) in enumerate(zip(unstacked(self.blocks), caches, strict=True)):
-            if self.visual is not None and index % self.config.vision.every == 0:
-                x = self.visual.before(index, x, batch.image, images)
+            x = x if self.visual is None else self.visual.before(index, x, keys, mask)
             x, cache = block(x, *sights[kinds[index]], cache, start)
             updated.append(cache)
         return self.final_norm(x), updated
 
     def unstack(self) -> None:
-        """Separates the layers' parameters, for decoding: a step computes so little that slicing them out of the stack would take
-        as long as the rest of it."""
+        """Separates the layers' parameters, for inference: a step of decoding computes so little that slicing them out of the
+        stack would take as long as the rest of it."""
         self.blocks = nnx.List(unstacked(self.blocks))
         if self.visual is not None:
             self.visual.gated = nnx.List(unstacked(self.visual.gated))
@@ -295,6 +312,13 @@ class Transformer(nnx.Module):
 def create(spec: ModelSpec, seed: int) -> Transformer:
     """A freshly initialised model; the same seed gives the same weights."""
     return Transformer(spec, rngs=nnx.Rngs(seed))
+
+
+def create_separate(spec: ModelSpec, seed: int) -> Transformer:
+    """The same with separate layers, as inference takes it."""
+    model = create(spec, seed)
+    model.unstack()
+    return model
 
 
 def count_parameters(params) -> int:

@@ -99,6 +99,7 @@ def test_every_family_has_a_fixture():
     assert {LanguageModel(FIXTURES / name).family for name in NAMES} | {"gemma3"} == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_and_packed_equal_rows_of_their_own(name: str):
     """Positions, windows and bounds also hold in parts with a cache, and behind another text in the same row."""
