@@ -116,9 +116,10 @@ def check_room(generalist: Weights, length: int) -> None:
     """
     # Rotary angles beyond the longest training row were never trained.
     if length >= context(generalist):
+        known = "was trained on rows" if generalist.tokenizers.published is None else "has a context"
         raise ValueError(
-            f"the prompt takes {length} positions, but the model was trained on rows of {context(generalist)}: leave out shots, "
-            "or shorten their texts"
+            f"the prompt takes {length} positions, but the model {known} of {context(generalist)}: leave out shots, or shorten "
+            "their texts"
         )
 
 
@@ -129,6 +130,7 @@ def prompt(generalist: Weights, prompts: Sequences[Any], decoding: Decoding, aft
     Raises:
         ValueError, DocumentError: as `check_parts` and `check_room`, before anything is computed.
     """
+    decoding = _stopping(generalist, decoding, [part for parts in prompts for part in parts], after)
     # All prompts are checked here, before the first is computed.
     rows, logits, room = _begin(generalist, prompts, after, decoding.tokens)
     if decoding.beams > 1:
@@ -147,6 +149,7 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
     """
     if decoding.beams > 1:
         raise ValueError("beam search cannot be streamed, since its text is known only at the end: set beams = 1")
+    decoding = _stopping(generalist, decoding, parts, after)
     rows, logits, room = _begin(generalist, [parts], after, decoding.tokens)
     given = text = ""
     for (text,) in write(generalist, rows, logits, decoding, room, at_once=1):
@@ -157,6 +160,13 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
             given = sure
     if len(text) > len(given):
         yield text[len(given) :]
+
+
+def _stopping(generalist: Weights, decoding: Decoding, parts: Sequences[Any], after: Reading | None) -> Decoding:
+    """The settings of writing. After shots a published model would write more: what stands between shots ends its text."""
+    if after is None and not any(isinstance(part, ChunkEnd) for part in parts):
+        return decoding
+    return dataclasses.replace(decoding, stop=(*decoding.stop, *generalist.assembler.marks.stops))
 
 
 def rank(
@@ -197,7 +207,8 @@ def rank(
     later = np.asarray(jax.nn.log_softmax(read, axis=-1))  # (B * C, longest, V)
     # The end of the chunk counts too: otherwise a choice that begins another one would always be the likelier of the two.
     scores = [
-        first[row, one[0]] + later[row, np.arange(len(one)), np.append(one[1:], vocabulary.chunk_end)].sum()
+        first[row, one[0]]
+        + later[row, np.arange(len(one)), np.append(one[1:], generalist.assembler.marks.chunk_end)].sum()
         for row, one in enumerate(ids)
     ]
     return np.array(scores, np.float32).reshape(len(prompts), count)
@@ -229,6 +240,8 @@ def _begin(
         new = [generalist.assembler.document(parts, is_open=True) for parts in checked]
     else:
         new = [after.continued(parts) for parts in checked]
+    if not min(map(len, new)):  # a published model without a mark of the beginning
+        raise ValueError("a prompt is empty: give it at least one letter")
     longest = max(map(len, new)) + (0 if after is None else after.length)
     check_room(generalist, longest)
     # All rows grow together, so the longest prompt decides how much room they have.

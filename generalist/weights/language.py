@@ -5,7 +5,7 @@ A family is a set of settings of our Transformer and a map of names. Settings th
 Dimension key: V rows of the text table, O rows of the vocabulary's other tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,43 @@ class LanguageModel:
                 return text
         raise WeightsError(f"{self.folder.folder} has neither tokenizer.json nor tokenizer.model: add one")
 
+    def begin(self, text: TextTokenizer) -> tuple[int, ...]:
+        """The ids that its tokenizer puts before a text: none, or its marker of the beginning.
+
+        Raises:
+            WeightsError: the tokenizer puts control tokens behind a text too, which a prompt is not to be ended by.
+        """
+        own = self.folder.beside("tokenizer_config.json").get("add_bos_token")
+        around = text.around()
+        if around is not None and around[1]:
+            raise WeightsError(
+                f"{self.folder.folder}: its tokenizer ends every text with ids {around[1]}: not supported"
+            )
+        bos = self.marks().get("bos")
+        # Without either file, what the definitions of these families do with a SentencePiece model.
+        wanted = own if isinstance(own, bool) else self.family in ("llama", "mistral", "phi3") or self._settings.gemma
+        if around is None or isinstance(own, bool):
+            return (bos,) if wanted and bos is not None else ()
+        return tuple(around[0])
+
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text, of `generation_config.json` or, where that has none, of the settings.
+
+        Raises:
+            WeightsError: one is no whole number.
+        """
+        own = self.folder.setting("text_config", dict, default={})
+        known = (
+            one.get("eos_token_id") for one in (self.folder.beside("generation_config.json"), own, self.folder.config)
+        )
+        found = next((one for one in known if one is not None), [])
+        ends = found if isinstance(found, list) else [found]
+        if not all(type(one) is int for one in ends):
+            raise WeightsError(
+                f"{self.folder.folder} has eos_token_id = {found!r:.80}, which is no id and no list of ids"
+            )
+        return tuple(one for one in ends if 0 <= one < self.vocabulary)  # others are never written
+
     def marks(self) -> dict[str, int]:
         """The ids of its markers of a text's beginning and end, "bos" and "eos", as far as it has them."""
         found, own = {}, self.folder.setting("text_config", dict, default={})
@@ -99,14 +136,16 @@ class LanguageModel:
             WeightsError: tensors are missing, left over or have unexpected shapes.
         """
         keep = place or (lambda path, array: np.asarray(array, np.float32))
+        return nested({path: keep(path, array) for path, array in self.arrays(vocabulary)})
+
+    def arrays(self, vocabulary: Vocabulary) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of `load` one at a time, by their paths, in the files' dtypes."""
         # A fixed seed: every host of a run draws the same rows for tokens that the checkpoint lacks.
-        rng, arrays = np.random.default_rng(0), {}
+        rng = np.random.default_rng(0)
         for path, array in self.folder.stream(*recipes(self._settings, self.shape)):
             if path in ("tokens/text", "output/text"):
-                table = path.removesuffix("/text")
-                arrays[f"{table}/other"] = keep(f"{table}/other", self._other_rows(array, vocabulary, rng))
-            arrays[path] = keep(path, array)
-        return nested(arrays)
+                yield path.replace("text", "other"), self._other_rows(array, vocabulary, rng)
+            yield path, array
 
     def check(self) -> None:
         """Raises `WeightsError` unless its tensors match its settings; reads no number."""
