@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from generalist.run.named_weights import weights_folder
+from generalist.run.named_weights import weights_settings
 from generalist.system.places import check_new_folder
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"--share must be from 0 to 1, got {arguments.share}")
     check_new_folder(arguments.out)
     for name in (arguments.old, arguments.new):
-        weights_folder(name)  # raises if there are none, before JAX is loaded
+        weights_settings(name)  # raises if there are none, or none of ours, before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
     import ml_dtypes
     import numpy as np

@@ -59,7 +59,7 @@ def weights_folder(name: Path | str | None) -> Path:
         near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
             f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket "
-            f"(`generalist runs` lists them), or `{SHIPPED_NAME}`"
+            f"(`generalist runs` lists them), that of a published language model, or `{SHIPPED_NAME}`"
         )
     return folder
 
@@ -89,7 +89,9 @@ def weights_settings(name: Path | str) -> Config:
     """
     folder = weights_folder(name)
     if is_published(folder):
-        raise ValueError(f"{folder} is a published model without settings of a run: name it as --model.trunk")
+        raise ValueError(
+            f"{folder} is a published model, without settings of a run: only train.py --model.trunk takes it"
+        )
     config = run_settings(folder)
     encoder = folder / ENCODER_FOLDER
     if not encoder.is_dir():

@@ -122,7 +122,7 @@ def test_what_a_language_model_is_not(copy: Path):
         generalist.prompt(AgentPrompt(layout="babyai", observation={}))
     with pytest.raises(ValueError, match="is a published language model: copy its folder instead"):
         generalist.save(copy.parent / "saved")
-    with pytest.raises(ValueError, match="without settings of a run: name it as --model.trunk"):
+    with pytest.raises(ValueError, match="without settings of a run: only train.py --model.trunk"):
         weights_settings(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no \*.safetensors file"):
