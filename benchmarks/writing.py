@@ -26,6 +26,9 @@ from rich.table import Table
 
 from generalist.config.presets import debug
 from generalist.inference.generalist import Generalist
+from generalist.inference.prompt import _begin
+from generalist.inference.sampling import Decoding
+from generalist.inference.writing import write
 from generalist.model.config import ModelConfig
 from generalist.model.transformer import create
 from generalist.run.tokenizers import Tokenizers
@@ -80,19 +83,22 @@ def measure(folder: Path, rows: int, prompt: int, tokens: int, turns: int) -> di
         text += " robot"
     prompts = [[text]] * rows
 
-    def seconds(count: int) -> float:
+    def times() -> tuple[float, float]:
+        """Seconds to the first id, and from there to the last."""
         started = time.perf_counter()
-        generalist.prompt(prompts, tokens=count)
-        return time.perf_counter() - started
+        steps = write(generalist, *_begin(generalist, prompts, None, tokens)[:2], Decoding(tokens=tokens), tokens)
+        next(steps)
+        first = time.perf_counter()
+        assert sum(1 for _ in steps) == tokens - 1, "a text has ended early"
+        return first - started, time.perf_counter() - first
 
-    seconds(1), seconds(tokens)  # compiles
-    first, whole = ([seconds(count) for _ in range(turns)] for count in (1, tokens))
-    writing = np.median(whole) - np.median(first)
+    times()  # compiles
+    first, writing = np.median([times() for _ in range(turns)], axis=0)
     cells = rows * (prompt + tokens) * WIDTH * LAYERS * 2
     return {
         "load": loaded,
-        "first": float(np.median(first)),
-        "rate": rows * (tokens - 1) / writing,
+        "first": float(first),
+        "rate": float(rows * (tokens - 1) / writing),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - begun,
         "needed": ((folder / "model.safetensors").stat().st_size + cells * 4) / 2**20,
     }
@@ -113,7 +119,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="ids that are written after each prompt")
     parser.add_argument("--turns", type=int, default=3, help="repetitions, of which the median is reported")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the folder's weights")
-    parser.add_argument("--folder", type=Path, help="of the weights, kept; written if it is missing (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="of the weights, kept; written if it is missing (default: a temporary one)"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     use_huge_pages()
@@ -121,7 +129,9 @@ def main() -> None:
         found = measure(arguments.folder, arguments.rows[0], arguments.prompt, arguments.tokens, arguments.turns)
         print(json.dumps(found))
         return
-    table = Table("rows", "load, s", "first id, ms", "ids/s", "peak beyond imports, MiB", "weights + caches, MiB", "ratio")
+    table = Table(
+        "rows", "load, s", "first id, ms", "ids/s", "peak beyond imports, MiB", "weights + caches, MiB", "ratio"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "model"
         if not folder.exists():
