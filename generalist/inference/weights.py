@@ -297,4 +297,5 @@ def _placed(arrays: Iterable[tuple[str, Shaped[np.ndarray, "..."]]]) -> Any:
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         # Waited for: otherwise all arrays would be read before the first is copied.
         leaves |= jax.block_until_ready(jax.device_put(layers_apart(path, array)))
-    return nested(leaves)
+    # Layers are numbered by integers: as texts the tenth would come before the second.
+    return nnx.restore_int_paths(nested(leaves))

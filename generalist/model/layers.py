@@ -3,6 +3,7 @@
 Dimension key: D width, F hidden width of the feed-forward.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from generalist.model.config import ModelConfig
 from generalist.model.constrain import constrain
+from generalist.system.platforms import target_platform
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -58,6 +60,29 @@ def _product_backward(kept, gradient):
 product.defvjp(_product_forward, _product_backward)
 
 
+FEW = 32
+"""Rows up to which a product with a 16-bit kernel takes less time in three parts than with a float32 copy of the kernel."""
+
+
+def stored_product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+    """`product` with a kernel that may be stored in another dtype, to which only the input's dtype matters.
+
+    On a CPU a float32 copy of a bfloat16 kernel costs ten times as much as the product of a few rows. Instead each float32 number
+    is written as the sum of three bfloat16 numbers, which have all of its 24 bits; products of bfloat16 numbers, summed in float32,
+    then round no more than float32 products do (Henry et al., 2019, "Leveraging the bfloat16 artificial intelligence datatype").
+    """
+    count = math.prod(x.shape[:-1])
+    wide = x.dtype == jnp.float32 and kernel.dtype == jnp.bfloat16
+    if not (wide and count <= FEW and target_platform() == "cpu"):
+        return product(x, kernel.astype(x.dtype))
+    parts, rest = [], x.reshape(count, -1)
+    for _ in range(3):
+        parts.append(rest.astype(jnp.bfloat16))
+        rest = rest - parts[-1].astype(jnp.float32)
+    sums = jnp.matmul(jnp.concatenate(parts), kernel, preferred_element_type=jnp.float32)  # (3 · B, O)
+    return sums.reshape(3, *x.shape[:-1], -1).sum(axis=0)
+
+
 class Linear(nnx.Module):
     """`x @ kernel (+ bias)`; the kernel starts normal with variance `scale² / inputs`.
 
@@ -71,7 +96,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # Cast here, not stored in 16 bits: the optimiser's small updates would round to nothing.
-        y = product(x, self.kernel[...].astype(x.dtype))
+        y = stored_product(x, self.kernel[...])
         if self.bias is not None:
             # Reshaped explicitly: the tests forbid implicit rank promotion.
             y = y + self.bias[...].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

@@ -19,7 +19,7 @@ from generalist.model.attention import Attention, Cache, Masked, Slide, attentio
 from generalist.model.config import LayerKind, ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, make_norm, product, stack, unstacked
+from generalist.model.layers import FeedForward, make_norm, stack, stored_product, unstacked
 from generalist.model.positions import Placement, placement
 from generalist.model.remat import layers_unrolled, recomputed
 from generalist.model.visual import ImageCache, VisualPath
@@ -111,7 +111,7 @@ class TokenTable(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with all rows, in float32: a softmax over the vocabulary in 16 bits would be too coarse."""
-        products = [product(hidden, table.T.astype(hidden.dtype)).astype(jnp.float32) for table in self.tables]
+        products = [stored_product(hidden, table.T).astype(jnp.float32) for table in self.tables]
         return jnp.concatenate(products, axis=-1)
 
 
