@@ -173,6 +173,20 @@ class TextTokenizer:
             return _unescaped(self._processor.decode(ids.tolist(), skip_special_tokens=True))
         return self.decode(ids[ids < self.size])
 
+    def with_controls(self, text: str) -> Int32[np.ndarray, "n"]:
+        """Ids of a text in which control tokens are written out, as the chat template of a published model gives it.
+
+        Raises:
+            ValueError: a SentencePiece model, which does not know them.
+        """
+        if not isinstance(self._processor, JsonProcessor):
+            raise ValueError("control tokens are named only by a tokenizer.json: put it into the model's folder")
+        return np.array(self._processor.with_controls(_escaped(text)), np.int32)
+
+    def controls(self) -> list[str]:
+        """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""
+        return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
+
     def around(self) -> tuple[list[int], list[int]] | None:
         """The control tokens that a `tokenizer.json` puts before and behind a text; None: a SentencePiece model, which does not
         say."""
@@ -208,6 +222,16 @@ class JsonProcessor:
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def with_controls(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
+    def controls(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def around(self) -> tuple[list[int], list[int]]:
         """The control tokens that the file puts before and behind a text."""

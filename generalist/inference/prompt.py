@@ -7,7 +7,7 @@ Dimension key: B rows, C choices, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Sequences
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from generalist.inference.weights import Weights
 from generalist.inference.writing import beam_search, unsure, writable, write
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
+from generalist.weights.chat import chat_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def check_parts(parts: Any) -> list[Any]:
     """The parts with image files read.
 
     Raises:
-        ValueError: there are no parts, or one is neither an image nor text, or is text that names an image file.
+        ValueError: there are no parts, or one is neither an image nor text (or its ids), or is text that names an image file.
         DocumentError: an image file cannot be read.
     """
     if isinstance(parts, (str, Path, np.ndarray)) or not len(parts):
@@ -85,6 +86,8 @@ def check_parts(parts: Any) -> list[Any]:
     for number, part in enumerate(parts, 1):
         if isinstance(part, Path):
             part = read_image(part)
+        elif isinstance(part, np.ndarray) and part.dtype == np.int32 and part.ndim == 1:
+            pass  # ids of a text
         elif isinstance(part, np.ndarray):
             if part.dtype != np.uint8 or part.ndim not in (2, 3) or not part.size:
                 raise ValueError(
@@ -160,6 +163,27 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
             given = sure
     if len(text) > len(given):
         yield text[len(given) :]
+
+
+def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: Decoding) -> Iterator[str]:
+    """The answer to messages, as `stream` gives it.
+
+    Raises:
+        WeightsError, ValueError: as `Generalist.chat`.
+    """
+    tokenizers = generalist.tokenizers
+    if tokenizers.published is None or tokenizers.folder is None:
+        raise ValueError("only published language models have chat templates: prompt these weights instead")
+    # A template would take them for its own, and whoever wrote a message could speak for someone else.
+    for message in messages:
+        if found := [one for one in tokenizers.text.controls() if one in str(message.get("content"))]:
+            raise ValueError(f"a message has the control token {found[0]} in it: leave it out")
+    ids = tokenizers.text.with_controls(chat_text(tokenizers.folder, messages))
+    if len(ids) and ids.max() >= generalist.vocabulary.text:
+        raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
+    # The template itself has the marks of the beginning, or has none.
+    plain = dataclasses.replace(tokenizers, published=dataclasses.replace(tokenizers.published, begin=()))
+    return stream(dataclasses.replace(generalist, tokenizers=plain), [ids], decoding)
 
 
 def _stopping(generalist: Weights, decoding: Decoding, parts: Sequences[Any], after: Reading | None) -> Decoding:

@@ -36,4 +36,6 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         pieces=model.vocabulary,
         stops=(SEPARATOR,),
     )
-    return Tokenizers(config=config, text=text, layouts={}, projection_width=0, published=marks)
+    return Tokenizers(
+        config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.folder.folder
+    )

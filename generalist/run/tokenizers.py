@@ -55,6 +55,8 @@ class Tokenizers:
     """Channels of the encoder's features; 0 without an encoder."""
     published: Marks | None = None
     """The marks of a published language model, which has neither layouts nor images; None: weights of a run."""
+    folder: Path | None = None
+    """Folder of the published language model."""
 
     @property
     def assembler(self) -> Assembler:
