@@ -71,7 +71,7 @@ def model(images: str = "frame") -> Any:
     from generalist.config.presets import debug
     from generalist.inference.generalist import Generalist  # only after the hook above
     from generalist.model.config import VisionConfig
-    from generalist.model.transformer import create
+    from generalist.model.transformer import create_separate
     from generalist.run.tokenizers import Tokenizers
     from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
     from generalist.tokenizers.text import TextTokenizer
@@ -97,8 +97,9 @@ def model(images: str = "frame") -> Any:
         visual=encoder,
         channels=encoder.channels if encoder is not None else 0,
     )
-    graph, params = nnx.split(create(tokenizers.model_spec(), 1), nnx.Param)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 1), nnx.Param)
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
-        params["visual"]["gated"]["attention_gate"] += 1.0
+        for gated in params["visual"]["gated"].values():
+            gated["attention_gate"] += 1.0
     return Generalist(tokenizers, graph, params, 0, encoder=encoder)

@@ -22,6 +22,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
+from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
     PATCH_SIZE,
@@ -68,6 +69,8 @@ class Assembler:
     """How document images enter the model; same choices as for observations."""
     visual: Visual | None = None
     """Converts images for the frozen encoder; None without one."""
+    published: Marks | None = None
+    """The marks of a published language model, which sees no images; None: our own special ids."""
 
     def __post_init__(self) -> None:
         if self.text_tokenizer.size > self.vocabulary.text:
@@ -77,6 +80,11 @@ class Assembler:
             )
         if self.images not in get_args(Images):
             raise ValueError(f"images must be one of {', '.join(get_args(Images))}, got {self.images!r}")
+
+    @property
+    def marks(self) -> Marks:
+        """The ids around texts."""
+        return self.published or Marks.of(self.vocabulary, self.text_tokenizer.size)
 
     def control(
         self,
@@ -161,10 +169,10 @@ class Assembler:
             is_open: the last chunk has no end and nothing is predicted: a document to be continued.
 
         Raises:
-            ValueError: an image has an unsupported shape or dtype.
+            ValueError: an image has an unsupported shape or dtype, or the model sees no images.
         """
         # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
-        pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
+        pieces, weights, attended = [self._given(np.array(self.marks.begin, np.int32))], [0], [0]
         for one in arrange(parts, to_next=to_next, is_open=is_open):
             placed = self._part(one)
             pieces += placed
@@ -319,7 +327,7 @@ class Assembler:
         """The pieces of a document's part."""
         part = one.part
         if isinstance(part, ChunkEnd):
-            return [self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32))]
+            return [self._repeated(self.marks.chunk_end, np.ones((1,), np.int32))]
         if is_image(part):
             return self._image(np.asarray(part))
         text = part.text if isinstance(part, Predicted) else part
@@ -327,6 +335,8 @@ class Assembler:
 
     def _image(self, image: UInt8[np.ndarray, "H W *C"]) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""
+        if self.published is not None:
+            raise ValueError("these weights are a language model, which sees no images: leave them out")
         # First, so that the image's own patches or frame attend to it through cross-attention as well.
         pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
         if image.ndim == 2:

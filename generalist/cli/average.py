@@ -7,13 +7,12 @@ Dimension key: F columns of the tensor projection, E its width.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from generalist.run.named_weights import weights_folder
+from generalist.run.named_weights import weights_settings
 from generalist.system.places import check_new_folder
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"--share must be from 0 to 1, got {arguments.share}")
     check_new_folder(arguments.out)
     for name in (arguments.old, arguments.new):
-        weights_folder(name)  # raises if there are none, before JAX is loaded
+        weights_settings(name)  # raises if there are none, or none of ours, before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
     import ml_dtypes
     import numpy as np
@@ -82,10 +81,6 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
     Raises:
         ValueError: `new` did not begin with `old`, since text pieces, layouts or shapes differ; or `keep` names no parameter.
     """
-    import numpy as np
-
-    from generalist.model.params import flat, nested
-
     # The same ids must mean the same, and the same columns must belong to the same layouts.
     missing = sorted(old.layouts.keys() - new.layouts.keys())
     if missing or old.tokenizers.text.model != new.tokenizers.text.model:
@@ -94,14 +89,14 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
             f"{differ}: only weights that began with OLD (train.py --training.start OLD) have a mean with it"
         )
     # Copies of `new`, which are changed in place below.
-    before, after = flat(old.params), {path: np.array(array) for path, array in flat(new.params).items()}
+    before, after = dict(old.arrays()), {path: array.copy() for path, array in new.arrays()}
     for start in keep:
         if not any(path.startswith(start) for path in after):
             raise ValueError(f"--keep {start}: no parameter's path begins so; there are {', '.join(sorted(after))}")
     for path, array in after.items():
         if path not in before or path.startswith(tuple(keep)):
             continue
-        known = np.asarray(before[path])
+        known = before[path]
         # Kernels are (F, E) with a row per column of the projection; those of new layouts follow the old ones.
         shared = array[: len(known)] if path == "tensor_embedder/projection/kernel" else array
         if shared.shape != known.shape:
@@ -110,4 +105,4 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
                 "NEW's"
             )
         shared[...] = share * shared + (1 - share) * known
-    return dataclasses.replace(new, params=nested(after))
+    return new.with_arrays(after)

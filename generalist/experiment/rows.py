@@ -131,7 +131,11 @@ class _Reader:
         segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
         # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
         whole = attention_mask(segment, position, segment, position)
-        near = local_mask(whole, position, position, self.model.window) if self.model.window else whole
+        near = (
+            local_mask(whole, position, position, self.model.window)
+            if any(kind.startswith("window") for kind in self.model.kind_of_layers)
+            else whole
+        )
         is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
         places = np.flatnonzero(is_image[0])
         images: list[list[int]] = [[] for _ in range(segment.shape[1])]

@@ -31,12 +31,12 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
         ValueError: a parameter has another shape in the run's model, or a deeper model could not compute the same.
     """
     _, shapes = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
-    wanted, given = flat(nnx.to_pure_dict(shapes)), flat(start.params)
+    wanted, given = flat(nnx.to_pure_dict(shapes)), dict(start.arrays())
     path = "tensor_embedder/projection/kernel"
     if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
         # Drawn as for a new model (see `TensorEmbedder`). Old columns keep their places, in front.
         fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))  # (F, E)
-        given[path] = np.concatenate([np.asarray(given[path]), fresh.astype(np.float32)])
+        given[path] = np.concatenate([given[path], fresh.astype(np.float32)])
     layers = start.config.model.layers
     if layers < spec.config.layers and spec.config.layers % layers == 0:
         times, every = spec.config.layers // layers, start.config.model.vision.every

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import allow
-from generalist.inference.rows import POSITIONAL, row_images, side_by_side, stack_rows
+from generalist.inference.rows import POSITIONAL, in_front, row_images, side_by_side, stack_rows
 from generalist.inference.step_window import StepWindow
 from generalist.inference.weights import Weights
 from generalist.tokenizers.parts import CLIP
@@ -112,9 +112,12 @@ class ControlPolicy:
             self.lanes,
             steps=self.shape.window,
             positions=observed if self.shape.hidden else observed + self.shape.dimensions,
+            carried=0 if self.shape.hidden else 1,
             images=self.shape.modalities.count(Modality.IMAGE),
             temperature=self.shape.temperature,
         )
+        # The last number of each lane's last action, which is fed with its next observation.
+        self._before = np.full((self.lanes, 1), generalist.vocabulary.range("continuous").start, np.int32)
         self._cut: dict[str, list[int]] = {name: [0, 0] for name, _ in self._runs}
         self.logits: Float[Array, "B A V"] | None = None
         """The logits of all ids that the last actions were chosen from."""
@@ -230,14 +233,12 @@ class ControlPolicy:
         if self.shape.hidden:
             tokens, self.logits = self._window.append(step, self._choices)
             return tokens
-        read = [self._window.append(step, self._choices[:, :1])]  # ids (B, 1) and logits (B, 1, V)
-        for dimension in range(1, self.shape.dimensions):
-            before = read[-1][0] if fed is None else fed[:, dimension - 1 : dimension]
-            read.append(self._window.append(self._action(before), self._choices[:, dimension : dimension + 1]))
-        last = read[-1][0] if fed is None else fed[:, -1:]
-        self._window.append(self._action(last), self._choices[:, -1:])  # context for the next step
-        self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
-        return np.concatenate([tokens for tokens, _ in read], axis=1)
+        # The last number of the action before comes in front: it was not fed yet. Its id does not matter in a lane that begins.
+        tokens, self.logits = self._window.append(
+            in_front(self._action(self._before), step), self._choices, self._action(self._before), fed
+        )
+        self._before = (tokens if fed is None else fed)[:, -1:]
+        return tokens
 
     @property
     def observed(self) -> dict[str, tuple[int, int]]:
@@ -270,7 +271,7 @@ class ControlPolicy:
         return side_by_side(batches, self.generalist.config.model.frame_tokens)
 
     def _action(self, tokens: Int[np.ndarray, "B n"]) -> Batch:
-        """Action ids as positions to append."""
+        """Action ids as positions."""
         # Any layout will do: an id decides the modality, and all action tokens share one local position.
         layout = self._layouts()[0][0]
         return self._split(self.generalist.assembler.action(layout, tokens.reshape(-1)), self.lanes)

@@ -130,6 +130,14 @@ def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
     return Batch(**fields, **flat, row_images=np.concatenate(tables))
 
 
+def in_front(first: Batch, second: Batch) -> Batch:
+    """The rows of two batches joined, those of the first, which has no payloads, in front."""
+    both: dict[str, Any] = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)], axis=1) for name in POSITIONAL
+    }
+    return dataclasses.replace(second, **both)
+
+
 def pad_payloads(batch: Batch, images: int = 0) -> Batch:
     """The batch with its payloads padded by zeros to a few sizes, and room for `images` per row: few shapes, few compilations."""
 

@@ -5,6 +5,7 @@ Dimension key: B rows, A positions read, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence as Sequences
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,27 @@ class Decoding:
             raise ValueError("stop must be a sequence of texts that are not empty")
 
 
+class Drawing(NamedTuple):
+    """How ids are drawn, as arrays: other settings need no other compiled program. See `Decoding`."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    seed: UInt[Array, ""]
+
+    @classmethod
+    def of(cls, decoding: Decoding) -> "Drawing | None":
+        """Of settings; None: the likeliest ids are taken."""
+        if not decoding.temperature:
+            return None
+        return cls(
+            jnp.float32(decoding.temperature),
+            jnp.int32(decoding.top_k),
+            jnp.float32(decoding.top_p),
+            jnp.uint32(decoding.seed % 2**32),  # as keys take it: a seed may be any Python int
+        )
+
+
 def noise(draws: UInt[Array, "B K"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Gumbel noise of `shape` per row, determined by the row's K numbers alone. The largest of logits with such noise is a sample
     from their softmax."""
@@ -74,26 +96,16 @@ def median(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
 
 
 @jax.jit
-def likeliest(logits: Float[Array, "B V"], allowed: Bool[Array, "V"]) -> Int[Array, "B"]:
-    """The likeliest of the allowed ids."""
-    return jnp.argmax(jnp.where(allowed, logits, MASKED), axis=-1)
-
-
-def choose(logits: Float[Array, "B V"], allowed: Bool[Array, "V"], decoding: Decoding, step: int) -> Int[Array, "B"]:
-    """The likeliest ids or, at a temperature, sampled ones. `step`: number of the id within the text."""
-    if not decoding.temperature:
-        return likeliest(logits, allowed)
+def choose(
+    logits: Float[Array, "B V"], allowed: Bool[Array, "V"], drawing: Drawing | None, step: Int[Array, ""]
+) -> Int[Array, "B"]:
+    """The likeliest of the allowed ids, or drawn ones. `step`: number of the id within the text."""
+    if drawing is None:
+        return jnp.argmax(jnp.where(allowed[None], logits, MASKED), axis=-1).astype(jnp.int32)
     number = jnp.arange(len(logits), dtype=jnp.uint32)
-    # uint32, as keys take: a seed may be any Python int.
-    draws = jnp.stack([jnp.full_like(number, decoding.seed % 2**32), number, jnp.full_like(number, step)], axis=1)
-    return draw(
-        logits,
-        allowed,
-        jnp.float32(decoding.temperature),
-        jnp.int32(decoding.top_k),
-        jnp.float32(decoding.top_p),
-        draws,
-    )
+    seed, step = (jnp.full_like(number, one) for one in (drawing.seed, jnp.asarray(step, jnp.uint32)))
+    draws = jnp.stack([seed, number, step], axis=1)
+    return draw(logits, allowed, drawing.temperature, drawing.top_k, drawing.top_p, draws).astype(jnp.int32)
 
 
 @jax.jit

@@ -11,19 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from generalist.data.batch import Batch
 from generalist.inference.rows import bucket, filled, stack_rows
-from generalist.inference.weights import Weights
+from generalist.inference.weights import Structure, Weights
 from generalist.tokenizers.sequence import Sequence
 
 
-@partial(jax.jit, static_argnames=("graph", "dtype"))
-def row_log_likelihood(graph: nnx.GraphDef, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
+@partial(jax.jit, static_argnames=("structure", "dtype"))
+def row_log_likelihood(structure: Structure, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
     """Sum of each row's weighted target log-probabilities, in nats."""
-    model = nnx.merge(graph, params)
+    model = structure.model(params)
     logits = model.logits(model.hidden(batch, dtype))  # (B, L, V)
     # logsumexp at once instead of log_softmax: no second array of the vocabulary's size.
     picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
@@ -50,9 +49,9 @@ def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: in
             frame_tokens=generalist.config.model.frame_tokens,
         )
         scores.append(
-            np.asarray(
-                row_log_likelihood(generalist.graph, generalist.params, generalist.on_device(batch), generalist.dtype)
-            )[: len(chunk)]
+            np.asarray(row_log_likelihood(*generalist.decoder, generalist.on_device(batch), generalist.dtype))[
+                : len(chunk)
+            ]
         )
     return np.concatenate(scores)
 

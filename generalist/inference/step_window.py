@@ -11,6 +11,13 @@ stay as they were rotated, and the queries that meet them are rotated further in
 were computed with the steps that were held then: a step sees its window directly and earlier steps through it, as with
 Transformer-XL's memory, which Gato uses for acting (section 2.5).
 
+Where actions are fed back, nothing is chosen at the last number of an action. It waits for the next step and is appended with it,
+in front of its observation, which saves a forward pass: a step's slots begin with the last number of the step before.
+
+    slots of step 7   last of 6 | observation | all numbers of 7 but the last
+
+That number sees what its successor's window holds, as in a training row that begins with the window's oldest step.
+
 Dimension key: B rows, R rows that start, W steps, N positions per step, P prefix slots, S = W·N + P slots, A positions read, V
 vocabulary, I image slots.
 """
@@ -27,6 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
+from generalist.inference.in_turn import act_in_turn
 from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
 from generalist.inference.weights import Structure, Weights
 from generalist.model.attention import Cache, Slide
@@ -56,7 +64,7 @@ def fill(
     """
     model = structure.model(params)
     dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape  # (R, P)
-    ring = caches[0].key.shape[1] - length
+    ring = caches[0].key.shape[2] - length
     keys, seen = None, None
     if held is not None and batch.row_images.shape[1]:
         keys = model.visual.keys(batch, dtype)
@@ -66,10 +74,10 @@ def fill(
     # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
-    caches = jax.tree.map(lambda whole, part: whole.at[rows, ring:].set(part, mode="drop"), caches, fresh)
+    caches = jax.tree.map(lambda whole, part: whole.at[rows, :, ring:].set(part, mode="drop"), caches, fresh)
     if keys is not None:
         held = jax.tree.map(
-            lambda whole, part: whole.at[rows, images : images + part.shape[1]].set(part, mode="drop"), held, keys
+            lambda whole, part: whole.at[rows, :, images : images + part.shape[2]].set(part, mode="drop"), held, keys
         )
     return caches, held
 
@@ -81,6 +89,7 @@ class StepWindow:
         rows: B.
         steps: W.
         positions: N, including those of the action if actions are fed.
+        carried: positions at the end of a step that are appended with the next one, in front of it.
         images: images per step for the frozen encoder.
         temperature: 0 takes the likeliest ids, and the median bin of a continuous number.
 
@@ -95,6 +104,7 @@ class StepWindow:
         *,
         steps: int,
         positions: int,
+        carried: int = 0,
         images: int = 0,
         temperature: float = 0.0,
     ):
@@ -106,7 +116,7 @@ class StepWindow:
         self._generalist, self._temperature = generalist, temperature
         continuous = generalist.vocabulary.range("continuous")
         self._numbers = (continuous.start, continuous.stop)
-        self.rows, self.steps, self.positions, self.images = rows, steps, positions, images
+        self.rows, self.steps, self.positions, self.carried, self.images = rows, steps, positions, carried, images
         self._caches = empty_caches(generalist, rows, steps * positions)
         self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
         self._prefix_slots = self._prefix_image_slots = 0
@@ -114,7 +124,7 @@ class StepWindow:
         self._prefix_images = np.zeros((rows,), np.int32)
         self._first = np.zeros((rows,), np.int64)  # clock at each row's first step
         self._seed = np.zeros((rows,), np.uint32)
-        self._clock, self._written = -1, positions  # index of the newest step; its positions written so far
+        self._clock = -1  # index of the newest step
 
     def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
         """Begins an episode in some rows: their contents are dropped and their prefixes computed.
@@ -132,24 +142,33 @@ class StepWindow:
             self._first[row], self._seed[row] = self._clock + 1, np.uint32(seed % 2**32)
 
     def append(
-        self, batch: Batch, allowed: Bool[Array, "#B A V"]
+        self,
+        batch: Batch,
+        allowed: Bool[Array, "#B A V"],
+        action: Batch | None = None,
+        fed: Int[np.ndarray, "B A"] | None = None,
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
-        """Feeds a step, or the next part of one, to all rows. Returns the allowed ids chosen at its last A positions and
-        the logits there."""
-        if self._written == self.positions:
-            self._clock, self._written = self._clock + 1, 0
-        size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions + self._written
+        """Feeds a step to all rows, behind the positions carried over from the one before. Returns the allowed ids chosen at its
+        last A positions and the logits there; with `action`, chosen in turn, each fed back before the next.
+
+        Args:
+            action: the position of an action's first number in each row, (B, 1), whose token is replaced.
+            fed: what is fed back; None: what is chosen.
+        """
+        self._clock += 1
+        size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions
         index = self._index()
         newest = index[:, self._clock % self.steps]  # place of the newest step in each row's window
         # Positions follow the prefix and the steps that are held, whatever slot they are written to.
-        start = self._prefix + newest * self.positions + self._written
-        image = batch.image + (self._prefix_images + newest * self.images)[:, None]
-        if self._written:  # a later part of a step follows all its images
-            image += self.images
+        start = self._prefix + newest * self.positions - self.carried
+        image = (self._prefix_images + newest * self.images)[:, None]
+        segment = batch.segment.copy()
+        segment[:, : self.carried] = newest[:, None] > 0  # of the step before: the first of a window has none
         batch = dataclasses.replace(
             batch,
             position=(start[:, None] + np.arange(size)).astype(np.int32),  # (B, L)
-            image=image.astype(np.int32),
+            image=(batch.image + image).astype(np.int32),
+            segment=segment,
         )
         # Images stay on the device; a batch without them is small enough to be copied by the call itself.
         placed = batch
@@ -158,23 +177,23 @@ class StepWindow:
             slot = np.int32((self._clock % self.steps) * self.images)  # the ring of images turns with that of the steps
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)
             placed = without_images(placed)
-        self._written += size
         segment, position = self._slots(index)
-        ids, logits, self._caches = extend(
-            *self._generalist.decoder,
-            self._caches,
-            segment,
-            position,
-            np.int32(at),
-            placed,
-            self._images(index),
-            allowed,
-            slide=self._slide(newest),
-            sample=self._temperature > 0,
-            temperature=self._temperature,
-            draws=self._draws(),
-            numbers=self._numbers,
-        )
+        caches, images = self._caches, self._images(index)
+        arguments = (*self._generalist.decoder, caches, segment, position, np.int32(at), placed, images, allowed)
+        settings: dict[str, Any] = {
+            "slide": self._slide(newest),
+            "sample": self._temperature > 0,
+            "temperature": self._temperature,
+            "draws": self._draws(size - self.carried),
+            "numbers": self._numbers,
+        }
+        if action is None:
+            ids, logits, self._caches = extend(*arguments, **settings)
+        else:
+            # Numbers follow all images of their step.
+            place = {"position": start[:, None] + size, "image": image + self.images}
+            action = dataclasses.replace(action, **{name: one.astype(np.int32) for name, one in place.items()})
+            ids, logits, self._caches = act_in_turn(*arguments, action, fed, **settings)
         return np.asarray(ids), logits
 
     def _index(self) -> Int[np.ndarray, "B W"]:
@@ -188,12 +207,13 @@ class StepWindow:
         return np.where(when[None] >= oldest, when[None] - oldest, -1)
 
     def _slots(self, index: Int[np.ndarray, "B W"]) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
-        """Segment and position of every slot; of the newest step only the part written so far."""
+        """Segment and position of every slot. Those of the newest step that are not written yet come later than what attends, so
+        they are not seen."""
         # A slot of another episode keeps its old numbers on the device; segment 0 hides it.
         offset = np.arange(self.positions)
-        held = np.repeat((index >= 0)[..., None], self.positions, axis=2)  # (B, W, N)
-        held[:, self._clock % self.steps, self._written :] = False
-        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset  # (B, W, N)
+        # Carried positions belong to the step before, which the window's first one has not.
+        held = np.where(offset < self.carried, index[..., None] > 0, index[..., None] >= 0)  # (B, W, N)
+        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset - self.carried  # (B, W, N)
         behind = np.broadcast_to(np.arange(self._prefix_slots), (self.rows, self._prefix_slots))
         segment = np.concatenate([held.reshape(self.rows, -1), behind < self._prefix[:, None]], axis=1)
         position = np.concatenate([position.reshape(self.rows, -1), behind], axis=1)
@@ -217,19 +237,20 @@ class StepWindow:
         behind = np.where(behind <= self._prefix_images[:, None], behind, 0)
         return ImageCache(self._held, jnp.asarray(np.concatenate([number, behind], axis=1), jnp.int32))
 
-    def _draws(self) -> UInt[np.ndarray, "B 2"] | None:
-        """Seed and number of the position within the episode, which determine the samples; None if nothing is sampled."""
+    def _draws(self, read: int) -> UInt[np.ndarray, "B 2"] | None:
+        """Seed and number of the position within the episode, which determine the samples; None if nothing is sampled. `read`:
+        positions of the step up to the one that is read."""
         if not self._temperature:
             return None
         # Positions are counted over the whole episode, so no two of them draw with the same numbers.
-        number = np.maximum(self._clock - self._first, 0) * (self.positions + 1) + self._written
+        number = np.maximum(self._clock - self._first, 0) * (self.positions + 1) + read
         return np.stack([self._seed, number.astype(np.uint32)], axis=1)
 
     def _reserve(self, prefix: int, images: int) -> None:
         """Adds slots for longer prefixes and more of their images."""
 
-        def padded(leaf: Shaped[Array, "B S ..."], more: int) -> Shaped[Array, "B T ..."]:
-            return jnp.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
+        def padded(leaf: Shaped[Array, "B M S ..."], more: int) -> Shaped[Array, "B M T ..."]:
+            return jnp.pad(leaf, [(0, 0), (0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 3)])
 
         # Only ever grown, and in buckets: each new size compiles the step again.
         if (more := bucket(prefix) - self._prefix_slots) > 0:

@@ -4,9 +4,10 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 """
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
 
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
-from generalist.model.params import divided, flat, nested, united
-from generalist.model.transformer import create
-from generalist.run.named_weights import ENCODER_FOLDER, is_run, run_settings, weights_folder
+from generalist.model.params import divided, flat, layers_apart, layers_together, nested, united
+from generalist.model.transformer import create, create_separate
+from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
+from generalist.run.published import published_tokenizers
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.files import write_json
 from generalist.system.versions import stored_format
@@ -33,6 +35,7 @@ from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors, tensor
+from generalist.weights.language import LanguageModel
 
 ENCODED_AT_ONCE = 16  # images per call of the encoder: one shape, one compilation
 
@@ -64,6 +67,8 @@ class Weights:
     tokenizers: Tokenizers
     graph: nnx.GraphDef
     params: Any
+    """On the device, in the dtypes of their files, each layer's apart (`Transformer.unstack`): the one copy, with which all of
+    inference computes."""
     step: int
     """Number of training steps of the weights."""
     dtype: Any = jnp.float32
@@ -86,19 +91,21 @@ class Weights:
 
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
-        graph, shapes = _abstract(tokenizers)
         params, frozen, step = restore_params(
-            config.checkpoints, *divided(shapes, config.model), step, mean=config.training.ema > 0
+            config.checkpoints, *divided(_shapes(tokenizers), config.model), step, mean=config.training.ema > 0
         )
-        return cls(tokenizers, graph, united(params, frozen), step, encoder=encoder)
+        arrays = flat(united(params, frozen))
+        del params, frozen  # each stack is freed below as soon as its layers are apart
+        placed = _placed((path, np.asarray(arrays.pop(path))) for path in list(arrays))
+        return cls(tokenizers, _graph(tokenizers), placed, step, encoder=encoder)
 
     @classmethod
     def load(cls: type[Kind], folder: Path | str | None = None) -> Kind:
         """Loads weights with their tokenizers and task layouts. Nothing in their folder is trusted, and nothing in it is run.
 
         Args:
-            folder: one that `save` wrote, or a run's, whose newest checkpoint is read; None or `shipped`: the weights that come
-                with the package.
+            folder: one that `save` wrote, a published language model's, or a run's, whose newest checkpoint is read; None or
+                `shipped`: the weights that come with the package.
 
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
@@ -107,6 +114,8 @@ class Weights:
             ImportError: the frozen encoder needs a package that is not installed.
         """
         folder = weights_folder(folder)
+        if is_published(folder):
+            return cls.from_language_model(folder)
         if is_run(folder):
             if jax.process_count() > 1:  # a checkpoint can only be read by all processes together
                 raise ValueError(
@@ -133,11 +142,26 @@ class Weights:
                 f"{fingerprint}: install the same version of the encoder's weights"
             )
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
-        graph, shapes = _abstract(tokenizers)
-        # Every name and shape is checked against the settings before a number is read. Weights stored in bfloat16 become float32.
-        recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
-        arrays = {path: array.astype(np.float32) for path, array in weights.read(recipes).items()}
-        return cls(tokenizers, graph, nested(jax.device_put(arrays)), card["step"], encoder=encoder)
+        # Every name and shape is checked against the settings before a number is read.
+        recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(_shapes(tokenizers)).items()}
+        placed = _placed(weights.stream(recipes))
+        return cls(tokenizers, _graph(tokenizers), placed, card["step"], encoder=encoder)
+
+    @classmethod
+    def from_language_model(cls: type[Kind], folder: Path) -> Kind:
+        """A published language model, by its folder in HuggingFace's layout: text alone, in its own context.
+
+        Raises:
+            WeightsError: it is no language model that can be loaded, is damaged, or has settings that are not supported.
+            ImportError: its tokenizer needs the package `tokenizers`, which is not installed.
+        """
+        model = LanguageModel(folder)
+        model.check()
+        tokenizers = published_tokenizers(model)
+        unused = np.zeros((1, model.shape["width"]), np.float32)
+        arrays = model.arrays(tokenizers.config.tokens.vocabulary())
+        placed = _placed(itertools.chain([("position_table", unused)], arrays))
+        return cls(tokenizers, _graph(tokenizers), placed, 0)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.
@@ -151,18 +175,19 @@ class Weights:
 
         Raises:
             FileExistsError: the folder exists.
+            ValueError: they are a published language model.
             FileNotFoundError: the encoder's folder no longer exists.
         """
         folder = Path(folder)
+        if self.tokenizers.published is not None:
+            raise ValueError(f"{self.config.name} is a published language model: copy its folder instead")
         if folder.exists():
             raise FileExistsError(f"{folder} exists already: name another folder, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "model"
             self.tokenizers.save(whole)
-            arrays = {
-                path: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for path, leaf in flat(self.params).items()
-            }
+            arrays = {path: np.ascontiguousarray(array.astype(dtype, copy=False)) for path, array in self.arrays()}
             save_tensors(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"format": FORMAT, "step": self.step, "encoder": fingerprint})
@@ -220,13 +245,19 @@ class Weights:
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:
-        """The model for decoding, with separate layers, and its parameters."""
-        # A step of decoding computes so little that slicing its layers out of a stack would take as long as the rest.
-        # They are taken apart on the host: on a device each slice of each shape would be a program to compile.
-        model = nnx.merge(self.graph, jax.tree.map(np.asarray, self.params))
-        model.unstack()
-        graph, params = nnx.split(model, nnx.Param)
-        return Structure(graph), jax.device_put(nnx.to_pure_dict(params))
+        """The model without its parameters, and these, as compiled functions take them."""
+        return Structure(self.graph), self.params
+
+    def arrays(self) -> Iterator[tuple[str, Float32[np.ndarray, "..."]]]:
+        """Every parameter in float32 on the host, by its path in files, where a stack of layers is one array; sorted by path."""
+        leaves = flat(self.params)
+        for path, layers in sorted(layers_together(leaves).items()):
+            parts = [np.asarray(leaves[layer]).astype(np.float32, copy=False) for layer in layers]
+            yield path, parts[0] if layers == [path] else np.stack(parts)
+
+    def with_arrays(self: Kind, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> Kind:
+        """These weights with other parameters, by their paths in files."""
+        return dataclasses.replace(self, params=_placed(arrays.items()))
 
 
 @jax.jit
@@ -241,12 +272,30 @@ def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Toke
     return dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
 
 
-def _abstract(tokenizers: Tokenizers) -> tuple[nnx.GraphDef, Any]:
-    """The model without its parameters: its graph, and the parameters' shapes with this machine's first device as sharding."""
+def _shapes(tokenizers: Tokenizers) -> Any:
+    """The shapes of the parameters as files and checkpoints have them, layers stacked, on this machine's first device."""
     spec = tokenizers.model_spec()
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
+    _, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
+    return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)
     )
-    return graph, shapes
+
+
+def _graph(tokenizers: Tokenizers) -> nnx.GraphDef:
+    """The model with separate layers, without its parameters."""
+    spec = tokenizers.model_spec()
+    return nnx.split(nnx.eval_shape(lambda: create_separate(spec, 0)), nnx.Param)[0]
+
+
+def _placed(arrays: Iterable[tuple[str, Shaped[np.ndarray, "..."]]]) -> Any:
+    """Parameters on the first device, each layer's apart, from arrays by their paths in files. One array at a time is in memory
+    twice."""
+    leaves: dict[str, Array] = {}
+    for path, array in arrays:
+        # JAX has no 64-bit numbers unless they are switched on.
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
+        # Waited for: otherwise all arrays would be read before the first is copied.
+        leaves |= jax.block_until_ready(jax.device_put(layers_apart(path, array)))
+    # Layers are numbered by integers: as texts the tenth would come before the second.
+    return nnx.restore_int_paths(nested(leaves))

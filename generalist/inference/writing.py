@@ -11,24 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.inference.decode import CachedRows
+from generalist.inference.cached_rows import CachedRows
 from generalist.inference.rows import stack_rows
-from generalist.inference.sampling import Decoding, choose
+from generalist.inference.sampling import Decoding, Drawing, choose
 from generalist.inference.weights import Weights
 from generalist.model.blocked_attention import MASKED
+from generalist.tokenizers.pieces import Sequence
+
+AT_ONCE = 8
+"""Ids per call of the compiled loop. After a stop text, which only the host sees, the rest of them are computed in vain."""
 
 
 def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
     """Ids that text is made of, including its ends."""
-    vocabulary = generalist.vocabulary
-    allowed = np.zeros((1, vocabulary.size), bool)
-    allowed[0, : generalist.tokenizers.text.size] = True
-    allowed[0, [vocabulary.eos, vocabulary.chunk_end]] = True
+    marks = generalist.assembler.marks
+    allowed = np.zeros((1, generalist.vocabulary.size), bool)
+    allowed[0, : marks.pieces] = True
+    allowed[0, list(marks.ends)] = True
     return allowed
 
 
 def write(
-    generalist: Weights, rows: CachedRows, logits: Float[Array, "B V"], decoding: Decoding, room: int
+    generalist: Weights,
+    rows: CachedRows,
+    logits: Float[Array, "B V"],
+    decoding: Decoding,
+    room: int,
+    at_once: int = AT_ONCE,
 ) -> Iterator[list[str]]:
     """Writes in all rows until each has ended; gives the texts so far, after every step.
 
@@ -36,33 +45,43 @@ def write(
         rows: what was read, with at least `room` free slots.
         logits: at the end of each row.
         room: maximum number of ids.
+        at_once: ids per row that are computed before the first of them is given.
     """
-    vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
-    allowed, ends = jnp.asarray(writable(generalist)[0]), (vocabulary.eos, vocabulary.chunk_end)
+    vocabulary, decode, drawing = generalist.vocabulary, generalist.tokenizers.text.written, Drawing.of(decoding)
+    allowed, ends = jnp.asarray(writable(generalist)[0]), np.array(generalist.assembler.marks.ends, np.int32)
     count = logits.shape[0]
     written: list[list[int]] = [[] for _ in range(count)]
-    texts, over = [""] * count, np.zeros((count,), bool)
-    for step in range(room):
-        ids = np.asarray(choose(logits, allowed, decoding, step))
-        # Rows that are over keep being fed, since all rows grow together; what they write is ignored.
-        for row in np.flatnonzero(~over):
-            if ids[row] in ends:
-                over[row] = True
-                continue
-            # Decoded as a whole each time: a piece's text may depend on the pieces before it.
-            written[row].append(int(ids[row]))
-            texts[row], over[row] = until(decode(np.array(written[row], np.int32)), decoding.stop)
-        # A copy: the caller may keep it while later steps go on.
-        yield list(texts)
-        if over.all() or step == room - 1:
-            return
-        logits = feed(generalist, rows, ids)
+    texts, over, step = [""] * count, np.zeros((count,), bool), 0
+    chosen = np.asarray(choose(logits, allowed, drawing, np.int32(0)))[:, None]
+    while True:
+        for ids in chosen.T:
+            # Rows that are over keep being fed, since all rows grow together; what they write is ignored.
+            for row in np.flatnonzero(~over):
+                if ids[row] in ends:
+                    over[row] = True
+                    continue
+                # Decoded as a whole each time: a piece's text may depend on the pieces before it.
+                written[row].append(int(ids[row]))
+                texts[row], over[row] = until(decode(np.array(written[row], np.int32)), decoding.stop)
+            step += 1
+            # A copy: the caller may keep it while later steps go on.
+            yield list(texts)
+            if over.all() or step == room:
+                return
+        position = stack_rows([_one(generalist, vocabulary.pad)] * count, 1, pad=vocabulary.pad)
+        more = min(at_once, room - step)
+        chosen = rows.write(position, chosen[:, -1], over, more, allowed, ends, step, drawing, most=at_once)
+
+
+def _one(generalist: Weights, id: int) -> Sequence:
+    """One id of a text, to be appended."""
+    return generalist.assembler.text(np.array([id], np.int32), bos=False, eos=False)
 
 
 def feed(generalist: Weights, rows: CachedRows, ids: Int[np.ndarray, "B"]) -> Float[Array, "B V"]:
     """Appends one id per row and returns the logits after it."""
     # One position per row: the shape that all later steps share, so it is compiled once.
-    steps = [generalist.assembler.text(np.array([one], np.int32), bos=False, eos=False) for one in ids]
+    steps = [_one(generalist, int(one)) for one in ids]
     _, logits = rows.append(stack_rows(steps, 1, pad=generalist.vocabulary.pad), writable(generalist))
     return logits[:, 0]
 
@@ -77,7 +96,7 @@ def beam_search(
         logits: at the end of each row.
         room: maximum number of ids.
     """
-    vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
+    ends, decode = generalist.assembler.marks.ends, generalist.tokenizers.text.written
     allowed, beams, count = writable(generalist)[0], decoding.beams, len(logits)
     rows = rows.take(np.repeat(np.arange(count), beams))
     logits = jnp.repeat(logits, beams, axis=0)  # (B * K, V)
@@ -89,7 +108,7 @@ def beam_search(
         # Sums in float64: in float32 the order of nearly equal beams would depend on their length.
         ahead = np.asarray(jax.nn.log_softmax(jnp.where(jnp.asarray(allowed), logits, MASKED), axis=-1), np.float64)
         total = (scores[..., None] + ahead.reshape(count, beams, -1)).reshape(count, -1)  # (B, K * V)
-        origin, ids = np.zeros((count, beams), np.int64), np.full((count, beams), vocabulary.eos, np.int64)
+        origin, ids = np.zeros((count, beams), np.int64), np.full((count, beams), generalist.vocabulary.pad, np.int64)
         grown: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(count)]
         for row in range(count):
             # Twice the number of beams: even if the best ones all end, enough candidates remain to continue.
@@ -103,7 +122,7 @@ def beam_search(
                 if done or filled == beams or not np.isfinite(value) or not np.isfinite(old[beam]):
                     continue
                 ids_so_far = [*written[row][beam], id]
-                if id in (vocabulary.eos, vocabulary.chunk_end):
+                if id in ends:
                     # A finished beam counts only if it ranks in the top K.
                     if place < beams:
                         finished[row].append((value / len(ids_so_far), decode(np.array(ids_so_far[:-1], np.int32))))

@@ -1,6 +1,7 @@
 """Attention by the kernel that suits the target platform, divided over the mesh.
 
-Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, H head size.
+Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, G query heads per key-value head, H head
+size.
 """
 
 import functools
@@ -58,7 +59,7 @@ def attend(
 ) -> Float[Array, "B L N H"]:
     """Scaled dot-product attention with grouped queries (N a multiple of M) to the keys that the mask shows."""
     if softcap:  # jax.nn.dot_product_attention has no softcap
-        return _mixed(_scores(query, key, scale), value, mask, softcap)
+        return _attend_heads((query,), key.swapaxes(1, 2), value.swapaxes(1, 2), mask, None, scale, softcap)
     _, length, _, size = query.shape
     fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
     # Named, not left to JAX: it would not choose cuDNN by itself.
@@ -67,37 +68,62 @@ def attend(
     )
 
 
-def attend_slid(
-    queries: tuple[Float[Array, "B L N H"], Float[Array, "B L N H"]],
-    key: Float[Array, "B S M H"],
-    value: Float[Array, "B S M H"],
+def attend_cached(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B M S H"],
+    value: Float[Array, "B M S H"],
     mask: Bool[Array, "B L S"],
-    slid: Bool[Array, "S"],
+    slide: tuple[Float[Array, "B L N H"], Bool[Array, "S"]] | None,
     *,
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """`attend` with two queries per position: one meets the keys of slots that have slid, the other those of all others."""
-    # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
-    first, second = jnp.split(_scores(jnp.concatenate(queries, axis=1), key, scale), 2, axis=-2)
-    return _mixed(jnp.where(slid[None, None, None, None], first, second), value, mask, softcap)
+    """`attend` to the slots of a cache, whose heads stand before its slots.
+
+    Args:
+        slide: other queries of the same positions, and the slots whose keys these meet; None: `query` meets all keys.
+    """
+    length, slots, size = query.shape[1], key.shape[2], key.shape[3]
+    # cuDNN's kernel takes slots before heads. A prompt's many queries pay for the copy; a step of one position never comes here.
+    if slide is None and target_platform() == "gpu" and fused_on_gpu(query.dtype, length, slots, size, softcap):
+        return attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask, scale=scale)
+    queries, slid = ((query,), None) if slide is None else ((slide[0], query), slide[1])
+    return _attend_heads(queries, key, value, mask, slid, scale, softcap)
 
 
-def _scores(query: Float[Array, "B L N H"], key: Float[Array, "B S M H"], scale: float) -> Float[Array, "B M G L S"]:
-    """Scores of G queries per key-value head, in float32."""
-    groups = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])  # (B, L, M, G, H)
-    # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
-    return jnp.einsum("blmgh,bsmh->bmgls", groups, key, preferred_element_type=jnp.float32) * scale
-
-
-def _mixed(
-    scores: Float[Array, "B M G L S"], value: Float[Array, "B S M H"], mask: Bool[Array, "B L S"], softcap: float
+def _attend_heads(
+    queries: tuple[Float[Array, "B L N H"], ...],
+    key: Float[Array, "B M S H"],
+    value: Float[Array, "B M S H"],
+    mask: Bool[Array, "B L S"],
+    slid: Bool[Array, "S"] | None,
+    scale: float,
+    softcap: float,
 ) -> Float[Array, "B L N H"]:
-    """Values averaged by the softmax of their scores, which `softcap` bounds if it is above 0."""
-    bounded = softcap * jnp.tanh(scores / softcap) if softcap else scores
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], bounded, MASKED), axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bmgls,bsmh->blmgh", weights, value)
-    return mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])  # (B, L, M · G, H)
+    """Attention as two products per head. Of two queries per position the first meets the keys of slots that have slid, the
+    second those of all others."""
+    batch, length, heads, size = queries[0].shape
+    kv_heads, slots = key.shape[1:3]
+
+    def by_head(query: Float[Array, "B L N H"]) -> Float[Array, "B M G L H"]:
+        return query.reshape(batch, length, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
+
+    # Rows and heads come first on both sides and a key's numbers last, so that neither keys nor values are transposed: with slots
+    # before heads a CPU copied the whole cache in every step.
+    grouped = jnp.concatenate([by_head(query) for query in queries], axis=3)
+    # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
+    scores = jnp.einsum(
+        "bmqh,bmsh->bmqs", grouped.reshape(batch, kv_heads, -1, size), key, preferred_element_type=jnp.float32
+    )
+    scores = scores.reshape(batch, kv_heads, -1, len(queries) * length, slots) * scale  # (B, M, G, queries · L, S)
+    if slid is not None:
+        # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
+        first, second = jnp.split(scores, 2, axis=3)
+        scores = jnp.where(slid[None, None, None, None], first, second)
+    scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bmqs,bmsh->bmqh", weights.reshape(batch, kv_heads, -1, slots), value)
+    return mixed.reshape(batch, kv_heads, -1, length, size).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
 
 def masked_attention(

@@ -53,8 +53,9 @@ def first_image(is_image: Bool[Array, "B L"], position: Int[Array, "B L"]) -> In
 class VisualKeys(NamedTuple):
     """Keys and values of a row's images in one layer: computed once, used by every position and every decoding step."""
 
-    key: Float[Array, "B I K H E"]
-    value: Float[Array, "B I K H E"]
+    # Heads first, as in `Cache`: the products take each head's keys as they are.
+    key: Float[Array, "B H I K E"]
+    value: Float[Array, "B H I K E"]
 
 
 class GatedCrossAttention(nnx.Module):
@@ -74,7 +75,7 @@ class GatedCrossAttention(nnx.Module):
         """Keys and values of the images, which positions attend to."""
         rows, images, tokens, _ = visual.shape
         both = self.key_value(visual).reshape(rows, images, tokens, 2 * self.heads, self.head_size)
-        return VisualKeys(*jnp.split(both, 2, axis=3))  # (B, I, K, H, E) each
+        return VisualKeys(*jnp.split(both.transpose(0, 3, 1, 2, 4), 2, axis=1))  # (B, H, I, K, E) each
 
     def __call__(
         self, x: Float[Array, "B L D"], keys: VisualKeys | None, mask: Bool[Array, "B L I"] | None
@@ -86,19 +87,19 @@ class GatedCrossAttention(nnx.Module):
 
     def _attend(self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]) -> Float[Array, "B L D"]:
         rows, length, _ = x.shape
-        images, tokens = keys.key.shape[1:3]
+        images, tokens = keys.key.shape[2:4]
         # Without rotary positions: which images a position sees is a matter of the mask alone.
         query = self.query(self.norm(x)).reshape(rows, length, self.heads, self.head_size)
-        scores = jnp.einsum("blhe,bikhe->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
+        scores = jnp.einsum("blhe,bhike->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
         scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
         # One softmax over the tokens of all visible images together.
         weights = jax.nn.softmax(scores.reshape(rows, self.heads, length, images * tokens), axis=-1)
         weights = weights.reshape(scores.shape).astype(keys.value.dtype)  # (B, H, L, I, K)
-        mixed = jnp.einsum("bhlik,bikhe->blhe", weights, keys.value).reshape(rows, length, -1)  # (B, L, H · E)
+        mixed = jnp.einsum("bhlik,bhike->blhe", weights, keys.value).reshape(rows, length, -1)  # (B, L, H · E)
         # Without a visible image the softmax of equal masked scores would be the mean of all images.
         return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)
 
 
 def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 1"]:
     """The opening of a gate, in (-1, 1), in the dtype of `x`."""
-    return jnp.tanh(alpha[...]).astype(x.dtype).reshape(1, 1, 1)
+    return jnp.tanh(alpha[...].astype(jnp.float32)).astype(x.dtype).reshape(1, 1, 1)

@@ -34,7 +34,7 @@ class GroupNorm(nnx.Module):
         mean = jnp.mean(y, axis=(1, 2, 4), keepdims=True)
         variance = jnp.mean(jnp.square(y - mean), axis=(1, 2, 4), keepdims=True)
         y = ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
-        scale, bias = self.scale[...][None, None, None], self.bias[...][None, None, None]
+        scale, bias = (one[...].astype(jnp.float32)[None, None, None] for one in (self.scale, self.bias))
         return (y * scale + bias).astype(x.dtype)
 
 
@@ -136,7 +136,8 @@ class PatchEmbedder(nnx.Module):
             place = low + (jax.random.uniform(key, low.shape) * (high - low)).astype(jnp.int32)
         # The last interval ends at 128, one past the table.
         place = jnp.clip(place, 0, POSITIONS - 1)
-        return x + (rows_at(self.row[...], place[:, 0]) + rows_at(self.column[...], place[:, 1])).astype(dtype)
+        row, column = rows_at(self.row[...], place[:, 0]), rows_at(self.column[...], place[:, 1])
+        return x + row.astype(dtype) + column.astype(dtype)
 
 
 class FrameEmbedder(nnx.Module):

@@ -4,7 +4,7 @@ Everything here takes any leaves: arrays, shapes, shardings or counts.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from generalist.model.config import ModelConfig
 
 TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
 """Paths of the parameters that a pretrained language model provides."""
+
+
+_STACK, _LAYER = re.compile(r"(blocks|visual/gated)/(.+)"), re.compile(r"(blocks|visual/gated)/(\d+)/(.+)")
 
 
 def path_string(path: tuple) -> str:
@@ -31,6 +34,24 @@ def flat(tree: Any) -> dict[str, Any]:
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by their paths as nested dictionaries, the form in which modules take parameters."""
     return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def layers_apart(path: str, array: Any) -> dict[str, Any]:
+    """A stack's layers by their paths, as views: `blocks/out/kernel` → `blocks/0/out/kernel`, ...; any other array itself."""
+    found = _STACK.fullmatch(path)
+    if found is None:
+        return {path: array}
+    return {f"{found[1]}/{layer}/{found[2]}": of_layer for layer, of_layer in enumerate(array)}
+
+
+def layers_together(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The path of each stack with those of its layers in order, the inverse of `layers_apart`; any other path with itself."""
+    together: dict[str, list[tuple[int, str]]] = {}
+    for path in paths:
+        found = _LAYER.fullmatch(path)
+        stack, layer = (path, 0) if found is None else (f"{found[1]}/{found[3]}", int(found[2]))
+        together.setdefault(stack, []).append((layer, path))
+    return {stack: [path for _, path in sorted(layers)] for stack, layers in together.items()}
 
 
 def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:

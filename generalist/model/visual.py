@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.model.config import ModelSpec
@@ -76,11 +76,7 @@ class VisualPath(nnx.Module):
         """Runs all blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
         activations are kept or recomputed as `remat` decides; `unroll` blocks in one round of the loop, in whole groups if they
         are more than a group has."""
-        visual, mask = None, None
-        if len(batch.images):  # a batch without images pays nothing for them
-            visual = self.tokens(batch, x.dtype)
-            first = first_image(batch.modality == Modality.IMAGE, batch.position)
-            mask = image_mask(batch.image, first, jnp.arange(1, visual.shape[1] + 1)[None], self.config.attend_to)
+        visual, mask = self.visible(batch, x.dtype)
         graph, gated = nnx.split(self.gated)
 
         @remat
@@ -106,20 +102,36 @@ class VisualPath(nnx.Module):
             x, _ = group(x, (jax.tree.map(lambda leaf: leaf[whole], gated), rest))
         return x
 
-    def before(
-        self, block: int, x: Float[Array, "B L D"], image: Int[Array, "B L"], images: ImageCache | None
-    ) -> Float[Array, "B L D"]:
-        """The gated cross-attention that stands before a block, while decoding; a row is one segment."""
-        layer = block // self.every
-        gated = unstacked(self.gated)[layer]
-        # The feed-forward acts on positions without images too, as in training.
-        if images is None:
-            return gated(x, None, None)
+    def visible(
+        self, batch: Batch, dtype: DTypeLike
+    ) -> tuple[Float[Array, "B I K V"] | None, Bool[Array, "B L I"] | None]:
+        """The visual tokens of whole rows, and which images each position sees; None without images, which then cost nothing."""
+        if not len(batch.images):
+            return None, None
+        visual = self.tokens(batch, dtype)
+        first = first_image(batch.modality == Modality.IMAGE, batch.position)
+        return visual, image_mask(batch.image, first, jnp.arange(1, visual.shape[1] + 1)[None], self.config.attend_to)
+
+    def cached_mask(self, image: Int[Array, "B L"], images: ImageCache) -> Bool[Array, "B L I"]:
+        """Which of the held images new positions see."""
         # Images are numbered from 1 in a row, which is one segment here: its first image is always 1.
-        mask = image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
-        return gated(x, images.keys[layer], mask)
+        return image_mask(image, jnp.ones_like(image), images.number, self.config.attend_to)
 
     def keys(self, batch: Batch, dtype: DTypeLike) -> list[VisualKeys]:
         """Keys of a batch's images in every gated layer, for an `ImageCache`."""
         visual = self.tokens(batch, dtype)
         return [layer.keys(visual) for layer in unstacked(self.gated)]
+
+    def before(
+        self,
+        block: int,
+        x: Float[Array, "B L D"],
+        keys: list[VisualKeys] | None,
+        mask: Bool[Array, "B L I"] | None,
+    ) -> Float[Array, "B L D"]:
+        """The gated cross-attention that stands before a block, if one does."""
+        if block % self.every:
+            return x
+        layer = block // self.every
+        # The feed-forward acts on positions without images too.
+        return unstacked(self.gated)[layer](x, None if keys is None else keys[layer], mask)

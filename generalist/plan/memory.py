@@ -122,16 +122,15 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     """Numbers of `width` bytes that the blocks keep for the backward pass: with remat the input of each block, and everything of
     one block at a time."""
     model = spec.config
-    inner = (model.heads + 2 * model.kv_heads) * model.head_size
-    gated = (
-        model.activation != "gelu"
-    )  # geglu and swiglu have a second hidden branch, which is multiplied with the first
+    inner = (model.heads + 2 * model.kv_heads) * model.key_size
+    # Gated ones have a second hidden branch, which is multiplied with the first.
+    gated = model.activation in ("geglu", "swiglu")
     # Products: query, key, value, the outputs of attention and feed-forward, hidden layers. Besides them two norms and their
     # inputs, rotated queries and keys, mixed values, and the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
     one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
     dtype = jnp.float32 if width == FULL else jnp.bfloat16
-    fused = fused_on_gpu(dtype, batch.length, batch.length, model.head_size, model.attention_softcap)
+    fused = fused_on_gpu(dtype, batch.length, batch.length, model.key_size, model.attention_softcap)
     # Per position, so one length of the square array remains. Scores that are stored are float32.
     scores = MASK_COPIES * batch.length if fused else SCORES_COPIES * model.heads * batch.length * FULL / HALF
     kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]

@@ -12,6 +12,7 @@ from generalist.run.folder import missing_run
 from generalist.run.named_weights import run_settings
 from generalist.system.files import write_json
 from generalist.system.versions import FormatError, stored_format
+from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
@@ -52,6 +53,10 @@ class Tokenizers:
     """Turns images into the frozen encoder's input, or its stored features; None without an encoder, or until it is opened."""
     channels: int = 0
     """Channels of the encoder's features; 0 without an encoder."""
+    published: Marks | None = None
+    """The marks of a published language model, which has neither layouts nor images; None: weights of a run."""
+    folder: Path | None = None
+    """Folder of the published language model."""
 
     @property
     def assembler(self) -> Assembler:
@@ -66,11 +71,13 @@ class Tokenizers:
             separator=tokens.separator,
             images=tokens.documents,
             visual=self.visual,
+            published=self.published,
         )
 
     def model_spec(self) -> ModelSpec:
         """The model that reads these tokens."""
-        return model_spec(self.config, self.projection_width, self.channels)
+        spec = model_spec(self.config, self.projection_width, self.channels)
+        return spec if self.published is None else dataclasses.replace(spec, patches=False, frames=False)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizers.json, text.model and config.json."""

@@ -13,7 +13,6 @@ import math
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,11 @@ def tensor(name: str, *shape: int) -> Recipe:
 def transposed(name: str, *shape: int) -> Recipe:
     """A tensor of `shape` with its axes reversed: PyTorch stores the kernel of a linear map as (outputs, inputs)."""
     return Recipe(((name, shape),), lambda arrays: arrays[0].T)
+
+
+def zeros(*shape: int) -> Recipe:
+    """Zeros, of float32: what the folder's architecture does without and ours has."""
+    return Recipe((), lambda arrays: np.zeros(shape, np.float32))
 
 
 def mapped(recipe: Recipe, change: Callable[[Tensor], Tensor]) -> Recipe:
@@ -172,22 +176,19 @@ class WeightsFolder:
     def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """The items of `read`, one at a time, so that no two arrays need to be in memory."""
         self.check(recipes, ignored)
-        # All shards stay open: a stacked array takes its layers from several of them.
-        with ExitStack() as stack:
-            opened = {
-                path: stack.enter_context(safe_open(path, framework="numpy")) for path in set(self._files.values())
-            }
 
-            def fetch(name: str) -> Tensor:
-                array = opened[self._files[name]].get_tensor(name)
-                # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
-                if not np.isfinite(array).all():
-                    raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
-                return array
+        def fetch(name: str) -> Tensor:
+            # Opened for each tensor: the pages of an open file that were read would stay in memory beside the arrays.
+            with safe_open(self._files[name], framework="numpy") as opened:
+                array = opened.get_tensor(name)
+            # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
+            if not np.isfinite(array).all():
+                raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
+            return array
 
-            for key, recipe in recipes.items():
-                # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
-                yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
+        for key, recipe in recipes.items():
+            # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
+            yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
 
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in supported

@@ -87,6 +87,19 @@ def test_every_move_in_the_table_leads_to_a_setting_of_today():
                 place = place[section]
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"global_every": 3, "window": 5}, {"layer_kinds": ["window", "window", "full"], "window": 5}),
+        ({"global_every": 3, "window": 0}, {"window": 0}),  # without windows the number had no effect
+        ({"global_every": 1}, {}),
+        ({"global_every": "two"}, {"global_every": "two"}),  # for the check of the settings, which refuses it
+    ],
+)
+def test_layers_without_a_window_became_kinds_of_layers(before: dict, now: dict):
+    assert upgraded({"format": 2, "model": before}, FILE) == {"model": now}
+
+
 def test_a_newer_format_is_refused_with_the_remedy():
     with pytest.raises(
         FormatError, match=rf"config\.json has format {FORMAT + 1}, but .* up to {FORMAT}: update the package"

@@ -78,7 +78,7 @@ def test_rows_alone_have_one_example_each_and_say_which() -> None:
 
 def test_a_window_of_layers_is_marked() -> None:
     about = robot()
-    model = dataclasses.replace(about.config.model, window=16, global_every=2)
+    model = dataclasses.replace(about.config.model, window=16, layer_kinds=("window", "full"))
     about = dataclasses.replace(about, config=dataclasses.replace(about.config, model=model))
     (row,) = training_rows(about, 1, packed=False)
     assert row.window == 16

@@ -25,11 +25,11 @@ from generalist.inference.rows import stack_rows
 from generalist.inference.sampling import confine, median
 from generalist.inference.score import log_likelihood
 from generalist.model.attend import attend
-from generalist.model.attention import angles, rotate
 from generalist.model.config import VisionConfig
 from generalist.model.cross_attention import AttendTo
 from generalist.model.layers import unstacked
-from generalist.model.transformer import create
+from generalist.model.positions import angles, rotate
+from generalist.model.transformer import create_separate
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.pieces import Images, Modality
 from generalist.tokenizers.sequence import Predicted
@@ -84,11 +84,12 @@ def make_generalist(
         visual=encoder,
         channels=encoder.channels if encoder is not None else 0,
     )
-    graph, params = nnx.split(create(tokenizers.model_spec(), 1), nnx.Param)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 1), nnx.Param)
     # Larger than at initialisation, so that the choices depend on what was seen.
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
     if encoder is not None:
-        params["visual"]["gated"]["attention_gate"] += 1.0
+        for gated in params["visual"]["gated"].values():
+            gated["attention_gate"] += 1.0
     return Generalist(tokenizers, graph, params, 0, encoder=encoder)
 
 
@@ -117,13 +118,16 @@ def episode_batch(
     return batch, np.repeat(number, [len(part) for part in parts])
 
 
-def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, window: int) -> np.ndarray:
+def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, window: int, hidden: bool) -> np.ndarray:
     """Logits (L, V) of one row, computed without a cache as the window is defined: a position sees the prefix and the newest
-    `window` steps up to its own, and counts positions from the prefix on, as if older steps had never been."""
+    `window` steps up to the one it is fed with, and counts positions from the prefix on, as if older steps had never been."""
     length, prefix, newest = len(step), int((step < 0).sum()), step.max()
     begin = np.array([np.argmax(step == max(one, 0)) for one in step])  # where each position's step begins
     positions = np.argmax(step == 1) - np.argmax(step == 0) if newest else 0
-    oldest = np.maximum(0, step - window + 1)[:, None]  # of what each position sees
+    fed_with = step.copy()  # the last number of an action is fed with the next step
+    if positions and not hidden:
+        fed_with[np.flatnonzero(np.diff(step, append=newest) & (step >= 0))] += 1
+    oldest = np.maximum(0, fed_with - window + 1)[:, None]  # of what each position sees
     place = prefix + (step[None] - oldest) * positions + np.arange(length) - begin
     place = np.where(step < 0, np.arange(length), place)  # (L, L): of every key, for each query
     sees = (np.arange(length) <= np.arange(length)[:, None]) & ((step < 0) | (step[None] >= oldest))
@@ -139,13 +143,12 @@ def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, wind
         config = model.config
         keys = model.visual.keys(batch, jnp.float32) if is_image.any() else None
         x = model.embed(batch, jnp.float32)
-        graph, stacked = nnx.split(model.blocks)
         for layer in range(config.layers):
             if model.visual is not None and layer % config.vision.every == 0:
                 gated = layer // config.vision.every
                 seen = None if keys is None else keys[gated]
                 x = unstacked(model.visual.gated)[gated](x, seen, jnp.asarray(looks)[None])
-            block = nnx.merge(graph, jax.tree.map(lambda leaf, i=layer: leaf[i], stacked))
+            block = model.blocks[layer]
             attention = block.attention
             inner, small = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
             parts = jnp.split(attention.qkv(block.attention_norm(x)), [inner, inner + small], axis=-1)
@@ -198,7 +201,7 @@ def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: 
             np.testing.assert_array_equal(actions[lane], layout.action.decode(ids))
             if step == 9 or (step == 4 and lane == 1):
                 batch, number = episode_batch(generalist, instructions[lane], seen[lane], chosen[lane], hidden)
-                expected = uncached_logits(generalist, batch, number, window=4)[-len(ids) :]
+                expected = uncached_logits(generalist, batch, number, 4, hidden)[-len(ids) :]
                 np.testing.assert_allclose(logits, expected, atol=2e-4, err_msg=f"step {step} lane {lane}")
     assert len({tuple(np.ravel(ids)) for lane in chosen for ids in lane}) > 3  # the choices do depend on the input
 
