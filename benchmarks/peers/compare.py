@@ -8,14 +8,12 @@ peer's time for a unit of work over ours, above 1 where ours is faster: the medi
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +27,26 @@ class Row:
 
     what: str
     ours: str
-    """The case of ours.py; `{folder}` is a folder with a frozen encoder."""
+    """The case of ours.py."""
     peer: str
     theirs: str
     """The case of theirs.py."""
     unit: str
+    folder: str = ""
+    """The model of theirs.py that is written to a folder for the case, and for our side alone unless `both` read it."""
+    both: bool = False
 
 
 ROWS = (
     Row("train, a token a number", "gato", "plain GPT", "gpt", "environment steps"),
     Row("train, a token a number", "gato", "NEKO's layout", "neko", "environment steps"),
     Row("train, observations embedded", "embedded", "JAT's layout", "jat", "environment steps"),
-    Row("train, images and text", "images", "IDEFICS", "idefics", "text tokens"),
+    Row("train, images and text", "images", "IDEFICS", "idefics", "text tokens", folder="clip"),
     Row("act, number by number", "act gato", "NEKO's layout", "act neko", "environment steps"),
     Row("act, all numbers at once", "act", "JAT's layout", "act jat", "environment steps"),
     Row("act in 16 environments", "act 16", "JAT's layout, one by one", "act jat", "environment steps"),
+    Row("write, GPT-2 small, 1 row", "write", "transformers", "write", "text tokens", folder="gpt2", both=True),
+    Row("write, GPT-2 small, 8 rows", "write 8", "transformers", "write 8", "text tokens", folder="gpt2", both=True),
 )
 AT_LEAST = 0.3  # seconds that a turn lasts: short runs are repeated
 
@@ -90,11 +93,18 @@ class Side:
         return memory
 
 
-def measured(row: Row, folder: str, python: str, rounds: int) -> str:
+def measured(row: Row, python: str, rounds: int) -> str:
     """One line of the table in Markdown."""
-    extra = [folder] if row.ours == "images" else []
-    Side(sys.executable, "ours", row.ours, *extra).close()  # leaves its compiled programs on disk
-    ours, theirs = Side(sys.executable, "ours", row.ours, *extra), Side(python, "theirs", row.theirs)
+    with tempfile.TemporaryDirectory() as folder:
+        extra = [folder] if row.folder else []
+        if row.folder:
+            made = (
+                f"import sys; sys.path.insert(0, {str(HERE)!r}); import theirs; theirs.{row.folder}_folder({folder!r})"
+            )
+            subprocess.run([python, "-c", made], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        Side(sys.executable, "ours", row.ours, *extra).close()  # leaves its compiled programs on disk
+        ours = Side(sys.executable, "ours", row.ours, *extra)
+        theirs = Side(python, "theirs", row.theirs, *(extra if row.both else []))
     times = np.array([[ours.turn(), theirs.turn()] for _ in range(rounds)])  # (rounds, 2) seconds
     rates = [side.work[row.unit] / np.median(times[:, at]) for at, side in enumerate((ours, theirs))]
     ratio = times[:, 1] / theirs.work[row.unit] / (times[:, 0] / ours.work[row.unit])
@@ -103,15 +113,6 @@ def measured(row: Row, folder: str, python: str, rounds: int) -> str:
         f"| {rates[0]:,.0f} | {rates[1]:,.0f} | {row.unit} | {ours.first:.1f} / {theirs.first:.1f} "
         f"| {ours.close():,.0f} / {theirs.close():,.0f} |"
     )
-
-
-@contextlib.contextmanager
-def encoder_folder(python: str) -> Iterator[str]:
-    """A folder with a frozen encoder of random weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = f"import sys; sys.path.insert(0, {str(HERE)!r}); import theirs; theirs.clip_folder({folder!r})"
-        subprocess.run([python, "-c", made], check=True, capture_output=True)
-        yield folder
 
 
 def main() -> None:
@@ -123,10 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| what | peer | peer's time / ours | ours, per s | peer, per s | unit | first run, s | peak memory, MiB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    with encoder_folder(arguments.peers_python) as folder:
-        for row in ROWS:
-            if not arguments.only or row.ours in arguments.only:
-                print(measured(row, folder, arguments.peers_python, arguments.rounds), flush=True)
+    for row in ROWS:
+        if not arguments.only or row.ours in arguments.only:
+            print(measured(row, arguments.peers_python, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

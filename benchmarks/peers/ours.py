@@ -70,9 +70,7 @@ def tokenizers(config: Config, acting: Acting) -> Tokenizers:
     action = SpaceTokenizer.from_space(ACTION, vocabulary=vocabulary)
     layout = TaskLayout(LAYOUT, observation, action, acting)
     text = TextTokenizer.train([" "], config.tokens.text_pieces)
-    return Tokenizers(
-        config=config, text=text, layouts={LAYOUT: layout}, projection_width=observation.projection_size
-    )
+    return Tokenizers(config=config, text=text, layouts={LAYOUT: layout}, projection_width=observation.projection_size)
 
 
 def trained(tokenizers: Tokenizers, batch: Batch, encoder: VisionEncoder | None = None) -> Callable[[], Any]:
@@ -127,9 +125,7 @@ def train_images(folder: str) -> Case:
         head_size=sizes.GATED_SIZE,
     )
     # A trunk that only its user can name: its sizes are those above, and it is frozen like any other.
-    config = settings(
-        dataclasses.replace(BACKBONE, trunk=REQUIRED, vision=vision), "projected", separator=False
-    )
+    config = settings(dataclasses.replace(BACKBONE, trunk=REQUIRED, vision=vision), "projected", separator=False)
     encoder = load_encoder(folder, sizes.PIXELS)
     assert encoder is not None
     made = dataclasses.replace(tokenizers(config, Acting()), visual=encoder, channels=encoder.channels)
@@ -149,7 +145,6 @@ def train_images(folder: str) -> Case:
 def act(tensors: Literal["tokens", "projected"], steps: int, lanes: int) -> Case:
     """Chooses an action in each of some environments, whose observations are drawn."""
     hide = tensors == "projected"
-    steps = int(steps)
     made = tokenizers(settings(BACKBONE, tensors, separator=not hide), Acting(steps=steps, hide_actions=hide))
     graph, params = nnx.split(create(made.model_spec(), 0), nnx.Param)
     policy = ControlPolicy(Generalist(made, graph, nnx.to_pure_dict(params), 0), [LAYOUT] * lanes)
@@ -160,6 +155,15 @@ def act(tensors: Literal["tokens", "projected"], steps: int, lanes: int) -> Case
     return lambda: policy.act(observed), {"environment steps": lanes}
 
 
+def write(rows: int, folder: str) -> Case:
+    """Continues prompts greedily."""
+    model = Generalist.load(folder)
+    # Each character is a token.
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz "), (rows, sizes.PROMPT))
+    prompts = [["".join(row)] for row in letters]
+    return lambda: model.prompt(prompts, tokens=sizes.WRITTEN), {"text tokens": rows * sizes.WRITTEN}
+
+
 CASES: dict[str, Callable[..., Case]] = {
     "gato": functools.partial(train_control, "tokens", sizes.GATO_STEPS),
     "embedded": functools.partial(train_control, "projected", sizes.EMBEDDED_STEPS),
@@ -167,4 +171,6 @@ CASES: dict[str, Callable[..., Case]] = {
     "act gato": functools.partial(act, "tokens", sizes.WINDOW, 1),
     "act": functools.partial(act, "projected", sizes.WINDOW, 1),
     "act 16": functools.partial(act, "projected", sizes.WINDOW, 16),
+    "write": functools.partial(write, 1),
+    "write 8": functools.partial(write, 8),
 }

@@ -1,8 +1,10 @@
 """The peers' side of benchmarks/peers/compare.py, in PyTorch: a plain GPT, the layouts of NEKO and JAT as their papers describe
 them over transformers' blocks, transformers' IDEFICS, and its GPT-2 that writes."""
 
+import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import sizes
@@ -10,6 +12,8 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional
+
+import tokenizers
 
 Work = dict[str, float]
 Case = tuple[Callable[[], Any], Work]
@@ -204,6 +208,39 @@ def clip_folder(folder: str) -> None:
     transformers.CLIPVisionModel(config).save_pretrained(folder)
 
 
+def gpt2_folder(folder: str) -> None:
+    """Writes a language model of random weights in GPT-2's smallest shape; each byte is a token, the other tokens have names."""
+    config = transformers.GPT2Config(
+        n_embd=sizes.GPT2["width"], n_layer=sizes.GPT2["layers"], n_head=sizes.GPT2["heads"]
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    bytes_ = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    names = [*bytes_, *(f"token{number}" for number in range(len(bytes_), config.vocab_size))]
+    text = tokenizers.Tokenizer(tokenizers.models.BPE({name: id for id, name in enumerate(names)}, []))
+    text.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    text.decoder = tokenizers.decoders.ByteLevel()
+    text.save(str(Path(folder) / "tokenizer.json"))
+
+
+def write(rows: int, folder: str) -> Case:
+    """Continues prompts greedily, with a cache."""
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    prompts = torch.randint(256, (rows, sizes.PROMPT))
+
+    @torch.no_grad()
+    def run() -> None:
+        model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=False,
+            min_new_tokens=sizes.WRITTEN,
+            max_new_tokens=sizes.WRITTEN,
+            pad_token_id=0,
+        )
+
+    return run, {"text tokens": rows * sizes.WRITTEN}
+
+
 def train_idefics() -> Case:
     """Images through a frozen encoder, the resampler and gated cross-attention before every block of a frozen language model."""
     config = transformers.IdeficsConfig(
@@ -261,6 +298,8 @@ CASES: dict[str, Callable[..., Case]] = {
     "idefics": train_idefics,
     "act neko": act_neko,
     "act jat": act_jat,
+    "write": functools.partial(write, 1),
+    "write 8": functools.partial(write, 8),
 }
 torch.manual_seed(0)
 torch.set_num_threads(len(os.sched_getaffinity(0)))
