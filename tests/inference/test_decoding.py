@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
@@ -53,7 +54,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[tu
     function, found = getattr(module, name), []
 
     def collecting(*arguments: Any, **named: Any) -> Any:
+        # Lowering fills a `Batch` with descriptions of its arrays, which are none of the types that it has.
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         text = function.lower(*arguments, **named).compile().as_text()
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", False)
         found.append((arguments[2][0].key.size, text))
         return function(*arguments, **named)
 
@@ -62,10 +66,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[tu
 
 
 def copies(cache: int, text: str) -> list[str]:
-    """The instructions that copy or transpose as many numbers as a cache has, also within fusions."""
+    """The instructions that copy or transpose an array of a cache's size, also within fusions."""
     pattern = re.compile(r"= \w+\[([\d,]+)\]\S* (?:copy|transpose|concatenate|pad)\(")
     lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if (m := pattern.search(line)) and math.prod(map(int, m[1].split(","))) >= cache]
+    return [line for line in lines if (m := pattern.search(line)) and math.prod(map(int, m[1].split(","))) == cache]
 
 
 @pytest.mark.slow
