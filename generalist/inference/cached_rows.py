@@ -17,6 +17,7 @@ from generalist.inference.decode import empty_caches, empty_images, extend, hold
 from generalist.inference.in_turn import write_in_turn
 from generalist.inference.sampling import Drawing
 from generalist.inference.weights import Weights
+from generalist.model.attention import Cache
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 
@@ -29,6 +30,13 @@ def _rows_of(tree: Any, rows: Int[Array, "R"], more: int) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.pad(leaf[rows], [(0, 0), (0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 3)]), tree
     )
+
+
+@partial(jax.jit, static_argnames=("batch", "more"))
+def _caches_of(caches: list[Cache], rows: Int[Array, "R"], batch: int, more: int) -> list[Cache]:
+    """The caches of some of `batch` rows, with `more` empty slots."""
+    by_row = jax.tree.map(lambda leaf: leaf.reshape(batch, -1, *leaf.shape[1:]), caches)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _rows_of(by_row, rows, more))
 
 
 class CachedRows:
@@ -143,7 +151,7 @@ class CachedRows:
         def padded(leaf: Int[np.ndarray, "B N"], more: int) -> Int[np.ndarray, "R M"]:
             return np.pad(leaf[rows], [(0, 0), (0, more)])
 
-        taken._caches = _rows_of(self._caches, rows, slots)
+        taken._caches = _caches_of(self._caches, rows, len(self._count), slots)
         taken._segment, taken._position = padded(self._segment, slots), padded(self._position, slots)
         taken._count, taken._last_image = self._count[rows], self._last_image[rows]
         taken._number = padded(self._number, images)

@@ -64,7 +64,7 @@ def fill(
     """
     model = structure.model(params)
     dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape  # (R, P)
-    ring = caches[0].key.shape[2] - length
+    rows_held, ring = caches[0].key.shape[0] // model.config.kv_heads, caches[0].key.shape[1] - length
     keys, seen = None, None
     if held is not None and batch.row_images.shape[1]:
         keys = model.visual.keys(batch, dtype)
@@ -74,7 +74,12 @@ def fill(
     # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
-    caches = jax.tree.map(lambda whole, part: whole.at[rows, :, ring:].set(part, mode="drop"), caches, fresh)
+
+    def written(whole: Float[Array, "BM S H"], part: Float[Array, "RM P H"]) -> Float[Array, "BM S H"]:
+        by_row, new = whole.reshape(rows_held, -1, *whole.shape[1:]), part.reshape(count, -1, *part.shape[1:])
+        return by_row.at[rows, :, ring:].set(new, mode="drop").reshape(whole.shape)
+
+    caches = jax.tree.map(written, caches, fresh)
     if keys is not None:
         held = jax.tree.map(
             lambda whole, part: whole.at[rows, :, images : images + part.shape[2]].set(part, mode="drop"), held, keys
@@ -249,15 +254,15 @@ class StepWindow:
     def _reserve(self, prefix: int, images: int) -> None:
         """Adds slots for longer prefixes and more of their images."""
 
-        def padded(leaf: Shaped[Array, "B M S ..."], more: int) -> Shaped[Array, "B M T ..."]:
-            return jnp.pad(leaf, [(0, 0), (0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 3)])
+        def padded(leaf: Shaped[Array, "..."], more: int, axis: int) -> Shaped[Array, "..."]:
+            return jnp.pad(leaf, [(0, more if one == axis else 0) for one in range(leaf.ndim)])
 
         # Only ever grown, and in buckets: each new size compiles the step again.
         if (more := bucket(prefix) - self._prefix_slots) > 0:
-            self._caches = jax.tree.map(partial(padded, more=more), self._caches)
+            self._caches = jax.tree.map(partial(padded, more=more, axis=1), self._caches)
             self._prefix_slots += more
         if self._held is not None and (more := bucket(images, 4) - self._prefix_image_slots) > 0:
-            self._held = jax.tree.map(partial(padded, more=more), self._held)
+            self._held = jax.tree.map(partial(padded, more=more, axis=2), self._held)
             self._prefix_image_slots += more
 
     def _fill(self, rows: Sequences[int], prefixes: Sequences[Sequence]) -> None:

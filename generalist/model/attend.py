@@ -1,7 +1,7 @@
 """Attention by the kernel that suits the target platform, divided over the mesh.
 
-Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, G query heads per key-value head, H head
-size.
+Dimension key: B rows, L queries (positions), S keys, N query heads, M key-value heads, G query heads per key-value head,
+R = B · M, H head size.
 """
 
 import functools
@@ -59,7 +59,8 @@ def attend(
 ) -> Float[Array, "B L N H"]:
     """Scaled dot-product attention with grouped queries (N a multiple of M) to the keys that the mask shows."""
     if softcap:  # jax.nn.dot_product_attention has no softcap
-        return _attend_heads((query,), key.swapaxes(1, 2), value.swapaxes(1, 2), mask, None, scale, softcap)
+        key, value = (one.swapaxes(1, 2).reshape(-1, *one.shape[1::2]) for one in (key, value))  # (R, S, H)
+        return _attend_heads((query,), key, value, mask, None, scale, softcap)
     _, length, _, size = query.shape
     fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
     # Named, not left to JAX: it would not choose cuDNN by itself.
@@ -70,31 +71,33 @@ def attend(
 
 def attend_cached(
     query: Float[Array, "B L N H"],
-    key: Float[Array, "B M S H"],
-    value: Float[Array, "B M S H"],
+    key: Float[Array, "R S H"],
+    value: Float[Array, "R S H"],
     mask: Bool[Array, "B L S"],
     slide: tuple[Float[Array, "B L N H"], Bool[Array, "S"]] | None,
     *,
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """`attend` to the slots of a cache, whose heads stand before its slots.
+    """`attend` to the slots of a cache (see `Cache`).
 
     Args:
         slide: other queries of the same positions, and the slots whose keys these meet; None: `query` meets all keys.
     """
-    length, slots, size = query.shape[1], key.shape[2], key.shape[3]
+    batch, length = query.shape[:2]
+    slots, size = key.shape[1:]
     # cuDNN's kernel takes slots before heads. A prompt's many queries pay for the copy; a step of one position never comes here.
     if slide is None and target_platform() == "gpu" and fused_on_gpu(query.dtype, length, slots, size, softcap):
-        return attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask, scale=scale)
+        key, value = (one.reshape(batch, -1, slots, size).swapaxes(1, 2) for one in (key, value))  # (B, S, M, H)
+        return attend(query, key, value, mask, scale=scale)
     queries, slid = ((query,), None) if slide is None else ((slide[0], query), slide[1])
     return _attend_heads(queries, key, value, mask, slid, scale, softcap)
 
 
 def _attend_heads(
     queries: tuple[Float[Array, "B L N H"], ...],
-    key: Float[Array, "B M S H"],
-    value: Float[Array, "B M S H"],
+    key: Float[Array, "R S H"],
+    value: Float[Array, "R S H"],
     mask: Bool[Array, "B L S"],
     slid: Bool[Array, "S"] | None,
     scale: float,
@@ -103,18 +106,17 @@ def _attend_heads(
     """Attention as two products per head. Of two queries per position the first meets the keys of slots that have slid, the
     second those of all others."""
     batch, length, heads, size = queries[0].shape
-    kv_heads, slots = key.shape[1:3]
+    kv_heads, slots = key.shape[0] // batch, key.shape[1]
 
-    def by_head(query: Float[Array, "B L N H"]) -> Float[Array, "B M G L H"]:
-        return query.reshape(batch, length, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
+    def by_head(query: Float[Array, "B L N H"]) -> Float[Array, "R G L H"]:
+        grouped = query.reshape(batch, length, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
+        return grouped.reshape(batch * kv_heads, -1, length, size)
 
-    # Rows and heads come first on both sides and a key's numbers last, so that neither keys nor values are transposed: with slots
-    # before heads a CPU copied the whole cache in every step.
-    grouped = jnp.concatenate([by_head(query) for query in queries], axis=3)
+    # A matrix of queries per row and head, and a key's numbers last on both sides, so that neither keys nor values are
+    # transposed: with slots before heads a CPU copied the whole cache in every step.
+    grouped = jnp.concatenate([by_head(query) for query in queries], axis=2).reshape(batch * kv_heads, -1, size)
     # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
-    scores = jnp.einsum(
-        "bmqh,bmsh->bmqs", grouped.reshape(batch, kv_heads, -1, size), key, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("rqh,rsh->rqs", grouped, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, -1, len(queries) * length, slots) * scale  # (B, M, G, queries · L, S)
     if slid is not None:
         # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
@@ -122,8 +124,9 @@ def _attend_heads(
         scores = jnp.where(slid[None, None, None, None], first, second)
     scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bmqs,bmsh->bmqh", weights.reshape(batch, kv_heads, -1, slots), value)
-    return mixed.reshape(batch, kv_heads, -1, length, size).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+    mixed = jnp.einsum("rqs,rsh->rqh", weights.reshape(batch * kv_heads, -1, slots), value)
+    mixed = mixed.reshape(batch, heads, length, size)  # heads in the order of their groups: M, then G
+    return mixed.swapaxes(1, 2)
 
 
 def masked_attention(

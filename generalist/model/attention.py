@@ -51,14 +51,15 @@ def local_mask(
 class Cache(NamedTuple):
     """Keys and values of one layer in S slots. Keys are placed (`Placement`) when they are written; see `Slide`."""
 
-    # Heads before slots: each head's keys are one matrix, which products take as it is.
-    key: Float[Array, "B M S H"]
-    value: Float[Array, "B M S H"]
+    # One matrix per row and head, which products take as it is. Rows and heads share an axis (R = B · M): with an axis of one row
+    # XLA would write new keys twice in a loop, once for the product and once to be kept, and copy the whole cache for that.
+    key: Float[Array, "R S H"]
+    value: Float[Array, "R S H"]
 
     @classmethod
     def empty(cls, batch: int, slots: int, kv_heads: int, head_size: int, dtype: DTypeLike) -> "Cache":
         """A cache of zeros, with `batch` rows of `slots` positions."""
-        shape = (batch, kv_heads, slots, head_size)
+        shape = (batch * kv_heads, slots, head_size)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -142,9 +143,10 @@ class Attention(nnx.Module):
             value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, self.wider)))
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
+            key, value = (new.swapaxes(1, 2).reshape(-1, length, self.head_size) for new in (key, value))
             cache = Cache(
-                jax.lax.dynamic_update_slice_in_dim(cache.key, key.swapaxes(1, 2), start, axis=2),
-                jax.lax.dynamic_update_slice_in_dim(cache.value, value.swapaxes(1, 2), start, axis=2),
+                jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
+                jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)

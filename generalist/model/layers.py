@@ -68,8 +68,9 @@ def stored_product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Floa
     """`product` with a kernel that may be stored in another dtype, to which only the input's dtype matters.
 
     On a CPU a float32 copy of a bfloat16 kernel costs ten times as much as the product of a few rows. Instead each float32 number
-    is written as the sum of three bfloat16 numbers, which have all of its 24 bits; products of bfloat16 numbers, summed in float32,
-    then round no more than float32 products do (Henry et al., 2019, "Leveraging the bfloat16 artificial intelligence datatype").
+    is written as the sum of three bfloat16 numbers, which have all of its 24 bits; products of bfloat16 numbers, summed in
+    float32, then round no more than float32 products do (Henry et al., 2019, "Leveraging the bfloat16 Artificial Intelligence
+    Datatype").
     """
     count = math.prod(x.shape[:-1])
     wide = x.dtype == jnp.float32 and kernel.dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""The linear map's own backward pass, and convolution as a product."""
+"""The linear map's own backward pass, kernels in 16 bits, and convolution as a product."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from generalist.model.embedders import column_convolution
-from generalist.model.layers import product
+from generalist.model.layers import FEW, product, stored_product
 
 
 @pytest.mark.parametrize("outputs", [3, 9])  # a kernel that narrows and one that widens: another side is transposed
@@ -32,3 +32,12 @@ def test_a_convolution_by_columns_is_a_convolution(size: int, stride: int, heigh
         x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(column_convolution(x, kernel, stride), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 3), (FEW + 1,)])
+def test_a_kernel_in_16_bits_rounds_no_more_than_one_in_float32(rows: tuple[int, ...]):
+    x = jnp.exp(3 * jax.random.normal(jax.random.key(1), (*rows, 96)))
+    kernel = jax.random.normal(jax.random.key(2), (96, 40)).astype(jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    off = [np.abs(jax.jit(stored_product)(x, one) - exact).max() for one in (kernel, kernel.astype(jnp.float32))]
+    assert off[0] <= 2 * off[1], "products of bfloat16 alone are off by a thousand times as much"
