@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.attend import Packed, attend_cached, attend_packed
+from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
 from generalist.model.positions import Placement
@@ -143,15 +143,16 @@ class Attention(nnx.Module):
             value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, self.wider)))
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
-            key, value = (new.swapaxes(1, 2).reshape(-1, length, self.head_size) for new in (key, value))
+            key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
+        elif cache is None:  # whole rows that a mask shows, as of a tower
+            mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:
-            assert cache is not None, "a mask of slots needs the cache that has them"
             slide = None if seen.slid is None else (slid, seen.slid)
             mixed = attend_cached(query, *cache, seen.mask, slide, scale=self.scale, softcap=self.softcap)
         return self.out(mixed[..., : self.head_size].reshape(batch, length, inner)), cache

@@ -102,6 +102,8 @@ class RopeConfig:
                 # `not >` instead of `<=`: it also refuses NaN.
                 if type(number) in (int, float) and not number > 0:
                     raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+        if self.scaling == "yarn" and self.base <= 1:  # whose logarithm is a divisor
+            raise ValueError(f"model.rope.base must be above 1 for yarn, got {self.base}")
         if self.share > 1:
             raise ValueError(f"model.rope.share must be at most 1, got {self.share}")
         # The blend between stretched and kept wavelengths divides by their difference.
@@ -218,6 +220,8 @@ class ModelConfig:
         for name in ("attention_softcap", "logit_softcap", "qkv_bound", "alibi"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
+        if self.query_scale is not None and not self.query_scale > 0:
+            raise ValueError(f"model.query_scale must be above 0, got {self.query_scale}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         self._check_positions()

@@ -116,6 +116,10 @@ class LanguageSettings:
         self._section = "text_config." if self.family == "gemma3" else ""
         self._defaults = DEFAULTS[self.family]
         self._refuse()
+        # Checked here, since lists of layers are built before tensors are looked for.
+        name = {"gpt2": "n_layer", "mpt": "n_layers"}.get(self.family, "num_hidden_layers")
+        if (layers := self.get(name)) > len(folder.shapes):
+            raise self.refused(f"has {name} = {layers}, but only {len(folder.shapes)} tensors")
 
     @property
     def gemma(self) -> bool:

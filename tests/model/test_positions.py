@@ -97,6 +97,7 @@ def test_an_unrotated_layer_turns_nothing_and_a_share_leaves_the_rest():
         ({"alibi": 8.0, "attention_softcap": 2.0}, "alibi and model.attention_softcap exclude each other"),
         ({"layer_kinds": ()}, "layer_kinds is empty"),
         ({"layer_kinds": ("full", "window")}, "set model.window"),
+        ({"query_scale": 0.0}, "query_scale must be above 0"),
         ({"pre_norms": False}, "pre_norms or model.post_norms must be set"),
         ({"qkv_bound": -1.0}, "qkv_bound must not be negative"),
         ({"head_size": 10, "rope": RopeConfig(share=0.5)}, "10 · 0.5 = 5"),
@@ -106,6 +107,11 @@ def test_an_unrotated_layer_turns_nothing_and_a_share_leaves_the_rest():
 def test_settings_that_contradict_each_other(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**settings)
+
+
+def test_yarn_needs_a_base_above_1():
+    with pytest.raises(ValueError, match="base must be above 1 for yarn"):
+        RopeConfig(scaling="yarn", base=1.0)
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,12 @@ def test_cached_and_packed_equal_rows_of_their_own(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: bool):
-    trunk = LanguageModel(FIXTURES / "llama")
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [("llama", True), ("llama", False), *((name, False) for name in ("gpt_neox", "mpt", "olmo2", "smollm3"))],
+)
+def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(name: str, frozen: bool):
+    trunk = LanguageModel(FIXTURES / name)
     spec = spec_of(trunk)
     spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, trunk_frozen=frozen))
     training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2, fsdp_axis=4, tensor_axis=2)
@@ -144,7 +147,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: boo
     weights = trunk.load(VOCABULARY)
     state = trainer.initialize(weights)
     np.testing.assert_array_equal(state.params["tokens"]["other"], weights["tokens"]["other"])
-    batch = trainer.place(stored("llama")[0])
+    batch = trainer.place(stored(name)[0])
     with jax.set_mesh(trainer.mesh):
         for _ in range(3):
             state, _ = trainer.step(state, batch, jax.random.key(0))
@@ -330,6 +333,7 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "16"}, "not of the expected type"),
         ({"num_hidden_layers": -2}, "num_hidden_layers = -2: it must be above 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, but only 26 tensors"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
         ({"num_attention_heads": 5}, "5 heads, which do not divide its width 16"),
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, r"model\.heads \(8\) must be a multiple of"),
