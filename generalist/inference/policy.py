@@ -40,6 +40,8 @@ class StepShape:
     """Number of steps in the context."""
     hidden: bool
     """Whether actions are hidden: they are not fed back, and all dimensions are chosen at once."""
+    parallel: bool
+    """Whether all dimensions are chosen at one position."""
     temperature: float
     """0 takes the likeliest action."""
 
@@ -66,7 +68,7 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
     step = generalist.assembler.step(layout, observed, hide_actions=acting.hide_actions)
     dimensions = layout.action.tokens_per_step
     modalities = tuple(step.modality.tolist())
-    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.temperature)
+    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.parallel, acting.temperature)
 
 
 def some_value(space: gym.Space) -> Any:
@@ -106,15 +108,23 @@ class ControlPolicy:
         ]
         self._begun: set[int] = set()
         self._choices = jnp.asarray(np.concatenate(allowed))  # (B, A, V)
-        observed = len(self.shape.modalities)
+        observed, fed = len(self.shape.modalities), 0 if self.shape.hidden else self.shape.dimensions
         self._window = StepWindow(
             generalist,
             self.lanes,
             steps=self.shape.window,
-            positions=observed if self.shape.hidden else observed + self.shape.dimensions,
+            positions=observed + fed,
             images=self.shape.modalities.count(Modality.IMAGE),
+            before=fed if self.shape.parallel else 0,
             temperature=self.shape.temperature,
         )
+        # Of parallel actions that are fed back, each lane's last one; that of an episode's first step is hidden.
+        self._acted = np.concatenate(
+            [
+                np.broadcast_to(self.generalist.layouts[name].action.valid_ranges[:, 0], (count, self.shape.dimensions))
+                for name, count in self._runs
+            ]
+        )  # (B, A)
         self._cut: dict[str, list[int]] = {name: [0, 0] for name, _ in self._runs}
         self.logits: Float[Array, "B A V"] | None = None
         """The logits of all ids that the last actions were chosen from."""
@@ -227,6 +237,8 @@ class ControlPolicy:
         Args:
             fed: what is fed back; None: what is chosen.
         """
+        if self.shape.parallel:
+            return self._decode_parallel(step, fed)
         if self.shape.hidden:
             tokens, self.logits = self._window.append(step, self._choices)
             return tokens
@@ -238,6 +250,18 @@ class ControlPolicy:
         self._window.append(self._action(last), self._choices[:, -1:])  # context for the next step
         self.logits = jnp.concatenate([logits for _, logits in read], axis=1)
         return np.concatenate([tokens for tokens, _ in read], axis=1)
+
+    def _decode_parallel(self, step: Batch, fed: Int[np.ndarray, "B A"] | None) -> Int[np.ndarray, "B A"]:
+        """The action ids, all from the step's last position. If actions are fed back, the last one is fed with the step."""
+        if not self.shape.hidden:
+            acted = self._action(self._acted)
+            together = {
+                name: np.concatenate([getattr(acted, name), getattr(step, name)], axis=1) for name in POSITIONAL
+            }
+            step = dataclasses.replace(step, **together)
+        tokens, self.logits = self._window.append(step, self._choices, parallel=True)
+        self._acted = tokens if fed is None else fed
+        return tokens
 
     @property
     def observed(self) -> dict[str, tuple[int, int]]:

@@ -82,6 +82,8 @@ class StepWindow:
         steps: W.
         positions: N, including those of the action if actions are fed.
         images: images per step for the frozen encoder.
+        before: first positions of a step that belong to the step before it, such as its action, if they are fed together: where
+            that step is not in the window, they are not either.
         temperature: 0 takes the likeliest ids, and the median bin of a continuous number.
 
     Raises:
@@ -96,6 +98,7 @@ class StepWindow:
         steps: int,
         positions: int,
         images: int = 0,
+        before: int = 0,
         temperature: float = 0.0,
     ):
         if generalist.config.model.learned_positions:
@@ -107,6 +110,7 @@ class StepWindow:
         continuous = generalist.vocabulary.range("continuous")
         self._numbers = (continuous.start, continuous.stop)
         self.rows, self.steps, self.positions, self.images = rows, steps, positions, images
+        self._before = before
         self._caches = empty_caches(generalist, rows, steps * positions)
         self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
         self._prefix_slots = self._prefix_image_slots = 0
@@ -132,23 +136,25 @@ class StepWindow:
             self._first[row], self._seed[row] = self._clock + 1, np.uint32(seed % 2**32)
 
     def append(
-        self, batch: Batch, allowed: Bool[Array, "#B A V"]
+        self, batch: Batch, allowed: Bool[Array, "#B A V"], *, parallel: bool = False
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
         """Feeds a step, or the next part of one, to all rows. Returns the allowed ids chosen at its last A positions and
-        the logits there."""
+        the logits there; with `parallel` those of the A dimensions of an action, all chosen at its last position."""
         if self._written == self.positions:
             self._clock, self._written = self._clock + 1, 0
         size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions + self._written
         index = self._index()
         newest = index[:, self._clock % self.steps]  # place of the newest step in each row's window
         # Positions follow the prefix and the steps that are held, whatever slot they are written to.
-        start = self._prefix + newest * self.positions + self._written
+        start = self._prefix + newest * self.positions + self._written - self._before
+        foreign = (newest == 0)[:, None] & (np.arange(self._written, self._written + size) < self._before)  # (B, L)
         image = batch.image + (self._prefix_images + newest * self.images)[:, None]
         if self._written:  # a later part of a step follows all its images
             image += self.images
         batch = dataclasses.replace(
             batch,
             position=(start[:, None] + np.arange(size)).astype(np.int32),  # (B, L)
+            segment=np.where(foreign, 0, batch.segment),
             image=image.astype(np.int32),
         )
         # Images stay on the device; a batch without them is small enough to be copied by the call itself.
@@ -174,6 +180,7 @@ class StepWindow:
             temperature=self._temperature,
             draws=self._draws(),
             numbers=self._numbers,
+            parallel=parallel,
         )
         return np.asarray(ids), logits
 
@@ -193,7 +200,9 @@ class StepWindow:
         offset = np.arange(self.positions)
         held = np.repeat((index >= 0)[..., None], self.positions, axis=2)  # (B, W, N)
         held[:, self._clock % self.steps, self._written :] = False
-        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset  # (B, W, N)
+        held[index == 0, : self._before] = False
+        # (B, W, N)
+        position = self._prefix[:, None, None] + index[..., None] * self.positions + offset - self._before
         behind = np.broadcast_to(np.arange(self._prefix_slots), (self.rows, self._prefix_slots))
         segment = np.concatenate([held.reshape(self.rows, -1), behind < self._prefix[:, None]], axis=1)
         position = np.concatenate([position.reshape(self.rows, -1), behind], axis=1)
