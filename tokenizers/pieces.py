@@ -94,12 +94,12 @@ class Sequence:
     """Each patch's row low, row high, column low, column high."""
     images: Shaped[np.ndarray, "I ..."]
     """Per image the frozen encoder's input (pixels) or its output (features); see `Visual`."""
-    # Parallel actions to predict. They are no inputs, and one position has several, so they are kept apart as payloads are.
-    actions: Int32[np.ndarray, "K A"]
+    # Parallel actions to predict: no inputs, and several targets per position, so they are kept apart as payloads are.
+    actions: Int32[np.ndarray, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
     """The ids of each action's dimensions; the pad id behind its last one."""
-    action_weight: Float32[np.ndarray, "K A"]
+    action_weight: Float32[np.ndarray, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """Weight of each prediction, 0 behind the last dimension."""
-    action_from: Int32[np.ndarray, "K"]
+    action_from: Int32[np.ndarray, "K"] = dataclasses.field(default_factory=lambda: np.zeros((0,), np.int32))
     """The position that each action is predicted from."""
 
     def __len__(self) -> int:

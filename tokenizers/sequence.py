@@ -9,8 +9,8 @@ ones:
     parallel, hidden     o o |           o o |                actions are targets only, and take no position
 
 Of sequential actions, the first token is predicted from the last position before it, and each later one from the next position:
-the last one needs no hidden position, as nothing is read from it. Of parallel ones, all tokens are predicted from the last position
-before them, as JAT does (section 3). Hiding keeps the policy from copying its last action.
+the last one needs no hidden position, as nothing is read from it. Of parallel ones, all tokens are predicted from the last
+position before them, as JAT does (section 3). Hiding keeps the policy from copying its last action.
 
 Dimension key: T steps, n ids, H height, W width, C channels of an image, K parallel actions, A dimensions of the largest of them.
 """

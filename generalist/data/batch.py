@@ -59,11 +59,11 @@ class Batch:
     row_images: Int32[ArrayLike, "B I"]
     """Which of its shard's `images` belong to a row, in the order of their positions; unused places hold 0, and no position
     attends to them."""
-    actions: Int32[ArrayLike, "K A"]
+    actions: Int32[ArrayLike, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
     """Parallel actions: the ids to predict together from one position."""
-    action_weight: Float32[ArrayLike, "K A"]
+    action_weight: Float32[ArrayLike, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """Weight of each of these predictions; 0 where there is none."""
-    action_from: Int32[ArrayLike, "K"]
+    action_from: Int32[ArrayLike, "K"] = dataclasses.field(default_factory=lambda: np.zeros((0,), np.int32))
     """The position that an action is predicted from, among all positions of its shard: row · L + place in the row."""
     # Static: it decides the shapes in `gather`, so another number of shards compiles another program.
     shards: int = dataclasses.field(default=1, metadata={"static": True})
@@ -86,8 +86,8 @@ BUDGETS = ("tensors", "frames", "patches", "images", "actions")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """The sizes of a batch; `tensors`, `frames`, `patches`, `images` and `actions` are budgets of the whole batch, divided equally
-    among its shards."""
+    """The sizes of a batch; `tensors`, `frames`, `patches`, `images` and `actions` are budgets of the whole batch, divided
+    equally among its shards."""
 
     rows: int
     length: int

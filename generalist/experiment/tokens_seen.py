@@ -42,7 +42,7 @@ FULL = 0.5
 """Share of a batch's positions, below which so much is padding that it should be mended."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn(TokenSequence):
     """An example with where it is from."""
 

@@ -255,7 +255,7 @@ class ControlPolicy:
         """The action ids, all from the step's last position. If actions are fed back, the last one is fed with the step."""
         if not self.shape.hidden:
             acted = self._action(self._acted)
-            together = {
+            together: dict[str, Any] = {
                 name: np.concatenate([getattr(acted, name), getattr(step, name)], axis=1) for name in POSITIONAL
             }
             step = dataclasses.replace(step, **together)

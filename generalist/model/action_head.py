@@ -4,7 +4,6 @@ Dimension key: K positions, A dimensions of an action, D width, V token ids, of 
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 

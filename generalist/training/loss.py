@@ -1,7 +1,8 @@
 """The loss: cross-entropy of the targets, averaged over tokens or over sources, without holding all logits at once.
 
-Dimension key: B rows, L positions, D width, V vocabulary, S sources, C chunks of l = L / C positions, Q devices along the sequence
-axis with T = l / Q positions of each chunk, K parallel actions with A dimensions each, in chunks of k on R devices along the rows.
+Dimension key: B rows, L positions, D width, V vocabulary, S sources, C chunks of l = L / C positions, Q devices along the
+sequence axis with T = l / Q positions of each chunk, K parallel actions of A dimensions, in chunks of k on R devices along the
+rows.
 """
 
 import dataclasses
