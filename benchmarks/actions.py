@@ -7,17 +7,16 @@ same recordings and sizes. Their steps alternate, so that other work on the mach
 the rounds. Making batches is timed apart, for one process.
 """
 
+import argparse
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from generalist.config.presets import preset
+from generalist.config.presets import PRESETS, preset
 from generalist.config.run import Config
 from generalist.data.batch import Batch
 from generalist.experiment.inherit import parse
@@ -67,10 +66,13 @@ def environment_steps(batch: Batch) -> int:
     return int((begins & (batch.local_position == 0)).sum())
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Measures both settings and prints a table in Markdown."""
     use_huge_pages()  # as train.py does
-    config = parse(preset(arguments[0]), arguments[1:], prog="benchmarks/actions.py")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=PRESETS)
+    arguments, settings = parser.parse_known_args()
+    config = parse(preset(arguments.preset), settings, prog="benchmarks/actions.py")
     record_missing(config, Console())
     cases = {name: Case(config, name) for name in ("sequential", "parallel")}
     for case in cases.values():
@@ -96,4 +98,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
