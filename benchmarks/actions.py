@@ -71,8 +71,9 @@ def main() -> None:
     use_huge_pages()  # as train.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=PRESETS)
-    arguments, settings = parser.parse_known_args()
-    config = parse(preset(arguments.preset), settings, prog="benchmarks/actions.py")
+    parser.add_argument("settings", nargs=argparse.REMAINDER, help="as those of train.py")
+    arguments = parser.parse_args()
+    config = parse(preset(arguments.preset), arguments.settings, prog="benchmarks/actions.py")
     record_missing(config, Console())
     cases = {name: Case(config, name) for name in ("sequential", "parallel")}
     for case in cases.values():
