@@ -297,3 +297,5 @@ class ModelSpec:
     """Whether images enter as whole frames; otherwise the model has no frame embedder."""
     channels: int = 0
     """Channels of the frozen encoder's features; 0 without an encoder: the model then has no cross-attention."""
+    action_dimensions: int = 0
+    """Dimensions of the largest parallel action; 0 if there is none: the model then has no action head."""

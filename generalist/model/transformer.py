@@ -1,6 +1,7 @@
 """The decoder-only Transformer: embeds a batch of packed sequences, mixes, predicts the next token.
 
-Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches.
+Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches, K positions that
+parallel actions are read from, A dimensions of an action.
 """
 
 import functools
@@ -14,8 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.data.rows import rows_at
+from generalist.model.action_head import ActionHead
 from generalist.model.attend import Packed
 from generalist.model.attention import Attention, Cache, Masked, Slide, attention_mask, local_mask
+from generalist.model.blocked_attention import MASKED
 from generalist.model.config import LayerKind, ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
@@ -134,8 +137,9 @@ class Transformer(nnx.Module):
         self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
         times = config.learned_positions
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
-        # Last, so that the language model's own parameters are initialised the same with and without an encoder.
+        # Last, so that all other parameters are initialised the same with and without these parts.
         self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
+        self.action_head = ActionHead(spec, rngs=rngs) if spec.action_dimensions else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
@@ -302,6 +306,20 @@ class Transformer(nnx.Module):
         # In float32, like the products: the tanh flattens what distinguishes the largest logits.
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits
+
+    def action_hidden(self, hidden: Float[Array, "K D"]) -> Float[Array, "K A D"]:
+        """Hidden states of all dimensions of parallel actions, from those of the positions that they are read from."""
+        if self.action_head is None:
+            raise ValueError("the batch has parallel actions but this model was built without an action head")
+        return self.action_head(hidden)
+
+    def action_logits(self, hidden: Float[Array, "K D"]) -> Float[Array, "K A V"]:
+        """Logits of parallel actions, in float32: of ids that are no text, which no such action has; others are masked."""
+        products = stored_product(self.action_hidden(hidden), self.output_table.other[...].T)
+        bound = self.config.logit_softcap
+        logits = products.astype(jnp.float32)
+        logits = bound * jnp.tanh(logits / bound) if bound else logits
+        return jnp.pad(logits, ((0, 0), (0, 0), (len(self.output_table.text), 0)), constant_values=MASKED)
 
     def empty_caches(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> list[Cache]:
         """One empty cache per layer, of `batch` rows and `slots` positions."""

@@ -93,6 +93,7 @@ def arithmetic(
     positions = batch.rows * batch.length / replicas / config.training.micro_batches
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
+    predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
     micro = replicas * config.training.micro_batches
@@ -102,6 +103,10 @@ def arithmetic(
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
     )
+    payloads += 2 * FULL * predicted  # ids and weights
+    # Logits of parallel actions are of ids that are no text. They are computed after those of positions, in as large pieces.
+    of_actions = predicted / micro * (spec.vocabulary.size - spec.vocabulary.text)
+    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, "cpu" if width == FULL else "gpu")
     return Arithmetic(
         trained=trained,
         frozen=frozen,
@@ -111,7 +116,7 @@ def arithmetic(
         optimizer_bytes=2 * FULL * trained / shards,  # both moments of AdamW; Muon needs less
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
-        logits_bytes=LOGITS_COPIES * width * logits / chunks,
+        logits_bytes=LOGITS_COPIES * width * max(logits / chunks, most),
         # `Batch` has ten fields of 4 bytes per position.
         batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
@@ -155,6 +160,7 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     model, kept = spec.config, 0.0
     if spec.patches:
         kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
+    kept += batch.actions * (1 + batch.action_dimensions) * (model.width + model.hidden)
     if spec.frames:
         kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
     if spec.channels:
