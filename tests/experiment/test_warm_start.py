@@ -18,8 +18,8 @@ from generalist.experiment.warm_start import fitted
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelSpec
-from generalist.model.params import flat, nested
-from generalist.model.transformer import create
+from generalist.model.params import flat, layers_apart, nested
+from generalist.model.transformer import create, create_separate
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import SpaceTokenizer
 
@@ -56,7 +56,7 @@ def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., An
         model = nnx.merge(graph, jax.tree.map(jnp.asarray, params))
         return np.asarray(model.logits(model.hidden(batch)))
 
-    shallow = logits(spec, generalist.params)
+    shallow = logits(spec, nested(dict(generalist.arrays())))
     np.testing.assert_allclose(logits(deep, nested(params)), shallow, atol=1e-5)
     moved = {name: leaf + 0.1 if "feed_forward/down" in name else leaf for name, leaf in params.items()}
     assert np.abs(logits(deep, nested(moved)) - shallow).max() > 0.1  # what is new can learn
@@ -80,7 +80,7 @@ def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
     layers = f"\\({spec.config.layers}, .*\\({config.layers}, "
     with pytest.raises(ValueError, match=rf"training\.start: blocks/.*{layers}"):
         fitted(generalist, dataclasses.replace(spec, config=config), Console(quiet=True))
-    assert flat(generalist.params).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
+    assert dict(generalist.arrays()).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
 
 
 def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callable[..., Any]):
@@ -103,7 +103,7 @@ def parallel(generalist: Generalist, dimensions: int) -> Generalist:
     layout = dataclasses.replace(known, name="classic/wide", action=action, acting=Acting(parallel=True))
     layouts = {"classic/test": known, "classic/wide": layout}
     tokenizers = dataclasses.replace(generalist.tokenizers, layouts=layouts)
-    graph, params = nnx.split(create(tokenizers.model_spec(), 2), nnx.Param)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 2), nnx.Param)
     drawn = flat(nnx.to_pure_dict(params)) | flat(generalist.params)
     return dataclasses.replace(generalist, tokenizers=tokenizers, graph=graph, params=nested(drawn))
 
@@ -114,9 +114,10 @@ def test_a_parallel_run_begins_with_sequential_weights_and_a_fresh_head(make_mod
     assert spec.action_dimensions == 3
     console = Console(record=True, width=300)
     taken = fitted(start, spec, console)
-    for name, leaf in flat(start.params).items():
+    given = dict(start.arrays())
+    for name, leaf in given.items():
         np.testing.assert_array_equal(taken[name], leaf)
-    assert len(taken) == len(flat(start.params))
+    assert len(taken) == len(given)
     drawn = "action_head/dimensions, action_head/down/kernel, action_head/up/kernel"
     assert console.export_text() == f"drawn: {drawn}\n"
 
@@ -130,7 +131,8 @@ def test_actions_of_more_dimensions_get_new_rows_behind_the_old_ones(make_model:
     assert taken[path].shape == (5, old.shape[1])
     np.testing.assert_array_equal(taken[path][:2], old)
     assert np.asarray(taken[path][2:]).std() > 0.5
-    new = dataclasses.replace(more, params=nested(taken))
+    apart = {one: leaf for name, array in taken.items() for one, leaf in layers_apart(name, array).items()}
+    new = dataclasses.replace(more, params=nested(apart))
     new = dataclasses.replace(new, params=jax.tree.map(lambda leaf: leaf + 1.0, new.params))
     mean = flat(average(start, new, 0.5, []).params)[path]
     np.testing.assert_allclose(mean[:2], old + 0.5, atol=1e-6)
