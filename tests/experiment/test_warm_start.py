@@ -17,7 +17,7 @@ from generalist.experiment.warm_start import fitted
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelSpec
-from generalist.model.params import flat, nested
+from generalist.model.params import nested
 from generalist.model.transformer import create
 
 
@@ -53,7 +53,7 @@ def test_a_deeper_model_begins_as_the_shallower_one(make_model: Callable[..., An
         model = nnx.merge(graph, jax.tree.map(jnp.asarray, params))
         return np.asarray(model.logits(model.hidden(batch)))
 
-    shallow = logits(spec, generalist.params)
+    shallow = logits(spec, nested(dict(generalist.arrays())))
     np.testing.assert_allclose(logits(deep, nested(params)), shallow, atol=1e-5)
     moved = {name: leaf + 0.1 if "feed_forward/down" in name else leaf for name, leaf in params.items()}
     assert np.abs(logits(deep, nested(moved)) - shallow).max() > 0.1  # what is new can learn
@@ -77,15 +77,14 @@ def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
     layers = f"\\({spec.config.layers}, .*\\({config.layers}, "
     with pytest.raises(ValueError, match=rf"training\.start: blocks/.*{layers}"):
         fitted(generalist, dataclasses.replace(spec, config=config), Console(quiet=True))
-    assert flat(generalist.params).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
+    assert dict(generalist.arrays()).keys() == fitted(generalist, spec, Console(quiet=True)).keys()
 
 
 def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callable[..., Any]):
     old = make_model("frame")
-    params = flat(old.params) | {"final_norm/scale": np.ones(7, np.float32)}
-    new = dataclasses.replace(old, params=nested(params))
+    new = old.with_arrays(dict(old.arrays()) | {"final_norm/scale": np.ones(7, np.float32)})
     with pytest.raises(
         ValueError, match=r"final_norm/scale has the shape \(32,\) in OLD and \(7,\) in NEW, .* --keep final_"
     ):
         average(old, new, 0.5, [])
-    assert flat(average(old, new, 0.5, ["final_norm/scale"]).params)["final_norm/scale"].shape == (7,)
+    assert dict(average(old, new, 0.5, ["final_norm/scale"]).arrays())["final_norm/scale"].shape == (7,)
