@@ -84,8 +84,9 @@ class TrainingConfig:
     """Compute dtype of activations. auto: bfloat16 on TPU and GPU, and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0
     """Seed of the weights, of the order of the data and of everything else that is random."""
-    data_axis: int = 1
-    """Devices along the mesh's data axis (weights replicated). One of the axes may be -1: the devices that the others leave."""
+    data_axis: int = 0
+    """Devices along the mesh's data axis (weights replicated). 0: 2 on TPUs if all others are along fsdp, else 1.
+    One of the axes may be -1: the devices that the others leave."""
     fsdp_axis: int = -1
     """Devices along the fsdp axis (rows and weights split)."""
     tensor_axis: int = 1
@@ -127,7 +128,7 @@ class TrainingConfig:
         # With two axes of -1 there would be more than one way to fill them.
         axes = {name: getattr(self, name) for name in ("data_axis", "fsdp_axis", "tensor_axis", "sequence_axis")}
         for name, size in axes.items():
-            if size < 1 and size != -1:
+            if size < 1 and size != -1 and (name, size) != ("data_axis", 0):
                 raise ValueError(
                     f"training.{name} must be at least 1, or -1 for the devices that the others leave, got {size}"
                 )

@@ -78,12 +78,27 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
     return Angles(jnp.cos(angle), jnp.sin(angle))
 
 
+@jax.custom_vjp
 def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
     """Rotary position embedding in float32; dimension i is paired with i + H/2, as in GPT-NeoX."""
     # Models that pair neighbouring dimensions instead are permuted when their weights are read.
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = angles
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    # Products of whole heads: arrays of half heads, also those of JAX's own gradient, a TPU would write to memory with padding.
+    turned = jnp.concatenate([-second, first], axis=-1).astype(jnp.float32)
+    cos, sin = (jnp.concatenate([both, both], axis=-1) for both in angles)
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+def _rotate_forward(x, angles):
+    return rotate(x, angles), angles
+
+
+def _rotate_backward(angles, gradient):
+    # The transpose of a rotation turns back. Angles are made from positions, which have no gradient.
+    return rotate(gradient, Angles(angles.cos, -angles.sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 class Cache(NamedTuple):

@@ -168,7 +168,9 @@ def open_devices(target: Target) -> Sequence[Any]:
     from jax.experimental import topologies
 
     # Makes the two cores of a v4 chip one device, as later chips are by default.
-    settings = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
+    settings: dict[str, Any] = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
+    if target.slice.count == 1:
+        settings["chips_per_host_bounds"] = (1, 1, 1)  # by default a host has 2 × 2 chips
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=target.name, **settings).devices
     except Exception as error:  # the plugin raises errors of several kinds

@@ -21,7 +21,7 @@ LINK = 50e9
         ("all-gather", ALL, 255 / 256 / 4),  # two closed sides
         ("reduce-scatter", ALL, 255 / 256 / 4),
         ("all-reduce", ROW, 2 * 15 / 16 / 2),
-        ("all-reduce", (0, 1, 2, 3), 2 * 3 / 4 / 2),
+        ("all-reduce", (0, 1, 2, 3), 2 * 3 / 4),  # a part of a side is no ring: one link
         ("all-to-all", ROW, 16 / 8),
         ("collective-permute", (0, 1), 1),
         ("all-gather", (5,), 0),
