@@ -75,8 +75,9 @@ class TrainingConfig:
     average: Literal["tokens", "sources"] = "tokens"
     """tokens: the loss is the mean over all tokens of the batch.
     sources: the mean over each source's tokens, then over the sources by their weights (Flamingo, section 3.2)."""
-    micro_batches: int = 1
-    """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory."""
+    micro_batches: int | Literal["auto"] = 1
+    """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory.
+    auto: the smallest power of two with which the step fits the memory of the devices, by arithmetic (docs/plan.md)."""
     loss_chunks: int = 0
     """Pieces of the rows whose logits are computed one after the other, and again in the backward pass.
     0: so many that a piece takes at most 16 MiB per device on a CPU and 512 MiB on accelerators."""
@@ -118,7 +119,7 @@ class TrainingConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
         for name in ("steps", "micro_batches", "checkpoint_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("loss_chunks", "keep_every", "keep_best"):
             if getattr(self, name) < 0:
@@ -138,6 +139,17 @@ class TrainingConfig:
             raise ValueError(f"training.ema must be at least 0 and below 1, got {self.ema}")
         if self.skip_limit < 0:
             raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
+
+    @property
+    def parts(self) -> int:
+        """`micro_batches` as a number.
+
+        Raises:
+            ValueError: it is `auto`, and nobody has decided it (`plan.micro_batches.decided`).
+        """
+        if self.micro_batches == "auto":
+            raise ValueError("training.micro_batches = auto is decided by train.py and plan; here give a number")
+        return self.micro_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +216,7 @@ class Config(RunSettings):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.data.shards % self.training.micro_batches:
+        if self.training.micro_batches != "auto" and self.data.shards % self.training.micro_batches:
             raise ValueError(
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
                 "a micro-batch consists of whole shards"

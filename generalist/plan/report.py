@@ -195,7 +195,7 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
         yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
     # Each device along data and fsdp must have a whole shard in every micro-batch.
     parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
-    micro = 2 * config.training.micro_batches
+    micro = 2 * config.training.parts
     if config.data.rows % (parts * micro) == 0:
         yield (
             f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, with its batch "
