@@ -31,7 +31,9 @@ def block(length: int) -> int:
     return next(size for size in (512, 384, 256, LANES) if length % size == 0)
 
 
-def make_kernel(length: int, heads: int, size: int, *, window: int, softcap: float, layout: Layout, interpret: bool) -> Any:
+def make_kernel(
+    length: int, heads: int, size: int, *, window: int, softcap: float, layout: Layout, interpret: bool
+) -> Any:
     """The kernel of one row: a pytree of small tables of the blocks to compute, divided like heads and queries.
 
     Args:
@@ -90,9 +92,7 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
     _, length, heads, size = query.shape
-    kernel = make_kernel(
-        length, heads, size, window=window, softcap=softcap, layout=layout, interpret=interpret
-    )
+    kernel = make_kernel(length, heads, size, window=window, softcap=softcap, layout=layout, interpret=interpret)
 
     def local(kernel, query, key, value, query_segment, key_segment):
         def row(query, key, value, query_segment, key_segment):

@@ -85,7 +85,8 @@ class Torus:
     """The place of each partition in a slice, and the time that an exchange takes there.
 
     Along each side that a group spans, a chip has two links if the group has the whole side and it closes to a ring, otherwise
-    one (the ends of a line have only one). With B the bandwidth of these links in one direction, n the devices of a group and V the larger side:
+    one (the ends of a line have only one). With B the bandwidth of these links in one direction, n the devices of a group and V
+    the larger side of the exchange:
 
         all-gather, reduce-scatter   V (n - 1)/n / B       every chip receives what the others hold
         all-reduce                   twice that            a reduce-scatter and an all-gather

@@ -15,7 +15,6 @@ from generalist.plan.target import Target
 from generalist.run.shapes import batch_spec
 from generalist.training.flops import model_flops
 from generalist.training.sharding import AXES, make_mesh
-from generalist.vision.encoder import VisionEncoder
 
 ROWS = (0.25, 0.5, 1.0, 2.0)
 """Fractions of the preset's rows that are tried."""

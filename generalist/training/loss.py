@@ -131,9 +131,7 @@ def token_losses(
     # `map` holds the logits of one piece at a time. `checkpoint` keeps them from being stored for the backward pass, but not the
     # log-partition: the passes over all logits that it takes are not made again.
     kept = jax.checkpoint_policies.save_only_these_names(KEPT)
-    parts = jax.lax.map(
-        jax.checkpoint(lambda piece: of(*piece), policy=kept), (pieces(hidden), pieces(batch.targets))
-    )
+    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece), policy=kept), (pieces(hidden), pieces(batch.targets)))
     nll, log_partition, right = (whole(part) for part in parts)
     return nll, log_partition, right
 

@@ -114,7 +114,7 @@ StackFrames
 ENTRY %main (a: bf16[64,1024]) -> bf16[1024,64] {
   %a = bf16[64,1024]{1,0:T(8,128)(2,1)} parameter(0)
   %part = ((bf16[64,1024]{1,0:T(8,128)(2,1)}), bf16[16,1024]{1,0:T(8,128)(2,1)S(1)}, s32[]) slice-start(%a), slice={[0:16]}
-  ROOT %r = bf16[1024,64]{1,0:T(8,128)(2,1)} fusion(%a), kind=kLoop, calls=%body, metadata={op_name="jit(f)/swap" stack_frame_id=1}
+  ROOT %r = bf16[1024,64]{1,0:T(8,128)(2,1)} fusion(%a), calls=%body, metadata={op_name="jit(f)/swap" stack_frame_id=1}
 }
 """
 
