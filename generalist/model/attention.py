@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from generalist.model.attend import Packed, attend, attend_packed, attend_slid
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
+from generalist.system.platforms import target_platform
 
 FAR = 1024  # positions; a power of two, so that FAR · frequency is exact in float32
 
@@ -78,27 +79,39 @@ def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = Fa
     return Angles(jnp.cos(angle), jnp.sin(angle))
 
 
-@jax.custom_vjp
 def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
     """Rotary position embedding in float32; dimension i is paired with i + H/2, as in GPT-NeoX."""
     # Models that pair neighbouring dimensions instead are permuted when their weights are read.
-    first, second = jnp.split(x, 2, axis=-1)
-    # Products of whole heads: arrays of half heads, also those of JAX's own gradient, a TPU would write to memory with padding.
-    turned = jnp.concatenate([-second, first], axis=-1).astype(jnp.float32)
+    if target_platform() == "tpu":
+        return rotate_by_product(x, angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = angles
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+@jax.custom_vjp
+def rotate_by_product(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
+    """`rotate` for a TPU, which writes halves of heads to memory, padded to whole vector registers: x · cos + turned x · sin, where
+    the turned x, the second half negated before the first, is a product with a matrix of 0, 1 and -1."""
+    half = x.shape[-1] // 2
+    turn = jnp.kron(jnp.array([[0, 1], [-1, 0]], x.dtype), jnp.eye(half, dtype=x.dtype))  # (H, H)
+    # Exact: of each sum one term is not zero. Float32 numbers would be cut to bfloat16 without the highest precision.
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    turned = jnp.einsum("blnh,hk->blnk", x, turn, precision=exact, preferred_element_type=jnp.float32)
     cos, sin = (jnp.concatenate([both, both], axis=-1) for both in angles)
     return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
 def _rotate_forward(x, angles):
-    return rotate(x, angles), angles
+    return rotate_by_product(x, angles), angles
 
 
 def _rotate_backward(angles, gradient):
     # The transpose of a rotation turns back. Angles are made from positions, which have no gradient.
-    return rotate(gradient, Angles(angles.cos, -angles.sin)), None
+    return rotate_by_product(gradient, Angles(angles.cos, -angles.sin)), None
 
 
-rotate.defvjp(_rotate_forward, _rotate_backward)
+rotate_by_product.defvjp(_rotate_forward, _rotate_backward)
 
 
 class Cache(NamedTuple):
