@@ -91,8 +91,8 @@ def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"
 
 @jax.custom_vjp
 def rotate_by_product(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
-    """`rotate` for a TPU, which writes halves of heads to memory, padded to whole vector registers: x · cos + turned x · sin, where
-    the turned x, the second half negated before the first, is a product with a matrix of 0, 1 and -1."""
+    """`rotate` for a TPU, which would write halves of heads to memory, with padding: x · cos + turned x · sin. The turned x, its
+    second half negated before the first, is a product with a matrix of 0, 1 and -1."""
     half = x.shape[-1] // 2
     turn = jnp.kron(jnp.array([[0, 1], [-1, 0]], x.dtype), jnp.eye(half, dtype=x.dtype))  # (H, H)
     # Exact: of each sum one term is not zero. Float32 numbers would be cut to bfloat16 without the highest precision.

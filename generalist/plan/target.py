@@ -131,6 +131,8 @@ def prepare_environment(target: Target) -> None:
     if target.slice is not None:
         # Without a TPU there is no metadata server to query and no device to lock; the other variables only silence warnings.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        # A program for devices that are not there can't be loaded from the cache of compiled programs: JAX would warn.
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         quiet = {
             "TPU_ACCELERATOR_TYPE": f"{target.slice.chip.name}-{target.count}",
             "TPU_WORKER_HOSTNAMES": "localhost",

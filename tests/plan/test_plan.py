@@ -34,6 +34,8 @@ from generalist.run.shapes import without_data
 ROWS, LENGTH = 16, 128
 MODEL = ModelConfig(width=128, layers=6, heads=4, kv_heads=4, head_size=32, hidden=512, local_positions=8)
 CPU = parse_target(None, "cpu:1")
+# In the cache that all tests share: a program for devices that are not there can be written to it, but not read.
+NOT_CACHED = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +205,7 @@ def test_a_search_ranks_what_fits_and_divides():
     assert rates == sorted(rates, reverse=True)
 
 
+@NOT_CACHED
 def test_the_tpu_compiler_s_programs_count_like_the_cpu_s():
     pytest.importorskip("libtpu")
     target = parse_target("v5e:2x2", None)
@@ -223,11 +226,12 @@ def test_the_tpu_compiler_s_programs_count_like_the_cpu_s():
     assert found.flops * 4 == pytest.approx((3 - 1 / layers) * layers * 2 * rows * width**2, rel=0.1)
     assert found.notes == ()
     assert sum(one.bytes for one in found.moved.values()) == pytest.approx(found.bytes)
-    assert any("product: " in place and "(plan/test_plan.py:" in place for place in found.moved)
+    assert any("(plan/test_plan.py:" in place for place in found.moved), list(found.moved)
     assert found.seconds > found.matrix_seconds > 0
     assert found.traffic["all-gather"].count >= layers
 
 
+@NOT_CACHED
 @pytest.mark.slow
 @pytest.mark.parametrize("slice", ["v4:2x2x1", "v5e:1x1", "v6e:2x2"])
 def test_a_small_model_is_planned_for_every_kind_of_tpu(slice: str):
