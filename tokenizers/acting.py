@@ -14,6 +14,8 @@ class Acting:
     """Environment steps of context: those of a training window."""
     hide_actions: bool = True
     """Past actions are not fed back, and all dimensions of an action are decoded at once."""
+    parallel: bool = False
+    """All dimensions of an action are read from one position; otherwise each is read from a position of its own."""
     temperature: float = 0.0
     """Actions are sampled at this temperature; 0 takes the likeliest, and of a continuous number the median."""
     prompt_steps: int = 4
@@ -37,6 +39,8 @@ class Acting:
         Raises:
             ValueError: a value is missing, unknown, of another type, or out of its range.
         """
+        # Layouts that were stored before actions could be parallel have none that are.
+        data = {"parallel": False} | data if isinstance(data, dict) else data
         # The defaults' types are the fields': the file is outside input, which annotations do not check.
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or data.keys() != kinds.keys():

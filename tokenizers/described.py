@@ -52,10 +52,10 @@ def meanings(sequence: TokenSequence, assembler: Assembler, layout: TaskLayout |
     return found
 
 
-def targets(sequence: TokenSequence, assembler: Assembler, layout: TaskLayout | None) -> list[Meaning | None]:
-    """What is predicted from each of L positions; None where nothing is."""
+def targets(sequence: TokenSequence, assembler: Assembler, layout: TaskLayout | None) -> list[list[Meaning]]:
+    """What is predicted from each of L positions: nothing, a token, or all dimensions of a parallel action."""
     vocabulary = assembler.vocabulary
-    found: list[Meaning | None] = [None] * len(sequence)
+    found: list[list[Meaning]] = [[] for _ in range(len(sequence))]
     places = np.flatnonzero((sequence.targets != vocabulary.pad) | (sequence.loss_weight > 0))
     ids = sequence.targets[places]
     reader = _Reader(sequence, assembler)
@@ -66,7 +66,10 @@ def targets(sequence: TokenSequence, assembler: Assembler, layout: TaskLayout | 
         while len(told) < len(ids):
             told += reader.action(ids[len(told) :], layout)
     for place, meaning in zip(places.tolist(), told, strict=True):
-        found[place] = meaning
+        found[place] = [meaning]
+    if layout is not None:
+        for place, several in zip(sequence.action_from.tolist(), sequence.actions, strict=True):
+            found[place] = reader.action(several[several != vocabulary.pad], layout)
     return found
 
 

@@ -1,7 +1,7 @@
 """Pieces, which represent the parts of a space, and sequences made of them: the structures that leave this folder.
 
 Dimension key: T steps, L positions of a sequence, n positions of a piece, R payload rows, N tensors, F projection width,
-M frames, S pixels per side of a frame, P patches, I images.
+M frames, S pixels per side of a frame, P patches, I images, K parallel actions, A dimensions of the largest of them.
 """
 
 import dataclasses
@@ -94,6 +94,13 @@ class Sequence:
     """Each patch's row low, row high, column low, column high."""
     images: Shaped[np.ndarray, "I ..."]
     """Per image the frozen encoder's input (pixels) or its output (features); see `Visual`."""
+    # Parallel actions to predict: no inputs, and several targets per position, so they are kept apart as payloads are.
+    actions: Int32[np.ndarray, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    """The ids of each action's dimensions; the pad id behind its last one."""
+    action_weight: Float32[np.ndarray, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Weight of each prediction, 0 behind the last dimension."""
+    action_from: Int32[np.ndarray, "K"] = dataclasses.field(default_factory=lambda: np.zeros((0,), np.int32))
+    """The position that each action is predicted from."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,14 +1,18 @@
 """The assembler, which puts pieces in order (Gato, section 2.1 and appendix B).
 
-A control window has one of two layouts. `o` observation positions, `|` the optional separator, `a` action tokens:
+A control window has one of these layouts. `o` observation positions, `|` the optional separator, `a` action tokens, `h` hidden
+ones:
 
-    Gato     o o | a0 a1 a2  o o | a0 a1 a2       every action token is read by what follows
-    hidden   o o | h  h      o o | h  h           actions are targets only; all tokens of a step can be decoded at once
+    sequential           o o | a0 a1 a2  o o | a0 a1 a2       Gato's: every action token is read by what follows
+    sequential, hidden   o o | h  h      o o | h  h           actions are targets only
+    parallel             o o | a0 a1 a2  o o | a0 a1 a2       action tokens are read by what follows, and predict nothing
+    parallel, hidden     o o |           o o |                actions are targets only, and take no position
 
-In both, the first action token is predicted from the last position before it, and each later one from the next position.
-Hiding keeps the policy from copying its last action. The last action token needs no hidden position: nothing is read from it.
+Of sequential actions, the first token is predicted from the last position before it, and each later one from the next position:
+the last one needs no hidden position, as nothing is read from it. Of parallel ones, all tokens are predicted from the last
+position before them, as JAT does (section 3). Hiding keeps the policy from copying its last action.
 
-Dimension key: T steps, n ids, H height, W width, C channels of an image.
+Dimension key: T steps, n ids, H height, W width, C channels of an image, K parallel actions, A dimensions of the largest of them.
 """
 
 import dataclasses
@@ -22,6 +26,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
+from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
     PATCH_SIZE,
@@ -62,12 +67,16 @@ class Assembler:
     """Pixels per side of a frame."""
     frame_tokens: int = 1
     """Positions per frame."""
+    action_dimensions: int = 0
+    """A: dimensions of the run's largest parallel action."""
     separator: bool = False
     """Put the separator between an observation and its action."""
     images: Images = "frame"
     """How document images enter the model; same choices as for observations."""
     visual: Visual | None = None
     """Converts images for the frozen encoder; None without one."""
+    published: Marks | None = None
+    """The marks of a published language model, which sees no images; None: our own special ids."""
 
     def __post_init__(self) -> None:
         if self.text_tokenizer.size > self.vocabulary.text:
@@ -77,6 +86,11 @@ class Assembler:
             )
         if self.images not in get_args(Images):
             raise ValueError(f"images must be one of {', '.join(get_args(Images))}, got {self.images!r}")
+
+    @property
+    def marks(self) -> Marks:
+        """The ids around texts."""
+        return self.published or Marks.of(self.vocabulary, self.text_tokenizer.size)
 
     def control(
         self,
@@ -116,7 +130,7 @@ class Assembler:
         observed, acted = layout.observation.tokens_per_step, layout.action.tokens_per_step
         if observed is None or acted is None:
             return 0
-        # An upper bound: a hidden action takes one position fewer.
+        # An upper bound: a hidden action takes fewer positions.
         left = length - len(self.instruction(instruction)) - window * (observed + self.separator + acted)
         return max(0, left // (observed + self.separator + acted))
 
@@ -125,8 +139,8 @@ class Assembler:
         return self._document(self._given(self._text_ids(text)))
 
     def step(self, layout: TaskLayout, observations: Values, *, hide_actions: bool) -> Sequence:
-        """Steps whose actions are still to be chosen: observation, separator and, with hidden actions, the hidden tokens that
-        the later dimensions are predicted from."""
+        """Steps whose actions are still to be chosen: observation, separator and, with hidden actions that are sequential, the
+        hidden tokens that the later dimensions are predicted from."""
         return self._steps(layout, observations, None, hide=hide_actions)
 
     def action(self, layout: TaskLayout, tokens: Int[np.ndarray, "n"]) -> Sequence:
@@ -161,10 +175,10 @@ class Assembler:
             is_open: the last chunk has no end and nothing is predicted: a document to be continued.
 
         Raises:
-            ValueError: an image has an unsupported shape or dtype.
+            ValueError: an image has an unsupported shape or dtype, or the model sees no images.
         """
         # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
-        pieces, weights, attended = [self._given(np.array([self.vocabulary.bos], np.int32))], [0], [0]
+        pieces, weights, attended = [self._given(np.array(self.marks.begin, np.int32))], [0], [0]
         for one in arrange(parts, to_next=to_next, is_open=is_open):
             placed = self._part(one)
             pieces += placed
@@ -197,6 +211,10 @@ class Assembler:
                         sequence.modality == modality, index + np.int32(before), index
                     )
                 before += count
+        begins = np.cumsum([0] + [len(sequence) for sequence in filled])
+        fields["action_from"] = [
+            place + np.int32(begin) for place, begin in zip(fields["action_from"], begins[:-1], strict=True)
+        ]
         # What follows an image attends to it, unless it has its own (Flamingo, section 2.4).
         held = np.cumsum([0] + [int((sequence.modality == Modality.IMAGE).sum()) for sequence in filled])
         fields["image"] = [
@@ -211,9 +229,8 @@ class Assembler:
         """Steps of one layout; targets and loss weights are set if `actions` are given."""
         pieces = self._observed(layout, observations)
         steps = len(pieces[0].lengths)
-        # One hidden token fewer than action tokens: the first one is predicted from the position before.
         if hide:
-            pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _dimensions(layout) - 1, np.int32)))
+            pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _hidden(layout), np.int32)))
         if actions is None:
             return self._sequence(place(pieces, last_is_action=hide), self._payloads(pieces))
         acted, modality, counts = interleave(layout.action.encode(actions))
@@ -229,11 +246,40 @@ class Assembler:
         if not hide:
             placed.modality[positions(begin, counts)] = modality
         sequence = self._sequence(placed, self._payloads(pieces))
+        if layout.acting.parallel:
+            return self._predicted(sequence, acted.reshape(steps, -1), begin - 1, weight) if weight else sequence
         # The first dimension is predicted from the position before it, each later one from the next position, in both layouts.
         read_from = positions(begin - 1, counts)
         sequence.targets[read_from] = acted
         sequence.loss_weight[read_from] = weight
         return sequence
+
+    def _predicted(
+        self, sequence: Sequence, acted: Int32[np.ndarray, "T n"], read_from: Int[np.ndarray, "T"], weight: float
+    ) -> Sequence:
+        """The sequence with parallel actions to predict.
+
+        Args:
+            acted: n ids per action.
+            read_from: the position that each action is predicted from.
+            weight: of the predictions.
+
+        Raises:
+            ValueError: an action has more dimensions than this assembler's.
+        """
+        steps, dimensions = acted.shape
+        more = self.action_dimensions - dimensions
+        if more < 0:
+            raise ValueError(
+                f"an action has {dimensions} dimensions, more than action_dimensions = {self.action_dimensions}: pass the "
+                "assembler the largest number of any layout"
+            )
+        return dataclasses.replace(
+            sequence,
+            actions=np.pad(acted, ((0, 0), (0, more)), constant_values=self.vocabulary.pad),
+            action_weight=np.pad(np.full((steps, dimensions), weight, np.float32), ((0, 0), (0, more))),
+            action_from=read_from.astype(np.int32),
+        )
 
     def _observed(self, layout: TaskLayout, observations: Values) -> list[Piece]:
         """The observation's pieces with the separator, checked against this assembler's limits."""
@@ -279,6 +325,9 @@ class Assembler:
             patches=found.get("patches", np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)),
             intervals=found.get("intervals", np.zeros((0, 4), np.int32)),
             images=found.get("images", self._no_images),
+            actions=np.zeros((0, self.action_dimensions), np.int32),
+            action_weight=np.zeros((0, self.action_dimensions), np.float32),
+            action_from=np.zeros((0,), np.int32),
         )
 
     @cached_property
@@ -319,7 +368,7 @@ class Assembler:
         """The pieces of a document's part."""
         part = one.part
         if isinstance(part, ChunkEnd):
-            return [self._repeated(self.vocabulary.chunk_end, np.ones((1,), np.int32))]
+            return [self._repeated(self.marks.chunk_end, np.ones((1,), np.int32))]
         if is_image(part):
             return self._image(np.asarray(part))
         text = part.text if isinstance(part, Predicted) else part
@@ -327,6 +376,8 @@ class Assembler:
 
     def _image(self, image: UInt8[np.ndarray, "H W *C"]) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""
+        if self.published is not None:
+            raise ValueError("these weights are a language model, which sees no images: leave them out")
         # First, so that the image's own patches or frame attend to it through cross-attention as well.
         pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
         if image.ndim == 2:
@@ -348,9 +399,9 @@ class Assembler:
         return _MODALITY_OF_KIND[kinds]
 
 
-def _dimensions(layout: TaskLayout) -> int:
-    """Tokens of one action."""
-    count = layout.action.tokens_per_step
+def _hidden(layout: TaskLayout) -> int:
+    """Positions of a hidden action."""
+    count = layout.action_positions(hidden=True)
     if count is None:
         raise ValueError(f"{layout.name} has text in its actions, whose length varies: use hide_actions=False")
     return count

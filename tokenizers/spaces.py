@@ -14,6 +14,7 @@ Dimension key: T steps, B rows, K tokens per step, n ids, D axes of a value.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -309,10 +310,23 @@ class TaskLayout:
                     f"the action part {part.key!r} of {self.name} enters as an embedding, but actions are predicted as tokens: "
                     'use tensors="tokens", and no images in an action'
                 )
+        if self.acting.parallel and self.action.tokens_per_step is None:
+            raise ValueError(
+                f"the actions of {self.name} have text, whose length varies, so they can't be read from one position: "
+                "use sequential actions"
+            )
         if self.observation.vocabulary != self.action.vocabulary:
             raise ValueError(
                 f"the observation and the action of {self.name} have different vocabularies: use one for both"
             )
+
+    def action_positions(self, *, hidden: bool) -> int | None:
+        """Positions that the action of a step takes in a sequence; None if actions have text, whose length varies."""
+        count = self.action.tokens_per_step
+        if count is None or not hidden:
+            return count
+        # One hidden token fewer than dimensions: the first is predicted from the position before, and so are all parallel ones.
+        return 0 if self.acting.parallel else count - 1
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -360,6 +374,14 @@ def assign_offsets(spaces: Mapping[str, gym.Space]) -> tuple[dict[str, int], int
         offsets[name] = width
         width += sum(projection_size(leaf) for _, leaf in leaves_of(spaces[name], ()))
     return offsets, width
+
+
+def action_dimensions(space: gym.Space) -> int | None:
+    """Number of tokens of an action of this space; None if it has a Text, whose length varies."""
+    leaves = [leaf for _, leaf in leaves_of(space, ())]
+    if any(isinstance(leaf, gym.spaces.Text) for leaf in leaves):
+        return None
+    return sum(math.prod(leaf.shape or ()) for leaf in leaves)
 
 
 def _as_one_tensor(pieces: list[Piece]) -> list[Piece]:

@@ -164,8 +164,33 @@ class TextTokenizer:
         ids = np.asarray(ids)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.size):
             raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
-        text = self._processor.decode([int(token) for token in ids])
-        return _NAMED.sub(lambda name: _CHARACTERS[name.group()], text) if _ESCAPE in text else text
+        return _unescaped(self._processor.decode([int(token) for token in ids]))
+
+    def written(self, ids: Int[np.ndarray, "n"]) -> str:
+        """The text of ids that a model wrote: control tokens, and ids without a piece, are left out."""
+        ids = np.asarray(ids)
+        if isinstance(self._processor, JsonProcessor):
+            return _unescaped(self._processor.decode(ids.tolist(), skip_special_tokens=True))
+        return self.decode(ids[ids < self.size])
+
+    def with_controls(self, text: str) -> Int32[np.ndarray, "n"]:
+        """Ids of a text in which control tokens are written out, as the chat template of a published model gives it.
+
+        Raises:
+            ValueError: a SentencePiece model, which does not know them.
+        """
+        if not isinstance(self._processor, JsonProcessor):
+            raise ValueError("control tokens are named only by a tokenizer.json: put it into the model's folder")
+        return np.array(self._processor.with_controls(_escaped(text)), np.int32)
+
+    def controls(self) -> list[str]:
+        """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""
+        return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
+
+    def around(self) -> tuple[list[int], list[int]] | None:
+        """The control tokens that a `tokenizer.json` puts before and behind a text; None: a SentencePiece model, which does not
+        say."""
+        return self._processor.around() if isinstance(self._processor, JsonProcessor) else None
 
     def __reduce__(self) -> tuple:
         # The processor is a C++ object: workers get the bytes and rebuild it.
@@ -195,8 +220,25 @@ class JsonProcessor:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def with_controls(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
+    def controls(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The control tokens that the file puts before and behind a text."""
+        # A text of one piece or several: the same ids stand alone in the middle.
+        whole, alone = self._tokenizer.encode("a", add_special_tokens=True).ids, self.encode("a")
+        start = next(at for at in range(len(whole)) if whole[at : at + len(alone)] == alone)
+        return whole[:start], whole[start + len(alone) :]
 
     def get_piece_size(self) -> int:
         return self._size
@@ -213,6 +255,11 @@ def _escaped(text: str) -> str:
             'replace it first, as text.encode("utf-8", "replace").decode() does'
         ) from error
     return _ESCAPED.sub(lambda found: _NAMES[found.group()], text)
+
+
+def _unescaped(text: str) -> str:
+    """The text that `_escaped` was given."""
+    return _NAMED.sub(lambda name: _CHARACTERS[name.group()], text) if _ESCAPE in text else text
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

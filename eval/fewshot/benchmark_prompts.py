@@ -72,6 +72,7 @@ class Asked:
 
     def parts(self, example: Example, *, answered: bool, with_image: bool = True) -> list[Any]:
         """A shot, or the query up to the place of its answer."""
+        with_image = with_image and self.generalist.tokenizers.published is None  # a language model answers blindly
         # Without the space at the end: an answer brings its own (`example_parts`).
         before = self.template.replace("{question}", example.question).rstrip()
         return example_parts(example.image if with_image else None, before, example.shown if answered else "")
@@ -95,13 +96,14 @@ class Asked:
             ]
             # The next image would end the chunk; a shot of text alone has its end already, and ends only once.
             parts += [CHUNK_END] if answered else []
-            self._lengths[key] = len(assembler.document(parts, is_open=True)) - 1  # without the beginning mark
+            # Without the beginning mark, which a prompt has once.
+            self._lengths[key] = len(assembler.document(parts, is_open=True)) - len(assembler.marks.begin)
         return self._lengths[key]
 
     def fitting(self, query: int, shots: Sequence[int], *, with_images: bool) -> int:
         """Number of shots, counted from the last, that fit before the query and its answer; -1 if not even the query fits."""
         asked = self.length(self.benchmark.queries[query], answered=False)
-        room = context(self.generalist) - 1 - asked - self.tokens
+        room = context(self.generalist) - len(self.generalist.assembler.marks.begin) - asked - self.tokens
         supports = [self.benchmark.supports[one] for one in reversed(shots)]
         used = np.cumsum([0, *(self.length(one, answered=True, with_image=with_images) for one in supports)])
         # How many of these sums are within the room, less one for the sum of no shots.

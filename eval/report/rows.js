@@ -29,8 +29,8 @@ function tile(cell, number) {
   element.append(made("small", "", String(number)));
   if (cell.picture !== undefined && cell.picture !== null) element.append(picture(cell.picture));
   else element.append(made("b", "", short(cell)));
-  const target = cell.weight > 0 ? "→ " + (cell.target_value || cell.target_part) : "";
-  element.append(made("i", "", target));
+  const predicted = (cell.targets || []).map((one) => one.value || one.part).join(", ");
+  element.append(made("i", "", cell.weight > 0 ? "→ " + predicted : ""));
   return element;
 }
 
@@ -70,8 +70,8 @@ function describe(row, cell, number) {
   line("holds", cell.part + (cell.value ? ": " + cell.value : ""));
   line("modality", cell.modality + ", token " + cell.token);
   line("local position", String(cell.local || 0));
-  if (cell.target !== undefined) {
-    line("predicts", cell.target_part + (cell.target_value ? ": " + cell.target_value : "") + " (token " + cell.target + ")");
+  for (const one of cell.targets || []) {
+    line("predicts", one.part + (one.value ? ": " + one.value : "") + " (token " + one.token + ")");
   }
   line("loss weight", String(cell.weight || 0));
   line("attends to", ranges(cell.sees) + (cell.near ? "; in layers with a window " + ranges(cell.near) : ""));

@@ -28,6 +28,15 @@ KINDS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A prediction from a position."""
+
+    token: int
+    part: str
+    value: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """A position of a row."""
 
@@ -37,12 +46,10 @@ class Cell:
     value: str
     image: np.ndarray | None
     """uint8 (H, W, C)."""
-    target: int | None
-    """Id that is predicted from here."""
-    target_part: str
-    target_value: str
+    targets: list[Target]
+    """What is predicted from here: one id, or all dimensions of an action."""
     weight: float
-    """Of the loss."""
+    """Of their losses."""
     segment: int
     position: int
     """Within the segment."""
@@ -132,7 +139,8 @@ def _plain(cell: Cell) -> dict[str, Any]:
     fields = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell) if field.name != "image"}
     if cell.near == cell.sees:
         del fields["near"]
-    return {name: value for name, value in fields.items() if value not in (None, "", [])}
+    fields["targets"] = [dataclasses.asdict(target) for target in cell.targets]
+    return {name: value for name, value in fields.items() if value not in ("", [])}
 
 
 STYLE = """

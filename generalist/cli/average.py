@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from generalist.run.named_weights import weights_folder
+from generalist.run.named_weights import weights_settings
 from generalist.system.places import check_new_folder
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Writes the mean of two sets of weights, parameter by parameter, as one folder. NEW must have begun with OLD
 (train.py --training.start). Tokenizers and settings are those of NEW, and so are parameters that OLD lacks."""
+GROWING = ("tensor_embedder/projection/kernel", "action_head/dimensions")
+"""Paths of parameters that get more rows with new layouts."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"--share must be from 0 to 1, got {arguments.share}")
     check_new_folder(arguments.out)
     for name in (arguments.old, arguments.new):
-        weights_folder(name)  # raises if there are none, before JAX is loaded
+        weights_settings(name)  # raises if there are none, or none of ours, before JAX is loaded
     console.print("loading JAX and the weights ...", highlight=False)
     import ml_dtypes
     import numpy as np
@@ -97,8 +99,8 @@ def average(old: "Generalist", new: "Generalist", share: float, keep: list[str])
         if path not in before or path.startswith(tuple(keep)):
             continue
         known = before[path]
-        # Kernels are (F, E) with a row per column of the projection; those of new layouts follow the old ones.
-        shared = array[: len(known)] if path == "tensor_embedder/projection/kernel" else array
+        # Rows of the projection's columns (F, E), or of an action's dimensions: those of new layouts follow the old ones.
+        shared = array[: len(known)] if path in GROWING else array
         if shared.shape != known.shape:
             raise ValueError(
                 f"{path} has the shape {known.shape} in OLD and {array.shape} in NEW, which have no mean: --keep {path} takes "

@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image's path (every existing file counts as one) or text, in any order",
     )
     parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="each prompt is a message, which a published language model answers by its template",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="message of the system before it, with --chat")
+    parser.add_argument(
         "--queries",
         type=Path,
         metavar="FILE",
@@ -99,6 +105,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if arguments.retrieve is not None and (arguments.shots is None or arguments.retrieve < 1):
         raise ValueError("--retrieve needs a number above 0, and --shots FILE to retrieve from")
     choices = check_choices(arguments)
+    check_chat(arguments)
     reports = open_console(stderr=True) if arguments.json else console
     from generalist.inference.shots import TEMPLATE, check_template, load_shots
 
@@ -114,8 +121,13 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(
             "--template is for questions in files of --shots or --queries, and there are none: write the prompt out in full"
         )
+    messages = messages_of(queries[0], arguments.system) if arguments.chat else []
     generalist = load_weights(arguments, reports)
-    for number, answer in enumerate(answers(generalist, shots, queries, choices, template, arguments), 1):
+    if messages:
+        answered = chatted(generalist, messages, arguments)
+    else:
+        answered = answers(generalist, shots, queries, choices, template, arguments)
+    for number, answer in enumerate(answered, 1):
         if arguments.json:
             text, line = "".join(answer.pieces), {"query": number, **queries[number - 1].described()}
             line |= {"answer": text.strip(), "shots": answer.shots, "step": generalist.step}
@@ -211,6 +223,33 @@ def check_choices(arguments: argparse.Namespace) -> list[str]:
     return choices
 
 
+def check_chat(arguments: argparse.Namespace) -> None:
+    """Checks that nothing is asked for that messages have not.
+
+    Raises:
+        ValueError: it is.
+    """
+    if arguments.system is not None and not arguments.chat:
+        raise ValueError("--system is the first message of a chat: add --chat")
+    without = ("shots", "retrieve", "choices", "queries")
+    if arguments.chat and (given := [name for name in without if getattr(arguments, name)]):
+        raise ValueError(f"--chat answers one message: leave --{given[0]} out")
+    if arguments.chat and arguments.beams > 1:
+        raise ValueError("--chat answers piece by piece, which beam search does not: leave --beams out")
+
+
+def messages_of(query: "Query", system: str | None) -> list[dict[str, str]]:
+    """The messages of a chat.
+
+    Raises:
+        ValueError: the query has an image.
+    """
+    if not all(isinstance(part, str) for part in query.parts):
+        raise ValueError("--chat is for language models, which see no images: leave them out")
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": query.question}]
+
+
 def part_of(text: str) -> Any:
     """A part of a prompt: the path of an image, if `text` is an existing file; otherwise the text itself.
 
@@ -253,6 +292,18 @@ def silence(generalist: "Generalist", arguments: argparse.Namespace, number: int
     if any(isinstance(one, Emoji) for one in generalist.config.data.taking_part.values()):
         how += f", after an image: {CAPTION!r}, or {QUESTION!r} with the question in it"
     return f"the model wrote nothing on prompt {number}: it {why}; {how}"
+
+
+def chatted(
+    generalist: "Generalist", messages: list[dict[str, str]], arguments: argparse.Namespace
+) -> Iterator[Answer]:
+    """The answer to messages.
+
+    Raises:
+        ValueError: as `Generalist.chat`.
+    """
+    decoding = {name: getattr(arguments, name) for name in DECODING}
+    yield Answer(pieces=generalist.chat(messages, **decoding), shots=[])
 
 
 def answers(

@@ -18,7 +18,8 @@ def add_weights(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveG
     which.add_argument(
         "--weights",
         metavar="FOLDER",
-        help="a folder that `generalist export` or `Generalist.save` wrote, a run's folder, or `shipped` (the default)",
+        help="a folder that `generalist export` or `Generalist.save` wrote, a run's folder, that of a published language model, "
+        "or `shipped` (the default)",
     )
     which.add_argument("--run", metavar="NAME", help="name of a run: its folder under --runs")
     parser.add_argument(

@@ -72,6 +72,8 @@ class DataConfig:
     """Maximum number of images for the frozen encoder per batch."""
     row_images: int = 8
     """Maximum number of images for the frozen encoder per row."""
+    actions: int = 1280
+    """Maximum number of parallel actions per batch (`tokens.actions`)."""
     shards: int = 1
     """Equal pieces of a batch, each packed from its own stream and made by one process.
     The batches are the same for any number of processes. With many devices: a multiple of data × fsdp axis × micro-batches."""
@@ -134,7 +136,7 @@ class DataConfig:
         for name in ("rows", "length", "shards", "cache_megabytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("tensors", "frames", "patches", "images", "row_images"):
+        for name in ("tensors", "frames", "patches", "images", "row_images", "actions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
         if self.workers is not None and self.workers < 1:

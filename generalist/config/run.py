@@ -26,6 +26,11 @@ class TokenConfig:
     """Number of bins for a continuous number."""
     discrete_values: int = 64
     """Number of ids for discrete numbers, which must be above the largest discrete action or observation."""
+    # What was done before this setting: stored settings that lack it mean this.
+    actions: Literal["sequential", "parallel"] = "sequential"
+    """How an action of several dimensions is predicted: each from a position of its own, one after the other (Gato), or all from
+    one position (JAT), which takes fewer positions per step.
+    Actions with text, whose length varies, are sequential in either case."""
     separator: bool = False
     """Put a separator token between an observation and its action (Gato)."""
     tensors: Literal["tokens", "projected"] = "projected"

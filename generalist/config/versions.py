@@ -1,8 +1,8 @@
 """Stored settings of earlier versions, read under today's names.
 
 Every JSON file of a run's folder and of a folder of weights (`config.json`, `tokenizers.json`, `model.json`) has one format
-number. To move a setting, raise `FORMAT` and enter the move in `RENAMED`. A new setting needs neither, as long as its default
-does what was done before.
+number. To move a setting, raise `FORMAT` and enter the move in `RENAMED`, or in `CONVERTED` if its value changes too. A new
+setting needs neither, as long as its default does what was done before.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from generalist.config.plain import from_plain, plain
 from generalist.system.versions import stored_format
 
-FORMAT = 2
-"""The format that is written now. 2: layouts store their settings of acting, and sources those of their evaluation."""
+FORMAT = 3
+"""The format that is written now. 2: layouts store their settings of acting, and sources those of their evaluation. 3: layers
+have kinds, instead of every n-th having no window."""
 
 RENAMED: Mapping[int, Mapping[str, str]] = {
     1: {
@@ -24,10 +25,25 @@ RENAMED: Mapping[int, Mapping[str, str]] = {
         "evaluation.naming_items": "data.emoji.naming_items",
         "evaluation.naming_choices": "data.emoji.naming_choices",
         "evaluation.prose_windows": "data.prose.evaluation_windows",
-    }
+    },
 }
 """Format → old dotted name → new dotted name, of what moved between that format and the next. The name of a section moves all of
 its settings: `{2: {"data.own": "data.sources.own"}}`."""
+
+
+def _layer_kinds(settings: dict[str, Any]) -> None:
+    """`model.layer_kinds` instead of `model.global_every`: every n-th layer had no window."""
+    model = settings.get("model")
+    # What is not a number of layers stays, for the check of the settings that follows.
+    every = model.get("global_every") if isinstance(model, dict) else None
+    if isinstance(model, dict) and type(every) is int and 1 <= every <= 1000:
+        del model["global_every"]
+        if every > 1 and model.get("window"):
+            model["layer_kinds"] = ["window"] * (every - 1) + ["full"]
+
+
+CONVERTED: Mapping[int, Callable[[dict[str, Any]], None]] = {2: _layer_kinds}
+"""Format → function that changes nested settings, of what became another value between that format and the next."""
 
 Settings = TypeVar("Settings")
 
@@ -69,7 +85,9 @@ def upgraded(stored: Mapping[str, Any], where: Path) -> dict[str, Any]:
     settings = {name: value for name, value in stored.items() if name != "format"}
     # One format after the other, so that a setting may move twice.
     for step in range(number, FORMAT):
-        settings = renamed(settings, RENAMED.get(step, {}))
+        settings = renamed(settings, RENAMED.get(step, {}))  # a copy
+        if step in CONVERTED:
+            CONVERTED[step](settings)
     return settings
 
 

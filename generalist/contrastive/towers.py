@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.contrastive.config import Loss, TowersConfig
 from generalist.data.rows import rows_at
-from generalist.model.attention import Masked, angles
+from generalist.model.attention import Masked
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm, stack
+from generalist.model.positions import placement
 from generalist.model.transformer import Block
 from generalist.vision.processor import DEVIATIONS, MEANS
 from generalist.vision.vit import ViT, ViTConfig
@@ -64,7 +65,7 @@ class TextTower(nnx.Module):
         present = text != PADDING  # (N, L)
         # Padding looks up row 0 and is masked below: an index of -1 would mean the last row.
         x = rows_at(self.table[...], jnp.maximum(text, 0)).astype(dtype)
-        turned = angles(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
+        turned = placement(jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape), self.config)
         seen = Masked(present[:, :, None] & present[:, None, :])  # (N, L, L)
         graph, stacked = nnx.split(self.blocks)
         x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x, seen, turned, turned)[0], None), x, stacked)

@@ -4,7 +4,7 @@ A batch consists of equal *shards*, each packed from its own stream of examples:
 need, and a position's payload always lies in the position's shard, so that looking it up needs no communication.
 
 Dimension key: B rows, L positions, N tensors, F projection width, M frames, S pixels per side, P patches, J images, I images per
-row.
+row, K parallel actions, A dimensions of the largest of them.
 """
 
 import dataclasses
@@ -59,6 +59,12 @@ class Batch:
     row_images: Int32[ArrayLike, "B I"]
     """Which of its shard's `images` belong to a row, in the order of their positions; unused places hold 0, and no position
     attends to them."""
+    actions: Int32[ArrayLike, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    """Parallel actions: the ids to predict together from one position."""
+    action_weight: Float32[ArrayLike, "K A"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Weight of each of these predictions; 0 where there is none."""
+    action_from: Int32[ArrayLike, "K"] = dataclasses.field(default_factory=lambda: np.zeros((0,), np.int32))
+    """The position that an action is predicted from, among all positions of its shard: row · L + place in the row."""
     # Static: it decides the shapes in `gather`, so another number of shards compiles another program.
     shards: int = dataclasses.field(default=1, metadata={"static": True})
     """Number of equal pieces, in order, into which the rows and each payload array are divided."""
@@ -66,7 +72,7 @@ class Batch:
     def gather(
         self, payload: Shaped[ArrayLike, "N ..."], index: Int32[ArrayLike, "B ..."]
     ) -> Shaped[jax.Array, "B ..."]:
-        """Rows of a payload array, or of its embeddings, by their index within their shard."""
+        """Rows of a payload array, or of any array with equal parts per shard, by their index within their shard."""
         if self.shards == 1:
             return rows_at(jnp.asarray(payload), jnp.asarray(index))
         pieces, within = (jnp.asarray(x).reshape(self.shards, -1, *x.shape[1:]) for x in (payload, index))
@@ -75,13 +81,13 @@ class Batch:
 
 
 # How many payloads a batch holds depends on what is packed, but its shapes must not: each has room for a fixed number.
-BUDGETS = ("tensors", "frames", "patches", "images")
+BUDGETS = ("tensors", "frames", "patches", "images", "actions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """The sizes of a batch; `tensors`, `frames`, `patches` and `images` are budgets of the whole batch, divided equally among
-    its shards."""
+    """The sizes of a batch; `tensors`, `frames`, `patches`, `images` and `actions` are budgets of the whole batch, divided
+    equally among its shards."""
 
     rows: int
     length: int
@@ -97,6 +103,10 @@ class BatchSpec:
     image_shape: tuple[int, ...] = (0, 0, 3)
     """Shape of one image, see `Batch.images`."""
     image_dtype: str = "uint8"
+    actions: int = 0
+    """Parallel actions."""
+    action_dimensions: int = 0
+    """Dimensions of the largest parallel action."""
     shards: int = 1
 
     def __post_init__(self) -> None:
@@ -133,5 +143,8 @@ class BatchSpec:
             intervals=np.zeros((self.patches, 4), np.int32),
             images=np.zeros((self.images, *self.image_shape), self.image_dtype),
             row_images=np.zeros((self.rows, self.row_images), np.int32),
+            actions=np.full((self.actions, self.action_dimensions), pad, np.int32),
+            action_weight=np.zeros((self.actions, self.action_dimensions), np.float32),
+            action_from=np.zeros((self.actions,), np.int32),
             **zeros,
         )

@@ -15,11 +15,18 @@ from collections.abc import Sequence as Sequences
 
 import numpy as np
 
-from generalist.data.batch import Batch, BatchSpec
+from generalist.data.batch import BUDGETS, Batch, BatchSpec
 from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Modality, Sequence, positions_per_row
 
 LOOK_AHEAD = 8  # sequences that may wait; another number packs other batches, also in runs that are resumed
 PREFETCH = 4  # batches made ahead of the step
+
+# Fields of a batch whose rows a budget counts → the budget.
+BUDGET_OF = {name: name for name in BUDGETS} | {
+    "intervals": "patches",
+    "action_weight": "actions",
+    "action_from": "actions",
+}
 
 Draw = Callable[[int], tuple[int, Sequence]]
 """Number of an example in the endless stream → its source's id and the sequence."""
@@ -35,7 +42,7 @@ class OpenBatch:
         self.segments = np.zeros((spec.rows,), np.int32)
         self.images = np.zeros((spec.rows,), np.int64)
         # Payloads are shared by all rows, so there is one count of each for the whole shard.
-        self.counts = dict.fromkeys(PAYLOADS.values(), 0)
+        self.counts = dict.fromkeys(BUDGETS, 0)
 
     def check(self, sequence: Sequence, source: int) -> None:
         """Checks that the sequence fits into an empty shard: one that never fits would wait for ever.
@@ -71,6 +78,8 @@ class OpenBatch:
             getattr(self.batch, name)[start : start + count] = getattr(sequence, name)
             if name == "patches":  # one interval per patch, so they share its budget
                 self.batch.intervals[start : start + count] = sequence.intervals
+            if name == "actions":
+                self.batch.action_weight[start : start + count] = sequence.action_weight
             self.counts[name] += count
         return True
 
@@ -91,6 +100,9 @@ class OpenBatch:
             if self.counts[name]:
                 offset = self.counts[name] * positions_per_row(modality, self.spec.frame_tokens)
                 self.batch.payload_index[row, at][sequence.modality == modality] += offset
+        first = self.counts["actions"]
+        read_from = row * self.spec.length + start + sequence.action_from
+        self.batch.action_from[first : first + len(read_from)] = read_from
         # Counted before use: segment 0 is padding.
         self.segments[row] += 1
         self.batch.segment[row, at] = self.segments[row]
@@ -122,9 +134,7 @@ def joined(shards: Sequences[Batch], counts: Sequences[Mapping[str, int]], *, fi
         arrays = [getattr(shard, field.name) for shard in shards]
         if field.name == "row_images" and absent("images"):
             arrays = [array[:, :0] for array in arrays]  # (rows, 0)
-        elif (field.name in PAYLOADS.values() and absent(field.name)) or (
-            field.name == "intervals" and absent("patches")
-        ):
+        elif (budget := BUDGET_OF.get(field.name)) and absent(budget):
             arrays = [array[:0] for array in arrays]
         # A copy even of one shard: a loader's arrays lie in memory that is overwritten.
         parts[field.name] = np.concatenate(arrays)

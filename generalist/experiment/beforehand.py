@@ -78,8 +78,9 @@ def _check_sizes(config: Config) -> None:
 
 def _some_spec(config: Config) -> ModelSpec:
     """The model's shape as far as it is known without data: one column of a tensor projection stands for any number of them, and
-    one channel of features likewise."""
-    return model_spec(config, int(config.tokens.tensors == "projected"), int(config.model.vision.encoder != "none"))
+    one channel of features and one dimension of actions likewise."""
+    projected, encoded = config.tokens.tensors == "projected", config.model.vision.encoder != "none"
+    return model_spec(config, int(projected), int(encoded), int(config.tokens.actions == "parallel"))
 
 
 def _check_sources(config: Config, console: Console) -> None:

@@ -22,6 +22,7 @@ from generalist.data.episodes import BrokenEpisode, Episode, Episodes
 from generalist.data.formats.columns import Frames, decode
 from generalist.data.formats.faults import BrokenRecord
 from generalist.data.spread import spread
+from generalist.run.tokenizers import acting_in
 from generalist.tokenizers.continuous import Codec, Quantile, Uniform, fit_statistics
 from generalist.tokenizers.image import to_frame
 from generalist.tokenizers.part_rules import is_image
@@ -72,7 +73,7 @@ def fit_layout(
     Raises:
         ValueError: a part of a space does not fit the settings; the message names it.
     """
-    vocabulary, acting = config.tokens.vocabulary(), config.data.suite_of(name).acting
+    vocabulary, acting = config.tokens.vocabulary(), acting_in(config, name, action)
     seen = functools.partial(
         SpaceTokenizer.from_space,
         observation,

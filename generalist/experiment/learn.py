@@ -9,7 +9,7 @@ from generalist.data.episodes import Episodes
 from generalist.data.source import Stored
 from generalist.envs.task import Task
 from generalist.experiment.layout_fit import fit_layout, losses, sample
-from generalist.run.tokenizers import Tokenizers
+from generalist.run.tokenizers import Tokenizers, acting_in
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import TaskLayout, assign_offsets
 from generalist.tokenizers.text import TextTokenizer
@@ -63,9 +63,11 @@ def learn_tokenizers(
         if is_new:
             layouts[name] = fit_layout(config, name, observation, action, offsets.get(name, 0), text, found)
         else:  # training windows have this run's length from now on, so acting must use the same
-            acting = config.data.suite_of(name).acting
+            acting = acting_in(config, name, action)
             lines = acting_changes(known[name], acting)
             layouts[name] = dataclasses.replace(known[name], acting=acting)
+        if config.tokens.actions == "parallel" and not layouts[name].acting.parallel:
+            lines.append(f"{name}: its actions have text, whose length varies, so they are sequential")
         if console is not None:
             for line in [*lines, *losses(layouts[name], found)]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.examples import ControlExamples
 from generalist.data.packing import OpenBatch, Packer, Position
-from generalist.eval.report.rows_page import Cell, Row
+from generalist.eval.report.rows_page import Cell, Row, Target
 from generalist.experiment.subject import Subject
 from generalist.experiment.tokens_seen import Drawn, Labelled, Stream, naming, open_parts, shard_spec
 from generalist.model.attention import attention_mask, local_mask
@@ -86,12 +86,12 @@ class _Reader:
             sequence, layout = _sequence(batch, row, at), self._layout(drawn)
             held = meanings(sequence, self.tokenizers.assembler, layout)
             wanted = targets(sequence, self.tokenizers.assembler, layout)
-            # A position's target is what the model is to predict after it, with its own meaning.
+            # A position's targets are what the model is to predict after it, with their own meanings.
             cells += [
                 self._cell(
-                    batch, row, place, meaning, target, _ranges(seen[place]), _ranges(near[place]), images[place]
+                    batch, row, place, meaning, several, _ranges(seen[place]), _ranges(near[place]), images[place]
                 )
-                for place, meaning, target in zip(at.tolist(), held, wanted, strict=True)
+                for place, meaning, several in zip(at.tolist(), held, wanted, strict=True)
             ]
         return Row(segments=titles, cells=cells, length=len(segment), window=self.model.window)
 
@@ -101,21 +101,22 @@ class _Reader:
         row: int,
         place: int,
         meaning: Meaning,
-        target: Meaning | None,
+        wanted: list[Meaning],
         sees: list[tuple[int, int]],
         near: list[tuple[int, int]],
         images: list[int],
     ) -> Cell:
+        ids, weights = _targets(batch, row, place)
         return Cell(
             modality=Modality(int(batch.modality[row, place])).name.lower(),
             token=int(batch.tokens[row, place]),
             part=meaning.part,
             value=meaning.value,
             image=meaning.image,
-            target=None if target is None else int(batch.targets[row, place]),
-            target_part="" if target is None else target.part,
-            target_value="" if target is None else target.value,
-            weight=float(batch.loss_weight[row, place]),
+            targets=[
+                Target(token=token, part=one.part, value=one.value) for token, one in zip(ids, wanted, strict=False)
+            ],
+            weight=max(weights),
             segment=int(batch.segment[row, place]),
             position=int(batch.position[row, place]),
             local=int(batch.local_position[row, place]),
@@ -131,7 +132,11 @@ class _Reader:
         segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
         # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
         whole = attention_mask(segment, position, segment, position)
-        near = local_mask(whole, position, position, self.model.window) if self.model.window else whole
+        near = (
+            local_mask(whole, position, position, self.model.window)
+            if any(kind.startswith("window") for kind in self.model.kind_of_layers)
+            else whole
+        )
         is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
         places = np.flatnonzero(is_image[0])
         images: list[list[int]] = [[] for _ in range(segment.shape[1])]
@@ -165,10 +170,26 @@ class _Reader:
 def _sequence(batch: Batch, row: int, at: np.ndarray) -> TokenSequence:
     """Some positions of a row with the payloads of their batch."""
     payloads = ("tensors", "frames", "patches", "intervals", "images")
+    # Positions of a segment follow one another, so their actions are those between its first and last.
+    read_from = np.asarray(batch.action_from) - row * batch.tokens.shape[1] - int(at[0])
+    own = (read_from >= 0) & (read_from < len(at)) & (np.asarray(batch.action_weight) > 0).any(axis=1)
     return TokenSequence(
         **{name: np.asarray(getattr(batch, name)[row, at]) for name in POSITIONAL},
         **{name: np.asarray(getattr(batch, name)) for name in payloads},
+        **{name: np.asarray(getattr(batch, name))[own] for name in ("actions", "action_weight")},
+        action_from=read_from[own],
     )
+
+
+def _targets(batch: Batch, row: int, place: int) -> tuple[list[int], list[float]]:
+    """Ids that are predicted from a position, and the weights of their losses."""
+    read = np.flatnonzero(
+        (np.asarray(batch.action_from) == row * batch.tokens.shape[1] + place)
+        & (np.asarray(batch.action_weight) > 0).any(axis=1)
+    )
+    if len(read):
+        return batch.actions[read[0]].tolist(), batch.action_weight[read[0]].tolist()
+    return [int(batch.targets[row, place])], [float(batch.loss_weight[row, place])]
 
 
 def _ranges(flags: Bool[np.ndarray, "L"]) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ from generalist.experiment.subject import Subject
 from generalist.run.shapes import NO_IMAGE, batch_spec
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.parts import ContinuousPart, Part
-from generalist.tokenizers.pieces import PAYLOADS, Modality
+from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.pieces import Sequence as TokenSequence
 from generalist.tokenizers.spaces import TaskLayout
 
@@ -42,7 +42,7 @@ FULL = 0.5
 """Share of a batch's positions, below which so much is padding that it should be mended."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn(TokenSequence):
     """An example with where it is from."""
 
@@ -249,7 +249,9 @@ def _typical(labelled: Labelled) -> dict[str, Any]:
     by = np.stack([np.bincount(one.modality, minlength=len(Modality)) for one in drawn]).mean(axis=0)
     return {
         "example_tokens": float(np.mean([len(one) for one in drawn])),
-        "example_predicted": float(np.mean([(one.loss_weight > 0).sum() for one in drawn])),
+        "example_predicted": float(
+            np.mean([(one.loss_weight > 0).sum() + (one.action_weight > 0).sum() for one in drawn])
+        ),
         "example_by_modality": _by_modality(by),
     }
 
@@ -285,7 +287,7 @@ def _batch(about: Subject, tokenizers: Tokenizers, parts: Sequence[Labelled]) ->
     # Share of all positions of the packed shards that hold a token.
     filled = used / (BATCHES * spec.rows * spec.length)
     data = about.config.data
-    budgets = {name: max(one[name] for one in counts) for name in PAYLOADS.values()}
+    budgets = {name: max(one[name] for one in counts) for name in BUDGETS}
     # Its share of a whole batch, if the batch is as full as of this source alone.
     of_batch = about.share * data.rows * data.length * filled
     # Tokens per example.

@@ -21,7 +21,8 @@ ADDED = ("/out/", "/down/")  # the maps of a block whose outputs are added to th
 def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, Any]:
     """The parameters of other weights as a run's model takes them, by their paths.
 
-    New layouts get new columns in the tensor projection, and a deeper model gets new layers. Parameters that only one of the two
+    New layouts get new columns in the tensor projection, parallel actions of more dimensions new rows in the action head, and a
+    deeper model gets new layers. Parameters that only one of the two
     models has are reported: the run's own are left to be drawn, those of the weights are left out.
 
     Args:
@@ -36,6 +37,11 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
     if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
         # Drawn as for a new model (see `TensorEmbedder`). Old columns keep their places, in front.
         fresh = np.random.default_rng(0).normal(0, PROJECTION_SPREAD, (more, given[path].shape[1]))  # (F, E)
+        given[path] = np.concatenate([given[path], fresh.astype(np.float32)])
+    path = "action_head/dimensions"
+    if path in given and path in wanted and (more := wanted[path].shape[0] - given[path].shape[0]) > 0:
+        # New dimensions, drawn as for a new model (see `ActionHead`), come behind the old ones.
+        fresh = np.random.default_rng(1).normal(0, 1, (more, given[path].shape[1]))  # (A, F)
         given[path] = np.concatenate([given[path], fresh.astype(np.float32)])
     layers = start.config.model.layers
     if layers < spec.config.layers and spec.config.layers % layers == 0:

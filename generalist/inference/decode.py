@@ -20,7 +20,7 @@ from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 
 
-@partial(jax.jit, static_argnames=("structure", "sample", "numbers"), donate_argnames=("caches",))
+@partial(jax.jit, static_argnames=("structure", "sample", "numbers", "parallel"), donate_argnames=("caches",))
 def extend(
     structure: Structure,
     params: Any,
@@ -37,6 +37,7 @@ def extend(
     temperature: Float[Array, ""] | float = 0.0,
     draws: UInt[Array, "B 2"] | None = None,
     numbers: tuple[int, int] = (0, 0),
+    parallel: bool = False,
 ) -> tuple[Int[Array, "B A"], Float[Array, "B A V"], list[Cache]]:
     """Appends a batch at slot `start` and predicts allowed ids at its last A positions: the likeliest, the median of a continuous
     number, or sampled at a temperature. Also returns the logits there, of all ids, and the caches.
@@ -48,13 +49,18 @@ def extend(
         numbers: first of the ids of continuous bins, and one past the last. Where these are allowed and nothing is sampled, the
             median is taken: experts often saturate an action's bounds, so each bound is one likely bin while the probability
             in between is spread over many, and the likeliest bin would jump from one bound to the other.
+        parallel: predict the A dimensions of an action, all at the last position.
     """
     model = structure.model(params)
     hidden, caches = model.hidden_cached(
         batch, caches, cache_segment, cache_position, start, images, slide
     )  # (B, L, D)
+    read = allowed.shape[1]
     # Only of the positions that are read: the logits of a long prompt would be its largest array.
-    logits = model.logits(hidden[:, hidden.shape[1] - allowed.shape[1] :])  # (B, A, V)
+    if parallel:
+        logits = model.action_logits(hidden[:, -1])[:, :read]  # (B, A, V); other layouts may have more dimensions
+    else:
+        logits = model.logits(hidden[:, hidden.shape[1] - read :])
     chosen = logits
     if sample:
         assert draws is not None, "sampling needs the numbers that determine the draws"
@@ -88,7 +94,7 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
 def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
     """One empty cache per layer."""
     config = generalist.config.model
-    return [Cache.empty(rows, slots, config.kv_heads, config.head_size, generalist.dtype) for _ in range(config.layers)]
+    return [Cache.empty(rows, slots, config.kv_heads, config.key_size, generalist.dtype) for _ in range(config.layers)]
 
 
 def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:

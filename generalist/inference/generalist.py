@@ -1,7 +1,7 @@
 """The facade: weights with methods to prompt them with words, images and shots."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from generalist.inference import prompt as prompting
@@ -54,6 +54,21 @@ class Generalist(Weights):
         else:
             texts = prompting.prompt(self, prompts, Decoding(**decoding), after)
         return texts if several else texts[0]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **decoding: Any) -> Iterator[str]:
+        """A published language model's answer to messages, piece by piece, by the chat template of its folder.
+
+            "".join(model.chat([{"role": "user", "content": "hello"}], tokens=64))
+
+        Args:
+            messages: each with a `role` (system, user or assistant) and its `content`, a text.
+            decoding: as in `prompt`.
+
+        Raises:
+            WeightsError: the folder has no chat template, or one that cannot be used.
+            ValueError: the weights are no published language model, or a message is damaged or has a control token in it.
+        """
+        return prompting.chat(self, messages, Decoding(**decoding))
 
     def read(self, parts: Sequence[Any]) -> prompting.Reading:
         """Reads shots once; any number of prompts can continue `after` them.

@@ -40,6 +40,8 @@ class StepShape:
     """Number of steps in the context."""
     hidden: bool
     """Whether actions are hidden: they are not fed back, and all dimensions are chosen at once."""
+    parallel: bool
+    """Whether all dimensions are chosen at one position."""
     temperature: float
     """0 takes the likeliest action."""
 
@@ -66,7 +68,7 @@ def shape_of(generalist: Weights, name: str) -> StepShape:
     step = generalist.assembler.step(layout, observed, hide_actions=acting.hide_actions)
     dimensions = layout.action.tokens_per_step
     modalities = tuple(step.modality.tolist())
-    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.temperature)
+    return StepShape(modalities, dimensions, acting.steps, acting.hide_actions, acting.parallel, acting.temperature)
 
 
 def some_value(space: gym.Space) -> Any:
@@ -106,18 +108,23 @@ class ControlPolicy:
         ]
         self._begun: set[int] = set()
         self._choices = jnp.asarray(np.concatenate(allowed))  # (B, A, V)
-        observed = len(self.shape.modalities)
+        observed, fed = len(self.shape.modalities), 0 if self.shape.hidden else self.shape.dimensions
         self._window = StepWindow(
             generalist,
             self.lanes,
             steps=self.shape.window,
-            positions=observed if self.shape.hidden else observed + self.shape.dimensions,
-            carried=0 if self.shape.hidden else 1,
+            positions=observed + fed,
+            carried=self._carried,
             images=self.shape.modalities.count(Modality.IMAGE),
             temperature=self.shape.temperature,
         )
-        # The last number of each lane's last action, which is fed with its next observation.
-        self._before = np.full((self.lanes, 1), generalist.vocabulary.range("continuous").start, np.int32)
+        # Each lane's last action, for those that are fed back; that of an episode's first step is hidden.
+        self._acted = np.concatenate(
+            [
+                np.broadcast_to(self.generalist.layouts[name].action.valid_ranges[:, 0], (count, self.shape.dimensions))
+                for name, count in self._runs
+            ]
+        )  # (B, A)
         self._cut: dict[str, list[int]] = {name: [0, 0] for name, _ in self._runs}
         self.logits: Float[Array, "B A V"] | None = None
         """The logits of all ids that the last actions were chosen from."""
@@ -230,15 +237,23 @@ class ControlPolicy:
         Args:
             fed: what is fed back; None: what is chosen.
         """
-        if self.shape.hidden:
-            tokens, self.logits = self._window.append(step, self._choices)
-            return tokens
-        # The last number of the action before comes in front: it was not fed yet. Its id does not matter in a lane that begins.
-        tokens, self.logits = self._window.append(
-            in_front(self._action(self._before), step), self._choices, self._action(self._before), fed
-        )
-        self._before = (tokens if fed is None else fed)[:, -1:]
+        if self._carried:
+            # What was not fed yet of the action before comes in front. Its ids do not matter in a lane that begins.
+            step = in_front(self._action(self._acted[:, -self._carried :]), step)
+        if self.shape.hidden or self.shape.parallel:
+            tokens, self.logits = self._window.append(step, self._choices, parallel=self.shape.parallel)
+        else:
+            action = self._action(self._acted[:, -1:])
+            tokens, self.logits = self._window.append(step, self._choices, action, fed)
+        self._acted = tokens if fed is None else fed
         return tokens
+
+    @property
+    def _carried(self) -> int:
+        """Numbers at the end of an action that are fed with the next observation: nothing is chosen from them."""
+        if self.shape.hidden:
+            return 0
+        return self.shape.dimensions if self.shape.parallel else 1
 
     @property
     def observed(self) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,7 @@ Dimension key: B rows, C choices, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Sequences
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from generalist.inference.weights import Weights
 from generalist.inference.writing import beam_search, unsure, writable, write
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
+from generalist.weights.chat import chat_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def check_parts(parts: Any) -> list[Any]:
     """The parts with image files read.
 
     Raises:
-        ValueError: there are no parts, or one is neither an image nor text, or is text that names an image file.
+        ValueError: there are no parts, or one is neither an image nor text (or its ids), or is text that names an image file.
         DocumentError: an image file cannot be read.
     """
     if isinstance(parts, (str, Path, np.ndarray)) or not len(parts):
@@ -85,6 +86,8 @@ def check_parts(parts: Any) -> list[Any]:
     for number, part in enumerate(parts, 1):
         if isinstance(part, Path):
             part = read_image(part)
+        elif isinstance(part, np.ndarray) and part.dtype == np.int32 and part.ndim == 1:
+            pass  # ids of a text
         elif isinstance(part, np.ndarray):
             if part.dtype != np.uint8 or part.ndim not in (2, 3) or not part.size:
                 raise ValueError(
@@ -116,9 +119,10 @@ def check_room(generalist: Weights, length: int) -> None:
     """
     # Rotary angles beyond the longest training row were never trained.
     if length >= context(generalist):
+        known = "was trained on rows" if generalist.tokenizers.published is None else "has a context"
         raise ValueError(
-            f"the prompt takes {length} positions, but the model was trained on rows of {context(generalist)}: leave out shots, "
-            "or shorten their texts"
+            f"the prompt takes {length} positions, but the model {known} of {context(generalist)}: leave out shots, or shorten "
+            "their texts"
         )
 
 
@@ -129,6 +133,7 @@ def prompt(generalist: Weights, prompts: Sequences[Any], decoding: Decoding, aft
     Raises:
         ValueError, DocumentError: as `check_parts` and `check_room`, before anything is computed.
     """
+    decoding = _stopping(generalist, decoding, [part for parts in prompts for part in parts], after)
     # All prompts are checked here, before the first is computed.
     rows, logits, room = _begin(generalist, prompts, after, decoding.tokens)
     if decoding.beams > 1:
@@ -147,6 +152,7 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
     """
     if decoding.beams > 1:
         raise ValueError("beam search cannot be streamed, since its text is known only at the end: set beams = 1")
+    decoding = _stopping(generalist, decoding, parts, after)
     rows, logits, room = _begin(generalist, [parts], after, decoding.tokens)
     given = text = ""
     for (text,) in write(generalist, rows, logits, decoding, room, at_once=1):
@@ -157,6 +163,34 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
             given = sure
     if len(text) > len(given):
         yield text[len(given) :]
+
+
+def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: Decoding) -> Iterator[str]:
+    """The answer to messages, as `stream` gives it.
+
+    Raises:
+        WeightsError, ValueError: as `Generalist.chat`.
+    """
+    tokenizers = generalist.tokenizers
+    if tokenizers.published is None or tokenizers.folder is None:
+        raise ValueError("only published language models have chat templates: prompt these weights instead")
+    # A template would take them for its own, and whoever wrote a message could speak for someone else.
+    for message in messages:
+        if found := [one for one in tokenizers.text.controls() if one in str(message.get("content"))]:
+            raise ValueError(f"a message has the control token {found[0]} in it: leave it out")
+    ids = tokenizers.text.with_controls(chat_text(tokenizers.folder, messages))
+    if len(ids) and ids.max() >= generalist.vocabulary.text:
+        raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
+    # The template itself has the marks of the beginning, or has none.
+    plain = dataclasses.replace(tokenizers, published=dataclasses.replace(tokenizers.published, begin=()))
+    return stream(dataclasses.replace(generalist, tokenizers=plain), [ids], decoding)
+
+
+def _stopping(generalist: Weights, decoding: Decoding, parts: Sequences[Any], after: Reading | None) -> Decoding:
+    """The settings of writing. After shots a published model would write more: what stands between shots ends its text."""
+    if after is None and not any(isinstance(part, ChunkEnd) for part in parts):
+        return decoding
+    return dataclasses.replace(decoding, stop=(*decoding.stop, *generalist.assembler.marks.stops))
 
 
 def rank(
@@ -197,7 +231,8 @@ def rank(
     later = np.asarray(jax.nn.log_softmax(read, axis=-1))  # (B * C, longest, V)
     # The end of the chunk counts too: otherwise a choice that begins another one would always be the likelier of the two.
     scores = [
-        first[row, one[0]] + later[row, np.arange(len(one)), np.append(one[1:], vocabulary.chunk_end)].sum()
+        first[row, one[0]]
+        + later[row, np.arange(len(one)), np.append(one[1:], generalist.assembler.marks.chunk_end)].sum()
         for row, one in enumerate(ids)
     ]
     return np.array(scores, np.float32).reshape(len(prompts), count)
@@ -229,6 +264,8 @@ def _begin(
         new = [generalist.assembler.document(parts, is_open=True) for parts in checked]
     else:
         new = [after.continued(parts) for parts in checked]
+    if not min(map(len, new)):  # a published model without a mark of the beginning
+        raise ValueError("a prompt is empty: give it at least one letter")
     longest = max(map(len, new)) + (0 if after is None else after.length)
     check_room(generalist, longest)
     # All rows grow together, so the longest prompt decides how much room they have.

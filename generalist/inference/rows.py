@@ -27,7 +27,7 @@ POSITIONAL = (
     "source",
     "loss_weight",
 )
-FLAT = ("tensors", "frames", "patches", "intervals", "images")
+FLAT = ("tensors", "frames", "patches", "intervals", "images", "actions", "action_weight", "action_from")
 
 
 def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_tokens: int = 1) -> Batch:
@@ -68,6 +68,8 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
         fields["payload_index"][row, :size] = _following(sequence, offsets, frame_tokens)
         for name, arrays in payloads.items():
             arrays.append(getattr(sequence, name))
+        # A sequence counts its positions, a batch those of all rows.
+        payloads["action_from"][-1] = sequence.action_from + np.int32(row * length)
         segment[row, :size] = 1
         weight[row, :size] = sequence.loss_weight
     flat: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in payloads.items()}
@@ -98,6 +100,9 @@ def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
     fields["payload_index"] = index
     seen = int((before == Modality.IMAGE).sum())
     fields["image"] = np.maximum(fields["image"] - seen, 0).astype(np.int32)
+    kept = sequence.action_from >= start
+    fields |= {name: getattr(sequence, name)[kept] for name in ("actions", "action_weight")}
+    fields["action_from"] = sequence.action_from[kept] - np.int32(start)
     return dataclasses.replace(sequence, **fields)
 
 
@@ -127,6 +132,10 @@ def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
             rows[name].append(index if name == "payload_index" else getattr(batch, name))
     fields: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in rows.items()}
     flat: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FLAT}
+    before = np.cumsum([0] + [batch.tokens.size for batch in batches])
+    flat["action_from"] = np.concatenate(
+        [batch.action_from + np.int32(first) for batch, first in zip(batches, before[:-1], strict=True)]
+    )
     return Batch(**fields, **flat, row_images=np.concatenate(tables))
 
 
@@ -151,7 +160,8 @@ def pad_payloads(batch: Batch, images: int = 0) -> Batch:
 
 
 def shift_right(batch: Batch) -> Batch:
-    """The same rows with their padding on the left, so that all end at the last position."""
+    """The same rows with their padding on the left, so that all end at the last position. They predict no parallel actions."""
+    assert not len(batch.actions), "the positions that parallel actions are predicted from would move"
     # A stable sort keeps the order of the positions of a row. Positions need not be next to each other: the mask hides padding
     # by its segment, and `position` moves along with the rest.
     order = np.argsort(batch.segment > 0, axis=1, kind="stable")

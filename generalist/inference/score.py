@@ -1,6 +1,6 @@
 """Log-likelihood of sequences under the weights, for ranking answers and for perplexity.
 
-Dimension key: B rows, L positions, V vocabulary, N sequences.
+Dimension key: B rows, L positions, V vocabulary, N sequences, K parallel actions, D width.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.rows import bucket, filled, stack_rows
@@ -23,10 +23,20 @@ from generalist.tokenizers.sequence import Sequence
 def row_log_likelihood(structure: Structure, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
     """Sum of each row's weighted target log-probabilities, in nats."""
     model = structure.model(params)
-    logits = model.logits(model.hidden(batch, dtype))  # (B, L, V)
+    hidden = model.hidden(batch, dtype)  # (B, L, D)
+    found = (batch.loss_weight * _of_targets(model.logits(hidden), batch.targets)).sum(axis=1)
+    if not len(batch.actions):
+        return found
+    read = batch.gather(hidden.reshape(-1, hidden.shape[-1]), batch.action_from)  # (K, D)
+    of_actions = (batch.action_weight * _of_targets(model.action_logits(read), batch.actions)).sum(axis=1)  # (K,)
+    return found + jax.ops.segment_sum(of_actions, batch.action_from // batch.tokens.shape[1], len(found))
+
+
+def _of_targets(logits: Float[Array, "N M V"], targets: Int[Array, "N M"]) -> Float[Array, "N M"]:
+    """Log-probability of each target."""
     # logsumexp at once instead of log_softmax: no second array of the vocabulary's size.
-    picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-    return (batch.loss_weight * (picked - jax.nn.logsumexp(logits, axis=-1))).sum(axis=1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
 def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: int = 64) -> Float[np.ndarray, "N"]:

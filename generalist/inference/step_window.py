@@ -152,9 +152,12 @@ class StepWindow:
         allowed: Bool[Array, "#B A V"],
         action: Batch | None = None,
         fed: Int[np.ndarray, "B A"] | None = None,
+        *,
+        parallel: bool = False,
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
         """Feeds a step to all rows, behind the positions carried over from the one before. Returns the allowed ids chosen at its
-        last A positions and the logits there; with `action`, chosen in turn, each fed back before the next.
+        last A positions and the logits there; with `action`, chosen in turn, each fed back before the next; with `parallel`
+        those of the A dimensions of an action, all chosen at its last position.
 
         Args:
             action: the position of an action's first number in each row, (B, 1), whose token is replaced.
@@ -168,7 +171,7 @@ class StepWindow:
         start = self._prefix + newest * self.positions - self.carried
         image = (self._prefix_images + newest * self.images)[:, None]
         segment = batch.segment.copy()
-        segment[:, : self.carried] = newest[:, None] > 0  # of the step before: the first of a window has none
+        segment[:, : self.carried] *= newest[:, None] > 0  # of the step before: the first of a window has none
         batch = dataclasses.replace(
             batch,
             position=(start[:, None] + np.arange(size)).astype(np.int32),  # (B, L)
@@ -193,7 +196,7 @@ class StepWindow:
             "numbers": self._numbers,
         }
         if action is None:
-            ids, logits, self._caches = extend(*arguments, **settings)
+            ids, logits, self._caches = extend(*arguments, **settings, parallel=parallel)
         else:
             # Numbers follow all images of their step.
             place = {"position": start[:, None] + size, "image": image + self.images}

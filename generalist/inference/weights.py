@@ -4,6 +4,7 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 """
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,8 @@ from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
 from generalist.model.params import divided, flat, layers_apart, layers_together, nested, united
 from generalist.model.transformer import create, create_separate
-from generalist.run.named_weights import ENCODER_FOLDER, is_run, run_settings, weights_folder
+from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
+from generalist.run.published import published_tokenizers
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.files import write_json
 from generalist.system.versions import stored_format
@@ -33,6 +35,7 @@ from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors, tensor
+from generalist.weights.language import LanguageModel
 
 ENCODED_AT_ONCE = 16  # images per call of the encoder: one shape, one compilation
 
@@ -101,8 +104,8 @@ class Weights:
         """Loads weights with their tokenizers and task layouts. Nothing in their folder is trusted, and nothing in it is run.
 
         Args:
-            folder: one that `save` wrote, or a run's, whose newest checkpoint is read; None or `shipped`: the weights that come
-                with the package.
+            folder: one that `save` wrote, a published language model's, or a run's, whose newest checkpoint is read; None or
+                `shipped`: the weights that come with the package.
 
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
@@ -111,6 +114,8 @@ class Weights:
             ImportError: the frozen encoder needs a package that is not installed.
         """
         folder = weights_folder(folder)
+        if is_published(folder):
+            return cls.from_language_model(folder)
         if is_run(folder):
             if jax.process_count() > 1:  # a checkpoint can only be read by all processes together
                 raise ValueError(
@@ -142,6 +147,22 @@ class Weights:
         placed = _placed(weights.stream(recipes))
         return cls(tokenizers, _graph(tokenizers), placed, card["step"], encoder=encoder)
 
+    @classmethod
+    def from_language_model(cls: type[Kind], folder: Path) -> Kind:
+        """A published language model, by its folder in HuggingFace's layout: text alone, in its own context.
+
+        Raises:
+            WeightsError: it is no language model that can be loaded, is damaged, or has settings that are not supported.
+            ImportError: its tokenizer needs the package `tokenizers`, which is not installed.
+        """
+        model = LanguageModel(folder)
+        model.check()
+        tokenizers = published_tokenizers(model)
+        unused = np.zeros((1, model.shape["width"]), np.float32)
+        arrays = model.arrays(tokenizers.config.tokens.vocabulary())
+        placed = _placed(itertools.chain([("position_table", unused)], arrays))
+        return cls(tokenizers, _graph(tokenizers), placed, 0)
+
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.
 
@@ -154,9 +175,12 @@ class Weights:
 
         Raises:
             FileExistsError: the folder exists.
+            ValueError: they are a published language model.
             FileNotFoundError: the encoder's folder no longer exists.
         """
         folder = Path(folder)
+        if self.tokenizers.published is not None:
+            raise ValueError(f"{self.config.name} is a published language model: copy its folder instead")
         if folder.exists():
             raise FileExistsError(f"{folder} exists already: name another folder, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)

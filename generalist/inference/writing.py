@@ -24,10 +24,10 @@ AT_ONCE = 8
 
 def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
     """Ids that text is made of, including its ends."""
-    vocabulary = generalist.vocabulary
-    allowed = np.zeros((1, vocabulary.size), bool)
-    allowed[0, : generalist.tokenizers.text.size] = True
-    allowed[0, [vocabulary.eos, vocabulary.chunk_end]] = True
+    marks = generalist.assembler.marks
+    allowed = np.zeros((1, generalist.vocabulary.size), bool)
+    allowed[0, : marks.pieces] = True
+    allowed[0, list(marks.ends)] = True
     return allowed
 
 
@@ -47,8 +47,8 @@ def write(
         room: maximum number of ids.
         at_once: ids per row that are computed before the first of them is given.
     """
-    vocabulary, decode, drawing = generalist.vocabulary, generalist.tokenizers.text.decode, Drawing.of(decoding)
-    allowed, ends = jnp.asarray(writable(generalist)[0]), np.array([vocabulary.eos, vocabulary.chunk_end], np.int32)
+    vocabulary, decode, drawing = generalist.vocabulary, generalist.tokenizers.text.written, Drawing.of(decoding)
+    allowed, ends = jnp.asarray(writable(generalist)[0]), np.array(generalist.assembler.marks.ends, np.int32)
     count = logits.shape[0]
     written: list[list[int]] = [[] for _ in range(count)]
     texts, over, step = [""] * count, np.zeros((count,), bool), 0
@@ -96,7 +96,7 @@ def beam_search(
         logits: at the end of each row.
         room: maximum number of ids.
     """
-    vocabulary, decode = generalist.vocabulary, generalist.tokenizers.text.decode
+    ends, decode = generalist.assembler.marks.ends, generalist.tokenizers.text.written
     allowed, beams, count = writable(generalist)[0], decoding.beams, len(logits)
     rows = rows.take(np.repeat(np.arange(count), beams))
     logits = jnp.repeat(logits, beams, axis=0)  # (B * K, V)
@@ -108,7 +108,7 @@ def beam_search(
         # Sums in float64: in float32 the order of nearly equal beams would depend on their length.
         ahead = np.asarray(jax.nn.log_softmax(jnp.where(jnp.asarray(allowed), logits, MASKED), axis=-1), np.float64)
         total = (scores[..., None] + ahead.reshape(count, beams, -1)).reshape(count, -1)  # (B, K * V)
-        origin, ids = np.zeros((count, beams), np.int64), np.full((count, beams), vocabulary.eos, np.int64)
+        origin, ids = np.zeros((count, beams), np.int64), np.full((count, beams), generalist.vocabulary.pad, np.int64)
         grown: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(count)]
         for row in range(count):
             # Twice the number of beams: even if the best ones all end, enough candidates remain to continue.
@@ -122,7 +122,7 @@ def beam_search(
                 if done or filled == beams or not np.isfinite(value) or not np.isfinite(old[beam]):
                     continue
                 ids_so_far = [*written[row][beam], id]
-                if id in (vocabulary.eos, vocabulary.chunk_end):
+                if id in ends:
                     # A finished beam counts only if it ranks in the top K.
                     if place < beams:
                         finished[row].append((value / len(ids_so_far), decode(np.array(ids_so_far[:-1], np.int32))))

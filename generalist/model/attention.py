@@ -1,4 +1,4 @@
-"""Self-attention within segments: masks, rotary positions, grouped queries and a key-value cache.
+"""Self-attention within segments: masks, positions, grouped queries and a key-value cache.
 
 Dimension key: B batch, L query positions, S key positions, N query heads, M key-value heads, H head size, D width.
 """
@@ -11,11 +11,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.attend import Packed, attend_cached, attend_packed
+from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
-
-FAR = 1024  # positions; a power of two, so that FAR · frequency is exact in float32
+from generalist.model.positions import Placement
 
 
 def attention_mask(
@@ -49,45 +48,8 @@ def local_mask(
     return mask & (query_position[:, :, None] - key_position[:, None, :] < window)
 
 
-class Angles(NamedTuple):
-    """Cosine and sine of the rotary angles, float32; the same for all heads and for all layers of a kind."""
-
-    cos: Float[Array, "B L 1 H/2"]
-    sin: Float[Array, "B L 1 H/2"]
-
-
-def angles(position: Int[Array, "B L"], config: ModelConfig, *, local: bool = False) -> Angles | None:
-    """Rotary angles (Su et al., 2021) for layers without a window, or with one (`local`); None if positions are learned."""
-    if config.learned_positions:
-        return None
-    rope, half = config.rope, config.head_size // 2
-    base = rope.local_base if local else rope.base
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)  # (H / 2,), radians per position
-    if rope.scaling == "linear" and not local:
-        frequency = frequency / rope.factor
-    if rope.scaling == "llama3" and not local:
-        # By the turns within the original context: many, the frequency stays; few, it is divided by `factor`; between, blended.
-        turns = rope.length * frequency / (2 * jnp.pi)
-        kept = jnp.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0.0, 1.0)
-        frequency = frequency * (kept + (1 - kept) / rope.factor)
-    # position · frequency in float32 is off by 0.1 radian at a million positions. So whole turns of FAR positions are
-    # removed first, and only the remainder is multiplied out.
-    far, near = (part[:, :, None].astype(jnp.float32) for part in jnp.divmod(position, FAR))  # (B, L, 1) each
-    step = jnp.mod(FAR * frequency, 2 * jnp.pi)
-    angle = (near * frequency[None, None, :] + far * step[None, None, :])[:, :, None, :]  # (B, L, 1, H / 2)
-    return Angles(jnp.cos(angle), jnp.sin(angle))
-
-
-def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
-    """Rotary position embedding in float32; dimension i is paired with i + H/2, as in GPT-NeoX."""
-    # Models that pair neighbouring dimensions instead are permuted when their weights are read.
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = angles
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
 class Cache(NamedTuple):
-    """Keys and values of one layer in S slots. Keys are rotated when they are written; see `Slide`."""
+    """Keys and values of one layer in S slots. Keys are placed (`Placement`) when they are written; see `Slide`."""
 
     # One matrix per row and head, which products take as it is. Rows and heads share an axis (R = B · M): with an axis of one row
     # XLA would write new keys twice in a loop, once for the product and once to be kept, and copy the whole cache for that.
@@ -120,29 +82,33 @@ class Masked(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with rotary positions and normalised queries and keys (more stable, as in Chameleon)."""
+    """Multi-head self-attention, if set with normalised queries and keys (more stable, as in Chameleon)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
         self.scale, self.softcap = config.query_scale or config.head_size**-0.5, config.attention_softcap
-        self.window = config.window
+        self.window, self.bound = config.window, config.qkv_bound
+        self.wider = config.key_size - config.head_size  # dimensions that a placement adds
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         # One 2-D kernel for all three: a third of the calls, and no slow multi-dimensional layout on a CPU.
         self.qkv = Linear(config.width, inner + 2 * kv_inner, rngs=rngs, bias=config.qkv_bias)
+        out_bias = config.bias if config.out_bias is None else config.out_bias
         # Residual branches start smaller with depth (GPT-2), so that the stream's variance does not grow with the layers.
-        self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5, bias=config.bias)
+        self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5, bias=out_bias)
+        self.joint = config.qk_norm_joint
 
-        def head_norm() -> RMSNorm | None:
-            return RMSNorm(self.head_size, rngs=rngs, epsilon=config.norm_epsilon) if config.qk_norm else None
+        def norm(size: int) -> RMSNorm | None:
+            size = size if self.joint else self.head_size
+            return RMSNorm(size, rngs=rngs, epsilon=config.norm_epsilon) if config.qk_norm else None
 
-        self.query_norm, self.key_norm = head_norm(), head_norm()
+        self.query_norm, self.key_norm = norm(inner), norm(kv_inner)
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         seen: Packed | Masked,
-        angles: Angles | None,
-        written: Angles | None,
+        placed: Placement | None,
+        written: Placement | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
@@ -151,35 +117,47 @@ class Attention(nnx.Module):
 
         Args:
             seen: which keys each position sees.
-            angles: rotary angles of the positions.
-            written: rotary angles at which the keys are written, which include the distance that slots have slid; without a
-                cache the same as `angles`.
+            placed: the positions; None: attention does not know them.
+            written: the positions at which the keys are written, which include the distance that slots have slid; without a
+                cache the same as `placed`.
             cache: keys and values so far; None for whole rows.
             start: slot of the first new position.
         """
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
-        query, key, value = jnp.split(self.qkv(x), [inner, inner + kv_inner], axis=-1)
+        projected = self.qkv(x)
+        projected = jnp.clip(projected, -self.bound, self.bound) if self.bound else projected
+        query, key, value = jnp.split(projected, [inner, inner + kv_inner], axis=-1)
+        if self.joint:
+            query, key = self._normed(query, key)
         query = query.reshape(batch, length, self.heads, self.head_size)
         key = key.reshape(batch, length, self.kv_heads, self.head_size)
         value = value.reshape(batch, length, self.kv_heads, self.head_size)
         # Before the rotation, as in Qwen 3 and Gemma 3: the gain differs between the two dimensions that a rotation mixes.
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        slid = query  # with learned positions nothing is rotated, and both queries are the same
-        if angles is not None and written is not None:
-            query, slid, key = rotate(query, angles), rotate(query, written), rotate(key, written)
+        if not self.joint:
+            query, key = self._normed(query, key)
+        slid = query  # with learned positions nothing is placed, and both queries are the same
+        if placed is not None and written is not None:
+            query, slid, key = placed.query(query), written.query(query), written.key(key)
+        if self.wider:  # most kernels take values of the size of the keys
+            value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, self.wider)))
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
-            key, value = (new.swapaxes(1, 2).reshape(-1, length, self.head_size) for new in (key, value))
+            key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
             cache = Cache(
                 jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
         if isinstance(seen, Packed):
             mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
+        elif cache is None:  # whole rows that a mask shows, as of a tower
+            mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:
-            assert cache is not None, "a mask of slots needs the cache that has them"
             slide = None if seen.slid is None else (slid, seen.slid)
             mixed = attend_cached(query, *cache, seen.mask, slide, scale=self.scale, softcap=self.softcap)
-        return self.out(mixed.reshape(batch, length, inner)), cache
+        return self.out(mixed[..., : self.head_size].reshape(batch, length, inner)), cache
+
+    def _normed(self, query: Float[Array, "..."], key: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
+        if self.query_norm is None or self.key_norm is None:
+            return query, key
+        return self.query_norm(query), self.key_norm(key)

@@ -10,6 +10,14 @@ REQUIRED = "required"
 it, training refuses it."""
 
 
+ALIBI_SIZE = 8
+"""Dimensions that ALiBi adds to queries and keys; GPU kernels take heads of a multiple of 8."""
+
+LayerKind = Literal["full", "window", "full_unrotated", "window_unrotated"]
+"""What a layer's attention sees and how it tells positions apart: all earlier positions or those of a window; with or without
+rotary positions."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """Images through a frozen encoder, the Perceiver resampler and gated cross-attention (Flamingo, section 2)."""
@@ -67,23 +75,37 @@ class RopeConfig:
     """Base of the wavelengths."""
     local_base: float = 10_000.0
     """Base of the wavelengths in layers with a window (Gemma 3)."""
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    """Positions divided by `factor` (linear), or only long wavelengths stretched (Llama 3.1); never in layers with a window."""
+    share: float = 1.0
+    """Share of each head's dimensions that is rotated, the first ones (GPT-NeoX: 0.25)."""
+    scaling: Literal["none", "linear", "llama3", "yarn", "listed"] = "none"
+    """How wavelengths are stretched. linear: all by `factor`. llama3 (Llama 3.1), yarn (Peng et al., 2023): long ones by
+    `factor`, short ones not. listed (LongRoPE): each by its own one of `factors`."""
+    scaled_windows: bool = False
+    """Stretch the wavelengths of layers with a window too."""
     factor: float = 1.0
     """Factor by which wavelengths are stretched."""
+    factors: tuple[float, ...] = ()
+    """listed: the factor of each wavelength, the shortest first."""
     low_frequency: float = 1.0
-    """llama3: wavelengths above `length` / `low_frequency` are stretched in full."""
+    """llama3, yarn: wavelengths above `length` / `low_frequency` are stretched in full."""
     high_frequency: float = 4.0
-    """llama3: wavelengths below `length` / `high_frequency` are not stretched."""
+    """llama3, yarn: wavelengths below `length` / `high_frequency` are not stretched."""
     length: int = 8192
-    """llama3: length of the context that the model was first trained with, in tokens."""
+    """llama3, yarn: length of the context that the model was first trained with, in tokens."""
+    attention_factor: float = 1.0
+    """Factor of rotated queries and of rotated keys (YaRN's temperature, LongRoPE)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            # `not >` instead of `<=`: it also refuses NaN.
-            if not isinstance(value, str) and not value > 0:
-                raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+            for number in value if isinstance(value, tuple) else (value,):
+                # `not >` instead of `<=`: it also refuses NaN.
+                if type(number) in (int, float) and not number > 0:
+                    raise ValueError(f"model.rope.{field.name} must be above 0, got {value}")
+        if self.scaling == "yarn" and self.base <= 1:  # whose logarithm is a divisor
+            raise ValueError(f"model.rope.base must be above 1 for yarn, got {self.base}")
+        if self.share > 1:
+            raise ValueError(f"model.rope.share must be at most 1, got {self.share}")
         # The blend between stretched and kept wavelengths divides by their difference.
         if self.high_frequency <= self.low_frequency:
             raise ValueError(
@@ -96,9 +118,9 @@ class ModelConfig:
     """The shape of the Transformer and of its embedders."""
 
     trunk: str = "none"
-    """A folder with a pretrained language model (GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3), which provides the blocks, the text
-    embeddings, the tokenizer and the settings from `width` to `logit_softcap`. none: everything is learned from scratch.
-    "required" stands in a preset for a folder that you must name."""
+    """A folder with a published language model (docs/published-models.md), which provides the blocks, the text embeddings, the
+    tokenizer and the settings from `width` to `logit_softcap`. none: everything is learned from scratch. "required" stands in a
+    preset for a folder that you must name."""
     trunk_frozen: bool = True
     """Freeze the trunk's weights and train only the new ones (Flamingo, section 2)."""
     width: int = 128
@@ -113,30 +135,45 @@ class ModelConfig:
     """Size of one head."""
     hidden: int = 384
     """Width of the feed-forward's hidden layer, of each branch if it is gated."""
-    activation: Literal["geglu", "swiglu", "gelu"] = "geglu"
-    """Activation and gate of the feed-forward; gelu has no gate."""
+    activation: Literal["geglu", "swiglu", "gelu", "exact_gelu"] = "geglu"
+    """Activation and gate of the feed-forward; gelu and exact_gelu have no gate. GELU is its tanh approximation, but for
+    exact_gelu."""
     norm: Literal["rms", "layer"] = "rms"
     """Root-mean-square or layer normalisation."""
     norm_epsilon: float = 1e-6
     """Added to the variance."""
+    pre_norms: bool = True
+    """Normalise the inputs of attention and feed-forward (OLMo 2 does not)."""
     post_norms: bool = False
-    """Also normalise the outputs of attention and feed-forward before they are added (Gemma 2)."""
+    """Normalise the outputs of attention and feed-forward before they are added (Gemma 2, OLMo 2)."""
+    parallel_residual: bool = False
+    """Feed-forwards read the same input as attention, instead of the stream with attention's output (GPT-NeoX)."""
     qkv_bias: bool = False
     """Biases for queries, keys and values."""
     bias: bool = False
     """Biases for the other linear maps of a block."""
+    out_bias: bool | None = None
+    """Bias of attention's output map; None: as `bias`."""
+    qkv_bound: float = 0.0
+    """Queries, keys and values are clipped to plus and minus this number (MPT); 0: not."""
     qk_norm: bool = True
     """Normalise queries and keys."""
+    qk_norm_joint: bool = False
+    """Normalise the queries, and the keys, of all heads together (OLMo 2) instead of each head."""
     tied_output: bool = True
     """Compute logits with the token embedding instead of a separate matrix."""
     rope: RopeConfig = RopeConfig()
     """Rotary positions."""
     learned_positions: int = 0
     """Rows of a learned table of positions that replaces rotary positions (GPT-2); 0: rotary."""
+    alibi: float = 0.0
+    """Scores fall with distance instead of rotary positions (ALiBi): the largest exponent of the heads' slopes, which are powers
+    of 1/2 (MPT: 8); 0: rotary."""
     window: int = 0
     """Positions that layers with a sliding window look back, themselves included; 0: no layer has one."""
-    global_every: int = 1
-    """Every n-th layer has no window (Gemma 2: 2, Gemma 3: 6)."""
+    layer_kinds: tuple[LayerKind, ...] = ("full",)
+    """The kinds of the layers from the first on, repeated over all layers: without or with a window, and without rotary positions
+    if the name ends in _unrotated (Gemma 2: window full; SmolLM 3: full full full full_unrotated)."""
     embedding_scale: float | None = None
     """Factor of the token embeddings; None: the square root of the width."""
     query_scale: float | None = None
@@ -180,14 +217,18 @@ class ModelConfig:
                 raise ValueError(f"model.{field.name} must be at least {least}, got {value}")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"model.stochastic_depth must be at least 0 and below 1, got {self.stochastic_depth}")
-        for name in ("attention_softcap", "logit_softcap"):
-            if getattr(self, name) < 0:
+        for name in ("attention_softcap", "logit_softcap", "qkv_bound", "alibi"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"model.{name} must not be negative, got {getattr(self, name)}")
+        if self.query_scale is not None and not self.query_scale > 0:
+            raise ValueError(f"model.query_scale must be above 0, got {self.query_scale}")
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
-        # Rotary positions pair the two halves of a head.
-        if self.head_size % 2 and not self.learned_positions:
-            raise ValueError(f"model.head_size must be even for rotary positions, got {self.head_size}")
+        self._check_positions()
+        if not (self.pre_norms or self.post_norms):
+            raise ValueError(
+                "model.pre_norms or model.post_norms must be set: without norms the stream grows without bound"
+            )
         # The frame embedder's stem takes 4×4 blocks.
         if self.frame_size % 4:
             raise ValueError(f"model.frame_size must be a multiple of 4, got {self.frame_size}")
@@ -196,6 +237,50 @@ class ModelConfig:
             raise ValueError(
                 f"model.patch_channels must be a multiple of 4 up to 128, and of 32 above, got {self.patch_channels}"
             )
+
+    def _check_positions(self) -> None:
+        """Raises `ValueError` if the settings of positions or windows contradict each other."""
+        if self.learned_positions and self.alibi:
+            raise ValueError("model.learned_positions and model.alibi exclude each other: set one of them to 0")
+        if not self.layer_kinds:
+            raise ValueError('model.layer_kinds is empty: name the kind of at least one layer, such as "full"')
+        if not self.window and any(kind.startswith("window") for kind in self.kind_of_layers):
+            raise ValueError(
+                "model.layer_kinds has layers with a window: set model.window to the positions that they look back"
+            )
+        # A bound of scores would act on the slopes too, which are part of them (`generalist.model.alibi`).
+        if self.alibi and self.attention_softcap:
+            raise ValueError("model.alibi and model.attention_softcap exclude each other: set one of them to 0")
+        # Rotary positions pair the two halves of what they rotate.
+        if self.rotary and (self.rotated % 2 or not self.rotated):
+            raise ValueError(
+                f"model.head_size times model.rope.share must be an even number of dimensions for rotary positions, got "
+                f"{self.head_size} · {self.rope.share} = {self.rotated}"
+            )
+        if self.rope.scaling == "listed" and self.rotary and len(self.rope.factors) != self.rotated // 2:
+            raise ValueError(
+                f"model.rope.factors must have one factor per wavelength, {self.rotated // 2}, got {len(self.rope.factors)}"
+            )
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions are rotary."""
+        return not self.learned_positions and not self.alibi
+
+    @property
+    def rotated(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(self.head_size * self.rope.share)
+
+    @property
+    def key_size(self) -> int:
+        """Dimensions of queries and keys when they meet, and of the values beside them."""
+        return self.head_size + (ALIBI_SIZE if self.alibi else 0)
+
+    @property
+    def kind_of_layers(self) -> tuple[LayerKind, ...]:
+        """The kind of every layer."""
+        return tuple(self.layer_kinds[layer % len(self.layer_kinds)] for layer in range(self.layers))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,3 +297,5 @@ class ModelSpec:
     """Whether images enter as whole frames; otherwise the model has no frame embedder."""
     channels: int = 0
     """Channels of the frozen encoder's features; 0 without an encoder: the model then has no cross-attention."""
+    action_dimensions: int = 0
+    """Dimensions of the largest parallel action; 0 if there is none: the model then has no action head."""

@@ -146,13 +146,19 @@ def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
     return kind(config.width, rngs=rngs, epsilon=config.norm_epsilon)
 
 
+def exact_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """GELU by the error function, without an approximation (Hendrycks & Gimpel, 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
 class FeedForward(nnx.Module):
     """`(act(x W₁) ⊙ x W₂) W₃` (Shazeer, 2020: GEGLU, SwiGLU), with W₁ and W₂ side by side in one kernel; or, without a gate,
-    `gelu(x W₁) W₃`. GELU uses its tanh approximation, as published models do."""
+    `gelu(x W₁) W₃`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.activation = jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu
-        self.gated = config.activation != "gelu"
+        activations = {"swiglu": jax.nn.silu, "exact_gelu": exact_gelu}
+        self.activation = activations.get(config.activation, jax.nn.gelu)
+        self.gated = config.activation in ("geglu", "swiglu")
         inner = (1 + self.gated) * config.hidden
         # Smaller with depth, as the attention's output.
         scale = (2 * config.layers) ** -0.5

@@ -1,6 +1,7 @@
 """The decoder-only Transformer: embeds a batch of packed sequences, mixes, predicts the next token.
 
-Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches.
+Dimension key: B batch, L positions, S cache slots, D width, V vocabulary, N tensors, M frames, P patches, K positions that
+parallel actions are read from, A dimensions of an action.
 """
 
 import functools
@@ -10,16 +11,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.data.rows import rows_at
+from generalist.model.action_head import ActionHead
 from generalist.model.attend import Packed
-from generalist.model.attention import Angles, Attention, Cache, Masked, Slide, angles, attention_mask, local_mask
-from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.attention import Attention, Cache, Masked, Slide, attention_mask, local_mask
+from generalist.model.blocked_attention import MASKED
+from generalist.model.config import LayerKind, ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, make_norm, stack, stored_product, unstacked
+from generalist.model.positions import Placement, placement
 from generalist.model.remat import layers_unrolled, recomputed
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
@@ -27,22 +31,27 @@ from generalist.tokenizers.vocabulary import Vocabulary
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream, with norms before them, after them or both."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = make_norm(config, rngs=rngs)
+        def norm(wanted: bool):
+            return make_norm(config, rngs=rngs) if wanted else _unchanged
+
+        self.parallel = config.parallel_residual
+        self.attention_norm = norm(config.pre_norms)
         self.attention = Attention(config, rngs=rngs)
-        self.feed_forward_norm = make_norm(config, rngs=rngs)
+        self.feed_forward_norm = norm(config.pre_norms)
         self.feed_forward = FeedForward(config, rngs=rngs)
-        self.attention_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
-        self.feed_forward_post_norm = make_norm(config, rngs=rngs) if config.post_norms else None
+        # These act on the sub-layer's output, before the residual addition.
+        self.attention_post_norm = norm(config.post_norms)
+        self.feed_forward_post_norm = norm(config.post_norms)
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         seen: Packed | Masked,
-        angles: Angles | None,
-        written: Angles | None,
+        placed: Placement | None,
+        written: Placement | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | None = None,
         kept: Float[Array, "2 B"] | None = None,
@@ -52,22 +61,26 @@ class Block(nnx.Module):
         Args:
             kept: factors of each row's attention and feed-forward (stochastic depth); None: 1.
         """
-        # Post-norms (Gemma 2) act on the sub-layer's output, before the residual addition.
-        mixed, cache = self.attention(self.attention_norm(x), seen, angles, written, cache, start)
-        mixed = mixed if self.attention_post_norm is None else self.attention_post_norm(mixed)
-        x = x + (mixed if kept is None else mixed * kept[0, :, None, None])
-        mixed = self.feed_forward(self.feed_forward_norm(x))
-        mixed = mixed if self.feed_forward_post_norm is None else self.feed_forward_post_norm(mixed)
-        x = x + (mixed if kept is None else mixed * kept[1, :, None, None])
+        attended, cache = self.attention(self.attention_norm(x), seen, placed, written, cache, start)
+        attended = self.attention_post_norm(attended)
+        attended = attended if kept is None else attended * kept[0, :, None, None]
+        # In parallel both read the same input (GPT-J, GPT-NeoX).
+        fed = self.feed_forward(self.feed_forward_norm(x if self.parallel else x + attended))
+        fed = self.feed_forward_post_norm(fed)
+        x = x + attended + (fed if kept is None else fed * kept[1, :, None, None])
         return constrain(x, "batch", "length", None), cache
 
 
+def _unchanged(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    return x
+
+
 class Sight(NamedTuple):
-    """What layers of one kind see: the visible positions, and the rotary angles of their distances (see `Attention`)."""
+    """What layers of one kind see: the visible positions, and how they are told apart (see `Attention`)."""
 
     seen: Packed | Masked
-    angles: Angles | None
-    written: Angles | None
+    placed: Placement | None
+    written: Placement | None
 
 
 class TokenTable(nnx.Module):
@@ -124,8 +137,9 @@ class Transformer(nnx.Module):
         self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
         times = config.learned_positions
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
-        # Last, so that the language model's own parameters are initialised the same with and without an encoder.
+        # Last, so that all other parameters are initialised the same with and without these parts.
         self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
+        self.action_head = ActionHead(spec, rngs=rngs) if spec.action_dimensions else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
@@ -152,15 +166,15 @@ class Transformer(nnx.Module):
         x = x + rows_at(self.position_table[...], batch.local_position).astype(dtype)
         return constrain(x, "batch", "length", None)
 
-    def sights(self, batch: Batch) -> tuple[Sight, Sight | None]:
-        """What layers without a window see in whole rows, and layers with one; None if no layer has a window."""
+    def sights(self, batch: Batch) -> dict[LayerKind, Sight]:
+        """What layers of each kind see in whole rows."""
 
-        # Angles are computed here, once for all layers of a kind, instead of in each layer.
-        def sight(near: bool) -> Sight:
-            turned = angles(batch.position, self.config, local=near)
-            return Sight(Packed(batch.segment, jnp.array(near)), turned, turned)
+        # Placed here, once for all layers of a kind, instead of in each layer.
+        def sight(kind: LayerKind) -> Sight:
+            placed = placement(batch.position, self.config, kind)
+            return Sight(Packed(batch.segment, jnp.array(kind.startswith("window"))), placed, placed)
 
-        return sight(False), sight(True) if self.config.window else None
+        return {kind: sight(kind) for kind in dict.fromkeys(self.config.kind_of_layers)}
 
     def cached_sights(
         self,
@@ -168,26 +182,21 @@ class Transformer(nnx.Module):
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
         slide: Slide | None,
-    ) -> tuple[Sight, Sight | None]:
-        """What layers without and with a window see when new positions attend to the slots of a cache."""
+    ) -> dict[LayerKind, Sight]:
+        """What layers of each kind see when new positions attend to the slots of a cache."""
         mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
+        near = local_mask(mask, batch.position, key_position, self.config.window)
+        moved = 0 if slide is None else slide.by[:, None]
+        both = jnp.stack([batch.position, batch.position + moved])
 
-        def sight(mask: Bool[Array, "B L S"], local: bool) -> Sight:
-            moved = 0 if slide is None else slide.by[:, None]
-            both = jnp.stack([batch.position, batch.position + moved])
+        def sight(kind: LayerKind) -> Sight:
             # A loop keeps the compiler from fusing this into every layer, which would compute it again each time.
-            both = jax.lax.map(lambda position: angles(position, self.config, local=local), both)
-            turned, written = jax.tree.map(lambda leaf: leaf[0], both), jax.tree.map(lambda leaf: leaf[1], both)
-            return Sight(Masked(mask, None if slide is None else slide.slots), turned, written)
+            placed = jax.lax.map(lambda position: placement(position, self.config, kind), both)
+            placed, written = jax.tree.map(lambda leaf: leaf[0], placed), jax.tree.map(lambda leaf: leaf[1], placed)
+            seen = near if kind.startswith("window") else mask
+            return Sight(Masked(seen, None if slide is None else slide.slots), placed, written)
 
-        whole = sight(mask, False)
-        if not self.config.window:
-            return whole, None
-        return whole, sight(local_mask(mask, batch.position, key_position, self.config.window), True)
-
-    def is_global(self, layer: int) -> bool:
-        """Whether a layer, counted from 0, has no window."""
-        return not self.config.window or (layer + 1) % self.config.global_every == 0
+        return {kind: sight(kind) for kind in dict.fromkeys(self.config.kind_of_layers)}
 
     def _need(self, payload: str):
         embedder = getattr(self, f"{payload}_embedder")
@@ -199,30 +208,30 @@ class Transformer(nnx.Module):
         """Final hidden states of whole sequences. `key` draws patch positions and skipped sub-layers (training); with None patch
         positions are the means of their intervals and nothing is skipped."""
         x = self.embed(batch, dtype, key)
-        whole, near = self.sights(batch)
+        sights = self.sights(batch)
         if isinstance(self.blocks, nnx.List):
-            return self.final_norm(self._through_separate(x, batch, whole, near))
+            return self.final_norm(self._through_separate(x, batch, sights))
         graph, stacked = nnx.split(self.blocks)
-        is_global = jnp.array([self.is_global(layer) for layer in range(self.config.layers)])
+        kinds = jnp.array([list(sights).index(kind) for kind in self.config.kind_of_layers])
         kept = self._kept(len(x), dtype, key)
 
         def layer(x, of_layer):
-            params, is_global, kept = of_layer
-            # Both kinds of layers run in one scan; a choice between two sets of angles costs less than two scans.
-            seen = whole if near is None else jax.tree.map(lambda a, b: jnp.where(is_global, a, b), whole, near)
+            params, kind, kept = of_layer
+            # All kinds of layers run in one scan; a choice between sets of angles costs less than a scan for each.
+            seen = jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *sights.values())
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
         layers = self.config.layers
         unroll = layers_unrolled(layers, self.config.layers_unrolled)
         remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
         if self.visual is None:
-            x, _ = jax.lax.scan(remat(layer), x, (stacked, is_global, kept), unroll=unroll)
+            x, _ = jax.lax.scan(remat(layer), x, (stacked, kinds, kept), unroll=unroll)
         else:
-            x = self.visual.scan(remat(layer), x, (stacked, is_global, kept), batch, remat, unroll)
+            x = self.visual.scan(remat(layer), x, (stacked, kinds, kept), batch, remat, unroll)
         return self.final_norm(x)
 
     def _through_separate(
-        self, x: Float[Array, "B L D"], batch: Batch, whole: Sight, near: Sight | None
+        self, x: Float[Array, "B L D"], batch: Batch, sights: dict[LayerKind, Sight]
     ) -> Float[Array, "B L D"]:
         """Whole rows through layers that are separate (`unstack`): nothing is skipped and nothing kept for a backward pass."""
         keys = mask = None
@@ -231,7 +240,7 @@ class Transformer(nnx.Module):
             keys = None if visual is None else [gated.keys(visual) for gated in self.visual.gated]
         for index, block in enumerate(self.blocks):
             x = x if self.visual is None else self.visual.before(index, x, keys, mask)
-            x, _ = block(x, *(whole if near is None or self.is_global(index) else near))
+            x, _ = block(x, *sights[self.config.kind_of_layers[index]])
         return x
 
     def _kept(self, rows: int, dtype: DTypeLike, key: Array | None) -> Float[Array, "layers 2 B"] | None:
@@ -267,7 +276,7 @@ class Transformer(nnx.Module):
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        whole, near = self.cached_sights(batch, cache_segment, cache_position, slide)
+        sights, kinds = self.cached_sights(batch, cache_segment, cache_position, slide), self.config.kind_of_layers
         keys = mask = None
         if self.visual is not None and images is not None:
             keys, mask = images.keys, self.visual.cached_mask(batch.image, images)
@@ -275,8 +284,7 @@ class Transformer(nnx.Module):
         # A loop, not a scan: one cache per layer is updated in place; a stacked one would be copied every step.
         for index, (block, cache) in enumerate(zip(unstacked(self.blocks), caches, strict=True)):
             x = x if self.visual is None else self.visual.before(index, x, keys, mask)
-            seen = whole if near is None or self.is_global(index) else near
-            x, cache = block(x, *seen, cache, start)
+            x, cache = block(x, *sights[kinds[index]], cache, start)
             updated.append(cache)
         return self.final_norm(x), updated
 
@@ -299,10 +307,24 @@ class Transformer(nnx.Module):
         bound = self.config.logit_softcap
         return bound * jnp.tanh(logits / bound) if bound else logits
 
+    def action_hidden(self, hidden: Float[Array, "K D"]) -> Float[Array, "K A D"]:
+        """Hidden states of all dimensions of parallel actions, from those of the positions that they are read from."""
+        if self.action_head is None:
+            raise ValueError("the batch has parallel actions but this model was built without an action head")
+        return self.action_head(hidden)
+
+    def action_logits(self, hidden: Float[Array, "K D"]) -> Float[Array, "K A V"]:
+        """Logits of parallel actions, in float32: of ids that are no text, which no such action has; others are masked."""
+        products = stored_product(self.action_hidden(hidden), self.output_table.other[...].T)
+        bound = self.config.logit_softcap
+        logits = products.astype(jnp.float32)
+        logits = bound * jnp.tanh(logits / bound) if bound else logits
+        return jnp.pad(logits, ((0, 0), (0, 0), (len(self.output_table.text), 0)), constant_values=MASKED)
+
     def empty_caches(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> list[Cache]:
         """One empty cache per layer, of `batch` rows and `slots` positions."""
         config = self.config
-        return [Cache.empty(batch, slots, config.kv_heads, config.head_size, dtype) for _ in range(config.layers)]
+        return [Cache.empty(batch, slots, config.kv_heads, config.key_size, dtype) for _ in range(config.layers)]
 
 
 def create(spec: ModelSpec, seed: int) -> Transformer:

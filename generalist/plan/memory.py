@@ -93,6 +93,7 @@ def arithmetic(
     positions = batch.rows * batch.length / replicas / config.training.micro_batches
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
+    predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
     micro = replicas * config.training.micro_batches
@@ -102,6 +103,10 @@ def arithmetic(
     payloads = batch.tensors * batch.projection_width * FULL + 3 * (
         batch.frames * batch.frame_size**2 + batch.patches * PATCH**2
     )
+    payloads += 2 * FULL * predicted  # ids and weights
+    # Logits of parallel actions are of ids that are no text. They are computed after those of positions, in as large pieces.
+    of_actions = predicted / micro * (spec.vocabulary.size - spec.vocabulary.text)
+    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, "cpu" if width == FULL else "gpu")
     return Arithmetic(
         trained=trained,
         frozen=frozen,
@@ -111,7 +116,7 @@ def arithmetic(
         optimizer_bytes=2 * FULL * trained / shards,  # both moments of AdamW; Muon needs less
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
-        logits_bytes=LOGITS_COPIES * width * logits / chunks,
+        logits_bytes=LOGITS_COPIES * width * max(logits / chunks, most),
         # `Batch` has ten fields of 4 bytes per position.
         batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
         limit=limit,
@@ -122,16 +127,15 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     """Numbers of `width` bytes that the blocks keep for the backward pass: with remat the input of each block, and everything of
     one block at a time."""
     model = spec.config
-    inner = (model.heads + 2 * model.kv_heads) * model.head_size
-    gated = (
-        model.activation != "gelu"
-    )  # geglu and swiglu have a second hidden branch, which is multiplied with the first
+    inner = (model.heads + 2 * model.kv_heads) * model.key_size
+    # Gated ones have a second hidden branch, which is multiplied with the first.
+    gated = model.activation in ("geglu", "swiglu")
     # Products: query, key, value, the outputs of attention and feed-forward, hidden layers. Besides them two norms and their
     # inputs, rotated queries and keys, mixed values, and the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
     one = products + 4 * model.width + inner + model.heads * model.head_size + (1 + gated) * model.hidden
     dtype = jnp.float32 if width == FULL else jnp.bfloat16
-    fused = fused_on_gpu(dtype, batch.length, batch.length, model.head_size, model.attention_softcap)
+    fused = fused_on_gpu(dtype, batch.length, batch.length, model.key_size, model.attention_softcap)
     # Per position, so one length of the square array remains. Scores that are stored are float32.
     scores = MASK_COPIES * batch.length if fused else SCORES_COPIES * model.heads * batch.length * FULL / HALF
     kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
@@ -156,6 +160,7 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     model, kept = spec.config, 0.0
     if spec.patches:
         kept += batch.patches * (6 * PATCH**2 * model.patch_channels + 2 * model.width)
+    kept += batch.actions * (1 + batch.action_dimensions) * (model.width + model.hidden)
     if spec.frames:
         kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
     if spec.channels:

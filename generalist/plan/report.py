@@ -190,7 +190,7 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
     if config.training.loss_chunks < 16 and config.data.length % 16 == 0:
         yield "--training.loss-chunks 16: logits of a sixteenth of the positions at a time"
     if config.data.rows > 1:
-        yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images) halved as well"
+        yield f"--data.rows {config.data.rows // 2}, and the payloads (patches, frames, tensors, images, actions) halved as well"
     if config.training.ema:
         yield "--training.ema 0: one copy of the weights fewer"
     if target is not None and target.slice is not None:

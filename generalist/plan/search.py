@@ -140,7 +140,7 @@ def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Targ
     stream = HALF * spec.config.layers * batch.rows * batch.length / (data * fsdp * sequence)
     summed += (tensor > 1) * 2 * passes * 2 * stream * spec.config.width / split
     # With positions split, every device gathers the keys and values of the whole sequence.
-    heads = 2 * spec.config.kv_heads * spec.config.head_size
+    heads = 2 * spec.config.kv_heads * spec.config.key_size
     summed += (sequence > 1) * 2 * passes * stream * sequence * heads / tensor / split
     # The optimizer reads and writes weights, gradients and both moments once.
     traffic = 6 * FULL * weights / (fsdp * tensor) / chip.bandwidth

@@ -42,7 +42,8 @@ def weights_folder(name: Path | str | None) -> Path:
     """The folder of weights that a name stands for.
 
     Args:
-        name: a folder that `Generalist.save` wrote, or a run's folder; `shipped` or None: the weights of the package.
+        name: a folder that `Generalist.save` wrote, a run's folder, or that of a published language model; `shipped` or None:
+            the weights of the package.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -50,15 +51,28 @@ def weights_folder(name: Path | str | None) -> Path:
     if name is None or str(name) == SHIPPED_NAME:
         return shipped_weights()
     folder = Path(name)
+    if is_published(folder):
+        return folder
     if lacking := [name for name in ("config.json", "tokenizers.json") if not (folder / name).is_file()]:
         # Runs are often named without their folder, as in --run NAME.
         run = Path("runs") / folder
         near = f"did you mean {run}?" if (run / "tokenizers.json").is_file() else f"there is no {lacking[0]} in it"
         raise FileNotFoundError(
             f"no weights in {folder} ({near}): name a folder of `generalist export`, a run's folder such as runs/pocket "
-            f"(`generalist runs` lists them), or `{SHIPPED_NAME}`"
+            f"(`generalist runs` lists them), that of a published language model, or `{SHIPPED_NAME}`"
         )
     return folder
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is in HuggingFace's layout, such as a published language model's."""
+    if (folder / "tokenizers.json").is_file():
+        return False
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and ("model_type" in settings or "architectures" in settings)
 
 
 def is_run(folder: Path) -> bool:
@@ -71,9 +85,13 @@ def weights_settings(name: Path | str) -> Config:
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: their settings are damaged.
+        ValueError: their settings are damaged, or they are a published model, which has none.
     """
     folder = weights_folder(name)
+    if is_published(folder):
+        raise ValueError(
+            f"{folder} is a published model, without settings of a run: only train.py --model.trunk takes it"
+        )
     config = run_settings(folder)
     encoder = folder / ENCODER_FOLDER
     if not encoder.is_dir():

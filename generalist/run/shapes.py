@@ -12,8 +12,8 @@ from generalist.data.batch import BatchSpec
 from generalist.envs.task import Task
 from generalist.model.config import REQUIRED, ModelSpec
 from generalist.run.tasks import source_tasks
-from generalist.run.tokenizers import model_spec
-from generalist.tokenizers.spaces import assign_offsets
+from generalist.run.tokenizers import acting_in, model_spec
+from generalist.tokenizers.spaces import action_dimensions, assign_offsets
 from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.vision.load import load_encoder
 from generalist.vision.vit import SO400M, ViT
@@ -47,12 +47,14 @@ def batch_spec(config: Config, spec: ModelSpec, image_shape: tuple[int, ...], im
         row_images=data.row_images if spec.channels else 0,
         image_shape=image_shape,
         image_dtype=image_dtype,
+        actions=data.actions if spec.action_dimensions else 0,
+        action_dimensions=spec.action_dimensions,
         shards=data.shards,
     )
 
 
-def observation_spaces(config: Config) -> dict[str, gym.Space]:
-    """The observation space of each layout, by the layout's name.
+def layout_spaces(config: Config) -> dict[str, tuple[gym.Space, gym.Space]]:
+    """The observation and the action space of each layout, by the layout's name.
 
     Raises:
         MissingExtra: the package of an environment is not installed.
@@ -62,12 +64,22 @@ def observation_spaces(config: Config) -> dict[str, gym.Space]:
     for several in source_tasks(config).values():
         for task in several:
             first.setdefault(task.layout, task)
-    return {name: task.make_spaces()[0] for name, task in first.items()}
+    return {name: task.make_spaces() for name, task in first.items()}
 
 
 def projection_width(config: Config, spaces: Mapping[str, gym.Space]) -> int:
     """Number of columns of the tensor projection for these layouts; 0 if tensors are not projected."""
     return assign_offsets(spaces)[1] if config.tokens.tensors == "projected" else 0
+
+
+def parallel_dimensions(config: Config, spaces: Mapping[str, tuple[gym.Space, gym.Space]]) -> int:
+    """Dimensions of the largest parallel action of layouts with these spaces; 0 if none has them.
+
+    Args:
+        spaces: observation and action space by the layout's name.
+    """
+    parallel = [action for name, (_, action) in spaces.items() if acting_in(config, name, action).parallel]
+    return max((action_dimensions(action) or 0 for action in parallel), default=0)
 
 
 def without_data(config: Config) -> tuple[ModelSpec, BatchSpec, VisionEncoder | None]:
@@ -77,9 +89,14 @@ def without_data(config: Config) -> tuple[ModelSpec, BatchSpec, VisionEncoder | 
         MissingExtra, ImportError: a package that an environment or the encoder needs is not installed.
     """
     # Batches carry pixels, whatever data.features says, so that a plan includes the work of the encoder.
-    width = projection_width(config, observation_spaces(config)) if config.tokens.tensors == "projected" else 0
+    # Environments are made only if their spaces decide something.
+    decide = config.tokens.tensors == "projected" or config.tokens.actions == "parallel"
+    of_layouts = layout_spaces(config) if decide else {}
+    width = projection_width(config, {name: observation for name, (observation, _) in of_layouts.items()})
     encoder = shaped_encoder(config)
-    spec = model_spec(config, width, encoder.channels if encoder is not None else 0)
+    spec = model_spec(
+        config, width, encoder.channels if encoder is not None else 0, parallel_dimensions(config, of_layouts)
+    )
     image = NO_IMAGE if encoder is None else (encoder.empty.shape[1:], str(encoder.empty.dtype))
     return spec, batch_spec(config, spec, *image), encoder
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import gymnasium as gym
+
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, to_stored
 from generalist.model.config import ModelSpec
@@ -12,20 +14,23 @@ from generalist.run.folder import missing_run
 from generalist.run.named_weights import run_settings
 from generalist.system.files import write_json
 from generalist.system.versions import FormatError, stored_format
+from generalist.tokenizers.acting import Acting
+from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
-from generalist.tokenizers.spaces import TaskLayout
+from generalist.tokenizers.spaces import TaskLayout, action_dimensions
 from generalist.tokenizers.text import TextTokenizer
 
 LAYOUTS_ACT = 2  # the first format in which layouts store their settings of acting
 
 
-def model_spec(config: Config, projection_width: int, channels: int) -> ModelSpec:
+def model_spec(config: Config, projection_width: int, channels: int, action_dimensions: int) -> ModelSpec:
     """The model that the settings describe.
 
     Args:
         projection_width: number of columns of the tensor projection.
         channels: of the frozen encoder's features; 0 without an encoder.
+        action_dimensions: of the largest parallel action; 0 if there is none.
     """
     ways = f"{config.tokens.images}+{config.tokens.documents}".split("+")
     return ModelSpec(
@@ -35,7 +40,20 @@ def model_spec(config: Config, projection_width: int, channels: int) -> ModelSpe
         patches="patches" in ways,
         frames="frame" in ways,
         channels=channels,
+        action_dimensions=action_dimensions,
     )
+
+
+def acting_in(config: Config, name: str, action: gym.Space) -> Acting:
+    """How a run acts in a layout that it trains: by the settings of the layout's suite, and with parallel actions if the run has
+    them and the layout's actions have one length.
+
+    Args:
+        name: of the layout.
+        action: its action space.
+    """
+    parallel = config.tokens.actions == "parallel" and action_dimensions(action) is not None
+    return dataclasses.replace(config.data.suite_of(name).acting, parallel=parallel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +70,10 @@ class Tokenizers:
     """Turns images into the frozen encoder's input, or its stored features; None without an encoder, or until it is opened."""
     channels: int = 0
     """Channels of the encoder's features; 0 without an encoder."""
+    published: Marks | None = None
+    """The marks of a published language model, which has neither layouts nor images; None: weights of a run."""
+    folder: Path | None = None
+    """Folder of the published language model."""
 
     @property
     def assembler(self) -> Assembler:
@@ -63,14 +85,23 @@ class Tokenizers:
             projection_width=self.projection_width,
             frame_size=model.frame_size,
             frame_tokens=model.frame_tokens,
+            action_dimensions=self.action_dimensions,
             separator=tokens.separator,
             images=tokens.documents,
             visual=self.visual,
+            published=self.published,
         )
+
+    @property
+    def action_dimensions(self) -> int:
+        """Dimensions of the largest parallel action; 0 if no layout has them."""
+        parallel = (layout for layout in self.layouts.values() if layout.acting.parallel)
+        return max((layout.action.tokens_per_step or 0 for layout in parallel), default=0)
 
     def model_spec(self) -> ModelSpec:
         """The model that reads these tokens."""
-        return model_spec(self.config, self.projection_width, self.channels)
+        spec = model_spec(self.config, self.projection_width, self.channels, self.action_dimensions)
+        return spec if self.published is None else dataclasses.replace(spec, patches=False, frames=False)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizers.json, text.model and config.json."""

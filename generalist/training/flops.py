@@ -56,6 +56,11 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
     frozen = config.trunk != "none" and config.trunk_frozen
     # A frozen matrix has no gradient of its own, but the gradient of its input is computed: 2 forward, 2 backward.
     total = batch.rows * batch.length * ((4.0 if frozen else 6.0) * trunk + attention)
+    if spec.action_dimensions:
+        # Per action once into the hidden layer, and per dimension from there to the logits of ids that are no text.
+        once = config.width * config.hidden
+        each = once + config.width * (spec.vocabulary.size - spec.vocabulary.text)
+        total += 6.0 * batch.actions * (once + batch.action_dimensions * each)
     if spec.projection_width:
         total += 6.0 * batch.tensors * count_parameters(params["tensor_embedder"])
     # Payloads count with the budgets of the batch, as padding does.

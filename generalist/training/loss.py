@@ -1,12 +1,13 @@
 """The loss: cross-entropy of the targets, averaged over tokens or over sources, without holding all logits at once.
 
-Dimension key: B rows, L positions, D width, V vocabulary, K kinds of token, S sources, C chunks of l = L / C positions, Q devices
-along the sequence axis with T = l / Q positions of each chunk.
+Dimension key: B rows, L positions, D width, V vocabulary, S sources, C chunks of l = L / C positions, Q devices along the
+sequence axis with T = l / Q positions of each chunk, K parallel actions of A dimensions, in chunks of k on R devices along the
+rows.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class TokenSums:
     Sums and weights are separate, so that adding up several steps and dividing once gives the exact mean over their tokens.
     """
 
-    kind_nll: Float[ArrayLike, "K"]
-    kind_weight: Float[ArrayLike, "K"]
+    kind_nll: Float[ArrayLike, "kinds"]
+    kind_weight: Float[ArrayLike, "kinds"]
     source_nll: Float[ArrayLike, "S"]
     source_weight: Float[ArrayLike, "S"]
     source_correct: Float[ArrayLike, "S"]
@@ -42,28 +43,43 @@ class TokenSums:
     """Positions that are not padding."""
 
 
-def token_weights(batch: Batch, weights: Sequence[float], average: Literal["tokens", "sources"]) -> Float[Array, "B L"]:
-    """Factors of the targets' losses, float32, whose weighted sum is the mean loss.
+class Factors(NamedTuple):
+    """Factors of the targets' losses, float32, whose weighted sum is the mean loss."""
+
+    positions: Float[Array, "B L"]
+    actions: Float[Array, "K A"]
+
+
+def token_weights(batch: Batch, weights: Sequence[float], average: Literal["tokens", "sources"]) -> Factors:
+    """The factors of all targets, those of positions and those of parallel actions.
 
     Args:
         weights: of the data's sources, in the order of the batch's `source` ids.
         average: `tokens` averages over all targets; `sources` over each source's targets, and then over the sources of the
             batch by their weights (Flamingo, section 3.2).
     """
-    weight = batch.loss_weight
+    weight, action_weight = batch.loss_weight, batch.action_weight
     if average == "tokens":
-        return weight / jnp.maximum(weight.sum(), 1.0)
-    of_source = by_source(weight, batch, len(weights))
+        total = jnp.maximum(weight.sum() + action_weight.sum(), 1.0)
+        return Factors(weight / total, action_weight / total)
+    source = action_sources(batch)
+    of_source = by_source(weight, batch.source, len(weights)) + by_source(action_weight, source, len(weights))
     # A source without a target in this batch has no share, and the others share its part.
     share = jnp.where(of_source > 0, jnp.asarray(weights, jnp.float32), 0.0)
     share = share / jnp.maximum(share.sum(), 1e-9) / jnp.maximum(of_source, 1e-9)
-    return weight * share[batch.source]
+    return Factors(weight * share[batch.source], action_weight * share[source])
 
 
-def by_source(x: Float[Array, "B L"], batch: Batch, sources: int) -> Float[Array, "S"]:
-    """Sums over the positions of each source. `sources`: how many there are; static, since it is the length of the result."""
+def action_sources(batch: Batch) -> Int[Array, "K A"]:
+    """The source of each dimension of the batch's parallel actions."""
+    source = batch.gather(batch.source.reshape(-1), batch.action_from)  # (K,)
+    return jnp.broadcast_to(source[:, None], batch.actions.shape)
+
+
+def by_source(x: Float[Array, "B L"], source: Int[Array, "B L"], sources: int) -> Float[Array, "S"]:
+    """Sums over the targets of each source. `sources`: how many there are; static, since it is the length of the result."""
     # Compared, not scattered: a GPU would add the positions of a source one after the other.
-    own = batch.source[None] == jnp.arange(sources)[:, None, None]
+    own = source[None] == jnp.arange(sources)[:, None, None]
     return jnp.where(own, x[None], 0).sum(axis=(1, 2))
 
 
@@ -134,6 +150,50 @@ def token_losses(
     return nll, log_partition, right
 
 
+def action_losses(
+    model: Transformer, hidden: Float[Array, "B L D"], batch: Batch
+) -> tuple[Float[Array, "K A"], Float[Array, "K A"], Float[Array, "K A"]]:
+    """The same three of every dimension of the batch's parallel actions. Their logits are of ids that are no text, which no such
+    action has; they too are computed in pieces that `fitting` finds.
+
+    Args:
+        hidden: the model's outputs at all positions.
+    """
+    table = model.output_table.other[...].astype(jnp.float32)
+    first = len(model.output_table.text)
+
+    def of(
+        read: Float[Array, "k D"], targets: Int[Array, "k A"]
+    ) -> tuple[Float[Array, "k A"], Float[Array, "k A"], Float[Array, "k A"]]:
+        states = model.action_hidden(read)
+        logits = (product(states, table.T.astype(states.dtype)),)
+        log_partition, picked, highest = partition(logits, targets - first, model.config.logit_softcap)
+        return log_partition - picked, log_partition, (picked >= highest).astype(jnp.float32)
+
+    read = batch.gather(hidden.reshape(-1, hidden.shape[-1]), batch.action_from)  # (K, D)
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    count = len(batch.actions)
+    across = devices if count % devices == 0 else 1
+    logits = batch.actions.size * len(table) / max(1, mesh.size)
+    chunks = fitting(count // across, logits, target_platform())
+    if chunks == 1:
+        return of(read, batch.actions)
+
+    # As positions above: every device has a part of each piece.
+    def pieces(x: Shaped[Array, "K ..."]) -> Shaped[Array, "C k ..."]:
+        x = x.reshape(across, chunks, count // across // chunks, *x.shape[1:])  # (R, C, k / R, ...)
+        return jnp.moveaxis(x, 1, 0).reshape(chunks, count // chunks, *x.shape[3:])
+
+    def whole(x: Float[Array, "C k A"]) -> Float[Array, "K A"]:
+        x = x.reshape(chunks, across, count // across // chunks, x.shape[-1])
+        return jnp.moveaxis(x, 0, 1).reshape(count, x.shape[-1])
+
+    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece)), (pieces(read), pieces(batch.actions)))
+    nll, log_partition, right = (whole(part) for part in parts)
+    return nll, log_partition, right
+
+
 def make_loss(graph: nnx.GraphDef, vocabulary: Vocabulary, sources: int, z_loss: float, chunks: int) -> Callable:
     """Makes the function that is differentiated.
 
@@ -149,23 +209,38 @@ def make_loss(graph: nnx.GraphDef, vocabulary: Vocabulary, sources: int, z_loss:
     """
 
     def loss(
-        params: Any, batch: Batch, weight: Float[Array, "B L"], dtype: DTypeLike, key: Key[Array, ""]
+        params: Any, batch: Batch, weight: Factors, dtype: DTypeLike, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], TokenSums]:
         model = nnx.merge(graph, params)
-        nll, log_partition, right = token_losses(model, model.hidden(batch, dtype, key), batch, chunks)
-        value = (weight * (nll + z_loss * jnp.square(log_partition))).sum()
+        hidden = model.hidden(batch, dtype, key)
+        nll, log_partition, right = token_losses(model, hidden, batch, chunks)
+        value = (weight.positions * (nll + z_loss * jnp.square(log_partition))).sum()
         # What is reported does not depend on how the loss is averaged, nor on the z-loss.
-        counted = batch.loss_weight
+        sums = summed(nll, right, batch.targets, batch.loss_weight, batch.source)
+        if len(batch.actions):  # a batch without parallel actions pays nothing for them
+            nll, log_partition, right = action_losses(model, hidden, batch)
+            value += (weight.actions * (nll + z_loss * jnp.square(log_partition))).sum()
+            of_actions = summed(nll, right, batch.actions, batch.action_weight, action_sources(batch))
+            sums = jax.tree.map(jnp.add, sums, of_actions)
+        return value, dataclasses.replace(sums, tokens=(batch.segment > 0).sum().astype(jnp.float32))
+
+    def summed(
+        nll: Float[Array, "N M"],
+        right: Float[Array, "N M"],
+        targets: Int[Array, "N M"],
+        counted: Float[Array, "N M"],
+        source: Int[Array, "N M"],
+    ) -> TokenSums:
+        """Sums over targets, without the count of positions."""
         kinds = [vocabulary.range(kind) for kind in KINDS]
-        of_kind = [counted * ((batch.targets >= ids.start) & (batch.targets < ids.stop)) for ids in kinds]
-        sums = TokenSums(
+        of_kind = [counted * ((targets >= ids.start) & (targets < ids.stop)) for ids in kinds]
+        return TokenSums(
             kind_nll=jnp.stack([(mask * nll).sum() for mask in of_kind]),
             kind_weight=jnp.stack([mask.sum() for mask in of_kind]),
-            source_nll=by_source(counted * nll, batch, sources),
-            source_weight=by_source(counted, batch, sources),
-            source_correct=by_source(counted * right, batch, sources),
-            tokens=(batch.segment > 0).sum().astype(jnp.float32),
+            source_nll=by_source(counted * nll, source, sources),
+            source_weight=by_source(counted, source, sources),
+            source_correct=by_source(counted * right, source, sources),
+            tokens=jnp.zeros(()),
         )
-        return value, sums
 
     return loss

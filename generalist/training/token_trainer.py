@@ -21,7 +21,7 @@ from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.params import divided, path_string, united
 from generalist.model.transformer import create
-from generalist.training.loss import TokenSums, make_loss, token_weights
+from generalist.training.loss import Factors, TokenSums, make_loss, token_weights
 from generalist.training.sharding import make_mesh, own_shards, parameter_shardings, place, rows_sharding
 from generalist.training.state import Parameters, compute_dtype, computed
 from generalist.training.step import Gradients, Trainer, compile_trainer, split
@@ -128,7 +128,7 @@ def make_gradients(
     loss = make_loss(graph, spec.vocabulary, len(weights), training.z_loss, training.loss_chunks)
 
     def of_micro_batch(
-        params: Any, frozen: Any, batch: Batch, weight: Float[Array, "M L"], key: Key[Array, ""]
+        params: Any, frozen: Any, batch: Batch, weight: Factors, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], TokenSums]:
         # The cast is differentiated too: gradients come back in float32, the type of the trained parameters.
         return loss(united(computed(params, dtype), frozen), batch, weight, dtype, key)
@@ -147,7 +147,7 @@ def make_gradients(
         # The number of shards is static, a part of the tree's structure, and a micro-batch has fewer.
         structure = jax.tree.structure(dataclasses.replace(batch, shards=batch.shards // count))
 
-        def of_part(part: tuple[list[Shaped[Array, "..."]], Float[Array, "M L"], Key[Array, ""]]):
+        def of_part(part: tuple[list[Shaped[Array, "..."]], Factors, Key[Array, ""]]):
             leaves, weight, key = part
             return differentiated(params, frozen, jax.tree.unflatten(structure, leaves), weight, key)
 
@@ -156,11 +156,11 @@ def make_gradients(
             aux, gradients = total
             return aux, jax.lax.with_sharding_constraint(gradients, shardings)
 
-        def add(total: Any, part: tuple[list[Shaped[Array, "..."]], Float[Array, "M L"], Key[Array, ""]]):
+        def add(total: Any, part: tuple[list[Shaped[Array, "..."]], Factors, Key[Array, ""]]):
             return on_mesh(jax.tree.map(jnp.add, total, of_part(part))), None
 
-        leaves = [split(leaf, batch.shards, count) for leaf in jax.tree.leaves(batch)]
-        parts = (leaves, split(weight, batch.shards, count), jax.random.split(key, count))
+        leaves, weight = jax.tree.map(lambda leaf: split(leaf, batch.shards, count), (jax.tree.leaves(batch), weight))
+        parts = (leaves, weight, jax.random.split(key, count))
         shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
         zeros = on_mesh(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
         return jax.lax.scan(add, zeros, parts)[0]

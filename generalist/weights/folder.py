@@ -54,6 +54,11 @@ def transposed(name: str, *shape: int) -> Recipe:
     return Recipe(((name, shape),), lambda arrays: arrays[0].T)
 
 
+def zeros(*shape: int) -> Recipe:
+    """Zeros, of float32: what the folder's architecture does without and ours has."""
+    return Recipe((), lambda arrays: np.zeros(shape, np.float32))
+
+
 def mapped(recipe: Recipe, change: Callable[[Tensor], Tensor]) -> Recipe:
     """A recipe whose array is passed through `change`."""
     return Recipe(recipe.sources, lambda arrays: change(recipe.build(arrays)))

@@ -66,7 +66,9 @@ def test_rows_of_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     cell = next(cell for cell in first["cells"] if cell["modality"] == "frame")
     assert page.data["images"][cell["picture"]].startswith("data:image/webp;base64,")
     predicted = [cell for cell in first["cells"] if cell["weight"]]
-    assert {cell["target_part"] for cell in predicted} == {f"action[{number}]" for number in range(7)}
+    assert {one["part"] for cell in predicted for one in cell["targets"]} == {
+        f"action[{number}]" for number in range(7)
+    }
     assert [first["cells"][5]["sees"]] == [[[0, 6]]]
     for name in ("modality", "token", "part", "weight", "segment", "position", "local", "image_index", "sees"):
         assert all(name in cell for row in page.data["rows"] for cell in row["cells"])

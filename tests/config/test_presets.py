@@ -1,5 +1,7 @@
 """Presets: those of the papers have the published numbers of parameters."""
 
+import dataclasses
+
 import jax
 import pytest
 from flax import nnx
@@ -69,6 +71,11 @@ def test_shapes_need_no_data():
     assert encoder is None
     assert (batch.rows, batch.length, batch.frames) == (8, 128, 64)
     assert batch.projection_width == spec.projection_width > 0
+    assert spec.action_dimensions == batch.actions == 0
+    tokens = dataclasses.replace(preset("debug").tokens, actions="parallel")
+    spec, batch, _ = without_data(dataclasses.replace(preset("debug"), tokens=tokens))
+    # Arms have actions of four numbers; all other tasks have choices.
+    assert spec.action_dimensions == batch.action_dimensions == 4 and batch.actions == 1280
     spec, batch, encoder = without_data(preset("flamingo_3b"))
     assert encoder is not None
     assert (spec.channels, spec.frames, batch.image_shape) == (1152, False, (224, 224, 3))

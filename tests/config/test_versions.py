@@ -1,5 +1,6 @@
 """Settings of earlier versions under today's names, with invented renames; and files of newer ones, which are refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored, renamed, to_stored, upgraded
 from generalist.system.versions import FormatError, stored_format
+from generalist.tokenizers.acting import Acting
 
 FILE = Path("runs/a/config.json")
 
@@ -24,6 +26,21 @@ def test_settings_that_an_earlier_version_lacked_have_their_defaults():
     stored = plain(debug())
     del stored["training"]["z_loss"], stored["cluster"]
     assert from_stored(Config, stored, FILE) == debug()
+
+
+def test_settings_from_before_actions_could_be_parallel_mean_sequential_ones():
+    base = debug()
+    now = dataclasses.replace(base, tokens=dataclasses.replace(base.tokens, actions="parallel"))
+    assert from_stored(Config, to_stored(now), FILE).tokens.actions == "parallel"
+    stored = plain(now)
+    del stored["tokens"]["actions"], stored["data"]["actions"]
+    assert from_stored(Config, stored, FILE).tokens.actions == "sequential"
+    described = Acting(hide_actions=False, parallel=True).to_json()
+    assert Acting.from_json(described).parallel
+    del described["parallel"]
+    assert Acting.from_json(described) == Acting(hide_actions=False, parallel=False)
+    with pytest.raises(ValueError, match=r"acting\.parallel must be of type bool, got 1"):
+        Acting.from_json(described | {"parallel": 1})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +102,19 @@ def test_every_move_in_the_table_leads_to_a_setting_of_today():
             for section in new.split("."):
                 assert section in place, new
                 place = place[section]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"global_every": 3, "window": 5}, {"layer_kinds": ["window", "window", "full"], "window": 5}),
+        ({"global_every": 3, "window": 0}, {"window": 0}),  # without windows the number had no effect
+        ({"global_every": 1}, {}),
+        ({"global_every": "two"}, {"global_every": "two"}),  # for the check of the settings, which refuses it
+    ],
+)
+def test_layers_without_a_window_became_kinds_of_layers(before: dict, now: dict):
+    assert upgraded({"format": 2, "model": before}, FILE) == {"model": now}
 
 
 def test_a_newer_format_is_refused_with_the_remedy():

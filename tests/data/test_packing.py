@@ -23,12 +23,17 @@ SPEC = BatchSpec(
     images=5,
     row_images=3,
     image_shape=(2, 2, 3),
+    actions=6,
+    action_dimensions=2,
 )
 PAD = 99
 
 
-def sequence(number: int, length: int, frames: int = 0, tensors: int = 0, images: int = 0) -> Sequence:
-    """`length` positions that all carry `number`; the first ones are frames, then tensors, then images."""
+def sequence(
+    number: int, length: int, frames: int = 0, tensors: int = 0, images: int = 0, actions: int = 0
+) -> Sequence:
+    """`length` positions that all carry `number`; the first ones are frames, then tensors, then images. The last ones predict
+    actions, each of them its place."""
     ids = np.full((length,), number, np.int32)
     modality, index = np.zeros_like(ids), np.zeros_like(ids)
     modality[:frames], index[:frames] = Modality.FRAME, np.arange(frames)
@@ -48,6 +53,9 @@ def sequence(number: int, length: int, frames: int = 0, tensors: int = 0, images
         patches=np.zeros((0, 16, 16, 3), np.uint8),
         intervals=np.zeros((0, 4), np.int32),
         images=np.full((images, 2, 2, 3), number, np.uint8),
+        actions=np.stack([np.full((actions,), number), np.arange(length - actions, length)], axis=1).astype(np.int32),
+        action_weight=np.full((actions, 2), 0.5, np.float32),
+        action_from=np.arange(length - actions, length, dtype=np.int32),
     )
 
 
@@ -71,6 +79,31 @@ def test_the_packed_table():
     np.testing.assert_array_equal(batch.position, [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]])
     assert (batch.source == 5).all()
     assert len(batch.frames) == len(batch.patches) == 0  # no image, no vision compute
+    assert batch.actions.shape == batch.action_weight.shape == (0, 2) and batch.action_from.shape == (0,)
+
+
+def test_actions_are_read_from_their_positions():
+    batch = next(iterator([5, 4, 3, 4, 9 - 1], actions=1))
+    # Numbers and places of the last position of each sequence; padding reads from the first position, and weighs nothing.
+    np.testing.assert_array_equal(batch.actions, [[0, 4], [1, 3], [2, 2], [3, 3], [PAD, PAD], [PAD, PAD]])
+    np.testing.assert_array_equal(batch.action_from, [4, 8 + 3, 7, 8 + 7, 0, 0])
+    assert (batch.action_weight == np.array([[0.5]] * 4 + [[0]] * 2)).all()
+    np.testing.assert_array_equal(batch.tokens.reshape(-1)[batch.action_from[:4]], batch.actions[:4, 0])
+    np.testing.assert_array_equal(batch.position.reshape(-1)[batch.action_from[:4]], batch.actions[:4, 1])
+
+
+def test_a_full_budget_of_actions_closes_the_batch():
+    batch = next(iterator([4], actions=4))
+    assert (batch.segment > 0).sum() == 4 and (batch.action_weight.sum(axis=1) > 0).tolist() == [True] * 4 + [False] * 2
+
+
+def test_every_shard_reads_actions_from_its_own_rows():
+    spec = dataclasses.replace(SPEC, tensors=0, frames=0, images=0, row_images=0, shards=2)
+    streams = {shard: lambda number, first=10 * shard: (5, sequence(first + number, 7, actions=2)) for shard in (0, 1)}
+    batch = next(BatchIterator(streams, spec, PAD))
+    assert batch.shards == 2 and batch.action_from.tolist() == [5, 6, 0, 5, 6, 0]
+    found = batch.gather(batch.tokens.reshape(-1), batch.action_from)
+    assert np.asarray(found).tolist() == [0, 0, 0, 10, 10, 10]
 
 
 def test_padding_is_no_segment():
@@ -88,15 +121,16 @@ def test_payloads_stand_where_the_indices_say():
     assert (batch.segment > 0).sum() == 6  # the budget of two frames closes the batch before its rows are full
 
 
+@pytest.mark.parametrize("actions", [0, 2])
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_resumed_equals_uninterrupted(cut: int):
+def test_resumed_equals_uninterrupted(cut: int, actions: int):
     lengths = [5, 4, 3, 7, 2, 6]
-    whole = iterator(lengths)
+    whole = iterator(lengths, actions=actions)
     expected = [next(whole) for _ in range(cut + 3)]
-    first = iterator(lengths)
+    first = iterator(lengths, actions=actions)
     for _ in range(cut):
         next(first)
-    second = iterator(lengths)
+    second = iterator(lengths, actions=actions)
     second.go_to(first.positions)
     for batch in expected[cut:]:
         assert_equal(next(second), batch)
@@ -115,7 +149,10 @@ def test_nothing_is_lost_or_repeated():
     assert sorted([*seen.tolist(), *position.waiting]) == list(range(position.next))
 
 
-@pytest.mark.parametrize(("payload", "name"), [({}, "length"), ({"frames": 3}, "frames"), ({"tensors": 5}, "tensors")])
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [({}, "length"), ({"frames": 3}, "frames"), ({"tensors": 5}, "tensors"), ({"actions": 7}, "actions")],
+)
 def test_what_never_fits_is_named(payload: dict[str, int], name: str):
     length = 9 if name == "length" else 8
     with pytest.raises(ValueError, match=f"data.{name}"):

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from jax.tree import leaves
@@ -24,7 +25,7 @@ from generalist.experiment.learn import learn_tokenizers
 from generalist.experiment.prepare import prepare
 from generalist.run.named_weights import run_settings
 from generalist.run.tasks import record_missing, stored
-from generalist.run.tokenizers import Tokenizers
+from generalist.run.tokenizers import Tokenizers, acting_in
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import Modality
@@ -140,6 +141,13 @@ def test_layouts_of_other_weights_act_as_they_were_trained_unless_this_run_train
     opened.readers[classic.folder(task, opened)] = EpisodeReader(recorded, EpisodeCache(1))
     learnt = learn_tokenizers(dataclasses.replace(base, data=data), opened, start, console=console)
     assert learnt.layouts[task.layout].acting == Acting(steps=5, hide_actions=False)
+    assert learnt.model_spec().action_dimensions == 0
+    # With parallel actions, the layouts that are trained have them, and the others stay as they were.
+    tokens = dataclasses.replace(base.tokens, actions="parallel")
+    together = learn_tokenizers(dataclasses.replace(base, data=data, tokens=tokens), opened, start)
+    assert together.layouts[task.layout].acting == Acting(steps=5, hide_actions=False, parallel=True)
+    assert {name: together.layouts[name] for name in others} == others
+    assert together.model_spec().action_dimensions == together.assembler.action_dimensions == 1
     assert {
         name: learnt.layouts[name] for name in others
     } == others  # also of a suite that takes part, with other tasks
@@ -147,6 +155,15 @@ def test_layouts_of_other_weights_act_as_they_were_trained_unless_this_run_train
     shown = console.export_text()
     assert "classic/cartpole: acts with steps = 5 from now on; training.start had 8\n" in shown
     assert "classic/cartpole: acts with temperature = 0.0 from now on; training.start had 0.5\n" in shown
+
+
+def test_actions_with_text_stay_sequential_in_a_parallel_run():
+    base = debug()
+    config = dataclasses.replace(base, tokens=dataclasses.replace(base.tokens, actions="parallel"))
+    say = gym.spaces.Dict(say=gym.spaces.Text(20), turn=gym.spaces.Discrete(9))
+    assert acting_in(config, "classic/told", gym.spaces.Box(-1, 1, (2,))).parallel
+    assert not acting_in(config, "classic/told", say).parallel
+    assert not acting_in(base, "classic/told", gym.spaces.Box(-1, 1, (2,))).parallel
 
 
 def test_recording_takes_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -55,7 +55,7 @@ def test_packed_rows_are_the_first_batch_of_training() -> None:
         assert [cell.local for cell in row.cells] == batch.local_position[number, :count].tolist()
         for place, cell in enumerate(row.cells):
             if cell.weight:
-                assert cell.target == batch.targets[number, place]
+                assert [one.token for one in cell.targets] == [batch.targets[number, place]]
 
 
 def test_each_position_sees_its_segment_up_to_itself() -> None:
@@ -73,12 +73,25 @@ def test_rows_alone_have_one_example_each_and_say_which() -> None:
     frames = [cell for cell in rows[0].cells if cell.modality == "frame"]
     assert frames and all(cell.image is not None and cell.image.shape == (84, 84, 3) for cell in frames)
     predicted = [cell for cell in rows[0].cells if cell.weight]
-    assert {cell.target_part for cell in predicted} == {f"action[{number}]" for number in range(7)}
+    assert {one.part for cell in predicted for one in cell.targets} == {f"action[{number}]" for number in range(7)}
+
+
+def test_a_cell_predicts_all_dimensions_of_a_parallel_action() -> None:
+    about = robot()
+    tokens = dataclasses.replace(about.config.tokens, actions="parallel")
+    about = dataclasses.replace(about, config=dataclasses.replace(about.config, tokens=tokens))
+    rows = [row for row in training_rows(about, 8, packed=True) if row.cells]
+    wanted = [f"action[{number}]" for number in range(7)]
+    predicted = [[cell for cell in row.cells if cell.weight] for row in rows]
+    assert all(predicted) and any(len(row.segments) > 1 for row in rows)
+    assert all([one.part for one in cell.targets] == wanted for cells in predicted for cell in cells)
+    assert not any(cell.targets for row in rows for cell in row.cells if not cell.weight)
+    assert not any(cell.part == "hidden" for row in rows for cell in row.cells)
 
 
 def test_a_window_of_layers_is_marked() -> None:
     about = robot()
-    model = dataclasses.replace(about.config.model, window=16, global_every=2)
+    model = dataclasses.replace(about.config.model, window=16, layer_kinds=("window", "full"))
     about = dataclasses.replace(about, config=dataclasses.replace(about.config, model=model))
     (row,) = training_rows(about, 1, packed=False)
     assert row.window == 16

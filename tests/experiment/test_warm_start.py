@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,10 @@ from generalist.experiment.warm_start import fitted
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelSpec
-from generalist.model.params import nested
-from generalist.model.transformer import create
+from generalist.model.params import flat, nested
+from generalist.model.transformer import create, create_separate
+from generalist.tokenizers.acting import Acting
+from generalist.tokenizers.spaces import SpaceTokenizer
 
 
 def example(generalist: Generalist) -> Batch:
@@ -88,3 +91,47 @@ def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callab
     ):
         average(old, new, 0.5, [])
     assert dict(average(old, new, 0.5, ["final_norm/scale"]).arrays())["final_norm/scale"].shape == (7,)
+
+
+def parallel(generalist: Generalist, dimensions: int) -> Generalist:
+    """The same weights with a head for parallel actions of so many dimensions, and a layout that has them."""
+    known = generalist.layouts["classic/test"]
+    action = SpaceTokenizer.from_space(
+        gym.spaces.MultiDiscrete([5] * dimensions), vocabulary=known.action.vocabulary, text=generalist.tokenizers.text
+    )
+    layout = dataclasses.replace(known, name="classic/wide", action=action, acting=Acting(parallel=True))
+    layouts = {"classic/test": known, "classic/wide": layout}
+    tokenizers = dataclasses.replace(generalist.tokenizers, layouts=layouts)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 2), nnx.Param)
+    drawn = flat(nnx.to_pure_dict(params)) | flat(generalist.params)
+    return dataclasses.replace(generalist, tokenizers=tokenizers, graph=graph, params=nested(drawn))
+
+
+def test_a_parallel_run_begins_with_sequential_weights_and_a_fresh_head(make_model: Callable[..., Any]):
+    start = make_model("frame")
+    spec = parallel(start, 3).tokenizers.model_spec()
+    assert spec.action_dimensions == 3
+    console = Console(record=True, width=300)
+    taken = fitted(start, spec, console)
+    given = dict(start.arrays())
+    for name, leaf in given.items():
+        np.testing.assert_array_equal(taken[name], leaf)
+    assert len(taken) == len(given)
+    drawn = "action_head/dimensions, action_head/down/kernel, action_head/up/kernel"
+    assert console.export_text() == f"drawn: {drawn}\n"
+
+
+def test_actions_of_more_dimensions_get_new_rows_behind_the_old_ones(make_model: Callable[..., Any]):
+    start = parallel(make_model("frame"), 2)
+    more = parallel(make_model("frame"), 5)
+    taken = fitted(start, more.tokenizers.model_spec(), Console(quiet=True))
+    path = "action_head/dimensions"
+    old = np.asarray(flat(start.params)[path])
+    assert taken[path].shape == (5, old.shape[1])
+    np.testing.assert_array_equal(taken[path][:2], old)
+    assert np.asarray(taken[path][2:]).std() > 0.5
+    new = more.with_arrays(taken)
+    new = dataclasses.replace(new, params=jax.tree.map(lambda leaf: leaf + 1.0, new.params))
+    mean = flat(average(start, new, 0.5, []).params)[path]
+    np.testing.assert_allclose(mean[:2], old + 0.5, atol=1e-6)
+    np.testing.assert_allclose(mean[2:], np.asarray(taken[path][2:]) + 1, atol=1e-6)

@@ -25,10 +25,10 @@ from generalist.inference.rows import stack_rows
 from generalist.inference.sampling import confine, median
 from generalist.inference.score import log_likelihood
 from generalist.model.attend import attend
-from generalist.model.attention import angles, rotate
 from generalist.model.config import VisionConfig
 from generalist.model.cross_attention import AttendTo
 from generalist.model.layers import unstacked
+from generalist.model.positions import placement
 from generalist.model.transformer import create_separate
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.pieces import Images, Modality
@@ -55,10 +55,12 @@ def make_generalist(
     encoder_name: str = "efficientnet_lite0",
     attend_to: AttendTo = "last",
     temperature: float = 0.0,
+    alibi: float = 0.0,
 ) -> Generalist:
     """Random weights for one layout with a camera and a state; gates are open."""
     base: Config = debug()
-    tokens, model = dataclasses.replace(base.tokens, images=images, documents=images), base.model
+    tokens = dataclasses.replace(base.tokens, images=images, documents=images)
+    model = dataclasses.replace(base.model, alibi=alibi)
     if "encoder" in images:
         vision = VisionConfig(
             encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2, attend_to=attend_to
@@ -153,12 +155,14 @@ def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, wind
             inner, small = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
             parts = jnp.split(attention.qkv(block.attention_norm(x)), [inner, inner + small], axis=-1)
             query, key, value = (part.reshape(length, -1, attention.head_size) for part in parts)
-            own = angles(jnp.asarray(np.diagonal(place))[:, None], config)
-            query = rotate(attention.query_norm(query)[:, None], own)
+            own = placement(jnp.asarray(np.diagonal(place))[:, None], config)
+            query = own.query(attention.query_norm(query)[:, None])
             every = jnp.broadcast_to(attention.key_norm(key)[None], (length, *key.shape))
-            key = rotate(every, angles(jnp.asarray(place), config))
+            key = placement(jnp.asarray(place), config).key(every)
             value = jnp.broadcast_to(value[None], (length, *value.shape))
+            value = jnp.pad(value, ((0, 0),) * 3 + ((0, attention.wider),))
             mixed = attend(query, key, value, jnp.asarray(sees)[:, None], scale=attention.scale)
+            mixed = mixed[..., : attention.head_size]
             x = x + attention.out(mixed.reshape(1, length, inner))
             x = x + block.feed_forward(block.feed_forward_norm(x))
         return model.logits(model.final_norm(x))[0]
@@ -176,10 +180,14 @@ WAYS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "images", "attend_to"), WAYS)
-def test_cached_equals_uncached_after_the_window_has_slid(hidden: bool, images: Images, attend_to: AttendTo):
+@pytest.mark.parametrize(
+    ("hidden", "images", "attend_to", "alibi"), [*((*way, 0.0) for way in WAYS), (True, "frame", "last", 8.0)]
+)
+def test_cached_equals_uncached_after_the_window_has_slid(
+    hidden: bool, images: Images, attend_to: AttendTo, alibi: float
+):
     """Also in lanes that begin later, with another instruction, in a row that was used before."""
-    generalist = make_generalist(float(hidden), images=images, attend_to=attend_to)
+    generalist = make_generalist(float(hidden), images=images, attend_to=attend_to, alibi=alibi)
     layout = generalist.layouts[LAYOUT]
     instructions = ["push the red block", "", "lift the blue block to the left"]
     policy, rng = ControlPolicy(generalist, [LAYOUT] * 3), np.random.default_rng(0)

@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import AxisType
 
 from generalist.model.attend import Packed, attend, attend_packed, masked_attention
-from generalist.model.attention import angles, attention_mask, local_mask, rotate
+from generalist.model.attention import attention_mask, local_mask
 from generalist.model.blocked_attention import blocked_attention
 from generalist.model.config import ModelConfig
 from generalist.model.mesh_layout import Layout
+from generalist.model.positions import angles, rotate
 from generalist.model.splash_attention import splash_attention, splash_takes
 
 

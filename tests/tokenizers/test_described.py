@@ -1,10 +1,13 @@
 """What positions mean, read back from the arrays: tables of `part=value`, and what is predicted after `->`."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.described import Meaning, instruction_length, meanings, targets
 from generalist.tokenizers.sequence import Assembler, Predicted, Sequence
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
@@ -27,16 +30,14 @@ def layout(observation: gym.Space, action: gym.Space, **settings) -> TaskLayout:
     )
 
 
-def said(meaning: Meaning | None) -> str:
-    if meaning is None:
-        return "."
+def said(meaning: Meaning) -> str:
     return f"{meaning.part}={meaning.value}" if meaning.value else meaning.part
 
 
 def table(sequence: Sequence, by: Assembler, of: TaskLayout | None) -> list[str]:
     held, wanted = meanings(sequence, by, of), targets(sequence, by, of)
     assert len(held) == len(wanted) == len(sequence)
-    return [f"{said(one)} -> {said(other)}" for one, other in zip(held, wanted, strict=True)]
+    return [f"{said(one)} -> {', '.join(map(said, several)) or '.'}" for one, several in zip(held, wanted, strict=True)]
 
 
 TOY = layout(
@@ -137,7 +138,7 @@ def test_texts_within_steps_vary_in_length() -> None:
     ends = [place for place, one in enumerate(held) if one.part == "observation a" and one.value == "end"]
     told = "".join(one.value for one in held[length : ends[0]]), [said(held[end + 1]) for end in ends]
     assert told == ("what", ["observation b=1", "observation b=2"])
-    predicted = [one.value for one in targets(sequence, by, toy) if one is not None]
+    predicted = [one.value for several in targets(sequence, by, toy) for one in several]
     assert "".join(predicted) == "itenddoorend"
 
 
@@ -152,7 +153,22 @@ def test_patches_of_documents_and_what_is_predicted_of_them() -> None:
         "image=patch, rows 0 to 128, columns 64 to 128 of 128",
     ]
     assert "".join(one.value for one in held[3:]) == "what is it a red apple"
-    assert "".join(said(one).removeprefix("text=") for one in wanted if one is not None) == " a red applechunk_end"
+    predicted = [said(one).removeprefix("text=") for several in wanted for one in several]
+    assert "".join(predicted) == " a red applechunk_end"
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_a_position_predicts_all_dimensions_of_a_parallel_action(hide: bool) -> None:
+    toy = dataclasses.replace(TOY, acting=Acting(parallel=True))
+    by = assembler(action_dimensions=4)
+    sequence = by.control(toy, "", SEEN, DONE, hide_actions=hide)
+    acted = [] if hide else ["action grip=1 -> .", "action move[0]=0.9375 -> .", "action move[1]=-0.9375 -> ."]
+    assert table(sequence, by, toy)[: 3 + len(acted)] == [
+        "observation arm[0]=1 -> .",
+        "observation arm[1]=2 -> .",
+        "observation lamp=3 -> action grip=1, action move[0]=0.9375, action move[1]=-0.9375",
+        *acted,
+    ]
 
 
 def test_a_layout_that_is_not_the_sequence_s_is_refused() -> None:

@@ -10,9 +10,10 @@ import pytest
 from gymnasium import spaces as gs
 
 from generalist.inference.rows import tail
+from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.pieces import ACTION_POSITION, Modality
 from generalist.tokenizers.sequence import CHUNK_END, Assembler, Predicted, Sequence
-from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout, action_dimensions
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -26,11 +27,12 @@ def assembler(**settings) -> Assembler:
     return Assembler(**({"vocabulary": VOCABULARY, "text_tokenizer": TEXT, "frame_size": 16} | settings))
 
 
-def layout(observation: gym.Space, action: gym.Space, **settings) -> TaskLayout:
+def layout(observation: gym.Space, action: gym.Space, *, parallel: bool = False, **settings) -> TaskLayout:
     return TaskLayout(
         "toy",
         SpaceTokenizer.from_space(observation, vocabulary=VOCABULARY, text=TEXT, **settings),
         SpaceTokenizer.from_space(action, vocabulary=VOCABULARY, text=TEXT),
+        Acting(parallel=parallel),
     )
 
 
@@ -160,6 +162,128 @@ def test_a_prompt_shows_its_actions_where_the_windows_are_hidden():
     assert sequence.loss_weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1]
 
 
+PARALLEL = layout(gs.MultiDiscrete([9, 9]), gs.MultiDiscrete([9, 9, 9]), parallel=True)
+
+
+def check_actions(sequence: Sequence, table: dict[int, str]) -> None:
+    """The parallel actions of a sequence: position → ids that are predicted from it, `.` for none."""
+    assert sequence.action_from.tolist() == list(table)
+    assert sequence.actions.tolist() == [ids(row) for row in table.values()]
+    assert sequence.action_weight.tolist() == [[float(word != ".") for word in row.split()] for row in table.values()]
+    assert sequence.action_from.dtype == sequence.actions.dtype == np.int32
+    assert sequence.action_weight.dtype == np.float32
+
+
+@pytest.mark.parametrize("separator", [True, False])
+def test_parallel_layout(separator):
+    """Actions that are shown are inputs, and predict nothing."""
+    maker = assembler(action_dimensions=3, separator=separator)
+    sequence = maker.control(PARALLEL, "", OBSERVATIONS, ACTIONS, hide_actions=False)
+    if separator:
+        check(
+            sequence,
+            tokens="  o1 o2 |  a5 a6 a7  o3 o4 |  a8 a0 a1",
+            targets=" .  .  .  .  .  .   .  .  .  .  .  . ",
+            local="   0  1  2  A  A  A   0  1  2  A  A  A ",
+        )
+        check_actions(sequence, {2: "a5 a6 a7", 8: "a8 a0 a1"})
+    else:
+        check(
+            sequence,
+            tokens="  o1 o2 a5 a6 a7  o3 o4 a8 a0 a1",
+            targets=" .  .  .  .  .   .  .  .  .  . ",
+            local="   0  1  A  A  A   0  1  A  A  A ",
+        )
+        check_actions(sequence, {1: "a5 a6 a7", 6: "a8 a0 a1"})
+
+
+def test_parallel_hidden_layout_has_no_position_for_an_action():
+    maker = assembler(action_dimensions=4)
+    sequence = maker.control(PARALLEL, "", OBSERVATIONS, ACTIONS, hide_actions=True)
+    check(sequence, tokens="o1 o2 o3 o4", targets=". . . .", local="0 1 0 1")
+    check_actions(sequence, {1: "a5 a6 a7 .", 3: "a8 a0 a1 ."})
+    sequence = assembler(action_dimensions=3, separator=True).control(
+        PARALLEL, "", OBSERVATIONS, ACTIONS, hide_actions=True
+    )
+    check(sequence, tokens="o1 o2 | o3 o4 |", targets=". . . . . .", local="0 1 2 0 1 2")
+    check_actions(sequence, {2: "a5 a6 a7", 5: "a8 a0 a1"})
+
+
+def test_a_step_of_a_projected_layout_is_one_position():
+    toy = layout(gs.Box(-9, 9, (2,)), gs.MultiDiscrete([9, 9, 9]), parallel=True, tensors="projected")
+    values = {"": np.array([[1.0, 2], [3, 4]])}
+    maker = assembler(action_dimensions=3, projection_width=2)
+    sequence = maker.control(toy, "", values, ACTIONS, hide_actions=True)
+    check(sequence, tokens="T T", targets=". .", local="0 0")
+    check_actions(sequence, {0: "a5 a6 a7", 1: "a8 a0 a1"})
+
+
+def test_a_prompt_of_parallel_actions_is_shown_and_predicted_only_if_asked():
+    maker, how = assembler(action_dimensions=3), {"hide_actions": True, "prompts": [PROMPT, PROMPT]}
+    sequence = maker.control(PARALLEL, "", OBSERVATIONS, ACTIONS, **how)
+    assert sequence.tokens.tolist() == ids("o0 o8 a2 a3 a4  o0 o8 a2 a3 a4  o1 o2  o3 o4")
+    check_actions(sequence, {11: "a5 a6 a7", 13: "a8 a0 a1"})
+    sequence = maker.control(PARALLEL, "", OBSERVATIONS, ACTIONS, **how, prompt_loss=True)
+    check_actions(sequence, {1: "a2 a3 a4", 6: "a2 a3 a4", 11: "a5 a6 a7", 13: "a8 a0 a1"})
+    check_actions(tail(sequence, 3), {3: "a2 a3 a4", 8: "a5 a6 a7", 10: "a8 a0 a1"})
+
+
+def test_actions_with_text_cannot_be_parallel():
+    with pytest.raises(ValueError, match=r"actions of toy have text.*use sequential actions"):
+        layout(gs.Discrete(9), gs.Dict(say=gs.Text(20), turn=gs.Discrete(9)), parallel=True)
+
+
+def test_an_action_of_more_dimensions_than_the_assembler_has_is_refused():
+    with pytest.raises(ValueError, match=r"an action has 3 dimensions, more than action_dimensions = 2"):
+        assembler(action_dimensions=2).control(PARALLEL, "", OBSERVATIONS, ACTIONS, hide_actions=True)
+
+
+def random_space(rng: np.random.Generator, depth: int = 0) -> gym.Space:
+    """A space of numbers of any kind and nesting."""
+    kind = int(rng.integers(4 if depth > 1 else 6))
+    if kind == 0:
+        return gs.Discrete(int(rng.integers(1, 16)))
+    if kind == 1:
+        return gs.MultiDiscrete(rng.integers(1, 16, tuple(rng.integers(1, 3, int(rng.integers(1, 3))))))
+    if kind == 2:
+        return gs.MultiBinary(int(rng.integers(1, 4)))
+    if kind == 3:
+        return gs.Box(-1, 1, tuple(rng.integers(1, 4, int(rng.integers(0, 3)))))
+    parts = [random_space(rng, depth + 1) for _ in range(int(rng.integers(1, 4)))]
+    return gs.Tuple(parts) if kind == 4 else gs.Dict({str(place): part for place, part in enumerate(parts)})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parallel_and_sequential_predict_the_same_ids_of_any_space(seed):
+    """In order and with the same weights, whatever is shown; the inputs of shown actions are the same too."""
+    rng = np.random.default_rng(seed)
+    seen, done = random_space(rng), random_space(rng)
+    for space in (seen, done):
+        space.seed(seed)
+    hide, separator, steps = bool(rng.integers(2)), bool(rng.integers(2)), int(rng.integers(1, 5))
+    one, several = layout(seen, done), layout(seen, done, parallel=True)
+    count = action_dimensions(done)
+    assert count is not None and count == one.action.tokens_per_step
+    more = int(rng.integers(3))
+    maker = assembler(separator=separator, action_dimensions=count + more)
+    values = [
+        part.stack([space.sample() for _ in range(steps)])
+        for part, space in ((one.observation, seen), (one.action, done))
+    ]
+    after, together = (maker.control(of, "open", *values, hide_actions=hide) for of in (one, several))
+    assert after.targets[after.loss_weight > 0].tolist() == together.actions[:, :count].reshape(-1).tolist()
+    assert (together.action_weight == np.array([1.0] * count + [0.0] * more)).all()
+    assert not together.loss_weight.any() and not len(after.actions)
+    if not hide:
+        for name in ("tokens", "modality", "local_position"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(together, name))
+    assert len(after) - len(together) == (steps * (count - 1) if hide else 0)
+    # The action is predicted from where sequential ones have their first dimension predicted.
+    first = np.flatnonzero(after.loss_weight)[::count]
+    moved = np.arange(steps) * (count - 1) if hide else 0
+    assert together.action_from.tolist() == (first - moved).tolist()
+
+
 def test_the_instruction_stands_first_and_is_given():
     words = TEXT.encode("open the door")
     sequence = assembler().control(TOY, "open the door", OBSERVATIONS, ACTIONS, hide_actions=True)
@@ -226,16 +350,17 @@ def test_text_actions():
 
 @pytest.mark.parametrize("separator", [True, False])
 @pytest.mark.parametrize("hide", [True, False])
-def test_acting_appends_what_training_saw(hide, separator):
+@pytest.mark.parametrize("toy", [TOY, PARALLEL], ids=["sequential", "parallel"])
+def test_acting_appends_what_training_saw(hide, separator, toy):
     """Instruction, step and action, appended one by one, are the training sequence up to its targets."""
-    maker = assembler(separator=separator)
-    trained = maker.control(TOY, "open the door", OBSERVATIONS, ACTIONS, hide_actions=hide)
+    maker = assembler(separator=separator, action_dimensions=3)
+    trained = maker.control(toy, "open the door", OBSERVATIONS, ACTIONS, hide_actions=hide)
     parts = [maker.instruction("open the door")]
     for step in range(2):
-        parts.append(maker.step(TOY, {"": OBSERVATIONS[""][step : step + 1]}, hide_actions=hide))
+        parts.append(maker.step(toy, {"": OBSERVATIONS[""][step : step + 1]}, hide_actions=hide))
         if not hide:
             chosen = FIRST + ACTIONS[""][step]
-            parts += [maker.action(TOY, chosen[:1]), maker.action(TOY, chosen[1:])]
+            parts += [maker.action(toy, chosen[:1]), maker.action(toy, chosen[1:])]
     acted = maker.concatenate(parts)
     for name in ("tokens", "modality", "local_position", "payload_index"):
         np.testing.assert_array_equal(getattr(acted, name), getattr(trained, name), err_msg=name)

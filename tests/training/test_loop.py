@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from generalist.config.data import mixed
 from generalist.config.presets import debug
 from generalist.config.run import Config
+from generalist.data.sources.recorded import Recorded
 from generalist.experiment.prepare import prepare
 from generalist.training.checkpoint import Checkpoints
 from generalist.training.token_trainer import make_trainer
 from generalist.training.tokens import train
+
+ROBOT = Path(__file__).parents[1] / "fixtures" / "formats" / "rlds_tfrecord" / "small_bridge"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,15 @@ def config_of(folder: Path, name: str, data_folder: Path, steps: int) -> Config:
     data = dataclasses.replace(base.data, folder=data_folder, frames=16, only=("emoji", "prose"))
     training = dataclasses.replace(base.training, steps=steps, checkpoint_every=4, log_every=2)
     return dataclasses.replace(base, name=name, runs=folder, data=data, training=training)
+
+
+def robot(folder: Path, name: str, data_folder: Path, steps: int) -> Config:
+    """A run on recorded episodes with parallel actions of seven dimensions."""
+    base = config_of(folder, name, data_folder, steps)
+    data = dataclasses.replace(
+        base.data, sources=mixed(recorded=Recorded(path=str(ROBOT), weight=1.0)), only=("recorded",), frames=64
+    )
+    return dataclasses.replace(base, data=data, tokens=dataclasses.replace(base.tokens, actions="parallel"))
 
 
 def run(config: Config) -> None:
@@ -47,8 +61,11 @@ def final_params(config: Config) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, parts = (config_of(tmp_path, name, data_folder, 8) for name in ("whole", "parts"))
+@pytest.mark.parametrize("make", [config_of, robot])
+def test_resumed_equals_uninterrupted(
+    make: Callable[..., Config], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, parts = (make(tmp_path, name, data_folder, 8) for name in ("whole", "parts"))
     run(whole)
     from generalist.training import loop
 
@@ -68,9 +85,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data_folder: Path, monkeyp
         np.testing.assert_array_equal(left, right)
     lines = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    assert {"loss", "loss/text", "loss/emoji", "loss/prose", "mfu", "padding", "waiting", "tokens_per_second"} <= lines[
-        0
-    ].keys()
+    kinds = {"loss/continuous", "loss/recorded"} if make is robot else {"loss/text", "loss/emoji", "loss/prose"}
+    assert {"loss", "mfu", "padding", "waiting", "tokens_per_second"} | kinds <= lines[0].keys()
 
 
 @pytest.mark.slow

@@ -29,9 +29,10 @@ from generalist.training.token_trainer import make_trainer
 from generalist.training.tokens import load_trunk
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel
+from generalist.weights.language_settings import FAMILIES
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "language"
-NAMES = ("gpt2", "gpt2_untied", "llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_bounded")
+NAMES = sorted(path.name for path in FIXTURES.iterdir())
 VOCABULARY = Vocabulary(text=300, continuous=4, discrete=4)
 
 
@@ -94,35 +95,51 @@ def test_logits_are_the_reference_s(name: str):
     assert ours[..., 300:][present].max() < 2 * np.abs(expected).max()
 
 
+def test_every_family_has_a_fixture():
+    assert {LanguageModel(FIXTURES / name).family for name in NAMES} | {"gemma3"} == set(FAMILIES)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3", "gemma3_bounded"])
-def test_cached_equals_uncached(name: str):
-    """Learnt positions, windows and bounds also hold one token at a time."""
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_and_packed_equal_rows_of_their_own(name: str):
+    """Positions, windows and bounds also hold in parts with a cache, and behind another text in the same row."""
     graph, params = loaded(name)
     batch, _, expected = stored(name)
     batch = dataclasses.replace(batch, segment=np.ones_like(batch.segment))
     length = batch.tokens.shape[1]
-    whole = jax.jit(lambda params, batch: nnx.merge(graph, params).hidden(batch))(params, batch)
 
     @jax.jit
-    def step(params, one: Batch, caches, start):
+    def whole(params, batch):
+        return nnx.merge(graph, params).hidden(batch)
+
+    @jax.jit
+    def step(params, part: Batch, caches, start):
         model: Transformer = nnx.merge(graph, params)
         at = jnp.arange(length)[None].repeat(2, 0)
-        return model.hidden_cached(one, caches, (at <= start).astype(jnp.int32), at, start)
+        return model.hidden_cached(part, caches, (at < start + part.tokens.shape[1]).astype(jnp.int32), at, start)
 
-    caches = nnx.merge(graph, params).empty_caches(2, length)
-    names = [field.name for field in dataclasses.fields(Batch) if np.shape(getattr(batch, field.name)) == (2, length)]
-    for index in range(length):
-        one = dataclasses.replace(batch, **{name: getattr(batch, name)[:, index : index + 1] for name in names})
-        hidden, caches = step(params, one, caches, jnp.array(index))
-        np.testing.assert_allclose(hidden[:, 0], whole[:, index], atol=1e-4)
-    assert expected.shape[1] == length
+    alone = whole(params, batch)
+    # Both rows side by side in one.
+    fields = [field.name for field in dataclasses.fields(Batch) if np.shape(getattr(batch, field.name)) == (2, length)]
+    packed = dataclasses.replace(batch, segment=batch.segment + np.arange(2, dtype=np.int32)[:, None])
+    rows: dict[str, Any] = {field: getattr(packed, field).reshape(1, -1) for field in fields}
+    packed = dataclasses.replace(packed, **rows, row_images=np.zeros((1, 0), np.int32))
+    np.testing.assert_allclose(whole(params, packed).reshape(alone.shape), alone, atol=1e-4)
+    caches, model = nnx.merge(graph, params).empty_caches(2, length), nnx.merge(graph, params)
+    for begin, end in ((0, 7), (7, 8), (8, 9), (9, length)):
+        part = dataclasses.replace(batch, **{field: getattr(batch, field)[:, begin:end] for field in fields})
+        hidden, caches = step(params, part, caches, jnp.array(begin))
+        np.testing.assert_allclose(hidden, alone[:, begin:end], atol=1e-4)
+    assert expected.shape[1] == length and model.config.layers == len(caches)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: bool):
-    trunk = LanguageModel(FIXTURES / "llama")
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [("llama", True), ("llama", False), *((name, False) for name in ("gpt_neox", "mpt", "olmo2", "smollm3"))],
+)
+def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(name: str, frozen: bool):
+    trunk = LanguageModel(FIXTURES / name)
     spec = spec_of(trunk)
     spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, trunk_frozen=frozen))
     training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2, fsdp_axis=4, tensor_axis=2)
@@ -130,7 +147,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_costs_no_optimizer_memory(frozen: boo
     weights = trunk.load(VOCABULARY)
     state = trainer.initialize(weights)
     np.testing.assert_array_equal(state.params["tokens"]["other"], weights["tokens"]["other"])
-    batch = trainer.place(stored("llama")[0])
+    batch = trainer.place(stored(name)[0])
     with jax.set_mesh(trainer.mesh):
         for _ in range(3):
             state, _ = trainer.step(state, batch, jax.random.key(0))
@@ -209,10 +226,23 @@ def test_marks_of_beginning_and_end_are_the_trunk_s():
 def test_settings_follow_the_trunk():
     config = dataclasses.replace(debug(), model=dataclasses.replace(debug().model, trunk=str(FIXTURES / "gemma3")))
     config = with_trunk(config)
-    assert (config.model.layers, config.model.window, config.model.global_every) == (7, 5, 6)
+    assert (config.model.layers, config.model.window, config.model.layer_kinds) == (
+        7,
+        5,
+        (*["window"] * 5, "full", "window"),
+    )
     assert config.tokens.text_pieces == 300
     with pytest.raises(ValueError, match="data.length = 128, but the trunk has only 32 positions"):
         with_trunk(dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=str(FIXTURES / "gpt2"))))
+    data = dataclasses.replace(config.data, length=256)
+    for name in ("phi3_long", "gpt_neox_serial"):
+        other = dataclasses.replace(
+            config, data=data, model=dataclasses.replace(config.model, trunk=str(FIXTURES / name))
+        )
+        with pytest.raises(
+            ValueError, match="data.length = 256, but the trunk changes its rotary positions beyond 128"
+        ):
+            with_trunk(other)
 
 
 @pytest.mark.parametrize("said", ["a photo of a cat", "</s> is text here", "é\n\t🙂", "", "a\0b ▁"])
@@ -267,56 +297,106 @@ def test_a_sentencepiece_model_serves_as_well(copy: Path):
         LanguageModel(copy).text()
 
 
+def changed(folder: Path, changes: dict[str, Any]) -> LanguageModel:
+    settings = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(settings))
+    return LanguageModel(folder)
+
+
+def rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, **values}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, r"qwen2\) holds|mamba"),
-        ({"attention_bias": True}, "attention_bias = True, which is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window = True"),
+        (
+            {"model_type": "mamba"},
+            r"holds a Qwen2ForCausalLM \(mamba\); the language models that can be loaded are gpt2, ",
+        ),
+        ({"model_type": "x", "auto_map": {"AutoModel": "a.B"}}, r"its own code \(auto_map\) is never run"),
+        ({"attention_bias": True}, "attention_bias = True, which is not supported for qwen2"),
+        ({"mlp_bias": True}, "mlp_bias = True, which is not supported for qwen2"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights are not supported"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True, which is not supported"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu'; supported is silu"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'; supported are linear and llama3"),
+        (rope("ntk"), "by 'ntk'; supported are linear, dynamic, llama3, yarn, longrope"),
+        (rope("yarn", truncate=False, factor=2.0), "yarn with truncate = False"),
+        (rope("dynamic", alpha=3), "'dynamic' with alpha"),
+        (rope("longrope", short_factor=[1.0], factor=2.0), "one factor per wavelength, 2, got 1"),
+        (rope("longrope", factor=2.0), "longrope rotary positions lack 'short_factor'"),
+        (
+            rope("default", partial_rotary_factor=0.5),
+            "rotates a share of each head, 0.5, which is not supported for qwen2",
+        ),
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "linear rotary positions lack 'factor'"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "16"}, "not of the expected type"),
         ({"num_hidden_layers": -2}, "num_hidden_layers = -2: it must be above 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, but only 26 tensors"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),
         ({"num_attention_heads": 5}, "5 heads, which do not divide its width 16"),
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, r"model\.heads \(8\) must be a multiple of"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": "much"}}, "inconsistent settings: could not convert"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "model.rope.factor must be above 0"),
+        (rope("linear", factor="much"), "inconsistent settings: could not convert"),
+        (rope("linear", factor=-2.0), "model.rope.factor must be above 0"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "model.rope.base must be above 0"),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types in"),
+        (
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "layers have a window, but no sliding_window in use",
+        ),
+        ({"layer_types": ["full_attention"]}, "layer_types that do not fit its 2 layers"),
+        ({"layer_types": ["chunked_attention"] * 2}, "kinds other than full_attention, sliding_attention"),
     ],
 )
 def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], message: str):
-    settings = json.loads((copy / "config.json").read_text()) | change
-    (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(WeightsError, match=message):
-        _ = LanguageModel(copy).shape
+        _ = changed(copy, change).shape
 
 
-def test_layers_with_windows_in_another_order(tmp_path: Path):
-    folder = Path(shutil.copytree(FIXTURES / "gemma2", tmp_path / "gemma2"))
-    settings = json.loads((folder / "config.json").read_text())
-    settings["layer_types"].reverse()
-    (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(WeightsError, match="layer_types in an unsupported order"):
-        _ = LanguageModel(folder).shape
-
-
-def test_windows_whose_positions_are_stretched(tmp_path: Path):
-    for name, positions in (
-        ("gemma2", {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mpt", {"attn_config": {"qk_ln": True}}, "attn_config.qk_ln = True, which is not supported"),
+        ("mpt", {"attn_config": {"alibi": False}}, "attn_config.alibi = False"),
+        ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type = multiquery_attention"),
+        ("mpt", {"logit_scale": 0.5}, "has a logit_scale"),
+        ("mpt", {"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
+        ("gpt_neox", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        (
+            "smollm3",
+            {"no_rope_layers": [1, 0]},
+            r"no_rope_layers = \[1, 0\]: it must have a 0 or a 1 for each of 6 layers",
+        ),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types that do not fit"),
         (
             "gemma3",
-            {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "stretches rotary positions of layers with a window by a rule of their own",
         ),
-    ):
-        folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-        settings = json.loads((folder / "config.json").read_text()) | {"rope_parameters": positions}
-        (folder / "config.json").write_text(json.dumps(settings))
-        with pytest.raises(WeightsError, match="stretches rotary positions of layers with a window"):
-            _ = LanguageModel(folder).shape
+    ],
+)
+def test_settings_of_one_family_that_are_not_supported(tmp_path: Path, name: str, change: dict, message: str):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    with pytest.raises(WeightsError, match=message):
+        _ = changed(folder, change).shape
+
+
+def test_what_older_files_omit_is_their_family_s(tmp_path: Path):
+    """Names of settings that were replaced later, and null where that means "none"."""
+    older = {"rope_parameters": None, "rotary_emb_base": 77, "rotary_pct": 0.7}
+    neox = changed(Path(shutil.copytree(FIXTURES / "gpt_neox", tmp_path / "neox")), older).shape
+    assert (neox["rope"].base, neox["rope"].share) == (77, 0.7)
+    folder = Path(shutil.copytree(FIXTURES / "mistral", tmp_path / "mistral"))
+    assert changed(folder, {"sliding_window": None}).shape["layer_kinds"] == ("full",)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert LanguageModel(folder).shape["window"] == 4096
+    folder = Path(shutil.copytree(FIXTURES / "phi3_long", tmp_path / "phi3"))
+    scaling = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+    rope = changed(folder, {"rope_parameters": None, "rope_scaling": scaling}).shape["rope"]
+    assert rope.factors == (1, 2) and rope.attention_factor == pytest.approx((1 + np.log(4) / np.log(128)) ** 0.5)
+    assert LanguageModel(folder).context == (128, True)
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,7 @@ class Recorded(ControlSource):
         steps = min(self.steps, int(self._reader(stored).lengths.min(initial=self.steps)))
         for task in self.task_list():
             layout = reading.layouts[task.layout]
-            acted = (layout.action.tokens_per_step or 0) - (
-                self.hide_actions > 0
-            )  # a hidden one takes a position fewer
+            acted = layout.action_positions(hidden=self.hide_actions > 0) or 0
             window = steps * max(1, (layout.observation.tokens_per_step or 0) + acted)
             for text in self.texts(stored):
                 size = len(reading.assembler.instruction(text).tokens)

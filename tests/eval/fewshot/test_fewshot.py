@@ -327,3 +327,22 @@ def test_mistakes_are_told_before_anything_is_loaded(
 def test_a_question_needs_its_place(folder: Path, make_model: Models):
     with pytest.raises(ValueError, match=r"write \{question\} into the template 'Output: \{answer\}'"):
         evaluate(make_model("frame"), read_benchmark("jsonl", folder), Asking(shots=(0,), template="Output: {answer}"))
+
+
+def test_a_language_model_answers_from_the_texts_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    weights = Path(__file__).parents[2] / "fixtures" / "language" / "qwen3"
+    out = tmp_path / "blind.json"
+    options = ["--data", "jsonl", "--folder", str(folder), "--shots", "0", "2", "--seeds", "1", "--out", str(out)]
+    assert main(["eval", "fewshot", "--weights", str(weights), *options]) == 0
+    assert "a language model sees no images" in capsys.readouterr().out
+    cells = json.loads(out.read_text())["fewshot"]["cells"]
+    assert [cell["shots"] for cell in cells] == [0, 2]
+    generalist = Generalist.load(weights)
+    asked = Asked(generalist, read_benchmark("jsonl", folder), Asking(shots=(0, 2)))
+    ids = generalist.assembler.document(asked.prompt(0, [0, 1]), is_open=True).tokens
+    assert generalist.tokenizers.text.decode(ids).count("\n") == 2  # one behind each shot
+    assert asked.length(asked.benchmark.supports[0], answered=True) + asked.length(
+        asked.benchmark.supports[1], answered=True
+    ) + asked.length(asked.benchmark.queries[0], answered=False) == len(ids)
+    # What is written ends with its line.
+    assert all("\n" not in one["answer"] for cell in cells for answers in cell["answers"] for one in answers)

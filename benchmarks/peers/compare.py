@@ -1,0 +1,133 @@
+"""Our speed beside the peers' at one backbone, in one table; nothing is fetched.
+
+    python -m venv peers && peers/bin/pip install torch transformers
+    python benchmarks/peers/compare.py --peers-python peers/bin/python
+
+Both sides of a row run in processes of their own and take turns, so that other work on the machine slows both. A ratio is the
+peer's time for a unit of work over ours, above 1 where ours is faster: the median of the rounds, with the least and the most.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    what: str
+    ours: str
+    """The case of ours.py."""
+    peer: str
+    theirs: str
+    """The case of theirs.py."""
+    unit: str
+    folder: str = ""
+    """The model of theirs.py that is written to a folder for the case, and for our side alone unless `both` read it."""
+    both: bool = False
+
+
+ROWS = (
+    Row("train, a token a number", "gato", "plain GPT", "gpt", "environment steps"),
+    Row("train, a token a number", "gato", "NEKO's layout", "neko", "environment steps"),
+    Row("train, observations embedded", "embedded", "JAT's layout", "jat", "environment steps"),
+    Row("train, images and text", "images", "IDEFICS", "idefics", "text tokens", folder="clip"),
+    Row("act, number by number", "act gato", "NEKO's layout", "act neko", "environment steps"),
+    Row("act, all numbers at once", "act", "JAT's layout", "act jat", "environment steps"),
+    Row("act in 16 environments", "act 16", "JAT's layout, one by one", "act jat", "environment steps"),
+    Row("write, GPT-2 small, 1 row", "write", "transformers", "write", "text tokens", folder="gpt2", both=True),
+    Row("write, GPT-2 small, 8 rows", "write 8", "transformers", "write 8", "text tokens", folder="gpt2", both=True),
+)
+AT_LEAST = 0.3  # seconds that a turn lasts: short runs are repeated
+
+
+class Side:
+    """A worker that runs one case on request."""
+
+    def __init__(self, python: str, *arguments: str):
+        begun = time.perf_counter()
+        self._process = subprocess.Popen(
+            [python, HERE / "worker.py", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.work = self._answer()
+        self.first = time.perf_counter() - begun
+        """Seconds from the start of the process to the end of its first run."""
+        self._runs = max(1, round(AT_LEAST / self._run()))
+
+    def _answer(self):
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args[1:]))} ended early: run it alone to see why")  # type: ignore[union-attr,index]
+        return json.loads(line)
+
+    def _run(self) -> float:
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def turn(self) -> float:
+        """Seconds of a run, the mean of as many as make a turn."""
+        return sum(self._run() for _ in range(self._runs)) / self._runs
+
+    def close(self) -> float:
+        """The process's peak memory in MiB, once it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        memory = self._answer()
+        self._process.wait()
+        return memory
+
+
+def measured(row: Row, python: str, rounds: int) -> str:
+    """One line of the table in Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        extra = [folder] if row.folder else []
+        if row.folder:
+            made = (
+                f"import sys; sys.path.insert(0, {str(HERE)!r}); import theirs; theirs.{row.folder}_folder({folder!r})"
+            )
+            subprocess.run([python, "-c", made], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        Side(sys.executable, "ours", row.ours, *extra).close()  # leaves its compiled programs on disk
+        ours = Side(sys.executable, "ours", row.ours, *extra)
+        theirs = Side(python, "theirs", row.theirs, *(extra if row.both else []))
+    times = np.array([[ours.turn(), theirs.turn()] for _ in range(rounds)])  # (rounds, 2) seconds
+    rates = [side.work[row.unit] / np.median(times[:, at]) for at, side in enumerate((ours, theirs))]
+    ratio = times[:, 1] / theirs.work[row.unit] / (times[:, 0] / ours.work[row.unit])
+    return (
+        f"| {row.what} | {row.peer} | **{np.median(ratio):.2f}** [{ratio.min():.2f}, {ratio.max():.2f}] "
+        f"| {rates[0]:,.0f} | {rates[1]:,.0f} | {row.unit} | {ours.first:.1f} / {theirs.first:.1f} "
+        f"| {ours.close():,.0f} / {theirs.close():,.0f} |"
+    )
+
+
+def main() -> None:
+    """Measures the rows and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers-python", default=sys.executable, help="a Python that has torch and transformers")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="rows of these cases of ours.py")
+    arguments = parser.parse_args()
+    print("| what | peer | peer's time / ours | ours, per s | peer, per s | unit | first run, s | peak memory, MiB |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for row in ROWS:
+        if not arguments.only or row.ours in arguments.only:
+            print(measured(row, arguments.peers_python, arguments.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

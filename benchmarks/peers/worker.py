@@ -1,0 +1,39 @@
+"""One side of a case in a process of its own: prints its units of work, then runs it once for every line that it reads.
+
+    python benchmarks/peers/worker.py ours gato
+
+Answers are lines of JSON: first what the work is, then the seconds of each run, at the end of the input the peak memory.
+"""
+
+import contextlib
+import importlib
+import json
+import resource
+import sys
+import time
+
+
+def main() -> None:
+    """Serves one case until its input ends."""
+    module, name, *arguments = sys.argv[1:]
+    if module == "ours":
+        from generalist.system.compilation_cache import use_compilation_cache
+        from generalist.system.huge_pages import use_huge_pages
+
+        use_huge_pages()  # as train.py does, and the next line too
+        use_compilation_cache()
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print too
+        run, work = importlib.import_module(module).CASES[name](*arguments)
+        run()
+    print(json.dumps(work), file=answers, flush=True)
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        with contextlib.redirect_stdout(sys.stderr):
+            run()
+        print(json.dumps(time.perf_counter() - begun), file=answers, flush=True)
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A published language model as the weights of a run that never was: its settings and its tokenizer."""
+
+import dataclasses
+
+from generalist.config.data import DataConfig
+from generalist.config.run import Config, TokenConfig
+from generalist.model.config import ModelConfig
+from generalist.run.tokenizers import Tokenizers
+from generalist.tokenizers.marks import Marks
+from generalist.weights.language import LanguageModel
+
+SEPARATOR = "\n"
+"""Between shots."""
+
+
+def published_tokenizers(model: LanguageModel) -> Tokenizers:
+    """What turns text into a language model's ids and back, with settings that describe it.
+
+    Raises:
+        WeightsError: its settings are not supported, or its tokenizer is missing or damaged.
+        ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
+    """
+    text = model.text()
+    config = Config(
+        name=model.folder.folder.resolve().name,
+        # A document has one local position only, of an embedding that is zero.
+        model=dataclasses.replace(ModelConfig(), local_positions=1, **model.shape),
+        tokens=TokenConfig(text_pieces=model.vocabulary, continuous_bins=0, discrete_values=0),
+        data=DataConfig(sources={}, length=model.context[0]),
+    )
+    # All rows are text: models have more rows than their tokenizers pieces, and control tokens beyond those.
+    marks = Marks(
+        begin=model.begin(text),
+        ends=model.ends(),
+        chunk_end=int(text.encode(SEPARATOR)[-1]),
+        pieces=model.vocabulary,
+        stops=(SEPARATOR,),
+    )
+    return Tokenizers(
+        config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.folder.folder
+    )

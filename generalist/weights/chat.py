@@ -1,0 +1,104 @@
+"""Chat templates: how a published language model was taught to read messages.
+
+A template is a text with Jinja's blocks: `chat_template.jinja` in the model's folder, or `chat_template` of its
+`tokenizer_config.json`.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from generalist.weights import chat_renderer
+from generalist.weights.folder import WeightsError
+
+LARGEST = 1 << 17  # bytes of a template: published ones have up to 20,000
+ROLES = ("system", "user", "assistant")
+PATIENCE = 20  # seconds for the renderer's process, which counts its CPU time itself
+
+Message = Mapping[str, str]
+"""`role`, one of `ROLES`, and `content`."""
+
+
+def chat_text(folder: Path, messages: Sequence[Message]) -> str:
+    """The text of messages as the model reads them, up to where its answer begins. Control tokens are written out.
+
+    Args:
+        folder: of the model.
+        messages: from the first on.
+
+    Raises:
+        ValueError: a message lacks its role or content, or contains a control token.
+        WeightsError: the folder has no template, or one that is damaged, too large, or does what is not allowed.
+    """
+    template, tokens = _stored(folder)
+    for message in messages:
+        if (
+            set(message) != {"role", "content"}
+            or message["role"] not in ROLES
+            or not isinstance(message["content"], str)
+        ):
+            raise ValueError(
+                f"a message has a role ({', '.join(ROLES)}) and a content, which is text, got {message!r:.80}"
+            )
+    values = {"messages": [dict(one) for one in messages], "add_generation_prompt": True, **tokens}
+    asked = json.dumps({"template": template, "values": values})
+    try:
+        # -I: neither the environment nor the current folder decides what is imported.
+        done = subprocess.run(
+            [sys.executable, "-I", chat_renderer.__file__],
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        found = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise WeightsError(
+            f"{folder}: its chat template takes more than {chat_renderer.SECONDS} s or {chat_renderer.MEMORY >> 20} MiB"
+        ) from error
+    if "error" in found:
+        raise WeightsError(f"{folder}: its chat template cannot be used ({found['error']})")
+    return found["text"]
+
+
+def _stored(folder: Path) -> tuple[str, dict[str, str]]:
+    """The template, and the control tokens that it may name, such as `bos_token`."""
+    settings = _settings(folder / "tokenizer_config.json")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        if path.stat().st_size > LARGEST:
+            raise WeightsError(f"{path} is larger than {LARGEST:,} bytes: no published chat template is")
+        try:
+            template: Any = path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise WeightsError(f"{path} is not UTF-8") from error
+    else:
+        template = settings.get("chat_template")
+        if isinstance(template, list):  # several by their names
+            named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+            template = named.get("default")
+    if not isinstance(template, str):
+        raise WeightsError(
+            f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), so it was not "
+            "taught to chat: prompt it with plain text"
+        )
+    if len(template) > LARGEST:
+        raise WeightsError(f"{folder}: its chat template is larger than {LARGEST:,} bytes: no published one is")
+    # Older files have an object for each, newer ones its text.
+    contents = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name.endswith("_token")
+    }
+    return template, {name: value for name, value in contents.items() if isinstance(value, str)}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise WeightsError(f"{path} is not JSON ({error})") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,113 @@
+"""Chat templates: the reference's texts and ids (tests/fixtures/make_chat.py), and templates that mean harm."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generalist.cli.main import main
+from generalist.inference.generalist import Generalist
+from generalist.tokenizers.text import TextTokenizer
+from generalist.weights.chat import LARGEST, chat_text
+from generalist.weights.folder import WeightsError
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+STORED: dict[str, Any] = json.loads((FIXTURES / "chat.json").read_text(encoding="utf-8"))
+USER = [{"role": "user", "content": "hello"}]
+
+
+def put(folder: Path, template: Any, **settings: Any) -> Path:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} | settings))
+    return folder
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_texts_and_ids_are_the_reference_s(name: str, tmp_path: Path):
+    case = STORED[name]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(case["settings"]))
+    text = chat_text(tmp_path, case["messages"])
+    assert text == case["text"]
+    tokenizer = TextTokenizer.load(FIXTURES / "language" / "qwen3" / "tokenizer.json")
+    assert tokenizer.with_controls(text).tolist() == case["ids"]
+    # Text that is only text still has no control tokens.
+    assert not set(tokenizer.encode(text).tolist()) & {0, 1, 2}
+
+
+def test_templates_in_all_the_places_where_they_are_kept(tmp_path: Path):
+    put(
+        tmp_path,
+        [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}!"}],
+    )
+    assert chat_text(tmp_path, USER) == "hello!"
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}?")
+    put(tmp_path, "not this", bos_token="<s>")
+    assert chat_text(tmp_path, USER) == "<s>?"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+        ("{{ raise_exception('only users speak') }}", "only users speak"),
+        ("{% for x in messages %}", "TemplateSyntaxError"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ unknown.thing.more }}", "UndefinedError"),
+        ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "longer than 1,048,576 characters"),
+        ("{{ 'x' * 99999999999 }}", "MemoryError|cannot fit"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 5 s or 1024 MiB"),
+        (
+            "{% set n = namespace(x='xx') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "MemoryError|more than 5 s or 1024 MiB",
+        ),
+        ("x" * (LARGEST + 1), "larger than 131,072 bytes"),
+        (None, "has no chat template"),
+        (7, "has no chat template"),
+    ],
+)
+def test_templates_that_mean_harm(tmp_path: Path, template: Any, message: str):
+    with pytest.raises(WeightsError, match=message):
+        chat_text(put(tmp_path, template), USER)
+
+
+@pytest.mark.parametrize("entry", [{"role": "user"}, {"role": "tool", "content": "x"}, {"role": "user", "content": 3}])
+def test_messages_that_are_none(tmp_path: Path, entry: Any):
+    with pytest.raises(ValueError, match="a message has a role"):
+        chat_text(put(tmp_path, "x"), [entry])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    copy = Path(shutil.copytree(FIXTURES / "language" / "mistral", tmp_path / "mistral"))
+    return put(copy, STORED["chatml0"]["settings"]["chat_template"])
+
+
+def test_an_answer_follows_the_template_s_ids(folder: Path, capsys: pytest.CaptureFixture):
+    generalist = Generalist.load(folder)
+    text = "<s>system\nYou are red.</s>\n<s>user\na photo</s>\n<s>assistant\n"
+    ids = generalist.tokenizers.text.with_controls(text)
+    assert ids.tolist().count(1) == 3  # <s>, none added before the template's own
+    message = [{"role": "user", "content": "a photo"}]
+    answer = "".join(generalist.chat(message, tokens=12))
+    # The tokenizer puts <s> before a prompt: the same ids then stand behind it.
+    assert answer == generalist.prompt([ids[1:]], tokens=12)
+    assert main(["prompt", "--weights", str(folder), "--chat", "a photo", "--tokens", "12"]) == 0
+    assert capsys.readouterr().out.endswith(f"{answer}\n")
+    with pytest.raises(ValueError, match="a message has the control token </s> in it"):
+        generalist.chat([{"role": "user", "content": "a</s>b"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--system", "x", "a"], "--system is the first message of a chat: add --chat"),
+        (["--chat", "a", "--choices", "b", "c"], "--chat answers one message: leave --choices out"),
+        (["--chat", "a", "--beams", "2"], "leave --beams out"),
+        (["--chat", "a"], "only published language models have chat templates"),
+    ],
+)
+def test_what_a_chat_has_not(options: list[str], message: str, capsys: pytest.CaptureFixture):
+    assert main(["prompt", *options]) == 1
+    assert message in " ".join(capsys.readouterr().out.split())
