@@ -89,7 +89,8 @@ class WeightsFolder:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Name → shape of every tensor of every shard."""
-        self._types: dict[str, str] = {}
+        self.types: dict[str, str] = {}
+        """Name → dtype of every tensor, as safetensors names it."""
         index = self._index()
         for path in self._shards(index):
             self._enter(path)
@@ -185,9 +186,7 @@ class WeightsFolder:
             for name, shape in wanted.items()
             if name in self.shapes and self.shapes[name] != tuple(shape)
         ]
-        packed = [
-            f"{name} is {self._types[name]}" for name in wanted if self._types.get(name, NUMBERS[0]) not in NUMBERS
-        ]
+        packed = [f"{name} is {self.types[name]}" for name in wanted if self.types.get(name, NUMBERS[0]) not in NUMBERS]
         found = {
             "missing tensors": missing,
             "unknown tensors": extra,
@@ -276,7 +275,7 @@ class WeightsFolder:
                         )
                     # A slice gives shape and dtype from the header, without reading the numbers.
                     entry = opened.get_slice(name)
-                    self.shapes[name], self._types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
+                    self.shapes[name], self.types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error
