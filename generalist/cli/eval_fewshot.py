@@ -223,7 +223,7 @@ def new_words_table(found: Mapping[str, Any]) -> Table:
     from generalist.eval.results.scores import Estimate
 
     title = f"new words for new things, {found['questions']:,} questions each: % right, 95% intervals"
-    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance", "copied")
+    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance", "copy")
     for cell in found["cells"]:
         values = (cell[name] for name in ("model", "shuffled", "rices", "nearest"))
         shown = ["" if value is None else str(Estimate(**value)) for value in values]
