@@ -9,6 +9,7 @@ import numpy as np
 
 from generalist.envs.task import Task
 from generalist.system.processes import WorkerError, start
+from generalist.system.shared_replies import Inbox, Outbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class EnvPool:
         # More workers than lanes would idle.
         self._count = max(1, min(workers, lanes))
         self._workers = [start(_serve) for _ in range(self._count)]
+        self._inboxes = [Inbox() for _ in range(self._count)]
         self._playing = [""] * lanes  # each lane's task, for messages
 
     def run(self, commands: Mapping[int, Start | Act]) -> dict[int, Started | Acted]:
@@ -91,7 +93,7 @@ class EnvPool:
                 raise self._died(index) from error
             if failed:
                 raise values
-            results |= values
+            results |= self._inboxes[index].open(values)
         return results
 
     def close(self) -> None:
@@ -101,6 +103,8 @@ class EnvPool:
             connection.close()
             process.terminate()
             process.join()
+        for inbox in self._inboxes:
+            inbox.close()
         self._workers = []
 
     def _died(self, index: int) -> WorkerError:
@@ -114,7 +118,8 @@ class EnvPool:
 
 
 def _serve(connection: Connection) -> None:
-    """A worker's loop: commands of its lanes in, (failed, results or exception) out."""
+    """A worker's loop: commands of its lanes in, (failed, parcel of results or exception) out."""
+    outbox = Outbox()
     # An environment is kept while its lane plays the same task: making one costs up to a second.
     playing: dict[int, tuple[Task, Any]] = {}
     while True:
@@ -125,7 +130,7 @@ def _serve(connection: Connection) -> None:
             for lane, command in commands.items():
                 name = command.task.name if isinstance(command, Start) else playing[lane][0].name
                 results[lane] = _carry_out(playing, lane, command)
-            connection.send((False, results))
+            connection.send((False, outbox.pack(results)))
         # As text: an environment's exception may not be picklable, or need its package to be imported.
         except Exception as error:
             connection.send((True, WorkerError(f"{name} failed ({type(error).__name__}: {error})")))

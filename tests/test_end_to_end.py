@@ -15,7 +15,6 @@ from generalist.cli.average import average
 from generalist.cli.main import main
 from generalist.eval.results import file as report
 from generalist.inference.generalist import Generalist
-from generalist.model.params import flat
 from generalist.run import named_weights
 
 pytestmark = pytest.mark.slow
@@ -73,8 +72,8 @@ def test_a_run_becomes_a_folder_that_tells_nothing_of_its_makers_machine(
     for file in out.rglob("*"):
         assert str(trained[0]).encode() not in file.read_bytes()
     whole, rounded = Generalist.from_run(named_weights.run_settings(runs / "debug")), Generalist.load(out)
-    for path, leaf in flat(rounded.params).items():
-        np.testing.assert_allclose(leaf, flat(whole.params)[path], rtol=2**-8)
+    for path, leaf in dict(rounded.arrays()).items():
+        np.testing.assert_allclose(leaf, dict(whole.arrays())[path], rtol=2**-8)
     assert main(command) == 1 and "exists already" in capsys.readouterr().out
     assert main([*command[:1], str(tmp_path / "other"), "--run", "none", "--runs", str(runs)]) == 1
     assert "no run in" in capsys.readouterr().out and not (tmp_path / "other").exists()
@@ -91,13 +90,13 @@ def test_a_run_begins_with_weights_and_learns_a_new_task(trained: tuple[Path, st
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     before, after = Generalist.load(out), Generalist.from_run(named_weights.run_settings(folder / "runs/more"))
     assert after.layouts.keys() == before.layouts.keys() | {"classic/acrobot"}
-    old, new = flat(before.params), flat(after.params)
+    old, new = dict(before.arrays()), dict(after.arrays())
     path = "tensor_embedder/projection/kernel"
     assert new[path].shape[0] == old[path].shape[0] + 6  # what acrobot observes
     np.testing.assert_allclose(new[path][: len(old[path])], old[path], atol=1e-5)
     for name in ("blocks/attention/qkv/kernel", "frame_embedder/convolutions/0/kernel"):
         np.testing.assert_allclose(new[name], old[name], atol=1e-5)
-    mean = flat(average(before, after, 0.5, []).params)[path]
+    mean = dict(average(before, after, 0.5, []).arrays())[path]
     np.testing.assert_allclose(mean[: len(old[path])], old[path], atol=1e-5)
     np.testing.assert_array_equal(mean[len(old[path]) :], new[path][len(old[path]) :])
     with pytest.raises(ValueError, match="classic/acrobot are missing in NEW"):
@@ -114,7 +113,7 @@ def test_the_mean_of_two_sets_of_weights(trained: tuple[Path, str], tmp_path: Pa
     dataclasses.replace(old, params=jax.tree.map(lambda leaf: leaf + 1, old.params)).save(new)
     command = ["average", str(out), str(new), str(mean), "--share", "0.25", "--keep", "frame_embedder"]
     assert main(command) == 0
-    before, after = flat(old.params), flat(Generalist.load(mean).params)
+    before, after = dict(old.arrays()), dict(Generalist.load(mean).arrays())
     for path, leaf in after.items():
         more = 1 if path.startswith("frame_embedder") else 0.25
         np.testing.assert_allclose(leaf, before[path] + more, atol=1e-5)

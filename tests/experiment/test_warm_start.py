@@ -18,7 +18,7 @@ from generalist.experiment.warm_start import fitted
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelSpec
-from generalist.model.params import flat, layers_apart, nested
+from generalist.model.params import flat, nested
 from generalist.model.transformer import create, create_separate
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import SpaceTokenizer
@@ -85,13 +85,12 @@ def test_layers_that_do_not_divide_are_named(make_model: Callable[..., Any]):
 
 def test_weights_of_other_shapes_have_no_mean_but_may_be_kept(make_model: Callable[..., Any]):
     old = make_model("frame")
-    params = flat(old.params) | {"final_norm/scale": np.ones(7, np.float32)}
-    new = dataclasses.replace(old, params=nested(params))
+    new = old.with_arrays(dict(old.arrays()) | {"final_norm/scale": np.ones(7, np.float32)})
     with pytest.raises(
         ValueError, match=r"final_norm/scale has the shape \(32,\) in OLD and \(7,\) in NEW, .* --keep final_"
     ):
         average(old, new, 0.5, [])
-    assert flat(average(old, new, 0.5, ["final_norm/scale"]).params)["final_norm/scale"].shape == (7,)
+    assert dict(average(old, new, 0.5, ["final_norm/scale"]).arrays())["final_norm/scale"].shape == (7,)
 
 
 def parallel(generalist: Generalist, dimensions: int) -> Generalist:
@@ -131,8 +130,7 @@ def test_actions_of_more_dimensions_get_new_rows_behind_the_old_ones(make_model:
     assert taken[path].shape == (5, old.shape[1])
     np.testing.assert_array_equal(taken[path][:2], old)
     assert np.asarray(taken[path][2:]).std() > 0.5
-    apart = {one: leaf for name, array in taken.items() for one, leaf in layers_apart(name, array).items()}
-    new = dataclasses.replace(more, params=nested(apart))
+    new = more.with_arrays(taken)
     new = dataclasses.replace(new, params=jax.tree.map(lambda leaf: leaf + 1.0, new.params))
     mean = flat(average(start, new, 0.5, []).params)[path]
     np.testing.assert_allclose(mean[:2], old + 0.5, atol=1e-6)

@@ -68,7 +68,7 @@ def test_packed_rows_equal_rows_of_their_own(remat: Literal["none", "products", 
     model = create(dataclasses.replace(SPEC, config=dataclasses.replace(TINY, remat=remat)), 0)
     batch = mixed_batch()
     packed = jax.tree.map(lambda x: x, batch)
-    flat = ("tensors", "frames", "patches", "intervals", "shards")
+    flat = ("tensors", "frames", "patches", "intervals", "actions", "action_weight", "action_from", "shards")
     names = [f.name for f in dataclasses.fields(Batch) if f.name not in flat]
     packed = dataclasses.replace(batch, **{name: getattr(batch, name).reshape(1, -1) for name in names})
     packed = dataclasses.replace(packed, segment=np.repeat([[1, 2]], 12, axis=1).astype(np.int32))
