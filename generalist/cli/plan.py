@@ -91,6 +91,7 @@ def _plan(config: "Config", target: Target, arguments: argparse.Namespace, conso
     devices = open_devices(target)
     console.print("shapes of the model and of its batches ...", highlight=False)
     shapes = without_data(config)  # makes one environment per layout, to see its spaces
+    config = _decided(config, shapes, devices, target, console)
     with working(console, "compiling") as say:
         if arguments.search:
             found = search(config, shapes, target, devices, arguments.tries, say)
@@ -114,12 +115,23 @@ def _gpu(config: "Config", target: Target, arguments: argparse.Namespace, consol
     from generalist.run.shapes import without_data
 
     shapes = without_data(config)
+    config = _decided(config, shapes, None, target, console)
     found = arithmetic(config, *shapes, limit=target.memory)
     most = largest_rows(config, *shapes, target.memory or 0.0)
     show_arithmetic(config, found, most, console)
     values = {**dataclasses.asdict(found), "total": found.total, "fits": found.fits, "largest_rows": most}
     _write(arguments, target, values, console)
     return 0 if found.fits else 2
+
+
+def _decided(config: "Config", shapes: Any, devices: Any, target: Target, console: Console) -> "Config":
+    """The settings with the number of micro-batches that a run on these devices would choose."""
+    from generalist.plan.micro_batches import decided
+
+    found = decided(config, shapes, devices, target.memory)
+    if found is not config:
+        console.print(f"training.micro_batches = auto: {found.training.parts}", highlight=False)
+    return found
 
 
 def _write(arguments: argparse.Namespace, target: Target, values: dict[str, Any], console: Console) -> None:

@@ -74,7 +74,10 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):
             return None
-        (kind,) = (one for one in get_args(kind) if one is not type(None))
+        kinds = [one for one in get_args(kind) if one is not type(None)]
+        # A number or a word, such as auto: a text is taken for the word.
+        words = [one for one in kinds if get_origin(one) is Literal]
+        kind = words[0] if words and isinstance(value, str) else next(one for one in kinds if one not in words)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")

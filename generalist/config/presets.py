@@ -134,7 +134,8 @@ def gato_364m() -> Config:
 
 def gato_1b() -> Config:
     """Gato's largest published model with 1.18 B parameters, otherwise like `gato_79m`."""
-    return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4736), 1e-4)
+    # 4,608 = 36 · 128: sums of gradients of kernels with 37 or 38 times 128 hidden numbers are not scattered on a TPU v5e.
+    return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4608), 1e-4)
 
 
 def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
@@ -151,7 +152,12 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
         # 1,024 patches per shard of two rows: room for a window that consists of frames alone.
         data=dataclasses.replace(pocket_sized.data.with_sources(atari=atari), rows=512, patches=262_144, shards=256),
         training=TrainingConfig(
-            steps=1_000_000, learning_rate=learning_rate, final_fraction=0.1, warmup=15_000, checkpoint_every=5_000
+            steps=1_000_000,
+            learning_rate=learning_rate,
+            final_fraction=0.1,
+            warmup=15_000,
+            micro_batches="auto",
+            checkpoint_every=5_000,
         ),
     )
 
@@ -251,6 +257,7 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
             learning_rate=1e-4,
             final_fraction=1.0,
             warmup=5_000,
+            micro_batches="auto",
             average="sources",
             checkpoint_every=5_000,
         ),

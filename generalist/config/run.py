@@ -80,8 +80,9 @@ class TrainingConfig:
     average: Literal["tokens", "sources"] = "tokens"
     """tokens: the loss is the mean over all tokens of the batch.
     sources: the mean over each source's tokens, then over the sources by their weights (Flamingo, section 3.2)."""
-    micro_batches: int = 1
-    """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory."""
+    micro_batches: int | Literal["auto"] = 1
+    """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory.
+    auto: the smallest power of two with which the step fits the memory of the devices, by arithmetic (docs/plan.md)."""
     loss_chunks: int = 0
     """Pieces of the rows whose logits are computed one after the other, and again in the backward pass.
     0: so many that a piece takes at most 16 MiB per device on a CPU and 512 MiB on accelerators."""
@@ -89,8 +90,9 @@ class TrainingConfig:
     """Compute dtype of activations. auto: bfloat16 on TPU and GPU, and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0
     """Seed of the weights, of the order of the data and of everything else that is random."""
-    data_axis: int = 1
-    """Devices along the mesh's data axis (weights replicated). One of the axes may be -1: the devices that the others leave."""
+    data_axis: int = 0
+    """Devices along the mesh's data axis (weights replicated). 0: 2 on TPUs if all others are along fsdp, else 1.
+    One of the axes may be -1: the devices that the others leave."""
     fsdp_axis: int = -1
     """Devices along the fsdp axis (rows and weights split)."""
     tensor_axis: int = 1
@@ -122,7 +124,7 @@ class TrainingConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
         for name in ("steps", "micro_batches", "checkpoint_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("loss_chunks", "keep_every", "keep_best"):
             if getattr(self, name) < 0:
@@ -132,7 +134,7 @@ class TrainingConfig:
         # With two axes of -1 there would be more than one way to fill them.
         axes = {name: getattr(self, name) for name in ("data_axis", "fsdp_axis", "tensor_axis", "sequence_axis")}
         for name, size in axes.items():
-            if size < 1 and size != -1:
+            if size < 1 and size != -1 and (name, size) != ("data_axis", 0):
                 raise ValueError(
                     f"training.{name} must be at least 1, or -1 for the devices that the others leave, got {size}"
                 )
@@ -142,6 +144,17 @@ class TrainingConfig:
             raise ValueError(f"training.ema must be at least 0 and below 1, got {self.ema}")
         if self.skip_limit < 0:
             raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
+
+    @property
+    def parts(self) -> int:
+        """`micro_batches` as a number.
+
+        Raises:
+            ValueError: it is `auto`, and nobody has decided it (`plan.micro_batches.decided`).
+        """
+        if self.micro_batches == "auto":
+            raise ValueError("training.micro_batches = auto is decided by train.py and plan; here give a number")
+        return self.micro_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +221,7 @@ class Config(RunSettings):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.data.shards % self.training.micro_batches:
+        if self.training.micro_batches != "auto" and self.data.shards % self.training.micro_batches:
             raise ValueError(
                 f"data.shards = {self.data.shards} must be a multiple of training.micro_batches = {self.training.micro_batches}: "
                 "a micro-batch consists of whole shards"

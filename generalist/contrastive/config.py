@@ -91,6 +91,8 @@ class ContrastiveConfig(RunSettings):
             raise ValueError(
                 f"batch must be at least 2, since a pair is compared with the others of its batch, got {self.batch}"
             )
+        if self.training.micro_batches == "auto":
+            raise ValueError("training.micro_batches: contrastive pretraining needs a number, not auto")
         if self.batch % self.training.micro_batches:
             raise ValueError(
                 f"batch = {self.batch} must be a multiple of training.micro_batches = {self.training.micro_batches}: "

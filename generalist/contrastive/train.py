@@ -70,7 +70,7 @@ def make_gradients(config: ContrastiveConfig, dtype: np.dtype) -> Gradients:
         dtype: compute dtype.
     """
     graph, _ = nnx.split(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param)
-    count = config.training.micro_batches
+    count = config.training.parts
 
     def embed(params: Any, batch: Pairs) -> tuple[Float[Array, "N E"], Float[Array, "N E"]]:
         towers: Towers = nnx.merge(graph, params)

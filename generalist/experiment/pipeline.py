@@ -36,6 +36,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
     from generalist.training.interrupt import Interrupted
     from generalist.training.tokens import train
 
+    config = with_micro_batches_decided(config, console)
     start = None
     if is_first():
         begun = check_same_settings(config)
@@ -70,6 +71,20 @@ def run(config: Config, command: list[str], console: Console) -> None:
     from generalist.eval.run import evaluate
 
     evaluate(config, command, console)
+
+
+def with_micro_batches_decided(config: Config, console: Console) -> Config:
+    """The settings with a number in place of `training.micro_batches = auto`, which the run's folder then keeps."""
+    if config.training.micro_batches != "auto":
+        return config
+    import jax
+
+    from generalist.plan.micro_batches import decided, device_memory
+    from generalist.run.shapes import without_data
+
+    found = decided(config, without_data(config), jax.devices(), device_memory())
+    console.print(f"training.micro_batches = auto: {found.training.parts}", highlight=False)
+    return found
 
 
 def run_contrastive(config: ContrastiveConfig, command: list[str], console: Console) -> None:

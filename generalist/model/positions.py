@@ -7,11 +7,13 @@ Dimension key: B batch, L positions, N query heads, M key-value heads, H head si
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from generalist.model.config import ALIBI_SIZE, LayerKind, ModelConfig
+from generalist.system.platforms import target_platform
 
 FAR = 1024  # positions; a power of two, so that FAR · frequency is exact in float32
 DIGIT = 256  # base of ALiBi's positions: digits below it are exact in bfloat16
@@ -108,8 +110,35 @@ def rotate(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"
     # Models that pair neighbouring dimensions instead are permuted when their weights are read.
     cos, sin = angles
     half = cos.shape[-1]
+    if target_platform() == "tpu" and 2 * half == x.shape[-1]:
+        return rotate_by_product(x, angles)
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
+
+
+@jax.custom_vjp
+def rotate_by_product(x: Float[Array, "B L N H"], angles: Angles) -> Float[Array, "B L N H"]:
+    """`rotate` of all dimensions for a TPU, which would write halves of heads to memory, with padding: x · cos + turned x · sin.
+    The turned x, its second half negated before the first, is a product with a matrix of 0, 1 and -1."""
+    half = x.shape[-1] // 2
+    turn = jnp.kron(jnp.array([[0, 1], [-1, 0]], x.dtype), jnp.eye(half, dtype=x.dtype))  # (H, H)
+    # Exact: of each sum one term is not zero. Float32 numbers would be cut to bfloat16 without the highest precision.
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    turned = jnp.einsum("blnh,hk->blnk", x, turn, precision=exact, preferred_element_type=jnp.float32)
+    cos, sin = (jnp.concatenate([both, both], axis=-1) for both in angles)
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+def _rotate_forward(x, angles):
+    return rotate_by_product(x, angles), angles
+
+
+def _rotate_backward(angles, gradient):
+    # The transpose of a rotation turns back. Angles are made from positions, which have no gradient.
+    return rotate_by_product(gradient, Angles(angles.cos, -angles.sin)), None
+
+
+rotate_by_product.defvjp(_rotate_forward, _rotate_backward)
 
 
 def slopes(position: Int[Array, "B L"], config: ModelConfig) -> Slopes:

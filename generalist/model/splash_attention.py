@@ -31,8 +31,14 @@ def block(length: int) -> int:
     return next(size for size in (512, 384, 256, LANES) if length % size == 0)
 
 
-def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout: Layout, interpret: bool) -> Any:
-    """The kernel of one row: a pytree of small tables of the blocks to compute, divided like heads and queries."""
+def make_kernel(
+    length: int, heads: int, size: int, *, window: int, softcap: float, layout: Layout, interpret: bool
+) -> Any:
+    """The kernel of one row: a pytree of small tables of the blocks to compute, divided like heads and queries.
+
+    Args:
+        size: H, of one head.
+    """
     # Imported here: Pallas takes long to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -41,6 +47,9 @@ def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout:
     # LocalMask counts the positions before the query, without its own; None means unlimited.
     mask = masks.LocalMask((length, length), (window - 1 if window else None, 0), offset=0, shard_count=parts)
     queries, keys = block(length // parts), block(length)
+    # Arrays whose last dimension has fewer numbers than there are lanes are padded in memory: positions, of which there are
+    # enough, go last. Wide heads are laid out as the products that follow take them.
+    layout_of = kernels.QKVLayout.HEAD_DIM_MINOR if size % LANES == 0 else kernels.QKVLayout.SEQ_MINOR
     return kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
         # dkv and dq are the backward pass: without its blocks the kernel has no gradient.
@@ -51,6 +60,9 @@ def make_kernel(length: int, heads: int, *, window: int, softcap: float, layout:
             block_kv_dkv=keys,
             block_q_dq=queries,
             block_kv_dq=keys,
+            q_layout=layout_of,
+            k_layout=layout_of,
+            v_layout=layout_of,
         ),
         attn_logits_soft_cap=softcap or None,
         head_shards=mesh_parts(layout.heads),
@@ -79,9 +91,8 @@ def splash_attention(
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-    kernel = make_kernel(
-        query.shape[1], query.shape[2], window=window, softcap=softcap, layout=layout, interpret=interpret
-    )
+    _, length, heads, size = query.shape
+    kernel = make_kernel(length, heads, size, window=window, softcap=softcap, layout=layout, interpret=interpret)
 
     def local(kernel, query, key, value, query_segment, key_segment):
         def row(query, key, value, query_segment, key_segment):

@@ -133,16 +133,30 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
         (body,) = module.called(one, "calls")
         read = sum(_read(body, index, operand) for index, operand in enumerate(operands))
         return read + sum(_written(body, shape, part) for shape, part in _results(body, one))
-    # A copy reads or writes main memory on one side and the chip's own memory on the other.
+    # The larger side may be a whole array of which a slice is copied, or the other way round. Where both sides are in main
+    # memory, what is read is also written.
     if one.operation in ("copy-start", "slice-start"):
-        moved = min(_outside(one.shapes[0]), _outside(one.shapes[1])) if len(one.shapes) > 1 else 0.0
-        return moved or max(_outside(shape) for shape in one.shapes[:2])
+        sides = one.shapes[:2]
+        return min(shape.bytes for shape in sides) * sum(shape.space == 0 for shape in sides)
     # Twice: what is read is also written.
     if one.operation in SLICES:
         return 2 * sum(map(_outside, one.shapes))
     if one.operation == "dynamic-update-slice":
         return 2 * sum(map(_outside, operands[1].shapes))  # its operands: target, update, start indices
     return sum(_outside(shape) for operand in operands for shape in operand.shapes) + sum(map(_outside, one.shapes))
+
+
+def place(module: Module, one: Instruction, *, multiplies: bool) -> str:
+    """What an instruction does and where in the model it comes from: `transpose: jit(step)/... (model/attend.py:120)`."""
+    kind = one.operation
+    if multiplies and kind in ("fusion", "convolution", "dot"):
+        kind = "product"
+    elif kind == "fusion":
+        (body,) = module.called(one, "calls")
+        kind = f"fusion to {_source(body, body.root.name).operation}".removesuffix(" to tuple")
+    asked = one.attribute("op_name", r'"([^"]*)"') or "the compiler's own"
+    line = module.lines.get(one.attribute("stack_frame_id", r"(\d+)") or "", "")
+    return f"{kind}: {asked}" + (f" ({line})" if line else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +233,8 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragg
 
 
 def _outside(shape: ArrayShape) -> float:
-    """Bytes of an array in main memory; 0 if it is in the chip's own."""
-    return shape.bytes if shape.space == 0 else 0.0
+    """Bytes that an array occupies in main memory, padding included; 0 if it is in the chip's own."""
+    return shape.bytes * shape.padding if shape.space == 0 else 0.0
 
 
 def _elements(shape: ArrayShape) -> int:

@@ -84,8 +84,9 @@ def _mesh_group(axes: dict[str, int], named: str) -> tuple[int, ...]:
 class Torus:
     """The place of each partition in a slice, and the time that an exchange takes there.
 
-    Along each side that a group spans, a chip has two links if the side closes to a ring, otherwise one (the ends of a line have
-    only one). With B the bandwidth of these links in one direction, n the devices of a group and V the larger side:
+    Along each side that a group spans, a chip has two links if the group has the whole side and it closes to a ring, otherwise
+    one (the ends of a line have only one). With B the bandwidth of these links in one direction, n the devices of a group and V
+    the larger side of the exchange:
 
         all-gather, reduce-scatter   V (n - 1)/n / B       every chip receives what the others hold
         all-reduce                   twice that            a reduce-scatter and an all-gather
@@ -107,7 +108,9 @@ class Torus:
         # Only sides along which the members differ carry traffic.
         sides = list(zip(*(self.places[number] for number in group), strict=True))
         spanned = [index for index, side in enumerate(sides) if len(set(side)) > 1]
-        links = {index: 2 if self.slice.shape[index] % wraps == 0 else 1 for index in spanned}
+        # Only a whole side closes to a ring; a group on a part of it has a line.
+        whole = {index for index in spanned if len(set(sides[index])) == self.slice.shape[index]}
+        links = {index: 2 if index in whole and self.slice.shape[index] % wraps == 0 else 1 for index in spanned}
         if one.kind == "collective-permute" or not spanned:
             return one.bytes / link
         # Sides work at the same time, so the slowest one decides.

@@ -6,7 +6,7 @@ Only what counting needs is parsed. Text is the one form that every backend prov
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 BYTES = {
@@ -31,11 +31,13 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """One array: its dtype, dimensions, and memory space (0: HBM; 1: the chip's own, on a TPU)."""
+    """One array: its dtype, dimensions, memory space (0: HBM; 1: the chip's own, on a TPU), and how many times larger it is in
+    memory, where the tiles that it is laid out in are padded."""
 
     dtype: str
     dims: tuple[int, ...]
     space: int = 0
+    padding: float = 1.0
 
     @property
     def bytes(self) -> float:
@@ -114,6 +116,8 @@ class Module:
 
     computations: dict[str, Computation]
     entry: Computation
+    lines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The line of source, such as model/attend.py:120, by the `stack_frame_id` of an instruction."""
 
     def called(self, one: Instruction, *attributes: str) -> list[Computation]:
         """The computations that an instruction names in these attributes."""
@@ -152,7 +156,23 @@ def parse(text: str) -> Module:
             begun[-1] = dataclasses.replace(begun[-1], attributes=begun[-1].attributes + line)
     if entry is None:
         raise ValueError("the compiled program's text has no entry computation")
-    return Module(computations, computations[entry])
+    return Module(computations, computations[entry], _lines(text))
+
+
+def _lines(text: str) -> dict[str, str]:
+    """The line of source of each stack frame, from the tables before the first computation."""
+    # A frame has a location, which has a number of a file and a line; the file's name stands in a table of its own.
+    head = text[: text.find(") -> ")]
+    files = dict(re.findall(r'^(\d+) "([^"]*\.py)"$', head, re.MULTILINE))
+    located = re.findall(r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+) ", head, re.MULTILINE)
+    lines = {number: f"{_short(files.get(file, ''))}:{line}" for number, file, line in located}
+    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", head, re.MULTILINE)
+    return {number: lines[location] for number, location in frames if location in lines}
+
+
+def _short(path: str) -> str:
+    """The last folder and the name of a file."""
+    return "/".join(path.split("/")[-2:])
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -193,4 +213,15 @@ def _shapes(text: str) -> Iterator[ArrayShape]:
     for dtype, dims, layout in _ARRAY.findall(text):
         space = _SPACE.search(layout)
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-        yield ArrayShape(dtype, sizes, int(space.group(1)) if space else 0)
+        yield ArrayShape(dtype, sizes, int(space.group(1)) if space else 0, _padding(sizes, layout))
+
+
+def _padding(sizes: tuple[int, ...], layout: str) -> float:
+    """The size in memory of an array with a layout such as {2,1,0:T(8,128)(2,1)}, as a multiple of its size without padding."""
+    # Dimensions from the one whose elements are neighbours; the tile's sizes are of the first of these, the last one first.
+    found = re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout)
+    if not found:
+        return 1.0
+    order, tile = ([int(number) for number in part.split(",")] for part in found.groups())
+    pairs = zip(order, reversed(tile), strict=False)
+    return math.prod(-(-sizes[dim] // size) * size / sizes[dim] for dim, size in pairs if sizes[dim])

@@ -27,6 +27,10 @@ SCORES_COPIES = 3  # float32 arrays of one block's attention scores: scores, sof
 MASK_COPIES = 2
 
 
+Shapes = tuple[ModelSpec, BatchSpec, VisionEncoder | None]
+"""Of a model, of its batches, and its frozen encoder."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arithmetic:
     """Memory of one device, in bytes."""
@@ -90,13 +94,13 @@ def arithmetic(
     # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once. A CPU
     # computes in float32, and needs no cast.
     cast = width if width != FULL else 0
-    positions = batch.rows * batch.length / replicas / config.training.micro_batches
+    positions = batch.rows * batch.length / replicas / config.training.parts
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
     predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
-    micro = replicas * config.training.micro_batches
+    micro = replicas * config.training.parts
     # Pixels and features of all images are in memory together: the encoder runs before the step.
     images = batch.images * (math.prod(batch.image_shape) + FULL * cells * spec.channels) / replicas
     # Tensors are float32; frames and patches uint8 with 3 colours.
@@ -175,8 +179,11 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
 def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: VisionEncoder | None, limit: float) -> int:
     """The largest number of rows per step whose memory fits one device; 0 if not even one row fits."""
 
+    # Rows of one micro-batch are counted, each micro-batch a shard.
+    parts = config.training.parts
+
     def fits(rows: int) -> bool:
-        sized = batch_spec(with_rows(config, rows), spec, batch.image_shape, batch.image_dtype)
+        sized = batch_spec(with_rows(config, rows * parts, parts), spec, batch.image_shape, batch.image_dtype)
         return arithmetic(config, spec, sized, encoder, limit=limit).fits
 
     # Binary search by powers of two: memory grows with the rows.
@@ -184,7 +191,7 @@ def largest_rows(config: Config, spec: ModelSpec, batch: BatchSpec, encoder: Vis
     for step in (2**power for power in range(16, -1, -1)):
         if fits(most + step):
             most += step
-    return most
+    return most * parts
 
 
 def with_rows(config: Config, rows: int, shards: int = 1) -> Config:

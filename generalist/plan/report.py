@@ -14,6 +14,7 @@ from generalist.plan.target import Target
 from generalist.system.chips import GIB
 
 LONGEST, SMALLEST = 6, 0.005  # exchanges listed one by one; fraction of the step below which none is listed
+HEAVIEST = 8  # operations listed by their memory traffic
 WAITING = 0.1  # fraction of the step spent waiting for exchanges above which advice is given
 PARTS = {
     "parameters": "trained parameters",
@@ -40,6 +41,9 @@ def show(config: Config, target: Target, found: Estimate, console: Console) -> N
         console.print(_figures(target, found))
         console.print(_exchanges(found))
         for line in _longest(found):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print("operations that move the most between memory and chip:", highlight=False)
+        for line in heaviest(found):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(f"it does not fit: {found.trouble}", style="bold red", highlight=False, markup=False)
@@ -150,6 +154,16 @@ def _longest(found: Estimate) -> Iterator[str]:
             yield f"waits {waited[place] * 1e3:.1f} ms for {one.count:,.0f} × {place}, {one.bytes / GIB:.3f} GiB"
 
 
+def heaviest(found: Estimate) -> Iterator[str]:
+    """The operations with the most memory traffic, by where in the model they come from."""
+    bound = sum(one.seconds for one in found.totals.moved.values())
+    for place in sorted(found.totals.moved, key=lambda place: -found.totals.moved[place].bytes)[:HEAVIEST]:
+        one = found.totals.moved[place]
+        # Simulated devices have no time; an operation that waits for its products has no share of the memory's.
+        share = f", {one.seconds / bound:.1%} of the time that is bound by memory" if bound else ""
+        yield f"{one.bytes / GIB:.2f} GiB by {one.count:,.0f} × {place}{share}"
+
+
 def advice(config: Config, target: Target, found: Estimate) -> Iterator[str]:
     """Settings to change, most useful first; empty if nothing needs to change."""
     # What does not fit has no speed worth advising on.
@@ -181,7 +195,7 @@ def shrinking(config: Config, found: Estimate | None = None, target: Target | No
         yield "--training.data-axis 1 --training.fsdp-axis -1: parameters and moments are split over all devices"
     # Each device along data and fsdp must have a whole shard in every micro-batch.
     parts = 1 if found is None else found.mesh.get("data", 1) * found.mesh.get("fsdp", 1)
-    micro = 2 * config.training.micro_batches
+    micro = 2 * config.training.parts
     if config.data.rows % (parts * micro) == 0:
         yield (
             f"--training.micro-batches {micro} --data.shards {parts * micro}: the same step, with its batch "

@@ -6,8 +6,9 @@ The compiler's own cost analysis counts the body of a scan only once, so a 24-la
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Self, TypeVar
 
-from generalist.plan.cost import FREE, flops, hbm_bytes, inside, is_collective, is_counted
+from generalist.plan.cost import FREE, flops, hbm_bytes, inside, is_collective, is_counted, place
 from generalist.plan.groups import Exchange, exchange
 from generalist.plan.hlo import Computation, Instruction, Module
 
@@ -24,8 +25,21 @@ class Speeds:
     """Seconds that an exchange takes."""
 
 
+S = TypeVar("S", bound="_Sums")
+
+
+class _Sums:
+    """A dataclass of numbers that are added, and multiplied by the trips of a loop, one by one."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __mul__(self, times: float) -> Self:
+        return type(self)(**{name: value * times for name, value in vars(self).items()})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Traffic(_Sums):
     """Exchanges of one kind."""
 
     count: float = 0.0
@@ -35,11 +49,16 @@ class Traffic:
     hidden: float = 0.0
     """Seconds of exchanges that overlap with compute."""
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
 
-    def __mul__(self, times: float) -> "Traffic":
-        return Traffic(**{f.name: getattr(self, f.name) * times for f in dataclasses.fields(self)})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moved(_Sums):
+    """Memory traffic of the operations of one kind and place."""
+
+    count: float = 0.0
+    bytes: float = 0.0
+    """Bytes to and from main memory."""
+    seconds: float = 0.0
+    """Seconds of this traffic where it takes longer than the operation's products: the time that is bound by memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,31 +77,35 @@ class Totals:
     """Exchanges by kind."""
     places: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     """Exchanges by kind and by the operation of the model that caused them."""
+    moved: dict[str, Moved] = dataclasses.field(default_factory=dict)
+    """Memory traffic by kind of operation and by its place in the model."""
     notes: tuple[str, ...] = ()
     """Parts of the program that could not be counted."""
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(
-            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
-            traffic=_added(self.traffic, other.traffic),
-            places=_added(self.places, other.places),
+            **{name: getattr(self, name) + getattr(other, name) for name in _NUMBERS},
+            traffic=_added(self.traffic, other.traffic, Traffic()),
+            places=_added(self.places, other.places, Traffic()),
+            moved=_added(self.moved, other.moved, Moved()),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
     def __mul__(self, times: float) -> "Totals":
         return Totals(
-            **{name: getattr(self, name) * times for name in _SUMS},
+            **{name: getattr(self, name) * times for name in _NUMBERS},
             traffic={kind: one * times for kind, one in self.traffic.items()},
             places={place: one * times for place, one in self.places.items()},
+            moved={place: one * times for place, one in self.moved.items()},
             notes=self.notes,
         )
 
 
-def _added(left: dict[str, Traffic], right: dict[str, Traffic]) -> dict[str, Traffic]:
-    return {key: left.get(key, Traffic()) + right.get(key, Traffic()) for key in dict.fromkeys((*left, *right))}
+def _added(left: dict[str, S], right: dict[str, S], zero: S) -> dict[str, S]:
+    return {key: left.get(key, zero) + right.get(key, zero) for key in dict.fromkeys((*left, *right))}
 
 
-_SUMS = ("flops", "bytes", "seconds", "matrix_seconds")
+_NUMBERS = ("flops", "bytes", "seconds", "matrix_seconds")
 
 
 @dataclasses.dataclass
@@ -166,9 +189,13 @@ def _count(
         return  # its bytes are counted as an exchange
     products, moved_bytes = flops(module, computation, one), hbm_bytes(module, computation, one)
     body.flops, body.bytes = body.flops + products, body.bytes + moved_bytes
+    multiplying, moving = products / speeds.flops, moved_bytes / speeds.bandwidth
     # A started copy runs beside the operations, so it counts only in the sum of all traffic.
     if not one.operation.endswith("-start"):
-        body.compute += max(products / speeds.flops, moved_bytes / speeds.bandwidth)
+        body.compute += max(multiplying, moving)
+    if moved_bytes:
+        of_one = Moved(count=1, bytes=moved_bytes, seconds=moving if moving > multiplying else 0.0)
+        body.inner += Totals(moved={place(module, one, multiplies=products > 0): of_one})
     if not is_counted(one):
         body.inner += Totals(notes=(f"FLOPs of the kernel {one.name} are unknown: counted as 0",))
 

@@ -10,14 +10,12 @@ from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.config import ModelSpec
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate
-from generalist.plan.memory import FULL, HALF, arithmetic, with_rows
+from generalist.plan.memory import FULL, HALF, Shapes, arithmetic, with_rows
 from generalist.plan.target import Target
 from generalist.run.shapes import batch_spec
 from generalist.training.flops import model_flops
 from generalist.training.sharding import AXES, make_mesh
-from generalist.vision.encoder import VisionEncoder
 
-Shapes = tuple[ModelSpec, BatchSpec, VisionEncoder | None]
 ROWS = (0.25, 0.5, 1.0, 2.0)
 """Fractions of the preset's rows that are tried."""
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -44,7 +42,7 @@ class Candidate:
         training, data = self.config.training, self.config.data
         axes = {axis: getattr(training, f"{axis}_axis") for axis in AXES}
         mesh = " × ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "one device"
-        parts = f" in {training.micro_batches} micro-batches" if training.micro_batches > 1 else ""
+        parts = f" in {training.parts} micro-batches" if training.parts > 1 else ""
         return f"{mesh}, {data.rows} rows{parts}"
 
     @property
@@ -53,7 +51,7 @@ class Candidate:
         training, data = self.config.training, self.config.data
         budgets = {name: getattr(data, name) for name in ("rows", "shards", *BUDGETS)}
         axes = {f"{axis}-axis": getattr(training, f"{axis}_axis") for axis in AXES}
-        axes["micro-batches"] = training.micro_batches
+        axes["micro-batches"] = training.parts
         given = [f"--training.{name} {size}" for name, size in axes.items()]
         return " ".join([*given, *(f"--data.{name} {size}" for name, size in budgets.items() if size)])
 
@@ -133,9 +131,9 @@ def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Targ
     compute = flops * (4 / 3 if passes == 3 else 1) / (target.count * chip.flops)  # forward again: 4 instead of 3 parts
     data, fsdp, tensor, sequence = (getattr(training, f"{axis}_axis") for axis in AXES)
     ring, split = 4 * chip.link, 2 * chip.link  # two sides of a slice, or one, each a ring
-    gathered = training.micro_batches * passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
+    gathered = training.parts * passes * HALF * weights / tensor / ring if fsdp > 1 else 0.0
     # Gradients are reduce-scattered over fsdp, and what is left of them all-reduced over data.
-    summed = training.micro_batches * HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
+    summed = training.parts * HALF * weights / tensor / ring * ((fsdp > 1) + 2 * (data > 1) / fsdp)
     # Bytes of the residual stream on one device, summed after each sub-layer over the tensor axis.
     stream = HALF * spec.config.layers * batch.rows * batch.length / (data * fsdp * sequence)
     summed += (tensor > 1) * 2 * passes * 2 * stream * spec.config.width / split

@@ -131,6 +131,8 @@ def prepare_environment(target: Target) -> None:
     if target.slice is not None:
         # Without a TPU there is no metadata server to query and no device to lock; the other variables only silence warnings.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        # A program for devices that are not there can't be loaded from the cache of compiled programs: JAX would warn.
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         quiet = {
             "TPU_ACCELERATOR_TYPE": f"{target.slice.chip.name}-{target.count}",
             "TPU_WORKER_HOSTNAMES": "localhost",
@@ -168,7 +170,9 @@ def open_devices(target: Target) -> Sequence[Any]:
     from jax.experimental import topologies
 
     # Makes the two cores of a v4 chip one device, as later chips are by default.
-    settings = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
+    settings: dict[str, Any] = {"chip_config_name": "megacore"} if target.slice.chip.name == "v4" else {}
+    if target.slice.count == 1:
+        settings["chips_per_host_bounds"] = (1, 1, 1)  # by default a host has 2 × 2 chips
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=target.name, **settings).devices
     except Exception as error:  # the plugin raises errors of several kinds

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+KEPT = "log_partition"
+"""The name, for `jax.checkpoint`, of what the gradient needs besides the logits."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -49,7 +53,7 @@ def _forward(logits, targets, bound):
         own = jnp.clip(targets - first, 0, part.shape[-1] - 1)
         found = jnp.take_along_axis(part, own[..., None], axis=-1)[..., 0]
         picked += jnp.where(own + first == targets, _bounded(found, bound), 0)
-    log_partition = highest + jnp.log(total)
+    log_partition = checkpoint_name(highest + jnp.log(total), KEPT)
     return (log_partition, picked, highest), (logits, targets, log_partition)
 
 

@@ -20,7 +20,7 @@ from generalist.model.layers import product
 from generalist.model.transformer import Transformer
 from generalist.system.platforms import target_platform
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.training.cross_entropy import partition
+from generalist.training.cross_entropy import KEPT, partition
 
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
@@ -144,8 +144,10 @@ def token_losses(
         x = x.reshape(chunks, rows, across, length // across // chunks)  # (C, B, Q, T)
         return jnp.moveaxis(x, 0, 2).reshape(rows, length)
 
-    # `map` holds the logits of one piece at a time. `checkpoint` keeps them from being stored for the backward pass.
-    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece)), (pieces(hidden), pieces(batch.targets)))
+    # `map` holds the logits of one piece at a time. `checkpoint` keeps them from being stored for the backward pass, but not the
+    # log-partition: the passes over all logits that it takes are not made again.
+    kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece), policy=kept), (pieces(hidden), pieces(batch.targets)))
     nll, log_partition, right = (whole(part) for part in parts)
     return nll, log_partition, right
 

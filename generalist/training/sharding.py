@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
@@ -45,10 +46,12 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
         devices: to compile for devices that are not there; None: all devices of all processes.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or cannot be laid along a TPU slice's links.
+        ValueError: the sizes do not multiply to the number of devices.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     sizes = [training.data_axis, training.fsdp_axis, training.tensor_axis, training.sequence_axis]
+    sizes[0] = sizes[0] or default_data_axis(training, count, devices[0].platform)
     if -1 in sizes:
         known = math.prod(size for size in sizes if size != -1)
         # At least 1, so that the message below names the sizes that were given.
@@ -58,13 +61,22 @@ def make_mesh(training: TrainingConfig, devices: Sequence[jax.Device] | None = N
             f"training.data_axis × fsdp_axis × tensor_axis × sequence_axis = {' × '.join(map(str, sizes))} does not cover the "
             f"{count} devices; make them multiply to that number, or set one of them to -1"
         )
+    types = (AxisType.Auto,) * len(AXES)
     try:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    except NotImplementedError as error:  # what JAX raises for a mesh that does not fit the links of a TPU slice
-        raise ValueError(
-            "the mesh does not fit the links of the slice: each of --training.*-axis must be 1, a side of the slice, or a "
-            "product of sides"
-        ) from error
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # what JAX raises for a mesh whose axes are no products of a TPU slice's sides
+        # Sides are split only if they must be, since a part of a side is no ring.
+        placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=types)
+
+
+def default_data_axis(training: TrainingConfig, count: int, platform: str) -> int:
+    """The size of the data axis where the settings leave it open: 2 on TPUs that otherwise are all along fsdp, else 1."""
+    # The TPU compiler writes gathers of weights and scattered sums of gradients over *all* devices as whole sums of twice the
+    # bytes, or as rings of many small products (docs/experiments/plans.md); over half of them, as what they are.
+    along = count // (training.tensor_axis * training.sequence_axis)
+    alone = training.fsdp_axis == -1 and training.tensor_axis == training.sequence_axis == 1
+    return 2 if platform == "tpu" and alone and along > 2 and along % 2 == 0 else 1
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -140,7 +140,7 @@ def make_gradients(
         # A mean of the micro-batches' means would favour the tokens of those that hold fewer.
         weight = token_weights(batch, weights, training.average)
         differentiated = jax.value_and_grad(of_micro_batch, has_aux=True)
-        count = training.micro_batches
+        count = training.parts
         if count == 1:
             return differentiated(params, frozen, batch, weight, key)
 

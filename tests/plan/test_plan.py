@@ -25,6 +25,7 @@ from generalist.model.config import ModelConfig, ModelSpec
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.memory import FULL, arithmetic, largest_rows
+from generalist.plan.micro_batches import MARGIN, decided, with_micro_batches
 from generalist.plan.roofline import walk
 from generalist.plan.search import candidates
 from generalist.plan.target import open_devices, parse_target, prepare_environment
@@ -33,6 +34,8 @@ from generalist.run.shapes import without_data
 ROWS, LENGTH = 16, 128
 MODEL = ModelConfig(width=128, layers=6, heads=4, kv_heads=4, head_size=32, hidden=512, local_positions=8)
 CPU = parse_target(None, "cpu:1")
+# In the cache that all tests share: a program for devices that are not there can be written to it, but not read.
+NOT_CACHED = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +145,7 @@ def test_memory_by_arithmetic_is_near_the_compiler_s(remat: Literal["none", "blo
 
 def test_a_gpu_holds_no_scores_where_its_kernel_takes_the_shapes():
     def activations(softcap: float) -> float:
-        config = preset("gato_79m")
+        config = with_micro_batches(preset("gato_79m"), 1)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_softcap=softcap))
         return arithmetic(config, *without_data(config), limit=None).activation_bytes
 
@@ -152,7 +155,7 @@ def test_a_gpu_holds_no_scores_where_its_kernel_takes_the_shapes():
 
 
 def test_the_largest_batch_is_the_last_that_fits():
-    config = preset("gato_79m")
+    config = with_micro_batches(preset("gato_79m"), 1)
     shapes, limit = without_data(config), 24.0 * 2**30
     most = largest_rows(config, *shapes, limit)
     assert most > 1
@@ -163,6 +166,23 @@ def test_the_largest_batch_is_the_last_that_fits():
         return arithmetic(config, spec, sized, None, limit=limit).total
 
     assert needed(most) <= limit < needed(most + 1)
+
+
+@pytest.mark.parametrize(("gibibytes", "expected"), [(1000.0, 1), (80.0, 4), (24.0, 16), (0.1, 256)])
+def test_the_fewest_micro_batches_that_fit(gibibytes: float, expected: int):
+    config, limit = preset("gato_79m"), gibibytes * 2**30
+    assert config.training.micro_batches == "auto"
+    shapes = without_data(config)
+
+    def needed(count: int) -> float:
+        return MARGIN * arithmetic(with_micro_batches(config, count), *shapes, limit=limit).total
+
+    found = decided(config, shapes, None, limit).training.parts
+    assert found == expected
+    # 256 is all that the shards allow, whether or not it fits.
+    assert (needed(found) <= limit) == (found < 256) and (found == 1 or needed(found // 2) > limit)
+    with pytest.raises(ValueError, match=r"micro_batches = auto is decided by train\.py and plan"):
+        _ = config.training.parts
 
 
 def test_a_search_ranks_what_fits_and_divides():
@@ -185,6 +205,7 @@ def test_a_search_ranks_what_fits_and_divides():
     assert rates == sorted(rates, reverse=True)
 
 
+@NOT_CACHED
 def test_the_tpu_compiler_s_programs_count_like_the_cpu_s():
     pytest.importorskip("libtpu")
     target = parse_target("v5e:2x2", None)
@@ -204,5 +225,24 @@ def test_the_tpu_compiler_s_programs_count_like_the_cpu_s():
     found = walk(parse(text), speeds_of(target, devices))
     assert found.flops * 4 == pytest.approx((3 - 1 / layers) * layers * 2 * rows * width**2, rel=0.1)
     assert found.notes == ()
+    assert sum(one.bytes for one in found.moved.values()) == pytest.approx(found.bytes)
+    assert any("(plan/test_plan.py:" in place for place in found.moved), list(found.moved)
     assert found.seconds > found.matrix_seconds > 0
     assert found.traffic["all-gather"].count >= layers
+
+
+@NOT_CACHED
+@pytest.mark.slow
+@pytest.mark.parametrize("slice", ["v4:2x2x1", "v5e:1x1", "v6e:2x2"])
+def test_a_small_model_is_planned_for_every_kind_of_tpu(slice: str):
+    pytest.importorskip("libtpu")
+    target = parse_target(slice, None)
+    prepare_environment(target)
+    devices = open_devices(target)
+    assert len(devices) == target.count
+    found = estimate(*language(dataclasses.replace(MODEL, layers=2)), target, devices)
+    assert found.mesh == {"data": 2 if target.count == 4 else 1, "fsdp": 2 if target.count == 4 else 1} | {
+        "tensor": 1,
+        "sequence": 1,
+    }
+    assert found.fits and found.utilisation is not None and 0 < found.utilisation < 1

@@ -21,7 +21,7 @@ LINK = 50e9
         ("all-gather", ALL, 255 / 256 / 4),  # two closed sides
         ("reduce-scatter", ALL, 255 / 256 / 4),
         ("all-reduce", ROW, 2 * 15 / 16 / 2),
-        ("all-reduce", (0, 1, 2, 3), 2 * 3 / 4 / 2),
+        ("all-reduce", (0, 1, 2, 3), 2 * 3 / 4),  # a part of a side is no ring: one link
         ("all-to-all", ROW, 16 / 8),
         ("collective-permute", (0, 1), 1),
         ("all-gather", (5,), 0),
@@ -90,6 +90,54 @@ def test_what_overlaps_and_what_is_waited_for(flops: float, bandwidth: float, ga
     gathered, reduced = found.traffic["all-gather"], found.traffic["all-reduce"]
     assert (gathered.count, gathered.bytes, gathered.hidden) == (TRIPS, TRIPS * 2 * ARRAY, TRIPS * gather)
     assert (reduced.count, reduced.bytes, reduced.hidden) == (TRIPS, TRIPS * ARRAY, 0)
+
+
+MOVING = """
+HloModule moving
+
+FileNames
+1 "/somewhere/generalist/model/attend.py"
+
+FunctionNames
+1 "attend"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=120 end_line=120 column=8 end_column=20}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+%body (p: bf16[64,1024]) -> bf16[1024,64] {
+  %p = bf16[64,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %t = bf16[1024,64]{1,0:T(8,128)(2,1)} transpose(%p), dimensions={1,0}
+}
+ENTRY %main (a: bf16[64,1024]) -> bf16[1024,64] {
+  %a = bf16[64,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %part = ((bf16[64,1024]{1,0:T(8,128)(2,1)}), bf16[16,1024]{1,0:T(8,128)(2,1)S(1)}, s32[]) slice-start(%a), slice={[0:16]}
+  ROOT %r = bf16[1024,64]{1,0:T(8,128)(2,1)} fusion(%a), calls=%body, metadata={op_name="jit(f)/swap" stack_frame_id=1}
+}
+"""
+
+
+def test_memory_traffic_by_place_with_the_padding_of_tiles():
+    found = walk(parse(MOVING), Speeds(flops=1e12, bandwidth=1e9, seconds=lambda _: 0.0))
+    # Of 128 lanes the result fills 64, so twice its bytes are written; of the array that is sliced only the slice is read.
+    fusion, part = 64 * 1024 * 2 + 2 * 64 * 1024 * 2, 16 * 1024 * 2
+    assert {place: one.bytes for place, one in found.moved.items()} == {
+        "slice-start: the compiler's own": part,
+        "fusion to transpose: jit(f)/swap (model/attend.py:120)": fusion,
+    }
+    assert found.moved["fusion to transpose: jit(f)/swap (model/attend.py:120)"].seconds == pytest.approx(fusion / 1e9)
+    assert found.bytes == fusion + part
+
+
+def test_loops_repeat_what_they_move():
+    found = walk(parse(PROGRAM), Speeds(flops=1e12, bandwidth=1e12, seconds=lambda _: 0.0)).moved
+    assert (found["product: the compiler's own"].count, found["product: the compiler's own"].bytes) == (
+        TRIPS,
+        TRIPS * 3 * ARRAY,
+    )
+    assert found["product: the compiler's own"].seconds == 0  # its products take longer
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from generalist.config.run import TrainingConfig
-from generalist.training.sharding import make_mesh, parameter_spec
+from generalist.training.sharding import default_data_axis, make_mesh, parameter_spec
 
 
 def mesh_of(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
@@ -37,6 +37,21 @@ def test_mesh_fills_the_open_axis():
         "tensor": 2,
         "sequence": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("axes", "count", "platform", "expected"),
+    [
+        ({}, 16, "tpu", 2),
+        ({}, 2, "tpu", 1),
+        ({}, 5, "tpu", 1),
+        ({}, 8, "gpu", 1),
+        ({"tensor_axis": 8}, 64, "tpu", 1),
+        ({"fsdp_axis": 4}, 4, "tpu", 1),
+    ],
+)
+def test_weights_are_not_split_over_all_tpus(axes: dict[str, int], count: int, platform: str, expected: int):
+    assert default_data_axis(TrainingConfig(**axes), count, platform) == expected
 
 
 def test_mesh_that_does_not_cover_the_devices_says_so():
