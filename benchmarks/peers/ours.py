@@ -21,7 +21,7 @@ from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.rows import stack_rows
 from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
-from generalist.model.transformer import create
+from generalist.model.transformer import create_separate
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.sequence import Sequence
@@ -47,7 +47,9 @@ BACKBONE = ModelConfig(
 )
 
 
-def settings(model: ModelConfig, tensors: Literal["tokens", "projected"], separator: bool) -> Config:
+def settings(
+    model: ModelConfig, tensors: Literal["tokens", "projected"], *, separator: bool, parallel: bool = False
+) -> Config:
     """Every setting; the vocabulary has as many ids as the peers'."""
     base = debug()
     tokens = dataclasses.replace(
@@ -57,6 +59,7 @@ def settings(model: ModelConfig, tensors: Literal["tokens", "projected"], separa
         discrete_values=56,
         tensors=tensors,
         separator=separator,
+        actions="parallel" if parallel else "sequential",
         images="frame",
         documents="encoder" if model.vision.encoder != "none" else "frame",
     )
@@ -100,10 +103,13 @@ def rows_of(tokenizers: Tokenizers, sequences: list[Sequence], length: int) -> B
     return stack_rows(sequences, length, pad=tokenizers.config.tokens.vocabulary().pad)
 
 
-def train_control(tensors: Literal["tokens", "projected"], steps: int) -> Case:
+def train_control(tensors: Literal["tokens", "projected"], steps: int, parallel: bool = False) -> Case:
     """Behaviour cloning: numbers as tokens with actions fed back, or observations as embeddings with hidden actions."""
     hide = tensors == "projected"
-    made = tokenizers(settings(BACKBONE, tensors, separator=not hide), Acting(steps=steps, hide_actions=hide))
+    made = tokenizers(
+        settings(BACKBONE, tensors, separator=not hide, parallel=parallel),
+        Acting(steps=steps, hide_actions=hide, parallel=parallel),
+    )
     layout, random = made.layouts[LAYOUT], np.random.default_rng(0)
     sequences = []
     for _ in range(sizes.ROWS):
@@ -142,11 +148,14 @@ def train_images(folder: str) -> Case:
     return trained(made, batch, encoder), {"text tokens": batch.tokens.size}
 
 
-def act(tensors: Literal["tokens", "projected"], steps: int, lanes: int) -> Case:
+def act(tensors: Literal["tokens", "projected"], steps: int, lanes: int, parallel: bool = False) -> Case:
     """Chooses an action in each of some environments, whose observations are drawn."""
     hide = tensors == "projected"
-    made = tokenizers(settings(BACKBONE, tensors, separator=not hide), Acting(steps=steps, hide_actions=hide))
-    graph, params = nnx.split(create(made.model_spec(), 0), nnx.Param)
+    made = tokenizers(
+        settings(BACKBONE, tensors, separator=not hide, parallel=parallel),
+        Acting(steps=steps, hide_actions=hide, parallel=parallel),
+    )
+    graph, params = nnx.split(create_separate(made.model_spec(), 0), nnx.Param)
     policy = ControlPolicy(Generalist(made, graph, nnx.to_pure_dict(params), 0), [LAYOUT] * lanes)
     policy.reset(range(lanes), [""] * lanes, range(lanes))
     observed = list(np.random.default_rng(0).uniform(-1, 1, (lanes, sizes.OBSERVED)).astype(np.float32))
@@ -167,10 +176,13 @@ def write(rows: int, folder: str) -> Case:
 CASES: dict[str, Callable[..., Case]] = {
     "gato": functools.partial(train_control, "tokens", sizes.GATO_STEPS),
     "embedded": functools.partial(train_control, "projected", sizes.EMBEDDED_STEPS),
+    "parallel": functools.partial(train_control, "projected", sizes.EMBEDDED_STEPS, parallel=True),
     "images": train_images,
     "act gato": functools.partial(act, "tokens", sizes.WINDOW, 1),
     "act": functools.partial(act, "projected", sizes.WINDOW, 1),
+    "act parallel": functools.partial(act, "projected", sizes.WINDOW, 1, parallel=True),
     "act 16": functools.partial(act, "projected", sizes.WINDOW, 16),
+    "act parallel 16": functools.partial(act, "projected", sizes.WINDOW, 16, parallel=True),
     "write": functools.partial(write, 1),
     "write 8": functools.partial(write, 8),
 }

@@ -8,6 +8,8 @@ and then the query; the names are ranked by their likelihood. Three comparisons:
     nearest    no model: the name of the shown image that is nearest by the frozen encoder's mean features
     RICES      as many shots, but the images most similar to the query among eight per class, the most similar last
 
+A majority vote over the shots would be chance: every class has as many.
+
 Dimension key: H height, W width, F feature channels, n images.
 """
 
@@ -158,8 +160,9 @@ def evaluate_new_words(
 
     Returns:
         `cells`, one per number of `ways` and `shots`: the accuracy of the `model`, with `shuffled` images, with `rices`, and of
-        the `nearest` neighbour (None where there are no shots to compare); for every question the index of the `right` name and
-        of the chosen ones (`answers`); and a few complete questions (`examples`).
+        the `nearest` neighbour (None where there are no shots to compare); how often the model's answer is the name of the last
+        shot (`copied`); for every question the index of the `right` name, of that of the `last` shot and of the chosen ones
+        (`answers`); and a few complete questions (`examples`).
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
@@ -218,7 +221,10 @@ def _cell(ways: int, shots: int, asked: Sequence[Question], answers: Mapping[str
         }
         for number, one in enumerate(asked[:EXAMPLES])
     ]
-    known = {"ways": ways, "shots": shots, "chance": 100.0 / ways}
+    known: dict[str, Any] = {"ways": ways, "shots": shots, "chance": 100.0 / ways, "copied": None, "last": None}
+    if shots:
+        known["last"] = last = [one.shots[-1][0] for one in asked]
+        known["copied"] = _accuracy(answers["model"], last)
     return known | scores | {"right": right, "answers": dict(answers), "examples": examples}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from rich.progress import Progress
 
 from generalist.data.images import read_image
+from generalist.eval.fewshot.baselines import nearest_by, with_copied, without_model
 from generalist.eval.fewshot.benchmark_prompts import ASKED_AT_ONCE, Asked, Asking, choose, write
 from generalist.eval.fewshot.captions import caption_scores, scorers
 from generalist.eval.fewshot.published import Benchmark, Example
@@ -75,8 +76,11 @@ def evaluate(
 
     Returns:
         `cells`, one per number of shots: `score` (percent; CIDEr times 100) with its bootstrap interval over the queries,
-        `by_seed`, for captions `bleu` (BLEU-1 to 4, times 100), and `answers` (seed → query → `shots`, by their indices among
-        `supports`, `answer`, `score`; `log_odds` where the metric is `auc`); `left_out`: numbers of shots that do not fit.
+        `by_seed`, for captions `bleu` (BLEU-1 to 4, times 100), `answers` (seed → query → `shots`, by their indices among
+        `supports`, `answer`, `score`; `log_odds` where the metric is `auc`; `copied`: whether it is the last shot's answer), the
+        rate of copying (`copied`, with interval and `by_seed`; missing where there is no last shot), and `baselines`: the same of
+        `majority` and `nearest` (`eval/fewshot/baselines.py`), None where they have no answer; `nearest_by`: what images are
+        compared by; `left_out`: numbers of shots that do not fit.
 
     Raises:
         ValueError: as `check`, or no number of shots fits.
@@ -108,13 +112,16 @@ def evaluate(
             if known:
                 move(len(answers))
             several.append(answers)
-        cells.append({"shots": count} | _scored(benchmark, several))
+        cells.append({"shots": count} | _scored(benchmark, with_copied(asked, several)))
+        others = without_model(asked, count, several).items()
+        cells[-1]["baselines"] = {name: one if one is None else _scored(benchmark, one) for name, one in others}
     return {
         "benchmark": benchmark.name,
         "kind": benchmark.kind,
         "metric": benchmark.metric,
         "asking": dataclasses.asdict(asking) | {"template": f"{asked.template}{{answer}}", "tokens": asked.tokens},
         "chance": _chance(benchmark),
+        "nearest_by": nearest_by(generalist),
         "cells": cells,
         "left_out": left_out,
         "queries": [_plain(one) for one in benchmark.queries],
@@ -226,6 +233,10 @@ def _scored(benchmark: Benchmark, answers: list[list[dict[str, Any]]]) -> dict[s
     else:
         # Queries are resampled, with the mean over seeds of each: seeds of one query are not independent.
         estimate, by_seed = bootstrap([each.mean(axis=0)]), each.mean(axis=1)
+    if "copied" in answers[0][0]:
+        copies = 100.0 * np.array([[one["copied"] for one in several] for several in answers])  # (S, Q)
+        rate = dataclasses.asdict(bootstrap([copies.mean(axis=0)]))
+        found["copied"] = {"score": rate, "by_seed": copies.mean(axis=1).tolist()}
     return {"score": dataclasses.asdict(estimate), "by_seed": by_seed.tolist(), "answers": scored} | found
 
 

@@ -33,6 +33,7 @@ ANSWERERS = {
     "shuffled": "model, images shuffled among the shots",
     "nearest": "nearest neighbour on the frozen features",
 }
+COPIED = "answers of the last shot, %"
 
 
 def sections(results: Mapping[str, Any]) -> list[Element]:
@@ -51,7 +52,11 @@ def _new_words(found: Mapping[str, Any]) -> list[Element]:
         chart = lines([*drawn, chance], x="shots per class", y=f"% right of {ways} names", bounds=(0.0, 100.0))
         charts.append(chart)
     rows = [
-        [str(cell["ways"]), str(cell["shots"]), *(_estimate(cell[name]) for name in ANSWERERS), f"{cell['chance']:.0f}"]
+        [
+            *(str(cell["ways"]), str(cell["shots"])),
+            *(_estimate(cell[name]) for name in ANSWERERS),
+            *(f"{cell['chance']:.0f}", _estimate(cell.get("copied"))),
+        ]
         for cell in found["cells"]
     ]
     note = f"{found['questions']:,} questions per row about held-out things and names: percent right, 95% intervals."
@@ -65,7 +70,7 @@ def _new_words(found: Mapping[str, Any]) -> list[Element]:
     return [
         element("h2", "New words for new things"),
         element("div", *charts, class_="charts"),
-        table(("ways", "shots per class", *ANSWERERS, "chance"), rows),
+        table(("ways", "shots per class", *ANSWERERS, "chance", COPIED), rows),
         element("p", note, class_="note"),
         *examples,
     ]
@@ -145,9 +150,18 @@ def _benchmark(found: Mapping[str, Any]) -> list[Element]:
     drawn = [Line(name=label, x=shots, y=values, low=low, high=high)]
     if found["chance"] is not None:
         drawn.append(Line(name="chance", x=shots, y=[found["chance"]] * len(shots)))
+    # Files of earlier versions have neither these nor the rate of copying.
+    others = {name: [cell.get("baselines", {}).get(name) for cell in cells] for name in ("majority", "nearest")}
+    by = found.get("nearest_by")
+    names = {"majority": "majority of the shots' answers", "nearest": f"nearest shot by {by}" if by else "nearest shot"}
+    drawn += [_line(names[name], _scores(cells, several), "score") for name, several in others.items() if any(several)]
     rows = [
-        [str(cell["shots"]), str(estimate), " ".join(f"{value:.1f}" for value in cell["by_seed"])]
-        for cell, estimate in zip(cells, estimates, strict=True)
+        [
+            *(str(cell["shots"]), str(estimate), " ".join(f"{value:.1f}" for value in cell["by_seed"])),
+            *(_estimate(several[number] and several[number]["score"]) for several in others.values()),
+            _estimate(cell["copied"]["score"] if "copied" in cell else None),
+        ]
+        for number, (cell, estimate) in enumerate(zip(cells, estimates, strict=True))
     ]
     examples = [
         element("details", element("summary", f"{cell['shots']} shots"), *_examples(found, cell)) for cell in cells
@@ -155,12 +169,17 @@ def _benchmark(found: Mapping[str, Any]) -> list[Element]:
     return [
         element("h2", f"{found['benchmark']}, with shots"),
         element("div", lines(drawn, x="shots", y=found["metric"]), class_="charts"),
-        table(("shots", found["metric"], "by seed"), rows),
+        table(("shots", found["metric"], "by seed", *names.values(), COPIED), rows),
         element(
             "p", f"{len(found['queries']):,} queries, template {asking['template']!r}, 95% intervals", class_="note"
         ),
         *examples,
     ]
+
+
+def _scores(cells: Sequence[Mapping[str, Any]], baseline: Sequence[Any]) -> list[dict[str, Any]]:
+    """A baseline's score for each number of shots, None where it has none."""
+    return [{"shots": cell["shots"], "score": one and one["score"]} for cell, one in zip(cells, baseline, strict=True)]
 
 
 def _examples(found: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Element]:

@@ -39,14 +39,32 @@ def check_fewshot(results: Mapping[str, Any]) -> None:
             found = dataclasses.asdict(proportion(right, len(answers)))
             what = f"accuracy of {name}, {cell['ways']} ways, {cell['shots']} shots"
             same(what, cell[name], found, "answers")
+        if cell.get("last"):  # files of earlier versions lack it
+            copied = sum(answer == one for answer, one in zip(cell["answers"]["model"], cell["last"], strict=True))
+            found = dataclasses.asdict(proportion(copied, len(cell["last"])))
+            same(f"copy rate, {cell['ways']} ways, {cell['shots']} shots", cell["copied"], found, "answers")
     # Of benchmarks only the means are recomputed; their bootstrap intervals are covered by the digest.
     for cell in results["fewshot"]["cells"] if "fewshot" in results else ():
+        after = f"with {cell['shots']} shots"
+        if "copied" in cell:
+            _same_means(f"copy rate {after}", cell["copied"], _means(cell, "copied", 100.0))
         if results["fewshot"]["metric"] == "auc":
             continue  # an area is no mean of its answers; only the digest covers it
-        means = [float(np.mean([one["score"] for one in several])) for several in cell["answers"]]  # (seeds,)
-        same(f"score by seed with {cell['shots']} shots", cell["by_seed"], means, "answers")
-        same(f"score with {cell['shots']} shots", cell["score"]["value"], float(np.mean(means)), "answers")
+        _same_means(f"score {after}", cell, _means(cell, "score"))
+        for name, baseline in cell.get("baselines", {}).items():
+            if baseline is not None:
+                _same_means(f"score of {name} {after}", baseline, _means(baseline, "score"))
     check_digest(results)
+
+
+def _means(cell: Mapping[str, Any], key: str, scale: float = 1.0) -> list[float]:
+    """The mean of one number of the answers, for every seed."""
+    return [float(np.mean([scale * one[key] for one in several])) for several in cell["answers"]]
+
+
+def _same_means(what: str, stored: Mapping[str, Any], means: list[float]) -> None:
+    same(f"{what} by seed", stored["by_seed"], means, "answers")
+    same(what, stored["score"]["value"], float(np.mean(means)), "answers")
 
 
 def check_digest(results: Mapping[str, Any]) -> None:

@@ -183,6 +183,13 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         return
     found = results["fewshot"]
     console.print(table(found))
+    by = found["nearest_by"]
+    nearest = f"by {by}" if by else "skipped, since a language model sees no images"
+    console.print(
+        f"majority: the shots' most frequent answer; nearest: that of the nearest image's shot, {nearest}; copied: the model "
+        "gives the last shot's answer",
+        highlight=False,
+    )
     for one in found["left_out"]:
         console.print(
             f"note: {one['shots']} shots were not evaluated: the context of {one['context']} positions has room for "
@@ -199,12 +206,15 @@ def table(found: Mapping[str, Any]) -> Table:
     asked = found["asking"]
     title = f"{found['benchmark']}, {len(found['queries']):,} queries, with 95% intervals"
     captions, chance = found["kind"] == "caption", found["chance"]
-    whole = _table(title, "shots", METRICS[found["metric"]], "by seed", "BLEU-4" if captions else "chance")
+    fixed = "BLEU-4" if captions else "chance"
+    whole = _table(title, "shots", METRICS[found["metric"]], "by seed", fixed, "majority", "nearest", "copied %")
     for cell in found["cells"]:
         name = f"{cell['shots']}{' RICES' if asked['retrieve'] and cell['shots'] else ''}"
         last = f"{cell['bleu'][3]:.1f}" if captions else "" if chance is None else f"{chance:.1f}"
         seeds = " ".join(f"{value:.1f}" for value in cell["by_seed"])
-        whole.add_row(name, str(Estimate(**cell["score"])), seeds, last)
+        others = [cell["baselines"]["majority"], cell["baselines"]["nearest"], cell.get("copied")]
+        shown = ["" if one is None else f"{one['score']['value']:.1f}" for one in others]
+        whole.add_row(name, str(Estimate(**cell["score"])), seeds, last, *shown)
     return whole
 
 
@@ -213,11 +223,12 @@ def new_words_table(found: Mapping[str, Any]) -> Table:
     from generalist.eval.results.scores import Estimate
 
     title = f"new words for new things, {found['questions']:,} questions each: % right, 95% intervals"
-    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance")
+    whole = _table(title, "ways", "shots", "model", "shuffled", "RICES", "nearest", "chance", "copy")
     for cell in found["cells"]:
         values = (cell[name] for name in ("model", "shuffled", "rices", "nearest"))
         shown = ["" if value is None else str(Estimate(**value)) for value in values]
-        whole.add_row(str(cell["ways"]), str(cell["shots"]), *shown, f"{cell['chance']:.0f}")
+        copied = "" if cell["copied"] is None else f"{cell['copied']['value']:.0f}"
+        whole.add_row(str(cell["ways"]), str(cell["shots"]), *shown, f"{cell['chance']:.0f}", copied)
     return whole
 
 

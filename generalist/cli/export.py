@@ -1,4 +1,4 @@
-"""`generalist export`: writes a run's weights as one folder, to use, share or publish."""
+"""`generalist export`: writes weights as one folder, to use, share or publish."""
 
 import argparse
 import dataclasses
@@ -7,25 +7,40 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from generalist.cli.weights import add_weights, load_weights
 from generalist.system.places import check_new_folder
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 DESCRIPTION = (
-    "Writes a run's newest weights, with their tokenizers and settings, as one folder of safetensors and JSON."
+    "Writes weights as one folder of safetensors and JSON: with their tokenizers and settings or, for other tools to load, their "
+    "language model alone."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist export`."""
     parser.add_argument("out", type=Path, metavar="FOLDER", help="folder to write; it must not exist")
-    parser.add_argument("--run", required=True, metavar="NAME", help="name of a run: its folder under --runs")
+    add_weights(parser).required = True
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default runs)"
+        "--layout",
+        choices=("generalist", "huggingface"),
+        default="generalist",
+        help="generalist (default): everything, for this package; huggingface: the language model alone, a published one or a "
+        "run's trunk, for other tools",
     )
     parser.add_argument(
-        "--bfloat16", action="store_true", help="store half the bytes, with about three significant digits"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the stored parameters (default float32; with --layout huggingface as in the folder that the model came from)",
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_const",
+        dest="dtype",
+        const="bfloat16",
+        help="short for --dtype bfloat16: half the bytes, with about three significant digits",
     )
 
 
@@ -34,26 +49,29 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
 
     Raises:
         FileExistsError, NotADirectoryError, PermissionError: the folder exists, or can't be created.
-        FileNotFoundError: there is no such run.
-        ValueError: an argument is unknown.
+        FileNotFoundError: there are no such weights.
+        ValueError: an argument is unknown, or the weights cannot be written in the layout.
     """
     if rest:
         raise ValueError(f"generalist export does not know {' '.join(rest)}")
     check_new_folder(arguments.out)
-    import ml_dtypes
+    # The moving average of the weights, if the run keeps one: what evaluation scores is what is published.
+    generalist = load_weights(arguments, console)
+    import ml_dtypes  # NumPy knows bfloat16 by it
     import numpy as np
 
-    from generalist.run.named_weights import run_settings
-
-    run_settings(arguments.runs / arguments.run)  # raises if there is no such run, before JAX is loaded
-    console.print("loading JAX and the weights ...", highlight=False)
-    from generalist.inference.generalist import Generalist
-
-    # The moving average of the weights, if the run keeps one: what evaluation scores is what is published.
-    generalist = without_places(Generalist.from_run(run_settings(arguments.runs / arguments.run)))
-    generalist.save(arguments.out, ml_dtypes.bfloat16 if arguments.bfloat16 else np.float32)
+    dtype = np.dtype(getattr(ml_dtypes, arguments.dtype, arguments.dtype)) if arguments.dtype else None
+    left_out: list[str] = []
+    if arguments.layout == "huggingface":
+        left_out = generalist.save_published(arguments.out, dtype)
+    else:
+        without_places(generalist).save(arguments.out, dtype or np.float32)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     console.print(f"{arguments.out}: step {generalist.step:,}, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    if left_out:
+        console.print(
+            f"left out, since the layout has no place for it: {', '.join(left_out)}", highlight=False, soft_wrap=True
+        )
     console.print(f"use it with --weights {arguments.out}, or Generalist.load", highlight=False, soft_wrap=True)
     return 0
 

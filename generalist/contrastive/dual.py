@@ -22,7 +22,8 @@ from generalist.contrastive.towers import Towers
 from generalist.model.params import flat, nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.encoder import Preparation
-from generalist.weights.folder import WeightsError, WeightsFolder, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder
+from generalist.weights.recipe import tensor
 
 EMBEDDED_AT_ONCE = 64  # images or texts per call: one shape, so one compilation
 

@@ -28,7 +28,7 @@ def rows_at(table: Shaped[Array, "N ..."], index: Int[Array, "..."]) -> Shaped[A
     """
     if target_platform() == "gpu":
         return _looked_up(table[None], index[None])[0]
-    return _clipped(table.astype(jnp.float32), index).astype(table.dtype)
+    return _summed_wide(table, index) if table.dtype in (jnp.bfloat16, jnp.float16) else _clipped(table, index)
 
 
 def rows_of_shards(tables: Shaped[Array, "T N ..."], index: Int[Array, "T ..."]) -> Shaped[Array, "T ..."]:
@@ -38,6 +38,27 @@ def rows_of_shards(tables: Shaped[Array, "T N ..."], index: Int[Array, "T ..."])
 
 def _clipped(table: Shaped[Array, "N ..."], index: Int[Array, "..."]) -> Shaped[Array, "..."]:
     return table.at[index].get(mode="clip")
+
+
+@jax.custom_vjp
+def _summed_wide(table: Shaped[Array, "N ..."], index: Int[Array, "..."]) -> Shaped[Array, "..."]:
+    """Rows of a 16-bit table."""
+    # As whole numbers: to look up bfloat16 numbers, XLA first makes a float32 copy of the whole table on a CPU.
+    rows = _clipped(jax.lax.bitcast_convert_type(table, jnp.uint16), index)
+    return jax.lax.bitcast_convert_type(rows, table.dtype)
+
+
+def _summed_wide_forward(table, index):
+    return _summed_wide(table, index), (table, index)
+
+
+def _summed_wide_backward(kept, gradient):
+    table, index = kept
+    _, pull = jax.vjp(lambda wide: _clipped(wide, index), table.astype(jnp.float32))
+    return pull(gradient.astype(jnp.float32))[0].astype(table.dtype), None
+
+
+_summed_wide.defvjp(_summed_wide_forward, _summed_wide_backward)
 
 
 @jax.custom_vjp

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from generalist.inference import prompt as prompting
+from generalist.inference import publish
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
@@ -85,3 +87,20 @@ class Generalist(Weights):
             ValueError, DocumentError: as `prompt`.
         """
         return prompting.stream(self, parts, Decoding(**decoding), after)
+
+    def save_published(self, folder: Path | str, dtype: Any = None) -> list[str]:
+        """Writes the language model alone in HuggingFace's layout, for other tools to load; it is complete or absent. The folder
+        that it came from, of the published model itself or of the run's trunk (`model.trunk`), gives settings and tokenizer.
+
+        Args:
+            dtype: of the stored parameters: float32, float16 or bfloat16; None: each tensor's in the folder it came from.
+
+        Returns:
+            The paths of the parameters that were left out: what a run adds to its trunk has no place in that layout.
+
+        Raises:
+            FileExistsError: the folder exists.
+            WeightsError: the weights have no published architecture, the folder they came from is gone or holds another model, or
+                a parameter has no place in the architecture.
+        """
+        return publish.save_published(self, Path(folder), dtype)

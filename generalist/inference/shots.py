@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from generalist.data.files import DocumentError, check_letters, decoded, json_lines, named, parsed, whole
 from generalist.data.images import check_image, read_image
@@ -168,6 +168,20 @@ class Images(Sequence):
         return read_image(image) if isinstance(image, Path) else image
 
 
+def mean_features(weights: Weights, images: Sequence[UInt8[np.ndarray, "H W C"]]) -> Float32[np.ndarray, "N F"]:
+    """The frozen encoder's mean features of N images, at least one, scaled to length 1. A few images at a time are in memory."""
+    assert weights.encoder is not None
+    means = []
+    for start in range(0, len(images), ENCODED_AT_ONCE):
+        chunk = [weights.encoder.prepare(images[at]) for at in range(start, min(start + ENCODED_AT_ONCE, len(images)))]
+        pixels = np.stack(filled(chunk, ENCODED_AT_ONCE))
+        # Features are (images, cells, F); the mean over the cells describes the whole image.
+        means.append(np.asarray(weights.features(jnp.asarray(pixels)))[: len(chunk)].mean(axis=1))
+    # Scaled to length 1, a dot product is the cosine of the angle; 1e-9 guards features that are all zero.
+    whole = np.concatenate(means).astype(np.float32)
+    return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
+
+
 class Retriever:
     """Finds the nearest images by the frozen encoder's features: RICES (Flamingo, section 3.4, after Yang et al., 2022).
 
@@ -184,25 +198,10 @@ class Retriever:
         if not images:
             raise ValueError("there are no images to retrieve from")
         self._generalist = generalist
-        self.features = self.embed(images)
-
-    def embed(self, images: Sequence[UInt8[np.ndarray, "H W C"]]) -> Float[np.ndarray, "N F"]:
-        """Mean features of N images, scaled to length 1."""
-        encoder = self._generalist.encoder
-        assert encoder is not None
-        pixels = [encoder.prepare(image) for image in images]
-        means = []
-        for start in range(0, len(pixels), ENCODED_AT_ONCE):
-            chunk = pixels[start : start + ENCODED_AT_ONCE]
-            pixels_of_chunk = np.stack(filled(chunk, ENCODED_AT_ONCE))
-            # Features are (images, cells, F); the mean over the cells describes the whole image.
-            means.append(np.asarray(self._generalist.features(jnp.asarray(pixels_of_chunk)))[: len(chunk)].mean(axis=1))
-        # Scaled to length 1, a dot product is the cosine of the angle; 1e-9 guards features that are all zero.
-        whole = np.concatenate(means).astype(np.float32)
-        return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-9)
+        self.features = mean_features(generalist, images)
 
     def nearest(self, image: UInt8[np.ndarray, "H W C"], count: int) -> Int[np.ndarray, "k"]:
         """Indices of the `count` most similar images, the most similar one last: next to the query."""
         # Stable, so that equal images (copies in a data set) come in the order of the file on every machine.
-        likeness = self.features @ self.embed([image])[0]
+        likeness = self.features @ mean_features(self._generalist, [image])[0]
         return np.argsort(-likeness, kind="stable")[:count][::-1].astype(np.int64)

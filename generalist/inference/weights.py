@@ -6,7 +6,6 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 import dataclasses
 import itertools
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
@@ -26,7 +25,7 @@ from generalist.model.transformer import create, create_separate
 from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
 from generalist.run.published import published_tokenizers
 from generalist.run.tokenizers import Tokenizers
-from generalist.system.files import write_json
+from generalist.system.files import whole_folder, write_json
 from generalist.system.versions import stored_format
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
@@ -34,8 +33,9 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
-from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors, tensor
+from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language import LanguageModel
+from generalist.weights.recipe import tensor
 
 ENCODED_AT_ONCE = 16  # images per call of the encoder: one shape, one compilation
 
@@ -178,14 +178,9 @@ class Weights:
             ValueError: they are a published language model.
             FileNotFoundError: the encoder's folder no longer exists.
         """
-        folder = Path(folder)
         if self.tokenizers.published is not None:
-            raise ValueError(f"{self.config.name} is a published language model: copy its folder instead")
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists already: name another folder, or delete it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            whole = Path(temporary) / "model"
+            raise ValueError(f"{self.config.name} is a published language model: save it with `save_published`")
+        with whole_folder(Path(folder)) as whole:
             self.tokenizers.save(whole)
             arrays = {path: np.ascontiguousarray(array.astype(dtype, copy=False)) for path, array in self.arrays()}
             save_tensors(arrays, whole / "model.safetensors")
@@ -199,7 +194,6 @@ class Weights:
                     raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
                 for file in files:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
-            whole.rename(folder)
 
     @property
     def config(self) -> Config:
@@ -248,11 +242,16 @@ class Weights:
         """The model without its parameters, and these, as compiled functions take them."""
         return Structure(self.graph), self.params
 
-    def arrays(self) -> Iterator[tuple[str, Float32[np.ndarray, "..."]]]:
-        """Every parameter in float32 on the host, by its path in files, where a stack of layers is one array; sorted by path."""
+    def arrays(self, dtype: Any = np.float32) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+        """Every parameter on the host, by its path in files, where a stack of layers is one array; sorted by path.
+
+        Args:
+            dtype: of the arrays; None: each as it is held.
+        """
         leaves = flat(self.params)
         for path, layers in sorted(layers_together(leaves).items()):
-            parts = [np.asarray(leaves[layer]).astype(np.float32, copy=False) for layer in layers]
+            parts = [np.asarray(leaves[layer]) for layer in layers]
+            parts = parts if dtype is None else [part.astype(dtype, copy=False) for part in parts]
             yield path, parts[0] if layers == [path] else np.stack(parts)
 
     def with_arrays(self: Kind, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> Kind:

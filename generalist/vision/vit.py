@@ -12,25 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
-from generalist.model.params import nested
+from generalist.model.params import flat, nested
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
-from generalist.weights.folder import (
-    Recipe,
-    WeightsError,
-    WeightsFolder,
-    joined,
-    mapped,
-    save_tensors,
-    stacked,
-    tensor,
-    transposed,
-)
+from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
+from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed
 
 # Names of the published files. JAX's own gelu is the approximation by tanh unless it is told otherwise.
 Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
@@ -260,6 +251,7 @@ def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
         "patches/kernel": mapped(
             tensor(f"{prefix}embeddings.patch_embedding.weight", width, 3, patch, patch),
             lambda kernel: kernel.transpose(2, 3, 1, 0).reshape(-1, width),
+            lambda rows: rows.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),
         ),
         "position_table": tensor(f"{prefix}embeddings.position_embedding.weight", config.cells + clip, width),
         **_norm("last_norm", f"{prefix}post_layernorm", width),
@@ -302,33 +294,10 @@ def _norm(ours: str, theirs: str, width: int) -> dict[str, Recipe]:
 
 def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     """Writes a SigLIP-like tower in HuggingFace's layout. `params`: nested, numpy."""
+    ours = flat(params)
     # Names without the prefix "vision_model.", as of a tower alone; `_prefix` finds either.
-    arrays: dict[str, Num[np.ndarray, "*_S"]] = {}
-
-    def linear(name: str, ours: Any) -> None:
-        # Ours (inputs, outputs) → PyTorch's (outputs, inputs).
-        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["kernel"].T, ours["bias"]
-
-    def norm(name: str, ours: Any) -> None:
-        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = ours["scale"], ours["bias"]
-
-    # The inverse of `vit_recipes`: (height, width, colours, outputs) → PyTorch's (outputs, colours, height, width).
-    kernel = params["patches"]["kernel"].reshape(config.patch, config.patch, 3, config.width)
-    arrays["embeddings.patch_embedding.weight"] = kernel.transpose(3, 2, 0, 1)
-    arrays["embeddings.patch_embedding.bias"] = params["patches"]["bias"]
-    arrays["embeddings.position_embedding.weight"] = params["position_table"]
-    norm("post_layernorm", params["last_norm"])
-    for index in range(config.layers):
-        layer = jax.tree.map(lambda leaf, i=index: leaf[i], params["layers"])
-        name = f"encoder.layers.{index}"
-        norm(f"{name}.layer_norm1", layer["attention_norm"])
-        norm(f"{name}.layer_norm2", layer["feed_forward_norm"])
-        kernels, biases = (np.split(layer["qkv"][part], 3, axis=-1) for part in ("kernel", "bias"))
-        for which, one, bias in zip("qkv", kernels, biases, strict=True):
-            linear(f"{name}.self_attn.{which}_proj", {"kernel": one, "bias": bias})
-        linear(f"{name}.self_attn.out_proj", layer["out"])
-        linear(f"{name}.mlp.fc1", layer["up"])
-        linear(f"{name}.mlp.fc2", layer["down"])
+    recipes = vit_recipes(config, "").items()
+    arrays = dict(one for path, recipe in recipes for one in recipe.tensors(ours[path]))
     settings = {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -353,5 +322,4 @@ def save_vit(folder: Path, config: ViTConfig, params: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preparation, indent=1) + "\n")
-    # Contiguous: the library writes an array's memory as it lies there, transposed or not.
-    save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
+    save_tensors(arrays, folder / "model.safetensors")

@@ -2,24 +2,23 @@
 
 A safetensors file is a table of names, types and offsets followed by numbers: nothing in it can run code. Other formats
 (pickles: `.bin`, `.pt`, `.pth`, `.ckpt`) are refused by name and never opened.
-
-Dimension key: *S the axes of a tensor.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from generalist.system.files import write_json
+from generalist.weights.recipe import Recipe, Tensor
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
@@ -28,70 +27,48 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights in one file, or the index that maps tensors to several files."""
 SHOWN = 5  # names listed in an error message; the others are counted
 
-Tensor = Num[np.ndarray, "*_S"]
-
 
 class WeightsError(ValueError):
     """A folder of weights cannot be loaded; the message names the folder, the fault and the remedy."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How one of our arrays is made from a folder's tensors: their names and shapes, and the function that combines them."""
-
-    sources: tuple[tuple[str, tuple[int, ...]], ...]
-    # Data and function apart: names and shapes are checked, for all recipes, before the first tensor is read.
-    build: Callable[[Sequence[Tensor]], Tensor]
-
-
-def tensor(name: str, *shape: int) -> Recipe:
-    """A tensor of `shape`, unchanged."""
-    return Recipe(((name, shape),), lambda arrays: arrays[0])
-
-
-def transposed(name: str, *shape: int) -> Recipe:
-    """A tensor of `shape` with its axes reversed: PyTorch stores the kernel of a linear map as (outputs, inputs)."""
-    return Recipe(((name, shape),), lambda arrays: arrays[0].T)
-
-
-def zeros(*shape: int) -> Recipe:
-    """Zeros, of float32: what the folder's architecture does without and ours has."""
-    return Recipe((), lambda arrays: np.zeros(shape, np.float32))
-
-
-def mapped(recipe: Recipe, change: Callable[[Tensor], Tensor]) -> Recipe:
-    """A recipe whose array is passed through `change`."""
-    return Recipe(recipe.sources, lambda arrays: change(recipe.build(arrays)))
-
-
-def joined(recipes: Sequence[Recipe], axis: int = -1) -> Recipe:
-    """Several arrays concatenated along an existing axis."""
-    return _combined(recipes, lambda arrays: np.concatenate(arrays, axis=axis))
-
-
-def stacked(recipes: Sequence[Recipe]) -> Recipe:
-    """Several arrays stacked along a new first axis: the layers of our stacked blocks."""
-    return _combined(recipes, np.stack)
-
-
-def _combined(recipes: Sequence[Recipe], combine: Callable[[Sequence[Tensor]], Tensor]) -> Recipe:
-    sources = tuple(source for recipe in recipes for source in recipe.sources)
-
-    def build(arrays: Sequence[Tensor]) -> Tensor:
-        # Arrays arrive in the order of `sources`: each recipe takes its share of them.
-        rest = iter(arrays)
-        return combine([recipe.build([next(rest) for _ in recipe.sources]) for recipe in recipes])
-
-    return Recipe(sources, build)
-
-
-def save_tensors(arrays: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(arrays: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file with the permissions of new files. The library renames a temporary file that only its owner can
     read, so they are restored afterwards."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    save_file(dict(arrays), path)
+    save_file(dict(arrays), path, metadata)
     path.chmod(mode)
+
+
+def save_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int) -> None:
+    """Writes tensors into a folder as HuggingFace lays them out: `model.safetensors` or, where that would exceed `limit` bytes,
+    shards with their index. One shard at a time is in memory."""
+    shards: list[dict[str, int]] = []  # the names of each with their bytes
+    for arrays in _grouped(tensors, limit):
+        # PyTorch's name for its own order of axes, without which older versions of transformers refuse a file.
+        save_tensors(arrays, folder / f"{len(shards)}.safetensors", {"format": "pt"})
+        shards.append({name: array.nbytes for name, array in arrays.items()})
+    if len(shards) == 1:
+        (folder / "0.safetensors").rename(folder / WHOLE)
+        return
+    files = [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
+    for number, file in enumerate(files):  # their count is in their names
+        (folder / f"{number}.safetensors").rename(folder / file)
+    total = sum(sum(sizes.values()) for sizes in shards)
+    where = {name: file for file, sizes in zip(files, shards, strict=True) for name in sizes}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _grouped(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    """Tensors in groups of at most `limit` bytes; a larger one is alone."""
+    group: dict[str, Tensor] = {}
+    for name, array in tensors:
+        if group and sum(one.nbytes for one in group.values()) + array.nbytes > limit:
+            yield group
+            group = {}
+        group[name] = array
+    yield group
 
 
 class WeightsFolder:
@@ -112,7 +89,8 @@ class WeightsFolder:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Name → shape of every tensor of every shard."""
-        self._types: dict[str, str] = {}
+        self.types: dict[str, str] = {}
+        """Name → dtype of every tensor, as safetensors names it."""
         index = self._index()
         for path in self._shards(index):
             self._enter(path)
@@ -176,19 +154,23 @@ class WeightsFolder:
     def stream(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """The items of `read`, one at a time, so that no two arrays need to be in memory."""
         self.check(recipes, ignored)
-
-        def fetch(name: str) -> Tensor:
-            # Opened for each tensor: the pages of an open file that were read would stay in memory beside the arrays.
-            with safe_open(self._files[name], framework="numpy") as opened:
-                array = opened.get_tensor(name)
-            # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
-            if not np.isfinite(array).all():
-                raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
-            return array
-
         for key, recipe in recipes.items():
             # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
-            yield key, np.ascontiguousarray(recipe.build([fetch(name) for name, _ in recipe.sources]))
+            yield key, np.ascontiguousarray(recipe.build([self.tensor(name) for name, _ in recipe.sources]))
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name in the files, as it stands there.
+
+        Raises:
+            WeightsError: a number is not finite.
+        """
+        # Opened for each tensor: the pages of an open file that were read would stay in memory beside the arrays.
+        with safe_open(self._files[name], framework="numpy") as opened:
+            array = opened.get_tensor(name)
+        # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
+        return array
 
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in supported
@@ -204,9 +186,7 @@ class WeightsFolder:
             for name, shape in wanted.items()
             if name in self.shapes and self.shapes[name] != tuple(shape)
         ]
-        packed = [
-            f"{name} is {self._types[name]}" for name in wanted if self._types.get(name, NUMBERS[0]) not in NUMBERS
-        ]
+        packed = [f"{name} is {self.types[name]}" for name in wanted if self.types.get(name, NUMBERS[0]) not in NUMBERS]
         found = {
             "missing tensors": missing,
             "unknown tensors": extra,
@@ -295,7 +275,7 @@ class WeightsFolder:
                         )
                     # A slice gives shape and dtype from the header, without reading the numbers.
                     entry = opened.get_slice(name)
-                    self.shapes[name], self._types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
+                    self.shapes[name], self.types[name] = tuple(entry.get_shape()), str(entry.get_dtype())
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error

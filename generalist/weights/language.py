@@ -16,11 +16,12 @@ from jaxtyping import Float, Float32
 from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
-from generalist.weights.folder import Tensor, WeightsError, WeightsFolder
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
+from generalist.weights.recipe import Recipe, Tensor
 
 
 class LanguageModel:
@@ -48,6 +49,11 @@ class LanguageModel:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
         return shape(self._settings)
+
+    @cached_property
+    def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
+        """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
+        return recipes(self._settings, self.shape)
 
     @cached_property
     def context(self) -> tuple[int, bool]:
@@ -142,14 +148,14 @@ class LanguageModel:
         """The parameters of `load` one at a time, by their paths, in the files' dtypes."""
         # A fixed seed: every host of a run draws the same rows for tokens that the checkpoint lacks.
         rng = np.random.default_rng(0)
-        for path, array in self.folder.stream(*recipes(self._settings, self.shape)):
+        for path, array in self.folder.stream(*self.recipes):
             if path in ("tokens/text", "output/text"):
                 yield path.replace("text", "other"), self._other_rows(array, vocabulary, rng)
             yield path, array
 
     def check(self) -> None:
         """Raises `WeightsError` unless its tensors match its settings; reads no number."""
-        self.folder.check(*recipes(self._settings, self.shape))
+        self.folder.check(*self.recipes)
 
     def _other_rows(
         self, text: Float[np.ndarray, "V D"], vocabulary: Vocabulary, rng: np.random.Generator

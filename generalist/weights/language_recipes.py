@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from generalist.weights.folder import Recipe, joined, mapped, stacked, tensor, transposed, zeros
 from generalist.weights.language_settings import LanguageSettings
+from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed, zeros
 
 UNUSED = (
     r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask
@@ -95,12 +95,16 @@ def _gpt_neox(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -
         # Stored head by head, each with its query, key and value; ours has all queries, then all keys, then all values.
         return array.reshape(shape["heads"], 3, shape["head_size"], -1).swapaxes(0, 1).reshape(array.shape)
 
+    def by_head(array: np.ndarray) -> np.ndarray:
+        return array.reshape(3, shape["heads"], shape["head_size"], -1).swapaxes(0, 1).reshape(array.shape)
+
     def layer(index: int) -> Recipes:
         name = f"{prefix}layers.{index}"
         qkv = f"{name}.attention.query_key_value"
-        fused = {"attention/qkv/kernel": mapped(tensor(f"{qkv}.weight", 3 * width, width), lambda one: by_kind(one).T)}
+        kernel = tensor(f"{qkv}.weight", 3 * width, width)
+        fused = {"attention/qkv/kernel": mapped(kernel, lambda one: by_kind(one).T, lambda one: by_head(one.T))}
         if shape["qkv_bias"]:
-            fused["attention/qkv/bias"] = mapped(tensor(f"{qkv}.bias", 3 * width), by_kind)
+            fused["attention/qkv/bias"] = mapped(tensor(f"{qkv}.bias", 3 * width), by_kind, by_head)
         return {
             **_layer_norm("attention_norm", f"{name}.input_layernorm", width),
             **fused,
@@ -148,7 +152,8 @@ def _llama(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> R
     def norm(ours: str, theirs: str, length: int = width) -> Recipes:
         # Our gain is 1 + scale, as Gemma's is; the others store the gain itself. bfloat16 would round the difference.
         stored = tensor(f"{theirs}.weight", length)
-        return {f"{ours}/scale": stored if settings.gemma else mapped(stored, lambda gain: gain.astype(np.float32) - 1)}
+        less_one = mapped(stored, lambda gain: gain.astype(np.float32) - 1, lambda scale: scale.astype(np.float32) + 1)
+        return {f"{ours}/scale": stored if settings.gemma else less_one}
 
     def layer(index: int) -> Recipes:
         name = f"{prefix}layers.{index}"

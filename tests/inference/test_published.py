@@ -120,7 +120,7 @@ def test_what_a_language_model_is_not(copy: Path):
         generalist.prompt([np.zeros((8, 8, 3), np.uint8), "a photo"])
     with pytest.raises(ValueError, match="babyai"):
         generalist.prompt(AgentPrompt(layout="babyai", observation={}))
-    with pytest.raises(ValueError, match="is a published language model: copy its folder instead"):
+    with pytest.raises(ValueError, match="is a published language model: save it with `save_published`"):
         generalist.save(copy.parent / "saved")
     with pytest.raises(ValueError, match="without settings of a run: only train.py --model.trunk"):
         weights_settings(copy)

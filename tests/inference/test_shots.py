@@ -14,7 +14,7 @@ from generalist.cli.prompt import part_of
 from generalist.data.files import DocumentError
 from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import check_parts, rank
-from generalist.inference.shots import Retriever, Shot, check_template, load_shots
+from generalist.inference.shots import Retriever, Shot, check_template, load_shots, mean_features
 from generalist.tokenizers.sequence import CHUNK_END
 
 
@@ -147,7 +147,7 @@ def test_the_likest_image_comes_last(make_model: Callable[..., Generalist]):
     near = np.clip(images[3].astype(int) + 2, 0, 255).astype(np.uint8)
     chosen = retriever.nearest(near, 3)
     assert chosen[-1] == 3 and len(set(chosen.tolist())) == 3
-    likeness = retriever.features @ retriever.embed([near])[0]
+    likeness = retriever.features @ mean_features(make_model("encoder"), [near])[0]
     assert (np.diff(likeness[chosen]) >= 0).all() and likeness[chosen[0]] >= np.sort(likeness)[-3] - 1e-6
     with pytest.raises(ValueError, match="these weights have none"):
         Retriever(make_model("frame"), images)

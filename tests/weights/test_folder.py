@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from generalist.weights.folder import WeightsError, WeightsFolder, joined, mapped, stacked, tensor, transposed
+from generalist.weights.folder import INDEX, WHOLE, WeightsError, WeightsFolder, save_shards
+from generalist.weights.recipe import joined, mapped, stacked, tensor, transposed, zeros
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 12, dtype=np.float32).reshape(2, 3)
@@ -27,7 +28,7 @@ def test_recipes(folder: Path):
         "flipped": transposed("a", 2, 3),
         "side": joined([transposed("a", 2, 3), transposed("b", 2, 3)]),
         "pile": stacked([joined([a, b], axis=0), joined([b, a], axis=0)]),
-        "half": mapped(a, lambda x: x / 2),
+        "half": mapped(a, lambda x: x / 2, lambda x: x * 2),
     }
     read = WeightsFolder(folder).read(recipes)
     np.testing.assert_array_equal(read["a"], A)
@@ -35,6 +36,31 @@ def test_recipes(folder: Path):
     np.testing.assert_array_equal(read["side"].astype(np.float32), np.concatenate([A.T, B.T], axis=1))
     np.testing.assert_array_equal(read["pile"][1].astype(np.float32), np.concatenate([B, A]))
     np.testing.assert_array_equal(read["half"], A / 2)
+    # The inverses give every tensor back, also where a recipe takes one twice.
+    stored = {"a": A, "b": B.astype(ml_dtypes.bfloat16)}
+    for path, recipe in recipes.items():
+        for name, array in recipe.tensors(read[path]):
+            np.testing.assert_array_equal(array, stored[name].astype(array.dtype))
+            assert array.flags.c_contiguous
+
+
+def test_what_files_have_no_place_for_is_refused():
+    assert list(zeros(3).tensors(np.zeros(3, np.float32))) == []
+    with pytest.raises(ValueError, match="training moved it away from zero"):
+        list(zeros(3).tensors(A[0]))
+
+
+@pytest.mark.parametrize(("limit", "files"), [(100, 1), (30, 2), (1, 3)])
+def test_shards(tmp_path: Path, limit: int, files: int):
+    tensors = {"a": A[0], "b": B[0], "c": A}  # 12, 12 and 24 bytes
+    save_shards(tensors.items(), tmp_path, limit)
+    (tmp_path / "config.json").write_text("{}")
+    names = {path.name for path in tmp_path.glob("*.safetensors")}
+    expected = {f"model-{one:05}-of-{files:05}.safetensors" for one in range(1, files + 1)}
+    assert names == (expected if files > 1 else {WHOLE})
+    assert (tmp_path / INDEX).exists() == (files > 1)
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(WeightsFolder(tmp_path).tensor(name), array)
 
 
 def test_types_are_kept(folder: Path):

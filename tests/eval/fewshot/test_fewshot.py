@@ -17,6 +17,7 @@ from generalist.data.documents import read_image
 from generalist.eval.fewshot import benchmark_prompts as asking_module
 from generalist.eval.fewshot import new_words
 from generalist.eval.fewshot import scoring as fewshot
+from generalist.eval.fewshot.baselines import described, with_copied, without_model
 from generalist.eval.fewshot.benchmark_prompts import Asked, Asking, choose, log_likelihoods, write
 from generalist.eval.fewshot.new_words import evaluate_new_words
 from generalist.eval.fewshot.published import Benchmark, read_benchmark
@@ -157,6 +158,49 @@ def test_the_nearest_image_comes_last(folder: Path, make_model: Models, tmp_path
         evaluate(make_model("frame"), benchmark, Asking(retrieve=True, shots=(1,)))
 
 
+def shots_of(*several: list[int]) -> list[list[dict[str, Any]]]:
+    """One seed's answers, each that of the last shot of query 0, with these shots."""
+    return [[{"shots": shots, "answer": "Red."} for shots in several]]
+
+
+@pytest.mark.parametrize("images", ["frame", "encoder"])
+def test_what_the_shots_alone_give_away(folder: Path, make_model: Models, images: str):
+    """Supports are red, blue, left, red and blue; the image of query 0 is nearly that of support 3."""
+    asked = Asked(make_model(images), classes(folder), Asking())
+    given = shots_of([4, 1, 3], [2, 4, 1], [1, 0, 2])
+    found = without_model(asked, 3, given)
+    majority, nearest = ([one["answer"] for one in (found[name] or [[]])[0]] for name in ("majority", "nearest"))
+    assert majority == ["blue", "blue", "blue"]  # of equally frequent ones the first
+    assert nearest[0] == "red" and (found["nearest"] or [[]])[0][0]["nearest"] == 3
+    distances = {}
+    known = described(asked.generalist, [one.image for one in (*asked.benchmark.queries, *asked.benchmark.supports)])
+    for number in (1, 0, 2):
+        apart = known[asked.benchmark.queries[2].image] - known[asked.benchmark.supports[number].image]
+        distances[COLOURS[number % 3]] = np.linalg.norm(apart)
+    assert nearest[2] == min(distances, key=distances.__getitem__)
+    assert [one["copied"] for one in with_copied(asked, given)[0]] == [True, False, False]
+    # Where images are in the order of likeness, nothing is compared again.
+    sorted_ones = Asked(asked.generalist, asked.benchmark, Asking(retrieve=True))
+    assert [one["answer"] for one in (without_model(sorted_ones, 3, given)["nearest"] or [[]])[0]] == [
+        "red",
+        "blue",
+        "left",
+    ]
+
+
+def test_without_images_or_shots_some_baselines_have_no_answer(folder: Path, make_model: Models):
+    frame, benchmark = make_model("frame"), classes(folder, metric="auc", classes=("red", "left", "blue"))
+    asked = Asked(frame, benchmark, Asking(permutations=2))
+    assert without_model(asked, 0, shots_of([])) == {"majority": None, "nearest": None}
+    assert "copied" not in with_copied(asked, shots_of([0]))[0][0]  # of several orders none is the last
+    assert without_model(asked, 0, shots_of([0, 1]))["nearest"] is None  # shots of text alone
+    votes = without_model(asked, 4, shots_of([4, 1, 3, 0]))
+    assert [[(one["answer"], one["log_odds"]) for one in (several or [[]])[0]] for several in votes.values()] == [
+        [("blue", 0.5)],
+        [("red", 0.0)],
+    ]
+
+
 def test_what_was_finished_is_kept(folder: Path, make_model: Models, monkeypatch: pytest.MonkeyPatch):
     benchmark, kept = without_questions(classes(folder)), Parts(folder=folder / "parts")
     settings = Asking(shots=(1,), seeds=1)
@@ -209,6 +253,16 @@ def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFix
             assert [one["score"] for one in answers] == [100.0 * one for one in right]
             assert mean == pytest.approx(100.0 * np.mean(right))
             assert all(len(set(one["shots"])) == 2 for one in answers)
+            last = [found["supports"][one["shots"][-1]]["answers"][0] for one in answers]
+            assert [one["copied"] for one in answers] == [
+                normalized(one["answer"]) == answer for one, answer in zip(answers, last, strict=True)
+            ]
+        assert (cell["baselines"]["nearest"] is None) == (cell["shots"] == 0)
+    for one in found["cells"][1]["baselines"].values():
+        assert np.shape(one["by_seed"]) == (2,) and one["score"]["value"] == pytest.approx(np.mean(one["by_seed"]))
+    assert all(name in shown for name in ("majority", "nearest", "copied %")) and "shot, by pixels" in " ".join(
+        shown.split()
+    )
     drawn = [[one["shots"] for one in answers] for answers in found["cells"][1]["answers"]]
     assert drawn[0] != drawn[1]
     # An answer in the file is what the prompt gives.
@@ -218,9 +272,26 @@ def test_the_command(folder: Path, make_model: Models, capsys: pytest.CaptureFix
     assert found["cells"][1]["answers"][1][2]["answer"] == text.strip()
     assert main(given) == 1
     assert "exists already" in capsys.readouterr().out
-    check_report(out, [f"{one} shots" for one in (0, 2)], images=3 + 3 * 3)
-    found["cells"][1]["by_seed"][0] += 1.0
-    check_edited(out, stored, "score by seed with 2 shots")
+    texts = ["majority of the shots", "nearest shot by pixels", "answers of the last shot"]
+    check_report(out, [*texts, *(f"{one} shots" for one in (0, 2))], images=3 + 3 * 3)
+    cell = found["cells"][1]
+    for edited, message in (
+        (cell, "score by seed"),
+        (cell["copied"], "copy rate by seed"),
+        (cell["baselines"]["nearest"], "score of nearest by seed"),
+    ):
+        edited["by_seed"][0] += 1.0
+        check_edited(out, stored, message.replace(" by seed", " with 2 shots by seed"))
+        edited["by_seed"][0] -= 1.0
+    # A file of an earlier version has none of these.
+    for one in found["cells"]:
+        del one["copied"], one["baselines"]
+    del found["nearest_by"]
+    out.unlink()
+    report.save(out, {name: value for name, value in stored.items() if name != "digest"})
+    assert report.load_fewshot(out)["fewshot"] == found
+    out.with_suffix(".html").unlink()
+    check_report(out, ["2 shots"], images=3 + 3 * 3)
 
 
 def check_report(results: Path, texts: list[str], images: int) -> None:
@@ -269,6 +340,18 @@ def test_new_words(tmp_path: Path, make_model: Models, capsys: pytest.CaptureFix
     assert "is of other weights than" in " ".join(capsys.readouterr().out.split())
     found["cells"][0]["rices"]["value"] += 1.0
     check_edited(out, stored, "accuracy of rices, 2 ways, 1 shots")
+    found["cells"][0]["rices"]["value"] -= 1.0
+    assert found["cells"][0]["copied"]["value"] == 100.0 * np.mean(
+        np.array(found["cells"][0]["answers"]["model"]) == found["cells"][0]["last"]
+    )
+    found["cells"][0]["copied"]["value"] += 1.0
+    check_edited(out, stored, "copy rate, 2 ways, 1 shots")
+    for cell in found["cells"]:  # of an earlier version
+        del cell["copied"], cell["last"]
+    out.unlink()
+    report.save(out, {name: value for name, value in stored.items() if name != "digest"})
+    out.with_suffix(".html").unlink()
+    check_report(out, texts, images=2 * 3 + 2 * 6)
 
 
 @pytest.mark.slow
@@ -334,7 +417,8 @@ def test_a_language_model_answers_from_the_texts_alone(folder: Path, tmp_path: P
     out = tmp_path / "blind.json"
     options = ["--data", "jsonl", "--folder", str(folder), "--shots", "0", "2", "--seeds", "1", "--out", str(out)]
     assert main(["eval", "fewshot", "--weights", str(weights), *options]) == 0
-    assert "a language model sees no images" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a language model sees no images" in shown and "skipped, since a language model" in shown
     cells = json.loads(out.read_text())["fewshot"]["cells"]
     assert [cell["shots"] for cell in cells] == [0, 2]
     generalist = Generalist.load(weights)
