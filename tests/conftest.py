@@ -103,3 +103,25 @@ def model(images: str = "frame") -> Any:
         for gated in params["visual"]["gated"].values():
             gated["attention_gate"] += 1.0
     return Generalist(tokenizers, graph, params, 0, encoder=encoder)
+
+
+@pytest.fixture
+def write_sentencepiece() -> Callable[[Path], None]:
+    """Writes a `tokenizer.model` with marks of a text's beginning and end, as published language models have it."""
+    import sentencepiece
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(["a photo of a cat"] * 9),
+                model_writer=file,
+                vocab_size=280,
+                model_type="bpe",
+                byte_fallback=True,
+                hard_vocab_limit=False,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                minloglevel=2,
+            )
+
+    return write

@@ -65,8 +65,9 @@ class Side:
 
     def __init__(self, python: str, *arguments: str):
         begun = time.perf_counter()
+        self._command = [python, str(HERE / "worker.py"), *arguments]
         self._process = subprocess.Popen(
-            [python, HERE / "worker.py", *arguments],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -81,7 +82,7 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self._process.args[1:]))} ended early: run it alone to see why")  # type: ignore[union-attr,index]
+            raise SystemExit(f"{' '.join(self._command)} ended early: run it alone to see why")
         return json.loads(line)
 
     def _run(self) -> float:

@@ -22,8 +22,8 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
     """The parameters of other weights as a run's model takes them, by their paths.
 
     New layouts get new columns in the tensor projection, parallel actions of more dimensions new rows in the action head, and a
-    deeper model gets new layers. Parameters that only one of the two
-    models has are reported: the run's own are left to be drawn, those of the weights are left out.
+    deeper model gets new layers. Parameters that only one of the two models has are reported: the run's own are left to be drawn,
+    those of the weights are left out.
 
     Args:
         spec: of the run's model.

@@ -3,11 +3,11 @@ what they cannot do. Expected texts: tests/fixtures/make_language.py."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from generalist.cli import main
 from generalist.inference.generalist import Generalist
@@ -69,20 +69,9 @@ def test_marks_are_those_of_the_folder_s_own_files(copy: Path):
         marks(copy)
 
 
-def test_a_sentencepiece_model_begins_as_its_family_does(copy: Path):
+def test_a_sentencepiece_model_begins_as_its_family_does(copy: Path, write_sentencepiece: Callable[[Path], None]):
     (copy / "tokenizer.json").unlink()
-    with (copy / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["a photo of a cat"] * 9),
-            model_writer=file,
-            vocab_size=280,
-            model_type="bpe",
-            byte_fallback=True,
-            hard_vocab_limit=False,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            minloglevel=2,
-        )
+    write_sentencepiece(copy / "tokenizer.model")
     generalist = Generalist.load(copy)
     assert generalist.assembler.marks.begin == (1,)
     assert isinstance(written(generalist, "a photo", 8), str)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_orders_and_types_of_arrays_are_kept():
 def test_small_answers_and_those_without_room_go_through_the_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     outbox = Outbox()
     assert not outbox.pack(np.zeros(10)).memory
-    full = shared_replies.shutil._ntuple_diskusage(2**20, 2**20, 0)  # type: ignore[attr-defined]
+    full = SimpleNamespace(free=0)
     monkeypatch.setattr(shared_replies, "_PLACE", tmp_path)
     monkeypatch.setattr(shared_replies.shutil, "disk_usage", lambda place: full)
     parcel = outbox.pack(np.ones(LEAST))

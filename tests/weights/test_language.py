@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 from flax import nnx
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
@@ -273,19 +273,8 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FIXTURES / "qwen2", tmp_path / "qwen2"))
 
 
-def test_a_sentencepiece_model_serves_as_well(copy: Path):
-    with (copy / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["a photo of a cat"] * 9),
-            model_writer=file,
-            vocab_size=280,
-            model_type="bpe",
-            byte_fallback=True,
-            hard_vocab_limit=False,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            minloglevel=2,
-        )
+def test_a_sentencepiece_model_serves_as_well(copy: Path, write_sentencepiece: Callable[[Path], None]):
+    write_sentencepiece(copy / "tokenizer.model")
     (copy / "tokenizer.json").unlink()
     text = LanguageModel(copy).text()
     assert text.decode(text.encode("a photo of é")) == "a photo of é"
