@@ -187,6 +187,10 @@ class TextTokenizer:
         """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""
         return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
 
+    def control(self, id: int) -> str | None:
+        """The control token of an id, written out; None: it is none, or a SentencePiece model."""
+        return self._processor.control(id) if isinstance(self._processor, JsonProcessor) else None
+
     def around(self) -> tuple[list[int], list[int]] | None:
         """The control tokens that a `tokenizer.json` puts before and behind a text; None: a SentencePiece model, which does not
         say."""
@@ -232,6 +236,10 @@ class JsonProcessor:
 
     def controls(self) -> list[str]:
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    def control(self, id: int) -> str | None:
+        token = self._tokenizer.get_added_tokens_decoder().get(id)
+        return token.content if token is not None and token.special else None
 
     def around(self) -> tuple[list[int], list[int]]:
         """The control tokens that the file puts before and behind a text."""

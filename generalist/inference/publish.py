@@ -29,7 +29,7 @@ def _origin(weights: Weights) -> LanguageModel:
         )
     folder = weights.tokenizers.folder if published else Path(config.model.trunk)
     assert folder is not None  # of a published model
-    model = LanguageModel(folder)
+    model = LanguageModel(folder, images=published)
     model.check()
     shape = {name: getattr(config.model, name) for name in model.shape}
     if shape != model.shape or config.tokens.text_pieces != model.vocabulary:

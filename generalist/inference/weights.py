@@ -23,7 +23,7 @@ from generalist.data.batch import Batch
 from generalist.model.params import divided, flat, layers_apart, layers_together, nested, united
 from generalist.model.transformer import create, create_separate
 from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
-from generalist.run.published import published_tokenizers
+from generalist.run.published import check_published, published_encoder, published_tokenizers
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.files import whole_folder, write_json
 from generalist.system.versions import stored_format
@@ -149,19 +149,22 @@ class Weights:
 
     @classmethod
     def from_language_model(cls: type[Kind], folder: Path) -> Kind:
-        """A published language model, by its folder in HuggingFace's layout: text alone, in its own context.
+        """A published language model, by its folder in HuggingFace's layout, in its own context, with its vision tower if it has
+        one.
 
         Raises:
             WeightsError: it is no language model that can be loaded, is damaged, or has settings that are not supported.
             ImportError: its tokenizer needs the package `tokenizers`, which is not installed.
         """
-        model = LanguageModel(folder)
-        model.check()
+        model = LanguageModel(folder, images=True)
+        check_published(model)
         tokenizers = published_tokenizers(model)
+        encoder = published_encoder(model)
+        tokenizers = _with_encoder(tokenizers, encoder)
         unused = np.zeros((1, model.shape["width"]), np.float32)
         arrays = model.arrays(tokenizers.config.tokens.vocabulary())
         placed = _placed(itertools.chain([("position_table", unused)], arrays))
-        return cls(tokenizers, _graph(tokenizers), placed, 0)
+        return cls(tokenizers, _graph(tokenizers), placed, 0, encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.
@@ -209,6 +212,16 @@ class Weights:
         return self.tokenizers.assembler
 
     @property
+    def sees(self) -> bool:
+        """Whether they read images: all of ours do, and those published models that have an encoder."""
+        return self.tokenizers.published is None or self.encoder is not None
+
+    @property
+    def projects(self) -> bool:
+        """Whether images are positions of the sequence, into which an encoder's features are projected."""
+        return self.config.tokens.documents == "projected"
+
+    @property
     def layouts(self) -> Mapping[str, TaskLayout]:
         return self.tokenizers.layouts
 
@@ -225,8 +238,9 @@ class Weights:
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
         distinct = np.unique(index, return_index=True)[1]
-        # One or two images, as agents see them, are not padded to a full chunk: acting would be many times slower.
-        at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
+        # One or two images, as agents see them, are not padded to a full chunk: acting would be many times slower. Published
+        # towers are so large that one image occupies a device.
+        at_once = 1 if len(distinct) <= 2 or self.tokenizers.published is not None else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
         chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
         return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)))

@@ -7,6 +7,8 @@ from generalist.config.run import Config, TokenConfig
 from generalist.model.config import ModelConfig
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.marks import Marks
+from generalist.vision.encoder import VisionEncoder
+from generalist.vision.vit import check_vit, load_vit
 from generalist.weights.language import LanguageModel
 
 SEPARATOR = "\n"
@@ -25,7 +27,12 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         name=model.folder.folder.resolve().name,
         # A document has one local position only, of an embedding that is zero.
         model=dataclasses.replace(ModelConfig(), local_positions=1, **model.shape),
-        tokens=TokenConfig(text_pieces=model.vocabulary, continuous_bins=0, discrete_values=0),
+        tokens=TokenConfig(
+            text_pieces=model.vocabulary,
+            continuous_bins=0,
+            discrete_values=0,
+            documents=model.images.way if model.images else "frame",
+        ),
         data=DataConfig(sources={}, length=model.context[0]),
     )
     # All rows are text: models have more rows than their tokenizers pieces, and control tokens beyond those.
@@ -35,7 +42,24 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         chunk_end=int(text.encode(SEPARATOR)[-1]),
         pieces=model.vocabulary,
         stops=(SEPARATOR,),
+        image=model.images.marks(text) if model.images else None,
     )
     return Tokenizers(
         config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.folder.folder
     )
+
+
+def check_published(model: LanguageModel) -> None:
+    """Raises `WeightsError` unless its tensors, those of its vision tower included, match its settings; reads no number."""
+    model.check()
+    if model.images is not None:
+        check_vit(model.folder, model.images.tower)
+
+
+def published_encoder(model: LanguageModel) -> VisionEncoder | None:
+    """The frozen encoder of a model that sees images; None: it sees none.
+
+    Raises:
+        WeightsError: as `check_published`, or a number is not finite.
+    """
+    return load_vit(model.folder, model.images.tower) if model.images is not None else None

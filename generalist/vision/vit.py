@@ -240,7 +240,7 @@ def _unused(config: ViTConfig, tower: Tower) -> tuple[str, ...]:
     """Patterns of tensors that are not read."""
     prefix = re.escape(tower.prefix)
     later = "|".join(str(layer) for layer in range(config.used, config.layers))
-    found = (*UNUSED, rf"{prefix}head\..*")
+    found: tuple[str, ...] = (*UNUSED, rf"{prefix}head\..*")
     found += (rf"{prefix}encoder\.layers\.({later})\..*",) if later else ()
     found += () if config.normed else (rf"{prefix}post_layernorm\..*",)
     return (*found, rf"(?!{prefix}).*") if tower.part else found

@@ -17,6 +17,7 @@ from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import WeightsError, WeightsFolder
+from generalist.weights.language_images import PublishedImages, published_images
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import recipes
 from generalist.weights.language_settings import LanguageSettings
@@ -27,14 +28,27 @@ from generalist.weights.recipe import Recipe, Tensor
 class LanguageModel:
     """An opened folder with a language model: our settings for it, and its weights when `load` is called."""
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, *, images: bool = False):
         """
+        Args:
+            images: of a model that sees images, take the parts for them too; otherwise it is its language model alone.
+
         Raises:
             WeightsError: the folder does not exist, holds another architecture, or has an unsupported setting.
         """
         self.folder = WeightsFolder(Path(folder))
         self._settings = LanguageSettings(self.folder)
         self.family = self._settings.family
+        self._with_images = images
+
+    @cached_property
+    def images(self) -> PublishedImages | None:
+        """How it sees images; None: it sees none, or was opened without its parts for them.
+
+        Raises:
+            WeightsError: a setting is missing, unsupported or inconsistent with another.
+        """
+        return published_images(self._settings) if self._with_images else None
 
     @cached_property
     def vocabulary(self) -> int:
@@ -48,12 +62,13 @@ class LanguageModel:
         Raises:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
-        return shape(self._settings)
+        return shape(self._settings) | (self.images.shape if self.images else {})
 
     @cached_property
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
-        return recipes(self._settings, self.shape)
+        found, unused = recipes(self._settings, self.shape)
+        return found | (self.images.recipes if self.images else {}), unused
 
     @cached_property
     def context(self) -> tuple[int, bool]:
