@@ -5,6 +5,7 @@ A family is a set of settings of our Transformer and a map of names. Settings th
 Dimension key: V rows of the text table, O rows of the vocabulary's other tokens, D width.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,13 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language_images import PublishedImages, published_images
 from generalist.weights.language_positions import context
-from generalist.weights.language_recipes import recipes
+from generalist.weights.language_recipes import IMAGE_PARTS, recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
 from generalist.weights.recipe import Recipe, Tensor
+
+GEMMA_BOS = 2
+"""The mark of the beginning of the first two Gemmas, which their settings may omit."""
 
 
 class LanguageModel:
@@ -68,7 +72,11 @@ class LanguageModel:
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
         found, unused = recipes(self._settings, self.shape)
-        return found | (self.images.recipes if self.images else {}), unused
+        if self.images is None:
+            return found, unused
+        # The tower checks its own tensors when it is read.
+        kept = tuple(one for one in unused if one != IMAGE_PARTS)
+        return found | self.images.recipes, (*kept, rf"{re.escape(self.images.tower.prefix)}.*")
 
     @cached_property
     def context(self) -> tuple[int, bool]:
@@ -109,6 +117,9 @@ class LanguageModel:
                 f"{self.folder.folder}: its tokenizer ends every text with ids {around[1]}: not supported"
             )
         bos = self.marks().get("bos")
+        if self.images is not None and self._settings.kind == "paligemma":
+            # Its processor writes the mark itself, whatever the tokenizer does.
+            return (bos if bos is not None else GEMMA_BOS,)
         # Without either file, what the definitions of these families do with a SentencePiece model.
         wanted = own if isinstance(own, bool) else self.family in ("llama", "mistral", "phi3") or self._settings.gemma
         if around is None or isinstance(own, bool):
