@@ -150,8 +150,9 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     heads, size = vision.cross_attention
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
     # A gated layer: scores against all images of the row, queries and mixed values, hidden layers, norms.
-    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
-    groups = -(-model.layers // vision.every)  # rounded up: the last group may have fewer blocks
+    inner = (4 if vision.gated_activation in ("swiglu", "geglu") else 3) * hidden
+    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + inner + 3 * model.width
+    groups = model.gated_layers
     if model.remat == "none":
         return positions * (model.layers * kept + groups * seen)
     # Recomputed one group at a time, with the inputs of its blocks kept.
@@ -167,7 +168,7 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     kept += batch.actions * (1 + batch.action_dimensions) * (model.width + model.hidden)
     if spec.frames:
         kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
-    if spec.channels:
+    if spec.channels and model.vision.resampled:
         vision = model.vision
         hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
         heads = vision.heads * vision.head_size
