@@ -3,19 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from generalist.vision.encoder import Preparation
 from generalist.weights.folder import WeightsError, WeightsFolder
+from generalist.weights.tower import Family
 
-Family = Literal["clip", "siglip"]
 MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
 STEPS = {"do_resize": True, "do_rescale": True, "do_center_crop": True, "rescale_factor": 1 / 255}
 """Switches with the one value that is supported; only CLIP crops the centre."""
+EITHER = ("do_normalize", "do_convert_rgb")
+"""Switches that may be on or off: images are made RGB here whatever a file says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,10 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
         # A stretch to the tower's size leaves nothing to crop.
         if not same and not (name == "do_center_crop" and stored.get("size") == square):
             raise ValueError(f"{name} must be {value}, got {given!r}")
+    # Steps of other processors, such as padding to a square or cutting into tiles, give other images.
+    for name, value in stored.items():
+        if name.startswith("do_") and value and name not in (*STEPS, *EITHER):
+            raise ValueError(f"{name} = {value!r:.60} is not supported: it must be false")
     resized = stored.get("size", {"shortest_edge": size} if family == "clip" else square)
     # Older files have one number, whose meaning is the family's.
     if isinstance(resized, int):

@@ -4,7 +4,10 @@ Dimension key: N images, S pixels per side, L positions, T patches, D width, H h
 """
 
 import dataclasses
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
@@ -22,6 +26,7 @@ from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed
+from generalist.weights.tower import Tower
 
 # Names of the published files. JAX's own gelu is the approximation by tanh unless it is told otherwise.
 Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
@@ -58,6 +63,10 @@ class ViTConfig:
     mean: tuple[float, ...]
     """Mean and deviation of each colour, in 0..1, that standardise pixels."""
     deviation: tuple[float, ...]
+    taps: tuple[int, ...] = ()
+    """As in `Tower`."""
+    normed: bool = True
+    skipped: int | None = None
 
     def __post_init__(self) -> None:
         if self.patch > self.size:
@@ -71,6 +80,16 @@ class ViTConfig:
     def cells(self) -> int:
         """T: patches per image."""
         return (self.size // self.patch) ** 2
+
+    @property
+    def dropped(self) -> int:
+        """Positions in front that are left out."""
+        return (self.family == "clip") if self.skipped is None else self.skipped
+
+    @property
+    def used(self) -> int:
+        """Layers that are computed."""
+        return max(self.taps) if self.taps else self.layers
 
 
 SO400M = ViTConfig(
@@ -131,13 +150,17 @@ class ViT(nnx.Module):
         clip = config.family == "clip"
         self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.width,)) * 0.02) if clip else None
         self.first_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon) if clip else None
-        self.layers = stack(lambda rngs: ViTLayer(config, rngs=rngs), config.layers, rngs.params())
-        self.last_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon)
+        self.layers = stack(lambda rngs: ViTLayer(config, rngs=rngs), config.used, rngs.params())
+        self.last_norm = LayerNorm(config.width, rngs=rngs, epsilon=config.epsilon) if config.normed else None
 
-    def positions(self, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N L D"]:
-        """All positions after the last layer, before the last norm; CLIP's class position comes first."""
+    def positions(self, pixels: UInt8[Array, "N S S 3"], dtype: DTypeLike | None = None) -> Float[Array, "N L F"]:
+        """All positions after the last layer or those of `taps`, before the last norm; CLIP's class position comes first.
+
+        Args:
+            dtype: of the computation; None: that of the parameters.
+        """
         config = self.config
-        dtype = self.position_table[...].dtype
+        dtype = self.position_table[...].dtype if dtype is None else dtype
         mean, deviation = (jnp.array(values, dtype).reshape(1, 1, 1, 3) for values in (config.mean, config.deviation))
         x = (pixels.astype(dtype) / 255 - mean) / deviation
         # Pixels beyond the last whole patch are cut off, as a strided convolution without padding does.
@@ -147,59 +170,87 @@ class ViT(nnx.Module):
         x = x.reshape(-1, side, config.patch, side, config.patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patches(x.reshape(len(pixels), side * side, -1))  # (N, T, D)
         if self.class_embedding is not None:
-            start = jnp.broadcast_to(self.class_embedding[...][None, None], (len(x), 1, x.shape[-1]))
+            start = jnp.broadcast_to(self.class_embedding[...].astype(dtype)[None, None], (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([start, x], axis=1)  # (N, L, D), L = 1 + T
-        x = constrain(x + self.position_table[...][None], "batch", None, None)
+        x = constrain(x + self.position_table[...].astype(dtype)[None], "batch", None, None)
         if self.first_norm is not None:
             x = self.first_norm(x)
         # One compiled layer for all of them.
         graph, stacked_layers = nnx.split(self.layers)
-        return jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x), None), x, stacked_layers)[0]
+        taken, before = {0: x}, 0
+        for tap in sorted(set(config.taps or (config.used,))):
+            between = jax.tree.map(lambda leaf, first=before, last=tap: leaf[first:last], stacked_layers)
+            x, _ = jax.lax.scan(lambda x, params: (nnx.merge(graph, params)(x), None), x, between)
+            taken[tap], before = x, tap
+        return jnp.concatenate([taken[tap] for tap in config.taps], axis=-1) if config.taps else x
 
-    def __call__(self, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T D"]:
-        x = self.last_norm(self.positions(pixels))
-        return x[:, 1:] if self.class_embedding is not None else x
+    def __call__(self, pixels: UInt8[Array, "N S S 3"], dtype: DTypeLike | None = None) -> Float[Array, "N T F"]:
+        x = self.positions(pixels, dtype)
+        x = x if self.last_norm is None else self.last_norm(x)
+        return x[:, self.config.dropped :]
 
 
-def check_vit(folder: WeightsFolder) -> None:
+def check_vit(folder: WeightsFolder, tower: Tower | None = None) -> None:
     """Raises `WeightsError` where `load_vit` would, except for non-finite numbers, since no number is read."""
-    config = vit_config(folder)
-    folder.check(vit_recipes(config, _prefix(folder)), UNUSED)
+    tower = alone(folder) if tower is None else tower
+    config = vit_config(folder, tower)
+    folder.check(vit_recipes(config, tower.prefix), _unused(config, tower))
     processor(folder, config.family, config.size)
 
 
-def _prefix(folder: WeightsFolder) -> str:
-    return "vision_model." if any(name.startswith("vision_model.") for name in folder.shapes) else ""
-
-
-def load_vit(folder: WeightsFolder) -> VisionEncoder:
+def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder:
     """Loads the vision tower of a CLIP, SigLIP or SigLIP 2 (of fixed resolution) model.
+
+    Args:
+        tower: where a larger model's folder has it; None: the folder is the tower's own, or that of a CLIP or SigLIP.
 
     Raises:
         WeightsError: the folder holds another architecture, or tensors that do not match its settings.
     """
-    config = vit_config(folder)
-    arrays = folder.read(vit_recipes(config, _prefix(folder)), UNUSED)
+    tower = alone(folder) if tower is None else tower
+    config = vit_config(folder, tower)
+    arrays = folder.read(vit_recipes(config, tower.prefix), _unused(config, tower))
     # The structure alone: no random weights are drawn only to be replaced.
     graph, _ = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
+    # The files do not fix the standardisation, and another mean gives other features.
+    weights_hash = f"{_hash_of(arrays) if tower.part else folder.content_hash()} {config.mean} {config.deviation}"
+    kept = arrays if tower.part else {name: array.astype(np.float32) for name, array in arrays.items()}
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
         prepare=processor(folder, config.family, config.size).preparation,
-        cells=config.cells,
-        channels=config.width,
-        # The files do not fix the standardisation, and another mean gives other features.
-        weights_hash=f"{folder.content_hash()} {config.mean} {config.deviation}",
-        params=nested(jax.device_put({name: array.astype(np.float32) for name, array in arrays.items()})),
-        apply=lambda params, pixels: nnx.merge(graph, params)(pixels),
+        cells=config.cells + (config.family == "clip") - config.dropped,
+        channels=config.width * max(1, len(config.taps)),
+        weights_hash=weights_hash,
+        params=nested(jax.device_put(kept)),
+        apply=lambda params, pixels: nnx.merge(graph, params)(pixels, jnp.float32),
         folder=folder.folder,
     )
 
 
-def vit_config(folder: WeightsFolder) -> ViTConfig:
-    """The settings of the folder's vision tower.
+def _hash_of(arrays: Mapping[str, np.ndarray]) -> str:
+    # Of the tower alone: the files of a large model would take minutes to read.
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _unused(config: ViTConfig, tower: Tower) -> tuple[str, ...]:
+    """Patterns of tensors that are not read."""
+    prefix = re.escape(tower.prefix)
+    later = "|".join(str(layer) for layer in range(config.used, config.layers))
+    found = (*UNUSED, rf"{prefix}head\..*")
+    found += (rf"{prefix}encoder\.layers\.({later})\..*",) if later else ()
+    found += () if config.normed else (rf"{prefix}post_layernorm\..*",)
+    return (*found, rf"(?!{prefix}).*") if tower.part else found
+
+
+def alone(folder: WeightsFolder) -> Tower:
+    """The tower of a CLIP or SigLIP, or one that was saved alone.
 
     Raises:
-        WeightsError: another architecture, or a missing or unsupported setting.
+        WeightsError: it holds another architecture.
     """
     kind = folder.setting("model_type", str)
     families: dict[str, Family] = {
@@ -214,19 +265,32 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
             f"{folder.folder} holds a {folder.architecture} ({kind}); the vision encoders that can be loaded are CLIP and "
             "SigLIP (also SigLIP 2 of a fixed resolution)"
         )
-    # A tower saved alone has its settings at the top level.
-    section = "vision_config." if kind in ("clip", "siglip") else ""
+    return Tower(
+        family=family,
+        # A tower saved alone has its settings at the top level.
+        section="vision_config." if kind in ("clip", "siglip") else "",
+        prefix="vision_model." if any(name.startswith("vision_model.") for name in folder.shapes) else "",
+    )
+
+
+def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
+    """The settings of the folder's vision tower.
+
+    Raises:
+        WeightsError: another architecture, or a missing or unsupported setting.
+    """
+    tower = alone(folder) if tower is None else tower
+    clip = tower.family == "clip"
 
     def setting(name: str, default: Any, kind: type | tuple[type, ...] = int) -> Any:
-        return folder.setting(section + name, kind, default=default)
+        return folder.setting(tower.section + name, kind, default=default)
 
     # The defaults are those of the families' own definitions: published files leave out settings that equal them.
-    clip = family == "clip"
     size = setting("image_size", 224)
-    prepared = processor(folder, family, size)
+    prepared = processor(folder, tower.family, size)
     try:
         return ViTConfig(
-            family=family,
+            family=tower.family,
             size=size,
             patch=setting("patch_size", 32 if clip else 16),
             width=setting("hidden_size", 768),
@@ -237,6 +301,9 @@ def vit_config(folder: WeightsFolder) -> ViTConfig:
             epsilon=setting("layer_norm_eps", 1e-5 if clip else 1e-6, (int, float)),
             mean=prepared.mean,
             deviation=prepared.deviation,
+            taps=tower.taps,
+            normed=tower.normed,
+            skipped=tower.skipped,
         )
     except ValueError as error:
         raise WeightsError(f"{folder.folder}: {error}") from error
@@ -254,15 +321,16 @@ def vit_recipes(config: ViTConfig, prefix: str) -> dict[str, Recipe]:
             lambda rows: rows.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),
         ),
         "position_table": tensor(f"{prefix}embeddings.position_embedding.weight", config.cells + clip, width),
-        **_norm("last_norm", f"{prefix}post_layernorm", width),
     }
+    if config.normed:
+        recipes |= _norm("last_norm", f"{prefix}post_layernorm", width)
     if clip:
         recipes["class_embedding"] = tensor(f"{prefix}embeddings.class_embedding", width)
         # "layrnorm" is the name in the published files.
         recipes |= _norm("first_norm", f"{prefix}pre_layrnorm", width)
     else:
         recipes["patches/bias"] = tensor(f"{prefix}embeddings.patch_embedding.bias", width)
-    layers = [_layer(config, f"{prefix}encoder.layers.{index}") for index in range(config.layers)]
+    layers = [_layer(config, f"{prefix}encoder.layers.{index}") for index in range(config.used)]
     return recipes | {f"layers/{name}": stacked([layer[name] for layer in layers]) for name in layers[0]}
 
 
