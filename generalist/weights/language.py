@@ -17,11 +17,14 @@ from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import WeightsError, WeightsFolder
+from generalist.weights.gated_recipes import idefics_recipes
+from generalist.weights.gated_shape import additional_rows, idefics_tower
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
 from generalist.weights.recipe import Recipe, Tensor
+from generalist.weights.tower import Tower
 
 
 class LanguageModel:
@@ -39,7 +42,7 @@ class LanguageModel:
     @cached_property
     def vocabulary(self) -> int:
         """Rows of the text table."""
-        return self._settings.get("vocab_size")
+        return self._settings.get("vocab_size") + additional_rows(self._settings)
 
     @cached_property
     def shape(self) -> dict[str, Any]:
@@ -53,7 +56,13 @@ class LanguageModel:
     @cached_property
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
-        return recipes(self._settings, self.shape)
+        found = recipes(self._settings, self.shape)
+        return idefics_recipes(self._settings, self.shape, *found) if self.family == "idefics" else found
+
+    @property
+    def tower(self) -> Tower | None:
+        """Where the vision tower is whose features enter through cross-attention; None: the model has none."""
+        return idefics_tower(self._settings) if self.family == "idefics" else None
 
     @cached_property
     def context(self) -> tuple[int, bool]:
@@ -87,6 +96,8 @@ class LanguageModel:
         Raises:
             WeightsError: the tokenizer puts control tokens behind a text too, which a prompt is not to be ended by.
         """
+        if self.family == "idefics":  # its processor writes it before every text, whatever the tokenizer does
+            return tuple(id for name, id in self.marks().items() if name == "bos")
         own = self.folder.beside("tokenizer_config.json").get("add_bos_token")
         around = text.around()
         if around is not None and around[1]:

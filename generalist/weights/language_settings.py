@@ -29,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_seq_len": 2048,
     },
     "llama": {**_SILU, "max_position_embeddings": 2048},
+    "idefics": {**_SILU, "max_position_embeddings": 2048},
     "mistral": {**_SILU, "max_position_embeddings": 131_072, "sliding_window": 4096},
     "qwen2": {**_SILU, "max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {

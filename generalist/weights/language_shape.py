@@ -5,6 +5,7 @@ from typing import Any
 
 from generalist.model.config import ModelConfig, RopeConfig
 from generalist.weights.folder import WeightsError
+from generalist.weights.gated_shape import idefics_vision
 from generalist.weights.language_positions import rope, windows
 from generalist.weights.language_settings import LanguageSettings
 
@@ -145,6 +146,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
     width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     biased = settings.get("attention_bias", bool, False)
     window, kinds = windows(settings)
+    gates = {"silu": "swiglu", **(dict.fromkeys(APPROXIMATE, "geglu") if settings.family == "idefics" else {})}
     found = {
         "width": width,
         "layers": settings.get("num_hidden_layers"),
@@ -154,7 +156,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
         # Where it is given, heads · head_dim may differ from the width, as in Qwen 3 and Gemma.
         "head_size": settings.get("head_dim", default=0) or _head_size(settings, width, heads),
         "hidden": settings.get("intermediate_size"),
-        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", {"silu": "swiglu"}),
+        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", gates),
         "norm_epsilon": settings.number("rms_norm_eps", 1e-6),
         "qkv_bias": settings.family == "qwen2" or biased,
         "bias": settings.get("mlp_bias", bool, False),
@@ -168,6 +170,17 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
     if settings.family == "olmo2":
         found |= {"pre_norms": False, "post_norms": True, "qk_norm_joint": True}
     return found | (_of_gemma(settings, width) if settings.gemma else {})
+
+
+def _idefics(settings: LanguageSettings) -> dict[str, Any]:
+    """A Llama without grouped heads, whose images enter through gated cross-attention."""
+    width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    size = _head_size(settings, width, heads)
+    # Its attention ignores both, but its rotary positions do not.
+    for name, own in (("head_dim", size), ("num_key_value_heads", heads)):
+        if settings.get(name, default=own) != own:
+            raise settings.refused(f"has {name} = {settings.get(name)}; an IDEFICS has {own}")
+    return _llama(settings) | {"vision": idefics_vision(settings)}
 
 
 def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
@@ -198,4 +211,9 @@ def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
     }
 
 
-SHAPES: dict[str, Callable[[LanguageSettings], dict[str, Any]]] = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "mpt": _mpt}
+SHAPES: dict[str, Callable[[LanguageSettings], dict[str, Any]]] = {
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "mpt": _mpt,
+    "idefics": _idefics,
+}
