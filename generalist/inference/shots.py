@@ -62,8 +62,9 @@ def example_parts(image: Any | None, before: str, answer: str) -> list[Any]:
     if answer:
         # Answers begin with a space, as words within a text do: their pieces are then those that training saw.
         parts.append(f" {answer.strip()}")
-        # The next image ends a chunk by itself; after text alone the end must be marked.
-        parts += [] if image is not None else [CHUNK_END]
+        # Where the next image ends a chunk by itself, this is the same end; after text alone, and for some published models, it
+        # must be marked.
+        parts.append(CHUNK_END)
     return parts
 
 

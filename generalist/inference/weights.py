@@ -23,7 +23,7 @@ from generalist.data.batch import Batch
 from generalist.model.params import divided, flat, layers_apart, layers_together, nested, united
 from generalist.model.transformer import create, create_separate
 from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
-from generalist.run.published import published_tokenizers
+from generalist.run.published import check_published, published_encoder, published_tokenizers
 from generalist.run.tokenizers import Tokenizers
 from generalist.system.files import whole_folder, write_json
 from generalist.system.versions import stored_format
@@ -149,19 +149,22 @@ class Weights:
 
     @classmethod
     def from_language_model(cls: type[Kind], folder: Path) -> Kind:
-        """A published language model, by its folder in HuggingFace's layout: text alone, in its own context.
+        """A published language model, by its folder in HuggingFace's layout, in its own context, with its vision tower if it has
+        one.
 
         Raises:
             WeightsError: it is no language model that can be loaded, is damaged, or has settings that are not supported.
             ImportError: its tokenizer needs the package `tokenizers`, which is not installed.
         """
-        model = LanguageModel(folder)
-        model.check()
+        model = LanguageModel(folder, images=True)
+        check_published(model)
         tokenizers = published_tokenizers(model)
+        encoder = published_encoder(model)
+        tokenizers = _with_encoder(tokenizers, encoder)
         unused = np.zeros((1, model.shape["width"]), np.float32)
         arrays = model.arrays(tokenizers.config.tokens.vocabulary())
         placed = _placed(itertools.chain([("position_table", unused)], arrays))
-        return cls(tokenizers, _graph(tokenizers), placed, 0)
+        return cls(tokenizers, _graph(tokenizers), placed, 0, encoder=encoder)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.

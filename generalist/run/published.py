@@ -7,6 +7,9 @@ from generalist.config.run import Config, TokenConfig
 from generalist.model.config import ModelConfig
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.marks import Marks
+from generalist.tokenizers.pieces import Images
+from generalist.vision.encoder import VisionEncoder
+from generalist.vision.vit import check_vit, load_vit
 from generalist.weights.language import LanguageModel
 
 SEPARATOR = "\n"
@@ -21,11 +24,17 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
     """
     text = model.text()
+    ways: Images = "frame" if model.gated is None else "encoder"
     config = Config(
-        name=model.folder.folder.resolve().name,
+        name=model.named.resolve().name,
         # A document has one local position only, of an embedding that is zero.
         model=dataclasses.replace(ModelConfig(), local_positions=1, **model.shape),
-        tokens=TokenConfig(text_pieces=model.vocabulary, continuous_bins=0, discrete_values=0),
+        tokens=TokenConfig(
+            text_pieces=model.vocabulary,
+            continuous_bins=0,
+            discrete_values=0,
+            documents=ways,
+        ),
         data=DataConfig(sources={}, length=model.context[0]),
     )
     # All rows are text: models have more rows than their tokenizers pieces, and control tokens beyond those.
@@ -36,6 +45,22 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         pieces=model.vocabulary,
         stops=(SEPARATOR,),
     )
-    return Tokenizers(
-        config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.folder.folder
-    )
+    if model.gated is not None:
+        marks = model.gated.marked(marks, text, model.shape)
+    return Tokenizers(config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.named)
+
+
+def check_published(model: LanguageModel) -> None:
+    """Raises `WeightsError` unless its tensors, those of its vision tower included, match its settings; reads no number."""
+    model.check()
+    if model.gated is not None:
+        check_vit(model.gated.folder, model.gated.tower)
+
+
+def published_encoder(model: LanguageModel) -> VisionEncoder | None:
+    """The frozen encoder of a model that sees images; None: it sees none.
+
+    Raises:
+        WeightsError: as `check_published`, or a number is not finite.
+    """
+    return None if model.gated is None else load_vit(model.gated.folder, model.gated.tower)

@@ -5,13 +5,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from generalist.model.config import VisionConfig
-from generalist.weights.gated_shape import additional_rows
+from generalist.weights.gated_shape import additional_rows, prefix
 from generalist.weights.language_recipes import Recipes, gain_less_one, layer_norm
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed, zeros
 
 ADDITIONAL = ("embed_tokens.additional_embedding.weight", "lm_head.additional_fc.weight")
 """Matrices of an IDEFICS' additional rows: of the embedding, behind the prefix of all names, and of the output."""
+
+
+def with_additional_rows(
+    settings: LanguageSettings, shape: Mapping[str, Any], language: Recipes, unused: tuple[str, ...]
+) -> tuple[Recipes, tuple[str, ...]]:
+    """The recipes of a language model, with the rows that an IDEFICS adds to its text table and to its output matrix, and
+    patterns of tensors that they do not use."""
+    if settings.family != "idefics":
+        return language, unused
+    found = dict(language)
+    if more := additional_rows(settings):
+        for path, name in zip(
+            ("tokens/text", "output/text"), (prefix(settings) + ADDITIONAL[0], ADDITIONAL[1]), strict=True
+        ):
+            if path in found:
+                found[path] = joined([found[path], tensor(name, more, shape["width"])], axis=0)
+        # Tied models may still store the output matrix, as a copy of the embedding.
+        unused = (*unused, re.escape(ADDITIONAL[1])) if shape["tied_output"] else unused
+    # `generalist.vision.vit` reads and checks the tower.
+    parts = "vision_model", "gated_cross_attn_layers", "perceiver_resampler"
+    return found, (*unused, *(rf"{re.escape(prefix(settings))}{part}\..*" for part in parts))
 
 
 def idefics_recipes(
@@ -23,23 +44,17 @@ def idefics_recipes(
         language: the recipes of its language model, without the additional rows.
         unused: their patterns.
     """
-    prefix = next((one for one in ("model.", "") if f"{one}embed_tokens.weight" in settings.folder.shapes), "model.")
-    found, vision, width = dict(language), shape["vision"], shape["width"]
-    if more := additional_rows(settings):
-        for path, name in zip(("tokens/text", "output/text"), (prefix + ADDITIONAL[0], ADDITIONAL[1]), strict=True):
-            if path in found:
-                found[path] = joined([found[path], tensor(name, more, width)], axis=0)
-        # Tied models may still store the output matrix, as a copy of the embedding.
-        unused = (*unused, r"lm_head\.additional_fc\.weight") if shape["tied_output"] else unused
+    found, unused = with_additional_rows(settings, shape, language, unused)
+    vision, begin = shape["vision"], prefix(settings)
     layers = [
-        _idefics_layer(f"{prefix}gated_cross_attn_layers.{index}", vision, width)
+        _idefics_layer(f"{begin}gated_cross_attn_layers.{index}", vision, shape["width"])
         for index in range(shape["layers"] // vision.every)
     ]
     found |= {f"visual/gated/{name}": stacked([one[name] for one in layers]) for name in layers[0]}
     if vision.resampled:
-        found |= _idefics_resampler(f"{prefix}perceiver_resampler", vision)
-    # `generalist.vision.vit` reads and checks the tower.
-    return found, (*unused, rf"{re.escape(prefix)}vision_model\..*")
+        found |= _idefics_resampler(f"{begin}perceiver_resampler", vision)
+    kept = tuple(one for one in unused if "gated_cross" not in one and "perceiver" not in one)
+    return found, kept
 
 
 def _idefics_layer(name: str, vision: VisionConfig, width: int) -> Recipes:

@@ -28,12 +28,16 @@ def additional_rows(settings: LanguageSettings) -> int:
     return settings.get("additional_vocab_size", (int,), 0) if settings.family == "idefics" else 0
 
 
+def prefix(settings: LanguageSettings) -> str:
+    """What the names of an IDEFICS' tensors begin with: files without an output layer lack it."""
+    return next((one for one in ("model.", "") if f"{one}embed_tokens.weight" in settings.folder.shapes), "model.")
+
+
 def idefics_tower(settings: LanguageSettings) -> Tower:
     """Where an IDEFICS has its vision tower: all positions, the class's included, before the last norm."""
-    prefix = next((one for one in ("model.", "") if f"{one}embed_tokens.weight" in settings.folder.shapes), "model.")
     return Tower(
         family="clip",
-        prefix=f"{prefix}vision_model.",
+        prefix=f"{prefix(settings)}vision_model.",
         part=True,
         normed=False,
         skipped=0,

@@ -17,27 +17,44 @@ from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import WeightsError, WeightsFolder
-from generalist.weights.gated_recipes import idefics_recipes
-from generalist.weights.gated_shape import additional_rows, idefics_tower
+from generalist.weights.gated import GatedImages, gated_images
+from generalist.weights.gated_recipes import with_additional_rows
+from generalist.weights.gated_shape import additional_rows
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
+from generalist.weights.open_flamingo import OpenFlamingoFolder, is_open_flamingo
 from generalist.weights.recipe import Recipe, Tensor
-from generalist.weights.tower import Tower
 
 
 class LanguageModel:
     """An opened folder with a language model: our settings for it, and its weights when `load` is called."""
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, *, images: bool = False):
         """
+        Args:
+            images: of a model that sees images, take the parts for them too; otherwise it is its language model alone.
+
         Raises:
             WeightsError: the folder does not exist, holds another architecture, or has an unsupported setting.
         """
-        self.folder = WeightsFolder(Path(folder))
+        flamingo = images and is_open_flamingo(Path(folder))
+        self.folder = OpenFlamingoFolder(Path(folder)) if flamingo else WeightsFolder(Path(folder))
+        self.named = Path(folder)
+        """The folder by which it was named."""
+        self._with_images = images
         self._settings = LanguageSettings(self.folder)
         self.family = self._settings.family
+
+    @cached_property
+    def gated(self) -> GatedImages | None:
+        """How it sees images through cross-attention; None: it does not, or was opened without its parts for them.
+
+        Raises:
+            WeightsError: a setting is missing, unsupported or inconsistent with another.
+        """
+        return gated_images(self._settings) if self._with_images else None
 
     @cached_property
     def vocabulary(self) -> int:
@@ -51,18 +68,16 @@ class LanguageModel:
         Raises:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
-        return shape(self._settings)
+        found = shape(self._settings)
+        return found if self.gated is None else found | {"vision": self.gated.vision}
 
     @cached_property
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
-        found = recipes(self._settings, self.shape)
-        return idefics_recipes(self._settings, self.shape, *found) if self.family == "idefics" else found
-
-    @property
-    def tower(self) -> Tower | None:
-        """Where the vision tower is whose features enter through cross-attention; None: the model has none."""
-        return idefics_tower(self._settings) if self.family == "idefics" else None
+        found, unused = recipes(self._settings, self.shape)
+        if self.gated is not None:
+            return self.gated.recipes(self.shape, found, unused)
+        return with_additional_rows(self._settings, self.shape, found, unused)
 
     @cached_property
     def context(self) -> tuple[int, bool]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from generalist.model.config import ModelConfig, RopeConfig
 from generalist.weights.folder import WeightsError
-from generalist.weights.gated_shape import idefics_vision
 from generalist.weights.language_positions import rope, windows
 from generalist.weights.language_settings import LanguageSettings
 
@@ -180,7 +179,7 @@ def _idefics(settings: LanguageSettings) -> dict[str, Any]:
     for name, own in (("head_dim", size), ("num_key_value_heads", heads)):
         if settings.get(name, default=own) != own:
             raise settings.refused(f"has {name} = {settings.get(name)}; an IDEFICS has {own}")
-    return _llama(settings) | {"vision": idefics_vision(settings)}
+    return _llama(settings)
 
 
 def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
