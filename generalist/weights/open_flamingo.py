@@ -154,15 +154,17 @@ def with_open_flamingo(
 ) -> tuple[Recipes, tuple[str, ...]]:
     """The recipes of the language model, with those of the parts that were added, and patterns of tensors that are not used."""
     found = language | open_flamingo_recipes(shape["vision"], shape["width"], folder.places)
-    missing = untrained_rows(folder, shape)
-    if missing:
-        name = found["output/text"].sources[0][0]
-        # The added tokens have no rows in an output matrix that was frozen: they cannot be written, whatever stands there.
-        found["output/text"] = mapped(
-            tensor(name, *folder.shapes[name]),
-            lambda rows: np.pad(rows, ((0, missing), (0, 0))),
-            lambda rows: rows[:-missing],
-        )
+    if "output/text" in found:
+        # Where the output matrix was frozen it is the published one, whose rows were cut off or, for the added tokens, drawn at
+        # random: those are in no file and cannot be written, whatever stands there.
+        name, missing = found["output/text"].sources[0][0], untrained_rows(folder, shape)
+        stored, rows = folder.shapes.get(name, ()), folder.config["vocab_size"]
+        if len(stored) == 2 and stored[0] != rows:
+            found["output/text"] = mapped(
+                tensor(name, *stored),
+                lambda one: np.pad(one, ((0, missing), (0, 0)))[:rows],
+                lambda one: one[: stored[0]],
+            )
     return found, unused
 
 
