@@ -23,12 +23,19 @@ class Predicted:
     text: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Controlled:
+    """Text of a published model in which control tokens are written out, as its chat template gives it."""
+
+    text: str
+
+
 class ChunkEnd:
     """Ends a chunk of a document that has no image. Before an image and at the end of a document it is implied."""
 
 
 CHUNK_END = ChunkEnd()
-Part = UInt8[np.ndarray, "_H _W *_C"] | Int32[np.ndarray, "_n"] | str | Predicted | ChunkEnd
+Part = UInt8[np.ndarray, "_H _W *_C"] | Int32[np.ndarray, "_n"] | str | Predicted | Controlled | ChunkEnd
 """A part of a document: an image, ids, or a text."""
 
 

@@ -1,6 +1,7 @@
 """How the texts of a model begin and end, in ids."""
 
 import dataclasses
+from typing import Literal
 
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -17,6 +18,35 @@ class CrossMarks:
     """Whether texts lose the spaces at both ends (IDEFICS)."""
     implied: bool = True
     """Whether an image ends the chunk before it (OpenFlamingo)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageMarks:
+    """What a published model's tokenizer writes for an image whose features stand in the sequence."""
+
+    soft: str
+    """The control token that stands at each of an image's positions."""
+    id: int
+    """Its id."""
+    count: int
+    """Positions of an image."""
+    marker: str
+    """The control token that stands for an image in the text of a chat template."""
+    before: str = ""
+    """Text before the positions, with control tokens written out."""
+    after: str = ""
+    """Text behind them."""
+    closing: str = ""
+    """Text at the end of a prompt."""
+    begin_last: bool = False
+    """Whether the marks of the beginning stand behind the last image (PaliGemma)."""
+    blocks: Literal["none", "image", "prompt"] = "none"
+    """What sees itself in both directions: nothing (LLaVA), each image (Gemma 3), or the whole prompt (PaliGemma)."""
+
+    @property
+    def text(self) -> str:
+        """An image, written out."""
+        return f"{self.before}{self.soft * self.count}{self.after}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +67,8 @@ class Marks:
     """Ids among those of texts that are never written, such as an image's."""
     cross: CrossMarks | None = None
     """How images are marked that a published model sees through cross-attention; None: it has none."""
+    image: ImageMarks | None = None
+    """How images stand in the text; None: they don't."""
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, pieces: int) -> "Marks":

@@ -18,9 +18,9 @@ PATCH_SIZE = 16
 """Pixels per side of an image patch (Gato, section 2.1)."""
 
 
-Images = Literal["patches", "frame", "encoder", "patches+encoder", "frame+encoder"]
+Images = Literal["patches", "frame", "encoder", "patches+encoder", "frame+encoder", "projected"]
 """How images enter: in the sequence as patches (Gato) or as one frame, through the frozen encoder and cross-attention
-(Flamingo), or both."""
+(Flamingo), or both; or the encoder's features projected into positions of the sequence (LLaVA)."""
 
 
 class Visual(Protocol):
@@ -36,7 +36,8 @@ class Visual(Protocol):
 
 class Modality(IntEnum):
     """The kind of a position. TENSOR, PATCH and FRAME embed a payload instead of the token; IMAGE embeds the token, and its
-    payload goes to cross-attention."""
+    payload goes to cross-attention. Where images are projected, IMAGE is the first of an image's positions, PROJECTED the others,
+    and all of them embed the payload."""
 
     # The numbers are stored in recorded features and used as array values: append, never renumber.
     TEXT = 0
@@ -47,6 +48,7 @@ class Modality(IntEnum):
     PATCH = 5
     FRAME = 6
     IMAGE = 7
+    PROJECTED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Sequence:
     """Row among this sequence's embeddings of its modality (FRAME: frame · tokens per frame + j); else 0."""
     image: Int32[np.ndarray, "L"]
     """1 + index of the image, in the order of positions, that this position attends to; 0: none."""
+    block: Int32[np.ndarray, "L"]
+    """Positions with the same number above 0 see each other in both directions (`model.blocks`), others only earlier ones."""
     # Payloads in the order of positions. They are kept apart from the positions, most of which have none.
     tensors: Float32[np.ndarray, "N F"]
     """Each tensor in its own columns, zeros elsewhere."""
@@ -106,7 +110,7 @@ class Sequence:
         return len(self.tokens)
 
 
-POSITIONAL = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index", "image")
+POSITIONAL = ("tokens", "targets", "loss_weight", "modality", "local_position", "payload_index", "image", "block")
 """The fields of a sequence with one entry per position."""
 
 # Batches have fields of the same names, so that packing treats all payloads with one loop.

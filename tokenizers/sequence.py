@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
-from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame
+from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
 from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
@@ -43,6 +43,7 @@ from generalist.tokenizers.placement import Placed, interleave, joined, payloads
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import KINDS, Vocabulary
+from generalist.tokenizers.written import image_modality, written_document
 
 __all__ = ["ACTION_POSITION", "CHUNK_END", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
@@ -75,8 +76,12 @@ class Assembler:
     """How document images enter the model; same choices as for observations."""
     visual: Visual | None = None
     """Converts images for the frozen encoder; None without one."""
+    image_positions: int = 1
+    """Positions per image that is projected."""
+    both_ways: bool = False
+    """Whether the positions of a projected image are a block, which see each other in both directions."""
     published: Marks | None = None
-    """The marks of a published language model, which sees no images; None: our own special ids."""
+    """The marks of a published model; None: our own special ids."""
 
     def __post_init__(self) -> None:
         if self.text_tokenizer.size > self.vocabulary.text:
@@ -177,6 +182,8 @@ class Assembler:
         Raises:
             ValueError: an image has an unsupported shape or dtype, or the model sees no images.
         """
+        if self.marks.image is not None:
+            return self._written(written_document(self.text_tokenizer, self.marks, parts, is_open=is_open), parts)
         # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
         pieces, weights, attended = [self._given(np.array(self.marks.begin, np.int32))], [0], [0]
         cross = self.marks.cross
@@ -222,6 +229,11 @@ class Assembler:
         fields["image"] = [
             image + np.int32(before) if before else image
             for image, before in zip(fields["image"], held[:-1], strict=True)
+        ]
+        blocks = np.cumsum([0] + [int(sequence.block.max()) for sequence in filled])
+        fields["block"] = [
+            np.where(block > 0, block + np.int32(before), 0).astype(np.int32) if before else block
+            for block, before in zip(fields["block"], blocks[:-1], strict=True)
         ]
         return Sequence(**{name: joined(arrays) for name, arrays in fields.items()})
 
@@ -312,6 +324,11 @@ class Assembler:
 
     def _sequence(self, placed: Placed, found: Mapping[str, Shaped[np.ndarray, "_R ..."]]) -> Sequence:
         """A sequence without targets. Absent payloads are empty, in their usual trailing shape, so that they concatenate."""
+        # Each position attends to the last image marker at or before it.
+        image = np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32)
+        block = np.zeros_like(image)
+        if self.both_ways:
+            block = np.where(np.isin(placed.modality, (Modality.IMAGE, Modality.PROJECTED)), image, block)
         empty = np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8)
         return Sequence(
             tokens=placed.tokens,
@@ -320,8 +337,8 @@ class Assembler:
             modality=placed.modality,
             local_position=placed.local_position,
             payload_index=placed.payload_index,
-            # Each position attends to the last image marker at or before it.
-            image=np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32),
+            image=image,
+            block=block,
             tensors=found.get("tensors", np.zeros((0, self.projection_width), np.float32)),
             frames=found.get("frames", empty),
             patches=found.get("patches", np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)),
@@ -363,6 +380,22 @@ class Assembler:
     def _repeated(self, token: int, lengths: Int32[np.ndarray, "T"]) -> Piece:
         return Piece(Modality.SPECIAL, np.full((int(lengths.sum()),), token, np.int32), lengths)
 
+    def _written(self, ids: Int32[np.ndarray, "n"], parts: Sequences[Part]) -> Sequence:
+        """A document of a published model, from its ids, with the features of its images at their positions."""
+        marks = self.marks.image
+        assert marks is not None and self.visual is not None
+        images = [np.asarray(part) for part in parts if is_image(part)]
+        modality = image_modality(ids, marks, len(images))
+        piece = self._given(ids)
+        placed = dataclasses.replace(place([piece]), modality=modality)
+        placed.local_position[:] = 0
+        placed.payload_index[modality == Modality.IMAGE] = np.arange(len(images))
+        shown = [self.visual(to_rgb(image[None] if image.ndim == 3 else image[None, ..., None])) for image in images]
+        sequence = self._sequence(placed, {"images": np.concatenate(shown)} if shown else {})
+        if marks.blocks == "prompt":
+            return dataclasses.replace(sequence, block=np.ones_like(sequence.block))
+        return sequence
+
     def _text_ids(self, text: str) -> Int32[np.ndarray, "n"]:
         return self.text_tokenizer.encode(text)
 
@@ -381,14 +414,17 @@ class Assembler:
         if self.marks.cross is not None:
             image = image[..., None] if image.ndim == 2 else image
             return [image_piece(image[None], marker=self.marks.cross.image)]
-        if self.published is not None:
+        if self.published is not None and self.visual is None:
             raise ValueError("these weights are a language model, which sees no images: leave them out")
         # First, so that the image's own patches or frame attend to it through cross-attention as well.
         pieces, ways, pad = [], self.images.split("+"), self.vocabulary.pad
         if image.ndim == 2:
             image = image[..., None]
-        if "encoder" in ways:
+        if "encoder" in ways or "projected" in ways:
             pieces.append(image_piece(image[None], marker=self.vocabulary.image))
+        if "projected" in ways and self.image_positions > 1:
+            more = np.array([self.image_positions - 1], np.int32)
+            pieces.append(Piece(Modality.PROJECTED, np.full(more, pad, np.int32), more))
         if "patches" in ways:
             pieces.append(patch_piece(image[None], pad=pad))
         if "frame" in ways:

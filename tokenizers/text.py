@@ -202,6 +202,10 @@ class TextTokenizer:
         first = self._processor.id_to_piece(int(self.encode("a")[0]))
         return first.startswith("\u2581")
 
+    def control(self, id: int) -> str | None:
+        """The control token of an id, written out; None: it is none, or a SentencePiece model."""
+        return self._processor.control(id) if isinstance(self._processor, JsonProcessor) else None
+
     def around(self) -> tuple[list[int], list[int]] | None:
         """The control tokens that a `tokenizer.json` puts before and behind a text; None: a SentencePiece model, which does not
         say."""
@@ -264,6 +268,10 @@ class JsonProcessor:
 
     def id_to_piece(self, id: int) -> str:
         return self._tokenizer.id_to_token(id) or ""
+
+    def control(self, id: int) -> str | None:
+        token = self._tokenizer.get_added_tokens_decoder().get(id)
+        return token.content if token is not None and token.special else None
 
     def around(self) -> tuple[list[int], list[int]]:
         """The control tokens that the file puts before and behind a text."""

@@ -31,7 +31,7 @@ Answers = list[list[dict[str, Any]]]
 
 def nearest_by(generalist: Generalist) -> str | None:
     """What images are compared by; None for a language model, which sees none."""
-    if generalist.tokenizers.published is not None:
+    if not generalist.sees:
         return None
     return "pixels" if generalist.encoder is None else "the frozen encoder"
 

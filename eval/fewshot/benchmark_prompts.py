@@ -72,7 +72,7 @@ class Asked:
 
     def parts(self, example: Example, *, answered: bool, with_image: bool = True) -> list[Any]:
         """A shot, or the query up to the place of its answer."""
-        with_image = with_image and self.generalist.tokenizers.published is None  # a language model answers blindly
+        with_image = with_image and self.generalist.sees  # a language model answers blindly
         # Without the space at the end: an answer brings its own (`example_parts`).
         before = self.template.replace("{question}", example.question).rstrip()
         return example_parts(example.image if with_image else None, before, example.shown if answered else "")

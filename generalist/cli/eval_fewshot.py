@@ -138,7 +138,7 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
         highlight=False,
     )
     generalist = load_weights(arguments, console)
-    if generalist.tokenizers.published is not None:
+    if not generalist.sees:
         console.print("note: a language model sees no images: it answers from the texts alone", style="yellow")
     from generalist.eval.fewshot.scoring import evaluate
     from generalist.system.progress import counting

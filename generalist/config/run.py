@@ -37,7 +37,8 @@ class TokenConfig:
     """How observed tensors enter the model: one token per number (Gato), or one projected embedding per timestep (JAT)."""
     images: Images = "frame"
     """How observed images enter the model: as 16×16 patches (Gato), as embeddings of a small convolutional network (frame),
-    through the frozen encoder and cross-attention (Flamingo), or through the encoder and as one of the others."""
+    through the frozen encoder and cross-attention (Flamingo), or through the encoder and as one of the others. Those of
+    documents can also be projected: the encoder's features become positions of the sequence (LLaVA)."""
     documents: Images = "frame"
     """How document images enter the model; same choices as `images`."""
 
@@ -245,7 +246,14 @@ class Config(RunSettings):
     def _check_images(self) -> None:
         """Checks that images enter through an encoder if and only if there is one, and that the sources fit how they enter."""
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
-        wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way]
+        if self.tokens.images == "projected":
+            raise ValueError("tokens.images = projected is for documents only: set tokens.documents")
+        if self.tokens.documents == "projected" and "encoder" in self.tokens.images:
+            raise ValueError(
+                f"tokens.documents = projected and tokens.images = {self.tokens.images} exclude each other: the encoder's "
+                "features are either projected or read by cross-attention"
+            )
+        wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way or way == "projected"]
         if wanting and self.model.vision.encoder == "none":
             raise ValueError(
                 f"{wanting[0]} needs a frozen encoder: set model.vision.encoder, for example to efficientnet_lite0"

@@ -47,6 +47,8 @@ class Batch:
     """Row among its shard's embeddings of the position's modality; 0 where there is no payload."""
     image: Int32[ArrayLike, "B L"]
     """1 + which of its row's images a position attends to; 0: none."""
+    block: Int32[ArrayLike, "B L"]
+    """Positions of a segment with the same number above 0 see each other in both directions, if the model has `blocks`."""
     source: Int32[ArrayLike, "B L"]
     """Id of the data source that the sequence is from."""
     tensors: Float32[ArrayLike, "N F"]
@@ -130,7 +132,7 @@ class BatchSpec:
     def zeros(self, pad: int) -> Batch:
         """A batch of padding, with room for every payload."""
         shape = (self.rows, self.length)
-        fields = ("targets", "local_position", "position", "segment", "payload_index", "image", "source")
+        fields = ("targets", "local_position", "position", "segment", "payload_index", "image", "block", "source")
         zeros: dict[str, Any] = {name: np.zeros(shape, np.int32) for name in fields}
         return Batch(
             tokens=np.full(shape, pad, np.int32),

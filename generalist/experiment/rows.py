@@ -16,9 +16,9 @@ from generalist.data.packing import OpenBatch, Packer, Position
 from generalist.eval.report.rows_page import Cell, Row, Target
 from generalist.experiment.subject import Subject
 from generalist.experiment.tokens_seen import Drawn, Labelled, Stream, naming, open_parts, shard_spec
-from generalist.model.attention import attention_mask, local_mask
 from generalist.model.config import ModelConfig
 from generalist.model.cross_attention import first_image, image_mask
+from generalist.model.masks import Blocks, attention_mask
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.described import Meaning, meanings, targets
 from generalist.tokenizers.pieces import POSITIONAL, Modality
@@ -131,9 +131,11 @@ class _Reader:
         one; and the positions of the images that it attends to."""
         segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
         # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
-        whole = attention_mask(segment, position, segment, position)
+        block = jnp.asarray(batch.block[row : row + 1])
+        blocks = None if self.model.blocks == "none" else Blocks(block, block, self.model.blocks == "whole")
+        whole = attention_mask(segment, position, segment, position, blocks=blocks)
         near = (
-            local_mask(whole, position, position, self.model.window)
+            attention_mask(segment, position, segment, position, reach=self.model.window, blocks=blocks)
             if any(kind.startswith("window") for kind in self.model.kind_of_layers)
             else whole
         )

@@ -56,7 +56,8 @@ class CachedRows:
         self._position = np.zeros((rows, slots), np.int32)
         self._count = np.zeros((rows,), np.int32)
         self.used = 0
-        self._images = empty_images(generalist, rows, images) if images else None
+        # Projected images are positions like others, and nothing of them is held.
+        self._images = empty_images(generalist, rows, images) if images and not generalist.projects else None
         self._number = np.zeros((rows, images), np.int32)
         self._images_used = 0
         self._last_image = np.zeros((rows, 1), np.int32)  # number of the newest image of each row
@@ -156,7 +157,7 @@ class CachedRows:
         taken._count, taken._last_image = self._count[rows], self._last_image[rows]
         taken._number = padded(self._number, images)
         held = self._images
-        if held is None and images:
+        if held is None and images and not self._generalist.projects:
             held = empty_images(self._generalist, len(self._count), 0)
         taken._images = None if held is None else _rows_of(held, rows, images)
         return taken
@@ -169,6 +170,8 @@ class CachedRows:
         if count:  # few shapes, few compilations
             more = [(0, -count % IMAGES), *[(0, 0)] * (placed.images.ndim - 1)]
             placed = dataclasses.replace(placed, images=jnp.pad(placed.images, more))
+        if self._generalist.projects:
+            return dataclasses.replace(placed, row_images=placed.row_images[:, :0])
         # Text before the batch's first image attends to the newest image of its row.
         image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
         if new:

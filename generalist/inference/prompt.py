@@ -25,6 +25,7 @@ from generalist.inference.rows import bucket, pad_payloads, shift_right, stack_r
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 from generalist.inference.writing import beam_search, unsure, writable, write
+from generalist.tokenizers.documents import Controlled
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
 from generalist.weights.chat import chat_text
@@ -53,10 +54,12 @@ class Reading:
     """
 
     def __init__(self, generalist: Weights, parts: Sequences[Any]):
-        checked = check_parts(parts)
+        self.parts = checked = check_parts(parts)
         sequence = generalist.assembler.document(checked, is_open=True)
         self.length = len(sequence)
         check_room(generalist, self.length)
+        self._written = generalist.assembler.marks.image
+        """How images stand in the text of a published model; None: there are chunks instead."""
         images = [number for number, part in enumerate(checked) if isinstance(part, np.ndarray)]  # places in the list
         # A continuation depends on the open chunk alone: its end, and the image that it belongs to.
         self._open = checked[images[-1] :] if images else checked
@@ -66,8 +69,15 @@ class Reading:
         self.rows = CachedRows(generalist, 1, batch.tokens.shape[1], images=batch.row_images.shape[1])
         self.rows.append(batch, writable(generalist))
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether these parts see what continues them, so that they are read anew with each continuation (PaliGemma)."""
+        return self._written is not None and self._written.blocks == "prompt"
+
     def continued(self, parts: Sequences[Any]) -> Sequence:
         """The sequence that follows these parts when `parts` are added to them."""
+        if self._written is not None:
+            return _unbegun(self._generalist).assembler.document(parts, is_open=True)
         # Assembled together with the open chunk, since the first new part may end it; then that chunk is cut off again.
         whole = self._generalist.assembler.document([*self._open, *parts], is_open=True)
         return tail(whole, self._open_length, self._generalist.config.model.frame_tokens)
@@ -98,7 +108,7 @@ def check_parts(parts: Any) -> list[Any]:
             raise ValueError(
                 f"part {number} of the prompt is the text {part!r:.80}, but also names an image file: pass Path({part!r:.80})"
             )
-        elif not isinstance(part, (str, ChunkEnd)):
+        elif not isinstance(part, (str, ChunkEnd, Controlled)):
             raise ValueError(
                 f"part {number} of the prompt is a {type(part).__name__}: pass images (arrays or paths) and texts"
             )
@@ -182,8 +192,15 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: 
     if len(ids) and ids.max() >= generalist.vocabulary.text:
         raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
     # The template itself has the marks of the beginning, or has none.
+    return stream(_unbegun(generalist), [ids], decoding)
+
+
+def _unbegun(generalist: Weights) -> Weights:
+    """A published model whose documents begin without its marks of the beginning."""
+    tokenizers = generalist.tokenizers
+    assert tokenizers.published is not None
     plain = dataclasses.replace(tokenizers, published=dataclasses.replace(tokenizers.published, begin=()))
-    return stream(dataclasses.replace(generalist, tokenizers=plain), [ids], decoding)
+    return dataclasses.replace(generalist, tokenizers=plain)
 
 
 def _stopping(generalist: Weights, decoding: Decoding, parts: Sequences[Any], after: Reading | None) -> Decoding:
@@ -267,6 +284,8 @@ def _begin(
     """Reads the prompts. Returns rows with room to write, the logits at their ends, and the number of ids that may be written."""
     if not prompts:
         raise ValueError("there are no prompts: pass at least one")
+    if after is not None and after.sees_all:
+        prompts, after = [[*after.parts, *parts] for parts in prompts], None
     checked = [check_parts(parts) for parts in prompts]
     if after is None:
         new = [generalist.assembler.document(parts, is_open=True) for parts in checked]

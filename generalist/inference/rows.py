@@ -22,6 +22,7 @@ POSITIONAL = (
     "local_position",
     "payload_index",
     "image",
+    "block",
     "position",
     "segment",
     "source",
@@ -51,6 +52,7 @@ def stack_rows(sequences: Sequences[Sequence], length: int, *, pad: int, frame_t
             ("local_position", 0),
             ("payload_index", 0),
             ("image", 0),
+            ("block", 0),
         )
     }
     segment, weight = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.float32)

@@ -212,6 +212,16 @@ class Weights:
         return self.tokenizers.assembler
 
     @property
+    def sees(self) -> bool:
+        """Whether they read images: all of ours do, and those published models that have an encoder."""
+        return self.tokenizers.published is None or self.encoder is not None
+
+    @property
+    def projects(self) -> bool:
+        """Whether images are positions of the sequence, into which an encoder's features are projected."""
+        return self.config.tokens.documents == "projected"
+
+    @property
     def layouts(self) -> Mapping[str, TaskLayout]:
         return self.tokenizers.layouts
 
@@ -228,8 +238,9 @@ class Weights:
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
         distinct = np.unique(index, return_index=True)[1]
-        # One or two images, as agents see them, are not padded to a full chunk: acting would be many times slower.
-        at_once = 1 if len(distinct) <= 2 else ENCODED_AT_ONCE
+        # One or two images, as agents see them, are not padded to a full chunk: acting would be many times slower. Published
+        # towers are so large that one image occupies a device.
+        at_once = 1 if len(distinct) <= 2 or self.tokenizers.published is not None else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
         chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
         return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)))

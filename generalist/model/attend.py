@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
+from generalist.model.masks import Blocks, visible
 from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.splash_attention import splash_attention, splash_takes
 from generalist.system.platforms import target_platform
@@ -30,6 +31,8 @@ class Packed(NamedTuple):
     segment: Int[Array, "B L"]
     near: Bool[Array, ""]
     """Whether the layer has the model's window. An array, because one scan goes over layers with and without one."""
+    block: Int[Array, "B L"] | None = None
+    """Blocks whose positions see each other in both directions (`Batch.block`); None: there are none."""
 
 
 def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softcap: float) -> bool:
@@ -140,13 +143,13 @@ def masked_attention(
     softcap: float,
     start: Int[Array, ""] | int = 0,
     reach: Int[Array, ""] | int | None = None,
+    blocks: Blocks | None = None,
 ) -> Float[Array, "B L N H"]:
-    """The result of `blocked_attention`, computed with a mask of all queries by all keys: the form that GPU kernels take."""
-    # Distance back in the row; negative for later keys. `start` places this device's queries in the whole row.
-    back = jnp.arange(query.shape[1])[:, None] + start - jnp.arange(key.shape[1])[None]
-    mask = (query_segment[:, :, None] == key_segment[:, None, :]) & (back >= 0)[None]
-    if reach is not None:
-        mask = mask & (back < reach)[None]
+    """The result of `blocked_attention`, computed with a mask of all queries by all keys: the form that GPU kernels take. It also
+    knows blocks whose positions see each other in both directions."""
+    # By the places in the row; `start` is that of this device's first query.
+    places = (jnp.arange(query.shape[1])[None] + start, jnp.arange(key.shape[1])[None])
+    mask = (query_segment[:, :, None] == key_segment[:, None, :]) & visible(*places, reach=reach, blocks=blocks)
     return attend(query, key, value, mask, scale=scale, softcap=softcap)
 
 
@@ -159,16 +162,21 @@ def attend_packed(
     window: int,
     scale: float,
     softcap: float,
+    whole_blocks: bool = False,
 ) -> Float[Array, "B L N H"]:
     """Causal attention of whole packed rows: Pallas' splash kernel on a TPU, cuDNN's on a GPU, blocks on a CPU. Each device holds
     only its rows, queries and heads, and the keys that these need.
 
+    Rows with blocks that see themselves in both directions take a mask of all queries by all keys on every platform, whose
+    memory grows with the square of the length.
+
     Args:
         window: positions that a layer with `seen.near` looks back, its own included; 0: no layer has a window.
+        whole_blocks: as in `Blocks`.
     """
     batch, length = query.shape[:2]
     layout, platform = mesh_layout(batch, length, key.shape[2]), target_platform()
-    if platform == "tpu" and splash_takes(length, layout.queries):
+    if platform == "tpu" and seen.block is None and splash_takes(length, layout.queries):
         # The kernel has no scale argument, so the queries are scaled here.
         take = functools.partial(
             splash_attention, query * scale, key, value, seen.segment, softcap=softcap, layout=layout
@@ -177,22 +185,31 @@ def attend_packed(
             return take(window=0)
         # Splash compiles the window into its block tables, so one scan over both kinds of layers needs both kernels.
         return jax.lax.cond(seen.near, lambda: take(window=window), lambda: take(window=0))
-    kernel = functools.partial(
-        blocked_attention if platform == "cpu" else masked_attention, scale=scale, softcap=softcap
-    )
     # The other kernels take the window as a number: a layer without one looks back over the whole row.
     reach = jnp.where(seen.near, window, length) if window else None
-    if layout == Layout():
-        return kernel(query, key, value, seen.segment, seen.segment, reach=reach)
+    # What each position is, as a query and as a key: its segment and, if there are any, its block.
+    marks = (seen.segment, seen.segment) if seen.block is None else (seen.segment, seen.segment, seen.block, seen.block)
 
-    def local(query, key, value, query_segment, key_segment, reach):
+    def run(query, key, value, marks, reach, start=0):
+        at = {"scale": scale, "softcap": softcap, "start": start, "reach": reach}
+        if platform == "cpu" and seen.block is None:
+            return blocked_attention(query, key, value, *marks, **at)
+        segments, own = marks[:2], marks[2:]
+        blocks = Blocks(own[0], own[1], whole_blocks) if own else None
+        return masked_attention(query, key, value, *segments, **at, blocks=blocks)
+
+    if layout == Layout():
+        return run(query, key, value, marks, reach)
+
+    def local(query, key, value, marks, reach):
         # Each device knows only its slice of the queries; its index gives their place in the row.
         start = jax.lax.axis_index(layout.queries) * query.shape[1] if layout.queries else 0
-        return kernel(query, key, value, query_segment, key_segment, start=start, reach=reach)
+        return run(query, key, value, marks, reach, start)
 
+    of_marks = (P(*layout.query[:2]), P(*layout.key[:2])) * (len(marks) // 2)
     return jax.shard_map(
         local,
-        in_specs=(layout.query, layout.key, layout.key, P(*layout.query[:2]), P(*layout.key[:2]), P()),
+        in_specs=(layout.query, layout.key, layout.key, of_marks, P()),
         out_specs=layout.query,
         check_vma=False,  # the kernels' custom gradients do not carry varying-axes annotations
-    )(query, key, value, seen.segment, seen.segment, reach)
+    )(query, key, value, marks, reach)

@@ -1,4 +1,4 @@
-"""Self-attention within segments: masks, positions, grouped queries and a key-value cache.
+"""Self-attention within segments: positions, grouped queries and a key-value cache.
 
 Dimension key: B batch, L query positions, S key positions, N query heads, M key-value heads, H head size, D width.
 """
@@ -15,37 +15,6 @@ from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
 from generalist.model.layers import Linear, RMSNorm
 from generalist.model.positions import Placement
-
-
-def attention_mask(
-    query_segment: Int[Array, "B L"],
-    query_position: Int[Array, "B L"],
-    key_segment: Int[Array, "B S"],
-    key_position: Int[Array, "B S"],
-) -> Bool[Array, "B L S"]:
-    """Causal within a segment; segment 0 is padding, which no position sees.
-
-    Two packed examples (segments 1 and 2) and one padding position; rows are queries, columns are keys:
-
-        segment   1 1 1 2 2 0
-                1 x . . . . .
-                1 x x . . . .
-                1 x x x . . .
-                2 . . . x . .
-                2 . . . x x .
-                0 . . . . . .
-    """
-    # Broadcast to (B, L, S): each query against each key.
-    same = query_segment[:, :, None] == key_segment[:, None, :]
-    causal = query_position[:, :, None] >= key_position[:, None, :]
-    return same & causal & (key_segment[:, None, :] > 0)
-
-
-def local_mask(
-    mask: Bool[Array, "B L S"], query_position: Int[Array, "B L"], key_position: Int[Array, "B S"], window: int
-) -> Bool[Array, "B L S"]:
-    """The mask restricted to the last `window` positions, the query's own included."""
-    return mask & (query_position[:, :, None] - key_position[:, None, :] < window)
 
 
 class Cache(NamedTuple):
@@ -88,6 +57,7 @@ class Attention(nnx.Module):
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads, config.head_size
         self.scale, self.softcap = config.query_scale or config.head_size**-0.5, config.attention_softcap
         self.window, self.bound = config.window, config.qkv_bound
+        self.whole_blocks = config.blocks == "whole"
         self.wider = config.key_size - config.head_size  # dimensions that a placement adds
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
         # One 2-D kernel for all three: a third of the calls, and no slow multi-dimensional layout on a CPU.
@@ -149,7 +119,16 @@ class Attention(nnx.Module):
                 jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
             )
         if isinstance(seen, Packed):
-            mixed = attend_packed(query, key, value, seen, window=self.window, scale=self.scale, softcap=self.softcap)
+            mixed = attend_packed(
+                query,
+                key,
+                value,
+                seen,
+                window=self.window,
+                scale=self.scale,
+                softcap=self.softcap,
+                whole_blocks=self.whole_blocks,
+            )
         elif cache is None:  # whole rows that a mask shows, as of a tower
             mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:

@@ -73,11 +73,25 @@ class VisionConfig:
     """One number per gate, or one per channel."""
     attend_to: Literal["last", "all"] = "last"
     """Which images a position sees: the last before it (Flamingo), or all of its sequence so far."""
+    positions: int = 16
+    """Positions per image that is projected into the sequence: a square number, to which the encoder's grid is averaged, or the
+    number of its cells."""
+    projector_hidden: int = 0
+    """Hidden width of the projector (LLaVA: the model's width); 0: a linear map alone (PaliGemma)."""
+    projector_activation: Literal["gelu", "exact_gelu", "quick_gelu", "relu", "silu"] = "gelu"
+    """Its activation. GELU is its tanh approximation, but for exact_gelu."""
+    projector_bias: bool = True
+    """Biases of the projector."""
+    projector_norm: bool = False
+    """Normalise what it projects (Gemma 3)."""
+    projector_epsilon: float = 1e-6
+    """Added to the variance there."""
 
     def __post_init__(self) -> None:
         # Fields whose 0 means "same as another field", or none, may be 0; all other sizes must be positive.
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), int(not field.name.startswith(("gated_", "resampler_", "first")))
+            value = getattr(self, field.name)
+            least = int(not field.name.startswith(("gated_", "resampler_", "projector_", "first")))
             if field.type in (int, "int") and value < least:
                 raise ValueError(f"model.vision.{field.name} must be at least {least}, got {value}")
         if self.size % 32:
@@ -200,6 +214,9 @@ class ModelConfig:
     layer_kinds: tuple[LayerKind, ...] = ("full",)
     """The kinds of the layers from the first on, repeated over all layers: without or with a window, and without rotary positions
     if the name ends in _unrotated (Gemma 2: window full; SmolLM 3: full full full full_unrotated)."""
+    blocks: Literal["none", "windowed", "whole"] = "none"
+    """Whether positions of one block (`Batch.block`), such as those of a projected image, see each other in both directions. In
+    layers with a window only within it (windowed: Gemma 3), or all of the block (whole: PaliGemma 2)."""
     embedding_scale: float | None = None
     """Factor of the token embeddings; None: the square root of the width."""
     query_scale: float | None = None
@@ -330,5 +347,7 @@ class ModelSpec:
     """Whether images enter as whole frames; otherwise the model has no frame embedder."""
     channels: int = 0
     """Channels of the frozen encoder's features; 0 without an encoder: the model then has no cross-attention."""
+    projected: bool = False
+    """Whether these features are projected into positions of the sequence, instead of read by cross-attention."""
     action_dimensions: int = 0
     """Dimensions of the largest parallel action; 0 if there is none: the model then has no action head."""

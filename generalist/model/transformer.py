@@ -17,13 +17,15 @@ from generalist.data.batch import Batch
 from generalist.data.rows import rows_at
 from generalist.model.action_head import ActionHead
 from generalist.model.attend import Packed
-from generalist.model.attention import Attention, Cache, Masked, Slide, attention_mask, local_mask
+from generalist.model.attention import Attention, Cache, Masked, Slide
 from generalist.model.blocked_attention import MASKED
 from generalist.model.config import LayerKind, ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
 from generalist.model.layers import FeedForward, make_norm, stack, stored_product, unstacked
+from generalist.model.masks import Blocks, attention_mask
 from generalist.model.positions import Placement, placement
+from generalist.model.projector import ImageProjector
 from generalist.model.remat import layers_unrolled, recomputed
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
@@ -138,8 +140,9 @@ class Transformer(nnx.Module):
         times = config.learned_positions
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
         # Last, so that all other parameters are initialised the same with and without these parts.
-        self.visual = VisualPath(spec, rngs=rngs) if spec.channels else None
+        self.visual = VisualPath(spec, rngs=rngs) if spec.channels and not spec.projected else None
         self.action_head = ActionHead(spec, rngs=rngs) if spec.action_dimensions else None
+        self.projector = ImageProjector(spec, rngs=rngs) if spec.channels and spec.projected else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions
@@ -161,6 +164,8 @@ class Transformer(nnx.Module):
             if count:  # a batch without this payload pays nothing for it
                 embedded = batch.gather(embedder(), batch.payload_index)
                 x = jnp.where((batch.modality == modality)[..., None], embedded, x)
+        if self.projector is not None:
+            x = self.projector.embed(batch, x, dtype)
         if self.time_table is not None:
             x = x + rows_at(self.time_table[...], batch.position).astype(dtype)
         x = x + rows_at(self.position_table[...], batch.local_position).astype(dtype)
@@ -172,7 +177,8 @@ class Transformer(nnx.Module):
         # Placed here, once for all layers of a kind, instead of in each layer.
         def sight(kind: LayerKind) -> Sight:
             placed = placement(batch.position, self.config, kind)
-            return Sight(Packed(batch.segment, jnp.array(kind.startswith("window"))), placed, placed)
+            block = None if self.config.blocks == "none" else jnp.asarray(batch.block)
+            return Sight(Packed(batch.segment, jnp.array(kind.startswith("window")), block), placed, placed)
 
         return {kind: sight(kind) for kind in dict.fromkeys(self.config.kind_of_layers)}
 
@@ -181,11 +187,20 @@ class Transformer(nnx.Module):
         batch: Batch,
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
+        start: Int[Array, ""],
         slide: Slide | None,
     ) -> dict[LayerKind, Sight]:
-        """What layers of each kind see when new positions attend to the slots of a cache."""
-        mask = attention_mask(batch.segment, batch.position, key_segment, key_position)
-        near = local_mask(mask, batch.position, key_position, self.config.window)
+        """What layers of each kind see when new positions attend to the slots of a cache, from `start` on their own."""
+        both_ways = None
+        if self.config.blocks != "none":
+            # A block is read as a whole: none of it is among the slots that were written before.
+            block = jnp.asarray(batch.block)
+            keys = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(key_segment), block, start, axis=1)
+            both_ways = Blocks(block, keys, self.config.blocks == "whole")
+        seen = functools.partial(
+            attention_mask, batch.segment, batch.position, key_segment, key_position, blocks=both_ways
+        )
+        mask, near = seen(), seen(reach=self.config.window)
         moved = 0 if slide is None else slide.by[:, None]
         both = jnp.stack([batch.position, batch.position + moved])
 
@@ -276,7 +291,10 @@ class Transformer(nnx.Module):
         """
         dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
-        sights, kinds = self.cached_sights(batch, cache_segment, cache_position, slide), self.config.kind_of_layers
+        sights, kinds = (
+            self.cached_sights(batch, cache_segment, cache_position, start, slide),
+            self.config.kind_of_layers,
+        )
         keys = mask = None
         if self.visual is not None and images is not None:
             keys, mask = images.keys, self.visual.cached_mask(batch.image, images)

@@ -24,7 +24,7 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
     """
     text = model.text()
-    ways: Images = "frame" if model.gated is None else "encoder"
+    ways: Images = "encoder" if model.gated is not None else model.images.way if model.images else "frame"
     config = Config(
         name=model.named.resolve().name,
         # A document has one local position only, of an embedding that is zero.
@@ -44,6 +44,7 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         chunk_end=int(text.encode(SEPARATOR)[-1]),
         pieces=model.vocabulary,
         stops=(SEPARATOR,),
+        image=model.images.marks(text) if model.images else None,
     )
     if model.gated is not None:
         marks = model.gated.marked(marks, text, model.shape)
@@ -53,6 +54,8 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
 def check_published(model: LanguageModel) -> None:
     """Raises `WeightsError` unless its tensors, those of its vision tower included, match its settings; reads no number."""
     model.check()
+    if model.images is not None:
+        check_vit(model.folder, model.images.tower)
     if model.gated is not None:
         check_vit(model.gated.folder, model.gated.tower)
 
@@ -63,4 +66,6 @@ def published_encoder(model: LanguageModel) -> VisionEncoder | None:
     Raises:
         WeightsError: as `check_published`, or a number is not finite.
     """
-    return None if model.gated is None else load_vit(model.gated.folder, model.gated.tower)
+    if model.gated is not None:
+        return load_vit(model.gated.folder, model.gated.tower)
+    return load_vit(model.folder, model.images.tower) if model.images is not None else None

@@ -40,6 +40,7 @@ def model_spec(config: Config, projection_width: int, channels: int, action_dime
         patches="patches" in ways,
         frames="frame" in ways,
         channels=channels,
+        projected="projected" in ways,
         action_dimensions=action_dimensions,
     )
 
@@ -71,7 +72,7 @@ class Tokenizers:
     channels: int = 0
     """Channels of the encoder's features; 0 without an encoder."""
     published: Marks | None = None
-    """The marks of a published language model, which has neither layouts nor images; None: weights of a run."""
+    """The marks of a published model, which has no layouts; None: weights of a run."""
     folder: Path | None = None
     """Folder of the published language model."""
 
@@ -89,8 +90,17 @@ class Tokenizers:
             separator=tokens.separator,
             images=tokens.documents,
             visual=self.visual,
+            image_positions=model.vision.positions,
+            both_ways=self._both_ways,
             published=self.published,
         )
+
+    @property
+    def _both_ways(self) -> bool:
+        """Whether images are blocks; of a published model its marks decide, since its whole prompt may be one instead."""
+        if self.published is not None and self.published.image is not None:
+            return self.published.image.blocks == "image"
+        return self.config.model.blocks != "none"
 
     @property
     def action_dimensions(self) -> int:

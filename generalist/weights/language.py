@@ -20,6 +20,7 @@ from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.gated import GatedImages, gated_images
 from generalist.weights.gated_recipes import with_additional_rows
 from generalist.weights.gated_shape import additional_rows
+from generalist.weights.language_images import PublishedImages, published_images
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import recipes
 from generalist.weights.language_settings import LanguageSettings
@@ -43,9 +44,18 @@ class LanguageModel:
         self.folder = OpenFlamingoFolder(Path(folder)) if flamingo else WeightsFolder(Path(folder))
         self.named = Path(folder)
         """The folder by which it was named."""
-        self._with_images = images
         self._settings = LanguageSettings(self.folder)
         self.family = self._settings.family
+        self._with_images = images
+
+    @cached_property
+    def images(self) -> PublishedImages | None:
+        """How it sees images; None: it sees none, or was opened without its parts for them.
+
+        Raises:
+            WeightsError: a setting is missing, unsupported or inconsistent with another.
+        """
+        return published_images(self._settings) if self._with_images else None
 
     @cached_property
     def gated(self) -> GatedImages | None:
@@ -68,7 +78,7 @@ class LanguageModel:
         Raises:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
-        found = shape(self._settings)
+        found = shape(self._settings) | (self.images.shape if self.images else {})
         return found if self.gated is None else found | {"vision": self.gated.vision}
 
     @cached_property
@@ -77,6 +87,7 @@ class LanguageModel:
         found, unused = recipes(self._settings, self.shape)
         if self.gated is not None:
             return self.gated.recipes(self.shape, found, unused)
+        found |= self.images.recipes if self.images else {}
         return with_additional_rows(self._settings, self.shape, found, unused)
 
     @cached_property

@@ -22,7 +22,7 @@ def rope(settings: LanguageSettings) -> RopeConfig:
     stored, local = _stored(settings)
     base = settings.number("rope_theta", settings.number("rotary_emb_base", 10_000.0))
     base = float(stored.get("rope_theta") or base)
-    gemma3 = settings.family in ("gemma3", "gemma3_text")
+    gemma3 = settings.family == "gemma3_text"
     near = float(local.get("rope_theta") or settings.number("rope_local_base_freq", base)) if gemma3 else base
     # Gemma 3 never stretches its windows; the other families have one set of angles for all layers.
     common: dict[str, Any] = {"base": base, "local_base": near, "scaled_windows": not gemma3}
@@ -54,7 +54,7 @@ def windows(settings: LanguageSettings) -> tuple[int, tuple[LayerKind, ...]]:
     """
     layers, family = settings.get("num_hidden_layers"), settings.family
     window, kinds = 0, ["full_attention"] * layers
-    if family in ("gemma2", "gemma3", "gemma3_text"):
+    if family in ("gemma2", "gemma3_text"):
         window, every = settings.get("sliding_window"), settings.get("sliding_window_pattern")
         kinds = ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
     elif family in ("mistral", "phi3"):
@@ -102,7 +102,7 @@ def _stored(settings: LanguageSettings) -> tuple[dict[str, Any], dict[str, Any]]
     if "full_attention" in stored:
         local = settings.get("rope_parameters.sliding_attention", dict, {})
         stored = settings.get("rope_parameters.full_attention", dict)
-        if _kind(local) != "default" or settings.family not in ("gemma3", "gemma3_text"):
+        if _kind(local) != "default" or settings.family != "gemma3_text":
             raise settings.refused(
                 "stretches rotary positions of layers with a window by a rule of their own: not supported"
             )

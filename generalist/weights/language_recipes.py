@@ -12,7 +12,7 @@ UNUSED = (
     r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask
     r".*\.attention\.(masked_)?bias",  # GPT-NeoX's
     r".*rotary_emb\.inv_freq",
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a multimodal Gemma 3
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a model with images, which are read elsewhere or not at all
 )
 OUTPUTS = ("language_model.lm_head.weight", "embed_out.weight", "lm_head.weight")
 """Names of the output matrix."""

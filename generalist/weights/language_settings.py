@@ -59,7 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "gemma3": {
+    "gemma3_text": {
         **_GEMMA,
         "max_position_embeddings": 131_072,
         "query_pre_attn_scalar": 256,
@@ -73,10 +73,38 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Family → settings that an older config.json omits, with the defaults of the family's own definition."""
-DEFAULTS["gemma3_text"] = DEFAULTS["gemma3"]
 FAMILIES = tuple(DEFAULTS)
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "gemma", "gemma2", "gemma3_text")
+WHOLE: dict[str, tuple[str, ...]] = {
+    "gemma3": ("gemma3_text",),
+    "paligemma": ("gemma", "gemma2"),
+    "llava": _LLAMA_LIKE,
+}
+"""Types of models with images → families of their language models, the usual one first."""
 
-ATTENTION_BIASES = ("llama", "qwen3", "olmo2", "smollm3", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt_neox")
+
+def _sizes(width: int, hidden: int, layers: int, heads: int, kv_heads: int, rows: int) -> dict[str, int]:
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    return dict(zip(names, (width, hidden, layers, heads, kv_heads, rows), strict=True))
+
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "llama": _sizes(4096, 11_008, 32, 32, 32, 32_000),
+    "mistral": _sizes(4096, 14_336, 32, 32, 8, 32_000),
+    "gemma": _sizes(3072, 24_576, 28, 16, 16, 256_000),
+    "gemma2": _sizes(2304, 9216, 26, 8, 4, 256_000),
+    "gemma3_text": _sizes(2304, 9216, 26, 8, 4, 262_208),
+}
+"""Sizes that the section of a model with images omits where they are its family's defaults, as in LLaVA 1.5."""
+
+ATTENTION_BIASES = ("llama", "qwen3", "olmo2", "smollm3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
 """Families whose definition has the setting `attention_bias`."""
 # Switches that change the computation, with the one value that we support.
 REFUSED: dict[str, Any] = {
@@ -105,17 +133,25 @@ class LanguageSettings:
         """
         self.folder = folder
         self.path: Path = folder.folder / "config.json"
-        self.family = folder.setting("model_type", str)
+        self.kind = folder.setting("model_type", str)
+        """The type of the whole model, of which the language model may be a part."""
+        # A model with images keeps the settings of its language model in a section.
+        self._section = "text_config." if self.kind in WHOLE else ""
+        self.family = (
+            folder.setting("text_config.model_type", str, default=WHOLE[self.kind][0]) if self._section else self.kind
+        )
         if self.family not in FAMILIES:
             # Such files name code of their own: what it would compute cannot be known without running it.
             own = "; its own code (auto_map) is never run" if "auto_map" in folder.config else ""
             raise WeightsError(
                 f"{folder.folder} holds a {folder.architecture} ({self.family}){own}; the language models that can be loaded are "
-                f"{', '.join(FAMILIES)}"
+                f"{', '.join((*FAMILIES, *WHOLE))}"
             )
-        # A multimodal Gemma 3 keeps the settings of its language model in a section.
-        self._section = "text_config." if self.family == "gemma3" else ""
-        self._defaults = DEFAULTS[self.family]
+        if self._section and self.family not in WHOLE[self.kind]:
+            raise self.refused(
+                f"has a language model of type {self.family!r}; supported in a {self.kind} are {', '.join(WHOLE[self.kind])}"
+            )
+        self._defaults = DEFAULTS[self.family] | (SECTIONS.get(self.family, {}) if self._section else {})
         self._refuse()
         # Checked here, since lists of layers are built before tensors are looked for.
         name = {"gpt2": "n_layer", "mpt": "n_layers"}.get(self.family, "num_hidden_layers")
@@ -146,6 +182,11 @@ class LanguageSettings:
             return None
         return self.folder.setting(self._section + name, kind, default=self._defaults.get(name))
 
+    def given(self, name: str) -> bool:
+        """Whether the file has the setting."""
+        section = self.folder.config.get("text_config") if self._section else self.folder.config
+        return isinstance(section, dict) and name in section
+
     def number(self, name: str, default: float | None = None) -> float:
         """A number of either type."""
         return float(self.get(name, (int, float), default))
@@ -155,7 +196,11 @@ class LanguageSettings:
         return WeightsError(f"{self.folder.folder} {what}")
 
     def _refuse(self) -> None:
+        # A prefix that sees itself in both directions is PaliGemma's own.
+        allowed = ("use_bidirectional_attention",) if self.kind == "paligemma" else ()
         for name, value in REFUSED.items():
+            if name in allowed:
+                continue
             given = self.get(name, type(value), value)
             if given != value:
                 raise self.refused(f"has {name} = {given}, which is not supported")

@@ -6,7 +6,7 @@ from typing import Any
 from generalist.model.config import ModelConfig, RopeConfig
 from generalist.weights.folder import WeightsError
 from generalist.weights.language_positions import rope, windows
-from generalist.weights.language_settings import LanguageSettings
+from generalist.weights.language_settings import WHOLE, LanguageSettings
 
 # What no family needs unless it says so. Every setting that a trunk determines is here: whatever else was given is replaced.
 PLAIN: dict[str, Any] = {
@@ -69,9 +69,17 @@ def _ungated(settings: LanguageSettings, name: str) -> str:
 
 
 def _tied(settings: LanguageSettings) -> bool:
-    # A multimodal Gemma 3 may have it in either section.
-    outer = settings.folder.setting("tie_word_embeddings", bool, default=False)
-    return settings.get("tie_word_embeddings", bool, outer)
+    if settings.kind not in WHOLE:
+        return settings.get("tie_word_embeddings", bool, False)
+    # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one.
+    given = settings.given("tie_word_embeddings")
+    inner = settings.get("tie_word_embeddings", bool, False)
+    outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind != "llava")
+    if settings.kind != "llava" and given and inner != outer:
+        raise settings.refused(
+            f"has tie_word_embeddings = {outer}, but {inner} in its text_config: set both to one of them"
+        )
+    return outer or inner if settings.kind == "llava" else outer
 
 
 def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
         "qkv_bias": settings.family == "qwen2" or biased,
         "bias": settings.get("mlp_bias", bool, False),
         "out_bias": biased,
-        "qk_norm": settings.family in ("qwen3", "olmo2", "gemma3", "gemma3_text"),
+        "qk_norm": settings.family in ("qwen3", "olmo2", "gemma3_text"),
         "tied_output": _tied(settings),
         "rope": rope(settings),
         "window": window,
@@ -185,11 +193,7 @@ def _idefics(settings: LanguageSettings) -> dict[str, Any]:
 def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
     # Early files of the first Gemma say "gelu" and mean the approximation, as their own code does.
     early = {"gelu": "geglu"} if settings.family == "gemma" else {}
-    name = (
-        "hidden_activation"
-        if settings.family != "gemma" or "hidden_act" not in settings.folder.config
-        else "hidden_act"
-    )
+    name = "hidden_activation" if settings.family != "gemma" or not settings.given("hidden_act") else "hidden_act"
     found = {
         "activation": _activation(settings, name, {"gelu_pytorch_tanh": "geglu", **early}),
         "embedding_scale": float(width**0.5),

@@ -28,6 +28,7 @@ class Numbers:
             local_position=zeros,
             payload_index=zeros,
             image=zeros,
+            block=zeros,
             tensors=np.zeros((0, 3), np.float32),
             frames=none,
             patches=none,

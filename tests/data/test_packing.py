@@ -48,6 +48,7 @@ def sequence(
         local_position=np.zeros_like(ids),
         payload_index=index,
         image=np.cumsum(modality == Modality.IMAGE).astype(np.int32),
+        block=np.zeros_like(modality),
         tensors=np.full((tensors, 3), number, np.float32),
         frames=np.full((frames, 4, 4, 3), number, np.uint8),
         patches=np.zeros((0, 16, 16, 3), np.uint8),

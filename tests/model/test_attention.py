@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AxisType
 
 from generalist.model.attend import Packed, attend, attend_packed, masked_attention
-from generalist.model.attention import attention_mask, local_mask
 from generalist.model.blocked_attention import blocked_attention
 from generalist.model.config import ModelConfig
+from generalist.model.masks import attention_mask
 from generalist.model.mesh_layout import Layout
 from generalist.model.positions import angles, rotate, rotate_by_product
 from generalist.model.splash_attention import splash_attention, splash_takes
@@ -62,8 +62,7 @@ def test_rotation_makes_scores_depend_on_distance_alone():
 
 def test_a_window_holds_so_many_positions():
     segment, position = jnp.ones((1, 5), int), jnp.arange(5)[None]
-    mask = attention_mask(segment, position, segment, position)
-    seen = np.asarray(local_mask(mask, position, position, 2)[0])
+    seen = np.asarray(attention_mask(segment, position, segment, position, reach=2)[0])
     np.testing.assert_array_equal(seen, np.tri(5, dtype=bool) & ~np.tri(5, k=-2, dtype=bool))
 
 
@@ -82,8 +81,7 @@ def by_mask(query, key, value, segment, window: int, softcap: float):
     """What every implementation must give, from the mask that the documentation draws."""
     position = jnp.broadcast_to(jnp.arange(query.shape[1])[None], segment.shape)
     # Padding sees padding where no mask is made; here it is a segment of its own.
-    mask = attention_mask(segment + 1, position, segment + 1, position)
-    mask = local_mask(mask, position, position, window) if window else mask
+    mask = attention_mask(segment + 1, position, segment + 1, position, reach=window or None)
     groups = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
     scores = jnp.einsum("blnh,bsnh->bnls", query, groups) * query.shape[-1] ** -0.5
     scores = softcap * jnp.tanh(scores / softcap) if softcap else scores

@@ -63,6 +63,7 @@ def packed() -> Batch:
         segment=np.array([[1] * 8, [1, 1, 1, 2, 2, 2, 2, 0]], np.int32),
         payload_index=payload,
         image=np.array([[0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 1, 1, 1, 0]], np.int32),
+        block=np.zeros((2, 8), np.int32),
         source=zeros,
         tensors=np.zeros((0, 0), np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),

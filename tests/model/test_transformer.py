@@ -40,6 +40,7 @@ def mixed_batch(rows: int = 2, length: int = 12, seed: int = 0) -> Batch:
         segment=zeros + 1,
         payload_index=payload,
         image=zeros,
+        block=zeros,
         source=zeros,
         tensors=rng.normal(size=(rows, 5)).astype(np.float32),
         frames=rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),

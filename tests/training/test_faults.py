@@ -47,6 +47,7 @@ def batch(value: float) -> Batch:
         segment=zeros + 1,
         payload_index=zeros,
         image=zeros,
+        block=zeros,
         source=zeros + 1,
         tensors=np.full((2, 5), value, np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),

@@ -59,6 +59,7 @@ def window(number: int) -> Sequence:
         local_position=np.zeros((length,), np.int32),
         payload_index=np.array([0, 0, *range(steps)], np.int32),
         image=np.zeros((length,), np.int32),
+        block=np.zeros((length,), np.int32),
         tensors=rng.normal(size=(steps, 5)).astype(np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),
         patches=np.zeros((0, 16, 16, 3), np.uint8),

@@ -54,6 +54,7 @@ def counting_batch(rows: int = 8, length: int = 16, shards: int = 1) -> Batch:
         segment=zeros + 1,
         payload_index=payload,
         image=zeros,
+        block=zeros,
         source=source,
         tensors=np.random.default_rng(0).normal(size=(rows, 5)).astype(np.float32),
         frames=np.zeros((0, 80, 80, 3), np.uint8),

@@ -34,6 +34,7 @@ def assemble(text: str) -> Sequence:
         local_position=zeros,
         payload_index=zeros,
         image=zeros,
+        block=zeros,
         tensors=none,
         frames=none,
         patches=none,

@@ -1,0 +1,97 @@
+"""Encoder features as positions of the sequence (LLaVA, Liu et al., 2023; PaliGemma; Gemma 3).
+
+Dimension key: B rows, L positions, J images, S grid cells, F channels, K positions per image, D width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from generalist.data.batch import Batch
+from generalist.model.config import ModelSpec
+from generalist.model.layers import Linear, RMSNorm, exact_gelu
+from generalist.tokenizers.pieces import Modality
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "exact_gelu": exact_gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class ImageProjector(nnx.Module):
+    """A grid of features, averaged to fewer cells and normalised if it is set so, through a linear map or two with an activation
+    between them. What comes out replaces the token embeddings, and is not scaled as these are."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        vision, width = spec.config.vision, spec.config.width
+        self.positions, self.activation = vision.positions, ACTIVATIONS[vision.projector_activation]
+        self.norm = (
+            RMSNorm(spec.channels, rngs=rngs, epsilon=vision.projector_epsilon) if vision.projector_norm else None
+        )
+        hidden, bias = vision.projector_hidden, vision.projector_bias
+        self.up = Linear(spec.channels, hidden, rngs=rngs, bias=bias) if hidden else None
+        self.out = Linear(hidden or spec.channels, width, rngs=rngs, bias=bias)
+
+    def __call__(self, features: Float[Array, "J S F"]) -> Float[Array, "J K D"]:
+        """The embeddings of each image's positions, in raster order."""
+        x = pooled(features, self.positions)
+        x = x if self.norm is None else self.norm(x)
+        x = x if self.up is None else self.activation(self.up(x))
+        return self.out(x)
+
+    def embed(self, batch: Batch, x: Float[Array, "B L D"], dtype: DTypeLike) -> Float[Array, "B L D"]:
+        """`x` with the positions of images replaced.
+
+        Raises:
+            ValueError: the images are pixels, or their grid cannot be averaged to this number of positions.
+        """
+        if not len(batch.images):  # a batch without images pays nothing for them
+            return x
+        if batch.images.ndim != 3:
+            raise ValueError(
+                f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
+            )
+        projected = self(jnp.asarray(batch.images).astype(dtype))
+        projected = projected.reshape(-1, projected.shape[-1])  # (J, K, D) → (J · K, D)
+        is_image, index = image_positions(batch, self.positions)
+        return jnp.where(is_image[..., None], batch.gather(projected, index), x)
+
+
+def image_positions(batch: Batch, count: int) -> tuple[Bool[Array, "B L"], Int[Array, "B L"]]:
+    """The positions of images, and the row of each among its shard's projected embeddings, `count` per image; 0 elsewhere."""
+    modality = jnp.asarray(batch.modality)
+    is_first = modality == Modality.IMAGE
+    at = jnp.arange(modality.shape[1])[None]
+    # An image's positions are contiguous; the first one knows which image it is.
+    first = jax.lax.cummax(jnp.where(is_first, at, 0), axis=1)
+    image = jnp.take_along_axis(jnp.asarray(batch.payload_index), first, axis=1)
+    is_image = is_first | (modality == Modality.PROJECTED)
+    return is_image, jnp.where(is_image, image * count + at - first, 0)
+
+
+def pooled(features: Float[Array, "J S F"], count: int) -> Float[Array, "J K F"]:
+    """A square grid averaged to `count` cells, each the mean of a square; cells beyond the last whole square are left out.
+
+    Raises:
+        ValueError: the grid cannot be divided so.
+    """
+    images, cells, channels = features.shape
+    if cells == count:
+        return features
+    grid, side = math.isqrt(cells), math.isqrt(count)
+    size = grid // side if side else 0
+    if grid * grid != cells or side * side != count or not size or grid // size != side:
+        raise ValueError(
+            f"model.vision.positions = {count}: the encoder's {cells} cells cannot be averaged to it; set it to {cells}, or to "
+            "the square of a divisor of the grid's side"
+        )
+    square = features.reshape(images, grid, grid, channels)[:, : side * size, : side * size]
+    square = square.reshape(images, side, size, side, size, channels)
+    return square.mean(axis=(2, 4)).reshape(images, count, channels)
