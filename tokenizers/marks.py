@@ -70,6 +70,11 @@ class Marks:
     image: ImageMarks | None = None
     """How images stand in the text; None: they don't."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the end of an answer about an image must be marked, since the next image does not end it."""
+        return self.image is not None or (self.cross is not None and not self.cross.implied)
+
     @classmethod
     def of(cls, vocabulary: Vocabulary, pieces: int) -> "Marks":
         """Our special ids.

@@ -203,7 +203,7 @@ class TextTokenizer:
         return first.startswith("\u2581")
 
     def control(self, id: int) -> str | None:
-        """The control token of an id, written out; None: it is none, or a SentencePiece model."""
+        """The added token of an id, such as a control token, written out; None: it is none, or a SentencePiece model."""
         return self._processor.control(id) if isinstance(self._processor, JsonProcessor) else None
 
     def around(self) -> tuple[list[int], list[int]] | None:
@@ -271,7 +271,7 @@ class JsonProcessor:
 
     def control(self, id: int) -> str | None:
         token = self._tokenizer.get_added_tokens_decoder().get(id)
-        return token.content if token is not None and token.special else None
+        return None if token is None else token.content
 
     def around(self) -> tuple[list[int], list[int]]:
         """The control tokens that the file puts before and behind a text."""

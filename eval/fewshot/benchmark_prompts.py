@@ -75,7 +75,9 @@ class Asked:
         with_image = with_image and self.generalist.sees  # a language model answers blindly
         # Without the space at the end: an answer brings its own (`example_parts`).
         before = self.template.replace("{question}", example.question).rstrip()
-        return example_parts(example.image if with_image else None, before, example.shown if answered else "")
+        ended = self.generalist.assembler.marks.ended
+        image, answer = example.image if with_image else None, example.shown if answered else ""
+        return example_parts(image, before, answer, ended=ended)
 
     def prompt(self, query: int, shots: Sequence[int], *, with_images: bool = True) -> list[Any]:
         """The shots, with or without their images, followed by the query."""
@@ -95,7 +97,7 @@ class Asked:
                 for part in self.parts(example, answered=answered, with_image=with_image)
             ]
             # The next image would end the chunk; a shot of text alone has its end already, and ends only once.
-            parts += [CHUNK_END] if answered else []
+            parts += [CHUNK_END] if answered and parts[-1:] != [CHUNK_END] else []
             # Without the beginning mark, which a prompt has once.
             self._lengths[key] = len(assembler.document(parts, is_open=True)) - len(assembler.marks.begin)
         return self._lengths[key]

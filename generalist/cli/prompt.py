@@ -238,16 +238,12 @@ def check_chat(arguments: argparse.Namespace) -> None:
         raise ValueError("--chat answers piece by piece, which beam search does not: leave --beams out")
 
 
-def messages_of(query: "Query", system: str | None) -> list[dict[str, str]]:
-    """The messages of a chat.
-
-    Raises:
-        ValueError: the query has an image.
-    """
-    if not all(isinstance(part, str) for part in query.parts):
-        raise ValueError("--chat is for language models, which see no images: leave them out")
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": query.question}]
+def messages_of(query: "Query", system: str | None) -> list[dict[str, Any]]:
+    """The messages of a chat."""
+    first: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    # Texts alone are one text, as they always were.
+    alone = all(isinstance(part, str) for part in query.parts)
+    return [*first, {"role": "user", "content": query.question if alone else query.parts}]
 
 
 def part_of(text: str) -> Any:
@@ -295,7 +291,7 @@ def silence(generalist: "Generalist", arguments: argparse.Namespace, number: int
 
 
 def chatted(
-    generalist: "Generalist", messages: list[dict[str, str]], arguments: argparse.Namespace
+    generalist: "Generalist", messages: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> Iterator[Answer]:
     """The answer to messages.
 
@@ -346,7 +342,9 @@ def answers(
             chosen = pool
         # Shots that are the same as for the query before are not read again: their keys and values are shared.
         if chosen != read:
-            after = generalist.read([part for one in chosen for part in shots[one].parts(template)]) if chosen else None
+            ended = generalist.assembler.marks.ended
+            shown = [part for one in chosen for part in shots[one].parts(template, ended=ended)]
+            after = generalist.read(shown) if chosen else None
             read = chosen
         scores: dict[str, Any] = {}
         if choices:

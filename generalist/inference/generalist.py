@@ -57,18 +57,22 @@ class Generalist(Weights):
             texts = prompting.prompt(self, prompts, Decoding(**decoding), after)
         return texts if several else texts[0]
 
-    def chat(self, messages: Sequence[Mapping[str, str]], **decoding: Any) -> Iterator[str]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **decoding: Any) -> Iterator[str]:
         """A published language model's answer to messages, piece by piece, by the chat template of its folder.
 
             "".join(model.chat([{"role": "user", "content": "hello"}], tokens=64))
+            "".join(model.chat([{"role": "user", "content": [image, "what is this?"]}], tokens=64))
 
         Args:
-            messages: each with a `role` (system, user or assistant) and its `content`, a text.
+            messages: each with a `role` (system, user or assistant) and its `content`, a text or a list of images (uint8 arrays
+                or paths) and texts.
             decoding: as in `prompt`.
 
         Raises:
             WeightsError: the folder has no chat template, or one that cannot be used.
-            ValueError: the weights are no published language model, or a message is damaged or has a control token in it.
+            ValueError: the weights are no published language model, or see no images, or a message is damaged or has a control
+                token in it.
+            DocumentError: an image file is broken or too large.
         """
         return prompting.chat(self, messages, Decoding(**decoding))
 

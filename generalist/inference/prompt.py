@@ -7,6 +7,7 @@ Dimension key: B rows, C choices, V vocabulary, n ids of a choice.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Sequences
 from pathlib import Path
@@ -26,6 +27,7 @@ from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 from generalist.inference.writing import beam_search, unsure, writable, write
 from generalist.tokenizers.documents import Controlled
+from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Sequence
 from generalist.tokenizers.sequence import ChunkEnd, Values
 from generalist.weights.chat import chat_text
@@ -175,24 +177,61 @@ def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading |
         yield text[len(given) :]
 
 
-def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: Decoding) -> Iterator[str]:
+def chat(generalist: Weights, messages: Sequences[Mapping[str, Any]], decoding: Decoding) -> Iterator[str]:
     """The answer to messages, as `stream` gives it.
 
     Raises:
-        WeightsError, ValueError: as `Generalist.chat`.
+        WeightsError, ValueError, DocumentError: as `Generalist.chat`.
     """
     tokenizers = generalist.tokenizers
     if tokenizers.published is None or tokenizers.folder is None:
         raise ValueError("only published language models have chat templates: prompt these weights instead")
+    listed = [_message_parts(message) for message in messages]
     # A template would take them for its own, and whoever wrote a message could speak for someone else.
-    for message in messages:
-        if found := [one for one in tokenizers.text.controls() if one in str(message.get("content"))]:
+    for part in itertools.chain.from_iterable(listed):
+        if found := [one for one in tokenizers.text.controls() if isinstance(part, str) and one in part]:
             raise ValueError(f"a message has the control token {found[0]} in it: leave it out")
-    ids = tokenizers.text.with_controls(chat_text(tokenizers.folder, messages))
+    images = [part for parts in listed for part in parts if not isinstance(part, str)]
+    written = tokenizers.published.image
+    if images and written is None:
+        raise ValueError("these weights see no images in messages: leave them out")
+    if written is not None:
+        messages = [dict(one) | {"content": _typed(parts)} for one, parts in zip(messages, listed, strict=True)]
+    text = chat_text(tokenizers.folder, messages)
+    ids = tokenizers.text.with_controls(text)
+    parts: list[Any] = [ids] if written is None else _with_images(text, images, written)
     if len(ids) and ids.max() >= generalist.vocabulary.text:
         raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
     # The template itself has the marks of the beginning, or has none.
-    return stream(_unbegun(generalist), [ids], decoding)
+    return stream(_unbegun(generalist), parts, decoding)
+
+
+def _message_parts(message: Mapping[str, Any]) -> list[Any]:
+    """The texts and images of a message."""
+    content = message.get("content")
+    return check_parts(content) if isinstance(content, list) else [content] if isinstance(content, str) else []
+
+
+def _typed(parts: list[Any]) -> list[dict[str, str]]:
+    """Texts and images as chat templates take them."""
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+
+
+def _with_images(text: str, images: list[Any], written: ImageMarks) -> list[Any]:
+    """The text of a chat template with the images at their places.
+
+    Raises:
+        ValueError: it has places for another number of images.
+    """
+    pieces = text.split(written.marker)
+    if len(pieces) != len(images) + 1:
+        raise ValueError(
+            f"the chat template gives places to {len(pieces) - 1} images, but the messages have {len(images)}"
+        )
+    parts: list[Any] = [Controlled(pieces[0])]
+    for image, piece in zip(images, pieces[1:], strict=True):
+        parts += [image, Controlled(piece)]
+    return parts
 
 
 def _unbegun(generalist: Weights) -> Weights:

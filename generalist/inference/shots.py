@@ -46,25 +46,31 @@ class Shot:
         """
         return read_image(self.image) if isinstance(self.image, Path) else self.image
 
-    def parts(self, template: str = TEMPLATE, *, with_image: bool = True) -> list[Any]:
+    def parts(self, template: str = TEMPLATE, *, with_image: bool = True, ended: bool = False) -> list[Any]:
         """The parts of a prompt: image, question and answer, or up to the place of the answer.
 
         A template's text before `{answer}` is used if there is a question; otherwise the answer follows the image.
+
+        Args:
+            ended: as in `example_parts`.
         """
         before = template.partition("{answer}")[0].format(question=self.question).rstrip() if self.question else ""
-        return example_parts(self.pixels if with_image else None, before, self.answer)
+        return example_parts(self.pixels if with_image else None, before, self.answer, ended=ended)
 
 
-def example_parts(image: Any | None, before: str, answer: str) -> list[Any]:
-    """The parts of an example in a prompt: an image, the text before the answer, and the answer; empty ones are left out."""
+def example_parts(image: Any | None, before: str, answer: str, *, ended: bool = False) -> list[Any]:
+    """The parts of an example in a prompt: an image, the text before the answer, and the answer; empty ones are left out.
+
+    Args:
+        ended: mark the end of an answer about an image too, of models to which an image ends nothing (`Marks.ended`).
+    """
     parts: list[Any] = [image] if image is not None else []
     parts += [before] if before else []
     if answer:
         # Answers begin with a space, as words within a text do: their pieces are then those that training saw.
         parts.append(f" {answer.strip()}")
-        # Where the next image ends a chunk by itself, this is the same end; after text alone, and for some published models, it
-        # must be marked.
-        parts.append(CHUNK_END)
+        # The next image ends a chunk by itself; after text alone the end must be marked.
+        parts += [] if image is not None and not ended else [CHUNK_END]
     return parts
 
 

@@ -96,11 +96,17 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
             crop=shortest is not None,
             shortest=shortest or 0,
             # The files store Pillow's own number; an unknown one is a ValueError.
-            resample=Image.Resampling(stored.get("resample", Image.Resampling.BICUBIC)),
+            resample=Image.Resampling(stored.get("resample", _usual_resample(stored))),
         ),
         mean=mean,
         deviation=deviation,
     )
+
+
+def _usual_resample(stored: Mapping[str, Any]) -> Image.Resampling:
+    """The filter of the processor's own definition."""
+    gemma3 = str(stored.get("image_processor_type")).startswith("Gemma3")
+    return Image.Resampling.BILINEAR if gemma3 else Image.Resampling.BICUBIC
 
 
 def _colours(values: Any) -> tuple[float, ...]:

@@ -18,8 +18,8 @@ LARGEST = 1 << 17  # bytes of a template: published ones have up to 20,000
 ROLES = ("system", "user", "assistant")
 PATIENCE = 20  # seconds for the renderer's process, which counts its CPU time itself
 
-Message = Mapping[str, str]
-"""`role`, one of `ROLES`, and `content`."""
+Message = Mapping[str, Any]
+"""`role`, one of `ROLES`, and `content`: a text, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`."""
 
 
 def chat_text(folder: Path, messages: Sequence[Message]) -> str:
@@ -35,11 +35,7 @@ def chat_text(folder: Path, messages: Sequence[Message]) -> str:
     """
     template, tokens = _stored(folder)
     for message in messages:
-        if (
-            set(message) != {"role", "content"}
-            or message["role"] not in ROLES
-            or not isinstance(message["content"], str)
-        ):
+        if set(message) != {"role", "content"} or message["role"] not in ROLES or not _is_content(message["content"]):
             raise ValueError(
                 f"a message has a role ({', '.join(ROLES)}) and a content, which is text, got {message!r:.80}"
             )
@@ -62,6 +58,13 @@ def chat_text(folder: Path, messages: Sequence[Message]) -> str:
     if "error" in found:
         raise WeightsError(f"{folder}: its chat template cannot be used ({found['error']})")
     return found["text"]
+
+
+def _is_content(content: Any) -> bool:
+    """Whether it is a text, or a list of texts and images as templates take them."""
+    if not isinstance(content, list):
+        return isinstance(content, str)
+    return all(one == {"type": "image"} or (set(one) == {"type", "text"} and one["type"] == "text") for one in content)
 
 
 def _stored(folder: Path) -> tuple[str, dict[str, str]]:

@@ -5,6 +5,7 @@ A family is a set of settings of our Transformer and a map of names. Settings th
 Dimension key: V rows of the text table, O rows of the vocabulary's other tokens, D width.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,14 @@ from generalist.weights.gated_recipes import with_additional_rows
 from generalist.weights.gated_shape import additional_rows
 from generalist.weights.language_images import PublishedImages, published_images
 from generalist.weights.language_positions import context
-from generalist.weights.language_recipes import recipes
+from generalist.weights.language_recipes import IMAGE_PARTS, recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
 from generalist.weights.open_flamingo import OpenFlamingoFolder, is_open_flamingo
 from generalist.weights.recipe import Recipe, Tensor
+
+GEMMA_BOS = 2
+"""The mark of the beginning of the first two Gemmas, which their settings may omit."""
 
 
 class LanguageModel:
@@ -87,8 +91,11 @@ class LanguageModel:
         found, unused = recipes(self._settings, self.shape)
         if self.gated is not None:
             return self.gated.recipes(self.shape, found, unused)
-        found |= self.images.recipes if self.images else {}
-        return with_additional_rows(self._settings, self.shape, found, unused)
+        if self.images is None:
+            return with_additional_rows(self._settings, self.shape, found, unused)
+        # The tower checks its own tensors when it is read.
+        kept = tuple(one for one in unused if one != IMAGE_PARTS)
+        return found | self.images.recipes, (*kept, rf"{re.escape(self.images.tower.prefix)}.*")
 
     @cached_property
     def context(self) -> tuple[int, bool]:
@@ -131,6 +138,9 @@ class LanguageModel:
                 f"{self.folder.folder}: its tokenizer ends every text with ids {around[1]}: not supported"
             )
         bos = self.marks().get("bos")
+        if self.images is not None and self._settings.kind == "paligemma":
+            # Its processor writes the mark itself, whatever the tokenizer does.
+            return (bos if bos is not None else GEMMA_BOS,)
         # Without either file, what the definitions of these families do with a SentencePiece model.
         wanted = own if isinstance(own, bool) else self.family in ("llama", "mistral", "phi3") or self._settings.gemma
         if around is None or isinstance(own, bool):

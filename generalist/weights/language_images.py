@@ -17,6 +17,13 @@ from generalist.weights.tower import Family, Tower
 PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
 TOWER = ("vision_tower.vision_model.", "model.vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
 TOWERS: dict[str, Family] = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}
+PROCESSORS = (
+    "CLIPImageProcessor",
+    "CLIPFeatureExtractor",
+    "SiglipImageProcessor",
+    "Gemma3ImageProcessor",
+    "LlavaImageProcessor",
+)
 ACTIVATIONS = {
     "gelu": "exact_gelu",
     "gelu_new": "gelu",
@@ -67,7 +74,19 @@ def _stored(settings: LanguageSettings, part: str) -> bool:
     return any(part in name for name in settings.folder.shapes)
 
 
+def _check_processor(settings: LanguageSettings) -> None:
+    """Raises `WeightsError` if the folder's images are prepared by another kind of processor."""
+    folder = settings.folder
+    stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
+    given = (
+        stored.get("image_processor_type", stored.get("feature_extractor_type")) if isinstance(stored, dict) else None
+    )
+    if given is not None and str(given).removesuffix("Fast").removesuffix("Pil") not in PROCESSORS:
+        raise settings.refused(f"prepares images by {given!r:.60}; supported are {', '.join(PROCESSORS)}")
+
+
 def _tower(settings: LanguageSettings, usual: str, **read: Any) -> Tower:
+    _check_processor(settings)
     kind = settings.folder.setting("vision_config.model_type", str, default=usual)
     if kind not in TOWERS:
         raise settings.refused(f"has a vision tower of type {kind!r}; supported are {', '.join(TOWERS)}")
@@ -191,6 +210,7 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
     if given not in ACTIVATIONS:
         raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(ACTIVATIONS)}")
     biased = settings.folder.setting("multimodal_projector_bias", bool, default=True)
+    _check_llava_processor(settings, tower, strategy)
 
     def marks(text: TextTokenizer) -> ImageMarks:
         written = _control(settings, text, soft, "image_token_index")
@@ -212,6 +232,25 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
         },
         marks=marks,
     )
+
+
+def _check_llava_processor(settings: LanguageSettings, tower: Tower, strategy: str) -> None:
+    """Raises `WeightsError` if the folder's processor would write another number of positions per image than the tower gives."""
+    stored = settings.folder.beside("processor_config.json")
+    clip = tower.family == "clip"
+    patch = settings.folder.setting("vision_config.patch_size", default=32 if clip else 16)
+    wanted = {
+        "patch_size": patch,
+        "vision_feature_select_strategy": strategy,
+        "num_additional_image_tokens": int(clip),
+    }
+    for name, value in wanted.items():
+        # Older files have none of them, or null.
+        given = stored.get(name)
+        if given is not None and given != value:
+            raise settings.refused(
+                f"has {name} = {given!r:.40} in processor_config.json, but its tower needs {value!r}"
+            )
 
 
 def _taps(settings: LanguageSettings, layers: int) -> tuple[int, ...]:

@@ -8,11 +8,13 @@ import numpy as np
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed, zeros
 
+IMAGE_PARTS = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
+"""Of a model with images, whose language model alone is read."""
 UNUSED = (
     r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask
     r".*\.attention\.(masked_)?bias",  # GPT-NeoX's
     r".*rotary_emb\.inv_freq",
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*",  # of a model with images, which are read elsewhere or not at all
+    IMAGE_PARTS,
 )
 OUTPUTS = ("language_model.lm_head.weight", "embed_out.weight", "lm_head.weight")
 """Names of the output matrix."""
