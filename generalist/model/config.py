@@ -200,6 +200,8 @@ class ModelConfig:
     """Normalise queries and keys."""
     qk_norm_joint: bool = False
     """Normalise the queries, and the keys, of all heads together (OLMo 2) instead of each head."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """How queries and keys are normalised: by root-mean-square, or as layer normalisation does (MPT)."""
     tied_output: bool = True
     """Compute logits with the token embedding instead of a separate matrix."""
     rope: RopeConfig = RopeConfig()

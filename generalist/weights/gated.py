@@ -11,7 +11,7 @@ from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.gated_recipes import idefics_recipes
 from generalist.weights.gated_shape import idefics_tower, idefics_vision
 from generalist.weights.language_recipes import Recipes
-from generalist.weights.language_settings import LanguageSettings
+from generalist.weights.language_settings import LAYERS, LanguageSettings
 from generalist.weights.open_flamingo import (
     END,
     IMAGE,
@@ -123,7 +123,7 @@ def gated_images(settings: LanguageSettings) -> GatedImages | None:
     folder = settings.folder
     if isinstance(folder, OpenFlamingoFolder):
         seen = WeightsFolder(folder.whole / VISION)
-        name = {"mpt": "n_layers", "gpt2": "n_layer"}.get(settings.family, "num_hidden_layers")
+        name = LAYERS.get(settings.family, "num_hidden_layers")
         return GatedImages(
             settings=settings,
             folder=seen,

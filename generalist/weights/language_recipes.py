@@ -136,20 +136,29 @@ def _mpt(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> Rec
     width, hidden = shape["width"], shape["hidden"]
     prefix = _prefix(settings.folder.shapes, "wte", "transformer.")
 
+    newer = settings.family == "mpt"
+    first, second, last = ("norm_1", "norm_2", "norm_f") if newer else ("ln_1", "ln_2", "ln_f")
+    up, down = ("ffn.up_proj", "ffn.down_proj") if newer else ("mlp.mlp_up", "mlp.mlp_down")
+
     def layer(index: int) -> Recipes:
         name = f"{prefix}blocks.{index}"
+        norms = {
+            **layer_norm("attention/query_norm", f"{name}.attn.q_ln", width, biased=False),
+            **layer_norm("attention/key_norm", f"{name}.attn.k_ln", width, biased=False),
+        }
         return {
-            **layer_norm("attention_norm", f"{name}.norm_1", width, biased=False),
+            **(norms if shape["qk_norm"] else {}),
+            **layer_norm("attention_norm", f"{name}.{first}", width, biased=False),
             **_linear("attention/qkv", f"{name}.attn.Wqkv", 3 * width, width, biased=False),
             **_linear("attention/out", f"{name}.attn.out_proj", width, width, biased=False),
-            **layer_norm("feed_forward_norm", f"{name}.norm_2", width, biased=False),
-            **_linear("feed_forward/up", f"{name}.ffn.up_proj", hidden, width, biased=False),
-            **_linear("feed_forward/down", f"{name}.ffn.down_proj", width, hidden, biased=False),
+            **layer_norm("feed_forward_norm", f"{name}.{second}", width, biased=False),
+            **_linear("feed_forward/up", f"{name}.{up}", hidden, width, biased=False),
+            **_linear("feed_forward/down", f"{name}.{down}", width, hidden, biased=False),
         }
 
     return {
         "tokens/text": tensor(f"{prefix}wte.weight", rows, width),
-        **layer_norm("final_norm", f"{prefix}norm_f", width, biased=False),
+        **layer_norm("final_norm", f"{prefix}{last}", width, biased=False),
         **_layered(shape, layer),
     }
 
@@ -225,4 +234,5 @@ RECIPES: dict[str, Callable[[LanguageSettings, Mapping[str, Any], int], Recipes]
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "mpt": _mpt,
+    "mosaic_gpt": _mpt,
 }

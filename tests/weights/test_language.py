@@ -97,8 +97,9 @@ def test_logits_are_the_reference_s(name: str):
 
 
 def test_every_family_has_a_fixture():
-    # IDEFICS is tested with its images (tests/inference/test_gated.py).
-    assert {LanguageModel(FIXTURES / name).family for name in NAMES} | {"idefics"} == set(FAMILIES)
+    # IDEFICS and MPT-1B are tested with their images (tests/inference/test_gated.py).
+    found = {LanguageModel(FIXTURES / name).family for name in NAMES} | {"idefics", "mosaic_gpt"}
+    assert found == set(FAMILIES)
 
 
 @pytest.mark.slow
