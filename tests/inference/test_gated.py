@@ -273,3 +273,21 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*given, "--shots", str(shots)]) == 0
     assert main([*given[:-2], "--choices", "a cat", "a dog"]) == 0
     assert "a " in capsys.readouterr().out
+
+
+def test_a_benchmark_is_asked_with_its_images(tmp_path: Path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, numbers in (("train", range(4)), ("val", range(10, 12))):
+        for number in numbers:
+            Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        entries = [
+            {"image": f"{number}.png", "question": "what?", "answer": "red cat"[number % 2 :]} for number in numbers
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    asked = ["eval", "fewshot", "--weights", str(FIXTURES / "idefics"), "--data", "jsonl", "--folder", str(tmp_path)]
+    given = ["--kind", "vqa", "--shots", "0", "2", "--seeds", "1", "--tokens", "3", "--retrieve", "--beams", "2"]
+    assert main([*asked, *given, "--out", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["fewshot"]
+    assert found["nearest_by"] == "the frozen encoder"

@@ -348,7 +348,7 @@ def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("mpt", {"attn_config": {"qk_ln": True}}, "attn_config.qk_ln = True, which is not supported"),
+        ("mpt", {"attn_config": {"qk_gn": True}}, "attn_config.qk_gn = True, which is not supported"),
         ("mpt", {"attn_config": {"alibi": False}}, "attn_config.alibi = False"),
         ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type = multiquery_attention"),
         ("mpt", {"logit_scale": 0.5}, "has a logit_scale"),
