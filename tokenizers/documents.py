@@ -8,10 +8,12 @@ Dimension key: H height, W width, C channels of an image (none for grey ones), n
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from generalist.tokenizers.marks import CrossMarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,12 @@ def is_image(part: Part) -> bool:
     return isinstance(part, np.ndarray) and part.ndim > 1
 
 
-def arrange(parts: Sequence[Part], *, to_next: bool, is_open: bool) -> Iterator[Arranged]:
-    """The parts in order, with the ends of their chunks, as `Assembler.document` describes them."""
+def arrange(parts: Sequence[Part], *, to_next: bool, is_open: bool, implied: bool = True) -> Iterator[Arranged]:
+    """The parts in order, with the ends of their chunks, as `Assembler.document` describes them.
+
+    Args:
+        implied: an image and the end of the document end a chunk.
+    """
     total, marked = sum(map(is_image, parts)), any(isinstance(part, Predicted) for part in parts)
     before = chunk = 0  # images so far; image of the last text
     written = predicted = False  # of the current chunk: whether it has text, and whether its last text is predicted
@@ -65,7 +71,8 @@ def arrange(parts: Sequence[Part], *, to_next: bool, is_open: bool) -> Iterator[
 
     for part in parts:
         if part is CHUNK_END or is_image(part):
-            yield from end(always=part is CHUNK_END)
+            if part is CHUNK_END or implied:
+                yield from end(always=part is CHUNK_END)
             chunk, written, predicted = 0, False, False
         if part is CHUNK_END:
             continue
@@ -80,5 +87,22 @@ def arrange(parts: Sequence[Part], *, to_next: bool, is_open: bool) -> Iterator[
         written, predicted = True, isinstance(part, Predicted) if marked else chunk > 0
         predicted = predicted and not is_open
         yield Arranged(part, predicted, chunk)
-    if not is_open:
+    if implied and not is_open:
         yield from end()
+
+
+def marked(arranged: Iterable[Arranged], marks: CrossMarks) -> Iterator[Arranged]:
+    """The parts as a published model with cross-attention marks them. The ids before an image still see the one before it."""
+    around, after_image, seen = np.array(marks.around, np.int32), False, 0
+    for one in arranged:
+        if is_image(one.part):
+            if not after_image:
+                yield Arranged(around, False, seen)
+            yield one
+            seen = one.image
+            yield Arranged(around, False, seen)
+        elif marks.stripped and isinstance(one.part, str):
+            yield dataclasses.replace(one, part=one.part.strip(" "))
+        else:
+            yield one
+        after_image = is_image(one.part)

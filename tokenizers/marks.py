@@ -7,6 +7,20 @@ from generalist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossMarks:
+    """How a published model marks an image that its text sees through cross-attention."""
+
+    image: int
+    """The id of an image, from which on positions see it."""
+    around: tuple[int, ...] = ()
+    """Ids before and behind it; between two images in a row they stand once (IDEFICS)."""
+    stripped: bool = False
+    """Whether texts lose the spaces at both ends (IDEFICS)."""
+    implied: bool = True
+    """Whether an image ends the chunk before it (OpenFlamingo)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageMarks:
     """What a published model's tokenizer writes for an image whose features stand in the sequence."""
 
@@ -49,8 +63,17 @@ class Marks:
     """Number of ids that a text is made of, from 0 on."""
     stops: tuple[str, ...] = ()
     """Texts that also end what is written after shots."""
+    silent: tuple[int, ...] = ()
+    """Ids among those of texts that are never written, such as an image's."""
+    cross: CrossMarks | None = None
+    """How images are marked that a published model sees through cross-attention; None: it has none."""
     image: ImageMarks | None = None
     """How images stand in the text; None: they don't."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of an answer about an image must be marked, since the next image does not end it."""
+        return self.image is not None or (self.cross is not None and not self.cross.implied)
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, pieces: int) -> "Marks":

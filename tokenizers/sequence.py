@@ -24,7 +24,7 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Int, Int32, Shaped, UInt8
 
-from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image
+from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
 from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import (
@@ -186,7 +186,9 @@ class Assembler:
             return self._written(written_document(self.text_tokenizer, self.marks, parts, is_open=is_open), parts)
         # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
         pieces, weights, attended = [self._given(np.array(self.marks.begin, np.int32))], [0], [0]
-        for one in arrange(parts, to_next=to_next, is_open=is_open):
+        cross = self.marks.cross
+        arranged = arrange(parts, to_next=to_next, is_open=is_open, implied=cross is None or cross.implied)
+        for one in arranged if cross is None else marked(arranged, cross):
             placed = self._part(one)
             pieces += placed
             weights += [int(one.predicted)] * len(placed)
@@ -414,6 +416,9 @@ class Assembler:
 
     def _image(self, image: UInt8[np.ndarray, "H W *C"]) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""
+        if self.marks.cross is not None:
+            image = image[..., None] if image.ndim == 2 else image
+            return [image_piece(image[None], marker=self.marks.cross.image)]
         if self.published is not None and self.visual is None:
             raise ValueError("these weights are a language model, which sees no images: leave them out")
         # First, so that the image's own patches or frame attend to it through cross-attention as well.

@@ -187,6 +187,21 @@ class TextTokenizer:
         """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""
         return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
 
+    def control_id(self, token: str) -> int | None:
+        """The id of a control token of a `tokenizer.json`; None: it has none, or this is a SentencePiece model."""
+        return self._processor.control_id(token) if isinstance(self._processor, JsonProcessor) else None
+
+    @property
+    def count(self) -> int:
+        """Number of ids, control tokens included."""
+        return self._processor.count if isinstance(self._processor, JsonProcessor) else self.size
+
+    @property
+    def spaced(self) -> bool:
+        """Whether every text begins with a space of its own, as Llama's do: one that is written there is a second one."""
+        first = self._processor.id_to_piece(int(self.encode("a")[0]))
+        return first.startswith("\u2581")
+
     def control(self, id: int) -> str | None:
         """The added token of an id, such as a control token, written out; None: it is none, or a SentencePiece model."""
         return self._processor.control(id) if isinstance(self._processor, JsonProcessor) else None
@@ -236,6 +251,23 @@ class JsonProcessor:
 
     def controls(self) -> list[str]:
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    def control_id(self, token: str) -> int | None:
+        return next(
+            (
+                id
+                for id, one in self._tokenizer.get_added_tokens_decoder().items()
+                if one.special and one.content == token
+            ),
+            None,
+        )
+
+    @property
+    def count(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def id_to_piece(self, id: int) -> str:
+        return self._tokenizer.id_to_token(id) or ""
 
     def control(self, id: int) -> str | None:
         token = self._tokenizer.get_added_tokens_decoder().get(id)

@@ -75,7 +75,7 @@ class Asked:
         with_image = with_image and self.generalist.sees  # a language model answers blindly
         # Without the space at the end: an answer brings its own (`example_parts`).
         before = self.template.replace("{question}", example.question).rstrip()
-        ended = self.generalist.assembler.marks.image is not None
+        ended = self.generalist.assembler.marks.ended
         image, answer = example.image if with_image else None, example.shown if answered else ""
         return example_parts(image, before, answer, ended=ended)
 

@@ -342,7 +342,7 @@ def answers(
             chosen = pool
         # Shots that are the same as for the query before are not read again: their keys and values are shared.
         if chosen != read:
-            ended = generalist.assembler.marks.image is not None
+            ended = generalist.assembler.marks.ended
             shown = [part for one in chosen for part in shots[one].parts(template, ended=ended)]
             after = generalist.read(shown) if chosen else None
             read = chosen

@@ -51,6 +51,11 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
                 f"model.vision.every is {spec.config.vision.every}: {times} times as many layers as training.start has need "
                 f"{times * every}, so that the gated layers stay in place"
             )
+        if spec.channels and spec.config.vision.first != times * start.config.model.vision.first:
+            raise ValueError(
+                f"model.vision.first is {spec.config.vision.first}: {times} times as many layers as training.start has need "
+                f"{times * start.config.model.vision.first}, so that the gated layers stay in place"
+            )
         if spec.config.window:
             raise ValueError(
                 "training.start: weights with model.window can't be deepened, since the number of a layer decides whether it "

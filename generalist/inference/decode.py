@@ -87,8 +87,8 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
     config = generalist.config.model
     heads, size = config.vision.cross_attention
     shape = (rows, heads, slots, config.vision.latents, size)
-    layers = -(-config.layers // config.vision.every)
-    return [VisualKeys(*(jnp.zeros(shape, generalist.dtype) for _ in range(2))) for _ in range(layers)]
+    empty = (VisualKeys(*(jnp.zeros(shape, generalist.dtype) for _ in range(2))) for _ in range(config.gated_layers))
+    return list(empty)
 
 
 def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:

@@ -3,7 +3,7 @@
     bos  <image> tomi chunk_end  <image> zuka chunk_end   |   chunk_end? <image> ...
     `read` once, kept as keys and values                  |   each query continues from there, in its own row
 
-Dimension key: B rows, C choices, V vocabulary.
+Dimension key: B rows, C choices, V vocabulary, n ids of a choice.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from generalist.data.batch import Batch
 from generalist.data.files import is_file
@@ -269,7 +269,7 @@ def rank(
         raise ValueError(f"choices must be non-empty texts, the same number for each prompt, got {choices!r:.80}")
     (count,) = counts
     # All choices after all prompts are rows of one batch, B · C of them.
-    ids = [generalist.tokenizers.text.encode(str(choice)) for several in listed for choice in several]
+    ids = [_choice(generalist, str(choice)) for several in listed for choice in several]
     if not ids:
         raise ValueError("choices must be non-empty texts, got none")
     longest = max(map(len, ids))
@@ -292,6 +292,14 @@ def rank(
         for row, one in enumerate(ids)
     ]
     return np.array(scores, np.float32).reshape(len(prompts), count)
+
+
+def _choice(generalist: Weights, text: str) -> Int32[np.ndarray, "n"]:
+    """The ids of a choice. Where texts lose their spaces, its own first one is that with which the tokenizer begins it."""
+    cross, tokenizer = generalist.assembler.marks.cross, generalist.tokenizers.text
+    return tokenizer.encode(
+        text.removeprefix(" ") if cross is not None and cross.stripped and tokenizer.spaced else text
+    )
 
 
 def act(generalist: Weights, asked: AgentPrompt) -> Any:

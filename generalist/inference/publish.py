@@ -8,6 +8,7 @@ from generalist.system.files import whole_folder
 from generalist.weights.folder import WeightsError
 from generalist.weights.language import LanguageModel
 from generalist.weights.language_saving import save_language_model
+from generalist.weights.open_flamingo import is_open_flamingo
 
 
 def save_published(weights: Weights, folder: Path, dtype: Any) -> list[str]:
@@ -29,6 +30,11 @@ def _origin(weights: Weights) -> LanguageModel:
         )
     folder = weights.tokenizers.folder if published else Path(config.model.trunk)
     assert folder is not None  # of a published model
+    if is_open_flamingo(folder):
+        raise WeightsError(
+            f"{folder} is an OpenFlamingo, a checkpoint beside the models that it began with: no other tool loads it as "
+            "one folder"
+        )
     model = LanguageModel(folder, images=published)
     model.check()
     shape = {name: getattr(config.model, name) for name in model.shape}

@@ -62,7 +62,7 @@ def example_parts(image: Any | None, before: str, answer: str, *, ended: bool = 
     """The parts of an example in a prompt: an image, the text before the answer, and the answer; empty ones are left out.
 
     Args:
-        ended: mark the end of an answer about an image too, of models to which an image ends nothing (`Marks.image`).
+        ended: mark the end of an answer about an image too, of models to which an image ends nothing (`Marks.ended`).
     """
     parts: list[Any] = [image] if image is not None else []
     parts += [before] if before else []

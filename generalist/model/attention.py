@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
-from generalist.model.layers import Linear, RMSNorm
+from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm
 from generalist.model.positions import Placement
 
 
@@ -67,9 +67,9 @@ class Attention(nnx.Module):
         self.out = Linear(inner, config.width, rngs=rngs, scale=(2 * config.layers) ** -0.5, bias=out_bias)
         self.joint = config.qk_norm_joint
 
-        def norm(size: int) -> RMSNorm | None:
+        def norm(size: int) -> RMSNorm | LayerNorm | None:
             size = size if self.joint else self.head_size
-            return RMSNorm(size, rngs=rngs, epsilon=config.norm_epsilon) if config.qk_norm else None
+            return NORMS[config.qk_norm_kind](size, rngs=rngs, epsilon=config.norm_epsilon) if config.qk_norm else None
 
         self.query_norm, self.key_norm = norm(inner), norm(kv_inner)
 

@@ -13,6 +13,10 @@ it, training refuses it."""
 ALIBI_SIZE = 8
 """Dimensions that ALiBi adds to queries and keys; GPU kernels take heads of a multiple of 8."""
 
+Activation = Literal["squared_relu", "relu", "gelu", "exact_gelu", "swiglu", "geglu"]
+"""Activations of the feed-forwards of resampler and cross-attention. GELU is its tanh approximation, but for exact_gelu; swiglu
+and geglu have a gate."""
+
 LayerKind = Literal["full", "window", "full_unrotated", "window_unrotated"]
 """What a layer's attention sees and how it tells positions apart: all earlier positions or those of a window; with or without
 rotary positions."""
@@ -49,6 +53,24 @@ class VisionConfig:
     """Hidden width of the gated cross-attention's feed-forwards; 0: `hidden_factor` times the width."""
     every: int = 1
     """Blocks per gated cross-attention, which is placed before the first of them."""
+    first: int = 0
+    """Blocks before the first gated cross-attention, less than `every` (OpenFlamingo: `every` - 1)."""
+    resampled: bool = True
+    """Resample an image's features; if not, they are its visual tokens themselves, `latents` of them, `width` wide (IDEFICS)."""
+    resampler_activation: Activation = "squared_relu"
+    """Activation of the resampler's feed-forwards (IDEFICS: relu, OpenFlamingo: exact_gelu)."""
+    resampler_qk_norm: bool = False
+    """Normalise each head's queries and keys in the resampler (IDEFICS)."""
+    gated_activation: Activation = "squared_relu"
+    """Activation of the gated cross-attention's feed-forwards (IDEFICS: swiglu, OpenFlamingo: exact_gelu)."""
+    gated_norm: Literal["layer", "rms"] = "layer"
+    """Norm of the gated cross-attention's inputs (IDEFICS: rms)."""
+    gated_epsilon: float = 1e-5
+    """Added to the variance in these norms."""
+    gated_qk_norm: bool = False
+    """Normalise each head's queries and keys in the gated cross-attention (IDEFICS)."""
+    gate: Literal["scalar", "vector"] = "scalar"
+    """One number per gate, or one per channel."""
     attend_to: Literal["last", "all"] = "last"
     """Which images a position sees: the last before it (Flamingo), or all of its sequence so far."""
     positions: int = 16
@@ -66,16 +88,18 @@ class VisionConfig:
     """Added to the variance there."""
 
     def __post_init__(self) -> None:
-        # Fields whose 0 means "same as another field" may be 0; all other sizes must be positive.
+        # Fields whose 0 means "same as another field", or none, may be 0; all other sizes must be positive.
         for field in dataclasses.fields(self):
-            value, least = (
-                getattr(self, field.name),
-                int(not field.name.startswith(("gated_", "resampler_", "projector_"))),
-            )
+            value = getattr(self, field.name)
+            least = int(not field.name.startswith(("gated_", "resampler_", "projector_", "first")))
             if field.type in (int, "int") and value < least:
                 raise ValueError(f"model.vision.{field.name} must be at least {least}, got {value}")
         if self.size % 32:
             raise ValueError(f"model.vision.size must be a multiple of 32, got {self.size}")
+        if self.first >= self.every:
+            raise ValueError(f"model.vision.first ({self.first}) must be less than model.vision.every ({self.every})")
+        if not 0 < self.gated_epsilon < 1:  # not NaN either
+            raise ValueError(f"model.vision.gated_epsilon must be above 0 and below 1, got {self.gated_epsilon}")
 
     @property
     def cross_attention(self) -> tuple[int, int]:
@@ -176,6 +200,8 @@ class ModelConfig:
     """Normalise queries and keys."""
     qk_norm_joint: bool = False
     """Normalise the queries, and the keys, of all heads together (OLMo 2) instead of each head."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """How queries and keys are normalised: by root-mean-square, or as layer normalisation does (MPT)."""
     tied_output: bool = True
     """Compute logits with the token embedding instead of a separate matrix."""
     rope: RopeConfig = RopeConfig()
@@ -244,6 +270,8 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         self._check_positions()
+        if self.vision.first >= self.layers:
+            raise ValueError(f"model.vision.first ({self.vision.first}) must be less than model.layers ({self.layers})")
         if not (self.pre_norms or self.post_norms):
             raise ValueError(
                 "model.pre_norms or model.post_norms must be set: without norms the stream grows without bound"
@@ -280,6 +308,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope.factors must have one factor per wavelength, {self.rotated // 2}, got {len(self.rope.factors)}"
             )
+
+    @property
+    def gated_layers(self) -> int:
+        """Number of gated cross-attentions."""
+        return -(-(self.layers - self.vision.first) // self.vision.every)  # rounded up: the last group may be shorter
 
     @property
     def rotary(self) -> bool:

@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED
-from generalist.model.layers import LayerNorm, Linear, SquaredReluFeedForward
+from generalist.model.config import Activation
+from generalist.model.layers import NORMS, Linear, NormedFeedForward
 
 AttendTo = Literal["last", "all"]
 
@@ -62,20 +63,40 @@ class GatedCrossAttention(nnx.Module):
     """`y += tanh(α) · attention(y, images)`, then `y += tanh(β) · feed-forward(y)`, with α = β = 0 initially: the language
     model is unchanged until training opens the gates."""
 
-    def __init__(self, width: int, visual_width: int, *, heads: int, head_size: int, hidden: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        visual_width: int,
+        *,
+        heads: int,
+        head_size: int,
+        hidden: int,
+        activation: Activation = "squared_relu",
+        norm: Literal["layer", "rms"] = "layer",
+        epsilon: float = 1e-5,
+        qk_norm: bool = False,
+        gate: Literal["scalar", "vector"] = "scalar",
+        rngs: nnx.Rngs,
+    ):
         self.heads, self.head_size = heads, head_size
-        self.norm = LayerNorm(width, rngs=rngs)
+        self.norm = NORMS[norm](width, rngs=rngs, epsilon=epsilon)
         self.query = Linear(width, heads * head_size, rngs=rngs)
         self.key_value = Linear(visual_width, 2 * heads * head_size, rngs=rngs)
+        self.query_norm = NORMS[norm](head_size, rngs=rngs, epsilon=epsilon) if qk_norm else None
+        self.key_norm = NORMS[norm](head_size, rngs=rngs, epsilon=epsilon) if qk_norm else None
         self.out = Linear(heads * head_size, width, rngs=rngs)
-        self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
-        self.attention_gate, self.feed_forward_gate = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+        self.feed_forward = NormedFeedForward(
+            width, hidden, activation=activation, norm=norm, epsilon=epsilon, rngs=rngs
+        )
+        shape = (width,) if gate == "vector" else ()
+        self.attention_gate, self.feed_forward_gate = nnx.Param(jnp.zeros(shape)), nnx.Param(jnp.zeros(shape))
 
     def keys(self, visual: Float[Array, "B I K V"]) -> VisualKeys:
         """Keys and values of the images, which positions attend to."""
         rows, images, tokens, _ = visual.shape
         both = self.key_value(visual).reshape(rows, images, tokens, 2 * self.heads, self.head_size)
-        return VisualKeys(*jnp.split(both.transpose(0, 3, 1, 2, 4), 2, axis=1))  # (B, H, I, K, E) each
+        key, value = jnp.split(both.transpose(0, 3, 1, 2, 4), 2, axis=1)  # (B, H, I, K, E) each
+        return VisualKeys(key if self.key_norm is None else self.key_norm(key), value)
 
     def __call__(
         self, x: Float[Array, "B L D"], keys: VisualKeys | None, mask: Bool[Array, "B L I"] | None
@@ -90,6 +111,7 @@ class GatedCrossAttention(nnx.Module):
         images, tokens = keys.key.shape[2:4]
         # Without rotary positions: which images a position sees is a matter of the mask alone.
         query = self.query(self.norm(x)).reshape(rows, length, self.heads, self.head_size)
+        query = query if self.query_norm is None else self.query_norm(query)
         scores = jnp.einsum("blhe,bhike->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
         scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
         # One softmax over the tokens of all visible images together.
@@ -100,6 +122,6 @@ class GatedCrossAttention(nnx.Module):
         return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)
 
 
-def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 1"]:
-    """The opening of a gate, in (-1, 1), in the dtype of `x`."""
-    return jnp.tanh(alpha[...].astype(jnp.float32)).astype(x.dtype).reshape(1, 1, 1)
+def gate(alpha: nnx.Param, x: Float[Array, "B L D"]) -> Float[Array, "1 1 #D"]:
+    """The opening of a gate or, with one per channel, of each, in (-1, 1), in the dtype of `x`."""
+    return jnp.tanh(alpha[...].astype(jnp.float32)).astype(x.dtype).reshape(1, 1, -1)

@@ -5,14 +5,14 @@ Dimension key: D width, F hidden width of the feed-forward.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from generalist.model.config import ModelConfig
+from generalist.model.config import Activation, ModelConfig
 from generalist.model.constrain import constrain
 from generalist.system.platforms import target_platform
 
@@ -140,10 +140,12 @@ class LayerNorm(nnx.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
+NORMS: dict[str, type[RMSNorm | LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
+
+
 def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
     """The norm that the settings choose, over the model's width."""
-    kind = RMSNorm if config.norm == "rms" else LayerNorm
-    return kind(config.width, rngs=rngs, epsilon=config.norm_epsilon)
+    return NORMS[config.norm](config.width, rngs=rngs, epsilon=config.norm_epsilon)
 
 
 def exact_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -173,13 +175,43 @@ class FeedForward(nnx.Module):
         return self.down(self.activation(gate) * value)
 
 
-class SquaredReluFeedForward(nnx.Module):
-    """Feed-forward of Flamingo's new layers: norm, `relu(x W₁)² W₂` (So et al., 2021), without biases."""
+def squared_relu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """`relu(x)²` (So et al., 2021)."""
+    return jnp.square(jax.nn.relu(x))
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.norm = LayerNorm(width, rngs=rngs)
-        self.up = Linear(width, hidden, rngs=rngs)
+
+ACTIVATIONS: dict[Activation, Callable] = {
+    "squared_relu": squared_relu,
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "exact_gelu": exact_gelu,
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+}
+
+
+class NormedFeedForward(nnx.Module):
+    """Feed-forward of the layers through which images enter: a norm, then `act(x W₁) W₂` or, with a gate,
+    `(act(x W₁) ⊙ x W₂) W₃` with W₁ and W₂ side by side in one kernel; without biases. Flamingo's activation is squared ReLU."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation = "squared_relu",
+        norm: Literal["layer", "rms"] = "layer",
+        epsilon: float = 1e-5,
+        rngs: nnx.Rngs,
+    ):
+        self.gated, self.activation = activation in ("swiglu", "geglu"), ACTIVATIONS[activation]
+        self.norm = NORMS[norm](width, rngs=rngs, epsilon=epsilon)
+        self.up = Linear(width, (1 + self.gated) * hidden, rngs=rngs)
         self.down = Linear(hidden, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return self.down(jnp.square(jax.nn.relu(self.up(self.norm(x)))))
+        hidden = self.up(self.norm(x))
+        if not self.gated:
+            return self.down(self.activation(hidden))
+        gate, value = jnp.split(hidden, 2, axis=-1)
+        return self.down(self.activation(gate) * value)

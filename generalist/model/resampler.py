@@ -11,18 +11,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from generalist.model.blocked_attention import MASKED
-from generalist.model.layers import LayerNorm, Linear, SquaredReluFeedForward, stack
+from generalist.model.config import Activation
+from generalist.model.layers import LayerNorm, Linear, NormedFeedForward, stack
 
 
 class PerceiverAttention(nnx.Module):
     """Latents attend to the features and to themselves: queries of the latents, keys and values of [features; latents]."""
 
-    def __init__(self, width: int, heads: int, head_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, head_size: int, *, qk_norm: bool = False, rngs: nnx.Rngs):
         self.heads, self.head_size = heads, head_size
         self.feature_norm, self.latent_norm = LayerNorm(width, rngs=rngs), LayerNorm(width, rngs=rngs)
         self.query = Linear(width, heads * head_size, rngs=rngs)
         self.key_value = Linear(width, 2 * heads * head_size, rngs=rngs)
         self.out = Linear(heads * head_size, width, rngs=rngs)
+        self.query_norm = LayerNorm(head_size, rngs=rngs) if qk_norm else None
+        self.key_norm = LayerNorm(head_size, rngs=rngs) if qk_norm else None
 
     def __call__(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
@@ -33,6 +36,8 @@ class PerceiverAttention(nnx.Module):
         query = self.query(latents).reshape(count, size, self.heads, self.head_size)
         # (N, S + K, H, E) each
         key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
         # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
         seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
@@ -43,9 +48,19 @@ class PerceiverAttention(nnx.Module):
 class ResamplerLayer(nnx.Module):
     """Attention, then feed-forward, each added to the latents."""
 
-    def __init__(self, width: int, heads: int, head_size: int, hidden: int, *, rngs: nnx.Rngs):
-        self.attention = PerceiverAttention(width, heads, head_size, rngs=rngs)
-        self.feed_forward = SquaredReluFeedForward(width, hidden, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_size: int,
+        hidden: int,
+        *,
+        activation: Activation = "squared_relu",
+        qk_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.attention = PerceiverAttention(width, heads, head_size, qk_norm=qk_norm, rngs=rngs)
+        self.feed_forward = NormedFeedForward(width, hidden, activation=activation, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
@@ -61,6 +76,8 @@ class PerceiverResampler(nnx.Module):
         width_in: F, the encoder's channels; projected to `width` if they differ.
         hidden: width of the feed-forwards' hidden layer; None: 4 · `width`.
         frames: number of learned time embeddings; a video of another length interpolates them linearly (appendix A.1.1).
+        activation: of the feed-forwards.
+        qk_norm: normalise each head's queries and keys.
     """
 
     def __init__(
@@ -74,6 +91,8 @@ class PerceiverResampler(nnx.Module):
         head_size: int,
         frames: int = 1,
         hidden: int | None = None,
+        activation: Activation = "squared_relu",
+        qk_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         self.projection = Linear(width_in, width, rngs=rngs) if width_in != width else None
@@ -82,7 +101,9 @@ class PerceiverResampler(nnx.Module):
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (frames, width)))
 
         def layer(rngs: nnx.Rngs) -> ResamplerLayer:
-            return ResamplerLayer(width, heads, head_size, hidden or 4 * width, rngs=rngs)
+            return ResamplerLayer(
+                width, heads, head_size, hidden or 4 * width, activation=activation, qk_norm=qk_norm, rngs=rngs
+            )
 
         self.layers = stack(layer, layers, rngs.params())
         self.norm = LayerNorm(width, rngs=rngs)

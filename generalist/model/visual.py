@@ -33,17 +33,13 @@ class VisualPath(nnx.Module):
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         config, vision = spec.config, spec.config.vision
-        self.config, self.every = vision, vision.every
-        self.resampler = PerceiverResampler(
-            spec.channels,
-            vision.width,
-            layers=vision.layers,
-            latents=vision.latents,
-            heads=vision.heads,
-            head_size=vision.head_size,
-            hidden=vision.resampler_hidden or vision.hidden_factor * vision.width,
-            rngs=rngs,
-        )
+        self.config, self.every, self.first = vision, vision.every, vision.first
+        if not vision.resampled and spec.channels != vision.width:
+            raise ValueError(
+                f"model.vision.width ({vision.width}) must be the {spec.channels} channels of the encoder's features, which are "
+                "not resampled (model.vision.resampled = False)"
+            )
+        self.resampler = _resampler(spec, rngs) if vision.resampled else None
 
         heads, head_size = vision.cross_attention
 
@@ -54,11 +50,15 @@ class VisualPath(nnx.Module):
                 heads=heads,
                 head_size=head_size,
                 hidden=vision.gated_hidden or vision.hidden_factor * config.width,
+                activation=vision.gated_activation,
+                norm=vision.gated_norm,
+                epsilon=vision.gated_epsilon,
+                qk_norm=vision.gated_qk_norm,
+                gate=vision.gate,
                 rngs=rngs,
             )
 
-        # Rounded up: the last group may have fewer blocks.
-        self.gated = stack(gated, -(-config.layers // vision.every), rngs.params())
+        self.gated = stack(gated, config.gated_layers, rngs.params())
 
     def tokens(self, batch: Batch, dtype: DTypeLike) -> Float[Array, "B I K V"]:
         """The visual tokens of each row's images, from encoder features (J, S, F)."""
@@ -66,8 +66,15 @@ class VisualPath(nnx.Module):
             raise ValueError(
                 f"the model takes an encoder's features (J, S, F), not images of shape {batch.images.shape}"
             )
-        # (J, S, F) → (J, 1, S, F): an image is a video of one frame.
-        visual = self.resampler(batch.images.astype(dtype)[:, None])
+        visual = batch.images.astype(dtype)
+        if self.resampler is not None:
+            # (J, S, F) → (J, 1, S, F): an image is a video of one frame.
+            visual = self.resampler(visual[:, None])
+        elif visual.shape[1] != self.config.latents:
+            raise ValueError(
+                f"an image has {visual.shape[1]} features, but model.vision.latents is {self.config.latents}: without a "
+                "resampler they must be equal"
+            )
         return batch.gather(visual, batch.row_images)  # (J, K, V) → (B, I, K, V)
 
     def scan(
@@ -89,6 +96,10 @@ class VisualPath(nnx.Module):
             gate_params, block_params = params
             return jax.lax.scan(layer, look(x, gate_params), block_params, unroll=min(unroll, self.every))[0], None
 
+        if self.first:
+            before = jax.tree.map(lambda leaf: leaf[: self.first], blocks)
+            x, _ = jax.lax.scan(layer, x, before, unroll=min(unroll, self.first))
+            blocks = jax.tree.map(lambda leaf: leaf[self.first :], blocks)
         count = jax.tree.leaves(blocks)[0].shape[0]
         # A scan within a scan: groups of blocks behind one cross-attention; the rest, if any, follow below.
         whole = count // self.every
@@ -130,8 +141,24 @@ class VisualPath(nnx.Module):
         mask: Bool[Array, "B L I"] | None,
     ) -> Float[Array, "B L D"]:
         """The gated cross-attention that stands before a block, if one does."""
-        if block % self.every:
+        layer, rest = divmod(block - self.first, self.every)
+        if layer < 0 or rest:
             return x
-        layer = block // self.every
         # The feed-forward acts on positions without images too.
         return unstacked(self.gated)[layer](x, None if keys is None else keys[layer], mask)
+
+
+def _resampler(spec: ModelSpec, rngs: nnx.Rngs) -> PerceiverResampler:
+    vision = spec.config.vision
+    return PerceiverResampler(
+        spec.channels,
+        vision.width,
+        layers=vision.layers,
+        latents=vision.latents,
+        heads=vision.heads,
+        head_size=vision.head_size,
+        hidden=vision.resampler_hidden or vision.hidden_factor * vision.width,
+        activation=vision.resampler_activation,
+        qk_norm=vision.resampler_qk_norm,
+        rngs=rngs,
+    )

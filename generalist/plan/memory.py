@@ -150,8 +150,9 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     heads, size = vision.cross_attention
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
     # A gated layer: scores against all images of the row, queries and mixed values, hidden layers, norms.
-    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + 3 * hidden + 3 * model.width
-    groups = -(-model.layers // vision.every)  # rounded up: the last group may have fewer blocks
+    inner = (4 if vision.gated_activation in ("swiglu", "geglu") else 3) * hidden
+    seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + inner + 3 * model.width
+    groups = model.gated_layers
     if model.remat == "none":
         return positions * (model.layers * kept + groups * seen)
     # Recomputed one group at a time, with the inputs of its blocks kept.
@@ -170,7 +171,7 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     if spec.projected:
         each = spec.channels + 2 * model.vision.projector_hidden + model.width
         kept += batch.images * model.vision.positions * each
-    if spec.crossed:
+    if spec.crossed and model.vision.resampled:
         vision = model.vision
         hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
         heads = vision.heads * vision.head_size

@@ -10,6 +10,7 @@ from pathlib import Path
 from generalist.config.run import Config
 from generalist.config.versions import from_stored
 from generalist.run.folder import missing_run
+from generalist.weights.open_flamingo import is_open_flamingo
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # a folder that `Generalist.save` wrote, with a model card
 ENCODER_FOLDER = "encoder"  # within a folder of weights: the frozen encoder, if it came from a folder
@@ -65,9 +66,11 @@ def weights_folder(name: Path | str | None) -> Path:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder is in HuggingFace's layout, such as a published language model's."""
+    """Whether a folder is in HuggingFace's layout, such as a published language model's, or an OpenFlamingo's."""
     if (folder / "tokenizers.json").is_file():
         return False
+    if is_open_flamingo(folder):
+        return True
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

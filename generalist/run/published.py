@@ -7,6 +7,7 @@ from generalist.config.run import Config, TokenConfig
 from generalist.model.config import ModelConfig
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.marks import Marks
+from generalist.tokenizers.pieces import Images
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.vit import check_vit, load_vit
 from generalist.weights.language import LanguageModel
@@ -23,15 +24,16 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         ImportError: `tokenizer.json` needs the package `tokenizers`, which is not installed.
     """
     text = model.text()
+    ways: Images = "encoder" if model.gated is not None else model.images.way if model.images else "frame"
     config = Config(
-        name=model.folder.folder.resolve().name,
+        name=model.named.resolve().name,
         # A document has one local position only, of an embedding that is zero.
         model=dataclasses.replace(ModelConfig(), local_positions=1, **model.shape),
         tokens=TokenConfig(
             text_pieces=model.vocabulary,
             continuous_bins=0,
             discrete_values=0,
-            documents=model.images.way if model.images else "frame",
+            documents=ways,
         ),
         data=DataConfig(sources={}, length=model.context[0]),
     )
@@ -44,9 +46,9 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         stops=(SEPARATOR,),
         image=model.images.marks(text) if model.images else None,
     )
-    return Tokenizers(
-        config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.folder.folder
-    )
+    if model.gated is not None:
+        marks = model.gated.marked(marks, text, model.shape)
+    return Tokenizers(config=config, text=text, layouts={}, projection_width=0, published=marks, folder=model.named)
 
 
 def check_published(model: LanguageModel) -> None:
@@ -54,6 +56,8 @@ def check_published(model: LanguageModel) -> None:
     model.check()
     if model.images is not None:
         check_vit(model.folder, model.images.tower)
+    if model.gated is not None:
+        check_vit(model.gated.folder, model.gated.tower)
 
 
 def published_encoder(model: LanguageModel) -> VisionEncoder | None:
@@ -62,4 +66,6 @@ def published_encoder(model: LanguageModel) -> VisionEncoder | None:
     Raises:
         WeightsError: as `check_published`, or a number is not finite.
     """
+    if model.gated is not None:
+        return load_vit(model.gated.folder, model.gated.tower)
     return load_vit(model.folder, model.images.tower) if model.images is not None else None

@@ -92,5 +92,6 @@ def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
     # Keys and values are computed per visual token, everything else of a gated layer per position. Scores count as if every
     # position attended to all images of its row.
     scores = 2 * layers * positions * batch.row_images * vision.latents * math.prod(vision.cross_attention)
-    resampled = count_parameters(params["resampler"]["layers"]) * batch.images * vision.latents
+    resampler = params["resampler"]["layers"] if vision.resampled else {}
+    resampled = count_parameters(resampler) * batch.images * vision.latents
     return positions * (count_parameters(gated) - keys) + visual * keys + scores + resampled

@@ -30,20 +30,28 @@ class Processor:
     deviation: tuple[float, ...]
 
 
-def processor(folder: WeightsFolder, family: Family, size: int) -> Processor:
+def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bool = False) -> Processor:
     """The settings of `preprocessor_config.json` or, in newer folders, `processor_config.json`; else the family's defaults.
 
     CLIP resizes the shorter side and crops the centre, SigLIP stretches both sides.
 
     Args:
         size: input pixels per side of the tower.
+        stretched: stretch both sides unless the file says otherwise.
 
     Raises:
         WeightsError: it produces pixels of another size, or uses an unsupported setting.
     """
     stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
+    stored = stored or {}
+    if stretched:
+        # IDEFICS' files have one number, by a name of their own.
+        side = stored.get("image_size", size)
+        stored = {"size": {"height": side, "width": side}, **stored}
     try:
-        return _processor(stored or {}, family, size)
+        if stored.get("image_num_channels", 3) != 3:
+            raise ValueError(f"image_num_channels must be 3, got {stored['image_num_channels']!r}")
+        return _processor(stored, family, size)
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
 

@@ -195,7 +195,7 @@ def check_vit(folder: WeightsFolder, tower: Tower | None = None) -> None:
     tower = alone(folder) if tower is None else tower
     config = vit_config(folder, tower)
     folder.check(vit_recipes(config, tower.prefix), _unused(config, tower))
-    processor(folder, config.family, config.size)
+    processor(folder, config.family, config.size, stretched=tower.stretched)
 
 
 def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder:
@@ -217,7 +217,7 @@ def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder
     kept = arrays if tower.part else {name: array.astype(np.float32) for name, array in arrays.items()}
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
-        prepare=processor(folder, config.family, config.size).preparation,
+        prepare=processor(folder, config.family, config.size, stretched=tower.stretched).preparation,
         cells=config.cells + (config.family == "clip") - config.dropped,
         channels=config.width * max(1, len(config.taps)),
         weights_hash=weights_hash,
@@ -283,11 +283,13 @@ def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
     clip = tower.family == "clip"
 
     def setting(name: str, default: Any, kind: type | tuple[type, ...] = int) -> Any:
+        if tower.settings is not None:
+            return tower.settings[name]
         return folder.setting(tower.section + name, kind, default=default)
 
     # The defaults are those of the families' own definitions: published files leave out settings that equal them.
     size = setting("image_size", 224)
-    prepared = processor(folder, tower.family, size)
+    prepared = processor(folder, tower.family, size, stretched=tower.stretched)
     try:
         return ViTConfig(
             family=tower.family,

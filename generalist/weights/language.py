@@ -18,11 +18,15 @@ from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.weights.folder import WeightsError, WeightsFolder
+from generalist.weights.gated import GatedImages, gated_images
+from generalist.weights.gated_recipes import with_additional_rows
+from generalist.weights.gated_shape import additional_rows
 from generalist.weights.language_images import PublishedImages, published_images
 from generalist.weights.language_positions import context
 from generalist.weights.language_recipes import IMAGE_PARTS, recipes
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
+from generalist.weights.open_flamingo import OpenFlamingoFolder, is_open_flamingo
 from generalist.weights.recipe import Recipe, Tensor
 
 GEMMA_BOS = 2
@@ -40,7 +44,10 @@ class LanguageModel:
         Raises:
             WeightsError: the folder does not exist, holds another architecture, or has an unsupported setting.
         """
-        self.folder = WeightsFolder(Path(folder))
+        flamingo = images and is_open_flamingo(Path(folder))
+        self.folder = OpenFlamingoFolder(Path(folder)) if flamingo else WeightsFolder(Path(folder))
+        self.named = Path(folder)
+        """The folder by which it was named."""
         self._settings = LanguageSettings(self.folder)
         self.family = self._settings.family
         self._with_images = images
@@ -55,9 +62,18 @@ class LanguageModel:
         return published_images(self._settings) if self._with_images else None
 
     @cached_property
+    def gated(self) -> GatedImages | None:
+        """How it sees images through cross-attention; None: it does not, or was opened without its parts for them.
+
+        Raises:
+            WeightsError: a setting is missing, unsupported or inconsistent with another.
+        """
+        return gated_images(self._settings) if self._with_images else None
+
+    @cached_property
     def vocabulary(self) -> int:
         """Rows of the text table."""
-        return self._settings.get("vocab_size")
+        return self._settings.get("vocab_size") + additional_rows(self._settings)
 
     @cached_property
     def shape(self) -> dict[str, Any]:
@@ -66,14 +82,17 @@ class LanguageModel:
         Raises:
             WeightsError: a setting is missing, unsupported or inconsistent with another.
         """
-        return shape(self._settings) | (self.images.shape if self.images else {})
+        found = shape(self._settings) | (self.images.shape if self.images else {})
+        return found if self.gated is None else found | {"vision": self.gated.vision}
 
     @cached_property
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
         found, unused = recipes(self._settings, self.shape)
+        if self.gated is not None:
+            return self.gated.recipes(self.shape, found, unused)
         if self.images is None:
-            return found, unused
+            return with_additional_rows(self._settings, self.shape, found, unused)
         # The tower checks its own tensors when it is read.
         kept = tuple(one for one in unused if one != IMAGE_PARTS)
         return found | self.images.recipes, (*kept, rf"{re.escape(self.images.tower.prefix)}.*")
@@ -110,6 +129,8 @@ class LanguageModel:
         Raises:
             WeightsError: the tokenizer puts control tokens behind a text too, which a prompt is not to be ended by.
         """
+        if self.family == "idefics":  # its processor writes it before every text, whatever the tokenizer does
+            return tuple(id for name, id in self.marks().items() if name == "bos")
         own = self.folder.beside("tokenizer_config.json").get("add_bos_token")
         around = text.around()
         if around is not None and around[1]:

@@ -34,9 +34,11 @@ def rope(settings: LanguageSettings) -> RopeConfig:
 
 def context(settings: LanguageSettings) -> tuple[int, bool]:
     """Positions that the model was made for, and whether more would change the wavelengths of all."""
-    name = {"gpt2": "n_positions", "mpt": "max_seq_len"}.get(settings.family, "max_position_embeddings")
+    name = {"gpt2": "n_positions", "mpt": "max_seq_len", "mosaic_gpt": "max_seq_len"}.get(
+        settings.family, "max_position_embeddings"
+    )
     length = settings.get(name)
-    if settings.family in ("gpt2", "mpt"):
+    if settings.family in ("gpt2", "mpt", "mosaic_gpt"):
         return length, False
     stored, _ = _stored(settings)
     kind = _kind(stored)

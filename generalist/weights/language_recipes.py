@@ -49,7 +49,16 @@ def _layered(shape: Mapping[str, Any], layer: Callable[[int], Recipes]) -> Recip
     return {f"blocks/{name}": stacked([one[name] for one in layers]) for name in layers[0]}
 
 
-def _layer_norm(ours: str, theirs: str, width: int, *, biased: bool = True) -> Recipes:
+def gain_less_one(name: str, length: int) -> Recipe:
+    """The gain of a root-mean-square norm: ours is 1 + scale, as Gemma's is; the others store the gain itself."""
+    # bfloat16 would round the difference.
+    return mapped(
+        tensor(name, length), lambda gain: gain.astype(np.float32) - 1, lambda one: one.astype(np.float32) + 1
+    )
+
+
+def layer_norm(ours: str, theirs: str, width: int, *, biased: bool = True) -> Recipes:
+    """The scale and bias of a layer norm."""
     bias = tensor(f"{theirs}.bias", width) if biased else zeros(width)
     return {f"{ours}/scale": tensor(f"{theirs}.weight", width), f"{ours}/bias": bias}
 
@@ -73,10 +82,10 @@ def _gpt2(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> Re
     def layer(index: int) -> Recipes:
         name = f"{prefix}h.{index}"
         return {
-            **_layer_norm("attention_norm", f"{name}.ln_1", width),
+            **layer_norm("attention_norm", f"{name}.ln_1", width),
             **linear("attention/qkv", f"{name}.attn.c_attn", width, 3 * width),
             **linear("attention/out", f"{name}.attn.c_proj", width, width),
-            **_layer_norm("feed_forward_norm", f"{name}.ln_2", width),
+            **layer_norm("feed_forward_norm", f"{name}.ln_2", width),
             **linear("feed_forward/up", f"{name}.mlp.c_fc", width, hidden),
             **linear("feed_forward/down", f"{name}.mlp.c_proj", hidden, width),
         }
@@ -84,7 +93,7 @@ def _gpt2(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> Re
     return {
         "tokens/text": tensor(f"{prefix}wte.weight", rows, width),
         "time_table": tensor(f"{prefix}wpe.weight", shape["learned_positions"], width),
-        **_layer_norm("final_norm", f"{prefix}ln_f", width),
+        **layer_norm("final_norm", f"{prefix}ln_f", width),
         **_layered(shape, layer),
     }
 
@@ -108,17 +117,17 @@ def _gpt_neox(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -
         if shape["qkv_bias"]:
             fused["attention/qkv/bias"] = mapped(tensor(f"{qkv}.bias", 3 * width), by_kind, by_head)
         return {
-            **_layer_norm("attention_norm", f"{name}.input_layernorm", width),
+            **layer_norm("attention_norm", f"{name}.input_layernorm", width),
             **fused,
             **_linear("attention/out", f"{name}.attention.dense", width, width, biased=shape["out_bias"]),
-            **_layer_norm("feed_forward_norm", f"{name}.post_attention_layernorm", width),
+            **layer_norm("feed_forward_norm", f"{name}.post_attention_layernorm", width),
             **_linear("feed_forward/up", f"{name}.mlp.dense_h_to_4h", hidden, width, biased=True),
             **_linear("feed_forward/down", f"{name}.mlp.dense_4h_to_h", width, hidden, biased=True),
         }
 
     return {
         "tokens/text": tensor(f"{prefix}embed_in.weight", rows, width),
-        **_layer_norm("final_norm", f"{prefix}final_layer_norm", width),
+        **layer_norm("final_norm", f"{prefix}final_layer_norm", width),
         **_layered(shape, layer),
     }
 
@@ -127,20 +136,29 @@ def _mpt(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> Rec
     width, hidden = shape["width"], shape["hidden"]
     prefix = _prefix(settings.folder.shapes, "wte", "transformer.")
 
+    newer = settings.family == "mpt"
+    first, second, last = ("norm_1", "norm_2", "norm_f") if newer else ("ln_1", "ln_2", "ln_f")
+    up, down = ("ffn.up_proj", "ffn.down_proj") if newer else ("mlp.mlp_up", "mlp.mlp_down")
+
     def layer(index: int) -> Recipes:
         name = f"{prefix}blocks.{index}"
+        norms = {
+            **layer_norm("attention/query_norm", f"{name}.attn.q_ln", width, biased=False),
+            **layer_norm("attention/key_norm", f"{name}.attn.k_ln", width, biased=False),
+        }
         return {
-            **_layer_norm("attention_norm", f"{name}.norm_1", width, biased=False),
+            **(norms if shape["qk_norm"] else {}),
+            **layer_norm("attention_norm", f"{name}.{first}", width, biased=False),
             **_linear("attention/qkv", f"{name}.attn.Wqkv", 3 * width, width, biased=False),
             **_linear("attention/out", f"{name}.attn.out_proj", width, width, biased=False),
-            **_layer_norm("feed_forward_norm", f"{name}.norm_2", width, biased=False),
-            **_linear("feed_forward/up", f"{name}.ffn.up_proj", hidden, width, biased=False),
-            **_linear("feed_forward/down", f"{name}.ffn.down_proj", width, hidden, biased=False),
+            **layer_norm("feed_forward_norm", f"{name}.{second}", width, biased=False),
+            **_linear("feed_forward/up", f"{name}.{up}", hidden, width, biased=False),
+            **_linear("feed_forward/down", f"{name}.{down}", width, hidden, biased=False),
         }
 
     return {
         "tokens/text": tensor(f"{prefix}wte.weight", rows, width),
-        **_layer_norm("final_norm", f"{prefix}norm_f", width, biased=False),
+        **layer_norm("final_norm", f"{prefix}{last}", width, biased=False),
         **_layered(shape, layer),
     }
 
@@ -152,10 +170,8 @@ def _llama(settings: LanguageSettings, shape: Mapping[str, Any], rows: int) -> R
     prefix = _prefix(settings.folder.shapes, "embed_tokens", *names)
 
     def norm(ours: str, theirs: str, length: int = width) -> Recipes:
-        # Our gain is 1 + scale, as Gemma's is; the others store the gain itself. bfloat16 would round the difference.
-        stored = tensor(f"{theirs}.weight", length)
-        less_one = mapped(stored, lambda gain: gain.astype(np.float32) - 1, lambda scale: scale.astype(np.float32) + 1)
-        return {f"{ours}/scale": stored if settings.gemma else less_one}
+        name = f"{theirs}.weight"
+        return {f"{ours}/scale": tensor(name, length) if settings.gemma else gain_less_one(name, length)}
 
     def layer(index: int) -> Recipes:
         name = f"{prefix}layers.{index}"
@@ -218,4 +234,5 @@ RECIPES: dict[str, Callable[[LanguageSettings, Mapping[str, Any], int], Recipes]
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "mpt": _mpt,
+    "mosaic_gpt": _mpt,
 }

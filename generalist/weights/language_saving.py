@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from generalist.weights.folder import NUMBERS, WeightsError, save_shards
+from generalist.weights.gated_recipes import ADDITIONAL
 from generalist.weights.language import LanguageModel
 from generalist.weights.language_recipes import OUTPUTS
 from generalist.weights.recipe import Recipe, Tensor
@@ -66,19 +67,23 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The names and tensors of the files; adds to `left_out` the paths that have no place there."""
     recipes, _ = model.recipes
-    embedding, written = None, set()
+    copies: dict[str, Tensor] = {}
+    written = set()
     for path, array in arrays:
         if path not in recipes:
             left_out.append(path)
             continue
-        for name, tensor in _of_recipe(model, path, recipes[path], array, dtype):
-            embedding = tensor if path == "tokens/text" else embedding
-            written.add(name)
-            yield name, tensor
+        made = list(_of_recipe(model, path, recipes[path], array, dtype))
+        if path == "tokens/text":  # the output matrix may be a copy of it, in one part or in two
+            copies = {
+                name: one for names, (_, one) in zip((OUTPUTS, ADDITIONAL[1:]), made, strict=False) for name in names
+            }
+        written |= {name for name, _ in made}
+        yield from made
     if missing := [name for recipe in recipes.values() for name, _ in recipe.sources if name not in written]:
         raise WeightsError(f"the weights lack {len(missing)} tensors of {model.folder.folder}, such as {missing[0]}")
     for name in [name for name in model.folder.shapes if name not in written]:
-        tensor = embedding if embedding is not None and name in OUTPUTS else model.folder.tensor(name)
+        tensor = copies[name] if name in copies else model.folder.tensor(name)
         # Others are masks and the like.
         yield name, _cast(name, tensor, dtype) if model.folder.types[name] in NUMBERS else tensor
 

@@ -28,7 +28,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "max_seq_len": 2048,
     },
+    "mosaic_gpt": {
+        "layer_norm_epsilon": 1e-5,
+        "mlp_ratio": 4,
+        "tie_word_embeddings": True,
+        "max_seq_len": 2048,
+        "no_bias": False,
+        "alibi": False,
+    },
     "llama": {**_SILU, "max_position_embeddings": 2048},
+    "idefics": {**_SILU, "max_position_embeddings": 2048},
     "mistral": {**_SILU, "max_position_embeddings": 131_072, "sliding_window": 4096},
     "qwen2": {**_SILU, "max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {
@@ -105,6 +114,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 ATTENTION_BIASES = ("llama", "qwen3", "olmo2", "smollm3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
 """Families whose definition has the setting `attention_bias`."""
+LAYERS = {"gpt2": "n_layer", "mpt": "n_layers", "mosaic_gpt": "n_layers"}
+"""Their names of the number of layers, where it is not num_hidden_layers."""
 # Switches that change the computation, with the one value that we support.
 REFUSED: dict[str, Any] = {
     "scale_attn_by_inverse_layer_idx": False,
@@ -115,9 +126,11 @@ REFUSED: dict[str, Any] = {
     "attn_config.attn_type": "multihead_attention",
     "attn_config.prefix_lm": False,
     "attn_config.attn_uses_sequence_id": False,
-    "attn_config.qk_ln": False,
     "attn_config.qk_gn": False,
     "attn_config.alibi": True,
+    "alibi": True,  # of MPT-1B, as the next two
+    "prefix_lm": False,
+    "attn_uses_sequence_id": False,
     "attn_config.rope": False,
 }
 
@@ -153,7 +166,7 @@ class LanguageSettings:
         self._defaults = DEFAULTS[self.family] | (SECTIONS.get(self.family, {}) if self._section else {})
         self._refuse()
         # Checked here, since lists of layers are built before tensors are looked for.
-        name = {"gpt2": "n_layer", "mpt": "n_layers"}.get(self.family, "num_hidden_layers")
+        name = LAYERS.get(self.family, "num_hidden_layers")
         if (layers := self.get(name)) > len(folder.shapes):
             raise self.refused(f"has {name} = {layers}, but only {len(folder.shapes)} tensors")
 

@@ -20,6 +20,7 @@ PLAIN: dict[str, Any] = {
     "qkv_bound": 0.0,
     "qk_norm": False,
     "qk_norm_joint": False,
+    "qk_norm_kind": "rms",
     "rope": RopeConfig(),
     "learned_positions": 0,
     "alibi": 0.0,
@@ -125,25 +126,33 @@ def _gpt_neox(settings: LanguageSettings) -> dict[str, Any]:
 
 
 def _mpt(settings: LanguageSettings) -> dict[str, Any]:
+    """MPT, and the MPT-1B that came before it, whose settings of attention are in no section."""
+    older = settings.family == "mosaic_gpt"
+    clip, qk_norm = ("attn_clip_qkv", "attn_qk_ln") if older else ("attn_config.clip_qkv", "attn_config.qk_ln")
+    section = "" if older else "attn_config."
     width, heads = settings.get("d_model"), settings.get("n_heads")
     norm = settings.get("norm_type", str, "low_precision_layernorm")
     if norm not in ("low_precision_layernorm", "layernorm"):
         raise settings.refused(f"has norm_type = {norm!r}; supported is low_precision_layernorm, layernorm")
-    scale = settings.optional("attn_config.softmax_scale", (int, float))
+    scale = settings.optional(f"{section}softmax_scale", (int, float))
     return {
         "width": width,
         "layers": settings.get("n_layers"),
         "heads": heads,
         "kv_heads": heads,
         "head_size": _head_size(settings, width, heads),
-        "hidden": settings.get("expansion_ratio") * width,
+        "hidden": settings.get("mlp_ratio" if older else "expansion_ratio") * width,
         "activation": "exact_gelu",
         "norm": "layer",
         "norm_epsilon": settings.number("layer_norm_epsilon"),
-        "qkv_bound": float(settings.optional("attn_config.clip_qkv", (int, float)) or 0.0),
+        "qkv_bound": float(settings.optional(clip, (int, float)) or 0.0),
+        # The definition in transformers leaves these norms out; MPT's own applies them to all heads together.
+        "qk_norm": settings.get(qk_norm, bool, False),
+        "qk_norm_joint": True,
+        "qk_norm_kind": "layer",
         "tied_output": _tied(settings),
         # The definition in transformers takes 8 whatever the file says; MPT's own takes this number (StoryWriter has 16).
-        "alibi": settings.number("attn_config.alibi_bias_max", 8.0),
+        "alibi": settings.number(f"{section}alibi_bias_max", 8.0),
         "query_scale": None if scale is None else float(scale),
     }
 
@@ -153,6 +162,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
     width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     biased = settings.get("attention_bias", bool, False)
     window, kinds = windows(settings)
+    gates = {"silu": "swiglu", **(dict.fromkeys(APPROXIMATE, "geglu") if settings.family == "idefics" else {})}
     found = {
         "width": width,
         "layers": settings.get("num_hidden_layers"),
@@ -162,7 +172,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
         # Where it is given, heads · head_dim may differ from the width, as in Qwen 3 and Gemma.
         "head_size": settings.get("head_dim", default=0) or _head_size(settings, width, heads),
         "hidden": settings.get("intermediate_size"),
-        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", {"silu": "swiglu"}),
+        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", gates),
         "norm_epsilon": settings.number("rms_norm_eps", 1e-6),
         "qkv_bias": settings.family == "qwen2" or biased,
         "bias": settings.get("mlp_bias", bool, False),
@@ -176,6 +186,17 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
     if settings.family == "olmo2":
         found |= {"pre_norms": False, "post_norms": True, "qk_norm_joint": True}
     return found | (_of_gemma(settings, width) if settings.gemma else {})
+
+
+def _idefics(settings: LanguageSettings) -> dict[str, Any]:
+    """A Llama without grouped heads, whose images enter through gated cross-attention."""
+    width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    size = _head_size(settings, width, heads)
+    # Its attention ignores both, but its rotary positions do not.
+    for name, own in (("head_dim", size), ("num_key_value_heads", heads)):
+        if settings.get(name, default=own) != own:
+            raise settings.refused(f"has {name} = {settings.get(name)}; an IDEFICS has {own}")
+    return _llama(settings)
 
 
 def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
@@ -202,4 +223,10 @@ def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
     }
 
 
-SHAPES: dict[str, Callable[[LanguageSettings], dict[str, Any]]] = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "mpt": _mpt}
+SHAPES: dict[str, Callable[[LanguageSettings], dict[str, Any]]] = {
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "mpt": _mpt,
+    "mosaic_gpt": _mpt,
+    "idefics": _idefics,
+}

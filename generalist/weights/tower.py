@@ -1,7 +1,8 @@
 """Where a folder has a vision tower, and what is read of it: plain data, which `generalist.vision.vit` builds."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 Family = Literal["clip", "siglip"]
 
@@ -24,6 +25,11 @@ class Tower:
     """Apply the norm behind the last layer."""
     skipped: int | None = None
     """Positions in front that are left out; None: the class position."""
+
+    stretched: bool = False
+    """Whether images are stretched to the tower's size unless their preparation says otherwise, also for CLIP (IDEFICS)."""
+    settings: Mapping[str, Any] | None = None
+    """The tower's settings by CLIP's names, in place of those of the section."""
 
     def __post_init__(self) -> None:
         if self.normed and self.taps:

@@ -132,6 +132,44 @@ def test_positions_see_their_images_and_no_others(attend_to: str, every: int):
         np.testing.assert_array_equal(changed & (batch.segment > 0), expected)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"first": 1, "every": 2, "gated_activation": "exact_gelu", "resampler_activation": "exact_gelu"},
+        {
+            "gated_activation": "swiglu",
+            "gated_norm": "rms",
+            "gated_qk_norm": True,
+            "gate": "vector",
+            "resampler_qk_norm": True,
+        },
+        {"resampled": False, "width": CHANNELS, "latents": CELLS, "first": 2, "every": 3, "gated_activation": "geglu"},
+    ],
+)
+def test_stacked_layers_equal_separate_ones_in_every_variant(settings: dict):
+    spec, batch = seeing(**settings), packed()
+    model, separate = opened(create(spec, 0)), opened(create(spec, 0))
+    separate.unstack()
+    found = logits(model, batch)
+    np.testing.assert_allclose(found, logits(separate, batch), atol=1e-5)
+    blind = logits(model, dataclasses.replace(batch, images=batch.images[:0], row_images=batch.row_images[:, :0]))
+    changed = np.abs(found - blind).max(axis=-1) > 1e-4
+    np.testing.assert_array_equal(changed, batch.image > 0)
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(ValueError, match=r"model.vision.first \(2\) must be less than model.vision.every \(2\)"):
+        VisionConfig(first=2, every=2)
+    with pytest.raises(ValueError, match=r"model.vision.first \(3\) must be less than model.layers \(3\)"):
+        seeing(first=3, every=4)
+    with pytest.raises(ValueError, match=r"model.vision.gated_epsilon must be above 0"):
+        VisionConfig(gated_epsilon=0.0)
+    with pytest.raises(ValueError, match=r"model.vision.width \(16\) must be the 6 channels"):
+        create(seeing(resampled=False), 0)
+    with pytest.raises(ValueError, match="an image has 4 features, but model.vision.latents is 3"):
+        logits(create(seeing(resampled=False, width=CHANNELS), 0), packed())
+
+
 def test_last_and_all_differ_where_there_are_two_images():
     batch = packed()
     last, every = (logits(opened(create(seeing(attend_to=how), 0)), batch) for how in ("last", "all"))
