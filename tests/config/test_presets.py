@@ -8,8 +8,8 @@ from flax import nnx
 
 from generalist.config.presets import PRESETS, preset
 from generalist.config.run import check_complete
-from generalist.model.params import divided
 from generalist.model.transformer import count_parameters, create
+from generalist.model.tuned import divided
 from generalist.run.shapes import without_data
 from generalist.vision.vit import SO400M
 

@@ -22,6 +22,7 @@ from generalist.config.presets import debug, preset
 from generalist.config.run import Config, TrainingConfig
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.tuning import Tuning
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.memory import FULL, arithmetic, largest_rows
@@ -70,7 +71,7 @@ def planned(remat: str) -> Estimate:
 @pytest.mark.slow
 def test_flops_of_a_training_step_are_those_of_arithmetic():
     found, (spec, _, _) = planned("none"), language()[1]
-    blocks = abstract_parameters(spec)["blocks"]
+    blocks = abstract_parameters(spec, Tuning())[0]["blocks"]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(blocks) if leaf.ndim == 3) + MODEL.width * spec.vocabulary.size
     # Attention of short rows on a CPU scores them whole: 2 products forward; backward 4, and more where it scores again.
     attention = 2 * MODEL.layers * LENGTH * MODEL.heads * MODEL.head_size
