@@ -268,6 +268,11 @@ class Config(RunSettings):
         value = self.training.lora.rank if lora else self.training.trained_layers
         if value is None:
             return
+        if self.training.trained_layers is not None and self.model.vision.encoder != "none":
+            raise ValueError(
+                "training.trained_layers does not go with model.vision.encoder, whose gated layers stand between all layers: use "
+                "training.lora.rank"
+            )
         if not self.training.start and self.model.trunk == "none":
             raise ValueError(
                 f"{name} = {value} keeps a part of the weights frozen, but the run begins with random ones: name weights with "

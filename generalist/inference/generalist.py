@@ -104,3 +104,15 @@ class Generalist(Weights):
                 a parameter has no place in the architecture.
         """
         return publish.save_published(self, Path(folder), dtype)
+
+    def with_adapter(self, folder: Path | str) -> "Generalist":
+        """These weights with a low-rank adapter of their language model merged into them.
+
+        Args:
+            folder: in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises:
+            WeightsError: the weights have no published architecture, or the folder holds no adapter that fits it or is
+                supported.
+        """
+        return self.with_arrays(publish.with_adapter(self, Path(folder)))

@@ -93,12 +93,11 @@ class Weights:
 
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
-        tuning = config.training.tuning
-        shapes = divided(_shapes(tokenizers, tuning), config.model, tuning)
+        shapes = checkpoint_shapes(tokenizers, config)
         params, frozen, step = restore_params(config.checkpoints, *shapes, step, mean=config.training.ema > 0)
         arrays = flat(united(params, frozen))
         del params, frozen  # each stack is freed below as soon as its layers are apart
-        placed = _placed(together(arrays, config.model, tuning))
+        placed = _placed(together(arrays, config.model, config.training.tuning))
         return cls(tokenizers, _graph(tokenizers), placed, step, encoder=encoder)
 
     @classmethod
@@ -271,6 +270,12 @@ def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Toke
     if encoder is None:
         return tokenizers
     return dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
+
+
+def checkpoint_shapes(tokenizers: Tokenizers, config: Config) -> tuple[Any, Any]:
+    """The shapes of the trained and of the frozen parameters in a run's checkpoints, on this machine's first device."""
+    tuning = config.training.tuning
+    return divided(_shapes(tokenizers, tuning), config.model, tuning)
 
 
 def _shapes(tokenizers: Tokenizers, tuning: Tuning = Tuning()) -> Any:

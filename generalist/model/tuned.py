@@ -33,18 +33,13 @@ def create_tuned(spec: ModelSpec, seed: int, tuning: Tuning) -> Transformer:
     """A freshly initialised model as it is trained: with adapters, or with its frozen lower layers apart.
 
     Raises:
-        ValueError: fewer layers than are to be trained, or an encoder, whose gated layers stand between all layers.
+        ValueError: it has fewer layers than are to be trained.
     """
     model, layers = create(spec, seed), spec.config.layers
     if tuning.lora.rank is not None:
         # fold_in: the model's own parameters are drawn as without adapters.
         add_adapters(model.blocks, spec.config, tuning.lora, layers, jax.random.fold_in(jax.random.key(seed), 1))
     if lower := tuning.lower(layers):
-        if spec.channels:
-            raise ValueError(
-                "training.trained_layers does not go with model.vision.encoder, whose layers stand between all blocks: use "
-                "training.lora.rank"
-            )
         graph, state = nnx.split(model.blocks)
         model.lower, model.blocks = (
             nnx.merge(graph, jax.tree.map(lambda leaf, part=part: leaf[part], state))

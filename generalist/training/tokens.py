@@ -28,6 +28,7 @@ from generalist.training.step import Trainer
 from generalist.training.token_trainer import make_trainer
 from generalist.vision.encoder import VisionEncoder
 from generalist.weights.language import LanguageModel
+from generalist.weights.peft_layout import PeftAdapter
 
 
 def train(
@@ -88,9 +89,24 @@ def first_parameters(
         start: of other weights, by their paths in files; None: there are none.
     """
     if start is None:
-        return load_trunk(config, spec, trainer, console)
+        adapters = first_adapters(config, trainer)
+        return united(load_trunk(config, spec, trainer, console), nested(adapters))
     layers, tuning = spec.config.layers, config.training.tuning
     return nested({name: part for path in start for name, part in apart(path, start[path], layers, tuning).items()})
+
+
+def first_adapters(config: Config, trainer: Trainer) -> dict[str, Any]:
+    """The adapters that `training.lora.adapter` names, by their paths, on the devices; empty if it names none.
+
+    Raises:
+        WeightsError: they do not fit the trunk or the settings.
+    """
+    lora = config.training.lora
+    if not lora.adapter:
+        return {}
+    kept = flat(trainer.abstract_state.params)
+    arrays = PeftAdapter(lora.adapter, LanguageModel(config.model.trunk)).arrays(lora)
+    return {path: jax.device_put(array, kept[path].sharding) for path, array in arrays}
 
 
 def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:

@@ -170,11 +170,7 @@ def test_only_the_chosen_places_have_adapters_and_division_loses_nothing():
     assert flat(united(*divided(params, spec.config, tuning))).keys() == flat(params).keys()
 
 
-def test_more_layers_than_there_are_and_an_encoder_between_them_are_refused():
+def test_more_layers_than_there_are_are_refused():
     spec = spec_of(LanguageModel(FIXTURES / "llama"))
     with pytest.raises(ValueError, match=r"training.trained_layers = 9, but the model has only \d layers"):
         create_tuned(spec, 0, Tuning(trained_layers=9))
-    with pytest.raises(
-        ValueError, match=r"training.trained_layers does not go with model.vision.encoder.*use training.lora"
-    ):
-        create_tuned(dataclasses.replace(spec, channels=8), 0, UPPER)
