@@ -57,7 +57,9 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         default = shared_once(default)
     elif given["training.start"] and is_published(Path(given["training.start"])):
         # A preset may have a trunk that its user is to name, as these weights do.
-        default = dataclasses.replace(default, model=dataclasses.replace(default.model, trunk="none"))
+        training = dataclasses.replace(default.training, start=given["training.start"])
+        model = dataclasses.replace(default.model, trunk="none", trunk_frozen=True)
+        default = dataclasses.replace(default, model=model, training=training)
     elif given["training.start"]:
         # A run that has begun stores these settings itself. It continues even if the weights it began with are gone.
         begun = Path(given["runs"] or "") / (given["name"] or "")
