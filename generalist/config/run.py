@@ -325,9 +325,10 @@ def check_complete(config: Config) -> None:
     Raises:
         ValueError: some are not; the message lists all of them.
     """
-    # As options, in the form in which they are typed.
+    # As options, in the form in which they are typed. A trunk that `training.start` names is trained, by adapters if these are set.
+    trunk = "training.start" if config.training.tuning.freezes else "model.trunk"
     needed = {
-        "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
+        f"--{trunk} FOLDER (a language model)": config.model.trunk == REQUIRED,
         "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
     }
     missing = [what for what, is_missing in needed.items() if is_missing]
