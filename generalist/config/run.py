@@ -325,7 +325,7 @@ def check_complete(config: Config) -> None:
     Raises:
         ValueError: some are not; the message lists all of them.
     """
-    # As options, in the form in which they are typed. A trunk that `training.start` names is trained, by adapters if these are set.
+    # As options, in the form in which they are typed. What `training.start` names is trained, by adapters where they are set.
     trunk = "training.start" if config.training.tuning.freezes else "model.trunk"
     needed = {
         f"--{trunk} FOLDER (a language model)": config.model.trunk == REQUIRED,
