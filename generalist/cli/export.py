@@ -90,7 +90,7 @@ def _export_adapter(arguments: argparse.Namespace, console: Console) -> int:
         )
     config = run_settings(folder)
     console.print("loading JAX and the adapters ...", highlight=False)
-    from generalist.inference.publish import save_run_adapter
+    from generalist.inference.adapters import save_run_adapter
 
     step = save_run_adapter(config, arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
@@ -109,5 +109,5 @@ def without_places(generalist: "Generalist") -> "Generalist":
     # Where their maker kept data and runs is of no use to others, and may be private.
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
-    training = dataclasses.replace(config.training, checkpoints="", start="")
+    training = dataclasses.replace(config.training.without_start(), checkpoints="")
     return generalist.with_config(dataclasses.replace(config, runs=Path("runs"), data=data, training=training))

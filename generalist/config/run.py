@@ -158,6 +158,10 @@ class TrainingConfig:
         if self.skip_limit < 0:
             raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
 
+    def without_start(self) -> "TrainingConfig":
+        """These settings without the weights that a run begins with, and without what stays frozen of them."""
+        return dataclasses.replace(self, start="", lora=LoraConfig(), trained_layers=None)
+
     @property
     def tuning(self) -> Tuning:
         """What is trained of the weights that the run begins with."""

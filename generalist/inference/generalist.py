@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from generalist.inference import adapters, publish
 from generalist.inference import prompt as prompting
-from generalist.inference import publish
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
@@ -115,4 +115,4 @@ class Generalist(Weights):
             WeightsError: the weights have no published architecture, or the folder holds no adapter that fits it or is
                 supported.
         """
-        return self.with_arrays(publish.with_adapter(self, Path(folder)))
+        return self.with_arrays(adapters.with_adapter(self, Path(folder)))

@@ -152,6 +152,13 @@ def test_adapters_are_trained_beside_weights_of_ours(folder: Path):
     np.testing.assert_array_equal(after["tokens/text"], before["tokens/text"])
     moved = np.abs(after["blocks/attention/out/kernel"] - before["blocks/attention/out/kernel"])
     assert 0 < moved.max() < 0.1
+    # Merged: what it exports neither has adapters nor asks for the weights beneath them.
+    assert main(["export", str(folder / "merged"), "--run", "second", "--runs", str(folder / "runs")]) == 0
+    exported = Generalist.load(folder / "merged")
+    assert exported.config.training.lora.rank is None
+    np.testing.assert_array_equal(
+        dict(exported.arrays())["blocks/attention/out/kernel"], after["blocks/attention/out/kernel"]
+    )
 
 
 @pytest.mark.parametrize(
