@@ -40,7 +40,7 @@ class Case:
         spec = prepared.tokenizers.model_spec()
         self._trainer = make_trainer(spec, config.training, weights=list(prepared.sources.values()))
         self._state, self._key = self._trainer.initialize({}), jax.random.key(0)
-        self.flops = model_flops(spec, prepared.batch_spec, self._state.params)
+        self.flops = model_flops(spec, prepared.batch_spec, self._state.params, self._state.frozen)
         next(prepared.iterator)  # opens the files
         begun = time.perf_counter()
         batches = [next(prepared.iterator) for _ in range(BATCHES)]

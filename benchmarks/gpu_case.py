@@ -25,7 +25,6 @@ from generalist.data.sources.prose import Prose
 from generalist.experiment.prepare import prepare
 from generalist.model import attend
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.params import united
 from generalist.plan.memory import arithmetic, with_rows
 from generalist.plan.program import make_planned_trainer
 from generalist.run.shapes import shaped_encoder, without_data
@@ -130,7 +129,7 @@ def measure(
     trainer = make_planned_trainer(config, spec, jax.devices()[:1])
     placed = [trainer.place(batch) for batch in batches]
     state, key = trainer.initialize({}), jax.random.key(0)
-    flops = model_flops(spec, sizes, united(state.params, state.frozen))
+    flops = model_flops(spec, sizes, state.params, state.frozen)
     with jax.set_mesh(trainer.mesh):
         begun = time.perf_counter()
         compiled = trainer.step.lower(state, placed[0], key).compile()

@@ -190,7 +190,7 @@ def measure(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, An
                 theirs()
         rounds = [one_round(ours, theirs) for _ in range(arguments.rounds)]
     seconds, peaks, other = np.array(rounds).T
-    flops = model_flops(spec, sizes, state.params)
+    flops = model_flops(spec, sizes, state.params, state.frozen)
     of_half = (
         6 * spec.config.layers * sizes.length * spec.config.heads * spec.config.head_size * sizes.rows * sizes.length
     )

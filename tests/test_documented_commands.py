@@ -49,6 +49,7 @@ RUN = {
     "generalist runs": "pocket",
     "generalist play babyai/GoTo --expert --video goto.webp": "video: goto.webp",
     "generalist plan gato_364m --devices h100": "training.micro_batches = auto: 8",
+    "generalist plan smollm_agent --devices rtx4090": "it fits",
 }
 RUN_SLOWLY = {
     "generalist prompt --example": "snowboarder",
@@ -131,11 +132,14 @@ class Parsed(Exception):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with what the commands name: the run `pocket`, with the settings of the shipped weights, and a mixture."""
+    """An empty folder with what the commands name: the run `pocket`, with the settings of the shipped weights, a mixture, and
+    published language models, all of them the same tiny one."""
     (tmp_path / "runs/pocket").mkdir(parents=True)
     for name in ("config.json", "tokenizers.json"):
         shutil.copy(SHIPPED / name, tmp_path / "runs/pocket" / name)
     (tmp_path / "mixture.yaml").write_text(MIXTURE.findall((ROOT / "docs/mixture.md").read_text(encoding="utf-8"))[0])
+    for name in ("models/SmolLM2-360M", "tests/fixtures/language/llama"):
+        shutil.copytree(ROOT / "tests/fixtures/language/llama", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

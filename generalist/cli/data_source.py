@@ -55,7 +55,7 @@ def open_source(arguments: argparse.Namespace, settings: list[str], console: Con
             raise ValueError(f"--run has its own tokenizers, which {fixed[0]} does not fit: leave it out, or --run")
         default = weights_settings(arguments.run)
         # The run's own beginning matters no more; its weights may be gone.
-        default = dataclasses.replace(default, training=dataclasses.replace(default.training, start=""))
+        default = dataclasses.replace(default, training=default.training.without_start())
     # Given as a setting, so that messages and precedence are those of `train.py`.
     given = [] if arguments.mixture is None else ["--data.mixture", str(arguments.mixture)]
     config = parse(default, [*given, *settings], prog=f"generalist data {arguments.doing} SOURCE")

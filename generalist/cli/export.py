@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from generalist.cli.weights import add_weights, load_weights
+from generalist.run.named_weights import is_run, run_settings, weights_folder
 from generalist.system.places import check_new_folder
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser).required = True
     parser.add_argument(
         "--layout",
-        choices=("generalist", "huggingface"),
+        choices=("generalist", "huggingface", "peft"),
         default="generalist",
         help="generalist (default): everything, for this package; huggingface: the language model alone, a published one or a "
-        "run's trunk, for other tools",
+        "run's trunk, for other tools; peft: the adapters of a run (training.lora) alone",
     )
     parser.add_argument(
         "--dtype",
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if rest:
         raise ValueError(f"generalist export does not know {' '.join(rest)}")
     check_new_folder(arguments.out)
+    if arguments.layout == "peft":
+        return _export_adapter(arguments, console)
     # The moving average of the weights, if the run keeps one: what evaluation scores is what is published.
     generalist = load_weights(arguments, console)
     import ml_dtypes  # NumPy knows bfloat16 by it
@@ -76,10 +79,35 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     return 0
 
 
+def _export_adapter(arguments: argparse.Namespace, console: Console) -> int:
+    """`--layout peft`; returns the exit status."""
+    folder = arguments.runs / arguments.run if arguments.run else weights_folder(arguments.weights)
+    if arguments.dtype or arguments.adapter:
+        raise ValueError("--layout peft writes a run's own adapters in float32: leave out --dtype and --adapter")
+    if not is_run(folder):
+        raise ValueError(
+            f"{folder} is no run, and only a run has its adapters apart from its weights: name one with --run"
+        )
+    config = run_settings(folder)
+    console.print("loading JAX and the adapters ...", highlight=False)
+    from generalist.inference.adapters import save_run_adapter
+
+    step = save_run_adapter(config, arguments.out)
+    size = sum(file.stat().st_size for file in arguments.out.iterdir())
+    console.print(f"{arguments.out}: step {step:,}, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    console.print(
+        f"use it with --weights {config.model.trunk} --adapter {arguments.out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def without_places(generalist: "Generalist") -> "Generalist":
     """The same weights with the default folders in their settings."""
     # Where their maker kept data and runs is of no use to others, and may be private.
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
-    training = dataclasses.replace(config.training, checkpoints="", start="")
+    training = dataclasses.replace(config.training.without_start(), checkpoints="")
     return generalist.with_config(dataclasses.replace(config, runs=Path("runs"), data=data, training=training))

@@ -23,6 +23,11 @@ def add_weights(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveG
     )
     which.add_argument("--run", metavar="NAME", help="name of a run: its folder under --runs")
     parser.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        help="a low-rank adapter of the weights' language model in PEFT's layout, to merge into them",
+    )
+    parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default runs)"
     )
     return which
@@ -45,5 +50,7 @@ def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist
     from generalist.inference.generalist import Generalist
 
     generalist = Generalist.from_run(run_settings(folder)) if arguments.run else Generalist.load(folder)
+    if arguments.adapter:
+        generalist = generalist.with_adapter(arguments.adapter)
     console.print(f"weights of {generalist.config.name}, step {generalist.step:,}", highlight=False)
     return generalist

@@ -12,7 +12,8 @@ from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.emoji import Emoji
 from generalist.data.sources.new_words import NewWords
 from generalist.data.sources.prose import Prose
-from generalist.model.config import REQUIRED, ModelConfig, VisionConfig
+from generalist.model.config import REQUIRED, ModelConfig, RopeConfig, VisionConfig
+from generalist.model.tuning import LoraConfig
 
 
 def pocket() -> Config:
@@ -264,6 +265,73 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
     )
 
 
+def gemma3_agent() -> Config:
+    """An agent that begins with Gemma 3 4B (its language model), by adapters and rows of its own; the folder is yours to name."""
+    # Five layers with a window, then one without; https://huggingface.co/google/gemma-3-4b-pt has these sizes.
+    model = ModelConfig(
+        width=2560,
+        layers=34,
+        heads=8,
+        kv_heads=4,
+        head_size=256,
+        hidden=10_240,
+        post_norms=True,
+        window=1024,
+        layer_kinds=(*("window",) * 5, "full"),
+        rope=RopeConfig(base=1e6, scaling="linear", factor=8.0),
+        query_scale=256**-0.5,
+    )
+    return _agent("gemma3_agent", model, text_pieces=262_208, length=1024, learning_rate=1e-4)
+
+
+def smollm_agent() -> Config:
+    """An agent that begins with SmolLM2-360M, by adapters and rows of its own; the folder is yours to name."""
+    model = ModelConfig(
+        width=960,
+        layers=32,
+        heads=15,
+        kv_heads=5,
+        head_size=64,
+        hidden=2560,
+        activation="swiglu",
+        norm_epsilon=1e-5,
+        qk_norm=False,
+        rope=RopeConfig(base=100_000.0),
+    )
+    return _agent("smollm_agent", model, text_pieces=49_152, length=512, learning_rate=2e-4)
+
+
+def _agent(name: str, model: ModelConfig, *, text_pieces: int, length: int, learning_rate: float) -> Config:
+    """A preset that trains adapters beside a published language model on `pocket_long`'s data: control, captions and prose.
+
+    Args:
+        model: with the published shape, for plans; training takes that of the folder.
+    """
+    rows = 64
+    return Config(
+        name=name,
+        model=dataclasses.replace(model, trunk=REQUIRED, remat="block"),
+        tokens=TokenConfig(text_pieces=text_pieces),
+        # Per position as many payloads as `pocket_long` has.
+        data=DataConfig(
+            sources=pocket_long().data.sources,
+            rows=rows,
+            length=length,
+            tensors=rows * length * 5 // 8,
+            frames=rows * length * 3 // 16,
+            shards=rows // 2,
+        ),
+        training=TrainingConfig(
+            steps=20_000,
+            learning_rate=learning_rate,
+            warmup=500,
+            micro_batches="auto",
+            checkpoint_every=1_000,
+            lora=LoraConfig(rank=32, alpha=64.0),
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
     for preset in (
@@ -276,6 +344,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
         flamingo_3b,
         flamingo_9b,
         flamingo_80b,
+        gemma3_agent,
+        smollm_agent,
         debug,
     )
 }

@@ -11,6 +11,7 @@ from typing import Literal
 from generalist.config.data import DataConfig
 from generalist.data.source import Ways
 from generalist.model.config import REQUIRED, ModelConfig
+from generalist.model.tuning import LoraConfig, Tuning
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -54,9 +55,15 @@ class TrainingConfig:
     steps: int = 2400
     """Number of optimizer steps."""
     start: str = ""
-    """Weights to begin with: a folder of `generalist export`, a run's folder, or `shipped`. Empty: random weights.
+    """Weights to begin with: a folder of `generalist export`, a run's folder, `shipped`, or a published language model's folder.
+    Empty: random weights.
     The run takes over their text pieces, their layouts, and their settings of `model` and `tokens`.
-    Layouts that this run does not train keep their settings of acting; those that it trains act with this run's."""
+    Layouts that this run does not train keep their settings of acting; those that it trains act with this run's.
+    A published model's folder becomes `model.trunk`, of which everything is trained unless `lora` or `trained_layers` says
+    otherwise."""
+    lora: LoraConfig = LoraConfig()
+    trained_layers: int | None = None
+    """Train only this number of upper layers of the weights that the run begins with, and all that is new. Left out: no limit."""
     # Betas, decay and clipping as in GPT-3 (Brown et al., 2020, appendix B).
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW; or Muon for matrices, which learns more per step, with AdamW for all other parameters."""
@@ -130,6 +137,12 @@ class TrainingConfig:
         for name in ("loss_chunks", "keep_every", "keep_best"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        if self.trained_layers is not None and self.trained_layers < 1:
+            raise ValueError(
+                f"training.trained_layers must be at least 1, got {self.trained_layers}: leave it out to train all layers"
+            )
+        if self.trained_layers is not None and self.lora.rank is not None:
+            raise ValueError("training.lora.rank and training.trained_layers exclude each other: leave one of them out")
         if self.stall_seconds <= 0:
             raise ValueError(f"training.stall_seconds must be above 0, got {self.stall_seconds}")
         # With two axes of -1 there would be more than one way to fill them.
@@ -145,6 +158,15 @@ class TrainingConfig:
             raise ValueError(f"training.ema must be at least 0 and below 1, got {self.ema}")
         if self.skip_limit < 0:
             raise ValueError(f"training.skip_limit must not be negative, got {self.skip_limit}")
+
+    def without_start(self) -> "TrainingConfig":
+        """These settings without the weights that a run begins with, and without what stays frozen of them."""
+        return dataclasses.replace(self, start="", lora=LoraConfig(), trained_layers=None)
+
+    @property
+    def tuning(self) -> Tuning:
+        """What is trained of the weights that the run begins with."""
+        return Tuning(lora=self.lora, trained_layers=self.trained_layers)
 
     @property
     def parts(self) -> int:
@@ -237,10 +259,33 @@ class Config(RunSettings):
                 "training.start and model.trunk both name weights to begin with: leave one out (exported weights include their "
                 "trunk)"
             )
+        self._check_tuning()
         self._check_images()
         if 0 < self.model.learned_positions < self.data.length:
             raise ValueError(
                 f"data.length = {self.data.length}, but the trunk has only {self.model.learned_positions} positions: lower it"
+            )
+
+    def _check_tuning(self) -> None:
+        """Checks that what is to be trained of the weights that the run begins with does not contradict other settings."""
+        lora = self.training.lora.rank is not None
+        name = "training.lora.rank" if lora else "training.trained_layers"
+        value = self.training.lora.rank if lora else self.training.trained_layers
+        if value is None:
+            return
+        if self.training.trained_layers is not None and self.model.vision.encoder != "none":
+            raise ValueError(
+                "training.trained_layers does not go with model.vision.encoder, whose gated layers stand between all layers: use "
+                "training.lora.rank"
+            )
+        if not self.training.start and self.model.trunk == "none":
+            raise ValueError(
+                f"{name} = {value} keeps a part of the weights frozen, but the run begins with random ones: name weights with "
+                "training.start or model.trunk, or leave it out"
+            )
+        if self.model.trunk != "none" and not self.model.trunk_frozen:
+            raise ValueError(
+                f"{name} = {value} and model.trunk_frozen = False contradict each other: leave one of them out"
             )
 
     def _check_images(self) -> None:
@@ -292,9 +337,10 @@ def check_complete(config: Config) -> None:
     Raises:
         ValueError: some are not; the message lists all of them.
     """
-    # As options, in the form in which they are typed.
+    # As options, in the form in which they are typed. What `training.start` names is trained, by adapters where they are set.
+    trunk = "training.start" if config.training.tuning.freezes else "model.trunk"
     needed = {
-        "--model.trunk FOLDER (a language model)": config.model.trunk == REQUIRED,
+        f"--{trunk} FOLDER (a language model)": config.model.trunk == REQUIRED,
         "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
     }
     missing = [what for what, is_missing in needed.items() if is_missing]

@@ -10,6 +10,8 @@ from generalist.config.run import RunSettings, TrainingConfig, check_name
 # it to do something.
 WITHOUT_EFFECT = {
     "start": "both towers begin with random weights",
+    "lora": "both towers begin with random weights",
+    "trained_layers": "both towers begin with random weights",
     "average": "a batch has one source",
     "z_loss": "there are no logits over a vocabulary",
     "loss_chunks": "there are no logits over a vocabulary",

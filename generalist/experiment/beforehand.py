@@ -22,6 +22,7 @@ from generalist.training.loss import KINDS
 from generalist.training.sharding import make_mesh, own_shards
 from generalist.vision.load import check_encoder, load_encoder
 from generalist.weights.language import LanguageModel
+from generalist.weights.peft_layout import PeftAdapter
 
 # Metrics of every run in metrics.jsonl. Losses and accuracies by source and by kind of token come in addition.
 METRICS = (
@@ -60,6 +61,7 @@ def check(config: Config, console: Console) -> Generalist | None:
     check_encoder(config.model.vision.encoder)
     if config.model.trunk != "none":
         LanguageModel(config.model.trunk).text()  # its tokenizer; `with_trunk` has checked its tensors
+    _check_tuning(config)
     _check_sizes(config)
     _check_best_metric(config)
     for name, folder in (("data.folder", config.data.folder), ("training.checkpoints", Path(config.checkpoints))):
@@ -68,6 +70,20 @@ def check(config: Config, console: Console) -> Generalist | None:
     if not config.training.start or has_begun(config.folder, config.training.checkpoints):
         return None
     return _open_start(config)
+
+
+def _check_tuning(config: Config) -> None:
+    """Checks the adapter that training begins with, and the number of layers that are trained."""
+    config.training.tuning.lower(config.model.layers)
+    lora = config.training.lora
+    if lora.adapter and config.model.trunk == "none":
+        raise ValueError(
+            "training.lora.adapter is of a published language model, but the run begins with other weights: name the model with "
+            "training.start or model.trunk, or leave the adapter out"
+        )
+    if lora.adapter:
+        for _ in PeftAdapter(lora.adapter, LanguageModel(config.model.trunk)).arrays(lora):
+            pass  # read to the end: recording comes between
 
 
 def _check_sizes(config: Config) -> None:

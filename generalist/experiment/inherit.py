@@ -14,7 +14,9 @@ from generalist.config.run import Config
 from generalist.config.versions import from_stored
 from generalist.experiment.help import shared_once
 from generalist.run.folder import flatten, has_begun
-from generalist.run.named_weights import weights_settings
+from generalist.run.named_weights import is_published, weights_settings
+from generalist.weights.folder import WeightsError
+from generalist.weights.language import LanguageModel
 
 # Settings of the model that do not change the meaning of its parameters. Encoders are compared by their fingerprints instead,
 # since one encoder may have several names; a larger number of layers is handled by `generalist.experiment.warm_start`.
@@ -36,6 +38,7 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
 
     Raises:
         FileNotFoundError: the weights of `training.start` do not exist.
+        WeightsError: they are a published model that is no language model that can be loaded.
         ValueError: settings do not fit each other, or the settings of the weights are damaged.
         SystemExit: after `--help`, or for an unknown setting.
     """
@@ -52,6 +55,11 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         )
     if {"-h", "--help"} & set(arguments):
         default = shared_once(default)
+    elif given["training.start"] and is_published(Path(given["training.start"])):
+        # A preset may have a trunk that its user is to name, as these weights do.
+        training = dataclasses.replace(default.training, start=given["training.start"])
+        model = dataclasses.replace(default.model, trunk="none", trunk_frozen=True)
+        default = dataclasses.replace(default, model=model, training=training)
     elif given["training.start"]:
         # A run that has begun stores these settings itself. It continues even if the weights it began with are gone.
         begun = Path(given["runs"] or "") / (given["name"] or "")
@@ -60,7 +68,25 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         how = {name: getattr(default.model, name) for name in ("remat", "layers_unrolled", "stochastic_depth")}
         model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
         default = dataclasses.replace(default, model=model, tokens=known.tokens)
-    return tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description)
+    return _from_published(tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description))
+
+
+def _from_published(config: Config) -> Config:
+    """The settings with a published language model that `training.start` names as the trunk; unchanged if it names none.
+
+    Raises:
+        WeightsError: the folder holds no language model that can be loaded.
+    """
+    start = config.training.start
+    if not start or not is_published(Path(start)):
+        return config
+    try:
+        LanguageModel(Path(start))
+    except WeightsError as error:
+        raise WeightsError(f"training.start: {error}") from error
+    model = dataclasses.replace(config.model, trunk=start, trunk_frozen=config.training.tuning.freezes)
+    # At once, since both names together are refused.
+    return dataclasses.replace(config, model=model, training=dataclasses.replace(config.training, start=""))
 
 
 def _begun_settings(folder: Path, start: str) -> Config | None:

@@ -99,7 +99,7 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     share = source.weight / (source.weight + sum(one.weight for one in others.values()))
     # Stored features have no pixels to show.
     alone = dataclasses.replace(data, sources={name: source}, only=(), mixture=None, features="computed", loaders=0)
-    config = dataclasses.replace(config, data=alone, training=dataclasses.replace(config.training, start=""))
+    config = dataclasses.replace(config, data=alone, training=config.training.without_start())
     check_complete(config)
     # A run's own settings have the sizes of its trunk already.
     if run is None and config.model.trunk != "none":

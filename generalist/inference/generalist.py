@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from generalist.inference import adapters, publish
 from generalist.inference import prompt as prompting
-from generalist.inference import publish
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
@@ -108,3 +108,15 @@ class Generalist(Weights):
                 a parameter has no place in the architecture.
         """
         return publish.save_published(self, Path(folder), dtype)
+
+    def with_adapter(self, folder: Path | str) -> "Generalist":
+        """These weights with a low-rank adapter of their language model merged into them.
+
+        Args:
+            folder: in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises:
+            WeightsError: the weights have no published architecture, or the folder holds no adapter that fits it or is
+                supported.
+        """
+        return self.with_arrays(adapters.with_adapter(self, Path(folder)))

@@ -13,14 +13,14 @@ from generalist.weights.open_flamingo import is_open_flamingo
 
 def save_published(weights: Weights, folder: Path, dtype: Any) -> list[str]:
     """See `Generalist.save_published`."""
-    model = _origin(weights)
+    model = origin(weights)
     with whole_folder(folder) as whole:
         left_out = save_language_model(model, weights.arrays(dtype=None), whole, dtype)
     # What a published model has here beyond its files, rows for our marks and local positions that are zero, nothing reads.
     return [] if weights.tokenizers.published is not None else left_out
 
 
-def _origin(weights: Weights) -> LanguageModel:
+def origin(weights: Weights) -> LanguageModel:
     """The opened folder of the language model that the weights began with."""
     config, published = weights.config, weights.tokenizers.published is not None
     if config.model.trunk == "none" and not published:

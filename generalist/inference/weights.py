@@ -20,8 +20,10 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
-from generalist.model.params import divided, flat, layers_apart, layers_together, nested, united
-from generalist.model.transformer import create, create_separate
+from generalist.model.params import flat, layers_apart, layers_together, nested, united
+from generalist.model.transformer import create_separate
+from generalist.model.tuned import create_tuned, divided, together
+from generalist.model.tuning import Tuning
 from generalist.run.named_weights import ENCODER_FOLDER, is_published, is_run, run_settings, weights_folder
 from generalist.run.published import check_published, published_encoder, published_tokenizers
 from generalist.run.tokenizers import Tokenizers
@@ -91,12 +93,11 @@ class Weights:
 
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
-        params, frozen, step = restore_params(
-            config.checkpoints, *divided(_shapes(tokenizers), config.model), step, mean=config.training.ema > 0
-        )
+        shapes = checkpoint_shapes(tokenizers, config)
+        params, frozen, step = restore_params(config.checkpoints, *shapes, step, mean=config.training.ema > 0)
         arrays = flat(united(params, frozen))
         del params, frozen  # each stack is freed below as soon as its layers are apart
-        placed = _placed((path, np.asarray(arrays.pop(path))) for path in list(arrays))
+        placed = _placed(together(arrays, config.model, config.training.tuning))
         return cls(tokenizers, _graph(tokenizers), placed, step, encoder=encoder)
 
     @classmethod
@@ -285,10 +286,17 @@ def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Toke
     return dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
 
 
-def _shapes(tokenizers: Tokenizers) -> Any:
-    """The shapes of the parameters as files and checkpoints have them, layers stacked, on this machine's first device."""
+def checkpoint_shapes(tokenizers: Tokenizers, config: Config) -> tuple[Any, Any]:
+    """The shapes of the trained and of the frozen parameters in a run's checkpoints, on this machine's first device."""
+    tuning = config.training.tuning
+    return divided(_shapes(tokenizers, tuning), config.model, tuning)
+
+
+def _shapes(tokenizers: Tokenizers, tuning: Tuning = Tuning()) -> Any:
+    """The shapes of the parameters as files or, with its tuning, a run's checkpoints have them, layers stacked, on this machine's
+    first device."""
     spec = tokenizers.model_spec()
-    _, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param)
+    _, abstract = nnx.split(nnx.eval_shape(lambda: create_tuned(spec, 0, tuning)), nnx.Param)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)

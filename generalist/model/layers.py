@@ -94,10 +94,14 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, scale: float = 1.0, bias: bool = False):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)) * (scale * inputs**-0.5))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        # Low-rank products that are trained beside a frozen kernel (`generalist.model.lora`), where there are any.
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # Cast here, not stored in 16 bits: the optimiser's small updates would round to nothing.
         y = stored_product(x, self.kernel[...])
+        if self.adapter is not None:
+            y = y + self.adapter(x)
         if self.bias is not None:
             # Reshaped explicitly: the tests forbid implicit rank promotion.
             y = y + self.bias[...].astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

@@ -10,9 +10,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from generalist.model.config import ModelConfig
-
-TRUNK = re.compile(r"(blocks|final_norm)/|time_table$|(tokens|output)/text$")
+TRUNK = re.compile(r"(blocks|lower|final_norm)/|time_table$|(tokens|output)/text$")
 """Paths of the parameters that a pretrained language model provides."""
 
 
@@ -52,21 +50,6 @@ def layers_together(paths: Iterable[str]) -> dict[str, list[str]]:
         stack, layer = (path, 0) if found is None else (f"{found[1]}/{found[3]}", int(found[2]))
         together.setdefault(stack, []).append((layer, path))
     return {stack: [path for _, path in sorted(layers)] for stack, layers in together.items()}
-
-
-def divided(params: Any, config: ModelConfig) -> tuple[Any, Any]:
-    """Nested parameters as those that are trained and those that are frozen, each nested."""
-    if config.trunk == "none" or not config.trunk_frozen:
-        return params, {}
-    # flax's function here, whose paths are tuples: lists of modules have integers for keys, which a joined path would turn into
-    # texts, and `divided` must give back what it was given.
-    leaves = traverse_util.flatten_dict(params)
-
-    def part(frozen: bool) -> dict[str, Any]:
-        of_part = {path: leaf for path, leaf in leaves.items() if bool(TRUNK.match("/".join(map(str, path)))) == frozen}
-        return traverse_util.unflatten_dict(of_part)
-
-    return part(False), part(True)
 
 
 def united(params: Any, others: Any) -> Any:

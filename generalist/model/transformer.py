@@ -5,7 +5,7 @@ parallel actions are read from, A dimensions of an action.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,8 @@ class Transformer(nnx.Module):
         self.frame_embedder = FrameEmbedder(config, rngs=rngs) if spec.frames else None
         # Parameters of all blocks stacked on a first axis, so that one compiled block serves every layer.
         self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.layers, rngs.params())
+        # The first of them, where training keeps those frozen (`generalist.model.tuning`).
+        self.lower: Any = nnx.data(None)
         self.final_norm = make_norm(config, rngs=rngs)
         self.output = None if config.tied_output else TokenTable(spec.vocabulary, config.width, rngs=rngs)
         times = config.learned_positions
@@ -226,23 +228,29 @@ class Transformer(nnx.Module):
         sights = self.sights(batch)
         if isinstance(self.blocks, nnx.List):
             return self.final_norm(self._through_separate(x, batch, sights))
-        graph, stacked = nnx.split(self.blocks)
         kinds = jnp.array([list(sights).index(kind) for kind in self.config.kind_of_layers])
         kept = self._kept(len(x), dtype, key)
 
-        def layer(x, of_layer):
+        def layer(graph, x, of_layer):
             params, kind, kept = of_layer
             # All kinds of layers run in one scan; a choice between sets of angles costs less than a scan for each.
             seen = jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *sights.values())
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
-        layers = self.config.layers
+        layers, first = self.config.layers, 0
         unroll = layers_unrolled(layers, self.config.layers_unrolled)
         remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
-        if self.visual is None:
-            x, _ = jax.lax.scan(remat(layer), x, (stacked, kinds, kept), unroll=unroll)
-        else:
-            x = self.visual.scan(remat(layer), x, (stacked, kinds, kept), batch, remat, unroll)
+        for blocks in (self.blocks,) if self.lower is None else (self.lower, self.blocks):
+            graph, stacked = nnx.split(blocks)
+            run = remat(functools.partial(layer, graph))
+            # Frozen lower layers have a scan of their own: in one scan all layers' gradients would be computed.
+            last = first + jax.tree.leaves(stacked)[0].shape[0]
+            of_layers = (stacked, *jax.tree.map(lambda leaf, at=slice(first, last): leaf[at], (kinds, kept)))
+            if self.visual is None:
+                x, _ = jax.lax.scan(run, x, of_layers, unroll=unroll)
+            else:
+                x = self.visual.scan(run, x, of_layers, batch, remat, unroll)
+            first = last
         return self.final_norm(x)
 
     def _through_separate(

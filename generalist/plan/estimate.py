@@ -11,8 +11,9 @@ from flax import nnx
 from generalist.config.run import Config
 from generalist.data.batch import BatchSpec
 from generalist.model.config import ModelSpec
-from generalist.model.params import divided
-from generalist.model.transformer import count_parameters, create
+from generalist.model.transformer import count_parameters
+from generalist.model.tuned import create_tuned, divided
+from generalist.model.tuning import Tuning
 from generalist.plan.groups import Torus
 from generalist.plan.hlo import parse
 from generalist.plan.program import (
@@ -77,15 +78,16 @@ class Estimate:
 
 
 @functools.cache
-def abstract_parameters(spec: ModelSpec) -> dict[str, Any]:
-    """The model's parameters as nested shapes; nothing is allocated."""
+def abstract_parameters(spec: ModelSpec, tuning: Tuning) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's trained and frozen parameters as nested shapes; nothing is allocated."""
     # Cached, since a search asks for it once per candidate, and tracing a large model takes seconds.
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: create(spec, 0)), nnx.Param))
+    model = nnx.eval_shape(lambda: create_tuned(spec, 0, tuning))
+    return divided(nnx.to_pure_dict(nnx.state(model, nnx.Param)), spec.config, tuning)
 
 
-def count(spec: ModelSpec, encoder: VisionEncoder | None) -> Counts:
+def count(spec: ModelSpec, tuning: Tuning, encoder: VisionEncoder | None) -> Counts:
     """Numbers of a model's parameters."""
-    trained, frozen = divided(abstract_parameters(spec), spec.config)
+    trained, frozen = abstract_parameters(spec, tuning)
     seen = 0 if encoder is None else count_parameters(encoder.params)
     return Counts(trained=count_parameters(trained), frozen=count_parameters(frozen), encoder=seen)
 
@@ -123,7 +125,7 @@ def estimate(
         "mesh": dict(mesh.shape),
         "rows": batch_spec.rows,
         "length": batch_spec.length,
-        "counts": count(spec, encoder),
+        "counts": count(spec, config.training.tuning, encoder),
         "limit": target.memory,
     }
     try:
@@ -134,19 +136,20 @@ def estimate(
         return Estimate(**known, fits=False, memory=None, needed=error.needed, trouble=str(error))
     if hlo is not None:
         hlo.write_text(step.text, encoding="utf-8")
-    return _measured(known, spec, step, seen, target, speeds_of(target, mesh.devices.flat), batch_spec)
+    flops = model_flops(spec, batch_spec, *abstract_parameters(spec, config.training.tuning))
+    return _measured(known, flops, step, seen, target, speeds_of(target, mesh.devices.flat), batch_spec)
 
 
 def _measured(
     known: dict[str, Any],
-    spec: ModelSpec,
+    flops: float,
     step: Program,
     seen: Program | None,
     target: Target,
     speeds: Speeds,
     batch: BatchSpec,
 ) -> Estimate:
-    """The figures of compiled programs, `seen` being the encoder's."""
+    """The figures of compiled programs, `seen` being the encoder's, for a step of `flops` FLOPs by arithmetic."""
     totals = walk(parse(step.text), speeds)
     memory, encoder_seconds = step.memory, None
     if seen is not None:
@@ -160,7 +163,6 @@ def _measured(
             code=memory.code + seen.memory.code,
             temporary=max(memory.temporary, seen.memory.temporary),
         )
-    flops = model_flops(spec, batch, abstract_parameters(spec))
     # Simulated devices have infinite speed, and a time of 0: None says that it is unknown.
     timed = target.chip is not None and totals.seconds > 0
     seconds = totals.seconds if timed else None

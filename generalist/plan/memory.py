@@ -13,7 +13,6 @@ from generalist.data.batch import BUDGETS, BatchSpec
 from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
-from generalist.model.params import divided
 from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import batch_spec
@@ -87,8 +86,7 @@ def arithmetic(
         shards: number of devices that parameters, gradients and moments are split over.
         replicas: number of devices that the batch is split over.
     """
-    nested = abstract_parameters(spec)
-    trained, frozen = (count_parameters(part) for part in divided(nested, spec.config))
+    trained, frozen = (count_parameters(part) for part in abstract_parameters(spec, config.training.tuning))
     seen = 0 if encoder is None else count_parameters(encoder.params)
     copies = 2 if config.training.ema else 1
     # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once. A CPU

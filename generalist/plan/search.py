@@ -122,8 +122,9 @@ def on_mesh(training: TrainingConfig, mesh: dict[str, int]) -> TrainingConfig:
 
 def step_seconds(config: Config, spec: ModelSpec, batch: BatchSpec, target: Target) -> float:
     """Seconds per step by arithmetic: the longer of products and gathering weights, plus the sums that must be waited for."""
-    training, chip, params = config.training, target.chip, abstract_parameters(spec)
-    weights, flops = count_parameters(params), model_flops(spec, batch, params)
+    training, chip = config.training, target.chip
+    parameters = abstract_parameters(spec, training.tuning)
+    weights, flops = count_parameters(parameters), model_flops(spec, batch, *parameters)
     if chip is None or not chip.link:
         return flops  # without speeds any order will do
     # Remat runs the forward pass twice, so weights are gathered three times instead of twice.

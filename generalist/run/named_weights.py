@@ -93,7 +93,7 @@ def weights_settings(name: Path | str) -> Config:
     folder = weights_folder(name)
     if is_published(folder):
         raise ValueError(
-            f"{folder} is a published model, without settings of a run: only train.py --model.trunk takes it"
+            f"{folder} is a published model, without settings of a run: train.py alone takes it, as training.start or model.trunk"
         )
     config = run_settings(folder)
     encoder = folder / ENCODER_FOLDER

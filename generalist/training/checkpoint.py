@@ -153,7 +153,7 @@ def restore_params(
     """Reads only the weights of a checkpoint.
 
     Args:
-        abstract_params: shapes, dtypes and shardings of the trained parameters.
+        abstract_params: shapes, dtypes and shardings of the trained parameters that are to be read.
         abstract_frozen: the same of the frozen ones.
         step: which checkpoint; None: the newest.
         mean: read the moving average of the trained parameters instead of themselves.
@@ -172,7 +172,7 @@ def restore_params(
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, with the same preset and run name")
     trained = "mean_params" if mean else "params"
     # `partial_restore` leaves the rest of the state unread: Adam's moments alone are twice the size of the weights.
-    item = {trained: abstract_params, "frozen": abstract_frozen}
+    item = {name: part for name, part in ((trained, abstract_params), ("frozen", abstract_frozen)) if part}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path,
@@ -180,7 +180,7 @@ def restore_params(
                 item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
         )
-    return restored[trained], restored["frozen"], step
+    return restored[trained], restored.get("frozen", {}), step
 
 
 def first_line(error: Exception) -> str:

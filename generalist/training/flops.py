@@ -40,22 +40,23 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
+def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any, frozen: Any) -> float:
     """FLOPs of one training step by the shapes alone (PaLM, appendix B): padding counts as if it were tokens, and what remat
     recomputes does not count.
 
     Args:
-        params: nested parameters; only their shapes are read.
+        params: nested parameters that are trained; only their shapes are read.
+        frozen: the others.
     """
     config = spec.config
     # One matrix parameter costs 6 FLOPs per position that passes through it: 2 forward, 4 backward. The output matrix is a part
     # of this whether or not it is tied to the embedding, whose lookup costs nothing.
-    trunk = count_parameters(params["blocks"]) + config.width * spec.vocabulary.size
+    held = _multiplied(frozen) + (config.width * spec.vocabulary.text if "text" in frozen.get("tokens", {}) else 0)
+    trunk = _multiplied(params) + _multiplied(frozen) + config.width * spec.vocabulary.size
     # Scores and mixing cost 12 · L · N · H per position and layer, of which a causal mask leaves half.
     attention = 6 * config.layers * batch.length * config.heads * config.head_size
-    frozen = config.trunk != "none" and config.trunk_frozen
     # A frozen matrix has no gradient of its own, but the gradient of its input is computed: 2 forward, 2 backward.
-    total = batch.rows * batch.length * ((4.0 if frozen else 6.0) * trunk + attention)
+    total = batch.rows * batch.length * (6.0 * trunk - 2.0 * held + attention)
     if spec.action_dimensions:
         # Per action once into the hidden layer, and per dimension from there to the logits of ids that are no text.
         once = config.width * config.hidden
@@ -78,6 +79,11 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
         block = PATCH**2 * (3 * channels + 2 * 9 * channels**2)
         total += 6.0 * batch.patches * (block + count_parameters(params["patch_embedder"]["out"]))
     return total
+
+
+def _multiplied(params: Any) -> int:
+    """Numbers in the matrices of all blocks, which every position passes through."""
+    return sum(count_parameters(params.get(stack, {})) for stack in ("lower", "blocks"))
 
 
 def _visual_products(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:

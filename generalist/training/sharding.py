@@ -29,8 +29,13 @@ ROWS = ("data", "fsdp")
 # Along `tensor`, the first product of a sub-layer is split by its outputs and the second by its inputs: the activations between
 # them stay on their device, and one sum per sub-layer is exchanged (Megatron-LM, Shoeybi et al., 2019, section 3).
 RULES: tuple[tuple[str, P], ...] = (
-    (r"blocks/.*(qkv|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
+    (r"(blocks|lower)/.*(qkv|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"(blocks|lower)/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
+    # Adapters as the kernels beside them; the rank is never split.
+    (r"(qkv|up)/adapter/a$", P(None, "fsdp", None)),
+    (r"(qkv|up)/adapter/b$", P(None, None, "tensor")),
+    (r"(out|down)/adapter/a$", P(None, "tensor", None)),
+    (r"(out|down)/adapter/b$", P(None, None, "fsdp")),
     (r"^(tokens|output)/", P("tensor", "fsdp")),
     (r"^visual/.*(query|key_value|up)/kernel", P(None, "fsdp", "tensor")),
     (r"^visual/.*(out|down)/kernel", P(None, "tensor", "fsdp")),

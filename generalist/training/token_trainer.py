@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch, BatchSpec
 from generalist.model.config import ModelSpec
-from generalist.model.params import divided, path_string, united
-from generalist.model.transformer import create
+from generalist.model.params import path_string, united
+from generalist.model.tuned import create_tuned, divided
 from generalist.training.loss import Factors, TokenSums, make_loss, token_weights
 from generalist.training.sharding import make_mesh, own_shards, parameter_shardings, place, rows_sharding
 from generalist.training.state import Parameters, compute_dtype, computed
@@ -88,10 +88,11 @@ def make_trainer(
     """
     mesh = make_mesh(training) if mesh is None else mesh
     dtype = compute_dtype(training.dtype, mesh.devices.flat[0].platform)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(spec, training.seed)), nnx.Param)
+    tuning = training.tuning
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: create_tuned(spec, training.seed, tuning)), nnx.Param)
     parameters = Parameters(
-        draw=lambda: nnx.to_pure_dict(nnx.state(create(spec, training.seed), nnx.Param)),
-        divide=lambda params: divided(params, spec.config),
+        draw=lambda: nnx.to_pure_dict(nnx.state(create_tuned(spec, training.seed, tuning), nnx.Param)),
+        divide=lambda params: divided(params, spec.config, tuning),
     )
     # Everything that has the structure of the parameters can be divided like them, shardings too.
     shardings, _ = parameters.divide(parameter_shardings(nnx.to_pure_dict(abstract), mesh))

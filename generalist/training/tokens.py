@@ -18,6 +18,7 @@ from generalist.model.attend import slow_heads
 from generalist.model.config import ModelSpec
 from generalist.model.params import flat, nested, united
 from generalist.model.transformer import count_parameters
+from generalist.model.tuned import apart
 from generalist.system.gpu_flags import slow_additions
 from generalist.training import loop
 from generalist.training.flops import model_flops, peak_flops
@@ -27,6 +28,7 @@ from generalist.training.step import Trainer
 from generalist.training.token_trainer import make_trainer
 from generalist.vision.encoder import VisionEncoder
 from generalist.weights.language import LanguageModel
+from generalist.weights.peft_layout import PeftAdapter
 
 
 def train(
@@ -56,7 +58,7 @@ def train(
     state = trainer.abstract_state  # shapes: nothing is allocated yet
     trained, frozen = count_parameters(state.params), count_parameters(state.frozen)
     held = f" and {frozen / 1e6:.2f} M frozen ones" if frozen else ""
-    flops, peak = model_flops(spec, batch_spec, united(state.params, state.frozen)), peak_flops()
+    flops, peak = model_flops(spec, batch_spec, state.params, state.frozen), peak_flops()
     console.print(
         f"{trained / 1e6:.2f} M parameters{held}, {batch_spec.rows} × {batch_spec.length} positions per step, "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s) of {jax.process_count()} process(es), "
@@ -74,8 +76,37 @@ def train(
         TokenReadout(list(sources), batch_spec.rows * batch_spec.length, flops, peak),
         console,
         # Called only without a checkpoint: a resumed run reads neither the weights it began with nor the trunk.
-        lambda: nested(start) if start else load_trunk(config, spec, trainer, console),
+        lambda: first_parameters(config, spec, trainer, console, start),
     )
+
+
+def first_parameters(
+    config: Config, spec: ModelSpec, trainer: Trainer, console: Console, start: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The parameters that a run begins with, nested, in training's layout: those of other weights or of a trunk.
+
+    Args:
+        start: of other weights, by their paths in files; None: there are none.
+    """
+    if start is None:
+        adapters = first_adapters(config, trainer)
+        return united(load_trunk(config, spec, trainer, console), nested(adapters))
+    layers, tuning = spec.config.layers, config.training.tuning
+    return nested({name: part for path in start for name, part in apart(path, start[path], layers, tuning).items()})
+
+
+def first_adapters(config: Config, trainer: Trainer) -> dict[str, Any]:
+    """The adapters that `training.lora.adapter` names, by their paths, on the devices; empty if it names none.
+
+    Raises:
+        WeightsError: they do not fit the trunk or the settings.
+    """
+    lora = config.training.lora
+    if not lora.adapter:
+        return {}
+    kept = flat(trainer.abstract_state.params)
+    arrays = PeftAdapter(lora.adapter, LanguageModel(config.model.trunk)).arrays(lora)
+    return {path: jax.device_put(array, kept[path].sharding) for path, array in arrays}
 
 
 def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Console) -> dict[str, Any]:
@@ -86,11 +117,13 @@ def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Conso
     console.print(f"reading the weights of {config.model.trunk} ...", highlight=False)
     kept = flat(united(trainer.abstract_state.params, trainer.abstract_state.frozen))
 
+    placed: dict[str, Shaped[jax.Array, ...]] = {}
     # Each array goes to the devices as soon as it is read, so that the host never holds the whole model.
-    def place(path: str, array: Shaped[np.ndarray, "..."]) -> Shaped[jax.Array, "..."]:
-        return jax.device_put(array.astype(kept[path].dtype), kept[path].sharding)
-
-    return LanguageModel(config.model.trunk).load(spec.vocabulary, place)
+    for path, array in LanguageModel(config.model.trunk).arrays(spec.vocabulary):
+        for name, part in apart(path, array, spec.config.layers, config.training.tuning).items():
+            placed[name] = jax.device_put(part.astype(kept[name].dtype), kept[name].sharding)
+        del array, part
+    return nested(placed)
 
 
 @dataclasses.dataclass(frozen=True)

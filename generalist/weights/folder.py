@@ -74,18 +74,22 @@ def _grouped(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict
 class WeightsFolder:
     """An opened folder: its settings and the names and shapes of its tensors. Numbers are read only by `read` and `stream`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: str = "config.json"):
         """
+        Args:
+            settings: the name of the file with its settings.
+
         Raises:
-            WeightsError: the folder, its `config.json` or its safetensors files are missing, a shard is broken or missing, or
+            WeightsError: the folder, its settings or its safetensors files are missing, a shard is broken or missing, or
                 there are two sets of weights.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise WeightsError(
-                f"there is no folder {self.folder}: name a local folder with config.json and *.safetensors"
+                f"there is no folder {self.folder}: name a local folder with {settings} and *.safetensors"
             )
-        self.config = self._read_json("config.json")
+        self._settings = self.folder / settings
+        self.config = self._read_json(settings)
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Name → shape of every tensor of every shard."""
@@ -98,7 +102,7 @@ class WeightsFolder:
         if astray := [name for name, file in index.items() if self._files.get(name) != self.folder / file]:
             raise WeightsError(
                 f"{self.folder} lacks tensors where its index says they are: "
-                + _few([f"{name} in {index[name]}" for name in astray])
+                + few([f"{name} in {index[name]}" for name in astray])
             )
 
     @property
@@ -126,15 +130,13 @@ class WeightsFolder:
         if value is None:
             if "default" in default:
                 return default["default"]
-            raise WeightsError(f"{self.folder / 'config.json'} has no {name!r}, which its {self.architecture} needs")
+            raise WeightsError(f"{self._settings} has no {name!r}, which its {self.architecture} needs")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-            raise WeightsError(
-                f"{self.folder / 'config.json'} has {name} = {value!r:.60}, which is not of the expected type"
-            )
+            raise WeightsError(f"{self._settings} has {name} = {value!r:.60}, which is not of the expected type")
         # JSON allows NaN and 1e999 in Python's reader; sizes of 0 would fail far from here.
         number: Any = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
         if not 0 <= number < math.inf or (number == 0 and kind is int):
-            raise WeightsError(f"{self.folder / 'config.json'} has {name} = {value!r:.60}: it must be above 0")
+            raise WeightsError(f"{self._settings} has {name} = {value!r:.60}: it must be above 0")
         return value
 
     def read(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -194,7 +196,7 @@ class WeightsFolder:
             f"types other than {', '.join(NUMBERS)}": packed,
         }
         # All faults in one message: a wrong config.json otherwise takes one attempt per fault.
-        faults = [f"{title}: {_few(names)}" for title, names in found.items() if names]
+        faults = [f"{title}: {few(names)}" for title, names in found.items() if names]
         if faults:
             raise WeightsError(
                 f"{self.folder} does not match the {self.architecture} of its config.json: {'; '.join(faults)}"
@@ -248,16 +250,16 @@ class WeightsFolder:
             if WHOLE not in index.values() and (self.folder / WHOLE).exists():
                 raise WeightsError(
                     f"{self.folder} holds two sets of weights, {WHOLE} and the shards of {INDEX}: delete {WHOLE}, or the index "
-                    f"with its shards ({_few([path.name for path in paths])})"
+                    f"with its shards ({few([path.name for path in paths])})"
                 )
             if absent := [path.name for path in paths if not path.is_file()]:
-                raise WeightsError(f"{self.folder} lacks shards that its index names: {_few(absent)}")
+                raise WeightsError(f"{self.folder} lacks shards that its index names: {few(absent)}")
             return paths
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
             pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLES)
             why = (
-                f"only {_few(pickles)}, which is refused because it could run code when opened: convert it to safetensors"
+                f"only {few(pickles)}, which is refused because it could run code when opened: convert it to safetensors"
                 if pickles
                 else "no *.safetensors file"
             )
@@ -281,6 +283,6 @@ class WeightsFolder:
             raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first names, and the number of others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -8,8 +8,9 @@ from flax import nnx
 
 from generalist.config.presets import PRESETS, preset
 from generalist.config.run import check_complete
-from generalist.model.params import divided
 from generalist.model.transformer import count_parameters, create
+from generalist.model.tuned import divided
+from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import without_data
 from generalist.vision.vit import SO400M
 
@@ -48,6 +49,16 @@ def test_flamingo_s_published_sizes(name: str):
     )
     assert [abs(part / 1e6 / count - 1) < 0.03 for part, count in zip(parts, FLAMINGO[name], strict=True)] == [True] * 5
     assert set(frozen) == {"blocks", "final_norm", "tokens"}
+
+
+@pytest.mark.parametrize(("name", "published"), [("gemma3_agent", 3_880e6), ("smollm_agent", 361.8e6)])
+def test_agents_have_the_published_language_models_and_train_little(name: str, published: float):
+    spec, _, _ = without_data(preset(name))
+    trained, frozen = abstract_parameters(spec, preset(name).training.tuning)
+    assert abs(count_parameters(frozen) / published - 1) < 0.001
+    assert count_parameters(trained) < 0.06 * published
+    with pytest.raises(ValueError, match=rf"{name} needs --training.start FOLDER \(a language model\);"):
+        check_complete(preset(name))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -111,7 +111,7 @@ def test_what_a_language_model_is_not(copy: Path):
         generalist.prompt(AgentPrompt(layout="babyai", observation={}))
     with pytest.raises(ValueError, match="is a published language model: save it with `save_published`"):
         generalist.save(copy.parent / "saved")
-    with pytest.raises(ValueError, match="without settings of a run: only train.py --model.trunk"):
+    with pytest.raises(ValueError, match="without settings of a run: train.py alone takes it"):
         weights_settings(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no \*.safetensors file"):

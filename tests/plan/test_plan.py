@@ -21,7 +21,8 @@ from generalist.cli.main import main
 from generalist.config.presets import debug, preset
 from generalist.config.run import Config, TrainingConfig
 from generalist.data.batch import BatchSpec
-from generalist.model.config import ModelConfig, ModelSpec
+from generalist.model.config import REQUIRED, ModelConfig, ModelSpec
+from generalist.model.tuning import LoraConfig, Tuning
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.memory import FULL, arithmetic, largest_rows
@@ -30,6 +31,7 @@ from generalist.plan.roofline import walk
 from generalist.plan.search import candidates
 from generalist.plan.target import open_devices, parse_target, prepare_environment
 from generalist.run.shapes import without_data
+from generalist.training.flops import model_flops
 
 ROWS, LENGTH = 16, 128
 MODEL = ModelConfig(width=128, layers=6, heads=4, kv_heads=4, head_size=32, hidden=512, local_positions=8)
@@ -70,7 +72,7 @@ def planned(remat: str) -> Estimate:
 @pytest.mark.slow
 def test_flops_of_a_training_step_are_those_of_arithmetic():
     found, (spec, _, _) = planned("none"), language()[1]
-    blocks = abstract_parameters(spec)["blocks"]
+    blocks = abstract_parameters(spec, Tuning())[0]["blocks"]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(blocks) if leaf.ndim == 3) + MODEL.width * spec.vocabulary.size
     # Attention of short rows on a CPU scores them whole: 2 products forward; backward 4, and more where it scores again.
     attention = 2 * MODEL.layers * LENGTH * MODEL.heads * MODEL.head_size
@@ -141,6 +143,23 @@ def test_memory_by_arithmetic_is_near_the_compiler_s(remat: Literal["none", "blo
     needed = planned(remat).needed
     assert needed is not None
     assert 0.6 < arithmetic(config, *shapes, limit=None, width=FULL).total / needed < 1.7
+
+
+@pytest.mark.slow
+def test_adapters_cost_no_gradients_and_no_moments_of_what_is_frozen():
+    model = dataclasses.replace(MODEL, width=512, hidden=2048, remat="block", trunk=REQUIRED)
+    config, (spec, batch, _) = language(model)
+    batch = dataclasses.replace(batch, rows=2, length=64)
+    config = dataclasses.replace(config, training=TrainingConfig(lora=LoraConfig(rank=8)))
+    found = estimate(config, (spec, batch, None), CPU, open_devices(CPU))
+    assert found.memory is not None and found.counts.frozen > 30 * found.counts.trained
+    assert found.memory.frozen == FULL * found.counts.frozen
+    assert found.memory.temporary < 0.6 * found.memory.frozen  # with gradients it would be more than once as much
+    assert found.memory.optimizer < 2.1 * FULL * found.counts.trained
+    by_arithmetic = arithmetic(config, spec, batch, None, limit=None, width=FULL)
+    assert 0.6 < by_arithmetic.total / found.memory.total < 1.7
+    everything = dataclasses.replace(spec, config=dataclasses.replace(model, trunk_frozen=False))
+    assert found.model_flops < 0.75 * model_flops(everything, batch, *abstract_parameters(everything, Tuning()))
 
 
 def test_a_gpu_holds_no_scores_where_its_kernel_takes_the_shapes():

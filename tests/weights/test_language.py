@@ -20,8 +20,9 @@ from generalist.config.presets import debug
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.params import divided, flat, united
+from generalist.model.params import flat, united
 from generalist.model.transformer import Transformer, create
+from generalist.model.tuned import divided
 from generalist.run.trunk import with_trunk
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
