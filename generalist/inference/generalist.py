@@ -102,5 +102,6 @@ class Generalist(Weights):
             FileExistsError: the folder exists.
             WeightsError: the weights have no published architecture, the folder they came from is gone or holds another model, or
                 a parameter has no place in the architecture.
+            ValueError: the weights were rounded to int8.
         """
         return publish.save_published(self, Path(folder), dtype)

@@ -12,6 +12,7 @@ from generalist.weights.language_saving import save_language_model
 
 def save_published(weights: Weights, folder: Path, dtype: Any) -> list[str]:
     """See `Generalist.save_published`."""
+    weights.check_saved()
     model = _origin(weights)
     with whole_folder(folder) as whole:
         left_out = save_language_model(model, weights.arrays(dtype=None), whole, dtype)
