@@ -113,7 +113,9 @@ def parameter_place(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     ((stack, _),) = layers_together([path]).items()
     apart = stack != path
     spec = parameter_spec(stack, (1, *shape) if apart else shape, mesh)
-    axes = [*spec[apart:], *[None] * (len(shape) - len(spec[apart:]))]
+    # An axis of one device splits nothing.
+    axes = [axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec[apart:]]
+    axes += [None] * (len(shape) - len(axes))
     if "tensor" not in axes and math.prod(shape) >= SMALLEST_SPLIT:
         free = [at for at, size in enumerate(shape) if axes[at] is None and size % mesh.shape["tensor"] == 0]
         for at in sorted(free, key=lambda at: -shape[at])[:1]:

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from generalist.weights.recipe import Index, Tensor, whole
 
 
@@ -17,7 +19,7 @@ class Stored:
     @classmethod
     def of(cls, array: Tensor) -> "Stored":
         """An array that is in memory."""
-        return cls(array.shape, lambda index: array[index])
+        return cls(array.shape, lambda index: np.asarray(array[index]))  # of an array without axes a part is a number
 
     def all(self) -> Tensor:
         """The whole array."""
@@ -27,6 +29,6 @@ class Stored:
         """The entries along the first axis, such as the layers of a stack."""
 
         def entry(at: int) -> Stored:
-            return Stored(self.shape[1:], lambda index: self.read((slice(at, at + 1), *index))[0])
+            return Stored(self.shape[1:], lambda index: self.read((slice(at, at + 1), *index)).squeeze(0))
 
         return map(entry, range(self.shape[0]))
