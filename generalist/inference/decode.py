@@ -9,15 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
+from generalist.inference.placing import cells_place
 from generalist.inference.sampling import confine, median, noise
 from generalist.inference.structure import Structure, compiled
 from generalist.inference.weights import Weights
 from generalist.model.attention import Cache, Slide
-from generalist.model.constrain import logical_spec
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 
@@ -97,7 +96,7 @@ def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
     """One empty cache per layer, on a mesh in parts."""
     config, placing = generalist.config.model, generalist.placing
     shape = (rows * config.kv_heads, slots, config.key_size)
-    place = None if placing.mesh is None else _cells(shape, placing.mesh)
+    place = None if placing.mesh is None else cells_place(shape, placing.mesh)
     return [
         Cache(*(jnp.zeros(shape, placing.cache_dtype, device=place) for _ in range(2))) for _ in range(config.layers)
     ]
@@ -106,12 +105,7 @@ def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
 def in_place(generalist: Weights, caches: list[Cache]) -> list[Cache]:
     """Caches of other rows, placed as `empty_caches` places them."""
     mesh = generalist.placing.mesh
-    return caches if mesh is None else jax.device_put(caches, _cells(caches[0].key.shape, mesh))
-
-
-def _cells(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Where the parts of a cache (R, S, H) are: its rows and heads are divided over the whole mesh, if they can be."""
-    return NamedSharding(mesh, logical_spec(shape, ("cells", None, None), mesh.shape))
+    return caches if mesh is None else jax.device_put(caches, cells_place(caches[0].key.shape, mesh))
 
 
 def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:

@@ -6,7 +6,7 @@ Dimension key: I inputs and O outputs of a linear map.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float32, Int8, Shaped
 
 from generalist.model.config import ModelConfig
+from generalist.model.constrain import logical_spec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import layers_apart, layers_together, nested
 from generalist.training.sharding import AXES, SMALLEST_SPLIT, parameter_spec
@@ -75,6 +76,18 @@ def parse_mesh(text: str) -> Mesh:
         ValueError: an axis is unknown, repeated or no number, their product is not the number of devices, or there are several
             processes.
     """
+    sizes = axis_sizes(text)
+    if jax.process_count() > 1:
+        raise ValueError(f"--mesh {text}: inference runs in one process, but there are {jax.process_count()}")
+    return make_mesh(sizes, jax.devices())
+
+
+def axis_sizes(text: str) -> dict[str, int]:
+    """`data=2,tensor=4` → the sizes by axis.
+
+    Raises:
+        ValueError: an axis is unknown, repeated or no number.
+    """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
@@ -83,18 +96,29 @@ def parse_mesh(text: str) -> Mesh:
                 f"--mesh {text}: write each axis once, of {', '.join(TAKEN)}, with its size, such as tensor=4"
             )
         sizes[name] = int(size)
-    if jax.process_count() > 1:
-        raise ValueError(f"--mesh {text}: inference runs in one process, but there are {jax.process_count()}")
-    devices = jax.devices()
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh with all axes of training's, those that are not given of size 1.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
     if math.prod(sizes.values()) != len(devices):
+        named = ",".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(
-            f"--mesh {text} is for {math.prod(sizes.values())} devices, but JAX has {len(devices)} ({devices[0].platform}): make "
-            "the sizes multiply to that number (a CPU simulates N devices with "
+            f"--mesh {named} is for {math.prod(sizes.values())} devices, but there are {len(devices)} ({devices[0].platform}): "
+            "make the sizes multiply to that number (a CPU simulates N devices with "
             "XLA_FLAGS=--xla_force_host_platform_device_count=N)"
         )
-    return jax.make_mesh(
-        tuple(sizes.get(name, 1) for name in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    whole = tuple(sizes.get(name, 1) for name in AXES)
+    return jax.make_mesh(whole, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def cells_place(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where the parts of a cache (R, S, H) are: its rows and heads are divided over the whole mesh, if they can be."""
+    return NamedSharding(mesh, logical_spec(shape, ("cells", None, None), mesh.shape))
 
 
 def note_on_mesh(config: ModelConfig, mesh: Mesh | None) -> str | None:

@@ -79,7 +79,7 @@ def test_no_device_has_more_than_its_part(meshed: Generalist):
 
 def test_a_mesh_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(
-        ValueError, match=r"--mesh tensor=3 is for 3 devices, but JAX has 8 \(cpu\): make the sizes multiply"
+        ValueError, match=r"--mesh tensor=3 is for 3 devices, but there are 8 \(cpu\): make the sizes multiply"
     ):
         parse_mesh("tensor=3")
     for text in ("tensor", "tensor=0", "heads=8", "tensor=4,tensor=2", "sequence=8"):
@@ -91,7 +91,7 @@ def test_a_mesh_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str])
         Placing.of(weights_type="int4")
     folder = str(FIXTURES / "mistral")
     assert main(["prompt", "--weights", folder, "--mesh", "tensor=5", "a"]) == 1
-    assert "--mesh tensor=5 is for 5 devices, but JAX has 8" in " ".join(capsys.readouterr().out.split())
+    assert "--mesh tensor=5 is for 5 devices, but there are 8" in " ".join(capsys.readouterr().out.split())
     # Fewer key-value heads than devices: possible, and said.
     assert main(["prompt", "--weights", folder, "--mesh", "tensor=8", "--tokens", "2", DOG]) == 0
     assert "2 key-value heads do not divide over 8 devices" in " ".join(capsys.readouterr().out.split())
