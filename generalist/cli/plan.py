@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (with the extra tpu, but without a TPU) or for
 simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and exchanges between
-devices. For a single GPU, estimates the memory by arithmetic. Any setting of train.py may follow, such as --data.rows 256
---training.tensor-axis 4."""
+devices. For a single GPU, estimates the memory by arithmetic. With --inference, plans writing of text instead. Any setting of
+train.py may follow, such as --data.rows 256 --training.tensor-axis 4."""
 SERVING = ("rows", "context", "weights_type", "cache_type", "mesh")
 """The options of --inference."""
 EVERY = 15.0  # seconds between the lines that are printed while the compiler works
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist plan`; all others are settings of the preset."""
     parser.add_argument(
         "preset",
-        help="a preset such as gato_1b (train.py --help lists them) or, with --inference, the folder of a published language model",
+        help="a preset such as gato_1b (train.py --help lists them); with --inference also the folder of a published language "
+        "model",
     )
     parser.add_argument(
         "--topology", help="a TPU slice such as v4:4x4x8, v5e:16x16, v5p:4x4x8 or v6e:16x16, of any size that exists"

@@ -65,7 +65,7 @@ def show_served(serving: Serving, found: Served, console: Console) -> None:
         f"{serving.rows} × {serving.context} positions, weights in {serving.weights_type}, caches in {serving.cache_type}",
         highlight=False,
     )
-    parts = {name: getattr(found, name) for name in ("weights", "encoder", "caches", "temporary")}
+    parts = {name: getattr(found, name) for name in ("weights", "encoder", "caches")} | {"activations": found.temporary}
     console.print(memory_table(parts, found.limit))
     if found.step_seconds is None or found.prompt_seconds is None:
         console.print("time: unknown, since these devices have no known speed", highlight=False)
