@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import PLACING, add_placing, add_weights, load_weights, placing_of
 from generalist.config.plain import plain
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED, Task
@@ -50,6 +50,7 @@ def add_played(parser: argparse.ArgumentParser) -> None:
 def add_control(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist eval control`."""
     add_played(parser)
+    add_placing(parser)
     parser.add_argument(
         "--agents",
         nargs="+",
@@ -108,6 +109,7 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
         "run": arguments.run,
         "weights": str(arguments.weights) if arguments.weights is not None else None,
         "data": str(arguments.data) if arguments.data is not None else None,
+        **placing_of(arguments),
     }
     results = evaluate(generalist, agents, asked, source, arguments.workers, console)
     report.save(arguments.out, results)
@@ -153,7 +155,7 @@ def evaluate(
 
     Args:
         asked: tasks, episodes, agents, lanes and seed, which decide the results.
-        source: the places of the weights and of the demonstrations.
+        source: the places of the weights and of the demonstrations, and how the weights are held.
         workers: processes of environments; no result depends on their number.
 
     Returns:
@@ -234,7 +236,7 @@ def _command(asked: Mapping[str, Any], source: Mapping[str, str | None]) -> list
     # Patterns of tasks are written out, since a later version may have more tasks that match them.
     several = {"--tasks": asked["tasks"], "--agents": asked["agents"]}
     given = {"--episodes": asked["episodes"], "--lanes": asked["lanes"], "--seed": asked["seed"]} | {
-        f"--{name}": path for name, path in source.items() if path is not None
+        f"--{name.replace('_', '-')}": value for name, value in source.items() if value is not None
     }
     command = ["generalist", "eval", "control", *(word for name, words in several.items() for word in (name, *words))]
     return command + [str(word) for pair in given.items() for word in pair]
@@ -318,6 +320,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
         weights=source["weights"],
         run=source["run"],
         runs=None if source["runs"] is None else Path(source["runs"]),
+        **{name: source.get(name) for name in PLACING},
     )
     generalist = load_weights(where, console)
     report.check_weights(stored, generalist)

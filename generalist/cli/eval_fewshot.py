@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import add_placing, add_weights, load_weights
 from generalist.config.plain import plain
 from generalist.eval.fewshot.induction import TASKS, draw_task
 from generalist.eval.fewshot.published import LAYOUTS
@@ -36,6 +36,7 @@ BENCHMARKS_ALONE = ("folder", "kind", "supports", "seeds", "retrieve", "permutat
 def add_fewshot(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist eval fewshot`."""
     add_weights(parser)
+    add_placing(parser)
     parser.add_argument(
         "--data",
         choices=[NEW_WORDS, *TASKS, *LAYOUTS],
@@ -182,7 +183,7 @@ def _manifest(arguments: argparse.Namespace, generalist: "Generalist") -> dict[s
         if name in ("command", "evaluation", "out") or value is None or (name == "runs" and not arguments.run):
             continue
         values = [] if value is True else value if isinstance(value, list) else [value]
-        command += [f"--{name}", *map(str, values)]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     seeds = {"draw": 0}
     device = str(jax.devices()[0])
     return manifest(command, plain(generalist.config), generalist.step, seeds, device, fingerprint(generalist))

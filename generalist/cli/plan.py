@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Compiles the real training step of a preset for a TPU slice (with the extra tpu, but without a TPU) or for
 simulated CPU devices, and prints parameters, memory per device, estimated time, tokens/s, utilisation and exchanges between
-devices. For a single GPU, estimates the memory by arithmetic. Any setting of train.py may follow, such as --data.rows 256
---training.tensor-axis 4."""
+devices. For a single GPU, estimates the memory by arithmetic. With --inference, plans writing of text instead. Any setting of
+train.py may follow, such as --data.rows 256 --training.tensor-axis 4."""
+SERVING = ("rows", "context", "weights_type", "cache_type", "mesh")
+"""The options of --inference."""
 EVERY = 15.0  # seconds between the lines that are printed while the compiler works
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generalist plan`; all others are settings of the preset."""
-    parser.add_argument("preset", help="a preset such as gato_1b; train.py --help lists them")
+    parser.add_argument(
+        "preset",
+        help="a preset such as gato_1b (train.py --help lists them); with --inference also the folder of a published language "
+        "model",
+    )
     parser.add_argument(
         "--topology", help="a TPU slice such as v4:4x4x8, v5e:16x16, v5p:4x4x8 or v6e:16x16, of any size that exists"
     )
@@ -36,6 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", action="store_true", help="try meshes and rows per step; propose the best that fits"
     )
     parser.add_argument("--tries", type=int, default=4, help="number of candidates that --search compiles (default 4)")
+    parser.add_argument(
+        "--inference", action="store_true", help="plan writing of text instead of training: weights, caches, tokens/s"
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="with --inference: texts at a time (default 1)")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="with --inference: positions of each (default: the model's context)"
+    )
+    parser.add_argument(
+        "--weights-type",
+        choices=("bfloat16", "float16", "float32", "int8"),
+        help="with --inference: type of the weights (default bfloat16)",
+    )
+    parser.add_argument(
+        "--cache-type",
+        choices=("float32", "bfloat16", "float16"),
+        help="with --inference: type of keys and values (default float32)",
+    )
+    parser.add_argument(
+        "--mesh", metavar="AXIS=N", help="with --inference: such as tensor=4 (default: all devices along tensor)"
+    )
     parser.add_argument("--json", type=Path, help="file to write all figures to as well")
     parser.add_argument("--hlo", type=Path, help="file to write the compiled program to; not with --search")
 
@@ -50,6 +76,11 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
         if path is not None:
             check_file(path, option)
     target = parse_target(arguments.topology, arguments.devices)
+    given = {name: value for name in SERVING if (value := getattr(arguments, name)) is not None}
+    if given and not arguments.inference:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for plans of inference: add --inference")
+    if arguments.inference:
+        return _inference(arguments, settings, target, given, console)
     if arguments.search and target.slice is None:
         raise ValueError(
             "--search compares speeds, which are known only for a --topology; for one GPU the plan always gives the largest "
@@ -79,6 +110,44 @@ def read_config(name: str, settings: list[str]) -> "Config":
     from generalist.run.trunk import with_trunk
 
     return with_trunk(config)
+
+
+def _inference(
+    arguments: argparse.Namespace, settings: list[str], target: Target, given: dict[str, Any], console: Console
+) -> int:
+    """Plans writing of text.
+
+    Raises:
+        ValueError: as `run`, for options of training alone, and for a mesh on a single GPU.
+    """
+    if arguments.search or arguments.hlo:
+        raise ValueError("--search and --hlo are for plans of training: leave them out with --inference")
+    if target.platform == "gpu" and "mesh" in given:
+        raise ValueError("--mesh is for several devices, and a GPU is planned alone: leave it out")
+    folder = Path(arguments.preset)
+    config = None if folder.is_dir() else read_config(arguments.preset, settings)
+    if config is None and settings:
+        raise ValueError(f"a published model has no settings of a preset: leave out {' '.join(settings)}")
+    prepare_environment(target)
+    console.print(f"plan of inference with {arguments.preset} for {target.name}: loading JAX ...", highlight=False)
+    from generalist.plan.inference import Serving, arithmetic, compiled, subject
+    from generalist.plan.program import OutOfMemory
+    from generalist.plan.report import show_served
+
+    spec, length, encoder = subject(folder if config is None else config)
+    serving = Serving(**{"context": length, **given})
+    if target.platform == "gpu":
+        found = arithmetic(spec, serving, target, encoder)
+    else:
+        with working(console, "compiling"):
+            try:
+                found = compiled(spec, serving, target, open_devices(target), encoder)
+            except OutOfMemory as error:
+                console.print(f"it does not fit: {error}", style="bold red", highlight=False, markup=False)
+                return 2
+    show_served(serving, found, console)
+    _write(arguments, target, found.plain(), console)
+    return 0 if found.fits else 2
 
 
 def _plan(config: "Config", target: Target, arguments: argparse.Namespace, console: Console) -> int:

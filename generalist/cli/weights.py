@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -33,12 +33,41 @@ def add_weights(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveG
     return which
 
 
+PLACING = ("mesh", "weights_type", "cache_type")
+"""The arguments of `add_placing`."""
+
+
+def add_placing(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments for the devices and the types in which weights and caches are held."""
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N",
+        help="split weights and caches over all devices, such as tensor=4 or data=2,tensor=4 (default: the first device alone)",
+    )
+    # No defaults here: what is not given is not in the manifest of results either.
+    parser.add_argument(
+        "--weights-type",
+        choices=("stored", "int8"),
+        help="type of the layers' kernels in memory: as in the files (the default), or rounded to int8",
+    )
+    parser.add_argument(
+        "--cache-type",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of keys and values in memory (default float32)",
+    )
+
+
+def placing_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_placing` that were given."""
+    return {name: value for name in PLACING if (value := getattr(arguments, name, None)) is not None}
+
+
 def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist":
     """Loads the weights that the arguments name; those of the package if they name none.
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: the weights are damaged.
+        ValueError: the weights are damaged, or the mesh is not one of this machine's devices.
     """
     # Names are checked before JAX is loaded, which takes seconds.
     if arguments.run:
@@ -48,9 +77,16 @@ def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist
         folder = weights_folder(arguments.weights)
     console.print("loading JAX and the weights ...", highlight=False)
     from generalist.inference.generalist import Generalist
+    from generalist.inference.placing import Placing, note_on_mesh
 
-    generalist = Generalist.from_run(run_settings(folder)) if arguments.run else Generalist.load(folder)
+    placing = Placing.of(**placing_of(arguments))  # before anything is read
+    if arguments.run:
+        generalist = Generalist.from_run(run_settings(folder), placing=placing)
+    else:
+        generalist = Generalist.load(folder, placing=placing)
     if arguments.adapter:
         generalist = generalist.with_adapter(arguments.adapter)
     console.print(f"weights of {generalist.config.name}, step {generalist.step:,}", highlight=False)
+    if note := note_on_mesh(generalist.config.model, placing.mesh):
+        console.print(f"note: {note}", highlight=False, style="yellow", soft_wrap=True)
     return generalist

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
-from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
+from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, in_place, without_images
 from generalist.inference.in_turn import write_in_turn
 from generalist.inference.sampling import Drawing
 from generalist.inference.weights import Weights
@@ -152,7 +152,7 @@ class CachedRows:
         def padded(leaf: Int[np.ndarray, "B N"], more: int) -> Int[np.ndarray, "R M"]:
             return np.pad(leaf[rows], [(0, 0), (0, more)])
 
-        taken._caches = _caches_of(self._caches, rows, len(self._count), slots)
+        taken._caches = in_place(self._generalist, _caches_of(self._caches, rows, len(self._count), slots))
         taken._segment, taken._position = padded(self._segment, slots), padded(self._position, slots)
         taken._count, taken._last_image = self._count[rows], self._last_image[rows]
         taken._number = padded(self._number, images)

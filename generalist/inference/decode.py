@@ -4,7 +4,6 @@ Dimension key: B rows, L new positions, S cache slots, A positions that are read
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,14 +12,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import Batch
+from generalist.inference.placing import cells_place
 from generalist.inference.sampling import confine, median, noise
-from generalist.inference.weights import Structure, Weights
+from generalist.inference.structure import Structure, compiled
+from generalist.inference.weights import Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 
 
-@partial(jax.jit, static_argnames=("structure", "sample", "numbers", "parallel"), donate_argnames=("caches",))
+@compiled(static_argnames=("structure", "sample", "numbers", "parallel"), donate_argnames=("caches",))
 def extend(
     structure: Structure,
     params: Any,
@@ -53,7 +54,7 @@ def extend(
     """
     model = structure.model(params)
     hidden, caches = model.hidden_cached(
-        batch, caches, cache_segment, cache_position, start, images, slide
+        batch, caches, cache_segment, cache_position, start, images, slide, structure.dtype
     )  # (B, L, D)
     read = allowed.shape[1]
     # Only of the positions that are read: the logits of a long prompt would be its largest array.
@@ -73,7 +74,7 @@ def extend(
     return best.astype(jnp.int32), logits, caches
 
 
-@partial(jax.jit, static_argnames=("structure",), donate_argnames=("held",))
+@compiled(static_argnames=("structure",), donate_argnames=("held",))
 def hold_images(
     structure: Structure, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
 ) -> list[VisualKeys]:
@@ -92,9 +93,19 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
 
 
 def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
-    """One empty cache per layer."""
-    config = generalist.config.model
-    return [Cache.empty(rows, slots, config.kv_heads, config.key_size, generalist.dtype) for _ in range(config.layers)]
+    """One empty cache per layer, on a mesh in parts."""
+    config, placing = generalist.config.model, generalist.placing
+    shape = (rows * config.kv_heads, slots, config.key_size)
+    place = None if placing.mesh is None else cells_place(shape, placing.mesh)
+    return [
+        Cache(*(jnp.zeros(shape, placing.cache_dtype, device=place) for _ in range(2))) for _ in range(config.layers)
+    ]
+
+
+def in_place(generalist: Weights, caches: list[Cache]) -> list[Cache]:
+    """Caches of other rows, placed as `empty_caches` places them."""
+    mesh = generalist.placing.mesh
+    return caches if mesh is None else jax.device_put(caches, cells_place(caches[0].key.shape, mesh))
 
 
 def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:

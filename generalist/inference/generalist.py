@@ -92,6 +92,20 @@ class Generalist(Weights):
         """
         return prompting.stream(self, parts, Decoding(**decoding), after)
 
+    def compile_ahead(self, longest: int, tokens: int = 32, rows: int = 1) -> int:
+        """Compiles what prompts of text need up to that many positions, so that none waits for it; returns for how many lengths.
+        Lengths between them are filled up with padding.
+
+        Args:
+            longest: positions of the longest prompt.
+            tokens: as it will be given to `prompt`.
+            rows: number of prompts that are given at once.
+
+        Raises:
+            ValueError: the context has no room for such a prompt.
+        """
+        return prompting.compile_ahead(self, longest, tokens, rows)
+
     def save_published(self, folder: Path | str, dtype: Any = None) -> list[str]:
         """Writes the language model alone in HuggingFace's layout, for other tools to load; it is complete or absent. The folder
         that it came from, of the published model itself or of the run's trunk (`model.trunk`), gives settings and tokenizer.
@@ -106,6 +120,7 @@ class Generalist(Weights):
             FileExistsError: the folder exists.
             WeightsError: the weights have no published architecture, the folder they came from is gone or holds another model, or
                 a parameter has no place in the architecture.
+            ValueError: the weights were rounded to int8.
         """
         return publish.save_published(self, Path(folder), dtype)
 

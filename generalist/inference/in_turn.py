@@ -6,7 +6,6 @@ Dimension key: B rows, L positions of a step, S cache slots, A numbers of an act
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from generalist.data.batch import Batch
 from generalist.inference.decode import extend
 from generalist.inference.sampling import Drawing, choose
-from generalist.inference.weights import Structure
+from generalist.inference.structure import Structure, compiled
 from generalist.model.attention import Cache, Slide
 from generalist.model.visual import ImageCache
 
 
-@partial(jax.jit, static_argnames=("structure", "sample", "numbers"), donate_argnames=("caches",))
+@compiled(static_argnames=("structure", "sample", "numbers"), donate_argnames=("caches",))
 def act_in_turn(
     structure: Structure,
     params: Any,
@@ -82,7 +81,7 @@ def act_in_turn(
     )
 
 
-@partial(jax.jit, static_argnames=("structure", "most"), donate_argnames=("caches",))
+@compiled(static_argnames=("structure", "most"), donate_argnames=("caches",))
 def write_in_turn(
     structure: Structure,
     params: Any,

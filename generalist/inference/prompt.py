@@ -15,17 +15,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from generalist.data.batch import Batch
 from generalist.data.files import is_file
 from generalist.data.images import ENDINGS, read_image
 from generalist.inference.cached_rows import CachedRows
 from generalist.inference.policy import ControlPolicy
-from generalist.inference.rows import bucket, pad_payloads, shift_right, stack_rows, tail
+from generalist.inference.rows import bucket, length_bucket, pad_payloads, shift_right, stack_rows, tail
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
-from generalist.inference.writing import beam_search, unsure, writable, write
+from generalist.inference.writing import AT_ONCE, beam_search, unsure, writable, write
 from generalist.tokenizers.documents import Controlled
 from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Sequence
@@ -154,6 +154,37 @@ def prompt(generalist: Weights, prompts: Sequences[Any], decoding: Decoding, aft
     for step in write(generalist, rows, logits, decoding, room):
         texts = step
     return texts
+
+
+def compile_ahead(generalist: Weights, longest: int, tokens: int, rows: int = 1) -> int:
+    """Compiles what prompts of text need: reads and continues one of each length that is told apart (`length_bucket`).
+
+    Args:
+        longest: positions of the longest prompt.
+        tokens: ids that will be asked for.
+        rows: number of prompts at a time.
+
+    Returns:
+        How many lengths there are.
+
+    Raises:
+        ValueError: the context has no room for such a prompt.
+    """
+    check_room(generalist, longest)
+    begun = len(generalist.assembler.document([_ids(1)], is_open=True)) - 1  # marks that begin every prompt
+    lengths = sorted({length_bucket(length) for length in range(begun + 1, longest + 1)})
+    # Streams, which are of one prompt, are written id by id.
+    for length, at_once in itertools.product(lengths, (1, AT_ONCE) if rows == 1 else (AT_ONCE,)):
+        parts = [_ids(min(length, longest) - begun)]
+        cached, logits, room = _begin(generalist, [parts] * rows, None, tokens)
+        for _ in itertools.islice(write(generalist, cached, logits, Decoding(tokens=tokens), room, at_once), 2):
+            pass
+    return len(lengths)
+
+
+def _ids(count: int) -> Int[np.ndarray, "n"]:
+    """A text of that many ids, of no meaning."""
+    return np.zeros(count, np.int32)
 
 
 def stream(generalist: Weights, parts: Any, decoding: Decoding, after: Reading | None = None) -> Iterator[str]:
@@ -337,7 +368,8 @@ def _begin(
     # All rows grow together, so the longest prompt decides how much room they have.
     room = min(tokens, context(generalist) - longest)
     batch = _rows(generalist, new, 8)
-    slots, images = batch.tokens.shape[1] + room, batch.row_images.shape[1]
+    # Near the end of the context every length leaves another room: rounded up as well, since empty slots cost little.
+    slots, images = batch.tokens.shape[1] + length_bucket(room), batch.row_images.shape[1]
     if after is None:
         rows = CachedRows(generalist, len(prompts), slots, images=images)
     else:
@@ -347,8 +379,12 @@ def _begin(
 
 
 def _rows(generalist: Weights, sequences: list[Sequence], step: int) -> Batch:
-    """One sequence per row, all ending at the same position; few lengths, few compilations."""
-    length = bucket(max(map(len, sequences)), step)
+    """One sequence per row, all ending at the same position; few lengths, few compilations.
+
+    Args:
+        step: smallest length.
+    """
+    length = length_bucket(max(map(len, sequences)), step)
     frame_tokens = generalist.config.model.frame_tokens
     batch = shift_right(stack_rows(sequences, length, pad=generalist.vocabulary.pad, frame_tokens=frame_tokens))
     padded = pad_payloads(batch, bucket(batch.row_images.shape[1], 4))

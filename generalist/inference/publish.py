@@ -13,6 +13,7 @@ from generalist.weights.open_flamingo import is_open_flamingo
 
 def save_published(weights: Weights, folder: Path, dtype: Any) -> list[str]:
     """See `Generalist.save_published`."""
+    weights.check_saved()
     model = origin(weights)
     with whole_folder(folder) as whole:
         left_out = save_language_model(model, weights.arrays(dtype=None), whole, dtype)

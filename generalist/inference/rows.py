@@ -176,6 +176,12 @@ def bucket(length: int, step: int = 16) -> int:
     return -(-length // step) * step
 
 
+def length_bucket(length: int, smallest: int = 8) -> int:
+    """`length` rounded up to one of four sizes per doubling, multiples of `smallest`: 8, 16, ..., 64, 80, 96, 112, 128, 160, ...
+    Prompts of all lengths up to 2048 then need 28 programs, at the cost of at most a fifth of a long row."""
+    return bucket(length, max(smallest, 2 ** ((length - 1).bit_length() - 3)) if length > 8 else smallest)
+
+
 def filled(items: list[Any], size: int) -> list[Any]:
     """`items`, filled up to `size` with the first one: one shape, one compilation. Cut off the results of the copies."""
     return items + [items[0]] * (size - len(items))

@@ -5,7 +5,6 @@ Dimension key: B rows, L positions, V vocabulary, N sequences, K parallel action
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequences
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,15 +14,16 @@ from jaxtyping import Array, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.inference.rows import bucket, filled, stack_rows
-from generalist.inference.weights import Structure, Weights
+from generalist.inference.structure import Structure, compiled
+from generalist.inference.weights import Weights
 from generalist.tokenizers.sequence import Sequence
 
 
-@partial(jax.jit, static_argnames=("structure", "dtype"))
-def row_log_likelihood(structure: Structure, params: Any, batch: Batch, dtype: Any) -> Float[Array, "B"]:
+@compiled(static_argnames=("structure",))
+def row_log_likelihood(structure: Structure, params: Any, batch: Batch) -> Float[Array, "B"]:
     """Sum of each row's weighted target log-probabilities, in nats."""
     model = structure.model(params)
-    hidden = model.hidden(batch, dtype)  # (B, L, D)
+    hidden = model.hidden(batch, structure.dtype)  # (B, L, D)
     found = (batch.loss_weight * _of_targets(model.logits(hidden), batch.targets)).sum(axis=1)
     if not len(batch.actions):
         return found
@@ -58,11 +58,7 @@ def log_likelihood(generalist: Weights, sequences: Sequences[Sequence], rows: in
             pad=generalist.vocabulary.pad,
             frame_tokens=generalist.config.model.frame_tokens,
         )
-        scores.append(
-            np.asarray(row_log_likelihood(*generalist.decoder, generalist.on_device(batch), generalist.dtype))[
-                : len(chunk)
-            ]
-        )
+        scores.append(np.asarray(row_log_likelihood(*generalist.decoder, generalist.on_device(batch)))[: len(chunk)])
     return np.concatenate(scores)
 
 

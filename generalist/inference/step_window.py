@@ -36,7 +36,8 @@ from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
 from generalist.inference.in_turn import act_in_turn
 from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
-from generalist.inference.weights import Structure, Weights
+from generalist.inference.structure import Structure, compiled
+from generalist.inference.weights import Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
@@ -45,7 +46,7 @@ from generalist.tokenizers.sequence import Sequence
 STARTED_AT_ONCE = 4  # prefixes per call: a single shape, a single compilation
 
 
-@partial(jax.jit, static_argnames=("structure", "images"), donate_argnames=("caches", "held"))
+@compiled(static_argnames=("structure", "images"), donate_argnames=("caches", "held"))
 def fill(
     structure: Structure,
     params: Any,
@@ -67,13 +68,15 @@ def fill(
     rows_held, ring = caches[0].key.shape[0] // model.config.kv_heads, caches[0].key.shape[1] - length
     keys, seen = None, None
     if held is not None and batch.row_images.shape[1]:
-        keys = model.visual.keys(batch, dtype)
+        keys = model.visual.keys(batch, held[0].key.dtype)
         number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
         # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
     # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
-    _, fresh = model.hidden_cached(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen)
+    _, fresh = model.hidden_cached(
+        *(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
+    )
 
     def written(whole: Float[Array, "BM S H"], part: Float[Array, "RM P H"]) -> Float[Array, "BM S H"]:
         by_row, new = whole.reshape(rows_held, -1, *whole.shape[1:]), part.reshape(count, -1, *part.shape[1:])

@@ -6,7 +6,7 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
-from generalist.model.params import flat, layers_apart, layers_together, nested, united
+from generalist.inference.placing import Placing, on_host, placed
+from generalist.inference.structure import Structure
+from generalist.model.layers import Int8Kernel
+from generalist.model.params import flat, layers_together, united
 from generalist.model.transformer import create_separate
 from generalist.model.tuned import create_tuned, divided, together
 from generalist.model.tuning import Tuning
@@ -32,34 +37,18 @@ from generalist.system.versions import stored_format
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.sharding import parameter_shardings
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language import LanguageModel
 from generalist.weights.recipe import tensor
+from generalist.weights.stored import Stored
 
 ENCODED_AT_ONCE = 16  # images per call of the encoder: one shape, one compilation
 
 Kind = TypeVar("Kind", bound="Weights")
-
-
-class Structure:
-    """A model without its parameters, as a static argument of compiled functions."""
-
-    def __init__(self, graph: nnx.GraphDef):
-        # Every call of a compiled function asks for the hash. A graph computes its own each time, in a third of a millisecond.
-        self._graph, self._hash = graph, hash(graph)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Structure) and self._graph == other._graph
-
-    def model(self, params: Any) -> Any:
-        """The model with these parameters."""
-        return nnx.merge(self._graph, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +58,25 @@ class Weights:
     tokenizers: Tokenizers
     graph: nnx.GraphDef
     params: Any
-    """On the device, in the dtypes of their files, each layer's apart (`Transformer.unstack`): the one copy, with which all of
-    inference computes."""
+    """On the device or split over the mesh, in the dtypes of their files, each layer's apart (`Transformer.unstack`): the one
+    copy, with which all of inference computes."""
     step: int
     """Number of training steps of the weights."""
     dtype: Any = jnp.float32
     """Compute dtype."""
     encoder: VisionEncoder | None = None
-    """The frozen encoder; None if the model has none."""
+    """The frozen encoder, on the first device; None if the model has none."""
+    placing: Placing = Placing()
+    """Where the parameters are and in which types, and that of the caches."""
 
     @classmethod
-    def from_run(cls: type[Kind], config: Config, step: int | None = None) -> Kind:
-        """The weights of a run's checkpoint on this machine's first device, or their moving average if the run keeps one.
+    def from_run(cls: type[Kind], config: Config, step: int | None = None, *, placing: Placing = Placing()) -> Kind:
+        """The weights of a run's checkpoint, or their moving average if the run keeps one.
 
         Args:
             config: of the run.
             step: which checkpoint; None: the newest.
+            placing: where to; by default this machine's first device.
 
         Raises:
             FileNotFoundError: the run or its checkpoint does not exist.
@@ -93,36 +85,48 @@ class Weights:
 
         encoder = load_encoder(config.model.vision.encoder, config.model.vision.size)
         tokenizers = _with_encoder(Tokenizers.load(config.folder, config), encoder)
-        shapes = checkpoint_shapes(tokenizers, config)
+        shapes = checkpoint_shapes(tokenizers, config, placing.mesh)
         params, frozen, step = restore_params(config.checkpoints, *shapes, step, mean=config.training.ema > 0)
         arrays = flat(united(params, frozen))
         del params, frozen  # each stack is freed below as soon as its layers are apart
-        placed = _placed(together(arrays, config.model, config.training.tuning))
-        return cls(tokenizers, _graph(tokenizers), placed, step, encoder=encoder)
+        stored = ((path, Stored.of(one)) for path, one in together(arrays, config.model, config.training.tuning))
+        return cls(tokenizers, _graph(tokenizers), placed(stored, placing), step, encoder=encoder, placing=placing)
 
     @classmethod
-    def load(cls: type[Kind], folder: Path | str | None = None) -> Kind:
+    def load(
+        cls: type[Kind],
+        folder: Path | str | None = None,
+        *,
+        placing: Placing | None = None,
+        **places: Any,
+    ) -> Kind:
         """Loads weights with their tokenizers and task layouts. Nothing in their folder is trusted, and nothing in it is run.
 
         Args:
             folder: one that `save` wrote, a published language model's, or a run's, whose newest checkpoint is read; None or
                 `shipped`: the weights that come with the package.
+            placing: devices and types; None: by the other arguments.
+            places: as in `Placing.of`: `mesh="tensor=4"` splits the weights over four devices, each part read into its place;
+                `weights_type="int8"` rounds them; `cache_type="bfloat16"` halves the caches. By default the first device holds
+                all, as it is stored.
 
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
             WeightsError: the folder's settings are damaged, or its tensors are not those that the settings describe.
-            ValueError: the tokenizers are damaged, or the folder is a run's and there are several processes.
+            ValueError: the tokenizers are damaged, the folder is a run's and there are several processes, or the mesh is not one
+                of this process's devices.
             ImportError: the frozen encoder needs a package that is not installed.
         """
+        placing = Placing.of(**places) if placing is None else placing
         folder = weights_folder(folder)
         if is_published(folder):
-            return cls.from_language_model(folder)
+            return cls.from_language_model(folder, placing=placing)
         if is_run(folder):
             if jax.process_count() > 1:  # a checkpoint can only be read by all processes together
                 raise ValueError(
                     f"{folder} is the folder of a run: with several processes, name a folder that `generalist export` made of it"
                 )
-            return cls.from_run(run_settings(folder))
+            return cls.from_run(run_settings(folder), placing=placing)
         weights = WeightsFolder(folder)
         try:
             config = from_stored(Config, weights.config, weights.folder / "config.json")
@@ -145,11 +149,11 @@ class Weights:
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         # Every name and shape is checked against the settings before a number is read.
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(_shapes(tokenizers)).items()}
-        placed = _placed(weights.stream(recipes))
-        return cls(tokenizers, _graph(tokenizers), placed, card["step"], encoder=encoder)
+        params = placed(weights.stored(recipes), placing)
+        return cls(tokenizers, _graph(tokenizers), params, card["step"], encoder=encoder, placing=placing)
 
     @classmethod
-    def from_language_model(cls: type[Kind], folder: Path) -> Kind:
+    def from_language_model(cls: type[Kind], folder: Path, *, placing: Placing = Placing()) -> Kind:
         """A published language model, by its folder in HuggingFace's layout, in its own context, with its vision tower if it has
         one.
 
@@ -162,10 +166,10 @@ class Weights:
         tokenizers = published_tokenizers(model)
         encoder = published_encoder(model)
         tokenizers = _with_encoder(tokenizers, encoder)
-        unused = np.zeros((1, model.shape["width"]), np.float32)
-        arrays = model.arrays(tokenizers.config.tokens.vocabulary())
-        placed = _placed(itertools.chain([("position_table", unused)], arrays))
-        return cls(tokenizers, _graph(tokenizers), placed, 0, encoder=encoder)
+        unused = Stored.of(np.zeros((1, model.shape["width"]), np.float32))
+        stored = model.stored(tokenizers.config.tokens.vocabulary())
+        params = placed(itertools.chain([("position_table", unused)], stored), placing)
+        return cls(tokenizers, _graph(tokenizers), params, 0, encoder=encoder, placing=placing)
 
     def save(self, folder: Path | str, dtype: Any = np.float32) -> None:
         """Writes a folder that `load` reads; it is complete or absent.
@@ -179,9 +183,10 @@ class Weights:
 
         Raises:
             FileExistsError: the folder exists.
-            ValueError: they are a published language model.
+            ValueError: they are a published language model, or were rounded to int8.
             FileNotFoundError: the encoder's folder no longer exists.
         """
+        self.check_saved()
         if self.tokenizers.published is not None:
             raise ValueError(f"{self.config.name} is a published language model: save it with `save_published`")
         with whole_folder(Path(folder)) as whole:
@@ -198,6 +203,13 @@ class Weights:
                     raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
                 for file in files:
                     shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
+
+    def check_saved(self) -> None:
+        """Raises `ValueError` if the parameters are not those that were loaded, but rounded."""
+        if self.placing.weights_type == "int8":
+            raise ValueError(
+                "these weights were rounded to int8 when they were loaded: load them without, and save those"
+            )
 
     @property
     def config(self) -> Config:
@@ -232,9 +244,11 @@ class Weights:
 
     def on_device(self, batch: Batch) -> Batch:
         """A batch in the form that the model takes: on the device, with images as features."""
+        # On a mesh every device has the whole batch, which is small: `constrain` splits what is computed of it.
+        place = None if self.placing.mesh is None else NamedSharding(self.placing.mesh, P())
         # Features that were stored come in place of pixels, as float16.
         if self.encoder is None or not len(batch.images) or batch.images.dtype != np.uint8:
-            return jax.device_put(batch)
+            return jax.device_put(batch, place)
         # Each image is encoded once, however often it occurs: many rows of an evaluation show the same shots.
         first: dict[bytes, int] = {}
         index = np.array([first.setdefault(content_key(image), len(first)) for image in batch.images])
@@ -244,7 +258,7 @@ class Weights:
         at_once = 1 if len(distinct) <= 2 or self.tokenizers.published is not None else ENCODED_AT_ONCE
         filled = np.resize(distinct, (-(-len(distinct) // at_once) * at_once,))
         chunks = [self.features(batch.images[rows]) for rows in np.split(filled, len(filled) // at_once)]
-        return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)))
+        return jax.device_put(dataclasses.replace(batch, images=_picked(chunks, index)), place)
 
     @cached_property
     def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
@@ -255,23 +269,24 @@ class Weights:
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:
         """The model without its parameters, and these, as compiled functions take them."""
-        return Structure(self.graph), self.params
+        return Structure(self.graph, self.placing.mesh, self.dtype), self.params
 
     def arrays(self, dtype: Any = np.float32) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
         """Every parameter on the host, by its path in files, where a stack of layers is one array; sorted by path.
 
         Args:
-            dtype: of the arrays; None: each as it is held.
+            dtype: of the arrays; None: each as it is held, or as float32 what is held in int8.
         """
-        leaves = flat(self.params)
+        leaves = flat(self.params, whole=Int8Kernel)
         for path, layers in sorted(layers_together(leaves).items()):
-            parts = [np.asarray(leaves[layer]) for layer in layers]
+            parts = [on_host(leaves[layer]) for layer in layers]
             parts = parts if dtype is None else [part.astype(dtype, copy=False) for part in parts]
             yield path, parts[0] if layers == [path] else np.stack(parts)
 
     def with_arrays(self: Kind, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> Kind:
         """These weights with other parameters, by their paths in files."""
-        return dataclasses.replace(self, params=_placed(arrays.items()))
+        stored = ((path, Stored.of(np.asarray(array))) for path, array in arrays.items())
+        return dataclasses.replace(self, params=placed(stored, self.placing))
 
 
 @jax.jit
@@ -286,20 +301,23 @@ def _with_encoder(tokenizers: Tokenizers, encoder: VisionEncoder | None) -> Toke
     return dataclasses.replace(tokenizers, visual=encoder, channels=encoder.channels)
 
 
-def checkpoint_shapes(tokenizers: Tokenizers, config: Config) -> tuple[Any, Any]:
-    """The shapes of the trained and of the frozen parameters in a run's checkpoints, on this machine's first device."""
+def checkpoint_shapes(tokenizers: Tokenizers, config: Config, mesh: Mesh | None = None) -> tuple[Any, Any]:
+    """The shapes of the trained and of the frozen parameters in a run's checkpoints, on this machine's first device or split over
+    a mesh."""
     tuning = config.training.tuning
-    return divided(_shapes(tokenizers, tuning), config.model, tuning)
+    return divided(_shapes(tokenizers, tuning, mesh), config.model, tuning)
 
 
-def _shapes(tokenizers: Tokenizers, tuning: Tuning = Tuning()) -> Any:
+def _shapes(tokenizers: Tokenizers, tuning: Tuning = Tuning(), mesh: Mesh | None = None) -> Any:
     """The shapes of the parameters as files or, with its tuning, a run's checkpoints have them, layers stacked, on this machine's
-    first device."""
+    first device or split over a mesh."""
     spec = tokenizers.model_spec()
     _, abstract = nnx.split(nnx.eval_shape(lambda: create_tuned(spec, 0, tuning)), nnx.Param)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = nnx.to_pure_dict(abstract)
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: alone, shapes) if mesh is None else parameter_shardings(shapes, mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nnx.to_pure_dict(abstract)
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 
@@ -307,16 +325,3 @@ def _graph(tokenizers: Tokenizers) -> nnx.GraphDef:
     """The model with separate layers, without its parameters."""
     spec = tokenizers.model_spec()
     return nnx.split(nnx.eval_shape(lambda: create_separate(spec, 0)), nnx.Param)[0]
-
-
-def _placed(arrays: Iterable[tuple[str, Shaped[np.ndarray, "..."]]]) -> Any:
-    """Parameters on the first device, each layer's apart, from arrays by their paths in files. One array at a time is in memory
-    twice."""
-    leaves: dict[str, Array] = {}
-    for path, array in arrays:
-        # JAX has no 64-bit numbers unless they are switched on.
-        array = array.astype(np.float32) if array.dtype == np.float64 else array
-        # Waited for: otherwise all arrays would be read before the first is copied.
-        leaves |= jax.block_until_ready(jax.device_put(layers_apart(path, array)))
-    # Layers are numbered by integers: as texts the tenth would come before the second.
-    return nnx.restore_int_paths(nested(leaves))

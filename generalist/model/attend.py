@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.blocked_attention import MASKED, blocked_attention
+from generalist.model.constrain import constrain
 from generalist.model.masks import Blocks, visible
 from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.splash_attention import splash_attention, splash_takes
@@ -82,7 +83,7 @@ def attend_cached(
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B L N H"]:
-    """`attend` to the slots of a cache (see `Cache`).
+    """`attend` to the slots of a cache (see `Cache`), in the cache's dtype.
 
     Args:
         slide: other queries of the same positions, and the slots whose keys these meet; None: `query` meets all keys.
@@ -92,6 +93,7 @@ def attend_cached(
     # cuDNN's kernel takes slots before heads. A prompt's many queries pay for the copy; a step of one position never comes here.
     if slide is None and target_platform() == "gpu" and fused_on_gpu(query.dtype, length, slots, size, softcap):
         key, value = (one.reshape(batch, -1, slots, size).swapaxes(1, 2) for one in (key, value))  # (B, S, M, H)
+        key, value = key.astype(query.dtype), value.astype(query.dtype)
         return attend(query, key, value, mask, scale=scale)
     queries, slid = ((query,), None) if slide is None else ((slide[0], query), slide[1])
     return _attend_heads(queries, key, value, mask, slid, scale, softcap)
@@ -118,18 +120,21 @@ def _attend_heads(
     # A matrix of queries per row and head, and a key's numbers last on both sides, so that neither keys nor values are
     # transposed: with slots before heads a CPU copied the whole cache in every step.
     grouped = jnp.concatenate([by_head(query) for query in queries], axis=2).reshape(batch * kv_heads, -1, size)
+    # On a mesh each device has its cells of the cache, and everything up to the mixed values stays there.
+    grouped = constrain(grouped.astype(key.dtype), "cells", None, None)
     # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
     scores = jnp.einsum("rqh,rsh->rqs", grouped, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, -1, len(queries) * length, slots) * scale  # (B, M, G, queries · L, S)
+    scores = scores.reshape(batch * kv_heads, -1, len(queries) * length, slots) * scale  # (R, G, queries · L, S)
     if slid is not None:
         # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
-        first, second = jnp.split(scores, 2, axis=3)
-        scores = jnp.where(slid[None, None, None, None], first, second)
+        first, second = jnp.split(scores, 2, axis=2)
+        scores = jnp.where(slid[None, None, None], first, second)
     scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
+    shown = jnp.broadcast_to(mask[:, None], (batch, kv_heads, length, slots)).reshape(-1, 1, length, slots)
+    weights = jax.nn.softmax(jnp.where(shown, scores, MASKED), axis=-1).astype(value.dtype)
     mixed = jnp.einsum("rqs,rsh->rqh", weights.reshape(batch * kv_heads, -1, slots), value)
     mixed = mixed.reshape(batch, heads, length, size)  # heads in the order of their groups: M, then G
-    return mixed.swapaxes(1, 2)
+    return mixed.swapaxes(1, 2).astype(queries[0].dtype)
 
 
 def masked_attention(

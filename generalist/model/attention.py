@@ -13,12 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.config import ModelConfig
+from generalist.model.constrain import constrain
 from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm
 from generalist.model.positions import Placement
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer in S slots. Keys are placed (`Placement`) when they are written; see `Slide`."""
+    """Keys and values of one layer in S slots. Keys are placed (`Placement`) when they are written; see `Slide`. In 16 bits a
+    cache takes half the memory, and attention to it is computed in 16 bits too, with sums in float32."""
 
     # One matrix per row and head, which products take as it is. Rows and heads share an axis (R = B · M): with an axis of one row
     # XLA would write new keys twice in a loop, once for the product and once to be kept, and copy the whole cache for that.
@@ -114,10 +116,7 @@ class Attention(nnx.Module):
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
             key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
-            cache = Cache(
-                jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1),
-                jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1),
-            )
+            cache = Cache(_written(cache.key, key, start), _written(cache.value, value, start))
         if isinstance(seen, Packed):
             mixed = attend_packed(
                 query,
@@ -140,3 +139,9 @@ class Attention(nnx.Module):
         if self.query_norm is None or self.key_norm is None:
             return query, key
         return self.query_norm(query), self.key_norm(key)
+
+
+def _written(held: Float[Array, "R S H"], new: Float[Array, "R L H"], start: Int[Array, ""]) -> Float[Array, "R S H"]:
+    """A cache's keys or values with new ones from slot `start` on, in the cache's dtype."""
+    new = constrain(new.astype(held.dtype), "cells", None, None)
+    return constrain(jax.lax.dynamic_update_slice_in_dim(held, new, start, axis=1), "cells", None, None)

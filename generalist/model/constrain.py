@@ -5,6 +5,7 @@ The mesh has four axes (generalist/training/sharding.py): `data` and `fsdp` spli
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -15,6 +16,8 @@ LOGICAL: dict[str, tuple[str, ...]] = {
     "length": ("sequence",),
     "heads": ("tensor",),
     "hidden": ("tensor",),
+    # Rows and heads as one axis, as caches have them: attention of each pair is independent of all others.
+    "cells": ("data", "fsdp", "tensor"),
 }
 
 
@@ -24,10 +27,19 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     # Without a mesh JAX refuses axis names; on one device there is nothing to divide.
     if mesh.empty or mesh.size == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, logical_spec(x.shape, names, mesh.shape))
+
+
+def logical_spec(shape: Sequence[int], names: Sequence[str | None], sizes: Mapping[str, int]) -> P:
+    """The mesh axes of an array by logical axis names.
+
+    Args:
+        sizes: of the mesh's axes.
+    """
     spec = []
-    for size, name in zip(x.shape, names, strict=True):
+    for size, name in zip(shape, names, strict=True):
         axes = LOGICAL[name] if name is not None else ()
         # parts may be 1 (an axis of one device): naming it is harmless and keeps the specs equal across meshes.
-        parts = math.prod(mesh.shape[axis] for axis in axes)
+        parts = math.prod(sizes[axis] for axis in axes)
         spec.append(axes if axes and size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    return P(*spec)

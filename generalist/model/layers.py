@@ -3,6 +3,7 @@
 Dimension key: D width, F hidden width of the feed-forward.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int8
 
 from generalist.model.config import Activation, ModelConfig
 from generalist.model.constrain import constrain
@@ -60,18 +61,36 @@ def _product_backward(kept, gradient):
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8Kernel:
+    """A kernel as whole numbers, with a factor for each output: weight = number · factor."""
+
+    numbers: Int8[Array, "I O"]
+    scale: Float32[Array, "O"]
+
+    def __getitem__(self, index: Any) -> "Int8Kernel":
+        """Itself, for `...`, by which modules read their parameters."""
+        assert index is ..., "a kernel in int8 has no parts"
+        return self
+
+
 FEW = 32
 """Rows up to which a product with a 16-bit kernel takes less time in three parts than with a float32 copy of the kernel."""
 
 
-def stored_product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+def stored_product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"] | Int8Kernel) -> Float[Array, "*B O"]:
     """`product` with a kernel that may be stored in another dtype, to which only the input's dtype matters.
 
     On a CPU a float32 copy of a bfloat16 kernel costs ten times as much as the product of a few rows. Instead each float32 number
     is written as the sum of three bfloat16 numbers, which have all of its 24 bits; products of bfloat16 numbers, summed in
     float32, then round no more than float32 products do (Henry et al., 2019, "Leveraging the bfloat16 Artificial Intelligence
-    Datatype").
+    Datatype"). A kernel in int8 is multiplied as it is, and the outputs by their factors.
     """
+    if isinstance(kernel, Int8Kernel):
+        # Every whole number up to 256 is exact in bfloat16, so numbers lose nothing in the input's dtype.
+        found = stored_product(x, kernel.numbers.astype(jnp.bfloat16 if x.dtype == jnp.float32 else x.dtype))
+        return found * kernel.scale.astype(x.dtype).reshape((1,) * (found.ndim - 1) + (-1,))
     count = math.prod(x.shape[:-1])
     wide = x.dtype == jnp.float32 and kernel.dtype == jnp.bfloat16
     if not (wide and count <= FEW and target_platform() == "cpu"):

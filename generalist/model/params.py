@@ -23,10 +23,15 @@ def path_string(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def flat(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by their paths, in the order of JAX's flattening."""
+def flat(tree: Any, whole: type | None = None) -> dict[str, Any]:
+    """A tree's leaves by their paths, in the order of JAX's flattening.
+
+    Args:
+        whole: a type of node that counts as a leaf.
+    """
     # Not flax's flatten_dict, which takes dictionaries alone: optimizer states hold tuples and dataclasses too.
-    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree, lambda node: whole is not None and isinstance(node, whole))
+    return {path_string(path): leaf for path, leaf in leaves}
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -285,6 +285,7 @@ class Transformer(nnx.Module):
         start: Int[Array, ""],
         images: ImageCache | None = None,
         slide: Slide | None = None,
+        dtype: DTypeLike = jnp.float32,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
         """Final hidden states of new positions, whose keys and values are written into the caches from slot `start` on.
 
@@ -296,8 +297,8 @@ class Transformer(nnx.Module):
             start: slot of the first new position.
             images: the images that may be seen, by the numbers in `batch.image`; None: no images.
             slide: slots whose positions differ from those at which their keys were written.
+            dtype: in which is computed; the caches may have another.
         """
-        dtype = caches[0].key.dtype
         x = self.embed(batch, dtype)
         sights, kinds = (
             self.cached_sights(batch, cache_segment, cache_position, start, slide),

@@ -120,7 +120,7 @@ def compile_step(trainer: TokenTrainer, batch: Batch) -> Program:
         "optimizer": device_bytes(state.opt_state),
         "batch": device_bytes(batch),
     }
-    return _compile(lowered, parts, "the step")
+    return compile_program(lowered, parts, "the step")
 
 
 def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mesh: Mesh) -> Program:
@@ -136,7 +136,7 @@ def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mes
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
     parts = {"parameters": 0.0, "frozen": device_bytes(params), "optimizer": 0.0, "batch": device_bytes(pixels)}
-    return _compile(lowered, parts, "the frozen encoder's program")
+    return compile_program(lowered, parts, "the frozen encoder's program")
 
 
 def device_bytes(tree: Any) -> float:
@@ -147,8 +147,12 @@ def device_bytes(tree: Any) -> float:
     )
 
 
-def _compile(lowered: Any, parts: dict[str, float], what: str) -> Program:
-    """Compiles and measures a program; `parts` are the bytes of its arguments."""
+def compile_program(lowered: Any, parts: dict[str, float], what: str) -> Program:
+    """Compiles and measures a program; `parts` are the bytes of its arguments.
+
+    Raises:
+        OutOfMemory: it does not fit the device.
+    """
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()

@@ -8,6 +8,7 @@ from rich.table import Table
 from generalist.config.run import Config
 from generalist.model.attend import slow_heads
 from generalist.plan.estimate import Estimate
+from generalist.plan.inference import Served, Serving
 from generalist.plan.memory import Arithmetic
 from generalist.plan.search import Candidate
 from generalist.plan.target import Target
@@ -25,6 +26,9 @@ PARTS = {
     "activations": "activations",
     "logits": "logits",
     "temporary": "gradients, activations, temporaries",
+    "weights": "weights",
+    "encoder": "frozen encoder",
+    "caches": "caches",
     "code": "program",
 }
 
@@ -51,6 +55,26 @@ def show(config: Config, target: Target, found: Estimate, console: Console) -> N
         console.print(f"note: {note}", highlight=False, markup=False)
     for line in advice(config, target, found):
         console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_served(serving: Serving, found: Served, console: Console) -> None:
+    """Prints a plan of inference."""
+    mesh = " × ".join(f"{name} {size}" for name, size in found.mesh.items() if size > 1) or "one device"
+    console.print(f"parameters: {_count(found.parameters)}; mesh {mesh}", highlight=False)
+    console.print(
+        f"{serving.rows} × {serving.context} positions, weights in {serving.weights_type}, caches in {serving.cache_type}",
+        highlight=False,
+    )
+    parts = {name: getattr(found, name) for name in ("weights", "encoder", "caches")} | {"activations": found.temporary}
+    console.print(memory_table(parts, found.limit))
+    if found.step_seconds is None or found.prompt_seconds is None:
+        console.print("time: unknown, since these devices have no known speed", highlight=False)
+        return
+    console.print(
+        f"one id in all rows, with full caches: {found.step_seconds * 1e3:.2f} ms, {found.tokens_per_second:,.0f} tokens/s",
+        highlight=False,
+    )
+    console.print(f"a prompt of the whole context: {found.prompt_seconds * 1e3:.1f} ms", highlight=False)
 
 
 def show_found(found: Sequence[tuple[Candidate, Estimate]], console: Console) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from generalist.system.files import write_json
-from generalist.weights.recipe import Recipe, Tensor
+from generalist.weights.recipe import Index, Recipe, Tensor, whole
+from generalist.weights.stored import Stored
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
@@ -160,15 +162,32 @@ class WeightsFolder:
             # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
             yield key, np.ascontiguousarray(recipe.build([self.tensor(name) for name, _ in recipe.sources]))
 
+    def stored(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> Iterator[tuple[str, Stored]]:
+        """The items of `stream` unread: of each array every part can be read alone, also many times."""
+        self.check(recipes, ignored)
+        for key, recipe in recipes.items():
+            yield key, Stored(recipe.shape, partial(recipe.read, self.part))
+
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name in the files, as it stands there.
 
         Raises:
             WeightsError: a number is not finite.
         """
+        return self.part(name, whole(self.shapes[name]))
+
+    def part(self, name: str, index: Index) -> Tensor:
+        """A part of a tensor; only that part of the file is read.
+
+        Raises:
+            WeightsError: a number is not finite.
+        """
         # Opened for each tensor: the pages of an open file that were read would stay in memory beside the arrays.
         with safe_open(self._files[name], framework="numpy") as opened:
-            array = opened.get_tensor(name)
+            if index == whole(self.shapes[name]):
+                array = opened.get_tensor(name)
+            else:
+                array = opened.get_slice(name)[index]
         # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
         if not np.isfinite(array).all():
             raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")

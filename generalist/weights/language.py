@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from generalist.model.params import nested
 from generalist.tokenizers.text import TextTokenizer
@@ -28,6 +28,9 @@ from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.language_shape import shape
 from generalist.weights.open_flamingo import OpenFlamingoFolder, is_open_flamingo
 from generalist.weights.recipe import Recipe, Tensor
+from generalist.weights.stored import Stored
+
+AT_ONCE = 4096  # rows of a table that are read at a time for its moments
 
 GEMMA_BOS = 2
 """The mark of the beginning of the first two Gemmas, which their settings may omit."""
@@ -193,25 +196,40 @@ class LanguageModel:
 
     def arrays(self, vocabulary: Vocabulary) -> Iterator[tuple[str, Tensor]]:
         """The parameters of `load` one at a time, by their paths, in the files' dtypes."""
+        # Contiguous: a transposed view would keep its source alive, and be copied anyway on its way to a device.
+        return ((path, np.ascontiguousarray(stored.all())) for path, stored in self.stored(vocabulary))
+
+    def stored(self, vocabulary: Vocabulary) -> Iterator[tuple[str, Stored]]:
+        """The items of `arrays` unread."""
         # A fixed seed: every host of a run draws the same rows for tokens that the checkpoint lacks.
         rng = np.random.default_rng(0)
-        for path, array in self.folder.stream(*self.recipes):
+        for path, stored in self.folder.stored(*self.recipes):
             if path in ("tokens/text", "output/text"):
-                yield path.replace("text", "other"), self._other_rows(array, vocabulary, rng)
-            yield path, array
+                yield path.replace("text", "other"), Stored.of(self._other_rows(stored, vocabulary, rng))
+            yield path, stored
 
     def check(self) -> None:
         """Raises `WeightsError` unless its tensors match its settings; reads no number."""
         self.folder.check(*self.recipes)
 
-    def _other_rows(
-        self, text: Float[np.ndarray, "V D"], vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Float32[np.ndarray, "O D"]:
-        """Rows of the tokens that the text table lacks."""
-        # Before the sums: NumPy adds up in the array's own dtype, and bfloat16 would lose most of 100,000 rows.
-        text = text.astype(np.float32)
-        count = vocabulary.size - vocabulary.text
-        other = text.mean(axis=0) + text.std(axis=0) * rng.standard_normal((count, text.shape[1]), np.float32)
+    def _other_rows(self, text: Stored, vocabulary: Vocabulary, rng: np.random.Generator) -> Float32[np.ndarray, "O D"]:
+        """Rows of the tokens that the text table (V, D) lacks."""
+        count, mean, deviation = vocabulary.size - vocabulary.text, *_moments(text)
+        other = mean + deviation * rng.standard_normal((count, text.shape[1]), np.float32)
         for mark, row in self.marks().items():
-            other[getattr(vocabulary, mark) - vocabulary.text] = text[row]
+            other[getattr(vocabulary, mark) - vocabulary.text] = text.read(
+                (slice(row, row + 1), slice(0, text.shape[1]))
+            )[0]
         return other
+
+
+def _moments(table: Stored) -> tuple[Float32[np.ndarray, "D"], Float32[np.ndarray, "D"]]:
+    """Mean and deviation of each column of a table (V, D), some rows at a time: a table in 16 bits may be the largest tensor of
+    its files, and would take three times its memory in float32."""
+    rows, width = table.shape
+    sums, squares = np.zeros(width), np.zeros(width)
+    for first in range(0, rows, AT_ONCE):
+        part = table.read((slice(first, min(first + AT_ONCE, rows)), slice(0, width))).astype(np.float64)
+        sums, squares = sums + part.sum(axis=0), squares + np.square(part).sum(axis=0)
+    mean = sums / rows
+    return mean.astype(np.float32), np.sqrt(np.maximum(squares / rows - np.square(mean), 0)).astype(np.float32)

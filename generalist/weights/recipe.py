@@ -1,4 +1,4 @@
-"""How our arrays are made from the tensors of published files, and those tensors from our arrays.
+"""How our arrays are made from the tensors of published files, whole or part by part, and those tensors from our arrays.
 
 Dimension key: *S the axes of a tensor.
 """
@@ -10,12 +10,23 @@ import numpy as np
 from jaxtyping import Num
 
 Tensor = Num[np.ndarray, "*_S"]
+Index = tuple[slice, ...]
+"""A part of an array: a start and a stop on every axis."""
+Read = Callable[[str, Index], Tensor]
+"""Name of a tensor of the files, and which part of it → that part."""
+
+
+def whole(shape: Sequence[int]) -> Index:
+    """The part that is all of an array."""
+    return tuple(slice(0, size) for size in shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How one of our arrays is made from a folder's tensors: their names and shapes, and the functions of both directions."""
 
+    shape: tuple[int, ...]
+    """Of our array."""
     sources: tuple[tuple[str, tuple[int, ...]], ...]
     # Data and functions apart: names and shapes are checked, for all recipes, before the first tensor is read.
     build: Callable[[Sequence[Tensor]], Tensor]
@@ -23,6 +34,14 @@ class Recipe:
     divide: Callable[[Tensor], list[Tensor]]
     """Our array → the tensors, in the order of `sources`: the inverse of `build`, in our array's dtype. Raises `ValueError` if
     the files have no place for what it holds."""
+    part: Callable[[Read, Index], Tensor] | None = None
+    """How a part of our array is made from parts of the tensors; None: only from the whole tensors."""
+
+    def read(self, read: Read, index: Index) -> Tensor:
+        """A part of our array, for which no more of the files is read than it needs, as far as `part` knows."""
+        if self.part is not None:
+            return self.part(read, index)
+        return self.build([read(name, whole(shape)) for name, shape in self.sources])[index]
 
     def tensors(self, array: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The names and tensors that our array is made from, contiguous, as safetensors writes them."""
@@ -32,12 +51,24 @@ class Recipe:
 
 def tensor(name: str, *shape: int) -> Recipe:
     """A tensor of `shape`, unchanged."""
-    return Recipe(((name, shape),), lambda arrays: arrays[0], lambda array: [array])
+    return Recipe(
+        shape,
+        ((name, shape),),
+        lambda arrays: arrays[0],
+        lambda array: [array],
+        lambda read, index: read(name, index),
+    )
 
 
 def transposed(name: str, *shape: int) -> Recipe:
     """A tensor of `shape` with its axes reversed: PyTorch stores the kernel of a linear map as (outputs, inputs)."""
-    return Recipe(((name, shape),), lambda arrays: arrays[0].T, lambda array: [array.T])
+    return Recipe(
+        shape[::-1],
+        ((name, shape),),
+        lambda arrays: arrays[0].T,
+        lambda array: [array.T],
+        lambda read, index: read(name, index[::-1]).T,
+    )
 
 
 def zeros(*shape: int) -> Recipe:
@@ -48,12 +79,17 @@ def zeros(*shape: int) -> Recipe:
             raise ValueError("the architecture has no such parameter, and training moved it away from zero")
         return []
 
-    return Recipe((), lambda arrays: np.zeros(shape, np.float32), divide)
+    def part(read: Read, index: Index) -> Tensor:
+        return np.zeros([one.stop - one.start for one in index], np.float32)
+
+    return Recipe(shape, (), lambda arrays: np.zeros(shape, np.float32), divide, part)
 
 
 def mapped(recipe: Recipe, change: Callable[[Tensor], Tensor], undo: Callable[[Tensor], Tensor]) -> Recipe:
-    """A recipe whose array is passed through `change`, of which `undo` is the inverse."""
+    """A recipe whose array is passed through `change`, of which `undo` is the inverse. It is always read whole: `change` may move
+    numbers anywhere."""
     return Recipe(
+        change(np.broadcast_to(np.float32(0), recipe.shape)).shape,
         recipe.sources,
         lambda arrays: change(recipe.build(arrays)),
         lambda array: recipe.divide(undo(array)),
@@ -64,27 +100,41 @@ def joined(recipes: Sequence[Recipe], axis: int = -1) -> Recipe:
     """Several arrays concatenated along an existing axis."""
 
     def separate(array: Tensor) -> list[Tensor]:
-        ends = np.cumsum([_shape(recipe)[axis] for recipe in recipes])
+        ends = np.cumsum([recipe.shape[axis] for recipe in recipes])
         return np.split(array, ends[:-1], axis=axis)
 
-    return _combined(recipes, lambda arrays: np.concatenate(arrays, axis=axis), separate)
+    def part(read: Read, index: Index) -> Tensor:
+        found, first, along = [], 0, axis % len(index)
+        for recipe in recipes:
+            size = recipe.shape[axis]
+            # What of this array lies in the part, counted from its own beginning.
+            start, stop = max(index[along].start - first, 0), min(index[along].stop - first, size)
+            if start < stop:
+                found.append(recipe.read(read, (*index[:along], slice(start, stop), *index[along + 1 :])))
+            first += size
+        return np.concatenate(found, axis=axis)
+
+    shape = list(recipes[0].shape)
+    shape[axis] = sum(recipe.shape[axis] for recipe in recipes)
+    return _combined(recipes, tuple(shape), lambda arrays: np.concatenate(arrays, axis=axis), separate, part)
 
 
 def stacked(recipes: Sequence[Recipe]) -> Recipe:
     """Several arrays stacked along a new first axis: the layers of our stacked blocks."""
-    return _combined(recipes, np.stack, list)
 
+    def part(read: Read, index: Index) -> Tensor:
+        layers, *rest = index
+        return np.stack([recipe.read(read, tuple(rest)) for recipe in recipes[layers]])
 
-def _shape(recipe: Recipe) -> tuple[int, ...]:
-    """The shape of a recipe's array."""
-    # Built of views of a single number, which take no memory.
-    return recipe.build([np.broadcast_to(np.float32(0), shape) for _, shape in recipe.sources]).shape
+    return _combined(recipes, (len(recipes), *recipes[0].shape), np.stack, list, part)
 
 
 def _combined(
     recipes: Sequence[Recipe],
+    shape: tuple[int, ...],
     combine: Callable[[Sequence[Tensor]], Tensor],
     separate: Callable[[Tensor], list[Tensor]],
+    part: Callable[[Read, Index], Tensor],
 ) -> Recipe:
     sources = tuple(source for recipe in recipes for source in recipe.sources)
 
@@ -97,4 +147,4 @@ def _combined(
         shares = zip(recipes, separate(array), strict=True)
         return [part for recipe, share in shares for part in recipe.divide(share)]
 
-    return Recipe(sources, build, divide)
+    return Recipe(shape, sources, build, divide, part)

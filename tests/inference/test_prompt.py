@@ -19,7 +19,7 @@ from generalist.inference import prompt as prompts
 from generalist.inference import writing
 from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import AgentPrompt
-from generalist.inference.rows import stack_rows
+from generalist.inference.rows import length_bucket, stack_rows
 from generalist.inference.sampling import Decoding, draw
 from generalist.inference.score import log_likelihood
 from generalist.tokenizers.pieces import Images
@@ -250,3 +250,25 @@ def test_writing_ends_where_the_context_does(make_model: Callable[..., Generalis
     assert 0 < room < 60
     text = generalist.prompt(["push the block " * 20], tokens=400)
     assert len(generalist.tokenizers.text.encode(text)) <= room
+
+
+def test_prompts_of_many_lengths_need_few_programs():
+    from generalist.inference.decode import extend
+    from generalist.inference.in_turn import write_in_turn
+
+    folder = Path(__file__).parent.parent / "fixtures" / "language" / "qwen3"
+    generalist = Generalist.load(folder)
+    generalist.compile_ahead(150, tokens=9)
+    before = extend.programs, write_in_turn.programs
+    # What is compiled ahead is all that prompts of these lengths need, whatever their texts and numbers of ids.
+    lengths = [length_bucket(length) for length in range(1, 151)]
+    for length in (*range(1, 151, 12), 150):
+        generalist.prompt([np.full(length, 7, np.int32)], tokens=9)
+        "".join(generalist.stream([np.full(length, 7, np.int32)], tokens=9))
+    assert (extend.programs, write_in_turn.programs) == before
+    assert len(set(lengths)) == 13 and max(lengths) == 160
+    assert all(
+        length <= size < max(1.25 * length, length + 8) for length, size in zip(range(1, 151), lengths, strict=True)
+    )
+    with pytest.raises(ValueError, match="leave out shots"):
+        generalist.compile_ahead(10**6)
