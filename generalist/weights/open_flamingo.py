@@ -20,7 +20,7 @@ from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.gated_recipes import open_flamingo_recipes
 from generalist.weights.gated_shape import OPEN_FLAMINGO_HEAD
 from generalist.weights.language_recipes import OUTPUTS, Recipes
-from generalist.weights.recipe import Tensor, mapped, tensor
+from generalist.weights.recipe import Index, Tensor, mapped, tensor
 from generalist.weights.torch_zip import Stored, TorchFile, type_of
 
 CHECKPOINT, LANGUAGE, VISION = "checkpoint.pt", "language", "vision"
@@ -74,11 +74,11 @@ class OpenFlamingoFolder(WeightsFolder):
         short = own.partition(".")[2]
         return short if own != name and own not in self.shapes and short in self.shapes else own
 
-    def tensor(self, name: str) -> Tensor:
+    def part(self, name: str, index: Index) -> Tensor:
         one = self._trained.get(name)
         if one is None:
-            return super().tensor(name)
-        array = self._checkpoint.tensor(one)
+            return super().part(name, index)
+        array = self._checkpoint.tensor(one)[index]  # of an archive whose members are packed nothing less can be read
         if not np.isfinite(array).all():
             raise WeightsError(f"{self.whole / CHECKPOINT} has non-finite numbers in {name}: download it again")
         return array
