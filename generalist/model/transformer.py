@@ -53,7 +53,7 @@ class Block(nnx.Module):
         placed: Placement | None,
         written: Placement | None,
         cache: Cache | None = None,
-        start: Int[Array, ""] | None = None,
+        start: Int[Array, ""] | Int[Array, "B"] | None = None,
         kept: Float[Array, "2 B"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         """One layer; arguments as in `Attention`.
@@ -259,7 +259,7 @@ class Transformer(nnx.Module):
         caches: list[Cache],
         cache_segment: Int[Array, "B S"],
         cache_position: Int[Array, "B S"],
-        start: Int[Array, ""],
+        start: Int[Array, ""] | Int[Array, "B"],
         images: ImageCache | None = None,
         slide: Slide | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Cache]]:
@@ -270,7 +270,7 @@ class Transformer(nnx.Module):
             caches: one per layer.
             cache_segment: segment of each slot, the new positions already entered.
             cache_position: position of each slot, the new positions already entered.
-            start: slot of the first new position.
+            start: slot of the first new position, the same in all rows or one per row.
             images: the images that may be seen, by the numbers in `batch.image`; None: no images.
             slide: slots whose positions differ from those at which their keys were written.
         """
