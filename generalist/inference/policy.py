@@ -145,7 +145,9 @@ class ControlPolicy:
             ValueError: the layout's steps have another shape.
         """
         if shape_of(self.generalist, layout) != self.shape:
-            raise ValueError(f"steps of {layout} and {self._names[lane]} have different shapes: give each its own policy")
+            raise ValueError(
+                f"steps of {layout} and {self._names[lane]} have different shapes: give each its own policy"
+            )
         self._names[lane] = layout
         self._runs = [(name, len(list(run))) for name, run in itertools.groupby(self._names)]
         self._cut.setdefault(layout, [0, 0])

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from generalist.data.batch import Batch
 from generalist.data.files import is_file
@@ -171,6 +171,17 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: 
     Raises:
         WeightsError, ValueError: as `Generalist.chat`.
     """
+    ids, plain = chat_ids(generalist, messages)
+    return stream(plain, [ids], decoding)
+
+
+def chat_ids(generalist: Weights, messages: Sequences[Mapping[str, str]]) -> tuple[Int32[np.ndarray, "n"], Weights]:
+    """The ids of messages by the chat template of a published language model, and its weights without marks of a beginning: the
+    template has them itself, or has none.
+
+    Raises:
+        WeightsError, ValueError: as `Generalist.chat`.
+    """
     tokenizers = generalist.tokenizers
     if tokenizers.published is None or tokenizers.folder is None:
         raise ValueError("only published language models have chat templates: prompt these weights instead")
@@ -181,9 +192,8 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, str]], decoding: 
     ids = tokenizers.text.with_controls(chat_text(tokenizers.folder, messages))
     if len(ids) and ids.max() >= generalist.vocabulary.text:
         raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
-    # The template itself has the marks of the beginning, or has none.
     plain = dataclasses.replace(tokenizers, published=dataclasses.replace(tokenizers.published, begin=()))
-    return stream(dataclasses.replace(generalist, tokenizers=plain), [ids], decoding)
+    return ids, dataclasses.replace(generalist, tokenizers=plain)
 
 
 def _stopping(generalist: Weights, decoding: Decoding, parts: Sequences[Any], after: Reading | None) -> Decoding:

@@ -70,7 +70,9 @@ def written_at(
     if start.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(whole, new, start, axis=1)
     starts = jnp.repeat(start, len(whole) // len(start))  # heads of a row are next to each other
-    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))(whole, new, starts)
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))(
+        whole, new, starts
+    )
 
 
 class Slide(NamedTuple):
