@@ -7,7 +7,6 @@ agent waits for one piece at most.
 """
 
 import collections
-import dataclasses
 import logging
 import threading
 import time
@@ -64,6 +63,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._stopping
 
     def submit(self, answers: list[Answer]) -> None:
         """Asks for the texts of a request.
@@ -249,24 +253,3 @@ class Engine:
             "running": len(self._running),
             "sessions": sum(pool.used for pool in self.pools),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Compilations:
-    """Counts the programs that are compiled in this process."""
-
-    count: list[int] = dataclasses.field(default_factory=lambda: [0])
-
-    @classmethod
-    def watch(cls) -> "Compilations":
-        """Begins to count."""
-        import jax
-
-        found = cls()
-
-        def heard(event: str, seconds: float, **_: object) -> None:
-            if event == "/jax/core/compile/backend_compile_duration":
-                found.count[0] += 1
-
-        jax.monitoring.register_event_duration_secs_listener(heard)
-        return found

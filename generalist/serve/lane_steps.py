@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from generalist.data.batch import Batch
+from generalist.data.batch import ArrayLike, Batch
 from generalist.inference.sampling import confine, draw
 from generalist.inference.weights import Structure
 from generalist.model.attention import Cache
@@ -38,11 +38,11 @@ class LaneState(NamedTuple):
 class Choosing(NamedTuple):
     """How each lane's next id is chosen, as in `Decoding`: the settings of one lane do not depend on the others."""
 
-    temperature: Float[Array, "B"]
+    temperature: Float[ArrayLike, "B"]
     """0 takes the likeliest id."""
-    top_k: Int[Array, "B"]
-    top_p: Float[Array, "B"]
-    draws: UInt[Array, "B 3"]
+    top_k: Int[ArrayLike, "B"]
+    top_p: Float[ArrayLike, "B"]
+    draws: UInt[ArrayLike, "B 3"]
     """Seed, number of the text among those of its request, and number of the id within the text."""
 
 

@@ -1,6 +1,7 @@
 """What the server counts, in the format that Prometheus reads. Nothing of a request's contents is in it."""
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -13,7 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        here = {"registry": self._registry, "namespace": "generalist"}
+        here: dict[str, Any] = {"registry": self._registry, "namespace": "generalist"}
         self._requests = Counter("requests", "Requests by route and status.", ["route", "status"], **here)
         self._ids = Counter("written_tokens", "Ids that were written.", **here)
         self._reused = Counter("reused_positions", "Positions of prompts that were found in a lane.", **here)

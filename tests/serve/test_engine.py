@@ -1,4 +1,4 @@
-"""The engine: every text is the one that its request gets alone, whatever is computed beside it, and nothing compiles after ready."""
+"""The engine: every text is the one that its request gets alone, whatever is computed beside it. Nothing compiles after ready."""
 
 import queue
 import threading
@@ -13,13 +13,14 @@ from generalist.inference.policy import ControlPolicy
 from generalist.inference.sampling import Decoding
 from generalist.serve.answers import Answer, Ended, Failed, Written
 from generalist.serve.chat_lanes import ChatLanes
-from generalist.serve.engine import Compilations, Engine, Full
+from generalist.serve.compilations import Compilations
+from generalist.serve.engine import Engine, Full
 from generalist.serve.metrics import Metrics
 from generalist.serve.sessions import Refused, Step, pools
 from generalist.serve.warm_up import warm_up
 
 LAYOUT = "classic/test"
-COMPILED = Compilations.watch()
+COMPILED = Compilations()
 
 
 def image(seed: int) -> np.ndarray:
@@ -107,7 +108,7 @@ def test_agents_act_as_alone_and_nothing_compiles(engine: Engine, model: Any) ->
     expected = [alone.act([one])[0] for one in observations]
     for parts, decoding in wishes(model):  # their encoding alone may compile; the server's must not
         model.prompt(parts, **decoding)
-    before = COMPILED.count[0]
+    before = COMPILED.count
     sessions = [engine.open(LAYOUT) for _ in range(2)]
     with pytest.raises(Refused, match="all 2 lanes"):
         engine.open(LAYOUT)
@@ -132,7 +133,7 @@ def test_agents_act_as_alone_and_nothing_compiles(engine: Engine, model: Any) ->
     for events in texts:
         whole(events)
     assert found == [expected, expected]
-    assert COMPILED.count[0] == before
+    assert COMPILED.count == before
     for session in sessions:
         engine.close(session)
 
@@ -180,14 +181,14 @@ def test_weights_are_exchanged_between_texts(engine: Engine, model: Any) -> None
     given: queue.Queue = queue.Queue()
     engine.step(Step(session, np.zeros(3, np.float32), ("", 0), given.put))
     given.get(timeout=30)
-    before = COMPILED.count[0]
+    before = COMPILED.count
     engine.exchange(other)
     answer, events = ask(engine, ["push the red"], tokens=6)
     engine.submit([answer])
     text, _ = whole(events)
     engine.step(Step(session, np.zeros(3, np.float32), None, given.put))
     assert "weights were exchanged" in str(given.get(timeout=30))
-    assert COMPILED.count[0] == before
+    assert COMPILED.count == before
     assert text == other.prompt(["push the red"], tokens=6)
     engine.close(session)
     engine.exchange(model)
