@@ -1,5 +1,6 @@
 """A robot's side of the server: observations go there, actions come back. Neither JAX nor the model is loaded."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -44,8 +45,15 @@ class RobotClient:
         self._patience = patience
         address = server.rstrip("/") + PATH + query
         # Nothing is compressed: images do not get smaller, and a robot waits for each answer.
-        self._socket = connect(address, compression=None, additional_headers=headers, max_size=1 << 24)
-        self.metadata: dict[str, Any] = self._received()
+        self._ends = contextlib.ExitStack()
+        self._socket = self._ends.enter_context(
+            connect(address, compression=None, additional_headers=headers, max_size=1 << 24)
+        )
+        try:
+            self.metadata: dict[str, Any] = self._received()
+        except BaseException:
+            self.close()
+            raise
         """What the server says of itself: the model, and the layout's spaces as JSON values."""
         self._begin: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
@@ -89,7 +97,7 @@ class RobotClient:
 
     def close(self) -> None:
         """Ends the session."""
-        self._socket.close()
+        self._ends.close()
 
     def __enter__(self) -> Self:
         return self

@@ -43,7 +43,7 @@ class Guard:
             await send(message)
 
         try:
-            refused = self._refused(Headers(scope=scope))
+            refused = self._too_long(scope) or self._refused(Headers(scope=scope))
             if refused is None:
                 await self._app(scope, receive, noting)
             elif scope["type"] == "websocket":
@@ -56,6 +56,15 @@ class Guard:
             self._metrics.requested(path, status)
             fields = {"route": path, "status": status, "seconds": round(time.monotonic() - started, 4)}
             log.info("request", extra={"fields": fields})
+
+    def _too_long(self, scope: Scope) -> ApiError | None:
+        size = (
+            len(scope["raw_path"])
+            + len(scope["query_string"])
+            + sum(len(one) + len(of) for one, of in scope["headers"])
+        )
+        limit = self._settings.limits.header
+        return ApiError(431, f"the headers may have {limit:,} bytes", code="too_large") if size > limit else None
 
     def _refused(self, headers: Headers) -> ApiError | None:
         settings = self._settings
