@@ -40,7 +40,7 @@ def engine(model: Any) -> Iterator[Engine]:
     engine = Engine(model, chat, agents, Metrics(), queue=40)
     engine.start()
     yield engine
-    assert engine.stop(30)
+    assert engine.stop(30.0)
 
 
 def ask(engine: Engine, parts: list[Any], text: int = 0, **decoding: Any) -> tuple[Answer, queue.Queue]:
@@ -139,7 +139,8 @@ def test_agents_act_as_alone_and_nothing_compiles(engine: Engine, model: Any) ->
 
 
 def test_what_a_client_did_wrong_is_refused(engine: Engine) -> None:
-    while engine.counts()["sessions"]:  # those of another test are closed by the engine's thread
+    end = time.monotonic() + 30
+    while engine.counts()["sessions"] and time.monotonic() < end:  # those of another test are just being closed
         time.sleep(0.01)
     session = engine.open(LAYOUT)
     given: queue.Queue = queue.Queue()
