@@ -218,7 +218,7 @@ def mixed(port: int, pid: int, generalist: Generalist, clients: int, seconds: fl
             time.sleep(0.5)
     wrong = sum(text != expected[one] for one, text in texts)
     print(
-        f"{clients} clients for {seconds:.0f} s: {len(texts)} texts, {wrong} differ from the prompt's alone, {len(failed)} errors, "
+        f"{clients} clients for {seconds:.0f} s: {len(texts)} texts, {wrong} differ from those alone, {len(failed)} errors, "
         f"memory {sizes[0]:.0f} to {sizes[-1]:.0f} MiB ({100 * (sizes[-1] / sizes[0] - 1):+.1f}%), "
         f"{number(port, 'compilations_after_ready'):.0f} compilations after ready",
         flush=True,
