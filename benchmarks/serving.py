@@ -12,13 +12,13 @@ import contextlib
 import http.client
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,27 +111,41 @@ def number(port: int, name: str) -> float:
 @contextlib.contextmanager
 def chatting(port: int, clients: int, failed: list[Any], texts: list[tuple[int, str]]) -> Iterator[None]:
     """Clients that chat as long as the block lasts."""
-    end = threading.Event()
-
-    def chat(client: int) -> None:
-        asked = client
-        while not end.is_set():
-            status, found = post(port, wish(asked % 8)[0])
-            if status == 200:
-                texts.append((asked % 8, found["choices"][0]["message"]["content"]))
-            elif status != 429:
-                failed.append((status, found))
-            asked += 1
-
-    threads = [threading.Thread(target=chat, args=(one,)) for one in range(clients)]
-    for thread in threads:
-        thread.start()
+    # In a process of their own: in this one they would take turns with the agents that are measured.
+    context = multiprocessing.get_context("spawn")
+    end, found = context.Event(), context.Queue()
+    process = context.Process(target=chat_until, args=(port, clients, end, found))
+    process.start()
+    found.get(timeout=60)  # it has begun
     try:
         yield
     finally:
         end.set()
-        for thread in threads:
-            thread.join()
+        wrong, right = found.get(timeout=120)
+        process.join()
+        failed += wrong
+        texts += right
+
+
+def chat_until(port: int, clients: int, end: Any, found: Any) -> None:
+    """Chats in threads until an event is set, then puts the errors and the texts into a queue."""
+    failed: list[Any] = []
+    texts: list[tuple[int, str]] = []
+    wishes = [wish(one)[0] for one in range(8)]
+
+    def chat(asked: int) -> None:
+        while not end.is_set():
+            status, answer = post(port, wishes[asked % 8])
+            if status == 200:
+                texts.append((asked % 8, answer["choices"][0]["message"]["content"]))
+            elif status != 429:
+                failed.append((status, answer))
+            asked += 1
+
+    found.put("begun")
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        list(pool.map(chat, range(clients)))
+    found.put((failed, texts))
 
 
 def steps(port: int, count: int) -> list[float]:

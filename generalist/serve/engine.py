@@ -3,7 +3,8 @@
     in turn   steps of agents that wait  >  a piece of a prompt  >  steps of agents  >  the next id of all texts  >  ...
 
 Requests come and go between these steps (continuous batching; Orca, Yu et al., 2022), and a long prompt is read in pieces, so an
-agent waits for one piece at most.
+agent waits for one piece at most. For an agent that answers at once (a simulation) the engine waits: for twice as long as the
+last step of the texts took, agents come first.
 """
 
 import collections
@@ -19,6 +20,11 @@ from generalist.serve.metrics import Metrics
 from generalist.serve.sessions import Pool, Refused, Session, Step
 
 log = logging.getLogger("generalist.serve")
+
+ANSWERS = 0.003
+"""Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
+SHARE = 2.0
+"""Seconds for agents alone after each second for texts, if agents answer at once."""
 
 
 class Full(RuntimeError):
@@ -43,6 +49,7 @@ class Engine:
         self._next: Weights | None = None
         self._wake = threading.Condition()
         self._stopping = False
+        self._acted = self._texts_until = 0.0  # when agents last got actions, and when texts come next in any case
         self._wrote = False  # whether the last step of the texts wrote; the next one then reads, if there is something
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -172,10 +179,15 @@ class Engine:
         self._drop(now)
         if self._next is None:
             self._admit()
-        if self._running:
+        if acted:
+            self._acted = time.monotonic()
+        now = time.monotonic()
+        if self._running and now >= min(self._acted + ANSWERS, self._texts_until):
             self._texts()
+            took = time.monotonic() - now
+            self._texts_until = now + (1 + SHARE) * took
         elif not acted:
-            # Steps wait for those of other agents, and nothing else is to be done.
+            # Steps wait for those of other agents, or the texts for a step that is expected.
             with self._wake:
                 if not self._calls:
                     self._wake.wait(0.0005)

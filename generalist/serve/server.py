@@ -7,6 +7,7 @@ import fnmatch
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -98,6 +99,8 @@ class Server:
             ready: takes the port, when the server listens.
             reload: the weights anew, for SIGHUP; None: SIGHUP has no meaning here.
         """
+        # Threads take turns after 5 ms otherwise: a message would wait for that while the engine prepares its next step.
+        sys.setswitchinterval(0.0005)
         self.engine.start()
         limits = self.settings.limits
         config = uvicorn.Config(
