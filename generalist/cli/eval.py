@@ -8,6 +8,7 @@ from rich.console import Console
 
 from generalist.cli import eval_control as agents_command
 from generalist.cli import eval_fewshot as fewshot_command
+from generalist.cli import eval_served as served_command
 from generalist.system.places import check_file
 
 DESCRIPTION = "Scores weights as agents and with shots, compares results files, and writes reports of them."
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             fewshot_command.add_fewshot,
             "score the weights with shots: new words, captions, questions, classes",
         ),
+        ("served", served_command.add_served, "score the weights of a server (`generalist serve`), playing here"),
         ("compare", _add_compare, "compare two results files: which is better, and whether the episodes can show it"),
         ("report", _add_report, "write one HTML file with everything about a run's evaluation, to open offline"),
     ):
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         "control": agents_command.control,
         "again": agents_command.again,
         "fewshot": fewshot_command.fewshot,
+        "served": served_command.served,
         "compare": _compare,
         "report": _report,
     }

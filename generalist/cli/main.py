@@ -29,6 +29,7 @@ COMMANDS = {
         "generalist.cli.plan",
         "estimate a preset's memory, time and exchanges on a machine that need not be present",
     ),
+    "serve": ("generalist.cli.serve", "serve chats (OpenAI's API) and robots (openpi's protocol) over the network"),
     "data": ("generalist.cli.data", "inspect, view and convert your own data"),
 }
 

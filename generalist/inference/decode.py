@@ -28,7 +28,7 @@ def extend(
     caches: list[Cache],
     cache_segment: Int[Array, "B S"],
     cache_position: Int[Array, "B S"],
-    start: Int[Array, ""],
+    start: Int[Array, ""] | Int[Array, "B"],
     batch: Batch,
     images: ImageCache | None,
     allowed: Bool[Array, "#B A V"],
@@ -76,11 +76,21 @@ def extend(
 
 @compiled(static_argnames=("structure",), donate_argnames=("held",))
 def hold_images(
-    structure: Structure, params: Any, batch: Batch, held: list[VisualKeys], slot: Int[Array, ""]
+    structure: Structure,
+    params: Any,
+    batch: Batch,
+    held: list[VisualKeys],
+    slot: Int[Array, ""] | Int[Array, "B"],
 ) -> list[VisualKeys]:
-    """The held keys with those of a batch's images written from `slot` on. The argument `held` is donated."""
+    """The held keys with those of a batch's images written from `slot` on, in all rows or in each. The argument `held` is
+    donated."""
     keys = structure.model(params).visual.keys(batch, held[0].key.dtype)
-    return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=2), held, keys)
+    if slot.ndim == 0:
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=2), held, keys
+        )
+    of_row = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, axis=1))
+    return jax.tree.map(lambda whole, part: of_row(whole, part, slot), held, keys)
 
 
 def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]:

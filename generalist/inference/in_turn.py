@@ -27,7 +27,7 @@ def act_in_turn(
     caches: list[Cache],
     cache_segment: Int[Array, "B S"],
     cache_position: Int[Array, "B S"],
-    start: Int[Array, ""],
+    start: Int[Array, ""] | Int[Array, "B"],
     batch: Batch,
     images: ImageCache | None,
     allowed: Bool[Array, "B A V"],
@@ -51,7 +51,7 @@ def act_in_turn(
     """
     length, dimensions = batch.tokens.shape[1], allowed.shape[1]
 
-    def at(caches: list[Cache], slot: Int[Array, ""], new: Batch, allowed: Bool[Array, "B 1 V"], number: Any):
+    def at(caches: list[Cache], slot: Int[Array, "*B"], new: Batch, allowed: Bool[Array, "B 1 V"], number: Any):
         # The second of the numbers that determine a draw counts positions.
         drawn = None if draws is None else draws + jnp.stack([jnp.uint32(0), jnp.uint32(number)])[None]
         return extend(

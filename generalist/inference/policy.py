@@ -84,15 +84,18 @@ class ControlPolicy:
     Args:
         generalist: the weights with their tokenizers.
         layouts: the name of each lane's layout; lanes of one layout are best next to each other, as they are tokenized together.
+        apart: lanes act when they like: an idle one stands still. Otherwise all act together, and an idle one's time passes too.
+        prefix: positions that episodes' prefixes may take without a new compilation.
 
     Raises:
         ValueError: the steps of the layouts have different shapes.
     """
 
-    def __init__(self, generalist: Weights, layouts: Sequences[str]):
+    def __init__(self, generalist: Weights, layouts: Sequences[str], *, apart: bool = False, prefix: int = 0):
         if not layouts:
             raise ValueError("a policy needs the name of a layout for each lane, got none")
-        self.generalist, self.lanes = generalist, len(layouts)
+        self.generalist, self.lanes, self._apart = generalist, len(layouts), apart
+        self._names = list(layouts)
         self._runs = [(name, len(list(run))) for name, run in itertools.groupby(layouts)]
         shapes = {name: shape_of(generalist, name) for name, _ in self._runs}
         self.shape = next(iter(shapes.values()))
@@ -117,7 +120,10 @@ class ControlPolicy:
             carried=self._carried,
             images=self.shape.modalities.count(Modality.IMAGE),
             temperature=self.shape.temperature,
+            apart=apart,
         )
+        if prefix:
+            self._window.reserve(prefix, 0)
         # Each lane's last action, for those that are fed back; that of an episode's first step is hidden.
         self._acted = np.concatenate(
             [
@@ -131,6 +137,25 @@ class ControlPolicy:
         self._last: list[Any] = [
             some_value(layout.observation.space) for layout, count in self._layouts() for _ in range(count)
         ]
+
+    def assign(self, lane: int, layout: str) -> None:
+        """Gives a lane another layout with steps of the same shape. The lane's next call must be `reset`.
+
+        Raises:
+            ValueError: the layout's steps have another shape.
+        """
+        if shape_of(self.generalist, layout) != self.shape:
+            raise ValueError(
+                f"steps of {layout} and {self._names[lane]} have different shapes: give each its own policy"
+            )
+        self._names[lane] = layout
+        self._runs = [(name, len(list(run))) for name, run in itertools.groupby(self._names)]
+        self._cut.setdefault(layout, [0, 0])
+        self._choices = self._choices.at[lane].set(jnp.asarray(self._allowed(layout)))
+        self._last[lane] = some_value(self.generalist.layouts[layout].observation.space)
+        self._acted = np.array(self._acted)  # what a device gave is read-only
+        self._acted[lane] = self.generalist.layouts[layout].action.valid_ranges[:, 0]
+        self._begun.discard(lane)
 
     def reset(self, lanes: Sequences[int], prefixes: Sequences[Sequence | str], seeds: Sequences[int]) -> None:
         """Begins an episode in some lanes.
@@ -169,7 +194,8 @@ class ControlPolicy:
             ValueError: a lane acts before its first episode, or an observation is not of its layout's space; the message names
                 the part.
         """
-        return self._actions(self._decode(self._step(observations)))
+        acting = np.array([one is not None for one in observations]) if self._apart else None
+        return self._actions(self._decode(self._step(observations), acting=acting))
 
     def predict(
         self, observations: Sequences[Any], actions: Sequences[Any]
@@ -230,22 +256,26 @@ class ControlPolicy:
             at += count
         return actions
 
-    def _decode(self, step: Batch, fed: Int[np.ndarray, "B A"] | None = None) -> Int[np.ndarray, "B A"]:
+    def _decode(
+        self, step: Batch, fed: Int[np.ndarray, "B A"] | None = None, acting: Bool[np.ndarray, "B"] | None = None
+    ) -> Int[np.ndarray, "B A"]:
         """The action ids: all at once; or in turn, every dimension fed back before the next is chosen, as Gato does
         (section 2.5).
 
         Args:
             fed: what is fed back; None: what is chosen.
+            acting: the lanes that act; None: all do.
         """
         if self._carried:
             # What was not fed yet of the action before comes in front. Its ids do not matter in a lane that begins.
             step = in_front(self._action(self._acted[:, -self._carried :]), step)
         if self.shape.hidden or self.shape.parallel:
-            tokens, self.logits = self._window.append(step, self._choices, parallel=self.shape.parallel)
+            tokens, self.logits = self._window.append(step, self._choices, parallel=self.shape.parallel, acting=acting)
         else:
             action = self._action(self._acted[:, -1:])
-            tokens, self.logits = self._window.append(step, self._choices, action, fed)
-        self._acted = tokens if fed is None else fed
+            tokens, self.logits = self._window.append(step, self._choices, action, fed, acting=acting)
+        acted = tokens if fed is None else fed
+        self._acted = acted if acting is None else np.where(acting[:, None], acted, self._acted)
         return tokens
 
     @property

@@ -214,6 +214,17 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, Any]], decoding: 
     Raises:
         WeightsError, ValueError, DocumentError: as `Generalist.chat`.
     """
+    parts, plain = chat_parts(generalist, messages)
+    return stream(plain, parts, decoding)
+
+
+def chat_parts(generalist: Weights, messages: Sequences[Mapping[str, Any]]) -> tuple[list[Any], Weights]:
+    """The parts of a prompt that messages make by the chat template of a published language model, and its weights without marks
+    of a beginning: the template has them itself, or has none.
+
+    Raises:
+        WeightsError, ValueError, DocumentError: as `Generalist.chat`.
+    """
     tokenizers = generalist.tokenizers
     if tokenizers.published is None or tokenizers.folder is None:
         raise ValueError("only published language models have chat templates: prompt these weights instead")
@@ -234,7 +245,7 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, Any]], decoding: 
     if len(ids) and ids.max() >= generalist.vocabulary.text:
         raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
     # The template itself has the marks of the beginning, or has none.
-    return stream(_unbegun(generalist), parts, decoding)
+    return parts, _unbegun(generalist)
 
 
 def _message_parts(message: Mapping[str, Any]) -> list[Any]:

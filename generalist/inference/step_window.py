@@ -100,6 +100,7 @@ class StepWindow:
         carried: positions at the end of a step that are appended with the next one, in front of it.
         images: images per step for the frozen encoder.
         temperature: 0 takes the likeliest ids, and the median bin of a continuous number.
+        apart: each row steps when it likes and has its own clock; otherwise all rows step together.
 
     Raises:
         ValueError: the model's positions are learned, so a step's position cannot change.
@@ -115,6 +116,7 @@ class StepWindow:
         carried: int = 0,
         images: int = 0,
         temperature: float = 0.0,
+        apart: bool = False,
     ):
         if generalist.config.model.learned_positions:
             raise ValueError(
@@ -132,7 +134,8 @@ class StepWindow:
         self._prefix_images = np.zeros((rows,), np.int32)
         self._first = np.zeros((rows,), np.int64)  # clock at each row's first step
         self._seed = np.zeros((rows,), np.uint32)
-        self._clock = -1  # index of the newest step
+        self._apart = apart
+        self._clock = np.full((rows,), -1, np.int64)  # index of each row's newest step
 
     def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
         """Begins an episode in some rows: their contents are dropped and their prefixes computed.
@@ -142,12 +145,12 @@ class StepWindow:
             seeds: determine, together with the step's number, what is sampled in a row.
         """
         # Slots first: filling writes into them.
-        self._reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
+        self.reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
         for at in range(0, len(rows), STARTED_AT_ONCE):
             self._fill(rows[at : at + STARTED_AT_ONCE], prefixes[at : at + STARTED_AT_ONCE])
         for row, prefix, seed in zip(rows, prefixes, seeds, strict=True):
             self._prefix[row], self._prefix_images[row] = len(prefix), _images_of(prefix)
-            self._first[row], self._seed[row] = self._clock + 1, np.uint32(seed % 2**32)
+            self._first[row], self._seed[row] = self._clock[row] + 1, np.uint32(seed % 2**32)
 
     def append(
         self,
@@ -157,6 +160,7 @@ class StepWindow:
         fed: Int[np.ndarray, "B A"] | None = None,
         *,
         parallel: bool = False,
+        acting: Bool[np.ndarray, "B"] | None = None,
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
         """Feeds a step to all rows, behind the positions carried over from the one before. Returns the allowed ids chosen at its
         last A positions and the logits there; with `action`, chosen in turn, each fed back before the next; with `parallel`
@@ -165,11 +169,15 @@ class StepWindow:
         Args:
             action: the position of an action's first number in each row, (B, 1), whose token is replaced.
             fed: what is fed back; None: what is chosen.
+            acting: the rows that step, if rows step apart; None: all do. What the others are given is written where their next
+                step will be, which overwrites it, and their results have no meaning.
         """
-        self._clock += 1
-        size, at = batch.tokens.shape[1], (self._clock % self.steps) * self.positions
+        before = self._clock
+        self._clock = before + 1
+        size, turn = batch.tokens.shape[1], self._clock % self.steps  # (B,)
+        at, slot = self._place(turn * self.positions), self._place(turn * self.images)
         index = self._index()
-        newest = index[:, self._clock % self.steps]  # place of the newest step in each row's window
+        newest = index[np.arange(self.rows), turn]  # place of the newest step in each row's window
         # Positions follow the prefix and the steps that are held, whatever slot they are written to.
         start = self._prefix + newest * self.positions - self.carried
         image = (self._prefix_images + newest * self.images)[:, None]
@@ -185,12 +193,12 @@ class StepWindow:
         placed = batch
         if batch.row_images.shape[1] and self._held is not None:
             placed = self._generalist.on_device(batch)
-            slot = np.int32((self._clock % self.steps) * self.images)  # the ring of images turns with that of the steps
+            # The ring of images turns with that of the steps.
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)
             placed = without_images(placed)
         segment, position = self._slots(index)
         caches, images = self._caches, self._images(index)
-        arguments = (*self._generalist.decoder, caches, segment, position, np.int32(at), placed, images, allowed)
+        arguments = (*self._generalist.decoder, caches, segment, position, at, placed, images, allowed)
         settings: dict[str, Any] = {
             "slide": self._slide(newest),
             "sample": self._temperature > 0,
@@ -205,17 +213,23 @@ class StepWindow:
             place = {"position": start[:, None] + size, "image": image + self.images}
             action = dataclasses.replace(action, **{name: one.astype(np.int32) for name, one in place.items()})
             ids, logits, self._caches = act_in_turn(*arguments, action, fed, **settings)
+        if acting is not None:
+            self._clock = np.where(acting, self._clock, before)
         return np.asarray(ids), logits
+
+    def _place(self, slot: Int[np.ndarray, "B"]) -> Int[np.ndarray, "*B"]:
+        """The first slot of a step: one per row if rows step apart, else the one of all."""
+        return slot.astype(np.int32) if self._apart else np.asarray(slot[0], np.int32)
 
     def _index(self) -> Int[np.ndarray, "B W"]:
         """The place of each ring slot's step in its row's window, the oldest first; -1 for steps of an earlier episode."""
-        # All rows share one clock and one ring; only where a row's episode began differs.
-        # The ring's slot of step t is t mod W.
-        age = (self._clock - np.arange(self.steps)) % self.steps  # (W,)
-        when = self._clock - age
+        # The ring's slot of step t is t mod W. Rows that step together have equal clocks, and differ in where an episode began.
+        clock = self._clock[:, None]
+        age = (clock - np.arange(self.steps)) % self.steps  # (B, W)
+        when = clock - age
         # A row's window begins with its episode, or W steps ago.
-        oldest = np.maximum(self._first, self._clock - self.steps + 1)[:, None]
-        return np.where(when[None] >= oldest, when[None] - oldest, -1)
+        oldest = np.maximum(self._first[:, None], clock - self.steps + 1)
+        return np.where(when >= oldest, when - oldest, -1)
 
     def _slots(self, index: Int[np.ndarray, "B W"]) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
         """Segment and position of every slot. Those of the newest step that are not written yet come later than what attends, so
@@ -257,7 +271,7 @@ class StepWindow:
         number = np.maximum(self._clock - self._first, 0) * (self.positions + 1) + read
         return np.stack([self._seed, number.astype(np.uint32)], axis=1)
 
-    def _reserve(self, prefix: int, images: int) -> None:
+    def reserve(self, prefix: int, images: int) -> None:
         """Adds slots for longer prefixes and more of their images."""
 
         def padded(leaf: Shaped[Array, "..."], more: int, axis: int) -> Shaped[Array, "..."]:

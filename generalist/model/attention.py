@@ -34,6 +34,19 @@ class Cache(NamedTuple):
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
+def written_at(
+    whole: Float[Array, "R S H"], new: Float[Array, "R L H"], start: Int[Array, ""] | Int[Array, "B"]
+) -> Float[Array, "R S H"]:
+    """The slots of all rows and heads, in the dtype of `whole`, with the new ones written from `start` on, in all rows or in
+    each."""
+    new = constrain(new.astype(whole.dtype), "cells", None, None)
+    if start.ndim == 0:
+        return constrain(jax.lax.dynamic_update_slice_in_dim(whole, new, start, axis=1), "cells", None, None)
+    starts = jnp.repeat(start, len(whole) // len(start))  # heads of a row are next to each other
+    written = jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))
+    return constrain(written(whole, new, starts), "cells", None, None)
+
+
 class Slide(NamedTuple):
     """Positions that have moved back since their keys were rotated, as in a sliding window. A key stays as it was written; the
     queries that meet it are rotated further by the same distance."""
@@ -82,7 +95,7 @@ class Attention(nnx.Module):
         placed: Placement | None,
         written: Placement | None,
         cache: Cache | None = None,
-        start: Int[Array, ""] | None = None,
+        start: Int[Array, ""] | Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         """Attends within whole packed rows; or, with a cache, writes the keys and values of new positions at slot `start` and
         attends to the whole cache where a mask shows it.
@@ -93,7 +106,7 @@ class Attention(nnx.Module):
             written: the positions at which the keys are written, which include the distance that slots have slid; without a
                 cache the same as `placed`.
             cache: keys and values so far; None for whole rows.
-            start: slot of the first new position.
+            start: slot of the first new position, the same in all rows or one per row.
         """
         batch, length, _ = x.shape
         inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -116,7 +129,7 @@ class Attention(nnx.Module):
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
             key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
-            cache = Cache(_written(cache.key, key, start), _written(cache.value, value, start))
+            cache = Cache(written_at(cache.key, key, start), written_at(cache.value, value, start))
         if isinstance(seen, Packed):
             mixed = attend_packed(
                 query,
@@ -139,9 +152,3 @@ class Attention(nnx.Module):
         if self.query_norm is None or self.key_norm is None:
             return query, key
         return self.query_norm(query), self.key_norm(key)
-
-
-def _written(held: Float[Array, "R S H"], new: Float[Array, "R L H"], start: Int[Array, ""]) -> Float[Array, "R S H"]:
-    """A cache's keys or values with new ones from slot `start` on, in the cache's dtype."""
-    new = constrain(new.astype(held.dtype), "cells", None, None)
-    return constrain(jax.lax.dynamic_update_slice_in_dim(held, new, start, axis=1), "cells", None, None)

@@ -55,7 +55,7 @@ class Block(nnx.Module):
         placed: Placement | None,
         written: Placement | None,
         cache: Cache | None = None,
-        start: Int[Array, ""] | None = None,
+        start: Int[Array, ""] | Int[Array, "B"] | None = None,
         kept: Float[Array, "2 B"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         """One layer; arguments as in `Attention`.
@@ -282,7 +282,7 @@ class Transformer(nnx.Module):
         caches: list[Cache],
         cache_segment: Int[Array, "B S"],
         cache_position: Int[Array, "B S"],
-        start: Int[Array, ""],
+        start: Int[Array, ""] | Int[Array, "B"],
         images: ImageCache | None = None,
         slide: Slide | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -294,7 +294,7 @@ class Transformer(nnx.Module):
             caches: one per layer.
             cache_segment: segment of each slot, the new positions already entered.
             cache_position: position of each slot, the new positions already entered.
-            start: slot of the first new position.
+            start: slot of the first new position, the same in all rows or one per row.
             images: the images that may be seen, by the numbers in `batch.image`; None: no images.
             slide: slots whose positions differ from those at which their keys were written.
             dtype: in which is computed; the caches may have another.

@@ -1,0 +1,207 @@
+"""Lanes in which texts are written: what each holds, and the compiled steps over all of them.
+
+A lane keeps what it has read after its text has ended. A prompt that begins like what a lane holds, such as one with the same
+shots, is continued from there: whole pieces are found by their content, so that a text does not depend on what was found.
+
+Dimension key: B lanes, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Sequences
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from generalist.inference.decode import empty_caches, empty_images
+from generalist.inference.prompt import context
+from generalist.inference.rows import stack_rows
+from generalist.inference.sampling import Decoding
+from generalist.inference.weights import Weights
+from generalist.inference.writing import writable
+from generalist.serve.lane_steps import Choosing, Chosen, LaneState, copy_lane, read, see, write
+from generalist.serve.pieces import Piece, cut
+from generalist.tokenizers.sequence import Sequence
+
+
+@dataclasses.dataclass(eq=False)
+class Lane:
+    """What the host knows of a lane."""
+
+    number: int
+    names: list[bytes] = dataclasses.field(default_factory=list)
+    """Of the pieces that it holds, from the first position on."""
+    length: int = 0
+    """Number of positions that it holds."""
+    images: int = 0
+    busy: bool = False
+    used: int = 0
+    """When it was last taken, as a count: the lane that was not used for longest is taken first."""
+    waiting: list[Piece] = dataclasses.field(default_factory=list)
+    """Pieces that are still to be read."""
+    unseen: list[Float[np.ndarray, "1 ..."]] = dataclasses.field(default_factory=list)
+    """Images that are still to be seen, prepared for the encoder."""
+    decoding: Decoding = Decoding()
+    text: int = 0
+    """Number of its text among those of its request."""
+    step: int = 0
+    """Number of the next id within the text."""
+    wanted: bool = False
+    """Whether the likeliest ids are needed."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether something of its prompt is still to be read."""
+        return bool(self.waiting or self.unseen)
+
+
+class ChatLanes:
+    """A fixed number of lanes.
+
+    Args:
+        lanes: B.
+        images: number of images per lane.
+        sizes: positions of a piece of a prompt, rising.
+    """
+
+    def __init__(self, weights: Weights, lanes: int, images: int, sizes: tuple[int, ...]):
+        self.sizes, self.images = sizes, images if weights.encoder is not None else 0
+        self.lanes = [Lane(number) for number in range(lanes)]
+        self.context = context(weights)
+        self.reused = self.read_positions = 0
+        self._taken = 0
+        self.exchange(weights)
+
+    def exchange(self, weights: Weights) -> None:
+        """Takes other weights of the same shapes; everything that was read is forgotten. No lane may be busy."""
+        assert not any(lane.busy for lane in self.lanes)
+        self.weights = weights
+        slots = self.context + self.sizes[-1]  # a padded piece is written whole
+        held = empty_images(weights, len(self.lanes), self.images) if self.images else None
+        logits = jnp.zeros((len(self.lanes), weights.vocabulary.size), jnp.float32)
+        self._state = LaneState(empty_caches(weights, len(self.lanes), slots), held, logits)
+        self._allowed = jnp.asarray(writable(weights)[0])
+        pad = weights.vocabulary.pad
+        one = weights.assembler.text(np.array([pad], np.int32), bos=False, eos=False)
+        self._position = stack_rows([one] * len(self.lanes), 1, pad=pad)
+        self._alone = stack_rows([one], 1, pad=pad)
+        for lane in self.lanes:
+            lane.names, lane.length, lane.images = [], 0, 0
+
+    @property
+    def free(self) -> int:
+        """Number of lanes that are not busy."""
+        return sum(not lane.busy for lane in self.lanes)
+
+    def take(self, sequence: Sequence, pieces: list[Piece], decoding: Decoding, text: int, wanted: bool) -> Lane:
+        """Gives a prompt to a lane that is not busy, one must be: the one that holds the longest beginning of it, or a copy.
+
+        Args:
+            pieces: the sequence as `cut` gives it.
+        """
+        source = max(self.lanes, key=lambda lane: (_common(lane.names, pieces), not lane.busy))
+        common = min(_common(source.names, pieces), len(pieces) - 1)  # the last piece gives the logits to begin with
+        lane = source
+        if source.busy or not common:
+            lane = min((one for one in self.lanes if not one.busy), key=lambda one: one.used)
+        if common and lane is not source:
+            self._state = copy_lane(self._state, np.int32(source.number), np.int32(lane.number))
+        self._taken += 1
+        before = pieces[common - 1] if common else None
+        lane.busy, lane.used, lane.names = True, self._taken, [one.name for one in pieces[:common]]
+        lane.length, lane.images = (before.stop, before.images) if before is not None else (0, 0)
+        lane.waiting, lane.unseen = (
+            pieces[common:],
+            [sequence.images[at : at + 1] for at in range(len(sequence.images))],
+        )
+        lane.unseen = lane.unseen[lane.images :]
+        lane.decoding, lane.text, lane.step, lane.wanted = decoding, text, 0, wanted
+        self.reused += lane.length
+        return lane
+
+    def release(self, lane: Lane) -> None:
+        """The lane's text has ended; what was read of its prompt is kept."""
+        lane.busy, lane.waiting, lane.unseen = False, [], []
+
+    def read(self, lane: Lane) -> None:
+        """Reads an image or a piece of the lane's prompt."""
+        decoder = self.weights.decoder
+        if lane.unseen:
+            # Images first: the positions that follow them see them.
+            pixels = jnp.asarray(lane.unseen.pop(0))
+            features = self.weights.features(pixels) if pixels.dtype == jnp.uint8 else pixels
+            image = dataclasses.replace(self._alone, images=features, row_images=np.zeros((1, 1), np.int32))
+            self._state = see(*decoder, self._state, np.int32(lane.number), np.int32(lane.images), image)
+            lane.images += 1
+            return
+        piece = lane.waiting.pop(0)
+        at = np.arange(piece.batch.tokens.shape[1], dtype=np.int32)[None] + np.int32(lane.length)
+        batch = dataclasses.replace(piece.batch, position=at)
+        self._state = read(
+            *decoder,
+            self._state,
+            np.int32(lane.number),
+            np.int32(lane.length),
+            batch,
+            np.int32(piece.size),
+            np.int32(lane.images),
+        )
+        lane.length = piece.stop
+        lane.names.append(piece.name)
+        self.read_positions += piece.size
+
+    def write(self, active: Sequences[Lane]) -> Chosen:
+        """Chooses the next id of the active lanes and appends it; what is chosen in others has no meaning. Arrays are NumPy's."""
+        number = [lane.number for lane in active]
+        mask = np.zeros((len(self.lanes),), bool)
+        mask[number] = True
+        count = [lane.length for lane in self.lanes]
+        images = np.array([lane.images for lane in self.lanes], np.int32)
+        chosen, self._state = write(
+            *self.weights.decoder,
+            self._state,
+            np.array(count, np.int32),
+            mask,
+            dataclasses.replace(self._position, image=images[:, None].copy()),
+            images,
+            self._allowed,
+            self._choosing(active),
+            np.bool_(any(lane.wanted for lane in active)),
+        )
+        for lane in active:
+            lane.length, lane.step = lane.length + 1, lane.step + 1
+        return Chosen(*jax.tree.map(np.asarray, tuple(chosen)))
+
+    def pieces(self, sequence: Sequence) -> list[Piece]:
+        """The pieces in which a prompt is read."""
+        return cut(self.weights, sequence, self.sizes)
+
+    def _choosing(self, active: Sequences[Lane]) -> Choosing:
+        settings = np.zeros((3, len(self.lanes)), np.float32)
+        draws = np.zeros((len(self.lanes), 3), np.uint32)
+        for lane in active:
+            one = lane.decoding
+            settings[:, lane.number] = one.temperature, one.top_k, one.top_p
+            draws[lane.number] = one.seed % 2**32, lane.text, lane.step
+        return Choosing(settings[0], settings[1].astype(np.int32), settings[2], draws)
+
+    def logits(self) -> Float[Array, "B V"]:
+        """Those at the last position of each lane."""
+        return self._state.logits
+
+
+def bytes_per_lane(weights: Weights, images: int, largest: int) -> int:
+    """Device memory that one lane takes."""
+    shapes = jax.eval_shape(lambda: empty_caches(weights, 1, context(weights) + largest))
+    held = jax.eval_shape(lambda: empty_images(weights, 1, images)) if weights.encoder is not None and images else []
+    leaves = [*jax.tree.leaves(shapes), *jax.tree.leaves(held)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + 4 * weights.vocabulary.size
+
+
+def _common(names: list[bytes], pieces: list[Piece]) -> int:
+    """Number of pieces at the beginning that are held."""
+    count = 0
+    while count < min(len(names), len(pieces)) and names[count] == pieces[count].name:
+        count += 1
+    return count

@@ -1,0 +1,267 @@
+"""The engine: one thread that computes for all clients, one small step after another.
+
+    in turn   steps of agents that wait  >  a piece of a prompt  >  steps of agents  >  the next id of all texts  >  ...
+
+Requests come and go between these steps (continuous batching; Orca, Yu et al., 2022), and a long prompt is read in pieces, so an
+agent waits for one piece at most. For an agent that answers at once (a simulation) the engine waits: for twice as long as the
+last step of the texts took, agents come first.
+"""
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from generalist.inference.weights import Weights
+from generalist.serve.answers import Answer, Failed
+from generalist.serve.chat_lanes import ChatLanes, Lane
+from generalist.serve.metrics import Metrics
+from generalist.serve.sessions import Pool, Refused, Session, Step
+
+log = logging.getLogger("generalist.serve")
+
+ANSWERS = 0.003
+"""Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
+SHARE = 2.0
+"""Seconds for agents alone after each second for texts, if agents answer at once."""
+
+
+class Full(RuntimeError):
+    """As many requests wait as may wait."""
+
+
+class Engine:
+    """Takes requests from any thread; everything is computed in its own.
+
+    Args:
+        chat: lanes for texts.
+        pools: lanes for agents.
+        queue: number of texts that may wait for a lane.
+    """
+
+    def __init__(self, weights: Weights, chat: ChatLanes, pools: list[Pool], metrics: Metrics, queue: int):
+        self.weights, self.chat, self.pools, self.metrics = weights, chat, pools, metrics
+        self._queue = queue
+        self._asked: collections.deque[Answer] = collections.deque()
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._running: dict[int, tuple[Lane, Answer]] = {}
+        self._next: Weights | None = None
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._acted = self._texts_until = 0.0  # when agents last got actions, and when texts come next in any case
+        self._wrote = False  # whether the last step of the texts wrote; the next one then reads, if there is something
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self, patience: float) -> bool:
+        """Refuses what comes, finishes what was asked, and ends the thread; returns whether that took less than `patience`
+        seconds."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._stopping
+
+    def submit(self, answers: list[Answer]) -> None:
+        """Asks for the texts of a request.
+
+        Raises:
+            Full: too many texts wait.
+        """
+        with self._wake:
+            if self._stopping:
+                raise Full("the server is stopping")
+            if len(self._asked) + len(answers) > self._queue:
+                raise Full(f"{len(self._asked)} texts wait already: try again later")
+            self._asked.extend(answers)
+            self._wake.notify()
+
+    def open(self, layout: str) -> Session:
+        """Opens a session of an agent.
+
+        Raises:
+            Refused: there is no such layout, or all its lanes are taken.
+        """
+        for pool in self.pools:
+            if layout in pool.layouts:
+                with self._wake:
+                    if self._stopping:
+                        raise Refused("the server is stopping")
+                    return pool.open(layout)
+        known = ", ".join(sorted(name for pool in self.pools for name in pool.layouts)) or "none"
+        raise Refused(f"there is no layout {layout[:80]!r} here: there are {known}")
+
+    def close(self, session: Session) -> None:
+        """Ends a session. Steps of it that wait are dropped."""
+
+        def closed() -> None:
+            pool = session.pool
+            pool.waiting[:] = [step for step in pool.waiting if step.session is not session]
+            pool.close(session)
+
+        self._call(closed)
+
+    def step(self, step: Step) -> None:
+        """Asks for an agent's action.
+
+        Raises:
+            Refused, ValueError: see `Pool.check`.
+        """
+        step.session.pool.check(step)
+        self._call(lambda: step.session.pool.waiting.append(step))
+
+    def exchange(self, weights: Weights) -> None:
+        """Takes other weights as soon as no text is being written; those that wait are written with the new ones.
+
+        Raises:
+            ValueError: the weights have another structure or other tokenizers.
+        """
+        if (
+            weights.decoder[0] != self.weights.decoder[0]
+            or weights.tokenizers.text.model != self.weights.tokenizers.text.model
+        ):
+            raise ValueError(
+                "the new weights have another structure or other tokenizers: start the server again with them"
+            )
+        if weights.layouts.keys() != self.weights.layouts.keys():
+            raise ValueError("the new weights know other layouts: start the server again with them")
+
+        def taken() -> None:
+            self._next = weights
+
+        self._call(taken)
+
+    def _call(self, what: Callable[[], None]) -> None:
+        with self._wake:
+            self._calls.append(what)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while self._calls:
+                    self._calls.popleft()()
+                idle = not (self._asked or self._running or any(pool.waiting for pool in self.pools))
+                if idle and self._next is None:
+                    if self._stopping:
+                        return
+                    self._wake.wait()
+                    continue
+            try:
+                self._turn()
+            except Exception:  # the server goes on: what was being computed is told, and its lanes are emptied
+                log.exception("a step failed")
+                self._fail()
+
+    def _turn(self) -> None:
+        if self._next is not None and not self._running:
+            self._exchanged(self._next)
+        now = time.monotonic()
+        acted = 0
+        for pool in self.pools:
+            if pool.ready(now):
+                self.metrics.acted(pool.act(), time.monotonic() - now)
+                acted += 1
+        self._drop(now)
+        if self._next is None:
+            self._admit()
+        if acted:
+            self._acted = time.monotonic()
+        now = time.monotonic()
+        if self._running and now >= min(self._acted + ANSWERS, self._texts_until):
+            self._texts()
+            took = time.monotonic() - now
+            self._texts_until = now + (1 + SHARE) * took
+        elif not acted:
+            # Steps wait for those of other agents, or the texts for a step that is expected.
+            with self._wake:
+                if not self._calls:
+                    self._wake.wait(0.0005)
+
+    def _exchanged(self, weights: Weights) -> None:
+        self.weights, self._next = weights, None
+        self.chat.exchange(weights)
+        for pool in self.pools:
+            pool.exchange(weights)
+        log.info("weights exchanged", extra={"fields": {"step": weights.step}})
+
+    def _admit(self) -> None:
+        while self._asked and self.chat.free:
+            with self._wake:
+                answer = self._asked.popleft()
+            wanted = bool(answer.likeliest)
+            reused = self.chat.reused
+            lane = self.chat.take(answer.sequence, answer.pieces, answer.decoding, answer.text, wanted)
+            self.metrics.admitted(time.monotonic() - answer.asked, self.chat.reused - reused)
+            self._running[lane.number] = (lane, answer)
+
+    def _drop(self, now: float) -> None:
+        """Forgets texts whose client has gone, or whose deadline has passed."""
+        late = Failed("deadline", "the deadline passed before the text was complete")
+        for answer in [one for one in self._asked if one.cancelled or now > one.deadline]:
+            with self._wake:
+                self._asked.remove(answer)
+            answer.give(late)
+        for lane, answer in list(self._running.values()):
+            if answer.cancelled or now > answer.deadline:
+                self._end(lane)
+                answer.give(late)
+
+    def _texts(self) -> None:
+        """Reads a piece of a prompt, or writes an id of every text; in turn, if there is both."""
+        started = time.monotonic()
+        reading = [lane for lane, _ in self._running.values() if lane.reading]
+        writing = [(lane, answer) for lane, answer in self._running.values() if not lane.reading]
+        if reading and (self._wrote or not writing):
+            self.chat.read(min(reading, key=lambda lane: lane.used))  # the one that came first
+            self._wrote = False
+            self.metrics.read(time.monotonic() - started)
+            return
+        self._wrote = True
+        weights, chosen = self.chat.weights, self.chat.write([lane for lane, _ in writing])
+        self.metrics.wrote(len(writing), time.monotonic() - started)
+        for lane, answer in writing:
+            begins = not answer.first
+            if answer.add(weights, chosen, lane.number):
+                self._end(lane)
+                self.metrics.finished(time.monotonic() - answer.asked)
+            if begins:
+                self.metrics.first(answer.first - answer.asked)
+
+    def _end(self, lane: Lane) -> None:
+        del self._running[lane.number]
+        self.chat.release(lane)
+
+    def _fail(self) -> None:
+        failed = Failed("internal", "the server failed on this request")
+        for lane, answer in list(self._running.values()):
+            self._end(lane)
+            answer.give(failed)
+        for pool in self.pools:
+            for step in pool.waiting:
+                step.give(Refused("the server failed on this observation"))
+            pool.waiting.clear()
+        # A step that failed may have consumed the arrays that it was given.
+        self._exchanged(self._next or self.weights)
+
+    def counts(self) -> dict[str, int]:
+        """What is under way, for the metrics."""
+        return {
+            "waiting": len(self._asked),
+            "running": len(self._running),
+            "sessions": sum(pool.used for pool in self.pools),
+        }

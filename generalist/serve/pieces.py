@@ -1,0 +1,112 @@
+"""A prompt cut into pieces of a few fixed sizes, which are read one after the other. Their names tell whether a piece was read
+before.
+
+Dimension key: L positions of a piece, I images of a prompt.
+"""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from generalist.data.batch import Batch
+from generalist.inference.decode import without_images
+from generalist.inference.rows import bucket, stack_rows
+from generalist.inference.weights import Weights
+from generalist.tokenizers import pieces
+from generalist.tokenizers.pieces import PAYLOADS, Modality, Sequence, positions_per_row
+
+FRAMES = 2
+"""Images in the sequence, as frames or patches, that a piece may have: more would make every piece with an image slower."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Positions of a prompt that are read at once."""
+
+    batch: Batch
+    """(1, L), padded on the right; without the images for cross-attention."""
+    size: int
+    """Number of positions that are no padding."""
+    stop: int
+    """Positions of the prompt up to the end of this piece."""
+    images: int
+    """Images for cross-attention up to the end of this piece."""
+    name: bytes
+    """Digest of everything up to the end of this piece, and of how it was cut: equal names have equal keys and values."""
+
+
+def cut(weights: Weights, sequence: Sequence, sizes: tuple[int, ...]) -> list[Piece]:
+    """A prompt in pieces. All but the last have the largest size, unless they are full of images.
+
+    Args:
+        sizes: positions of a piece, rising.
+    """
+    found: list[Piece] = []
+    start, name = 0, b""
+    while start < len(sequence):
+        stop = _end(weights, sequence, start, sizes[-1])
+        part = _part(sequence, start, stop, weights.config.model.frame_tokens)
+        length = next(size for size in sizes if size >= stop - start)
+        shown = sequence.modality[:stop] == Modality.IMAGE
+        digest = hashlib.sha256(name + length.to_bytes(4, "little"))
+        for array in (*(getattr(part, one) for one in pieces.POSITIONAL), part.frames, part.patches, part.images):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        name = digest.digest()
+        batch = _batch(weights, part, length)
+        found.append(Piece(batch, stop - start, stop, int(shown.sum()), name))
+        start = stop
+    return found
+
+
+def _end(weights: Weights, sequence: Sequence, start: int, largest: int) -> int:
+    """Where a piece that begins at `start` ends: before one more image than `FRAMES`, or when it is full."""
+    stop = min(start + largest, len(sequence))
+    for modality, payload in ((Modality.FRAME, "frames"), (Modality.PATCH, "patches")):
+        budget = _budget(payload, largest)
+        # The number of the payload row that each position needs, counted from the first one of this piece.
+        at = start + np.flatnonzero(sequence.modality[start:stop] == modality)
+        rows = sequence.payload_index[at] // positions_per_row(modality, weights.config.model.frame_tokens)
+        if len(at) and (over := at[rows - rows[0] >= budget]).size:
+            stop = int(over[0])
+    return stop
+
+
+def _budget(payload: str, largest: int) -> int:
+    """Payload rows of a piece that has images in the sequence."""
+    return FRAMES if payload == "frames" else bucket(largest)
+
+
+def _part(sequence: Sequence, start: int, stop: int, frame_tokens: int) -> Sequence:
+    """Some positions of a sequence with the payloads that they need."""
+    fields: dict[str, Any] = {name: getattr(sequence, name)[start:stop] for name in pieces.POSITIONAL}
+    index = fields["payload_index"].copy()
+    for modality, payload in PAYLOADS.items():
+        mine = fields["modality"] == modality
+        each = positions_per_row(modality, frame_tokens)
+        low, high = (int(index[mine].min()) // each, int(index[mine].max()) // each + 1) if mine.any() else (0, 0)
+        fields[payload] = getattr(sequence, payload)[low:high]
+        if modality == Modality.PATCH:
+            fields["intervals"] = sequence.intervals[low:high]  # one per patch
+        index[mine] -= low * each
+    return dataclasses.replace(sequence, **(fields | {"payload_index": index}))
+
+
+def _batch(weights: Weights, part: Sequence, length: int) -> Batch:
+    frame_tokens = weights.config.model.frame_tokens
+    batch = stack_rows([part], length, pad=weights.vocabulary.pad, frame_tokens=frame_tokens)
+
+    def padded(array: Shaped[np.ndarray, "R ..."], payload: str) -> Shaped[np.ndarray, "N ..."]:
+        # Pieces without images in the sequence have another, cheaper program.
+        more = _budget(payload, length) - len(array) if len(array) else 0
+        return np.pad(array, [(0, more), *[(0, 0)] * (array.ndim - 1)])
+
+    batch = dataclasses.replace(
+        batch,
+        frames=padded(batch.frames, "frames"),
+        patches=padded(batch.patches, "patches"),
+        intervals=padded(batch.intervals, "patches"),
+    )
+    return without_images(batch)

@@ -1,0 +1,156 @@
+"""A server from its weights to its end: lanes, compilation, the socket, signals.
+
+Dimension key: none.
+"""
+
+import fnmatch
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+import uvicorn
+
+from generalist.inference.prompt import context
+from generalist.inference.weights import Weights
+from generalist.serve.app import application
+from generalist.serve.chat_lanes import ChatLanes, bytes_per_lane
+from generalist.serve.compilations import Compilations
+from generalist.serve.engine import Engine
+from generalist.serve.metrics import Metrics
+from generalist.serve.sessions import playable, pools
+from generalist.serve.settings import MIB, Settings
+from generalist.serve.warm_up import warm_up
+
+SHARE = 0.5  # of the memory that is free, for lanes of texts
+
+log = logging.getLogger("generalist.serve")
+
+
+def lanes_that_fit(weights: Weights, settings: Settings, free: int | None = None) -> int:
+    """The number of lanes for texts: those of the settings, or as many as half of the free memory has room for.
+
+    Args:
+        free: bytes; None: what the first device, or this machine, has left.
+
+    Raises:
+        ValueError: not even one fits.
+    """
+    free = free_memory() if free is None else free
+    each = bytes_per_lane(weights, settings.limits.images, settings.pieces[-1])
+    fit = int(SHARE * free) // each
+    if not fit:
+        raise ValueError(
+            f"a lane of {context(weights):,} positions takes {each / MIB:,.0f} MiB, more than half of the {free / MIB:,.0f} MiB "
+            "that are free: free memory, or use smaller weights"
+        )
+    return min(settings.lanes, fit)
+
+
+def free_memory() -> int:
+    """Bytes that are free for arrays: on the first device if it says so, else on this machine."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Server:
+    """Everything that a server needs, compiled.
+
+    Args:
+        told: takes lines about what is being compiled.
+
+    Raises:
+        ValueError: a pattern matches no layout, or not one lane fits.
+    """
+
+    def __init__(self, weights: Weights, settings: Settings, told: Callable[[str], None]):
+        self.settings, self.metrics = settings, Metrics()
+        self._compilations = Compilations()
+        known = playable(weights) if settings.sessions else []
+        layouts = [one for one in known if any(fnmatch.fnmatch(one, pattern) for pattern in settings.layouts)]
+        if known and not layouts and settings.layouts != ("*",):
+            raise ValueError(f"no layout matches {', '.join(settings.layouts)}: there are {', '.join(known)}")
+        # Pieces no longer than the context, of which at least one position is for what is written.
+        sizes = tuple(size for size in settings.pieces if size < context(weights)) or (context(weights) - 1,)
+        self.lanes = lanes_that_fit(weights, settings)
+        if self.lanes < settings.lanes:
+            told(
+                f"{self.lanes} lanes for texts instead of {settings.lanes}: more do not fit into half of the free memory"
+            )
+        chat = ChatLanes(weights, self.lanes, settings.limits.images, sizes)
+        agents = pools(weights, layouts, settings.sessions, settings.prefix, settings.patience_ms / 1000)
+        started = time.monotonic()
+        warm_up(weights, chat, agents, told)
+        self.seconds, self.programs = time.monotonic() - started, self._compilations.count
+        self.engine = Engine(weights, chat, agents, self.metrics, settings.queue)
+        self.app = application(self.engine, settings, self.metrics, self._compilations)
+        self._uvicorn: uvicorn.Server | None = None
+
+    def run(self, ready: Callable[[int], None], reload: Callable[[], Weights] | None = None) -> bool:
+        """Serves until SIGTERM or SIGINT; then finishes the answers that have begun. Returns whether all of them could end.
+
+        Args:
+            ready: takes the port, when the server listens.
+            reload: the weights anew, for SIGHUP; None: SIGHUP has no meaning here.
+        """
+        # Threads take turns after 5 ms otherwise: a message would wait for that while the engine prepares its next step.
+        sys.setswitchinterval(0.0005)
+        self.engine.start()
+        limits = self.settings.limits
+        config = uvicorn.Config(
+            self.app,
+            host=self.settings.host,
+            port=self.settings.port,
+            http="h11",
+            ws="websockets-sansio",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=limits.connections,
+            h11_max_incomplete_event_size=limits.header,
+            ws_max_size=limits.body,
+            ws_max_queue=4,
+            ws_per_message_deflate=False,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=int(self.settings.grace) or 1,
+        )
+        self._uvicorn = _Announcing(config, ready)
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal that ended it once more behind its end, when answers are still to be waited for.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+        if reload is not None:
+            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=self._reload, args=(reload,)).start())
+        self._uvicorn.run()
+        return self.engine.stop(self.settings.grace)
+
+    def shut_down(self) -> None:
+        """Ends `run`, from another thread, as SIGTERM does."""
+        assert self._uvicorn is not None
+        self._uvicorn.should_exit = True
+
+    def _reload(self, reload: Callable[[], Weights]) -> None:
+        try:
+            self.engine.exchange(reload())
+        except Exception:  # the old weights go on
+            log.exception("the weights were not exchanged")
+
+
+class _Announcing(uvicorn.Server):
+    """Says when it listens, and at which port."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[int], None]):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready(self.servers[0].sockets[0].getsockname()[1])

@@ -1,0 +1,173 @@
+"""Sessions of agents: each plays its episodes in a lane of a policy, together with the others whose steps have the same shape.
+
+Dimension key: none; see `ControlPolicy`.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from generalist.inference.policy import ControlPolicy, StepShape, shape_of, some_value
+from generalist.inference.weights import Weights
+
+
+class Refused(ValueError):
+    """An agent's message that cannot be answered; its text is for the client."""
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """An agent's place in a pool."""
+
+    layout: str
+    lane: int
+    pool: "Pool"
+    playing: bool = False
+    """Whether an episode has begun."""
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """An observation that waits for its action."""
+
+    session: Session
+    observation: Any
+    begin: tuple[str, int] | None
+    """Instruction and seed of an episode that begins with this step; None: the episode goes on."""
+    give: Callable[[Any], None]
+    """Takes the action, or an exception; called by the engine's thread."""
+    deadline: float = float("inf")
+    """On the monotonic clock; an observation that is older is refused and not seen."""
+    asked: float = dataclasses.field(default_factory=time.monotonic)
+
+
+class Pool:
+    """Lanes for agents whose steps have one shape.
+
+    Args:
+        layouts: those with this shape.
+        lanes: how many agents can play at the same time.
+        prefix: positions that an instruction may take.
+        patience: seconds that a step waits for those of the other agents, to be computed together.
+    """
+
+    def __init__(self, weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float):
+        self.layouts, self._prefix, self._patience = layouts, prefix, patience
+        self._free = list(range(lanes))
+        self._sessions: list[Session] = []
+        self.waiting: list[Step] = []
+        self._lanes = lanes
+        self.exchange(weights)
+
+    def exchange(self, weights: Weights) -> None:
+        """Takes other weights of the same shapes. Episodes that have begun are over: their caches are of the old weights."""
+        self._weights = weights
+        self.policy = ControlPolicy(weights, [self.layouts[0]] * self._lanes, apart=True, prefix=self._prefix)
+        for session in self._sessions:
+            session.playing = False
+
+    def open(self, layout: str) -> Session:
+        """A new session.
+
+        Raises:
+            Refused: all lanes are taken.
+        """
+        if not self._free:
+            raise Refused(f"all {self._lanes} lanes for steps of this shape are taken: try again later")
+        session = Session(layout, self._free.pop(), self)
+        self._sessions.append(session)
+        return session
+
+    def close(self, session: Session) -> None:
+        """Ends a session; its lane can be taken by another. Its steps must have been answered."""
+        self._sessions.remove(session)
+        self._free.append(session.lane)
+
+    @property
+    def used(self) -> int:
+        """Number of open sessions."""
+        return len(self._sessions)
+
+    def check(self, step: Step) -> None:
+        """Checks what a client sent before it is shared with others.
+
+        Raises:
+            Refused: the instruction is too long.
+            ValueError: the observation is not of the layout's space.
+        """
+        layout = self._weights.layouts[step.session.layout]
+        step.observation = layout.observation.checked(step.observation, f"{layout.name}: the observation")
+        if step.begin is not None:
+            size = len(self._weights.assembler.instruction(step.begin[0]))
+            if size > self._prefix:
+                raise Refused(
+                    f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it"
+                )
+
+    def ready(self, now: float) -> bool:
+        """Whether the steps that wait should be computed now: all that are expected have come, or the oldest waited enough."""
+        if not self.waiting:
+            return False
+        playing = sum(session.playing for session in self._sessions)
+        expected = {id(step.session) for step in self.waiting}
+        return len(expected) >= playing or now - self.waiting[0].asked >= self._patience
+
+    def act(self) -> int:
+        """Answers the steps that wait, at most one per session. Returns how many."""
+        now, steps = time.monotonic(), []
+        seen: set[int] = set()
+        for step in list(self.waiting):
+            if id(step.session) in seen:
+                continue
+            self.waiting.remove(step)
+            if now > step.deadline:
+                step.give(Refused("the deadline passed before the observation was seen"))
+            elif step.begin is None and not step.session.playing:
+                step.give(Refused("no episode is being played (the weights were exchanged, or none began): send reset"))
+            else:
+                seen.add(id(step.session))
+                steps.append(step)
+        if steps:
+            self._answer(steps)
+        return len(steps)
+
+    def _answer(self, steps: list[Step]) -> None:
+        begun = [(step.session, *step.begin) for step in steps if step.begin is not None]
+        for session, _, _ in begun:
+            self.policy.assign(session.lane, session.layout)
+            session.playing = True
+        self.policy.reset(
+            [one.lane for one, _, _ in begun], [text for _, text, _ in begun], [seed for *_, seed in begun]
+        )
+        observations: list[Any] = [None] * self._lanes
+        for step in steps:
+            observations[step.session.lane] = step.observation
+        actions = self.policy.act(observations)
+        for step in steps:
+            step.give(actions[step.session.lane])
+
+
+def pools(weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float) -> list[Pool]:
+    """One pool for each shape of the layouts' steps."""
+    shapes: dict[StepShape, list[str]] = {}
+    for name in layouts:
+        shapes.setdefault(shape_of(weights, name), []).append(name)
+    return [Pool(weights, names, lanes, prefix, patience) for names in shapes.values()]
+
+
+def playable(weights: Weights) -> list[str]:
+    """The layouts that a policy can act in."""
+    found = []
+    for name in sorted(weights.layouts):
+        try:
+            shape_of(weights, name)
+        except ValueError:
+            continue  # steps of varying length
+        found.append(name)
+    return found
+
+
+def some_observation(weights: Weights, layout: str) -> Any:
+    """A valid observation, for a step before the first client's."""
+    return some_value(weights.layouts[layout].observation.space)
