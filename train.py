@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     from generalist.config.presets import preset
     from generalist.config.run import check_complete
     from generalist.experiment.inherit import parse
+    from generalist.run.drawn import with_image_tokenizer
     from generalist.run.trunk import with_trunk
     from generalist.system.compilation_cache import use_compilation_cache
     from generalist.system.console import TOLD, open_console, tell
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
             return train_image_tokenizer(rest, console)
         config = parse(preset(name), rest, prog=f"train.py {name}", description=preset_help())
         check_complete(config)
-        config = with_trunk(config)
+        config = with_image_tokenizer(with_trunk(config))
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
         from generalist.experiment.pipeline import run
 

@@ -75,6 +75,7 @@ ONLY_PARSED = {
     r"eval (compare|report)": "needs evaluations; tests/eval/report has some",
     r"generalist data convert": "needs a data set of the reader's; tests/data/convert converts some",
     r"generalist play": "needs a run of the reader's, a display or more minutes; tests/cli/test_play.py plays one",
+    r"generalist draw": "needs a run that learned to draw; tests/inference/test_drawing.py has one",
     r"generalist prompt": "needs files of the reader's; tests/inference/test_shots.py has some",
     r"generalist data (inspect|view)": "needs files of the reader's; tests/cli/test_data_inspect.py has some",
     r"generalist dagger": "plays for minutes; tests/eval/control/test_dagger.py plays less",

@@ -32,6 +32,7 @@ from generalist.tokenizers.pieces import (
     PATCH_SIZE,
     PAYLOADS,
     POSITIONAL,
+    ImageCodes,
     Images,
     Modality,
     Piece,
@@ -75,6 +76,8 @@ class Assembler:
     """How document images enter the model; same choices as for observations."""
     visual: Visual | None = None
     """Converts images for the frozen encoder; None without one."""
+    codes: ImageCodes | None = None
+    """The image tokenizer; None without one."""
     published: Marks | None = None
     """The marks of a published language model, which sees no images; None: our own special ids."""
 

@@ -197,7 +197,7 @@ def forget(config: RunSettings) -> None:
     folder = config.folder
     if not (folder / "config.json").exists() or has_begun(folder, config.training.checkpoints):
         return
-    for name in ("tensorboard", "processes", "profile"):
+    for name in ("tensorboard", "processes", "profile", "image_tokenizer"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for unfinished in (folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -7,6 +7,7 @@ Dimension key: N images, H height, W width, C colours, S pixels per side, T code
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,24 @@ class ImageTokenizer:
             arrays = {path: np.asarray(leaf) for path, leaf in flat(jax.device_get(self.params)).items()}
             save_tensors(arrays, whole / "model.safetensors")
             write_json(whole / "config.json", {"architectures": [ARCHITECTURE], **dataclasses.asdict(self.config)})
+
+    @property
+    def side(self) -> int:
+        """Codes along each side of an image."""
+        return self.config.side
+
+    @property
+    def codebook(self) -> int:
+        """Number of different codes."""
+        return self.config.codebook
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of shape and parameters: equal fingerprints give equal codes."""
+        found = hashlib.sha256(repr(self.config).encode())
+        for path, leaf in sorted(flat(self.params).items()):
+            found.update(path.encode() + np.asarray(leaf).tobytes())
+        return found.hexdigest()[:16]
 
     @cached_property
     def prepare(self) -> Preparation:

@@ -1,0 +1,50 @@
+"""Several drawings of one text, the best ones first.
+
+Dimension key: N images, S pixels per side, T cells of an image.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from generalist.contrastive.data import TEMPLATES
+from generalist.contrastive.dual import DualEncoder
+from generalist.inference.drawing import DrawingSettings, Drawn, Progress, draw_images
+from generalist.inference.weights import Weights
+
+
+def best_of(
+    generalist: Weights,
+    text: str,
+    settings: DrawingSettings,
+    *,
+    count: int,
+    candidates: int,
+    towers: DualEncoder | None = None,
+    given: Int[np.ndarray, "T"] | None = None,
+    drawn: Bool[np.ndarray, "T"] | None = None,
+    progress: Progress | None = None,
+) -> Drawn:
+    """The `count` best of `candidates` drawings of a text, the best first.
+
+    Args:
+        towers: drawings are ranked by the similarity that these find between image and text (as DALL·E does; Ramesh et al., 2021,
+            section 2.6); None: by the weights' own estimate, `Drawn.fit`.
+        given, drawn, progress: as in `draw_images`.
+
+    Raises:
+        ValueError: fewer candidates than images are wanted; and as `draw_images`.
+    """
+    if not 1 <= count <= candidates:
+        raise ValueError(
+            f"the {count} best of {candidates} drawings: ask for at least 1, and at most as many as are drawn"
+        )
+    found = draw_images(generalist, [text] * candidates, settings, given=given, drawn=drawn, progress=progress)
+    scores = found.fit if towers is None else similarity(towers, found.images, text)
+    best = np.argsort(-scores, kind="stable")[:count]
+    return Drawn(found.codes[best], found.images[best], found.fit[best])
+
+
+def similarity(towers: DualEncoder, images: UInt8[np.ndarray, "N S S 3"], text: str) -> Float[np.ndarray, "N"]:
+    """Cosine of each image's embedding and the text's, the mean over the templates that the towers were trained with."""
+    texts = towers.embed_texts([template.format(text) for template in TEMPLATES]).mean(axis=0)  # (E,)
+    return towers.embed_images(list(images)) @ (texts / np.linalg.norm(texts))
