@@ -1,6 +1,6 @@
 """Several drawings of one text, the best ones first.
 
-Dimension key: N images, S pixels per side, T cells of an image.
+Dimension key: N images, S pixels per side, T cells of an image, M texts, E width of an embedding.
 """
 
 import numpy as np
@@ -46,5 +46,11 @@ def best_of(
 
 def similarity(towers: DualEncoder, images: UInt8[np.ndarray, "N S S 3"], text: str) -> Float[np.ndarray, "N"]:
     """Cosine of each image's embedding and the text's, the mean over the templates that the towers were trained with."""
-    texts = towers.embed_texts([template.format(text) for template in TEMPLATES]).mean(axis=0)  # (E,)
-    return towers.embed_images(list(images)) @ (texts / np.linalg.norm(texts))
+    return towers.embed_images(list(images)) @ text_embeddings(towers, [text])[0]
+
+
+def text_embeddings(towers: DualEncoder, texts: list[str]) -> Float[np.ndarray, "M E"]:
+    """One unit embedding per text: the mean over the templates that the towers were trained with, scaled to length 1."""
+    embedded = towers.embed_texts([template.format(text) for text in texts for template in TEMPLATES])
+    means = embedded.reshape(len(texts), len(TEMPLATES), -1).mean(axis=1)  # (M, E)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)

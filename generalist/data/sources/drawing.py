@@ -23,12 +23,36 @@ class TextToImage(Source):
     infilling: float = 0.2
     """Share of the examples of which a part is given, so that images can be edited."""
 
+    evaluation_items: int = 0
+    """Names that an evaluation draws, of each split; 0: drawing is not evaluated."""
+    evaluation_judge: str = ""
+    """A run of `train.py contrastive` that judges the drawings in an evaluation; it must not rank them."""
+    evaluation_towers: str = ""
+    """Another run of `train.py contrastive` that ranks the drawings of a name. Empty: the weights rank them."""
+    evaluation_guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Strengths of guidance that are evaluated."""
+    evaluation_best_of: tuple[int, ...] = (1, 8, 32)
+    """Numbers of drawings per name of which the best is judged."""
+
     def __post_init__(self) -> None:
         if self.variants < 1:
             raise ValueError(f"data.drawing.variants must be at least 1, got {self.variants}")
+        if self.evaluation_items and self.evaluation_items < 3:
+            raise ValueError(f"data.drawing.evaluation_items must be 0 or at least 3, got {self.evaluation_items}")
+        if not self.evaluation_best_of or min(self.evaluation_best_of) < 1:
+            raise ValueError(f"data.drawing.evaluation_best_of must be numbers above 0, got {self.evaluation_best_of}")
+        if self.evaluation_judge and self.evaluation_judge == self.evaluation_towers:
+            raise ValueError(
+                "data.drawing.evaluation_judge and evaluation_towers must be different runs: name another judge"
+            )
         for name in ("without_text", "infilling"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.drawing.{name} must be from 0 to 1, got {getattr(self, name)}")
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("drawing",) if self.evaluation_items else ()
 
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
