@@ -2,7 +2,7 @@
 
     python benchmarks/drawing.py [--scale 1] [--items 100] [--runs runs/drawing]
 
-Takes hours on two cores at scale 1. Every stage is a command of docs/drawing.md, printed before it runs; the same command again goes
+Takes hours on two cores at scale 1. Every stage is a command like those of docs/drawing.md; the same command again goes
 on where this one stopped. The results are in results.json of the runs `codes` and `artist`.
 """
 
