@@ -1,6 +1,7 @@
 """Trains a preset and evaluates it: `train.py [PRESET] [--any.setting value]`; `--help` shows every setting.
 
-`train.py contrastive` trains an image tower and a text tower instead (docs/vision.md).
+`train.py contrastive` trains an image tower and a text tower instead (docs/vision.md), `train.py image_tokenizer` an image
+tokenizer (docs/drawing.md).
 
 The same command again goes on where the last one stopped, and reuses what was recorded.
 """
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> int:
     from generalist.config.presets import preset
     from generalist.config.run import check_complete
     from generalist.experiment.inherit import parse
+    from generalist.run.drawn import with_image_tokenizer
     from generalist.run.trunk import with_trunk
     from generalist.system.compilation_cache import use_compilation_cache
     from generalist.system.console import TOLD, open_console, tell
@@ -34,9 +36,11 @@ def main(arguments: list[str]) -> int:
         use_gpu_flags()
         if name == "contrastive":
             return train_contrastive(rest, console)
+        if name == "image_tokenizer":
+            return train_image_tokenizer(rest, console)
         config = parse(preset(name), rest, prog=f"train.py {name}", description=preset_help())
         check_complete(config)
-        config = with_trunk(config)
+        config = with_image_tokenizer(with_trunk(config))
         console.print(f"generalist: preset {name}, run {config.folder} ", highlight=False)
         from generalist.experiment.pipeline import run
 
@@ -64,6 +68,21 @@ def train_contrastive(arguments: list[str], console: "Console") -> int:
     return 0
 
 
+def train_image_tokenizer(arguments: list[str], console: "Console") -> int:
+    """`train.py image_tokenizer`."""
+    import tyro
+
+    from generalist.image_tokenizer.config import ImageTokenizerConfig
+
+    description = "Trains an image tokenizer: images to codes, which a model can predict, and codes to images."
+    config = tyro.cli(ImageTokenizerConfig, args=arguments, prog="train.py image_tokenizer", description=description)
+    console.print(f"generalist: image tokenizer, run {config.folder}", highlight=False)
+    from generalist.experiment.image_tokenizer import run_image_tokenizer
+
+    run_image_tokenizer(config, ["train.py", "image_tokenizer", *arguments], console)
+    return 0
+
+
 def preset_help() -> str:
     """What stands at the head of `--help`."""
     from generalist.config.presets import PRESETS
@@ -73,6 +92,7 @@ def preset_help() -> str:
         "Trains a preset and evaluates it. Presets (first argument, default pocket):\n"
         + "\n".join(lines)
         + "\n  contrastive: an image and a text tower; train.py contrastive --help"
+        + "\n  image_tokenizer: images to codes and back; train.py image_tokenizer --help"
     )
 
 

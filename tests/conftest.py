@@ -41,7 +41,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Only in tests: checking every call against its annotation costs time, and a mistake here is a mistake everywhere.
 jaxtyping.install_import_hook(
-    [f"generalist.{part}" for part in ("contrastive", "data", "inference", "model", "serve", "training")],
+    [
+        f"generalist.{part}"
+        for part in ("contrastive", "data", "image_tokenizer", "inference", "model", "serve", "training")
+    ],
     "beartype.beartype",
 )
 

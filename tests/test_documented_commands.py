@@ -29,6 +29,7 @@ from generalist.config.presets import preset
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.experiment import pipeline
 from generalist.experiment.inherit import parse
+from generalist.image_tokenizer.config import ImageTokenizerConfig
 from generalist.run.folder import flatten
 from generalist.run.named_weights import SHIPPED
 
@@ -65,6 +66,7 @@ ONLY_PARSED = {
     r"python benchmarks/": "measures for minutes or hours on an idle machine",
     r"train\.py .*--help": "tests/test_end_to_end.py runs it",
     r"train\.py contrastive": "trains for minutes; tests/contrastive/test_contrastive.py trains smaller towers",
+    r"train\.py image_tokenizer": "trains for minutes; tests/vision/test_image_tokenizer.py trains a smaller one",
     r"train\.py": "trains for minutes or longer; tests/test_end_to_end.py trains, resumes and fine-tunes `debug`",
     r"record\.py": "is a file of the reader's; its lines are run by test_the_first_example_of_an_environment",
     r"shapes\.py": "is a file of the reader's; its lines are run by test_ten_minutes_with_images_and_texts",
@@ -76,6 +78,7 @@ ONLY_PARSED = {
     r"eval served": "needs a server; tests/serve/test_served.py has one",
     r"generalist data convert": "needs a data set of the reader's; tests/data/convert converts some",
     r"generalist play": "needs a run of the reader's, a display or more minutes; tests/cli/test_play.py plays one",
+    r"generalist draw": "needs a run that learned to draw; tests/inference/test_drawing.py has one",
     r"generalist prompt": "needs files of the reader's; tests/inference/test_shots.py has some",
     r"generalist data (inspect|view)": "needs files of the reader's; tests/cli/test_data_inspect.py has some",
     r"generalist dagger": "plays for minutes; tests/eval/control/test_dagger.py plays less",
@@ -172,6 +175,8 @@ def parse_training(words: list[str]) -> None:
         return
     if name == "contrastive":
         tyro.cli(ContrastiveConfig, args=rest)
+    elif name == "image_tokenizer":
+        tyro.cli(ImageTokenizerConfig, args=rest)
     else:
         parse(preset(name), rest, prog="train.py")
 

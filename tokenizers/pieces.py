@@ -5,8 +5,9 @@ M frames, S pixels per side of a frame, P patches, I images, K parallel actions,
 """
 
 import dataclasses
+from collections.abc import Sequence as Sequences
 from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
@@ -32,6 +33,29 @@ class Visual(Protocol):
 
     def __call__(self, images: UInt8[np.ndarray, "I H W C"]) -> Shaped[np.ndarray, "I ..."]:
         """The images in that form."""
+
+
+@runtime_checkable
+class ImageCodes(Protocol):
+    """Turns images into codes and back: an image tokenizer."""
+
+    @property
+    def side(self) -> int:
+        """Codes along each side of an image."""
+
+    @property
+    def codebook(self) -> int:
+        """Number of different codes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints give equal codes."""
+
+    def encode(self, images: Sequences[UInt8[np.ndarray, "_H _W _C"]]) -> Int32[np.ndarray, "N T"]:
+        """The codes of images of any size, T = side² each, row by row."""
+
+    def decode(self, codes: Int32[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N S S 3"]:
+        """The images of codes."""
 
 
 class Modality(IntEnum):

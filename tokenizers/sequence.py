@@ -32,6 +32,7 @@ from generalist.tokenizers.pieces import (
     PATCH_SIZE,
     PAYLOADS,
     POSITIONAL,
+    ImageCodes,
     Images,
     Modality,
     Piece,
@@ -80,6 +81,8 @@ class Assembler:
     """Positions per image that is projected."""
     both_ways: bool = False
     """Whether the positions of a projected image are a block, which see each other in both directions."""
+    codes: ImageCodes | None = None
+    """The image tokenizer; None without one."""
     published: Marks | None = None
     """The marks of a published model; None: our own special ids."""
 

@@ -110,4 +110,7 @@ def without_places(generalist: "Generalist") -> "Generalist":
     config = generalist.config
     data = dataclasses.replace(config.data, folder=type(config.data)().folder, dagger=())
     training = dataclasses.replace(config.training.without_start(), checkpoints="")
-    return generalist.with_config(dataclasses.replace(config, runs=Path("runs"), data=data, training=training))
+    tokens = dataclasses.replace(config.tokens, image_tokenizer="none")  # a copy of it is in the folder
+    return generalist.with_config(
+        dataclasses.replace(config, runs=Path("runs"), data=data, training=training, tokens=tokens)
+    )

@@ -19,6 +19,7 @@ COMMANDS = {
         "generalist.cli.prompt",
         "prompt the weights with images, text and shots, and print the text they write",
     ),
+    "draw": ("generalist.cli.draw", "draw images of a text, or a part of an image anew"),
     "dagger": ("generalist.cli.dagger", "record experts' corrections of the weights' play, to train on"),
     "export": ("generalist.cli.export", "write a run's weights as one folder, to use, share or publish"),
     "average": (

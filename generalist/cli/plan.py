@@ -107,9 +107,10 @@ def read_config(name: str, settings: list[str]) -> "Config":
     config = parse(preset(name), settings, prog=f"generalist plan {name}")
     if config.model.trunk in ("none", REQUIRED):  # a preset's own shape stands for a folder that is not given
         return config
+    from generalist.run.drawn import with_image_tokenizer
     from generalist.run.trunk import with_trunk
 
-    return with_trunk(config)
+    return with_image_tokenizer(with_trunk(config))
 
 
 def _inference(

@@ -65,7 +65,8 @@ def _row(folder: Path) -> tuple[str, str, str]:
     # A damaged file is reported in its cell: one broken run must not hide all others.
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = "contrastive" if "towers" in settings else nearest_preset(flatten(settings))
+        others = {"towers": "contrastive", "shape": "image_tokenizer"}
+        kind = next((kind for key, kind in others.items() if key in settings), "") or nearest_preset(flatten(settings))
         place = settings["training"].get("checkpoints") or str(folder / "checkpoints")
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return "config.json is damaged", "", ""

@@ -43,9 +43,19 @@ class TokenConfig:
     documents: Images = "frame"
     """How document images enter the model; same choices as `images`."""
 
+    image_tokenizer: str = "none"
+    """Folder of a trained image tokenizer (docs/drawing.md), whose codes the model then reads and draws; none: no codes."""
+    image_codes: int = 0
+    """Codes of the image tokenizer, which determines them: what is given here is replaced."""
+
     def vocabulary(self) -> Vocabulary:
         """The ranges of token ids that these settings describe."""
-        return Vocabulary(text=self.text_pieces, continuous=self.continuous_bins, discrete=self.discrete_values)
+        return Vocabulary(
+            text=self.text_pieces,
+            continuous=self.continuous_bins,
+            discrete=self.discrete_values,
+            image_codes=self.image_codes,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,6 +324,7 @@ class Config(RunSettings):
             documents=tuple(self.tokens.documents.split("+")),
             row_images=self.data.row_images,
             features=self.data.features,
+            codes=self.tokens.image_tokenizer != "none" or self.tokens.image_codes > 0,
         )
         for name, source in self.data.taking_part.items():
             source.check_settings(name, ways_in)

@@ -4,10 +4,8 @@ Dimension key: N pairs, H height, W width, S pixels per side, L text pieces.
 """
 
 import dataclasses
-from collections import deque
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -16,6 +14,7 @@ from jaxtyping import Int, UInt8
 from generalist.contrastive.config import ContrastiveConfig
 from generalist.contrastive.towers import PADDING
 from generalist.data.documents import Documents, open_documents, tell
+from generalist.data.drawn_batches import DrawnBatches
 from generalist.data.emoji import Drawing, augment, drawings
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
@@ -28,7 +27,6 @@ from generalist.vision.encoder import Preparation
 TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an emoji of {}", "a small icon: {}")
 """Sentences that a name is put into: one of them, drawn at random, in training; all of them, averaged, in zero-shot
 classification (CLIP, section 3.1.4)."""
-PREFETCH = 4  # batches made ahead of the step
 
 
 @runtime_checkable
@@ -156,8 +154,8 @@ def check_batch(pairs: int, batch: int) -> None:
         raise ValueError(f"there are {pairs} pairs for a batch of {batch}: lower --batch, or add pairs")
 
 
-class PairBatches:
-    """Endless batches of pixels and text ids, shuffled anew in each epoch. Threads make a few batches ahead.
+class PairBatches(DrawnBatches):
+    """Endless batches of pixels and text ids, shuffled anew in each epoch.
 
     Args:
         pairs: what is trained on.
@@ -173,54 +171,7 @@ class PairBatches:
 
     def __init__(self, pairs: Pairs, prepare: Preparation, text: TextTokenizer, *, length: int, batch: int, seed: int):
         check_batch(len(pairs), batch)
-        draw = _Draw(pairs, prepare, text, length)
-        # The last pairs of an epoch that do not fill a batch are left out. With pairs of the next epoch in their batch, one pair
-        # could be there twice, and would be its own negative.
-        epoch = grain.MapDataset.range(len(pairs)).seed(seed).shuffle()
-        drawn = epoch.repeat().random_map(draw)
-        self._batch, self._whole, self._count = batch, len(pairs) // batch, len(pairs)
-        self._draw, self.step = drawn, 0
-        self._pool = ThreadPoolExecutor(2)  # decoding and resizing release Python's lock
-        self._ahead: deque[Future] = deque()
-
-    def make(self, step: int) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
-        """The batch of a step, counted from 0."""
-        # Every batch follows from its number alone, so that any position can be resumed, by whichever thread.
-        epoch, number = divmod(step, self._whole)
-        first = epoch * self._count + number * self._batch
-        items = [self._draw[index] for index in range(first, first + self._batch)]
-        return np.stack([pixels for pixels, _ in items]), np.stack([ids for _, ids in items])
-
-    def __iter__(self) -> "PairBatches":
-        return self
-
-    def __next__(self) -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N L"]]:
-        # Refilled before the wait, so that the threads are busy meanwhile.
-        while len(self._ahead) <= PREFETCH:
-            self._ahead.append(self._pool.submit(self.make, self.step + len(self._ahead)))
-        batch = self._ahead.popleft().result()
-        self.step += 1
-        return batch
-
-    @property
-    def position(self) -> dict[str, Any]:
-        """The number of batches handed out, for a checkpoint."""
-        return {"step": self.step}
-
-    def go_to(self, position: Mapping[str, Any]) -> None:
-        """Continues from a `position`; batches made ahead are dropped."""
-        self._drop()
-        self.step = int(position["step"])
-
-    def close(self) -> None:
-        """Stops the threads."""
-        self._drop()
-        self._pool.shutdown()
-
-    def _drop(self) -> None:
-        for future in self._ahead:
-            future.cancel()  # one that is running already finishes, and its batch is dropped
-        self._ahead.clear()
+        super().__init__(_Draw(pairs, prepare, text, length), len(pairs), batch=batch, seed=seed)
 
 
 def open_pairs(config: ContrastiveConfig) -> Pairs:

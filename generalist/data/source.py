@@ -75,6 +75,8 @@ class Ways:
     """Maximum number of images for the frozen encoder per row."""
     features: str
     """Whether the frozen encoder's features are `computed` or `stored`; storing them needs a fixed set of images."""
+    codes: bool = False
+    """Whether there is an image tokenizer."""
 
 
 @runtime_checkable

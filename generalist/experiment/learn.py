@@ -9,6 +9,7 @@ from generalist.data.episodes import Episodes
 from generalist.data.source import Stored
 from generalist.envs.task import Task
 from generalist.experiment.layout_fit import fit_layout, losses, sample
+from generalist.run.drawn import load_tokenizer
 from generalist.run.tokenizers import Tokenizers, acting_in
 from generalist.tokenizers.acting import Acting
 from generalist.tokenizers.spaces import TaskLayout, assign_offsets
@@ -71,7 +72,10 @@ def learn_tokenizers(
         if console is not None:
             for line in [*lines, *losses(layouts[name], found)]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width)
+    codes = start.codes if start is not None else None
+    if codes is None and config.tokens.image_codes:
+        codes = load_tokenizer(config)
+    return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width, codes=codes)
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:

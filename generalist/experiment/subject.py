@@ -18,6 +18,7 @@ from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.recorded import Recorded
 from generalist.experiment.learn import learn_tokenizers
 from generalist.experiment.prepare import with_encoder
+from generalist.run.drawn import with_image_tokenizer
 from generalist.run.named_weights import weights_settings
 from generalist.run.tasks import record_missing, stored
 from generalist.run.tokenizers import Tokenizers
@@ -103,7 +104,7 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     check_complete(config)
     # A run's own settings have the sizes of its trunk already.
     if run is None and config.model.trunk != "none":
-        config = with_trunk(config)
+        config = with_image_tokenizer(with_trunk(config))
     return Subject(name=name, config=config, share=share, others=tuple(others), run=run)
 
 

@@ -5,8 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
+from generalist.contrastive.dual import DualEncoder
 from generalist.inference import adapters, publish
+from generalist.inference import best_of as ranking
 from generalist.inference import prompt as prompting
+from generalist.inference.drawing import DrawingSettings, Progress, part_of
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
@@ -105,6 +111,51 @@ class Generalist(Weights):
             ValueError: the context has no room for such a prompt.
         """
         return prompting.compile_ahead(self, longest, tokens, rows)
+
+    def draw(
+        self,
+        text: str,
+        *,
+        count: int = 1,
+        best_of: int | None = None,
+        towers: DualEncoder | None = None,
+        image: UInt8[np.ndarray, "_H _W _C"] | None = None,
+        box: tuple[int, int, int, int] | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "N S S 3"]:
+        """Images of a text, uint8.
+
+            model.draw("a red heart", guidance=3, best_of=16)          # (1, 72, 72, 3)
+            model.draw("a crying face", image=face, box=(40, 0, 72, 72))  # what is in the box is drawn anew
+
+        Args:
+            count: N, number of images.
+            best_of: drawings that they are the best of, the best first; None: `count`.
+            towers: ranks the drawings; None: the weights themselves do (`inference.best_of`).
+            image: an image of which a part is drawn anew.
+            box: this part: first row, first column, and one past the last of each, in pixels of the image as drawings are sized;
+                every cell that it touches is drawn.
+            progress: called with the number of drawn cells and that of all cells.
+            settings: see `generalist.inference.drawing.DrawingSettings`.
+
+        Raises:
+            ValueError: the weights have no image tokenizer, `image` and `box` are not given together, the box is outside the
+                image, or a number is not possible.
+        """
+        edited = part_of(self, image, box)
+        found = ranking.best_of(
+            self,
+            text,
+            DrawingSettings(**settings),
+            count=count,
+            candidates=count if best_of is None else best_of,
+            towers=towers,
+            given=edited[0],
+            drawn=edited[1],
+            progress=progress,
+        )
+        return found.images
 
     def save_published(self, folder: Path | str, dtype: Any = None) -> list[str]:
         """Writes the language model alone in HuggingFace's layout, for other tools to load; it is complete or absent. The folder

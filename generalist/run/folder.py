@@ -129,12 +129,19 @@ def check_same_settings(config: RunSettings) -> bool:
         return False
     # Before all settings are compared, which would only report that some of them are unknown.
     now = flatten(plain(config))
-    kinds = ["contrastive" if "towers.size" in one else "the generalist" for one in (flatten(current), now)]
+    kinds = [_kind(one) for one in (flatten(current), now)]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"{config.folder} holds a run of {kinds[0]}, not of {kinds[1]}: train in another folder with --name"
         )
     return _is_same(config, read, path)
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    """What a run with these flat settings trains, for messages."""
+    if "towers.size" in settings:
+        return "contrastive"
+    return "an image tokenizer" if "shape.patch" in settings else "the generalist"
 
 
 def _is_same(config: RunSettings, read: Any, path: Path) -> bool:
@@ -190,7 +197,7 @@ def forget(config: RunSettings) -> None:
     folder = config.folder
     if not (folder / "config.json").exists() or has_begun(folder, config.training.checkpoints):
         return
-    for name in ("tensorboard", "processes", "profile"):
+    for name in ("tensorboard", "processes", "profile", "image_tokenizer"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for unfinished in (folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished, ignore_errors=True)

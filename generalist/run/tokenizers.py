@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import gymnasium as gym
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, to_stored
 from generalist.model.config import ModelSpec
+from generalist.run.drawn import IMAGE_TOKENIZER, checked_tokenizer
 from generalist.run.folder import missing_run
 from generalist.run.named_weights import run_settings
 from generalist.system.files import write_json
@@ -20,6 +22,7 @@ from generalist.tokenizers.pieces import Visual
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout, action_dimensions
 from generalist.tokenizers.text import TextTokenizer
+from generalist.vision.image_tokenizer import ImageTokenizer
 
 LAYOUTS_ACT = 2  # the first format in which layouts store their settings of acting
 
@@ -67,6 +70,8 @@ class Tokenizers:
     """Task layouts by their names."""
     projection_width: int
     """Number of columns of the tensor projection, of all layouts together; 0 if tensors are not projected."""
+    codes: ImageTokenizer | None = None
+    """The image tokenizer; None without one."""
     visual: Visual | None = None
     """Turns images into the frozen encoder's input, or its stored features; None without an encoder, or until it is opened."""
     channels: int = 0
@@ -92,6 +97,7 @@ class Tokenizers:
             visual=self.visual,
             image_positions=model.vision.positions,
             both_ways=self._both_ways,
+            codes=self.codes,
             published=self.published,
         )
 
@@ -114,10 +120,14 @@ class Tokenizers:
         return spec if self.published is None else dataclasses.replace(spec, patches=False, frames=False)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizers.json, text.model and config.json."""
+        """Writes tokenizers.json, text.model, image_tokenizer/ if there is one, and config.json."""
         # The settings last: a folder that has them is complete.
         folder.mkdir(parents=True, exist_ok=True)
         self.text.save(folder / "text.model")
+        if self.codes is not None:
+            # What an interrupted command left here, whose folder has no settings yet.
+            shutil.rmtree(folder / IMAGE_TOKENIZER, ignore_errors=True)
+            self.codes.save(folder / IMAGE_TOKENIZER)
         layouts = {name: layout.to_json() for name, layout in sorted(self.layouts.items())}
         described = {"format": FORMAT, "projection_width": self.projection_width, "layouts": layouts}
         write_json(folder / "tokenizers.json", described)
@@ -157,7 +167,8 @@ class Tokenizers:
             # Before layouts stored how to act in them, the settings of their suite decided.
             acting = begun.data.suite_of(name).acting if number < LAYOUTS_ACT else None
             layouts[name] = _with_temperature(TaskLayout.from_json(layout, text, acting), begun, config)
-        return cls(config=config, text=text, layouts=layouts, projection_width=width)
+        codes = checked_tokenizer(config, folder / IMAGE_TOKENIZER) if config.tokens.image_codes else None
+        return cls(config=config, text=text, layouts=layouts, projection_width=width, codes=codes)
 
 
 def _with_temperature(layout: TaskLayout, begun: Config, now: Config) -> TaskLayout:

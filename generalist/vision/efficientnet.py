@@ -156,17 +156,25 @@ def _depthwise(kernel: Float[Array, "K K 1 C"], x: Float[Array, "N H W C"], stri
     return sum((shifted(row, column) for row in range(size) for column in range(size)), start=jnp.zeros((), x.dtype))
 
 
-def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
-    """The last grid of features, before pooling, row-major."""
+def block_outputs(params: Params, pixels: Float[Array, "N S S 3"], count: int) -> list[Float[Array, "N h w C"]]:
+    """The outputs of the first `count` blocks; their gradient reaches the pixels, which are from 0 to 255."""
     # The weights' own standardisation, which differs from the usual ImageNet means.
-    x = (pixels.astype(params["_fc"]["kernel"].dtype) - 127.0) / 128.0
+    x = (pixels - 127.0) / 128.0
     x = jax.nn.relu6(_convolve(params, "_conv_stem", x, 2))  # (N, S / 2, S / 2, 32)
-    for block, stride, expand, residual in _blocks():
+    found = []
+    for block, stride, expand, residual in _blocks()[:count]:
         y = jax.nn.relu6(_convolve(params, f"{block}._expand_conv", x)) if expand > 1 else x
         y = jax.nn.relu6(_convolve(params, f"{block}._depthwise_conv", y, stride, y.shape[-1]))
         # No activation here: in few channels it would destroy information (Sandler et al., 2018, section 3.2).
         y = _convolve(params, f"{block}._project_conv", y)
         x = x + y if residual else y
+        found.append(x)
+    return found
+
+
+def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+    """The last grid of features, before pooling, row-major."""
+    x = block_outputs(params, pixels.astype(params["_fc"]["kernel"].dtype), len(_blocks()))[-1]
     x = jax.nn.relu6(_convolve(params, "_conv_head", x))  # (N, S / 32, S / 32, F)
     return x.reshape(len(x), -1, CHANNELS)
 

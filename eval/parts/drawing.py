@@ -1,0 +1,155 @@
+"""The drawing part: images drawn from names, judged by towers and by a frozen encoder that took no part in drawing them."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from rich.progress import Progress
+
+from generalist.config.run import Config
+from generalist.data.emoji import Drawing, Split, drawings
+from generalist.data.sources.drawing import TextToImage
+from generalist.eval.parts.part import Beside, Job, Part, Results, Row
+from generalist.eval.report.charts import element, table
+from generalist.eval.results.scores import Estimate
+
+if TYPE_CHECKING:
+    from generalist.inference.generalist import Generalist
+
+SEED = 3
+SPLITS: Mapping[str, Split] = {"known names": "train", "recombined names": "drawings"}
+"""Held-out drawings of known things have names of known parts, such as another colour or skin tone."""
+ENDS = {"floor": "the drawings of other names", "ceiling": "the real drawings, encoded and decoded"}
+ENCODER_SIZE = 96  # pixels per side of the frozen encoder's input
+COLUMNS = {"named": "right of 100 names %", "thing": "nearest class right %", "discrepancy": "discrepancy × 1000"}
+
+
+class Draws(Part):
+    """Drawing; one job per split and guidance, and one with floor and ceiling per split."""
+
+    name = "drawing"
+    title = "Drawing names"
+    seeds: ClassVar[Mapping[str, int]] = {"drawing": SEED}
+
+    def prepare(self, config: Config) -> None:
+        for name, source in self.sources(config).items():
+            assert isinstance(source, TextToImage)
+            if not (Path(source.evaluation_judge) / "towers.safetensors").is_file():
+                raise ValueError(
+                    f"data.{name}.evaluation_judge = {source.evaluation_judge!r} is no run of `train.py contrastive`: name one "
+                    "that does not rank the drawings"
+                )
+
+    def jobs(self, generalist: "Generalist") -> list[Job]:
+        wanted = [one for one in self.sources(generalist.config).values() if isinstance(one, TextToImage)]
+        found = []
+        for label in SPLITS if wanted else ():
+            found.append(_job(generalist, wanted[0], label, None))
+            found += [_job(generalist, wanted[0], label, guidance) for guidance in wanted[0].evaluation_guidance]
+        return found
+
+    def numbers(self, results: Results) -> dict[str, Estimate]:
+        return {
+            f"{job}, {kept}, {COLUMNS[score]}": Estimate(**found[score])
+            for job, by_kept in results["drawing"].items()
+            for kept, found in by_kept.items()
+            for score in COLUMNS
+        }
+
+    def rows(self, results: Results) -> list[Row]:
+        return [
+            Row(label=f"{job}, {kept}: {COLUMNS['named']}", value=str(Estimate(**found["named"])), against="chance 1")
+            for job, by_kept in results["drawing"].items()
+            for kept, found in by_kept.items()
+        ]
+
+    def page(self, results: Results, beside: Beside) -> list[Element]:
+        rows = [
+            [job, kept, *(str(Estimate(**found[score])) for score in COLUMNS), f"{found['nearest']:.3f}"]
+            for job, by_kept in results["drawing"].items()
+            for kept, found in by_kept.items()
+        ]
+        headers = ("names", "images", *COLUMNS.values(), "distance to a training image")
+        return [element("h2", self.title), table(headers, rows)]
+
+
+def _job(generalist: "Generalist", wanted: TextToImage, label: str, guidance: float | None) -> Job:
+    """Draws at a guidance or, with None, computes floor and ceiling."""
+    settings = {
+        "items": wanted.evaluation_items,
+        "best_of": list(wanted.evaluation_best_of),
+        "judge": wanted.evaluation_judge,
+        "towers": wanted.evaluation_towers,
+        "seed": SEED,
+    }
+    key = f"{label}, bounds" if guidance is None else f"{label}, guidance {guidance:g}"
+    compute = partial(_compute, generalist, wanted, SPLITS[label], guidance, key)
+    return Job(part=Draws.name, key=key, settings=settings, compute=compute)
+
+
+def _chosen(split: Split, items: int) -> list[Drawing]:
+    """Drawings with different names, drawn at random."""
+    listed = list({one.name: one for one in drawings(split)}.values())
+    order = np.random.default_rng(SEED).permutation(len(listed))[:items]
+    return [listed[index] for index in order]
+
+
+def _compute(
+    generalist: "Generalist", wanted: TextToImage, split: Split, guidance: float | None, title: str, progress: Progress
+) -> dict[str, Any]:
+    # They import JAX, which reading a results file does not need.
+    import jax.numpy as jnp
+
+    from generalist.contrastive.dual import DualEncoder
+    from generalist.eval.held_out.drawing import Truth, scores
+    from generalist.inference.best_of import similarity, text_embeddings
+    from generalist.inference.drawing import DrawingSettings, draw_images
+    from generalist.vision.load import load_encoder
+
+    judge = DualEncoder.load(wanted.evaluation_judge)
+    towers = DualEncoder.load(wanted.evaluation_towers) if wanted.evaluation_towers else None
+    encoder = load_encoder("efficientnet_lite0", ENCODER_SIZE)
+    assert encoder is not None
+    encode = encoder.compiled()
+
+    def features(images: list[np.ndarray]) -> np.ndarray:
+        pixels = np.stack([encoder.prepare(image) for image in images])
+        chunks = [pixels[start : start + 32] for start in range(0, len(pixels), 32)]
+        # Chunks of one size, one compilation; the copies that fill the last one are cut off.
+        whole = (jnp.asarray(np.resize(chunk, (32, *chunk.shape[1:]))) for chunk in chunks)
+        found = [np.asarray(encode(chunk).mean(axis=1)) for chunk in whole]
+        return np.concatenate(found)[: len(pixels)]
+
+    asked, train = _chosen(split, wanted.evaluation_items), drawings("train")
+    listed = sorted({one.name for one in (*train, *drawings("drawings"))})
+    things = sorted({one.thing for one in train})
+    truth = Truth(
+        features=features([one.image() for one in asked]),
+        train=features([one.image() for one in train]),
+        labels=np.array([things.index(one.thing) for one in train]),
+        right=[things.index(one.thing) for one in asked],
+        names=text_embeddings(judge, listed),
+        own=[listed.index(one.name) for one in asked],
+    )
+
+    def judged(images: list[np.ndarray]) -> dict[str, Any]:
+        return scores(judge.embed_images(images), features(images), truth, SEED)
+
+    codes = generalist.tokenizers.codes
+    assert codes is not None, "the source that names this part needs an image tokenizer"
+    if guidance is None:
+        rebuilt = list(codes.decode(codes.encode([one.image() for one in asked])))
+        return {ENDS["floor"]: judged(rebuilt[1:] + rebuilt[:1]), ENDS["ceiling"]: judged(rebuilt)}
+    bar = progress.add_task(title, total=len(asked))
+    kept: dict[int, list[np.ndarray]] = {count: [] for count in wanted.evaluation_best_of}
+    for number, one in enumerate(asked):
+        settings = DrawingSettings(guidance=guidance, seed=SEED + number)
+        drawn = draw_images(generalist, [f"a {one.name}"] * max(kept), settings)
+        fit = drawn.fit if towers is None else similarity(towers, drawn.images, one.name)
+        for count, images in kept.items():
+            images.append(drawn.images[fit[:count].argmax()])
+        progress.advance(bar)
+    return {f"best of {count}": judged(images) for count, images in kept.items()}

@@ -1,0 +1,91 @@
+"""`generalist draw`: images of a text, or a part of an image drawn anew."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from generalist.cli.weights import add_weights, load_weights
+from generalist.system.progress import counting
+
+DESCRIPTION = "Draws images of a text with weights that were trained with an image tokenizer (docs/drawing.md)."
+COLUMNS = 8  # images side by side
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `generalist draw`."""
+    parser.add_argument("text", metavar="TEXT", help="what the image shows, such as 'a red heart'")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG file that is written")
+    parser.add_argument(
+        "--count", type=int, default=1, metavar="N", help="images, side by side in the file (default 1)"
+    )
+    parser.add_argument(
+        "--best-of", type=int, metavar="N", help="draw N images and keep the best, the best first (default: --count)"
+    )
+    parser.add_argument(
+        "--towers", metavar="FOLDER", help="a run of train.py contrastive ranks the images, instead of the weights"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=3.0, help="how far the text counts; 1: as trained (default 3)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws (default 1)")
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="draw only from the K likeliest codes (default 0: from all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw only from the likeliest codes with this total probability (default 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    parser.add_argument("--edit", type=Path, metavar="IMAGE", help="an image of which a part is drawn anew, with --box")
+    parser.add_argument(
+        "--box",
+        type=int,
+        nargs=4,
+        metavar=("TOP", "LEFT", "BOTTOM", "RIGHT"),
+        help="the part, in pixels of the image at the size of drawings; bottom and right are not part of it",
+    )
+    add_weights(parser)
+
+
+def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
+    """Draws and writes the file; returns the exit status.
+
+    Raises:
+        ValueError, ImportError, OSError: with a message for the user.
+    """
+    if rest:
+        raise ValueError(f"generalist draw does not know {' '.join(rest)}: put the text in quotes")
+    # Before the weights are loaded, which takes seconds.
+    if arguments.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {arguments.out} must end with .png")
+    if not arguments.out.parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no folder {arguments.out.parent}: make it first")
+    if (arguments.edit is None) != (arguments.box is None):
+        raise ValueError("--edit IMAGE and --box TOP LEFT BOTTOM RIGHT go together: give both, or neither")
+    from PIL import Image
+
+    from generalist.contrastive.dual import DualEncoder
+    from generalist.data.images import read_image
+    from generalist.inference.drawing import grid
+
+    image = read_image(arguments.edit) if arguments.edit is not None else None
+    generalist = load_weights(arguments, console)
+    towers = DualEncoder.load(arguments.towers) if arguments.towers else None
+    with counting(console) as progress:
+        bar = progress.add_task(f"drawing {arguments.text}", total=None)
+        images = generalist.draw(
+            arguments.text,
+            count=arguments.count,
+            best_of=arguments.best_of,
+            towers=towers,
+            image=image,
+            box=tuple(arguments.box) if arguments.box is not None else None,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            **{name: getattr(arguments, name) for name in ("guidance", "temperature", "top_k", "top_p", "seed")},
+        )
+    Image.fromarray(grid(images, min(COLUMNS, len(images)))).save(arguments.out)
+    console.print(f"wrote {arguments.out}", highlight=False)
+    return 0

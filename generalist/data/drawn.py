@@ -1,0 +1,86 @@
+"""Training examples of drawing: an image's name, and then its codes.
+
+Dimension key: N drawings, V variants of each, T codes of an image, S pixels per side.
+"""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from generalist.data.emoji import Drawing, variant
+from generalist.tokenizers.drawing import drawing
+from generalist.tokenizers.pieces import ImageCodes, Sequence
+from generalist.tokenizers.sequence import Assembler
+
+TEMPLATES = ("{}", "a {}", "a drawing of {}")
+"""Texts that a name is put into, one of them drawn at random."""
+CHUNK = 64  # drawings whose images are in memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawnExamples:
+    """Drawings after their names, and parts of drawings after the rest of them."""
+
+    drawings: tuple[Drawing, ...]
+    codes: Int[np.ndarray, "N V T"]
+    assembler: Assembler
+    side: int
+    """Cells along each side of an image."""
+    without_text: float
+    """Share of the examples whose text is left out."""
+    infilling: float
+    """Share of the examples of which a part is given."""
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def example(self, index: int, rng: np.random.Generator) -> Sequence:
+        """The drawing of that index; what it begins with is drawn from `rng`."""
+        codes = self.codes[index, rng.integers(self.codes.shape[1])]
+        text = TEMPLATES[rng.integers(len(TEMPLATES))].format(self.drawings[index].name)
+        drawn = open_cells(self.side, rng) if rng.random() < self.infilling else None
+        return drawing(self.assembler, "" if rng.random() < self.without_text else text, codes, drawn)
+
+
+def open_cells(side: int, rng: np.random.Generator) -> Bool[np.ndarray, "T"]:
+    """A random rectangle of cells, or all others: never none."""
+    height, width = rng.integers(1, side + 1, 2)
+    top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
+    inside = np.zeros((side, side), bool)
+    inside[top : top + height, left : left + width] = True
+    outside = rng.random() < 0.5 and not inside.all()
+    return (~inside if outside else inside).reshape(-1)
+
+
+def drawing_codes(
+    drawings: tuple[Drawing, ...], variants: int, codes: ImageCodes, folder: Path
+) -> Int32[np.ndarray, "N V T"]:
+    """The codes of drawings, as they are and in `variants` - 1 fixed variants of each: computed once, and stored in a file.
+
+    Args:
+        folder: of the files, one for each image tokenizer and list of drawings.
+    """
+    listed = "\n".join([str(variants), *(one.code for one in drawings)])
+    key = f"{codes.fingerprint}-{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+    path, shape = folder / f"{key}.npy", (len(drawings), variants, codes.side**2)
+    if path.exists():
+        stored = np.load(path, allow_pickle=False)
+        if stored.shape != shape or stored.dtype != np.int32 or stored.min() < 0 or stored.max() >= codes.codebook:
+            raise ValueError(f"{path} is damaged: delete it, and it is computed again")
+        return stored
+    found = []
+    for first in range(0, len(drawings), CHUNK):
+        several = [one for one in drawings[first : first + CHUNK] for _ in range(variants)]
+        numbers = [number % variants for number in range(len(several))]
+        images = [variant(one, n) if n else one.image() for one, n in zip(several, numbers, strict=True)]
+        found.append(codes.encode(images))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Under the process's own name first: several may compute the same file at once.
+    temporary = path.with_name(f".{key}.{os.getpid()}.npy")
+    np.save(temporary, np.concatenate(found).reshape(shape))
+    os.replace(temporary, path)
+    return np.load(path, allow_pickle=False)

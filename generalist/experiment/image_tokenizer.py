@@ -1,0 +1,66 @@
+"""A whole run of `train.py image_tokenizer`: check, train, export, score."""
+
+import os
+import shutil
+
+from rich.console import Console
+
+from generalist.config.versions import to_stored
+from generalist.experiment.pipeline import begin_anew
+from generalist.image_tokenizer.config import ImageTokenizerConfig, check_effective
+from generalist.run.folder import check_same_settings, forget_unless_measured
+from generalist.system.files import write_json
+from generalist.training.cluster import several_expected
+
+
+def run_image_tokenizer(config: ImageTokenizerConfig, command: list[str], console: Console) -> None:
+    """Trains to `training.steps`, exports the tokenizer, and scores it on held-out images.
+
+        runs/<name>/config.json  checkpoints/  metrics.jsonl  tensorboard/  results.json
+                    tokenizer/   config.json and model.safetensors, for `ImageTokenizer.load`
+
+    Args:
+        command: the command line, which the results file keeps.
+
+    Raises:
+        ValueError, ImportError, OSError, FloatingPointError: with a message for the user.
+        KeyboardInterrupt: the run was stopped; everything finished so far is on disk.
+    """
+    check_effective(config)
+    if several_expected(os.environ):
+        raise ValueError(
+            "an image tokenizer is trained in one process, but the launcher started several: start one, which uses all "
+            "devices of its machine"
+        )
+    again = check_same_settings(config)  # before JAX is loaded: other settings are reported at once
+    console.print("loading JAX ...", highlight=False)
+    from generalist.eval.held_out.image_tokenizer import evaluate, show
+    from generalist.image_tokenizer.data import open_batches, open_images
+    from generalist.image_tokenizer.train import train, trained
+    from generalist.training.interrupt import Interrupted
+    from generalist.training.sharding import make_mesh
+    from generalist.vision.image_tokenizer import ImageTokenizer
+
+    images, heldout = open_images(config)
+    make_mesh(config.training)
+    if not again:
+        begin_anew(config, console)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        write_json(config.folder / "config.json", to_stored(config))
+    try:
+        state = train(config, open_batches(config, images), console)
+    except Interrupted as interrupted:
+        console.print(str(interrupted), highlight=False)
+        raise KeyboardInterrupt from interrupted
+    except BaseException:
+        forget_unless_measured(config)
+        raise
+    folder = config.folder / "tokenizer"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier command that trained fewer steps
+    trained(config, state).save(folder)
+    # The exported folder is read again: what is scored is what users get.
+    results = evaluate(ImageTokenizer.load(folder), images, heldout, console)
+    write_json(config.folder / "results.json", {"command": command, "step": int(state.step), **results})
+    show(results, console)
+    console.print(f"the image tokenizer: {folder}", highlight=False)
+    console.print(f"all results: {config.folder / 'results.json'}", highlight=False)

@@ -1,0 +1,203 @@
+"""Drawing images after a text: codes one after the other, guided by the difference that the text makes.
+
+Half of the rows have the text and half have none. Their logits l and u give those that codes are drawn from, u + guidance (l - u)
+(Ho & Salimans, 2022), and both halves are fed the same code.
+
+Dimension key: N images, B rows, T cells of an image, M of them that are drawn, V vocabulary, S pixels per side.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt, UInt8, UInt32
+
+from generalist.data.emoji import WHITE
+from generalist.inference.cached_rows import CachedRows
+from generalist.inference.prompt import context
+from generalist.inference.rows import bucket, shift_right, stack_rows
+from generalist.inference.sampling import confine, draw
+from generalist.inference.weights import Weights
+from generalist.tokenizers.drawing import drawing_prefix, drawn_code
+from generalist.tokenizers.pieces import Sequence
+
+Progress = Callable[[int, int], None]
+"""Called with the number of drawn cells and that of all cells."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawingSettings:
+    """How images are drawn."""
+
+    guidance: float = 3.0
+    """How far the text counts: 1 draws from the model as it is; above 1, what the text makes likelier."""
+    temperature: float = 1.0
+    """Of the draws."""
+    top_k: int = 0
+    """Draw only from the k likeliest codes; 0: from all."""
+    top_p: float = 1.0
+    """Draw only from the fewest likeliest codes that together have this probability."""
+    seed: int = 0
+    """Seed of the draws; together with the number of the image it determines the image."""
+
+    def __post_init__(self) -> None:
+        # `not >` also refuses NaN.
+        if not self.guidance >= 1:
+            raise ValueError(f"guidance must be at least 1, got {self.guidance}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Drawn images."""
+
+    codes: Int32[np.ndarray, "N T"]
+    images: UInt8[np.ndarray, "N S S 3"]
+    fit: Float[np.ndarray, "N"]
+    """How much likelier the text makes each image's drawn codes, log p(codes | text) - log p(codes), in nats: by Bayes' rule the
+    log-likelihood of the text given the image, up to a constant."""
+
+
+def draw_images(
+    generalist: Weights,
+    texts: list[str],
+    settings: DrawingSettings,
+    *,
+    given: Int[np.ndarray, "T"] | None = None,
+    drawn: Bool[np.ndarray, "T"] | None = None,
+    progress: Progress | None = None,
+) -> Drawn:
+    """One image per text; equal texts give different images.
+
+    Args:
+        given: codes of an image of which some cells are drawn anew.
+        drawn: these cells; None: all.
+
+    Raises:
+        ValueError: there are no texts or no cells to draw, the weights can't draw, or a text does not fit the context.
+    """
+    codes = generalist.tokenizers.codes
+    if not texts:
+        raise ValueError("there is no text to draw: pass at least one")
+    count = codes.side**2 if codes is not None else 1
+    kept = np.zeros((count,), np.int32) if given is None else np.asarray(given, np.int32)
+    cells = np.flatnonzero(np.ones((count,), bool) if drawn is None else drawn)
+    # The rows without a text follow those with one; `fit` needs them even where nothing is guided.
+    prefixes = [drawing_prefix(generalist.assembler, text, kept, cells) for text in [*texts, *[""] * len(texts)]]
+    assert codes is not None, "drawing_prefix refuses weights without an image tokenizer"
+    longest = max(map(len, prefixes))
+    if longest + len(cells) - 1 > context(generalist):
+        raise ValueError(
+            f"a text and its image take {longest + len(cells) - 1} positions, but the model was trained on rows of "
+            f"{context(generalist)}: shorten the text"
+        )
+    found, fit = _draw_codes(generalist, prefixes, cells, settings, progress)
+    whole = np.tile(kept, (len(texts), 1))  # (N, T)
+    whole[:, cells] = found
+    return Drawn(whole, codes.decode(whole), fit)
+
+
+def _draw_codes(
+    generalist: Weights,
+    prefixes: list[Sequence],
+    cells: Int[np.ndarray, "M"],
+    settings: DrawingSettings,
+    progress: Progress | None,
+) -> tuple[Int32[np.ndarray, "N M"], Float[np.ndarray, "N"]]:
+    """The drawn codes, (N, M), after prefixes with and without texts, (2 N); and `Drawn.fit`."""
+    ids, count = generalist.vocabulary.range("image_codes"), len(prefixes) // 2
+    pad = generalist.vocabulary.pad
+    length = bucket(max(map(len, prefixes)), 8)
+    rows = CachedRows(generalist, len(prefixes), length + len(cells) - 1)
+    allowed = np.zeros((1, generalist.vocabulary.size), bool)
+    allowed[0, ids.start : ids.stop] = True
+    _, logits = rows.append(shift_right(stack_rows(prefixes, length, pad=pad)), allowed)
+    found, fit = np.zeros((count, len(cells)), np.int32), np.zeros((count,), np.float64)
+    for step in range(len(cells)):
+        how = (settings.temperature, settings.top_k, settings.top_p)
+        chosen, gained = guided(logits[:, 0], allowed[0], settings.guidance, _draws(settings, count, step), *how)
+        found[:, step] = np.asarray(chosen) - ids.start
+        fit += np.asarray(gained)
+        if progress is not None:
+            progress(step + 1, len(cells))
+        if step + 1 < len(cells):
+            news = [drawn_code(generalist.assembler, int(one), int(cells[step + 1])) for one in found[:, step]]
+            _, logits = rows.append(stack_rows([*news, *news], 1, pad=pad), allowed)
+    return found, fit
+
+
+def _draws(settings: DrawingSettings, count: int, step: int) -> UInt32[np.ndarray, "N 3"]:
+    """Three numbers per image, which determine its draw: seed, number of the image, step."""
+    number = np.arange(count, dtype=np.uint32)
+    return np.stack([np.full_like(number, settings.seed % 2**32), number, np.full_like(number, step)], axis=1)
+
+
+@jax.jit
+def guided(
+    logits: Float[Array, "B V"],
+    allowed: Bool[Array, "V"],
+    guidance: Float[Array, ""],
+    draws: UInt[Array, "N 3"],
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+    """Ids drawn from guided logits, and how much likelier the text makes each, in nats.
+
+    Args:
+        logits: of N rows with a text and of N without, B = 2 N.
+    """
+    confined = confine(logits[:, None], allowed[None, None])[:, 0]
+    with_text, without = jnp.split(jax.nn.log_softmax(confined, axis=-1), 2)
+    mixed = without + guidance * (with_text - without)
+    chosen = draw(mixed, allowed, temperature, top_k, top_p, draws)
+    gained = jnp.take_along_axis(with_text - without, chosen[:, None], axis=1)[:, 0]
+    return chosen.astype(jnp.int32), gained
+
+
+def part_of(
+    generalist: Weights, image: UInt8[np.ndarray, "_H _W _C"] | None, box: tuple[int, int, int, int] | None
+) -> tuple[Int32[np.ndarray, "T"] | None, Bool[np.ndarray, "T"] | None]:
+    """The codes of an image and the cells that a box touches, as `draw_images` takes them; None without an image.
+
+    Args:
+        box: first row, first column, and one past the last of each, in pixels.
+
+    Raises:
+        ValueError: only one of them is given, the weights have no image tokenizer, or the box is empty or outside the image.
+    """
+    if (image is None) != (box is None):
+        raise ValueError("an image and the box that is drawn anew go together: give both, or neither")
+    if image is None or box is None:
+        return None, None
+    codes = generalist.tokenizers.codes
+    if codes is None:
+        raise ValueError("the weights have no image tokenizer, so they can't draw: train with tokens.image_tokenizer")
+    top, left, bottom, right = box
+    size, patch = codes.config.size, codes.config.patch
+    if not (0 <= top < bottom <= size and 0 <= left < right <= size):
+        raise ValueError(
+            f"box {box} must be within 0 to {size}, the first row and column below the last: images have {size} pixels"
+        )
+    drawn = np.zeros((codes.side, codes.side), bool)
+    drawn[top // patch : -(-bottom // patch), left // patch : -(-right // patch)] = True
+    return codes.encode([image])[0], drawn.reshape(-1)
+
+
+def grid(images: UInt8[np.ndarray, "N S S 3"], columns: int, gap: int = 4) -> UInt8[np.ndarray, "H W 3"]:
+    """Images side by side on white, `columns` per row, `gap` pixels apart."""
+    count, size = images.shape[:2]
+    rows = -(-count // columns)
+    step = size + gap
+    sheet = np.full((rows * step - gap, columns * step - gap, 3), WHITE, np.uint8)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet[row * step : row * step + size, column * step : column * step + size] = image
+    return sheet

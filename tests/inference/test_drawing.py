@@ -1,0 +1,249 @@
+"""Drawing: cached and guided drawing against whole passes, editing, ranking, and a run that learns to draw."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from rich.console import Console
+
+from generalist.cli.main import main
+from generalist.config.presets import debug
+from generalist.data import emoji
+from generalist.data.drawn import drawing_codes, open_cells
+from generalist.data.packing import BatchIterator
+from generalist.data.sources.drawing import TextToImage
+from generalist.experiment.prepare import prepare
+from generalist.inference.best_of import best_of
+from generalist.inference.drawing import DrawingSettings, draw_images, grid, guided
+from generalist.inference.generalist import Generalist
+from generalist.inference.rows import stack_rows
+from generalist.model.transformer import create_separate
+from generalist.run.drawn import with_image_tokenizer
+from generalist.tokenizers.drawing import drawing
+from generalist.training.tokens import train
+from generalist.vision.autoencoder import AutoencoderConfig
+from generalist.vision.image_tokenizer import ImageTokenizer, fresh_autoencoder
+from generalist.weights.folder import WeightsError
+
+TINY = AutoencoderConfig(size=12, patch=4, levels=(3, 2, 4), width=16, blocks=1)
+LIKELIEST = DrawingSettings(guidance=1.0, top_k=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ImageTokenizer:
+    return ImageTokenizer(TINY, nnx.to_pure_dict(nnx.state(fresh_autoencoder(TINY, 0), nnx.Param)))
+
+
+@pytest.fixture
+def artist(make_model: Callable[..., Generalist], tokenizer: ImageTokenizer) -> Generalist:
+    """Random weights with codes, so large that every code depends on those before it."""
+    base = make_model()
+    config = dataclasses.replace(base.config, tokens=dataclasses.replace(base.config.tokens, image_codes=24))
+    tokenizers = dataclasses.replace(base.tokenizers, config=config, codes=tokenizer)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 1), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf * 4.0, nnx.to_pure_dict(params))
+    return Generalist(tokenizers, graph, params, 0)
+
+
+def whole_logits(artist: Generalist, text: str, codes: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Log-probabilities of all codes at each drawn cell, from a whole pass without a cache, (M, codebook)."""
+    sequence = drawing(artist.assembler, text, codes, drawn)
+    batch = artist.on_device(stack_rows([sequence], 48, pad=artist.vocabulary.pad))
+    module = nnx.merge(artist.graph, artist.params)
+    logits = np.asarray(module.logits(module.hidden(batch)))[0, sequence.loss_weight.nonzero()[0]]
+    return np.asarray(jax.nn.log_softmax(logits[:, list(artist.vocabulary.range("image_codes"))], axis=-1))
+
+
+@pytest.mark.parametrize("cells", [range(9), (1, 4, 5)])
+def test_the_likeliest_codes_are_those_of_whole_passes(artist, cells):
+    given, drawn = np.arange(9, dtype=np.int32), np.isin(np.arange(9), list(cells))
+    found = draw_images(artist, ["push the red", "lift"], LIKELIEST, given=given, drawn=drawn)
+    assert found.images.shape == (2, 12, 12, 3)
+    for text, codes, fit in zip(["push the red", "lift"], found.codes, found.fit, strict=True):
+        np.testing.assert_array_equal(codes[~drawn], given[~drawn])
+        with_text, without = (whole_logits(artist, one, codes, drawn) for one in (text, ""))
+        np.testing.assert_array_equal(with_text.argmax(axis=1), codes[drawn])
+        gained = (with_text - without)[np.arange(drawn.sum()), codes[drawn]].sum()
+        np.testing.assert_allclose(fit, gained, rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_moves_away_from_what_is_likely_without_the_text(artist):
+    found = draw_images(artist, ["push the red"], DrawingSettings(guidance=4.0, top_k=1))
+    everything = np.ones((9,), bool)
+    with_text, without = (whole_logits(artist, one, found.codes[0], everything) for one in ("push the red", ""))
+    np.testing.assert_array_equal((without + 4 * (with_text - without)).argmax(axis=1), found.codes[0])
+    assert (with_text.argmax(axis=1) != found.codes[0]).any()
+
+
+def test_guided_logits_are_drawn_from_allowed_ids():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)).at[:, 0].set(50.0)
+    allowed = np.array([False, False, True, True, True, False])
+    draws = np.stack([np.zeros(2), np.arange(2), np.zeros(2)], axis=1).astype(np.uint32)
+    seen = {
+        int(one) for step in range(60) for one in guided(logits, allowed, 2.0, draws + np.uint32(step), 1.0, 0, 1.0)[0]
+    }
+    assert seen == {2, 3, 4}
+
+
+def test_an_image_depends_on_its_seed_and_number_alone(artist):
+    seventh = DrawingSettings(seed=7, guidance=1.0, temperature=3.0)
+    four = draw_images(artist, ["lift"] * 4, seventh).codes
+    assert len(np.unique(four, axis=0)) == 4
+    np.testing.assert_array_equal(draw_images(artist, ["lift"] * 2, seventh).codes, four[:2])
+    other = dataclasses.replace(seventh, seed=8)
+    assert (draw_images(artist, ["lift"], other).codes != four[:1]).any()
+
+
+def test_the_best_come_first(artist):
+    drawn = draw_images(artist, ["lift"] * 6, DrawingSettings(seed=1))
+    best = best_of(artist, "lift", DrawingSettings(seed=1), count=3, candidates=6)
+    np.testing.assert_array_equal(best.fit, np.sort(drawn.fit)[::-1][:3])
+    np.testing.assert_array_equal(best.images[0], drawn.images[drawn.fit.argmax()])
+    np.testing.assert_array_equal(artist.draw("lift", best_of=6, seed=1), best.images[:1])
+
+
+def test_only_what_the_box_touches_is_drawn_anew(artist):
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    codes, edited = artist.tokenizers.codes.encode([image])[0], artist.draw("lift", image=image, box=(0, 5, 4, 12))
+    assert edited.shape == (1, 12, 12, 3)
+    found = best_of(
+        artist, "lift", DrawingSettings(), count=1, candidates=1, given=codes, drawn=np.isin(np.arange(9), [1, 2])
+    )
+    np.testing.assert_array_equal(edited, found.images)
+    np.testing.assert_array_equal(found.codes[0, [0, *range(3, 9)]], codes[[0, *range(3, 9)]])
+
+
+def test_what_cannot_be_drawn_is_refused(artist, make_model):
+    image = np.zeros((12, 12, 3), np.uint8)
+    with pytest.raises(ValueError, match="no image tokenizer"):
+        make_model().draw("lift")
+    with pytest.raises(ValueError, match="no image tokenizer"):
+        make_model().draw("lift", image=image, box=(0, 0, 4, 4))
+    with pytest.raises(ValueError, match="go together"):
+        artist.draw("lift", image=image)
+    with pytest.raises(ValueError, match="must be within 0 to 12"):
+        artist.draw("lift", image=image, box=(0, 0, 13, 4))
+    with pytest.raises(ValueError, match="the 4 best of 2 drawings"):
+        artist.draw("lift", count=4, best_of=2)
+    with pytest.raises(ValueError, match="trained on rows of 128: shorten"):
+        artist.draw("push " * 90)
+    for name, value in (("guidance", 0.5), ("temperature", 0.0), ("top_k", -1), ("top_p", float("nan"))):
+        with pytest.raises(ValueError, match=name):
+            artist.draw("lift", **{name: value})
+
+
+def test_a_grid_is_white_between_its_images():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    np.testing.assert_array_equal(
+        grid(images, 2, gap=1)[..., 0] == 255,
+        [
+            [0, 0, 1, 0, 0],
+            [0, 0, 1, 0, 0],
+            [1, 1, 1, 1, 1],
+            [0, 0, 1, 1, 1],
+            [0, 0, 1, 1, 1],
+        ],
+    )
+
+
+def test_open_cells_are_a_rectangle_or_its_outside():
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(200):
+        cells = open_cells(4, rng).reshape(4, 4)
+        assert cells.any()
+        one = cells if cells.all() or not (cells[0, 0] and cells[-1, -1] and cells[0, -1] and cells[-1, 0]) else ~cells
+        rows, columns = one.any(axis=1), one.any(axis=0)
+        if not cells.all() and (one != rows[:, None] & columns[None]).any():
+            one = ~one  # the outside of a rectangle at an edge
+            rows, columns = one.any(axis=1), one.any(axis=0)
+        np.testing.assert_array_equal(one, rows[:, None] & columns[None])
+        shares.append(cells.mean())
+    assert min(shares) < 0.1 and max(shares) == 1
+
+
+def test_codes_of_drawings_are_computed_once(tokenizer, tmp_path):
+    some = emoji.drawings("train")[:70]
+    codes = drawing_codes(some, 2, tokenizer, tmp_path)
+    assert codes.shape == (70, 2, 9)
+    np.testing.assert_array_equal(codes[69, 0], tokenizer.encode([some[69].image()])[0])
+    np.testing.assert_array_equal(codes[69, 1], tokenizer.encode([emoji.variant(some[69], 1)])[0])
+    (file,) = tmp_path.glob("*.npy")
+    before = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(drawing_codes(some, 2, tokenizer, tmp_path), codes)
+    assert file.stat().st_mtime_ns == before
+    np.save(file, codes + 24)
+    with pytest.raises(ValueError, match="is damaged: delete it"):
+        drawing_codes(some, 2, tokenizer, tmp_path)
+
+
+def test_a_source_without_an_image_tokenizer_is_refused():
+    base = debug()
+    with pytest.raises(ValueError, match=r"data\.drawing needs an image tokenizer"):
+        dataclasses.replace(base, data=base.data.with_sources(drawing=TextToImage(weight=1.0)))
+
+
+def test_a_run_learns_to_draw_and_its_export_draws(tokenizer, tmp_path: Path, monkeypatch):
+    tokenizer.save(tmp_path / "codes")
+    some = emoji.drawings("train")[:24]
+    monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
+    base = debug()
+    config = with_image_tokenizer(
+        dataclasses.replace(
+            base,
+            name="artist",
+            runs=tmp_path / "runs",
+            model=dataclasses.replace(base.model, width=64),
+            tokens=dataclasses.replace(base.tokens, text_pieces=400, image_tokenizer=str(tmp_path / "codes")),
+            data=dataclasses.replace(
+                base.data.with_sources(drawing=TextToImage(weight=1.0, variants=1)),
+                only=("drawing",),
+                folder=tmp_path / "data",
+                length=64,
+            ),
+            training=dataclasses.replace(base.training, steps=150, learning_rate=5e-3, checkpoint_every=150),
+        )
+    )
+    assert config.tokens.image_codes == 24
+    console = Console(quiet=True)
+    prepared = prepare(config, console)
+    assert isinstance(prepared.iterator, BatchIterator)
+    train(config, prepared.tokenizers.model_spec(), prepared.batch_spec, prepared.iterator, prepared.sources, console)
+    generalist = Generalist.from_run(config)
+    generalist.save(tmp_path / "weights")
+    again = Generalist.load(tmp_path / "weights")
+    texts = [f"a {one.name}" for one in some]
+    drawn = draw_images(again, texts, LIKELIEST)
+    np.testing.assert_array_equal(drawn.codes, draw_images(generalist, texts, LIKELIEST).codes)
+    # The right drawing more often than another one: chance is 1 in 24, and few codes are those of several drawings.
+    true = tokenizer.encode([one.image() for one in some])
+    nearest = (drawn.codes[:, None] == true[None]).mean(axis=2).argmax(axis=1)
+    assert (nearest == np.arange(24)).mean() > 0.3
+    assert (
+        main(
+            [
+                "draw",
+                texts[0],
+                "--weights",
+                str(tmp_path / "weights"),
+                "--count",
+                "2",
+                "--best-of",
+                "3",
+                "--out",
+                str(tmp_path / "out.png"),
+            ]
+        )
+        == 0
+    )
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (28, 12)
+    # Weights with another image tokenizer in their folder would draw noise.
+    (tmp_path / "weights" / "image_tokenizer" / "config.json").unlink()
+    with pytest.raises(WeightsError):
+        Generalist.load(tmp_path / "weights")
