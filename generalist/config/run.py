@@ -31,6 +31,8 @@ class TokenConfig:
     """How an action of several dimensions is predicted: each from a position of its own, one after the other (Gato), or all from
     one position (JAT), which takes fewer positions per step.
     Actions with text, whose length varies, are sequential in either case."""
+    locations: int = 0
+    """Number of ids for places in an image (PaliGemma: 1,024), with which the weights point (docs/pointing.md); 0: none."""
     separator: bool = False
     """Put a separator token between an observation and its action (Gato)."""
     tensors: Literal["tokens", "projected"] = "projected"
@@ -43,7 +45,12 @@ class TokenConfig:
 
     def vocabulary(self) -> Vocabulary:
         """The ranges of token ids that these settings describe."""
-        return Vocabulary(text=self.text_pieces, continuous=self.continuous_bins, discrete=self.discrete_values)
+        return Vocabulary(
+            text=self.text_pieces,
+            continuous=self.continuous_bins,
+            discrete=self.discrete_values,
+            locations=self.locations,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

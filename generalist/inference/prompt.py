@@ -213,7 +213,7 @@ def rank(
         raise ValueError(f"choices must be non-empty texts, the same number for each prompt, got {choices!r:.80}")
     (count,) = counts
     # All choices after all prompts are rows of one batch, B · C of them.
-    ids = [generalist.tokenizers.text.encode(str(choice)) for several in listed for choice in several]
+    ids = [generalist.assembler.encode(str(choice)) for several in listed for choice in several]
     if not ids:
         raise ValueError("choices must be non-empty texts, got none")
     longest = max(map(len, ids))
