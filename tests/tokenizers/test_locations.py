@@ -52,15 +52,10 @@ def test_a_cropped_box_stands_where_its_pixels_do(box: Box, crop: Box):
     assert (cropped is None) == (box.overlap(crop) == 0)
     if cropped is not None:
         high, wide = crop.bottom - crop.top, crop.right - crop.left
-        back = [
-            start + side * size for start, side, size in zip((crop.top, crop.left) * 2, cropped.sides, (high, wide) * 2, strict=True)
-        ]  # fmt: skip
-        shared = (
-            max(box.top, crop.top),
-            max(box.left, crop.left),
-            min(box.bottom, crop.bottom),
-            min(box.right, crop.right),
-        )
+        origin, extent = (crop.top, crop.left) * 2, (high, wide) * 2
+        back = [start + side * size for start, side, size in zip(origin, cropped.sides, extent, strict=True)]
+        pairs = list(zip(box.sides, crop.sides, strict=True))
+        shared = [*(max(pair) for pair in pairs[:2]), *(min(pair) for pair in pairs[2:])]
         assert np.allclose(back, shared, atol=1e-9)
         (read,) = read_objects(box_text(cropped))
         assert apart(read.box, cropped) <= HALF_BIN
