@@ -53,19 +53,19 @@ def questions(kind: Kind, split: Split, items: int, objects: Sequence[int], thin
         kind: what is asked.
         split: of the scenes.
         items: number of questions.
-        objects: numbers of things per scene, which take turns.
+        objects: numbers of things per scene, equally likely.
         things: number of things to choose among; 0: all.
     """
     # A generator of its own for each kind, so that another one does not change these questions.
     rng = np.random.default_rng([SEED, list(ASKING).index(kind), len(objects), objects[0]])
     found: list[tuple[Scene, Asked]] = []
     while len(found) < items:
-        scene = draw_scene(split, objects[len(found) % len(objects)], rng, things)
+        # At random, not in turns: the number of things in the wrong scene must say nothing about that in the right one.
+        scene = draw_scene(split, objects[int(rng.integers(len(objects)))], rng, things)
         if asked := ASKING[kind](scene, rng):
             found.append((scene, asked))
-    # The next scene is the wrong one, with as many things where the number is fixed.
     return [
-        Pair(asked=asked, image=covered(scene, asked), wrong=covered(found[(number + len(objects)) % items][0], asked))
+        Pair(asked=asked, image=covered(scene, asked), wrong=covered(found[(number + 1) % items][0], asked))
         for number, (scene, asked) in enumerate(found)
     ]
 
@@ -110,7 +110,6 @@ def evaluate_scenes(
         done()
     by_kind = {}
     for kind in kinds:
-        # Relations need two things; all numbers of things are equally likely.
         asked = questions(kind, split, items, range(1, objects + 1), things)
         by_kind[kind] = _choosing(kind, asked, assemble, log_likelihood)
         done()
