@@ -68,7 +68,7 @@ def make_model() -> Callable[..., Any]:
 
 
 @functools.cache
-def model(images: str = "frame") -> Any:
+def model(images: str = "frame", locations: int = 0) -> Any:
     """Random weights, larger than at initialisation, so that the choices depend on what was seen; gates are open."""
     from flax import nnx
 
@@ -86,7 +86,7 @@ def model(images: str = "frame") -> Any:
     if "encoder" in images:
         vision = VisionConfig(encoder="efficientnet_lite0", size=32, latents=2, layers=1, hidden_factor=1, every=2)
         shape = dataclasses.replace(shape, vision=vision)
-    tokens = dataclasses.replace(base.tokens, documents=images)
+    tokens = dataclasses.replace(base.tokens, documents=images, locations=locations)
     config = dataclasses.replace(base, tokens=tokens, model=shape)
     text = TextTokenizer.train(["push the red block to the left", "lift the blue block"] * 20, 512)
     settings = {"vocabulary": tokens.vocabulary(), "text": text}

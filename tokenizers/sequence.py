@@ -26,6 +26,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
+from generalist.tokenizers.locations import promoted, written
 from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
@@ -100,6 +101,18 @@ class Assembler:
         """The ids around texts."""
         return self.published or Marks.of(self.vocabulary, self.text_tokenizer.size)
 
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        """Ids of a text; the location tokens in it, such as `<loc0123>`, have their own where the vocabulary has locations.
+
+        Raises:
+            ValueError: the text has a lone surrogate, or a location token beyond the vocabulary's.
+        """
+        return promoted(text, self.text_tokenizer.encode, self.vocabulary.range("locations"))
+
+    def written(self, ids: Int[np.ndarray, "n"]) -> str:
+        """The text of ids that a model wrote: control tokens, and ids without a piece or place, are left out."""
+        return written(ids, self.text_tokenizer.written, self.vocabulary.range("locations"))
+
     def control(
         self,
         layout: TaskLayout,
@@ -144,7 +157,7 @@ class Assembler:
 
     def instruction(self, text: str) -> Sequence:
         """The instruction: given, never predicted, without special tokens. An empty text gives no positions."""
-        return self._document(self._given(self._text_ids(text)))
+        return self._document(self._given(self.encode(text)))
 
     def step(self, layout: TaskLayout, observations: Values, *, hide_actions: bool) -> Sequence:
         """Steps whose actions are still to be chosen: observation, separator and, with hidden actions that are sequential, the
@@ -160,7 +173,7 @@ class Assembler:
 
     def text(self, text: str | Int32[np.ndarray, "n"], bos: bool = True, eos: bool = True) -> Sequence:
         """A text, or its ids, with the loss on all of it. The end marker is a target only: nothing is read from its position."""
-        ids = text if isinstance(text, np.ndarray) else self._text_ids(text)
+        ids = text if isinstance(text, np.ndarray) else self.encode(text)
         tokens = np.concatenate([[self.vocabulary.bos], ids] if bos else [ids]).astype(np.int32)
         # Targets are the tokens shifted by one; the cut drops the target that has no position to be predicted from.
         targets = np.concatenate([tokens[1:], [self.vocabulary.eos if eos else self.vocabulary.pad]])[: len(tokens)]
@@ -404,9 +417,6 @@ class Assembler:
         is_image = np.isin(sequence.modality, (Modality.IMAGE, Modality.PROJECTED))
         return dataclasses.replace(sequence, block=np.where(is_image, number, np.int32(0)))
 
-    def _text_ids(self, text: str) -> Int32[np.ndarray, "n"]:
-        return self.text_tokenizer.encode(text)
-
     def _part(self, one: Arranged) -> list[Piece]:
         """The pieces of a document's part."""
         part = one.part
@@ -415,7 +425,7 @@ class Assembler:
         if is_image(part):
             return self._image(np.asarray(part))
         text = part.text if isinstance(part, Predicted) else part
-        return [self._given(text if isinstance(text, np.ndarray) else self._text_ids(str(text)))]
+        return [self._given(text if isinstance(text, np.ndarray) else self.encode(str(text)))]
 
     def _image(self, image: UInt8[np.ndarray, "H W *C"]) -> list[Piece]:
         """An image of a document in each way that it enters, the marker first."""

@@ -274,6 +274,19 @@ def _vqa(prefix: str) -> Callable[[Path, Split], Iterator[Example]]:
     return read
 
 
+def _gqa(folder: Path, split: Split) -> Iterator[Example]:
+    """GQA's balanced questions (Hudson & Manning, 2019), each with one answer."""
+    path = _first(folder, *(f"{inner}{split}_balanced_questions.json" for inner in ("", "questions/", "questions1.2/")))
+    whole = _load(path)
+    if not isinstance(whole, dict):
+        raise DocumentError(f"{path} holds {whole!r:.60} instead of an object with questions by their numbers")
+    for number, entry in whole.items():
+        where = f"{path} question {number}"
+        image = named(folder / "images", f"{_get(entry, 'imageId', str, where)}.jpg", where)
+        question, answer = _get(entry, "question", str, where), _get(entry, "answer", str, where)
+        yield Example(image=image, answers=(answer,), question=question, where=where)
+
+
 def _textvqa(folder: Path, split: Split) -> Iterator[Example]:
     path = folder / f"TextVQA_0.5.1_{split}.json"
     for number, entry in enumerate(_get(_load(path), "data", list, str(path)), 1):
@@ -377,6 +390,13 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "textvqa": _answering(
         "TextVQA_0.5.1_{train,val}.json and train_images/ (which has both splits' images)", _textvqa, tokens=10
+    ),
+    "gqa": Layout(
+        files="{train,val}_balanced_questions.json (also in questions/ or questions1.2/) and images/",
+        read=_gqa,
+        kind="vqa",
+        metric="exact",
+        template=ANSWER,
     ),
     "hateful-memes": Layout(
         files="train.jsonl, dev_seen.jsonl (or dev.jsonl) and img/",

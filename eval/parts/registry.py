@@ -5,12 +5,23 @@ this list; to add a part, call `register` with an object of a subclass of `Part`
 from generalist.eval.parts.control import Control
 from generalist.eval.parts.documents import HeldOutDocuments
 from generalist.eval.parts.drawing import Draws
+from generalist.eval.parts.infilling import FillInTheMiddle
 from generalist.eval.parts.language import Language
 from generalist.eval.parts.naming import Naming
 from generalist.eval.parts.part import Part, Results
 from generalist.eval.parts.recorded import RecordedActions
+from generalist.eval.parts.scenes import ComposedScenes
 
-PARTS: list[Part] = [Control(), RecordedActions(), Naming(), Language(), HeldOutDocuments(), Draws()]
+PARTS: list[Part] = [
+    Control(),
+    RecordedActions(),
+    Naming(),
+    ComposedScenes(),
+    Language(),
+    FillInTheMiddle(),
+    HeldOutDocuments(),
+    Draws(),
+]
 
 
 def register(part: Part) -> None:

@@ -32,6 +32,8 @@ class TokenConfig:
     """How an action of several dimensions is predicted: each from a position of its own, one after the other (Gato), or all from
     one position (JAT), which takes fewer positions per step.
     Actions with text, whose length varies, are sequential in either case."""
+    locations: int = 0
+    """Number of ids for places in an image (PaliGemma: 1,024), with which the weights point (docs/pointing.md); 0: none."""
     separator: bool = False
     """Put a separator token between an observation and its action (Gato)."""
     tensors: Literal["tokens", "projected"] = "projected"
@@ -55,6 +57,7 @@ class TokenConfig:
             continuous=self.continuous_bins,
             discrete=self.discrete_values,
             image_codes=self.image_codes,
+            locations=self.locations,
         )
 
 

@@ -70,7 +70,7 @@ class DocumentExamples:
 
     def _stretch(self, document: list[Part], rng: np.random.Generator) -> list[Taken]:
         """A random stretch of a document: texts as ids, cut at both ends; an image is included whole or not at all."""
-        encode = self.assembler.text_tokenizer.encode
+        encode = self.assembler.encode
         whole: list[Taken] = [encode(part) if isinstance(part, str) else part for part in document]
         # An image takes its own positions, and one for the mark that ends its chunk.
         lengths = [len(part) if isinstance(part, np.ndarray) else self._image_positions + 1 for part in whole]

@@ -23,7 +23,7 @@ from generalist.weights.language import LanguageModel
 FREE = ("trunk", "trunk_frozen", "stochastic_depth", "remat", "layers_unrolled", "vision.encoder")
 # Settings of parts that a model may lack: prefix of their names → the way in that the part is for.
 PARTS = {"vision.": "encoder", "frame_": "frame", "patch_": "patches", "tensor_hidden": "projected"}
-VOCABULARY = ("text_pieces", "continuous_bins", "discrete_values", "image_codes")
+VOCABULARY = ("text_pieces", "continuous_bins", "discrete_values", "image_codes", "locations")
 
 
 def parse(default: Config, arguments: Sequence[str], *, prog: str, description: str | None = None) -> Config:

@@ -339,7 +339,7 @@ def rank(
 def _choice(generalist: Weights, text: str) -> Int32[np.ndarray, "n"]:
     """The ids of a choice. Where texts lose their spaces, its own first one is that with which the tokenizer begins it."""
     cross, tokenizer = generalist.assembler.marks.cross, generalist.tokenizers.text
-    return tokenizer.encode(
+    return generalist.assembler.encode(
         text.removeprefix(" ") if cross is not None and cross.stripped and tokenizer.spaced else text
     )
 

@@ -23,12 +23,13 @@ AT_ONCE = 8
 
 
 def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
-    """Ids that text is made of, including its ends."""
+    """Ids that text is made of, including its ends and places in images."""
     marks = generalist.assembler.marks
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
     allowed[0, : marks.pieces] = True
     allowed[0, list(marks.silent)] = False
     allowed[0, list(marks.ends)] = True
+    allowed[0, list(generalist.vocabulary.range("locations"))] = True
     return allowed
 
 
@@ -48,7 +49,7 @@ def write(
         room: maximum number of ids.
         at_once: ids per row that are computed before the first of them is given.
     """
-    vocabulary, decode, drawing = generalist.vocabulary, generalist.tokenizers.text.written, Drawing.of(decoding)
+    vocabulary, decode, drawing = generalist.vocabulary, generalist.assembler.written, Drawing.of(decoding)
     allowed, ends = jnp.asarray(writable(generalist)[0]), np.array(generalist.assembler.marks.ends, np.int32)
     count = logits.shape[0]
     written: list[list[int]] = [[] for _ in range(count)]
@@ -97,7 +98,7 @@ def beam_search(
         logits: at the end of each row.
         room: maximum number of ids.
     """
-    ends, decode = generalist.assembler.marks.ends, generalist.tokenizers.text.written
+    ends, decode = generalist.assembler.marks.ends, generalist.assembler.written
     allowed, beams, count = writable(generalist)[0], decoding.beams, len(logits)
     rows = rows.take(np.repeat(np.arange(count), beams))
     logits = jnp.repeat(logits, beams, axis=0)  # (B * K, V)

@@ -3,9 +3,20 @@
 from importlib.metadata import entry_points
 
 from generalist.data.source import KINDS
-from generalist.data.sources import control, custom, documents, drawing, emoji, new_words, prose, recorded
+from generalist.data.sources import (
+    control,
+    custom,
+    documents,
+    drawing,
+    emoji,
+    infilling,
+    new_words,
+    prose,
+    recorded,
+    scenes,
+)
 
-COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing)
+COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling)
 """The default order of a mixture. It decides the ids of sources and the seeds of their shuffles: append, never reorder."""
 
 # They were registered in the order in which they import each other. Putting a key back in moves it to the end of a dictionary,

@@ -1,13 +1,18 @@
-"""English prose from the documentation in installed packages."""
+"""English prose from the documentation in installed packages.
+
+Dimension key: n ids.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from generalist.data.examples import Examples, TextExamples
 from generalist.data.prose import Document, prose
 from generalist.data.source import Reading, Source, Stored, register
+from generalist.tokenizers.sequence import Assembler
 
 TRAINING_CHARACTERS = 1_500_000  # for the text tokenizer: enough for a few thousand pieces, learned in seconds
 
@@ -24,9 +29,9 @@ class Prose(Source):
 
     def __post_init__(self) -> None:
         if self.megabytes <= 0:
-            raise ValueError(f"data.prose.megabytes must be above 0, got {self.megabytes}")
+            raise ValueError(f"data.{self.kind}.megabytes must be above 0, got {self.megabytes}")
         if self.evaluation_windows < 1:
-            raise ValueError(f"data.prose.evaluation_windows must be at least 1, got {self.evaluation_windows}")
+            raise ValueError(f"data.{self.kind}.evaluation_windows must be at least 1, got {self.evaluation_windows}")
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
@@ -43,11 +48,13 @@ class Prose(Source):
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """The concatenated documents, each followed by the end marker."""
-        assembler = reading.assembler
-        end = np.array([assembler.vocabulary.eos], np.int32)
-        # Encoded once, when the run opens: windows are then slices of one array.
-        ids = np.concatenate(
-            [part for one in self.documents(stored) for part in (assembler.text_tokenizer.encode(one.text), end)]
-        )
         # One position is for the beginning marker.
-        return [TextExamples(ids=ids, length=reading.length - 1, assembler=assembler)]
+        ids = encoded(self.documents(stored), reading.assembler)
+        return [TextExamples(ids=ids, length=reading.length - 1, assembler=reading.assembler)]
+
+
+def encoded(documents: Sequence[Document], assembler: Assembler) -> Int32[np.ndarray, "n"]:
+    """The ids of all documents, each followed by the end marker."""
+    end = np.array([assembler.vocabulary.eos], np.int32)
+    # Encoded once, when the run opens: windows are then slices of one array.
+    return np.concatenate([part for one in documents for part in (assembler.text_tokenizer.encode(one.text), end)])

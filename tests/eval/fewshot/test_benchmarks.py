@@ -55,6 +55,22 @@ def vqa(folder: Path, prefix: str) -> None:
         put(folder / f"{split}2014/COCO_{split}2014_{first:012d}.jpg", first)
 
 
+def gqa(folder: Path, inner: str = "") -> None:
+    for split, first in (("train", 1), ("val", 11)):
+        questions = {
+            f"0{first + n}": {
+                "imageId": f"n{first}",
+                "question": f"{split} {n}?",
+                "answer": "pink",
+                "fullAnswer": "It is pink.",
+                "types": {"structural": "query"},
+            }
+            for n in range(2)
+        }
+        put(folder / inner / f"{split}_balanced_questions.json", questions)
+        put(folder / f"images/n{first}.jpg", first)
+
+
 def textvqa(folder: Path) -> None:
     for split in ("train", "val"):
         entry = {"question": "what does it say?", "image_id": f"{split}0", "answers": ["stop"] * 6 + ["halt"] * 4}
@@ -91,6 +107,7 @@ MADE = {
     "flickr30k": lambda folder: karpathy(folder, "dataset_flickr30k.json", "flickr30k-images", None),
     "vqav2": lambda folder: vqa(folder, "v2_"),
     "okvqa": lambda folder: vqa(folder, ""),
+    "gqa": gqa,
     "textvqa": textvqa,
     "hateful-memes": hateful,
     "imagenet": imagenet,
@@ -137,6 +154,22 @@ def test_questions(tmp_path: Path):
         assert [one.question for one in found.queries] == ["val 0?", "val 1?"]
         assert found.queries[0].answers == ("no", *["yes"] * 9) and found.queries[0].shown == "yes"
         assert found.queries[1].image.name == "COCO_val2014_000000000011.jpg"
+    one = read("gqa", tmp_path / "gqa")
+    assert (one.kind, one.metric, one.queries[1].question, one.queries[1].answers) == (
+        "vqa",
+        "exact",
+        "val 1?",
+        ("pink",),
+    )
+    assert one.queries[0].image.name == "n11.jpg"
+    gqa(tmp_path / "archive", "questions1.2")
+    assert short(read_benchmark("gqa", tmp_path / "archive")) == short(one)
+    put(tmp_path / "gqa/val_balanced_questions.json", {"07": {"imageId": "../n11", "question": "?", "answer": "a"}})
+    with pytest.raises(DocumentError, match="question 07: the image .* is outside"):
+        read_benchmark("gqa", tmp_path / "gqa")
+    put(tmp_path / "gqa/val_balanced_questions.json", [1])
+    with pytest.raises(DocumentError, match="instead of an object with questions by their numbers"):
+        read_benchmark("gqa", tmp_path / "gqa")
     text = read("textvqa", tmp_path / "textvqa")
     assert text.tokens == 10 and text.queries[0].image.name == "val0.jpg" and text.queries[0].shown == "stop"
 

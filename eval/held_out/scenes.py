@@ -1,0 +1,178 @@
+"""Composed scenes: are things found, named, matched and compared, and is it the image that tells?
+
+Scenes of pairs of a thing and a colour that training held out (`pairs`), and of held-out drawings (`drawings`):
+
+    point    accuracy: share of boxes whose intersection over union (IoU) with the true one is at least 0.5 (RefCOCO's rule), 0.8
+    match    area under the ROC curve of log P(yes) - log P(no), wrong texts differing by one attribute
+    others   accuracy among each question's choices, by kind
+
+Everything is asked again with the image of another scene: what remains is chance, or what the words alone give away.
+
+Dimension key: Q questions, C choices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from rich.progress import Progress
+
+from generalist.data.scene_questions import ASKING, VQA, Asked, Kind, covered
+from generalist.data.scenes import Scene, Split, draw_scene
+from generalist.eval.held_out.likelihood import LogLikelihood
+from generalist.eval.results.scores import area, bootstrap, proportion
+from generalist.tokenizers.locations import read_objects
+from generalist.tokenizers.sequence import Predicted
+from generalist.tokenizers.sequence import Sequence as TokenSequence
+
+SEED = 0
+ASKED_AT_ONCE = 64
+THRESHOLDS = (0.5, 0.8)
+COUNTS = (1, 4)
+"""Things per scene of pointing."""
+
+Generate = Callable[[list[list[Any]]], list[str]]
+"""Documents of image and question → the texts that the model writes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A question about a scene, and a scene that it is not about."""
+
+    asked: Asked
+    image: UInt8[np.ndarray, "S S 3"]
+    wrong: UInt8[np.ndarray, "S S 3"]
+
+
+def questions(kind: Kind, split: Split, items: int, objects: Sequence[int], things: int) -> list[Pair]:
+    """Questions of one kind, the same on every machine.
+
+    Args:
+        kind: what is asked.
+        split: of the scenes.
+        items: number of questions.
+        objects: numbers of things per scene, equally likely.
+        things: number of things to choose among; 0: all.
+    """
+    # A generator of its own for each kind, so that another one does not change these questions.
+    rng = np.random.default_rng([SEED, list(ASKING).index(kind), len(objects), objects[0]])
+    found: list[tuple[Scene, Asked]] = []
+    while len(found) < items:
+        # At random, not in turns: the number of things in the wrong scene must say nothing about that in the right one.
+        scene = draw_scene(split, objects[int(rng.integers(len(objects)))], rng, things)
+        if asked := ASKING[kind](scene, rng):
+            found.append((scene, asked))
+    return [
+        Pair(asked=asked, image=covered(scene, asked), wrong=covered(found[(number + 1) % items][0], asked))
+        for number, (scene, asked) in enumerate(found)
+    ]
+
+
+def evaluate_scenes(
+    assemble: Callable[[list[Any]], TokenSequence],
+    log_likelihood: LogLikelihood,
+    generate: Generate,
+    split: Split,
+    *,
+    items: int,
+    objects: int,
+    things: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """All scores of one split, each with its interval and beside the score with a wrong image.
+
+    Args:
+        assemble: parts of a document → sequence (`Assembler.document`).
+        log_likelihood: scores sequences.
+        generate: writes boxes.
+        split: of the scenes.
+        items: questions per kind, and per number of things.
+        objects: maximum number of things per scene in training.
+        things: number of things to choose among; 0: all.
+        progress: gets one bar.
+
+    Raises:
+        MissingImages: the packages with the drawings are not installed.
+    """
+    counts = [count for count in COUNTS if count <= objects]
+    kinds: list[Kind] = ["match", *VQA]
+    bar = progress.add_task(f"scenes {split}", total=len(counts) + len(kinds)) if progress else None
+
+    def done() -> None:
+        if progress and bar is not None:
+            progress.advance(bar)
+
+    pointing = {}
+    for count in counts:
+        pointing[str(count)] = _pointing(questions("point", split, items, (count,), things), generate)
+        done()
+    by_kind = {}
+    for kind in kinds:
+        asked = questions(kind, split, items, range(1, objects + 1), things)
+        by_kind[kind] = _choosing(kind, asked, assemble, log_likelihood)
+        done()
+    return {"point": pointing, "questions": by_kind, "items": items, "things": things}
+
+
+def _pointing(asked: list[Pair], generate: Generate) -> dict[str, Any]:
+    """Accuracy at each threshold with the right image and a wrong one, and the overlaps themselves."""
+    overlaps = {
+        shown: _overlaps(asked, generate([[getattr(one, shown), one.asked.text] for one in asked]))
+        for shown in ("image", "wrong")
+    }
+    return {
+        **{
+            f"{name}_{threshold}": dataclasses.asdict(
+                proportion(sum(one >= threshold for one in overlaps[shown]), len(asked))
+            )
+            for name, shown in (("accuracy", "image"), ("wrong", "wrong"))
+            for threshold in THRESHOLDS
+        },
+        "overlaps": overlaps["image"],
+    }
+
+
+def _overlaps(asked: list[Pair], texts: Sequence[str]) -> list[float]:
+    """Intersection over union of the first box of each text with the true one; 0 where a text has none."""
+    found = []
+    for one, text in zip(asked, texts, strict=True):
+        assert one.asked.target is not None
+        boxes = read_objects(text)
+        found.append(round(boxes[0].box.iou(one.asked.target.box), 4) if boxes else 0.0)
+    return found
+
+
+def _choosing(
+    kind: Kind, asked: list[Pair], assemble: Callable[[list[Any]], TokenSequence], log_likelihood: LogLikelihood
+) -> dict[str, Any]:
+    """Accuracy among the choices; for matching also the area under the curve."""
+    scores = {shown: _scores(asked, shown, assemble, log_likelihood) for shown in ("image", "wrong")}
+    right = [one.asked.choices.index(one.asked.answer) for one in asked]
+    found: dict[str, Any] = {}
+    for name, shown in (("accuracy", "image"), ("blind", "wrong")):
+        hits = sum(int(np.argmax(values)) == index for values, index in zip(scores[shown], right, strict=True))
+        found[name] = dataclasses.asdict(proportion(hits, len(asked)))
+    if kind == "match":
+        positive = np.array([index == 0 for index in right])
+        for name, shown in (("auc", "image"), ("blind_auc", "wrong")):
+            odds = np.array([[yes - no for yes, no in scores[shown]]])  # (1, Q)
+            found[name] = dataclasses.asdict(area(odds, positive))
+    chance = np.array([100.0 / len(one.asked.choices) for one in asked])
+    return found | {"chance": bootstrap([chance]).value, "questions": len(asked)}
+
+
+def _scores(
+    asked: list[Pair], shown: str, assemble: Callable[[list[Any]], TokenSequence], log_likelihood: LogLikelihood
+) -> list[Float[np.ndarray, "_C"]]:
+    """Log-likelihood of each question's choices."""
+    sequences = [
+        assemble([getattr(one, shown), one.asked.text, Predicted(choice)])
+        for one in asked
+        for choice in one.asked.choices
+    ]
+    values = np.concatenate(
+        [log_likelihood(sequences[start : start + ASKED_AT_ONCE]) for start in range(0, len(sequences), ASKED_AT_ONCE)]
+    )
+    return np.split(values, np.cumsum([len(one.asked.choices) for one in asked])[:-1])

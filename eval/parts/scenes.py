@@ -1,0 +1,121 @@
+"""The scenes part: pointing, matching and questions about composed scenes (docs/pointing.md)."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree.ElementTree import Element
+
+from rich.progress import Progress
+
+from generalist.data.scenes import Split
+from generalist.data.sources.scenes import Scenes
+from generalist.eval.held_out import scenes
+from generalist.eval.parts.part import Beside, Job, Part, Results, Row
+from generalist.eval.report.charts import element, short, table
+from generalist.eval.results.checks import same
+from generalist.eval.results.scores import Estimate, proportion
+
+if TYPE_CHECKING:
+    from generalist.inference.generalist import Generalist
+
+SPLITS: tuple[Split, ...] = ("pairs", "drawings")
+BOX_TOKENS = 8  # a box has four, and its end one
+WRITTEN_AT_ONCE = 64
+
+
+class ComposedScenes(Part):
+    """Composed scenes; one job per split: held-out pairs of a thing and a colour, and held-out drawings of known things."""
+
+    name = "scenes"
+    title = "Composed scenes"
+    seeds: ClassVar[Mapping[str, int]] = {"scenes": scenes.SEED}
+
+    def jobs(self, generalist: "Generalist") -> list[Job]:
+        drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, Scenes)]
+        # Of several such sources the first: the evaluation depends on the number of things alone.
+        return [_job(generalist, one, split) for one in drawn[:1] for split in SPLITS if one.shows(split)]
+
+    def numbers(self, results: Results) -> dict[str, Estimate]:
+        return {
+            f"{label}, {split}": number
+            for split, found in results["scenes"].items()
+            for label, number, *_ in _numbers(found)
+        }
+
+    def check(self, results: Results) -> None:
+        for split, found in results["scenes"].items():
+            for count, one in found["point"].items():
+                for threshold in scenes.THRESHOLDS:
+                    hits = sum(overlap >= threshold for overlap in one["overlaps"])
+                    again = vars(proportion(hits, len(one["overlaps"])))
+                    same(f"pointing {split} {count} at {threshold}", one[f"accuracy_{threshold}"], again, "overlaps")
+
+    def rows(self, results: Results) -> list[Row]:
+        return [
+            Row(
+                label=f"{label}, {split}",
+                value=str(number),
+                against=f"wrong image {wrong}, chance {chance}" if chance else f"wrong image {wrong}",
+            )
+            for split, found in results["scenes"].items()
+            for label, number, wrong, chance in _numbers(found)
+        ]
+
+    def page(self, results: Results, beside: Beside) -> list[Element]:
+        rows = [
+            [split, label, str(number), str(wrong), chance]
+            for split, found in results["scenes"].items()
+            for label, number, wrong, chance in _numbers(found)
+        ]
+        return [element("h2", self.title), table(("held out", "", "right", "wrong image", "chance"), rows)]
+
+
+def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, str]]:
+    """Label, score, score with a wrong image, and chance, where it is known, of every number of a split."""
+    numbers = [
+        (
+            f"pointing, {count} {'thing' if count == '1' else 'things'}, IoU {threshold}, %",
+            Estimate(**one[f"accuracy_{threshold}"]),
+            Estimate(**one[f"wrong_{threshold}"]),
+            "",
+        )
+        for count, one in found["point"].items()
+        for threshold in scenes.THRESHOLDS
+    ]
+    match = found["questions"]["match"]
+    numbers.append(("matching, AUC", Estimate(**match["auc"]), Estimate(**match["blind_auc"]), "50"))
+    for kind, one in found["questions"].items():
+        if kind != "match":
+            numbers.append((f"{kind}, %", Estimate(**one["accuracy"]), Estimate(**one["blind"]), short(one["chance"])))
+    return numbers
+
+
+def _job(generalist: "Generalist", source: Scenes, split: Split) -> Job:
+
+    def compute(progress: Progress) -> dict[str, Any]:
+        # They import JAX, which reading a results file does not need.
+        from generalist.inference.prompt import Decoding, prompt
+        from generalist.inference.score import log_likelihood
+
+        def generate(documents: list[list[Any]]) -> list[str]:
+            chunks = [documents[start : start + WRITTEN_AT_ONCE] for start in range(0, len(documents), WRITTEN_AT_ONCE)]
+            return [text for chunk in chunks for text in prompt(generalist, chunk, Decoding(tokens=BOX_TOKENS))]
+
+        return scenes.evaluate_scenes(
+            generalist.assembler.document,
+            partial(log_likelihood, generalist),
+            generate,
+            split,
+            items=source.evaluation_scenes,
+            objects=source.objects,
+            things=source.things,
+            progress=progress,
+        )
+
+    settings = {
+        "items": source.evaluation_scenes,
+        "objects": source.objects,
+        "things": source.things,
+        "seed": scenes.SEED,
+    }
+    return Job(part=ComposedScenes.name, key=split, settings=settings, compute=compute)

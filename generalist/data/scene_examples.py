@@ -1,0 +1,59 @@
+"""Training examples of composed scenes: questions about one image, or everything in it."""
+
+import dataclasses
+
+import numpy as np
+
+from generalist.data.scene_questions import ASKING, Asked, Kind, detection, document
+from generalist.data.scenes import Scene, draw_scene
+from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.sequence import Sequence as TokenSequence
+
+EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneExamples:
+    """Endless scenes, each with several questions or with the names and places of all things."""
+
+    assembler: Assembler
+    length: int
+    """Maximum number of positions; questions that do not fit are left out."""
+    objects: int
+    """Maximum number of things per scene; all numbers are equally likely."""
+    questions: int
+    """Questions per scene."""
+    detections: float
+    """Share of the scenes in which everything is named instead."""
+    things: int
+    """Number of things to choose among; 0: all."""
+
+    def __len__(self) -> int:
+        return EPOCH
+
+    def example(self, index: int, rng: np.random.Generator) -> TokenSequence:
+        scene = draw_scene("train", int(rng.integers(1, self.objects + 1)), rng, self.things)
+        if rng.random() < self.detections:
+            # One entry more than things: even the fullest scene has a box of noise.
+            parts = detection(scene, self.objects + 1, rng)
+            if len(sequence := self.assembler.document(parts)) <= self.length:
+                return sequence
+        asked = self._questions(scene, rng)
+        while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
+            asked = asked[:-1]
+        return sequence
+
+    def _questions(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
+        """Questions of random kinds, half of them pointing: its four tokens are the hardest to learn."""
+        kinds: list[Kind] = [kind for kind in ASKING if kind != "point"]
+        found: list[Asked] = []
+        while len(found) < self.questions:
+            kind = "point" if rng.random() < 0.5 else kinds[rng.integers(len(kinds))]
+            one = ASKING[kind](scene, rng)
+            # A question that covers a part of the image stands alone: others could be about what is covered.
+            if one is None or (one.covered and found):
+                continue
+            found.append(one)
+            if one.covered:
+                break
+        return found

