@@ -21,6 +21,8 @@ PATHS = {
     "frame": f"--tokens.documents frame {BLIND}",
     "frame, documents frame+encoder": f"--tokens.documents frame+encoder {ENCODER} --data.images 72 --data.row-images 16",
     "encoder": f"--tokens.images encoder --tokens.documents encoder {ENCODER} --data.images 208 --data.row-images 64",
+    "frame, documents projected": f"--tokens.documents projected {ENCODER} --model.vision.positions 9 --data.images 72 "
+    "--data.row-images 16",
     "patches": f"--tokens.images patches --tokens.documents patches {LONG} {BLIND}",
     "patches+encoder": f"--tokens.images patches+encoder --tokens.documents patches+encoder {LONG} {ENCODER} --data.images 128 "
     "--data.row-images 32",

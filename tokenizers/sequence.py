@@ -193,7 +193,8 @@ class Assembler:
             pieces += placed
             weights += [int(one.predicted)] * len(placed)
             attended += [one.image] * len(placed)
-        sequence = self._shifted(self.concatenate([self._document(piece) for piece in pieces]), pieces, weights)
+        whole = self._in_blocks(self.concatenate([self._document(piece) for piece in pieces]))
+        sequence = self._shifted(whole, pieces, weights)
         if self.visual is None:
             return sequence
         image = np.repeat(np.array(attended, np.int32), [len(piece.tokens) for piece in pieces])
@@ -324,11 +325,6 @@ class Assembler:
 
     def _sequence(self, placed: Placed, found: Mapping[str, Shaped[np.ndarray, "_R ..."]]) -> Sequence:
         """A sequence without targets. Absent payloads are empty, in their usual trailing shape, so that they concatenate."""
-        # Each position attends to the last image marker at or before it.
-        image = np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32)
-        block = np.zeros_like(image)
-        if self.both_ways:
-            block = np.where(np.isin(placed.modality, (Modality.IMAGE, Modality.PROJECTED)), image, block)
         empty = np.zeros((0, self.frame_size, self.frame_size, 3), np.uint8)
         return Sequence(
             tokens=placed.tokens,
@@ -337,8 +333,9 @@ class Assembler:
             modality=placed.modality,
             local_position=placed.local_position,
             payload_index=placed.payload_index,
-            image=image,
-            block=block,
+            # Each position attends to the last image marker at or before it.
+            image=np.cumsum(placed.modality == Modality.IMAGE, dtype=np.int32),
+            block=np.zeros_like(placed.tokens),
             tensors=found.get("tensors", np.zeros((0, self.projection_width), np.float32)),
             frames=found.get("frames", empty),
             patches=found.get("patches", np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)),
@@ -394,7 +391,15 @@ class Assembler:
         sequence = self._sequence(placed, {"images": np.concatenate(shown)} if shown else {})
         if marks.blocks == "prompt":
             return dataclasses.replace(sequence, block=np.ones_like(sequence.block))
-        return sequence
+        return self._in_blocks(sequence)
+
+    def _in_blocks(self, sequence: Sequence) -> Sequence:
+        """The sequence with each projected image a block, if images are blocks."""
+        if not self.both_ways:
+            return sequence
+        number = np.cumsum(sequence.modality == Modality.IMAGE, dtype=np.int32)
+        is_image = np.isin(sequence.modality, (Modality.IMAGE, Modality.PROJECTED))
+        return dataclasses.replace(sequence, block=np.where(is_image, number, np.int32(0)))
 
     def _text_ids(self, text: str) -> Int32[np.ndarray, "n"]:
         return self.text_tokenizer.encode(text)

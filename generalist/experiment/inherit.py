@@ -75,6 +75,12 @@ def _begun_settings(folder: Path, start: str) -> Config | None:
     return stored if stored.training.start == start and has_begun(folder, stored.training.checkpoints) else None
 
 
+def _ways(config: Config) -> set[str]:
+    """The ways in that a model has. A projected image is one through the encoder; tensors may be projected too."""
+    documents = config.tokens.documents.replace("projected", "encoder")
+    return set(f"{config.tokens.images}+{documents}+{config.tokens.tensors}".split("+"))
+
+
 def check_same_model(config: Config, weights: Config) -> None:
     """Checks that a run can begin with weights of these settings.
 
@@ -82,9 +88,7 @@ def check_same_model(config: Config, weights: Config) -> None:
         ValueError: settings of the model or of the vocabulary differ; the message names all of them.
     """
     # A part that one of the two models lacks has no parameters in common, so its settings may differ.
-    ways = [
-        set(f"{one.tokens.images}+{one.tokens.documents}+{one.tokens.tensors}".split("+")) for one in (config, weights)
-    ]
+    ways = [_ways(one) for one in (config, weights)]
     lacking = tuple(name for name, way in PARTS.items() if not all(way in one for one in ways))
     run, given = (flatten(plain(one.model)) for one in (config, weights))
     deeper = (

@@ -46,12 +46,12 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
     layers = start.config.model.layers
     if layers < spec.config.layers and spec.config.layers % layers == 0:
         times, every = spec.config.layers // layers, start.config.model.vision.every
-        if spec.channels and spec.config.vision.every != times * every:
+        if spec.crossed and spec.config.vision.every != times * every:
             raise ValueError(
                 f"model.vision.every is {spec.config.vision.every}: {times} times as many layers as training.start has need "
                 f"{times * every}, so that the gated layers stay in place"
             )
-        if spec.channels and spec.config.vision.first != times * start.config.model.vision.first:
+        if spec.crossed and spec.config.vision.first != times * start.config.model.vision.first:
             raise ValueError(
                 f"model.vision.first is {spec.config.vision.first}: {times} times as many layers as training.start has need "
                 f"{times * start.config.model.vision.first}, so that the gated layers stay in place"

@@ -164,7 +164,7 @@ def _shot(entry: Any, path: Path, where: str, answered: bool) -> Shot:
 class Images(Sequence):
     """A sequence of images that are read when they are accessed."""
 
-    def __init__(self, images: Sequence[Path | UInt8[np.ndarray, "H W C"]]):
+    def __init__(self, images: Sequence[Path | UInt8[np.ndarray, "_H _W _C"]]):
         self._images = images
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Images(Sequence):
         return read_image(image) if isinstance(image, Path) else image
 
 
-def mean_features(weights: Weights, images: Sequence[UInt8[np.ndarray, "H W C"]]) -> Float32[np.ndarray, "N F"]:
+def mean_features(weights: Weights, images: Sequence[UInt8[np.ndarray, "_H _W _C"]]) -> Float32[np.ndarray, "N F"]:
     """The frozen encoder's mean features of N images, at least one, scaled to length 1. A few images at a time are in memory."""
     assert weights.encoder is not None
     means = []
@@ -196,7 +196,7 @@ class Retriever:
         ValueError: the weights have no frozen encoder, or there are no images.
     """
 
-    def __init__(self, generalist: Weights, images: Sequence[UInt8[np.ndarray, "H W C"]]):
+    def __init__(self, generalist: Weights, images: Sequence[UInt8[np.ndarray, "_H _W _C"]]):
         # By the frozen encoder alone, as in Flamingo: training does not change what is similar.
         if generalist.encoder is None:
             raise ValueError(

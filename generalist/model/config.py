@@ -353,3 +353,8 @@ class ModelSpec:
     """Whether these features are projected into positions of the sequence, instead of read by cross-attention."""
     action_dimensions: int = 0
     """Dimensions of the largest parallel action; 0 if there is none: the model then has no action head."""
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the model reads images by cross-attention."""
+        return bool(self.channels) and not self.projected

@@ -140,9 +140,9 @@ class Transformer(nnx.Module):
         times = config.learned_positions
         self.time_table = nnx.Param(jax.random.normal(rngs.params(), (times, config.width)) * 0.02) if times else None
         # Last, so that all other parameters are initialised the same with and without these parts.
-        self.visual = VisualPath(spec, rngs=rngs) if spec.channels and not spec.projected else None
+        self.visual = VisualPath(spec, rngs=rngs) if spec.crossed else None
         self.action_head = ActionHead(spec, rngs=rngs) if spec.action_dimensions else None
-        self.projector = ImageProjector(spec, rngs=rngs) if spec.channels and spec.projected else None
+        self.projector = ImageProjector(spec, rngs=rngs) if spec.projected else None
 
     def embed(self, batch: Batch, dtype: DTypeLike, key: Array | None = None) -> Float[Array, "B L D"]:
         """Token embeddings, replaced by payloads at their positions, plus the embedding of the local position (and, if positions

@@ -121,8 +121,8 @@ def arithmetic(
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
         logits_bytes=LOGITS_COPIES * width * max(logits / chunks, most),
-        # `Batch` has ten fields of 4 bytes per position.
-        batch_bytes=batch.rows * batch.length / replicas * 10 * FULL + images + payloads / replicas,
+        # `Batch` has eleven fields of 4 bytes per position.
+        batch_bytes=batch.rows * batch.length / replicas * 11 * FULL + images + payloads / replicas,
         limit=limit,
     )
 
@@ -144,7 +144,7 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     scores = MASK_COPIES * batch.length if fused else SCORES_COPIES * model.heads * batch.length * FULL / HALF
     kept = {"none": one + scores, "products": model.width + products, "block": model.width}[model.remat]
     again = 0.0 if model.remat == "none" else one + scores
-    if not spec.channels:
+    if not spec.crossed:
         return positions * (model.layers * kept + again)
     vision = model.vision
     heads, size = vision.cross_attention
@@ -168,7 +168,10 @@ def _embedded(spec: ModelSpec, batch: BatchSpec, cells: int) -> float:
     kept += batch.actions * (1 + batch.action_dimensions) * (model.width + model.hidden)
     if spec.frames:
         kept += batch.frames * 3 * (model.frame_size // 4) ** 2 * model.frame_channels
-    if spec.channels and model.vision.resampled:
+    if spec.projected:
+        each = spec.channels + 2 * model.vision.projector_hidden + model.width
+        kept += batch.images * model.vision.positions * each
+    if spec.crossed and model.vision.resampled:
         vision = model.vision
         hidden = vision.resampler_hidden or vision.hidden_factor * vision.width
         heads = vision.heads * vision.head_size

@@ -40,7 +40,7 @@ def model_spec(config: Config, projection_width: int, channels: int, action_dime
         patches="patches" in ways,
         frames="frame" in ways,
         channels=channels,
-        projected="projected" in ways,
+        projected=config.tokens.documents == "projected" and channels > 0,
         action_dimensions=action_dimensions,
     )
 

@@ -69,8 +69,10 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any) -> float:
         stem = cells**2 * 48 * channels  # one product per 4 × 4 × 3 block of pixels
         convolutions = (cells / 2) ** 2 * 9 * channels * 2 * channels + (cells / 4) ** 2 * 9 * (2 * channels) ** 2
         total += 6.0 * batch.frames * (stem + convolutions + count_parameters(params["frame_embedder"]["out"]))
-    if spec.channels:
+    if spec.crossed:
         total += 6.0 * _visual_products(spec, batch, params["visual"])
+    if spec.projected:
+        total += 6.0 * batch.images * config.vision.positions * count_parameters(params["projector"])
     if spec.patches:
         channels = config.patch_channels
         block = PATCH**2 * (3 * channels + 2 * 9 * channels**2)

@@ -84,7 +84,7 @@ class ViTConfig:
     @property
     def dropped(self) -> int:
         """Positions in front that are left out."""
-        return (self.family == "clip") if self.skipped is None else self.skipped
+        return int(self.family == "clip") if self.skipped is None else self.skipped
 
     @property
     def used(self) -> int:

@@ -192,8 +192,7 @@ def _paligemma(settings: LanguageSettings) -> PublishedImages:
 
 
 def _llava(settings: LanguageSettings) -> PublishedImages:
-    clip = settings.folder.setting("vision_config.model_type", str, default="clip_vision_model") == "clip_vision_model"
-    layers = settings.folder.setting("vision_config.num_hidden_layers", default=24 if clip else 12)
+    layers = settings.folder.setting("vision_config.num_hidden_layers", default=12)
     strategy = settings.folder.setting("vision_feature_select_strategy", str, default="default")
     if strategy not in ("default", "full"):
         raise settings.refused(f"has vision_feature_select_strategy = {strategy!r:.40}; supported are default and full")

@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from generalist.cli.main import main
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import OpenBatch
 from generalist.inference.cached_rows import CachedRows
 from generalist.inference.generalist import Generalist
+from generalist.inference.prompt import rank
 from generalist.inference.rows import POSITIONAL, stack_rows
+from generalist.inference.shots import Shot
 from generalist.inference.weights import Weights
 from generalist.model.masks import Blocks, attention_mask
 from generalist.tokenizers.documents import Controlled
@@ -328,3 +332,50 @@ def test_blocks_see_themselves_in_both_directions_and_windows_bound_them_or_not(
     assert seen(whole=False) == windowed
     windowed[3][1] = 1
     assert seen(whole=True) == windowed
+
+
+def test_a_tower_in_16_bits_stays_in_16_bits():
+    encoder = loaded("llava").encoder
+    assert encoder is not None
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(encoder.params)} == {"float16"}
+
+
+def test_the_commands_take_images_shots_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for number in range(3):
+        Image.fromarray(expected("llava")[f"image{number}"]).save(tmp_path / f"{number}.png")
+    one = {"image": "0.png", "question": "what?", "answer": "a cat"}
+    (tmp_path / "shots.jsonl").write_text(json.dumps(one) + "\n" + json.dumps(one | {"image": "1.png"}) + "\n")
+    for split, shown in (("train", "01"), ("val", "2")):
+        lines = [{"image": f"{one}.png", "question": "what?", "answers": ["a cat"]} for one in shown]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder, image = str(FIXTURES / "llava"), str(tmp_path / "2.png")
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments, "--weights", folder]) == 0
+        return capsys.readouterr().out
+
+    pixels = expected("llava")["image2"]
+    written = loaded("llava").prompt([pixels, "a photo"], tokens=3)
+    assert written in said("prompt", image, "a photo", "--tokens", "3")
+    asked = "question: what? answer:"
+    shots = str(tmp_path / "shots.jsonl")
+    assert "a cat" in said("prompt", image, asked, "--shots", shots, "--choices", "a cat", "--retrieve", "1")
+    answer = "".join(loaded("llava").chat([{"role": "user", "content": [pixels, "a photo"]}], tokens=3))
+    assert answer in said("prompt", image, "a photo", "--chat", "--tokens", "3")
+    out = tmp_path / "out.json"
+    told = said(*f"eval fewshot --data jsonl --folder {tmp_path} --shots 1 --seeds 1 --beams 1 --out {out}".split())
+    assert "sees no images" not in told and out.is_file()
+
+
+def test_shots_end_with_a_line_end_and_share_their_keys():
+    model, shown = loaded("llava"), parts("llava", [0, 1])
+    shots = [part for image in shown for part in Shot(image=image, answer="a cat").parts(ended=True)]
+    whole = model.assembler.document([*shots, shown[0]], is_open=True)
+    marks = model.assembler.marks
+    assert (whole.tokens == marks.chunk_end).sum() == 2
+    query = [shown[0], "a"]
+    np.testing.assert_allclose(
+        rank(model, [query], [" cat", " dog"], after=model.read(shots)),
+        rank(model, [[*shots, *query]], [" cat", " dog"]),
+        atol=1e-4,
+    )
