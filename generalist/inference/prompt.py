@@ -60,13 +60,13 @@ class Reading:
         sequence = generalist.assembler.document(checked, is_open=True)
         self.length = len(sequence)
         check_room(generalist, self.length)
-        self._written = generalist.assembler.marks.image
-        """How images stand in the text of a published model; None: there are chunks instead."""
+        self._generalist, self._written = generalist, generalist.assembler.marks.image
+        if self.sees_all:
+            return
         images = [number for number, part in enumerate(checked) if isinstance(part, np.ndarray)]  # places in the list
         # A continuation depends on the open chunk alone: its end, and the image that it belongs to.
         self._open = checked[images[-1] :] if images else checked
         self._open_length = len(generalist.assembler.document(self._open, is_open=True))
-        self._generalist = generalist
         batch = _rows(generalist, [sequence], 16)
         self.rows = CachedRows(generalist, 1, batch.tokens.shape[1], images=batch.row_images.shape[1])
         self.rows.append(batch, writable(generalist))
@@ -200,6 +200,7 @@ def chat(generalist: Weights, messages: Sequences[Mapping[str, Any]], decoding: 
     text = chat_text(tokenizers.folder, messages)
     ids = tokenizers.text.with_controls(text)
     parts: list[Any] = [ids] if written is None else _with_images(text, images, written)
+    ids = ids if written is None else ids[ids != written.id]  # features stand in its place, and not its row
     if len(ids) and ids.max() >= generalist.vocabulary.text:
         raise ValueError(f"the chat template has a control token (id {ids.max()}) for which the model has no row")
     # The template itself has the marks of the beginning, or has none.

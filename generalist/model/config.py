@@ -24,7 +24,8 @@ rotary positions."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Images through a frozen encoder, the Perceiver resampler and gated cross-attention (Flamingo, section 2)."""
+    """Images through a frozen encoder, then the Perceiver resampler and gated cross-attention (Flamingo, section 2), or projected
+    into positions of the sequence (LLaVA)."""
 
     encoder: str = "none"
     """The frozen encoder: none, efficientnet_lite0, or a folder with CLIP or SigLIP weights (config.json, *.safetensors).

@@ -88,3 +88,17 @@ def test_shapes_need_no_data():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'pocket'"):
         preset("pockt")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"images": "projected"}, "tokens.images = projected is for documents only"),
+        ({"documents": "projected", "images": "encoder"}, "exclude each other"),
+        ({"documents": "projected"}, "tokens.documents = projected needs a frozen encoder"),
+    ],
+)
+def test_images_that_cannot_be_projected_are_refused(tokens: dict[str, str], message: str):
+    config = preset("debug")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, **tokens))

@@ -379,3 +379,9 @@ def test_shots_end_with_a_line_end_and_share_their_keys():
         rank(model, [[*shots, *query]], [" cat", " dog"]),
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_rows_without_an_image_stand_beside_rows_with_one(name: str):
+    model, (seen, blind) = loaded(name), (parts(name, PROMPTS[1]), ["the red dog"])
+    assert model.prompt([seen, blind], tokens=6) == [model.prompt(one, tokens=6) for one in (seen, blind)]
