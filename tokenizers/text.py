@@ -188,7 +188,7 @@ class TextTokenizer:
         return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
 
     def control_id(self, token: str) -> int | None:
-        """The id of a control token of a `tokenizer.json`; None: it has none, or this is a SentencePiece model."""
+        """The id of a token that was added to a `tokenizer.json`; None: it has none, or this is a SentencePiece model."""
         return self._processor.control_id(token) if isinstance(self._processor, JsonProcessor) else None
 
     @property
@@ -253,14 +253,8 @@ class JsonProcessor:
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def control_id(self, token: str) -> int | None:
-        return next(
-            (
-                id
-                for id, one in self._tokenizer.get_added_tokens_decoder().items()
-                if one.special and one.content == token
-            ),
-            None,
-        )
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return next((id for id, one in added if one.content == token), None)
 
     @property
     def count(self) -> int:

@@ -51,7 +51,7 @@ def fitted(start: Generalist, spec: ModelSpec, console: Console) -> dict[str, An
                 f"model.vision.every is {spec.config.vision.every}: {times} times as many layers as training.start has need "
                 f"{times * every}, so that the gated layers stay in place"
             )
-        if spec.channels and spec.config.vision.first != times * start.config.model.vision.first:
+        if spec.crossed and spec.config.vision.first != times * start.config.model.vision.first:
             raise ValueError(
                 f"model.vision.first is {spec.config.vision.first}: {times} times as many layers as training.start has need "
                 f"{times * start.config.model.vision.first}, so that the gated layers stay in place"
