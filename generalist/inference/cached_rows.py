@@ -4,6 +4,7 @@ Dimension key: B rows, L new positions, A positions that are read, V vocabulary,
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from generalist.data.batch import Batch
 from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, in_place, without_images
 from generalist.inference.in_turn import write_in_turn
+from generalist.inference.rows import FLAT, positions_in_parts
 from generalist.inference.sampling import Drawing
 from generalist.inference.weights import Weights
 from generalist.model.attention import Cache
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 
+LONGEST = 512  # positions of a text that are fed at once
 IMAGES = 8  # features of a batch's images come in multiples of this
 
 
@@ -67,9 +70,28 @@ class CachedRows:
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
         """Feeds positions to all rows. Returns the likeliest of the allowed ids at the last A of them, and the logits there.
 
+        Long texts are fed in equal parts, of which attention's scores take that much less memory: they grow with the new
+        positions times the slots.
+
         Args:
             batch: the new positions; `batch.position` is replaced by a count that continues the rows.
         """
+        size = math.gcd(batch.tokens.shape[1], LONGEST)
+        if (
+            batch.tokens.shape[1] > LONGEST
+            and size >= len(allowed)
+            and not any(len(getattr(batch, one)) for one in FLAT)
+        ):
+            *first, last = positions_in_parts(batch, size)
+            for part in first:
+                self._append(part, allowed[-1:])
+            return self._append(last, allowed)
+        return self._append(batch, allowed)
+
+    def _append(
+        self, batch: Batch, allowed: Bool[np.ndarray, "A V"]
+    ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
+        """`append` in one call of the compiled step."""
         size, valid = batch.tokens.shape[1], batch.segment > 0  # (B, L)
         # The number of valid positions before each one, in its row.
         position = (self._count[:, None] + np.cumsum(valid, axis=1) - valid).astype(np.int32)

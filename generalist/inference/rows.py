@@ -141,6 +141,14 @@ def side_by_side(batches: list[Batch], frame_tokens: int) -> Batch:
     return Batch(**fields, **flat, row_images=np.concatenate(tables))
 
 
+def positions_in_parts(batch: Batch, size: int) -> list[Batch]:
+    """A batch without payloads as batches of `size` positions each, one behind the other."""
+    parts = {name: np.split(getattr(batch, name), batch.tokens.shape[1] // size, axis=1) for name in POSITIONAL}
+    return [
+        dataclasses.replace(batch, **dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)
+    ]
+
+
 def in_front(first: Batch, second: Batch) -> Batch:
     """The rows of two batches joined, those of the first, which has no payloads, in front."""
     both: dict[str, Any] = {

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from generalist.config.run import Config
 from generalist.data.batch import Batch, BatchSpec
+from generalist.inference.cached_rows import LONGEST
 from generalist.inference.decode import extend
 from generalist.inference.placing import KERNELS, TAKEN, axis_sizes, cells_place, make_mesh, parameter_place
 from generalist.inference.structure import Structure
@@ -70,7 +71,7 @@ class Served:
     """Bytes of the frozen encoder, which is on the first device."""
     caches: float
     temporary: float
-    """Bytes that the larger of both programs takes besides: those of a prompt of the whole context, or of one id."""
+    """Bytes that the larger of both programs takes besides: that of a prompt's part, or of one id."""
     limit: float | None
     step_seconds: float | None
     """Of one id in all rows, when the caches are full."""
@@ -164,12 +165,14 @@ def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequenc
         "batch": device_bytes(caches),
     }
     speeds, found = speeds_of(target, mesh.devices.flat), {}
-    for name, length in (("step", 1), ("prompt", serving.context)):
+    part = min(serving.context, LONGEST)
+    for name, length in (("step", 1), ("prompt", part)):
         arguments = _arguments(spec, serving, mesh, length)
         lowered = extend.lower(structure, params, caches, *arguments)
         program = compile_program(lowered, parts, f"the program of {'one id' if length == 1 else 'a prompt'}")
         found[name] = (program.memory.temporary + program.memory.code, walk(parse(program.text), speeds).seconds)
     step, prompt = (seconds if target.chip is not None and seconds else None for _, seconds in found.values())
+    prompt = prompt * serving.context / part if prompt else None
     return Served(
         mesh={name: size for name, size in mesh.shape.items() if name in TAKEN},
         parameters=_count(spec),
@@ -207,10 +210,12 @@ def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: float
         flops = rows * positions * (2 * multiplied + scores * keys)
         return max(flops / chip.flops, (weights - looked_up + caches) / chip.bandwidth)
 
-    step, prompt = seconds(1, length), seconds(length, length)
+    part = min(length, LONGEST)  # of a prompt
+    step, prompt = seconds(1, length), seconds(part, length)
+    prompt = prompt * length / part if prompt else None
     # Of a prompt, in float32: scores before and after the softmax, a layer's widest activations, and the logits of one position.
     widest = max((2 * config.hidden), (config.heads + 2 * config.kv_heads) * config.key_size) + 3 * config.width
-    values = length * (2 * config.heads * length + widest) + 2 * spec.vocabulary.size
+    values = part * (2 * config.heads * length + widest) + 2 * spec.vocabulary.size
     return Served(
         mesh={},
         parameters=_count(spec),

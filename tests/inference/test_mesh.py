@@ -13,7 +13,7 @@ import pytest
 from generalist.cli.main import main
 from generalist.inference.generalist import Generalist
 from generalist.inference.placing import Placing, note_on_mesh, parameter_place, parse_mesh, placed, rounded
-from generalist.inference.prompt import AgentPrompt
+from generalist.inference.prompt import AgentPrompt, _begin
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import flat
 from generalist.weights.stored import Stored
@@ -112,6 +112,19 @@ def test_int8_kernels(monkeypatch: pytest.MonkeyPatch):
     assert (np.abs(numbers * scale - kernel) <= scale / 2 * 1.001).all()
     one = placed([("blocks/feed_forward/up/kernel", Stored.of(kernel[None]))], Placing(weights_type="int8"))
     assert isinstance(one["blocks"][0]["feed_forward"]["up"]["kernel"], Int8Kernel)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt_neox"])
+def test_int8_and_16_bit_caches_change_little(name: str):
+    prompts = [[ids] for ids in np.random.default_rng(0).integers(5, 200, (32, 20), np.int32)]
+
+    def logits(**places: str) -> np.ndarray:
+        return np.asarray(_begin(Generalist.load(FIXTURES / name, **places), prompts, None, 4)[1])
+
+    whole, rounded, half = logits(), logits(weights_type="int8"), logits(cache_type="bfloat16")
+    for other, bound in ((rounded, 0.3), (half, 0.1)):
+        assert 0 < np.abs(whole - other).max() < bound * whole.std()
+        assert (whole.argmax(axis=1) == other.argmax(axis=1)).mean() >= 0.9
 
 
 def test_int8_weights_write_nearly_the_same_and_are_not_saved(alone: Generalist, tmp_path: Path):

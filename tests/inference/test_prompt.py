@@ -17,6 +17,7 @@ from PIL import Image
 from generalist.data.documents import DocumentError
 from generalist.inference import prompt as prompts
 from generalist.inference import writing
+from generalist.inference.cached_rows import CachedRows
 from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import AgentPrompt
 from generalist.inference.rows import length_bucket, stack_rows
@@ -272,3 +273,23 @@ def test_prompts_of_many_lengths_need_few_programs():
     )
     with pytest.raises(ValueError, match="leave out shots"):
         generalist.compile_ahead(10**6)
+
+
+def test_long_texts_are_read_in_parts(monkeypatch: pytest.MonkeyPatch):
+    from generalist.inference import cached_rows
+
+    generalist = Generalist.load(Path(__file__).parent.parent / "fixtures" / "language" / "qwen3_windows")
+    ids = np.random.default_rng(0).integers(5, 200, (3, 110), np.int32)
+    asked = [[ids[0]], [ids[1][:90]], [ids[2][:9]]]  # with padding in front of the shorter ones
+    whole = generalist.prompt(asked, tokens=12), prompts.rank(generalist, asked, [" a", " the photo"])
+    fed = []
+    append = CachedRows._append
+    monkeypatch.setattr(
+        CachedRows,
+        "_append",
+        lambda rows, batch, allowed: fed.append(batch.tokens.shape) or append(rows, batch, allowed),
+    )
+    monkeypatch.setattr(cached_rows, "LONGEST", 64)
+    assert generalist.prompt(asked, tokens=12) == whole[0]
+    assert fed[:7] == [(3, 16)] * 7  # 112 positions in equal parts of at most 64
+    np.testing.assert_allclose(prompts.rank(generalist, asked, [" a", " the photo"]), whole[1], atol=1e-4)
