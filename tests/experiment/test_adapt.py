@@ -165,8 +165,7 @@ def test_presets_of_agents_begin_with_a_published_model_or_with_weights_of_ours(
     config = parse(smollm_agent(), ["--training.start", str(LLAMA)], prog="train.py smollm_agent")
     assert (config.model.trunk, config.training.lora.rank) == (str(LLAMA), 32)
     assert with_trunk(config).tokens.text_pieces == LanguageModel(LLAMA).vocabulary
-    ours = ["--training.start", "shipped", "--data.only", "classic"]
-    config = parse(smollm_agent(), ours, prog="train.py smollm_agent")
+    config = parse(smollm_agent(), ["--training.start", "shipped"], prog="train.py smollm_agent")
     assert (config.model.trunk, config.training.start, config.training.lora.rank) == ("none", "shipped", 32)
 
 
