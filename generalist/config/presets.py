@@ -337,6 +337,9 @@ def _agent(name: str, model: ModelConfig, *, text_pieces: int, length: int, lear
             length=length,
             tensors=rows * length * 5 // 8,
             frames=rows * length * 3 // 16,
+            # Of weights with an encoder, which `training.start` may name instead.
+            images=24 * rows,
+            row_images=48,
             shards=rows // 2,
         ),
         training=TrainingConfig(

@@ -10,7 +10,7 @@ import tyro
 
 from generalist.config.data import read_mixture
 from generalist.config.plain import plain
-from generalist.config.run import Config
+from generalist.config.run import Config, TrainingConfig
 from generalist.config.versions import from_stored
 from generalist.experiment.help import shared_once
 from generalist.run.folder import flatten, has_begun
@@ -57,9 +57,8 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         default = shared_once(default)
     elif given["training.start"] and is_published(Path(given["training.start"])):
         # A preset may have a trunk that its user is to name, as these weights do.
-        training = dataclasses.replace(default.training, start=given["training.start"])
         model = dataclasses.replace(default.model, trunk="none", trunk_frozen=True)
-        default = dataclasses.replace(default, model=model, training=training)
+        default = dataclasses.replace(default, model=model, training=_starting(default, given["training.start"]))
     elif given["training.start"]:
         # A run that has begun stores these settings itself. It continues even if the weights it began with are gone.
         begun = Path(given["runs"] or "") / (given["name"] or "")
@@ -67,8 +66,14 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         # The parameters of a pretrained trunk are among the weights by now. Settings that say how to train stay the preset's.
         how = {name: getattr(default.model, name) for name in ("remat", "layers_unrolled", "stochastic_depth")}
         model = dataclasses.replace(known.model, trunk="none", trunk_frozen=True, **how)
-        default = dataclasses.replace(default, model=model, tokens=known.tokens)
+        training = _starting(default, given["training.start"])
+        default = dataclasses.replace(default, model=model, tokens=known.tokens, training=training)
     return _from_published(tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description))
+
+
+def _starting(default: Config, start: str) -> TrainingConfig:
+    # Named together with the model: a preset's adapters are refused where nothing is to begin with.
+    return dataclasses.replace(default.training, start=start)
 
 
 def _from_published(config: Config) -> Config:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from generalist.cli.main import main
-from generalist.config.presets import debug
+from generalist.config.presets import debug, smollm_agent
 from generalist.config.run import Config
 from generalist.experiment.beforehand import check
 from generalist.experiment.inherit import parse
@@ -159,6 +159,14 @@ def test_adapters_are_trained_beside_weights_of_ours(folder: Path):
     np.testing.assert_array_equal(
         dict(exported.arrays())["blocks/attention/out/kernel"], after["blocks/attention/out/kernel"]
     )
+
+
+def test_presets_of_agents_begin_with_a_published_model_or_with_weights_of_ours():
+    config = parse(smollm_agent(), ["--training.start", str(LLAMA)], prog="train.py smollm_agent")
+    assert (config.model.trunk, config.training.lora.rank) == (str(LLAMA), 32)
+    assert with_trunk(config).tokens.text_pieces == LanguageModel(LLAMA).vocabulary
+    config = parse(smollm_agent(), ["--training.start", "shipped"], prog="train.py smollm_agent")
+    assert (config.model.trunk, config.training.start, config.training.lora.rank) == ("none", "shipped", 32)
 
 
 @pytest.mark.parametrize(
