@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -139,6 +140,9 @@ def play(
         workers=workers,
         shape_of=lambda task: shapes[task.layout],
         lanes=lanes,
+        # An accelerator leaves the cores to the environments. On a CPU both want the same cores: two groups took 1.04 to 1.27
+        # times as long as one on two cores.
+        overlap=jax.default_backend() != "cpu",
         first_seed=first_seed,
         progress=progress,
         stop=stop,

@@ -2,7 +2,7 @@
 
 Episodes are played in *lanes*, one environment each. The lanes of a group have steps of one shape, so that the policy acts in all
 of them with one call, whatever their tasks; a lane whose episode ends begins the next one of its layout immediately. Groups run
-in parallel threads: while one waits for its environments, another one computes.
+in parallel threads: while one waits for its environments, another one computes. A single group can be divided for that.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from generalist.envs.pool import Act, Acted, EnvPool, Start, Started
 from generalist.envs.task import EVALUATION_SEED, Task
 from generalist.eval.results.scores import bootstrap, domain, percent
 
+DIVIDED_FROM = 16  # episodes of a single group; fewer act faster in one batch
 MAX_LANES = 64  # environments alive at once per group: one of Meta-World takes 35 MB
 
 # Starting a process changes `__main__` for a moment (`processes._without_main`), which two threads must not do at once.
@@ -70,6 +71,7 @@ def evaluate_control(
     workers: int,
     shape_of: Callable[[Task], Hashable] = lambda task: task.layout,
     lanes: int = MAX_LANES,
+    overlap: bool = False,
     first_seed: int = EVALUATION_SEED,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
@@ -83,6 +85,7 @@ def evaluate_control(
         workers: processes that step environments, and groups that run in parallel.
         shape_of: tasks of one shape may share a group.
         lanes: maximum number of environments per group.
+        overlap: make two groups where all tasks have one shape.
         first_seed: recordings use seeds from 0 upwards, so it must be far above.
         progress: gets one bar with the time left and the percent so far.
         stop: once it is set, running episodes are finished and no further ones are begun.
@@ -91,6 +94,8 @@ def evaluate_control(
         RuntimeError: an environment's process died; the message names the task.
     """
     groups = _groups(tasks, episodes, first_seed, shape_of)
+    if overlap and len(groups) == 1 and len(groups[0]) >= DIVIDED_FROM:
+        groups = [groups[0][::2], groups[0][1::2]]
     parallel = max(1, min(workers, len(groups)))
     # `stop` ends an evaluation with results, so its episodes are finished: the quick ones, often the successes, must not stand
     # for all. `aborted` throws them away.

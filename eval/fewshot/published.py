@@ -38,6 +38,8 @@ class Example:
     answers: tuple[str, ...]
     """An image's captions, several people's answers, or the name of its class."""
     question: str = ""
+    group: str = ""
+    """A query's shots are taken from the supports of its group."""
     where: str
     """File and entry, for messages."""
 
@@ -334,12 +336,15 @@ def _jsonl(folder: Path, split: Split) -> Iterator[Example]:
     for where, entry in _lines(folder / f"{split}.jsonl"):
         image = named(folder, _get(entry, "image", str, where), where)
         question = _get(entry, "question", str, where) if "question" in entry else ""
-        if unknown := sorted(set(entry) - {"image", "question", "answer", "answers"}):
-            raise DocumentError(f"{where} has {unknown[0]!r}: known keys are image, question, answers (or answer)")
+        group = _get(entry, "group", str, where) if "group" in entry else ""
+        if unknown := sorted(set(entry) - {"image", "question", "answer", "answers", "group"}):
+            raise DocumentError(
+                f"{where} has {unknown[0]!r}: known keys are image, question, answers (or answer), group"
+            )
         if "answer" in entry and "answers" in entry:
             raise DocumentError(f"{where} has answers and an answer, which would be lost: put it into the answers")
         answers = _texts(entry, "answers", where) if "answers" in entry else (_get(entry, "answer", str, where),)
-        yield Example(image=image, answers=answers, question=question, where=where)
+        yield Example(image=image, answers=answers, question=question, group=group, where=where)
 
 
 # Captions have up to 20 ids, answers 5, those of TextVQA 10 (Flamingo, appendix B).
@@ -390,6 +395,6 @@ LAYOUTS: Mapping[str, Layout] = {
         classes=lambda folder: tuple(dict.fromkeys(_synsets(folder).values())),
     ),
     "jsonl": _answering(
-        "train.jsonl and val.jsonl: image, answers (or answer) and optionally question per line", _jsonl
+        "train.jsonl and val.jsonl: image, answers (or answer) and optionally question and group per line", _jsonl
     ),
 }

@@ -46,8 +46,10 @@ def check(generalist: Generalist, benchmark: Benchmark, asking: Asking) -> None:
         ImportError: the extra `captions` is not installed.
     """
     most = max(asking.shots) or TEXT_ONLY
-    if len(benchmark.supports) < most:
-        raise ValueError(f"{most} shots need as many examples, but {benchmark.name} has {len(benchmark.supports)}")
+    for group in sorted({query.group for query in benchmark.queries}):
+        if (known := len(_of_group(benchmark, group))) < most:
+            within = f" of the group {group!r}" if group else ""
+            raise ValueError(f"{most} shots need as many examples, but {benchmark.name} has {known}{within}")
     asked = next((one for one in benchmark.queries if one.question), None)
     if asked is not None and "{question}" not in (asking.template or benchmark.template):
         raise ValueError(f"{benchmark.name} asks questions: write {{question}} into the template {asking.template!r}")
@@ -133,12 +135,11 @@ def evaluate(
 def _shots(asked: Asked) -> Drawn:
     """The shots of every query: the nearest ones, or random ones."""
     asking, benchmark = asked.asking, asked.benchmark
-    places, drawn = len(benchmark.supports), {}
+    places, drawn = {query.group: _of_group(benchmark, query.group) for query in benchmark.queries}, {}
     if asking.retrieve and max(asking.shots):
         # Once, for the largest number of shots: fewer are the last of these.
         retriever = Retriever(asked.generalist, Images([one.image for one in benchmark.supports]))
-        queries = (read_image(query.image) for query in benchmark.queries)
-        nearest = [retriever.nearest(image, max(asking.shots)).tolist() for image in queries]
+        nearest = [_nearest(retriever, benchmark, query, max(asking.shots)) for query in benchmark.queries]
     for count in asking.shots:
         if asking.retrieve and count:
             drawn[count] = [[likest[-count:] for likest in nearest]]
@@ -147,12 +148,23 @@ def _shots(asked: Asked) -> Drawn:
         drawn[count] = [
             [
                 # Seeded by query and number, so that a draw does not depend on which others are made.
-                np.random.default_rng([seed, count, number]).choice(places, wanted, replace=False).tolist()
-                for number in range(len(benchmark.queries))
+                np.random.default_rng([seed, count, number]).choice(places[query.group], wanted, replace=False).tolist()
+                for number, query in enumerate(benchmark.queries)
             ]
             for seed in range(asking.seeds if wanted else 1)  # without shots, every seed would ask the same
         ]
     return drawn
+
+
+def _of_group(benchmark: Benchmark, group: str) -> list[int]:
+    """The indices of a group's supports."""
+    return [number for number, support in enumerate(benchmark.supports) if support.group == group]
+
+
+def _nearest(retriever: Retriever, benchmark: Benchmark, query: Example, count: int) -> list[int]:
+    """The supports of the query's group with the most similar images, the most similar one last."""
+    every = retriever.nearest(read_image(query.image), len(benchmark.supports)).tolist()
+    return [one for one in every if benchmark.supports[one].group == query.group][-count:]
 
 
 def _fitting(asked: Asked, drawn: Drawn) -> tuple[Drawn, list[dict[str, Any]]]:
@@ -257,7 +269,8 @@ def _chance(benchmark: Benchmark) -> float | None:
 
 
 def _plain(example: Example) -> dict[str, Any]:
-    return {"image": str(example.image), "question": example.question, "answers": list(example.answers)}
+    plain = {"image": str(example.image), "question": example.question, "answers": list(example.answers)}
+    return plain | ({"group": example.group} if example.group else {})
 
 
 def _digest(benchmark: Benchmark) -> str:

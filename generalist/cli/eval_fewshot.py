@@ -1,6 +1,7 @@
 """`generalist eval fewshot`: scores what weights learn from shots, on new words for new things or on a published benchmark."""
 
 import argparse
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from generalist.cli.weights import add_weights, load_weights
 from generalist.config.plain import plain
+from generalist.eval.fewshot.induction import TASKS, draw_task
 from generalist.eval.fewshot.published import LAYOUTS
 from generalist.system.places import check_new_file
 
@@ -36,13 +38,16 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     parser.add_argument(
         "--data",
-        choices=[NEW_WORDS, *LAYOUTS],
+        choices=[NEW_WORDS, *TASKS, *LAYOUTS],
         default=NEW_WORDS,
-        help="new-words (the default): new names for drawings never trained on; or a benchmark in --folder (docs/prompts.md)",
+        help="new-words (the default): new names for drawings never trained on; a task whose rule only shots tell, drawn into "
+        "--folder; or a benchmark in --folder (docs/prompts.md)",
     )
     # No defaults here: None says that an option was not given, and what it means then depends on the data.
     parser.add_argument("--folder", type=Path, help="folder of the benchmark's files")
-    parser.add_argument("--kind", choices=("caption", "vqa", "classify"), help="kind of task, for --data jsonl")
+    parser.add_argument(
+        "--kind", choices=("caption", "vqa", "classify"), help="kind of task, for --data jsonl and drawn tasks"
+    )
     parser.add_argument(
         "--shots", type=int, nargs="+", metavar="N", help="numbers of shots (default 0 4 8 16 32; new-words: 0 1 2 4 8)"
     )
@@ -123,8 +128,10 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
     from generalist.eval.fewshot.benchmark_prompts import Asking
     from generalist.eval.fewshot.published import read_benchmark
 
+    is_drawn = arguments.data in TASKS
     if arguments.folder is None:
-        raise ValueError(f"name the folder of {arguments.data} with --folder: {LAYOUTS[arguments.data].files}")
+        files = "it is drawn there if there is none yet" if is_drawn else LAYOUTS[arguments.data].files
+        raise ValueError(f"name the folder of {arguments.data} with --folder: {files}")
     names = ("shots", "seeds", "retrieve", "permutations", "beams", "tokens", "template")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if "shots" in given:
@@ -132,7 +139,12 @@ def _benchmark(arguments: argparse.Namespace, console: Console) -> tuple[dict[st
     # Settings and files are checked before the weights are loaded.
     asking = Asking(**given)
     limits = {name: value for name in ("queries", "supports") if (value := getattr(arguments, name)) is not None}
-    benchmark = read_benchmark(arguments.data, arguments.folder, kind=arguments.kind, **limits)
+    if is_drawn and not arguments.folder.exists():
+        console.print(f"drawing {arguments.data} into {arguments.folder}", highlight=False, soft_wrap=True)
+        draw_task(arguments.data, arguments.folder)
+    layout = "jsonl" if is_drawn else arguments.data
+    benchmark = read_benchmark(layout, arguments.folder, kind=arguments.kind, **limits)
+    benchmark = dataclasses.replace(benchmark, name=arguments.data)
     console.print(
         f"{benchmark.name}: {len(benchmark.queries):,} queries, shots from {len(benchmark.supports):,} examples",
         highlight=False,

@@ -22,6 +22,7 @@ from generalist.system.platforms import target_platform
 from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.cross_entropy import KEPT, partition
 
+PIECE = 512  # positions whose logits a CPU computes at once, at least: adding up a table's gradients takes as long as a product
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
 
@@ -103,6 +104,8 @@ def token_losses(
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
     """Negative log-likelihood of each target in nats, the log-partition, and 1.0 where the target is the likeliest token.
 
+    On one CPU device they are computed of positions with a loss alone, and are 0 at others.
+
     Args:
         hidden: the model's outputs before the logits.
         chunks: number of pieces whose logits are computed one after the other, and again in the backward pass; 0: as many as
@@ -111,7 +114,6 @@ def token_losses(
     Raises:
         ValueError: the positions do not divide into that many pieces on every device.
     """
-
     # In float32 here and in 16 bits below, so that the gradients of all pieces are added in float32.
     tables = [table.astype(jnp.float32) for table in model.output_table.tables]
 
@@ -125,6 +127,8 @@ def token_losses(
 
     rows, length = batch.targets.shape
     mesh = jax.sharding.get_abstract_mesh()
+    if target_platform() == "cpu" and (mesh.empty or mesh.size == 1) and not chunks:
+        return _of_targets(of, hidden, batch, model.tokens.size)
     # Every device along the sequence axis keeps its own positions: it has a part of each piece, and nothing is moved.
     across = 1 if mesh.empty else mesh.shape["sequence"]
     logits = batch.targets.size * model.tokens.size / max(1, mesh.size)
@@ -150,6 +154,42 @@ def token_losses(
     parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece), policy=kept), (pieces(hidden), pieces(batch.targets)))
     nll, log_partition, right = (whole(part) for part in parts)
     return nll, log_partition, right
+
+
+def _of_targets(
+    of: Callable, hidden: Float[Array, "B L D"], batch: Batch, vocabulary: int
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"], Float[Array, "B L"]]:
+    """What `of` gives at the positions that have a loss, and 0 at others: positions are sorted, and pieces without any are
+    skipped."""
+    shape, count = batch.targets.shape, batch.targets.size
+    order = jnp.argsort(batch.loss_weight.reshape(-1) == 0, stable=True)
+    back = jnp.argsort(order)
+    chunks = fitting(count, count * vocabulary, "cpu")
+    while count // chunks > PIECE and count % (2 * chunks) == 0:
+        chunks *= 2
+
+    def pieces(x: Shaped[Array, "N ..."]) -> Shaped[Array, "C 1 l ..."]:
+        return moved(x, order, back).reshape(chunks, 1, count // chunks, *x.shape[1:])
+
+    def piece(one: tuple[Float[Array, "1 l D"], Int[Array, "1 l"], Float[Array, "1 l"]]):
+        hidden, targets, weight = one
+        nothing = (jnp.zeros(targets.shape),) * 3
+        return jax.lax.cond((weight != 0).any(), of, lambda *_: nothing, hidden, targets)
+
+    kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+    flat = (hidden.reshape(count, -1), batch.targets.reshape(-1), batch.loss_weight.reshape(-1))
+    parts = jax.lax.map(jax.checkpoint(piece, policy=kept), tuple(map(pieces, flat)))
+    nll, log_partition, right = (moved(part.reshape(-1), back, order).reshape(shape) for part in parts)
+    return nll, log_partition, right
+
+
+@jax.custom_vjp
+def moved(x: Shaped[Array, "N ..."], order: Int[Array, "N"], back: Int[Array, "N"]) -> Shaped[Array, "N ..."]:
+    """The entries of `x` in another order, of which `back` is the inverse. JAX's own gradient would be a scatter."""
+    return x[order]
+
+
+moved.defvjp(lambda x, order, back: (x[order], back), lambda back, gradient: (gradient[back], None, None))
 
 
 def action_losses(

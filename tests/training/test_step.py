@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from generalist.config.run import TrainingConfig
 from generalist.data import rows
@@ -16,6 +17,7 @@ from generalist.model.params import flat
 from generalist.model.transformer import create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training import loss
 from generalist.training.optimizer import schedule
 from generalist.training.sharding import make_mesh
 from generalist.training.state import TrainState
@@ -128,6 +130,29 @@ def test_every_mesh_gives_the_losses_of_one_device(mesh: tuple[int, ...]):
 def test_shards_micro_batches_and_chunks_give_the_same_step(shards: int, changed: dict[str, int]):
     trainer = trainer_on(1, 2, 2, 2, **changed)
     np.testing.assert_allclose(losses(trainer, STEPS, counting_batch(shards=shards)), one_device(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_logits_of_positions_without_a_loss_are_not_computed(share: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss, "PIECE", 16)  # of 128 positions
+    random = np.random.default_rng(0)
+    weight = (random.random((8, 16)) < share).astype(np.float32)
+    batch = jax.tree.map(jnp.asarray, dataclasses.replace(counting_batch(), loss_weight=weight))
+    hidden, graph_and_params = random.normal(size=(8, 16, 32)).astype(np.float32), nnx.split(create(SPEC, 0))
+
+    def total(params, hidden, chunks: int):
+        parts = loss.token_losses(nnx.merge(graph_and_params[0], params), hidden, batch, chunks)
+        return sum((weight * part).sum() for part in parts), parts
+
+    of = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (value, parts), gradients = of(graph_and_params[1], jnp.asarray(hidden), 0)
+    (plain_value, plain_parts), plain_gradients = of(graph_and_params[1], jnp.asarray(hidden), 1)
+    np.testing.assert_allclose(value, plain_value, rtol=1e-5)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), gradients, plain_gradients)
+    for part, plain in zip(parts, plain_parts, strict=True):
+        np.testing.assert_allclose(part * weight, plain * weight, rtol=1e-5)
+    # Skipped pieces are 0, whose log-partition would not be.
+    assert int((parts[1] != 0).sum()) == -(-int(weight.sum()) // 16) * 16
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED
-from generalist.eval.control.lanes import Begun, Episode, evaluate_control, summarize
+from generalist.eval.control.lanes import DIVIDED_FROM, Begun, Episode, evaluate_control, summarize
 
 
 class Balance:
@@ -49,6 +49,20 @@ def test_episodes_on_unseen_seeds_are_the_same_again() -> None:
     assert all(8 <= episode.steps <= 11 and not episode.cut_off for episode in played)
     assert [episode.score for episode in played] == [episode.steps for episode in played]
     assert evaluate_control(PushLeft, [task], 3, workers=1) == played
+
+
+def test_two_groups_of_one_shape_play_the_same_episodes() -> None:
+    made: list[int] = []
+
+    def push_left(layouts: list[str]) -> PushLeft:
+        made.append(len(layouts))
+        return PushLeft(layouts)
+
+    task = get("classic/cartpole")
+    played = evaluate_control(push_left, [task], DIVIDED_FROM + 1, workers=2, overlap=True)
+    assert sorted(made) == [DIVIDED_FROM // 2, DIVIDED_FROM // 2 + 1]
+    assert evaluate_control(push_left, [task], DIVIDED_FROM + 1, workers=2) == played
+    assert made[2:] == [DIVIDED_FROM + 1]
 
 
 def test_a_policy_that_balances_is_cut_off_and_the_bar_is_full() -> None:
