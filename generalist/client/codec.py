@@ -91,13 +91,15 @@ def from_json(content: str) -> Any:
         raise CodecError(f"a message has more than {ITEMS:,} values: send numbers as arrays in Base64")
 
     def as_array(found: dict[str, Any]) -> Any:
-        if "__ndarray__" not in found:
+        if "__ndarray__" not in found and "__npgeneric__" not in found:
             return found
-        try:
-            content = base64.b64decode(found.get("data", ""), validate=True)
-        except (TypeError, ValueError) as error:
-            raise CodecError("the data of an array is not Base64") from error
-        return _as_array({name.encode(): part for name, part in (found | {"data": content}).items()})
+        parts = {name.encode("utf-8", "replace"): part for name, part in found.items()}
+        if "__ndarray__" in found:
+            try:
+                parts[b"data"] = base64.b64decode(found.get("data", ""), validate=True)
+            except (TypeError, ValueError) as error:
+                raise CodecError("the data of an array is not Base64") from error
+        return _as_array(parts)
 
     try:
         return _checked(json.loads(content, object_hook=as_array, parse_constant=_no_number))

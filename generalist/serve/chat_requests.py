@@ -41,6 +41,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (None,),
     "verbosity": (None,),
 }
+TOOLS = ("tools", "tool_choice", "functions", "function_call")
 KNOWN = {
     *("model", "messages", "stream", "stream_options", "stop", "n", "temperature", "top_p", "seed", "logprobs"),
     *("top_logprobs", "max_tokens", "max_completion_tokens", *IGNORED, *NOTHING),
@@ -100,37 +101,10 @@ def chat_request(found: dict[str, Any], limits: Limits) -> ChatRequest:
     Raises:
         ApiError: a field is missing, unknown, of another type, or asks for more than the limits.
     """
-    if unknown := sorted(found.keys() - KNOWN):
-        raise ApiError(400, f"unknown field {unknown[0][:60]!r}", param=unknown[0][:60], code="unknown_parameter")
-    for name, values in NOTHING.items():
-        if name in found and found[name] not in values:
-            what = (
-                "this model calls no tools"
-                if name in ("tools", "tool_choice", "functions", "function_call")
-                else "not supported"
-            )
-            raise ApiError(400, f"{name}: {what}: leave it out", param=name, code="unsupported_parameter")
+    _check_fields(found)
     model = found.get("model")
     if not isinstance(model, str):
         raise wrong("model", "must be the name of a model, as /v1/models lists it", "missing")
-    messages = _messages(found.get("messages"), limits)
-    temperature = _number(found, "temperature", 1.0, 0.0, 2.0)
-    top_p = _number(found, "top_p", 1.0, 0.0, 1.0)
-    seed = _integer(found, "seed", None, -(2**63), 2**63 - 1)
-    stops = found.get("stop") if found.get("stop") is not None else []
-    stops = [stops] if isinstance(stops, str) else stops
-    if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
-        raise wrong("stop", "must be a text or a list of texts that are not empty")
-    if len(stops) > limits.stops or any(len(one) > limits.stop_letters for one in stops):
-        raise wrong("stop", f"may be {limits.stops} texts of at most {limits.stop_letters} characters", "too_large")
-    decoding = Decoding(
-        temperature=temperature,
-        # With the likeliest id alone, all limits of drawing mean the same.
-        top_p=top_p if temperature and top_p else 1.0,
-        top_k=1 if temperature and not top_p else 0,
-        stop=tuple(_letters(one, "stop") for one in stops),
-        seed=secrets.randbits(32) if seed is None else seed,
-    )
     tokens = _integer(found, "max_completion_tokens", None, 1, 1 << 24)
     tokens = tokens if tokens is not None else _integer(found, "max_tokens", None, 1, 1 << 24)
     logprobs = _flag(found, "logprobs")
@@ -142,13 +116,43 @@ def chat_request(found: dict[str, Any], limits: Limits) -> ChatRequest:
         raise wrong("stream_options", "may have include_usage, with stream = true")
     return ChatRequest(
         model=model,
-        messages=messages,
-        decoding=decoding,
+        messages=_messages(found.get("messages"), limits),
+        decoding=_decoding(found, limits),
         tokens=tokens,
         choices=_integer(found, "n", 1, 1, limits.choices) or 1,
         likeliest=(likeliest or 0) if logprobs else None,
         stream=stream,
         usage=_flag(options or {}, "include_usage"),
+    )
+
+
+def _check_fields(found: dict[str, Any]) -> None:
+    """Checks that every field is known, and that none asks for what is not there."""
+    if unknown := sorted(found.keys() - KNOWN):
+        raise ApiError(400, f"unknown field {unknown[0][:60]!r}", param=unknown[0][:60], code="unknown_parameter")
+    for name, values in NOTHING.items():
+        if name in found and found[name] not in values:
+            what = "this model calls no tools" if name in TOOLS else "not supported"
+            raise ApiError(400, f"{name}: {what}: leave it out", param=name, code="unsupported_parameter")
+
+
+def _decoding(found: dict[str, Any], limits: Limits) -> Decoding:
+    """How ids are chosen, and the texts that end an answer."""
+    temperature, top_p = _number(found, "temperature", 1.0, 0.0, 2.0), _number(found, "top_p", 1.0, 0.0, 1.0)
+    seed = _integer(found, "seed", None, -(2**63), 2**63 - 1)
+    stops = found.get("stop") if found.get("stop") is not None else []
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
+        raise wrong("stop", "must be a text or a list of texts that are not empty")
+    if len(stops) > limits.stops or any(len(one) > limits.stop_letters for one in stops):
+        raise wrong("stop", f"may be {limits.stops} texts of at most {limits.stop_letters} characters", "too_large")
+    return Decoding(
+        temperature=temperature,
+        # With the likeliest id alone, all limits of drawing mean the same.
+        top_p=top_p if temperature and top_p else 1.0,
+        top_k=1 if temperature and not top_p else 0,
+        stop=tuple(_letters(one, "stop") for one in stops),
+        seed=secrets.randbits(32) if seed is None else seed,
     )
 
 

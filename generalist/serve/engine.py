@@ -21,7 +21,7 @@ from generalist.serve.sessions import Pool, Refused, Session, Step
 
 log = logging.getLogger("generalist.serve")
 
-ANSWERS = 0.003
+ANSWERS = 0.008
 """Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
 SHARE = 2.0
 """Seconds for agents alone after each second for texts, if agents answer at once."""

@@ -79,13 +79,16 @@ class Guard:
             # A page elsewhere whose name was made to resolve to this machine (DNS rebinding).
             return ApiError(403, "the request is for another host", code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in settings.origins and origin.partition("://")[2] != host:
             return ApiError(403, "pages of other origins may not ask this server (--origins)", code="wrong_origin")
         return None
 
 
 def _is_own(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname if host.count(":") < 8 else None
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:  # such as an open bracket
+        return False
     return name is not None and is_loopback(name)
 
 

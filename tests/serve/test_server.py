@@ -202,7 +202,16 @@ def test_many_clients_at_once_and_no_compilation(port: int, model: Any) -> None:
         texts = [one.result()[1]["choices"][0]["message"]["content"] for one in futures]
     assert texts == expected * 6
     assert _number(port, "compilations_after_ready") == before
-    assert _number(port, "reused_positions_total") > 0 and _number(port, "actions_total") > 0
+    assert _number(port, "actions_total") > 0
+
+
+def test_a_beginning_that_was_read_is_not_read_again(port: int) -> None:
+    long = chat([user("lift the blue block " * 12)], max_tokens=4)
+    first = asked(port, CHAT, long)[1]
+    before = _number(port, "reused_positions_total")
+    again = asked(port, CHAT, long)[1]
+    assert again["choices"] == first["choices"] and again["usage"] == first["usage"]
+    assert _number(port, "reused_positions_total") - before >= 32
 
 
 def _number(port: int, name: str) -> float:
