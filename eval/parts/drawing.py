@@ -1,4 +1,7 @@
-"""The drawing part: images drawn from names, judged by towers and by a frozen encoder that took no part in drawing them."""
+"""The drawing part: images drawn from names, judged by towers and by a frozen encoder that took no part in drawing them.
+
+Dimension key: S pixels per side of an image.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree.ElementTree import Element
 
 import numpy as np
+from jaxtyping import UInt8
 from rich.progress import Progress
 
 from generalist.config.run import Config
@@ -23,7 +27,6 @@ SEED = 3
 SPLITS: Mapping[str, Split] = {"known names": "train", "recombined names": "drawings"}
 """Held-out drawings of known things have names of known parts, such as another colour or skin tone."""
 ENDS = {"floor": "the drawings of other names", "ceiling": "the real drawings, encoded and decoded"}
-ENCODER_SIZE = 96  # pixels per side of the frozen encoder's input
 COLUMNS = {"named": "right of 100 names %", "thing": "nearest class right %", "discrepancy": "discrepancy × 1000"}
 
 
@@ -101,55 +104,43 @@ def _compute(
     generalist: "Generalist", wanted: TextToImage, split: Split, guidance: float | None, title: str, progress: Progress
 ) -> dict[str, Any]:
     # They import JAX, which reading a results file does not need.
-    import jax.numpy as jnp
+    from generalist.eval.held_out.drawing_judge import Judge
 
-    from generalist.contrastive.dual import DualEncoder
-    from generalist.eval.held_out.drawing import Truth, scores
-    from generalist.inference.best_of import similarity, text_embeddings
-    from generalist.inference.drawing import DrawingSettings, draw_images
-    from generalist.vision.load import load_encoder
-
-    judge = DualEncoder.load(wanted.evaluation_judge)
-    towers = DualEncoder.load(wanted.evaluation_towers) if wanted.evaluation_towers else None
-    encoder = load_encoder("efficientnet_lite0", ENCODER_SIZE)
-    assert encoder is not None
-    encode = encoder.compiled()
-
-    def features(images: list[np.ndarray]) -> np.ndarray:
-        pixels = np.stack([encoder.prepare(image) for image in images])
-        chunks = [pixels[start : start + 32] for start in range(0, len(pixels), 32)]
-        # Chunks of one size, one compilation; the copies that fill the last one are cut off.
-        whole = (jnp.asarray(np.resize(chunk, (32, *chunk.shape[1:]))) for chunk in chunks)
-        found = [np.asarray(encode(chunk).mean(axis=1)) for chunk in whole]
-        return np.concatenate(found)[: len(pixels)]
-
-    asked, train = _chosen(split, wanted.evaluation_items), drawings("train")
-    listed = sorted({one.name for one in (*train, *drawings("drawings"))})
-    things = sorted({one.thing for one in train})
-    truth = Truth(
-        features=features([one.image() for one in asked]),
-        train=features([one.image() for one in train]),
-        labels=np.array([things.index(one.thing) for one in train]),
-        right=[things.index(one.thing) for one in asked],
-        names=text_embeddings(judge, listed),
-        own=[listed.index(one.name) for one in asked],
-    )
-
-    def judged(images: list[np.ndarray]) -> dict[str, Any]:
-        return scores(judge.embed_images(images), features(images), truth, SEED)
-
+    asked = _chosen(split, wanted.evaluation_items)
+    judge = Judge(wanted.evaluation_judge, asked, drawings("train"), drawings("drawings"), SEED)
+    if guidance is not None:
+        return {
+            f"best of {count}": judge.scores(images)
+            for count, images in _drawn(generalist, wanted, asked, guidance, title, progress).items()
+        }
     codes = generalist.tokenizers.codes
     assert codes is not None, "the source that names this part needs an image tokenizer"
-    if guidance is None:
-        rebuilt = list(codes.decode(codes.encode([one.image() for one in asked])))
-        return {ENDS["floor"]: judged(rebuilt[1:] + rebuilt[:1]), ENDS["ceiling"]: judged(rebuilt)}
+    rebuilt = list(codes.decode(codes.encode([one.image() for one in asked])))
+    return {ENDS["floor"]: judge.scores(rebuilt[1:] + rebuilt[:1]), ENDS["ceiling"]: judge.scores(rebuilt)}
+
+
+def _drawn(
+    generalist: "Generalist",
+    wanted: TextToImage,
+    asked: list[Drawing],
+    guidance: float,
+    title: str,
+    progress: Progress,
+) -> dict[int, list[UInt8[np.ndarray, "S S 3"]]]:
+    """For each number of drawings the best one of each name."""
+    from generalist.contrastive.dual import DualEncoder
+    from generalist.inference.best_of import similarity
+    from generalist.inference.drawing import DrawingSettings, draw_images
+
+    towers = DualEncoder.load(wanted.evaluation_towers) if wanted.evaluation_towers else None
     bar = progress.add_task(title, total=len(asked))
-    kept: dict[int, list[np.ndarray]] = {count: [] for count in wanted.evaluation_best_of}
+    kept: dict[int, list[UInt8[np.ndarray, "S S 3"]]] = {count: [] for count in wanted.evaluation_best_of}
     for number, one in enumerate(asked):
         settings = DrawingSettings(guidance=guidance, seed=SEED + number)
         drawn = draw_images(generalist, [f"a {one.name}"] * max(kept), settings)
         fit = drawn.fit if towers is None else similarity(towers, drawn.images, one.name)
+        # The first drawings of the same draw: a best of more is never worse by the ranking.
         for count, images in kept.items():
             images.append(drawn.images[fit[:count].argmax()])
         progress.advance(bar)
-    return {f"best of {count}": judged(images) for count, images in kept.items()}
+    return kept
