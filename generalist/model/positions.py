@@ -65,6 +65,8 @@ def placement(position: Int[Array, "B L"], config: ModelConfig, kind: LayerKind 
 def angles(position: Int[Array, "B L"], config: ModelConfig, kind: LayerKind = "full") -> Angles:
     """Rotary angles (Su et al., 2021) for layers of a kind: 0 if it is unrotated."""
     frequency, factor = jnp.asarray(_frequencies(config, kind)), config.rope.attention_factor
+    if kind.startswith("window") and not config.rope.scaled_windows:
+        factor = 1.0
     if kind.endswith("_unrotated"):
         frequency, factor = jnp.zeros_like(frequency), 1.0
     # position · frequency in float32 is off by 0.1 radian at a million positions. So whole turns of FAR positions are

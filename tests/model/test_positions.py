@@ -79,6 +79,15 @@ def test_slopes_of_heads_that_are_no_power_of_two():
     np.testing.assert_allclose(head_slopes(3, 8.0), [2**-4, 2**-8, 2**-2])
 
 
+def test_windows_that_are_not_stretched_are_not_scaled_either():
+    stretched = RopeConfig(scaling="yarn", factor=4.0, length=16, attention_factor=1.3, local_base=500.0)
+    position = jnp.arange(12)[None]
+    near, far = (angles(position, ModelConfig(rope=stretched), kind) for kind in ("window", "full"))
+    plain = angles(position, ModelConfig(rope=RopeConfig(base=500.0)))
+    jax.tree.map(np.testing.assert_array_equal, near, plain)
+    np.testing.assert_allclose(far.cos[0, 0], 1.3)
+
+
 def test_an_unrotated_layer_turns_nothing_and_a_share_leaves_the_rest():
     config = ModelConfig(head_size=12, rope=RopeConfig(share=0.5, local_base=100.0))
     x, at = jax.random.normal(jax.random.key(0), (1, 5, 2, 12)), jnp.arange(5)[None]
