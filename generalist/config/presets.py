@@ -44,7 +44,7 @@ def pocket() -> Config:
 
 
 def pocket_all() -> Config:
-    """`pocket` with pointing, matching, questions and infilling beside its own sources; for about two hours on two cores."""
+    """`pocket` with pointing, matching, questions and infilling beside its own sources; planned for two hours on two cores."""
     base = pocket()
     return dataclasses.replace(
         base,

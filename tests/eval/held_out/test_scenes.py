@@ -1,6 +1,7 @@
 """Evaluation of composed scenes and of infilling: who sees the image is right, who does not is right by chance."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,11 @@ from generalist.eval.held_out.scenes import evaluate_scenes, questions
 from generalist.eval.parts.infilling import FillInTheMiddle
 from generalist.eval.parts.part import Beside
 from generalist.eval.parts.scenes import ComposedScenes
+from generalist.inference import writing
 from generalist.inference.prompt import Decoding, prompt, rank
 from generalist.inference.score import log_likelihood
 from generalist.inference.writing import writable
-from generalist.tokenizers.locations import BINS, read_objects
+from generalist.tokenizers.locations import BINS
 from generalist.tokenizers.sequence import Predicted
 
 pytest.importorskip("emoji")
@@ -102,18 +104,17 @@ def test_places_are_written_and_ranked_as_whole_sequences_are(pointing: Any):
     assert np.allclose(rank(pointing, [[image, text]], choices)[0], log_likelihood(pointing, whole), atol=1e-3)
 
 
-def test_places_are_written_where_they_are_likeliest(pointing: Any):
-    # Columns of the table of a place, made the likeliest after anything: what is written is read as a box.
-    place = pointing.vocabulary.range("locations")[500]
-    tokens = np.asarray(pointing.params["tokens"]["table"]).copy()
-    hidden = pointing.params["final_norm"]["scale"]
-    tokens[place] = 50.0 * np.asarray(hidden)
-    tokens[place + 1] = -tokens[place]
-    changed = dataclasses.replace(
-        pointing, params=pointing.params | {"tokens": pointing.params["tokens"] | {"table": tokens}}
-    )
-    (written,) = prompt(changed, [["push"]], Decoding(tokens=4))
-    assert set(written.split(">")[:-1]) <= {"<loc0500", "<loc0501"} and len(read_objects(written)) <= 1
+def test_places_that_the_model_writes_are_text(pointing: Any, monkeypatch: pytest.MonkeyPatch):
+    def only_places(generalist: Any) -> np.ndarray:
+        allowed = np.zeros((1, generalist.vocabulary.size), bool)
+        allowed[0, generalist.vocabulary.range("locations")] = True
+        return allowed
+
+    # Random weights hardly ever choose a place: they must.
+    monkeypatch.setattr(writing, "writable", only_places)
+    for beams in (1, 2):
+        (written,) = prompt(pointing, [["push"]], Decoding(tokens=4, beams=beams))
+        assert re.fullmatch(r"(<loc\d{4}>){4}", written)
 
 
 def test_the_parts_are_computed_checked_and_shown(pointing: Any, tmp_path: Any):
