@@ -219,7 +219,10 @@ def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
         "attention_softcap": float(settings.optional("attn_logit_softcapping", (int, float)) or 0.0)
         if settings.family == "gemma2"
         else 0.0,
-        "logit_softcap": float(settings.optional("final_logit_softcapping", (int, float)) or 0.0),
+        # The definitions of Gemma 3 with images and of LLaVA leave it out; PaliGemma's has it.
+        "logit_softcap": 0.0
+        if settings.kind in ("gemma3", "llava")
+        else float(settings.optional("final_logit_softcapping", (int, float)) or 0.0),
     }
 
 

@@ -385,3 +385,13 @@ def test_shots_end_with_a_line_end_and_share_their_keys():
 def test_rows_without_an_image_stand_beside_rows_with_one(name: str):
     model, (seen, blind) = loaded(name), (parts(name, PROMPTS[1]), ["the red dog"])
     assert model.prompt([seen, blind], tokens=6) == [model.prompt(one, tokens=6) for one in (seen, blind)]
+
+
+def test_a_bound_of_logits_holds_where_the_reference_has_it(tmp_path: Path):
+    bounds = {}
+    for name in ("gemma3", "paligemma2"):
+        folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+        changed(folder, "config.json", {"text_config.final_logit_softcapping": 3.0})
+        bounds[name] = LanguageModel(folder, images=True).shape["logit_softcap"]
+    # Gemma 3's definition has the bound for its language model alone.
+    assert bounds == {"gemma3": 0.0, "paligemma2": 3.0}
