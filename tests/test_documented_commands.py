@@ -63,6 +63,7 @@ ONLY_PARSED = {
     r"mkdocs serve": "serves until it is stopped; .ci/run builds the site",
     r"gcloud|srun|--cluster|^for |^done": "needs several machines; tests/training/test_hosts.py runs several processes",
     r"--topology|plan debug": "compiles for minutes; tests/plan/test_plan.py plans smaller ones",
+    r"plan .*--inference": "tests/plan/test_inference.py plans the like and smaller ones",
     r"python benchmarks/": "measures for minutes or hours on an idle machine",
     r"train\.py .*--help": "tests/test_end_to_end.py runs it",
     r"train\.py contrastive": "trains for minutes; tests/contrastive/test_contrastive.py trains smaller towers",
