@@ -139,6 +139,11 @@ class Engine:
             )
         if weights.layouts.keys() != self.weights.layouts.keys():
             raise ValueError("the new weights know other layouts: start the server again with them")
+        if weights.encoder is not None and self.weights.encoder is not None:
+            if weights.encoder.fingerprint != self.weights.encoder.fingerprint:
+                raise ValueError("the new weights have another frozen encoder: start the server again with them")
+            # The same encoder, compiled already: each set of weights would compile it anew for its first image.
+            vars(weights)["features"] = self.weights.features
 
         def taken() -> None:
             self._next = weights

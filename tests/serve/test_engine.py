@@ -184,12 +184,12 @@ def test_weights_are_exchanged_between_texts(engine: Engine, model: Any) -> None
     given.get(timeout=30)
     before = COMPILED.count
     engine.exchange(other)
-    answer, events = ask(engine, ["push the red"], tokens=6)
+    answer, events = ask(engine, [image(1), "push the red"], tokens=6)
     engine.submit([answer])
     text, _ = whole(events)
     engine.step(Step(session, np.zeros(3, np.float32), None, given.put))
     assert "weights were exchanged" in str(given.get(timeout=30))
     assert COMPILED.count == before
-    assert text == other.prompt(["push the red"], tokens=6)
+    assert text == other.prompt([image(1), "push the red"], tokens=6)
     engine.close(session)
     engine.exchange(model)
