@@ -80,7 +80,7 @@ def test_questions_are_the_same_in_every_run_and_the_wrong_image_is_another_scen
 @pytest.fixture(scope="module")
 def pointing(make_model: Callable[..., Any]) -> Any:
     """Random weights with places, and settings of both sources."""
-    model = make_model("patches", BINS)
+    model = make_model("frame", BINS)
     config = model.config
     data = dataclasses.replace(
         config.data.with_sources(
