@@ -189,15 +189,17 @@ class Transformer(nnx.Module):
         batch: Batch,
         key_segment: Int[Array, "B S"],
         key_position: Int[Array, "B S"],
-        start: Int[Array, ""],
+        start: Int[Array, ""] | Int[Array, "B"],
         slide: Slide | None,
     ) -> dict[LayerKind, Sight]:
-        """What layers of each kind see when new positions attend to the slots of a cache, from `start` on their own."""
+        """What layers of each kind see when new positions attend to the slots of a cache, from `start` on, in all rows or
+        in each."""
         both_ways = None
         if self.config.blocks != "none":
             # A block is read as a whole: none of it is among the slots that were written before.
             block = jnp.asarray(batch.block)
-            keys = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(key_segment), block, start, axis=1)
+            written = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+            keys = written(jnp.zeros_like(key_segment), block, jnp.broadcast_to(start, len(block)), 0)
             both_ways = Blocks(block, keys, self.config.blocks == "whole")
         seen = functools.partial(
             attention_mask, batch.segment, batch.position, key_segment, key_position, blocks=both_ways

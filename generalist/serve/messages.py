@@ -77,10 +77,17 @@ class Prompter:
 
     Raises:
         WeightsError: the weights have a chat template that cannot be used.
+        ValueError: their prompts cannot be read in pieces.
     """
 
     def __init__(self, weights: Weights):
         self._weights = weights
+        published = weights.tokenizers.published
+        if published is not None and published.image is not None and published.image.blocks == "prompt":
+            raise ValueError(
+                f"{weights.config.name} sees its whole prompt in both directions, but the server reads prompts in pieces: use "
+                "generalist prompt"
+            )
         self.chats = False
         """Whether the weights have a chat template."""
         folder = weights.tokenizers.folder
@@ -98,9 +105,10 @@ class Prompter:
         Raises:
             ValueError: the messages are no prompt for these weights, or too long for their context.
         """
+        # Pieces could cut an image, whose positions see each other; and its features are not among a lane's own.
+        if self._weights.tokenizers.published is not None and any(message.images for message in messages):
+            raise ValueError("published models are served with text alone: leave the images out")
         if self.chats:
-            if any(message.images for message in messages):
-                raise ValueError("this model reads text alone: leave the images out")
             parts, plain = chat_parts(self._weights, [{"role": one.role, "content": one.text} for one in messages])
             sequence = plain.assembler.document(parts, is_open=True)
         else:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from serving import asked, picture, running, user
 
@@ -37,3 +38,14 @@ def test_without_a_template_earlier_turns_are_shots() -> None:
     messages = [Message("user", ["one"]), Message("assistant", ["two"]), Message("user", ["three"])]
     assert not prompter.chats and prompter.stops(messages) == model.assembler.marks.stops
     assert len(prompter.sequence(messages)) > 3
+
+
+def test_published_models_are_served_with_text_alone() -> None:
+    images = FIXTURES.parent / "images"
+    prompter = Prompter(Generalist.load(images / "gemma3"))
+    message = Message("user", ["a photo of"])
+    assert len(prompter.sequence([message]))
+    with pytest.raises(ValueError, match="text alone: leave the images out"):
+        prompter.sequence([Message("user", [np.zeros((8, 8, 3), np.uint8), "a photo of"])])
+    with pytest.raises(ValueError, match="paligemma sees its whole prompt in both directions"):
+        Prompter(Generalist.load(images / "paligemma"))
