@@ -46,6 +46,7 @@ def batch_of(rows: int = 8, length: int = 12) -> Batch:
         segment=zeros + 1,
         payload_index=zeros,
         image=zeros,
+        block=zeros,
         source=zeros,
         tensors=np.zeros((0, 0), np.float32),
         frames=np.zeros((0, 0, 0, 3), np.uint8),
