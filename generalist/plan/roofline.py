@@ -149,8 +149,8 @@ def _walk(module: Module, computation: Computation, speeds: Speeds) -> Totals:
             body.inner += _walk(module, repeated, speeds) * (1 if trips is None else trips) + Totals(notes=note)
         elif one.operation == "conditional":
             branches = [_walk(module, branch, speeds) for branch in module.branches(one)]
-            # Which branch runs depends on the data: the slowest is assumed.
-            body.inner += max(branches, key=lambda branch: branch.seconds, default=Totals())
+            # Which branch runs depends on the data: the slowest is assumed, or that of most FLOPs where no speed is known.
+            body.inner += max(branches, key=lambda branch: (branch.seconds, branch.flops), default=Totals())
         elif one.operation == "call":
             for called in module.called(one, "to_apply"):
                 body.inner += _walk(module, called, speeds)

@@ -164,7 +164,7 @@ def _of_targets(
     shape, count = batch.targets.shape, batch.targets.size
     order = jnp.argsort(batch.loss_weight.reshape(-1) == 0, stable=True)
     back = jnp.argsort(order)
-    chunks = fitting(count, count * vocabulary, "cpu")
+    chunks = few = fitting(count, count * vocabulary, "cpu")
     while count // chunks > PIECE and count % (2 * chunks) == 0:
         chunks *= 2
 
@@ -178,7 +178,9 @@ def _of_targets(
 
     kept = jax.checkpoint_policies.save_only_these_names(KEPT)
     flat = (hidden.reshape(count, -1), batch.targets.reshape(-1), batch.loss_weight.reshape(-1))
-    parts = jax.lax.map(jax.checkpoint(piece, policy=kept), tuple(map(pieces, flat)))
+    # Logits that fit a CPU's caches all together are kept.
+    of_piece = piece if few == 1 else jax.checkpoint(piece, policy=kept)
+    parts = jax.lax.map(of_piece, tuple(map(pieces, flat)))
     nll, log_partition, right = (moved(part.reshape(-1), back, order).reshape(shape) for part in parts)
     return nll, log_partition, right
 
