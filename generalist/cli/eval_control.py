@@ -109,6 +109,7 @@ def control(arguments: argparse.Namespace, console: Console) -> int:
         "run": arguments.run,
         "weights": str(arguments.weights) if arguments.weights is not None else None,
         "data": str(arguments.data) if arguments.data is not None else None,
+        **({"adapter": str(arguments.adapter)} if arguments.adapter is not None else {}),
         **placing_of(arguments),
     }
     results = evaluate(generalist, agents, asked, source, arguments.workers, console)
@@ -320,6 +321,7 @@ def again(arguments: argparse.Namespace, console: Console) -> int:
         weights=source["weights"],
         run=source["run"],
         runs=None if source["runs"] is None else Path(source["runs"]),
+        adapter=None if source.get("adapter") is None else Path(source["adapter"]),
         **{name: source.get(name) for name in PLACING},
     )
     generalist = load_weights(where, console)
