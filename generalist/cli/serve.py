@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     log = logging.getLogger("generalist.serve")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False  # libraries give the root logger a handler, which would write every line again
     server = Server(weights, settings, lambda line: console.print(line, highlight=False, markup=False))
 
     def ready(port: int) -> None:
