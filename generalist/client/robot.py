@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -35,11 +36,11 @@ class RobotClient:
     """
 
     def __init__(self, server: str, *, layout: str | None = None, token: str | None = None, patience: float = 60.0):
-        try:
-            import msgpack  # noqa: F401
-            from websockets.sync.client import connect
-        except ImportError as error:
-            raise ImportError(f"a client needs {error.name}: pip install 'generalist[serve]'") from error
+        for package in ("websockets", "msgpack"):
+            if find_spec(package) is None:
+                raise ImportError(f"a client needs {package}: pip install 'generalist[serve]'", name=package)
+        from websockets.sync.client import connect
+
         headers = {"Authorization": f"Bearer {token}"} if token is not None else None
         query = f"?{urlencode({'layout': layout})}" if layout is not None else ""
         self._patience = patience

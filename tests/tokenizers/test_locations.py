@@ -1,6 +1,7 @@
 """Boxes as tokens: both directions agree to half a bin, through resizing and cropping; texts carry them as ids of their own."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -115,13 +116,10 @@ def test_any_text_with_places_round_trips(parts: list[str | int]):
     assert model.written(model.encode(text)) == text
 
 
-def _shared(kept: dict[str, Assembler] = {}) -> Assembler:  # noqa: B006 - hypothesis takes no fixture of a function's scope
-    if not kept:
-        text = TextTokenizer.train(["point to the red heart"] * 9, 300)
-        kept["one"] = Assembler(
-            vocabulary=Vocabulary(text=300, continuous=4, discrete=4, locations=BINS), text_tokenizer=text
-        )
-    return kept["one"]
+@functools.cache  # hypothesis takes no fixture of a function's scope
+def _shared() -> Assembler:
+    text = TextTokenizer.train(["point to the red heart"] * 9, 300)
+    return Assembler(vocabulary=Vocabulary(text=300, continuous=4, discrete=4, locations=BINS), text_tokenizer=text)
 
 
 def test_without_locations_nothing_changes(assembler: Assembler):
