@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"--out {arguments.out} must end with .png")
     if not arguments.out.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no folder {arguments.out.parent}: make it first")
+    if arguments.out.exists():
+        raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
     if (arguments.edit is None) != (arguments.box is None):
         raise ValueError("--edit IMAGE and --box TOP LEFT BOTTOM RIGHT go together: give both, or neither")
     from PIL import Image
