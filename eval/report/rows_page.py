@@ -103,7 +103,7 @@ def build(source: str, settings: str, rows: Sequence[Row]) -> str:
         element("noscript", "This page needs JavaScript, which is in it: nothing is fetched."),
         element("main", id="rows"),
         element("aside", id="details", class_="details"),
-        element("script", _safe(_data(rows)), type="application/json", id="data"),
+        element("script", _safe(page_data(rows)), type="application/json", id="data"),
         element("script", SCRIPT.read_text(encoding="utf-8")),
     )
     return document(title, body, STYLE)
@@ -116,7 +116,7 @@ def _safe(data: Any) -> str:
     )
 
 
-def _data(rows: Sequence[Row]) -> dict[str, Any]:
+def page_data(rows: Sequence[Row]) -> dict[str, Any]:
     """What the script shows; each image stands once."""
     uris: dict[str, int] = {}
 
@@ -143,8 +143,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in ("", [])}
 
 
-STYLE = """
-body { padding-bottom: 15rem } .legend { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }
+CELLS = """
 .row { display: flex; flex-wrap: wrap; gap: 3px; margin: .4rem 0 1.2rem }
 .kind { border-left: 4px solid var(--k); padding-left: .35em; font-size: .88rem }
 .cell { box-sizing: border-box; width: 4.3rem; min-height: 3.4rem; padding: 2px 3px; overflow: hidden; cursor: pointer;
@@ -159,11 +158,18 @@ body { padding-bottom: 15rem } .legend { display: flex; flex-wrap: wrap; gap: .5
 .row.marked .cell.self { opacity: 1; outline: 2px solid var(--ink) }
 .row.marked .cell.shown { opacity: 1; outline: 2px solid var(--fair) }
 .pad, .segment { flex-basis: 100%; color: var(--soft); font-size: .82rem } .segment { margin-top: .3rem }
-.details { position: fixed; left: 0; right: 0; bottom: 0; max-height: 14rem; overflow: auto; background: var(--paper);
-  border-top: 2px solid var(--rule); padding: .5rem 1rem; font-size: .88rem; display: flex; gap: 1rem; align-items: flex-start }
 .details:empty { display: none } .details img { width: 5.5rem; image-rendering: pixelated }
 .details dl { display: grid; margin: 0; grid-template-columns: max-content 1fr; gap: .05rem .8rem }
 .details dt { color: var(--soft) } .details dd { margin: 0; white-space: pre-wrap }
 .text { --k: var(--c8) } .discrete { --k: var(--c3) } .continuous { --k: var(--c5) } .special { --k: var(--soft) }
 .tensor { --k: var(--c12) } .patch { --k: var(--c1) } .frame { --k: var(--c0) } .image { --k: var(--c14) }
 """
+"""Of positions and of what is said about one: also the playground's."""
+STYLE = (
+    CELLS
+    + """
+body { padding-bottom: 15rem } .legend { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }
+.details { position: fixed; left: 0; right: 0; bottom: 0; max-height: 14rem; overflow: auto; background: var(--paper);
+  border-top: 2px solid var(--rule); padding: .5rem 1rem; font-size: .88rem; display: flex; gap: 1rem; align-items: flex-start }
+"""
+)

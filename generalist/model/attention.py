@@ -1,6 +1,6 @@
 """Self-attention within segments: positions, grouped queries and a key-value cache.
 
-Dimension key: B batch, L query positions, S key positions, N query heads, M key-value heads, H head size, D width.
+Dimension key: B batch, L query positions, Q some of them, S key positions, N heads, M key-value heads, H head size, D width.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.model.attend import Packed, attend, attend_cached, attend_packed
+from generalist.model.blocked_attention import MASKED
 from generalist.model.config import ModelConfig
 from generalist.model.constrain import constrain
 from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm
@@ -109,23 +110,7 @@ class Attention(nnx.Module):
             start: slot of the first new position, the same in all rows or one per row.
         """
         batch, length, _ = x.shape
-        inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
-        projected = self.qkv(x)
-        projected = jnp.clip(projected, -self.bound, self.bound) if self.bound else projected
-        query, key, value = jnp.split(projected, [inner, inner + kv_inner], axis=-1)
-        if self.joint:
-            query, key = self._normed(query, key)
-        query = query.reshape(batch, length, self.heads, self.head_size)
-        key = key.reshape(batch, length, self.kv_heads, self.head_size)
-        value = value.reshape(batch, length, self.kv_heads, self.head_size)
-        # Before the rotation, as in Qwen 3 and Gemma 3: the gain differs between the two dimensions that a rotation mixes.
-        if not self.joint:
-            query, key = self._normed(query, key)
-        slid = query  # with learned positions nothing is placed, and both queries are the same
-        if placed is not None and written is not None:
-            query, slid, key = placed.query(query), written.query(query), written.key(key)
-        if self.wider:  # most kernels take values of the size of the keys
-            value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, self.wider)))
+        query, slid, key, value = self._projected(x, placed, written)
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
             key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
@@ -146,7 +131,50 @@ class Attention(nnx.Module):
         else:
             slide = None if seen.slid is None else (slid, seen.slid)
             mixed = attend_cached(query, *cache, seen.mask, slide, scale=self.scale, softcap=self.softcap)
-        return self.out(mixed[..., : self.head_size].reshape(batch, length, inner)), cache
+        return self.out(mixed[..., : self.head_size].reshape(batch, length, self.heads * self.head_size)), cache
+
+    def weights(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L L"],
+        placed: Placement | None,
+        places: Int[Array, "Q"],
+    ) -> Float[Array, "B N Q L"]:
+        """The attention weights of some positions of whole rows, by head, in float32: what `__call__` mixes the values with. They
+        are 0 where the mask shows nothing.
+
+        Args:
+            places: of the positions in their rows.
+        """
+        query, _, key, _ = self._projected(x, placed, placed)
+        key = jnp.repeat(key, self.heads // self.kv_heads, axis=2)  # queries of a group share a key
+        scores = jnp.einsum("bqnh,bsnh->bnqs", query[:, places], key, preferred_element_type=jnp.float32) * self.scale
+        scores = self.softcap * jnp.tanh(scores / self.softcap) if self.softcap else scores
+        return jax.nn.softmax(jnp.where(mask[:, None, places], scores, MASKED), axis=-1)
+
+    def _projected(
+        self, x: Float[Array, "B L D"], placed: Placement | None, written: Placement | None
+    ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N H"], Float[Array, "B L M H"], Float[Array, "B L M H"]]:
+        """Queries, those that meet slots that have slid, keys and values; arguments as in `__call__`."""
+        batch, length, _ = x.shape
+        inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
+        projected = self.qkv(x)
+        projected = jnp.clip(projected, -self.bound, self.bound) if self.bound else projected
+        query, key, value = jnp.split(projected, [inner, inner + kv_inner], axis=-1)
+        if self.joint:
+            query, key = self._normed(query, key)
+        query = query.reshape(batch, length, self.heads, self.head_size)
+        key = key.reshape(batch, length, self.kv_heads, self.head_size)
+        value = value.reshape(batch, length, self.kv_heads, self.head_size)
+        # Before the rotation, as in Qwen 3 and Gemma 3: the gain differs between the two dimensions that a rotation mixes.
+        if not self.joint:
+            query, key = self._normed(query, key)
+        slid = query  # with learned positions nothing is placed, and both queries are the same
+        if placed is not None and written is not None:
+            query, slid, key = placed.query(query), written.query(query), written.key(key)
+        if self.wider:  # most kernels take values of the size of the keys
+            value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, self.wider)))
+        return query, slid, key, value
 
     def _normed(self, query: Float[Array, "..."], key: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
         if self.query_norm is None or self.key_norm is None:

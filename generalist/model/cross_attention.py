@@ -106,7 +106,10 @@ class GatedCrossAttention(nnx.Module):
             x = x + gate(self.attention_gate, x) * self._attend(x, keys, mask)
         return x + gate(self.feed_forward_gate, x) * self.feed_forward(x)
 
-    def _attend(self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]) -> Float[Array, "B L D"]:
+    def weights(
+        self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]
+    ) -> Float[Array, "B H L I K"]:
+        """The attention weights by head, in float32. Of a position that sees no image they mean nothing: its attention adds 0."""
         rows, length, _ = x.shape
         images, tokens = keys.key.shape[2:4]
         # Without rotary positions: which images a position sees is a matter of the mask alone.
@@ -116,7 +119,11 @@ class GatedCrossAttention(nnx.Module):
         scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
         # One softmax over the tokens of all visible images together.
         weights = jax.nn.softmax(scores.reshape(rows, self.heads, length, images * tokens), axis=-1)
-        weights = weights.reshape(scores.shape).astype(keys.value.dtype)  # (B, H, L, I, K)
+        return weights.reshape(scores.shape)
+
+    def _attend(self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]) -> Float[Array, "B L D"]:
+        rows, length, _ = x.shape
+        weights = self.weights(x, keys, mask).astype(keys.value.dtype)
         mixed = jnp.einsum("bhlik,bhike->blhe", weights, keys.value).reshape(rows, length, -1)  # (B, L, H · E)
         # Without a visible image the softmax of equal masked scores would be the mean of all images.
         return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)

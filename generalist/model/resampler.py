@@ -30,6 +30,20 @@ class PerceiverAttention(nnx.Module):
     def __call__(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
     ) -> Float[Array, "N K D"]:
+        weights, value = self._weights(features, latents, visible)
+        mixed = jnp.einsum("nhks,nshe->nkhe", weights.astype(value.dtype), value)
+        return self.out(mixed.reshape(*latents.shape[:2], -1))
+
+    def weights(
+        self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
+    ) -> Float[Array, "N H K S+K"]:
+        """The attention weights of the latents to the features and, after these, to the latents, in float32."""
+        return self._weights(features, latents, visible)[0]
+
+    def _weights(
+        self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
+    ) -> tuple[Float[Array, "N H K S+K"], Float[Array, "N S+K H E"]]:
+        """The attention weights, and the values that they mix."""
         count, size, _ = latents.shape
         latents = self.latent_norm(latents)
         both = jnp.concatenate([self.feature_norm(features), latents], axis=1)
@@ -41,8 +55,8 @@ class PerceiverAttention(nnx.Module):
         scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
         # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
         seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
-        weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1).astype(value.dtype)
-        return self.out(jnp.einsum("nhks,nshe->nkhe", weights, value).reshape(count, size, -1))
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1)
+        return weights, value
 
 
 class ResamplerLayer(nnx.Module):

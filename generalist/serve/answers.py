@@ -24,9 +24,10 @@ Reason = Literal["stop", "length"]
 class Token:
     """An id that was written, with its log-probability in nats and the likeliest ids there."""
 
+    id: int
     text: str
     log_probability: float
-    likeliest: tuple[tuple[str, float], ...] = ()
+    likeliest: tuple[tuple[int, str, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,5 +127,6 @@ class Answer:
             return weights.tokenizers.text.written(np.array([id], np.int32)) if known else ""
 
         several = zip(chosen.likeliest[lane], chosen.likeliest_log_probability[lane], strict=True)
-        likeliest = [(text(int(id)), float(value)) for id, value in list(several)[: self.likeliest]]
-        return Token(text(int(chosen.ids[lane])), float(chosen.log_probability[lane]), tuple(likeliest))
+        likeliest = [(int(id), text(int(id)), float(value)) for id, value in list(several)[: self.likeliest]]
+        id = int(chosen.ids[lane])
+        return Token(id, text(id), float(chosen.log_probability[lane]), tuple(likeliest))

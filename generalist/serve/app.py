@@ -16,6 +16,8 @@ from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError
 from generalist.serve.guard import Guard
 from generalist.serve.metrics import Metrics
+from generalist.serve.playground import pages
+from generalist.serve.playground.about import About
 from generalist.serve.robot import Robots
 from generalist.serve.settings import Settings
 
@@ -50,6 +52,8 @@ def application(engine: Engine, settings: Settings, metrics: Metrics, compilatio
         Route("/v1/models", completions.models),
         Route("/v1/models/{name}", completions.model),
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+        Route("/v1/playground", About(engine, settings, name, inspects=False).about),
+        *pages.routes(),
         # openpi's client knows a host and a port alone.
         WebSocketRoute("/", robots.openpi),
         WebSocketRoute("/v1/realtime/robot/openpi", robots.openpi),
@@ -58,7 +62,9 @@ def application(engine: Engine, settings: Settings, metrics: Metrics, compilatio
     known = frozenset(route.path for route in routes if isinstance(route, Route | WebSocketRoute))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, settings=settings, metrics=metrics, routes=known)],
+        middleware=[
+            Middleware(Guard, settings=settings, metrics=metrics, routes=known, open_pages=frozenset(pages.files()))
+        ],
         exception_handlers={ApiError: _told, HTTPException: _http, Exception: _failed},
     )
 

@@ -236,11 +236,12 @@ class Reply:
         if self.asked.likeliest is None:
             return None
 
-        def entry(text: str, value: float) -> dict[str, Any]:
-            return {"token": text, "logprob": value, "bytes": list(text.encode())}
+        def entry(id: int, text: str, value: float) -> dict[str, Any]:
+            # OpenAI's fields, and the id: several ids may have the same text.
+            return {"token": text, "logprob": value, "bytes": list(text.encode()), "id": id}
 
         content = [
-            entry(one.text, one.log_probability) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
+            entry(one.id, one.text, one.log_probability) | {"top_logprobs": [entry(*other) for other in one.likeliest]}
             for one in tokens
         ]
         return {"content": content, "refusal": None}

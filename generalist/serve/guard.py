@@ -22,8 +22,16 @@ log = logging.getLogger("generalist.serve")
 class Guard:
     """ASGI middleware: the token, the page that asks, counts and logs. Logs have no contents, and no tokens."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        routes: frozenset[str],
+        open_pages: frozenset[str] = frozenset(),
+    ):
         self._app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
+        self._open_pages = open_pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or one websocket."""
@@ -43,7 +51,7 @@ class Guard:
             await send(message)
 
         try:
-            refused = self._too_long(scope) or self._refused(Headers(scope=scope))
+            refused = self._too_long(scope) or self._refused(Headers(scope=scope), self._is_open(scope))
             if refused is None:
                 await self._app(scope, receive, noting)
             elif scope["type"] == "websocket":
@@ -66,9 +74,13 @@ class Guard:
         limit = self._settings.limits.header
         return ApiError(431, f"the headers may have {limit:,} bytes", code="too_large") if size > limit else None
 
-    def _refused(self, headers: Headers) -> ApiError | None:
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether it asks for a file that everyone may have: the playground's, which a browser opens without a token."""
+        return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in self._open_pages
+
+    def _refused(self, headers: Headers, is_open: bool) -> ApiError | None:
         settings = self._settings
-        if settings.token is not None:
+        if settings.token is not None and not is_open:
             # openpi's client sends `Api-Key`, all others `Bearer`.
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = secrets.compare_digest(given.encode("latin-1", "replace"), settings.token.encode())
