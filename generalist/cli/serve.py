@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace", type=float, default=30.0, help="seconds for answers that have begun, after SIGTERM (default 30)"
     )
+    parser.add_argument(
+        "--inspect", action="store_true", help="the playground also shows what the model looks at, and its gates"
+    )
     add_weights(parser)
 
 
@@ -133,4 +136,5 @@ def settings_of(arguments: argparse.Namespace) -> "Settings":
         queue=arguments.queue,
         deadline=arguments.deadline,
         grace=arguments.grace,
+        inspect=arguments.inspect,
     )

@@ -76,7 +76,7 @@ class _Reader:
         segment = np.asarray(batch.segment[row])  # (L,)
         cells: list[Cell] = []
         titles = []
-        seen, near, images = self._seen(batch, row)
+        visible, near, images = seen(self.model, batch, row)
         # 0 is padding.
         for number in range(1, int(segment.max(initial=0)) + 1):
             at = np.flatnonzero(segment == number)
@@ -89,7 +89,7 @@ class _Reader:
             # A position's targets are what the model is to predict after it, with their own meanings.
             cells += [
                 self._cell(
-                    batch, row, place, meaning, several, _ranges(seen[place]), _ranges(near[place]), images[place]
+                    batch, row, place, meaning, several, ranges(visible[place]), ranges(near[place]), images[place]
                 )
                 for place, meaning, several in zip(at.tolist(), held, wanted, strict=True)
             ]
@@ -126,30 +126,6 @@ class _Reader:
             images=images,
         )
 
-    def _seen(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-        """By the model's own masks: the positions that each position attends to in layers without a window, bool (L, L), and with
-        one; and the positions of the images that it attends to."""
-        segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
-        # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
-        block = jnp.asarray(batch.block[row : row + 1])
-        blocks = None if self.model.blocks == "none" else Blocks(block, block, self.model.blocks == "whole")
-        whole = attention_mask(segment, position, segment, position, blocks=blocks)
-        near = (
-            attention_mask(segment, position, segment, position, reach=self.model.window, blocks=blocks)
-            if any(kind.startswith("window") for kind in self.model.kind_of_layers)
-            else whole
-        )
-        is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
-        places = np.flatnonzero(is_image[0])
-        images: list[list[int]] = [[] for _ in range(segment.shape[1])]
-        if len(places):
-            # (1, I): images are numbered from 1 within a row; 0 is none
-            number = jnp.arange(1, len(places) + 1)[None]
-            first = first_image(jnp.asarray(is_image), position)
-            mask = image_mask(jnp.asarray(batch.image[row : row + 1]), first, number, self.model.vision.attend_to)
-            images = [places[np.flatnonzero(one)].tolist() for one in np.asarray(mask[0])]
-        return np.asarray(whole[0]), np.asarray(near[0]), images
-
     def _layout(self, drawn: Drawn) -> TaskLayout | None:
         examples = self.parts[drawn.part].examples
         return examples.layout if isinstance(examples, ControlExamples) else None
@@ -167,6 +143,31 @@ class _Reader:
             f"{examples.layout.name}, episode {episode + 1:,} of {len(examples.reader):,}, a window near step {step:,}"
         )
         return f"{told} ({where})" if where else told
+
+
+def seen(model: ModelConfig, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """By the model's own masks: the positions that each position attends to in layers without a window, bool (L, L), and with
+    one; and the positions of the images that it attends to."""
+    segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
+    # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
+    block = jnp.asarray(batch.block[row : row + 1])
+    blocks = None if model.blocks == "none" else Blocks(block, block, model.blocks == "whole")
+    whole = attention_mask(segment, position, segment, position, blocks=blocks)
+    near = (
+        attention_mask(segment, position, segment, position, reach=model.window, blocks=blocks)
+        if any(kind.startswith("window") for kind in model.kind_of_layers)
+        else whole
+    )
+    is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
+    places = np.flatnonzero(is_image[0])
+    images: list[list[int]] = [[] for _ in range(segment.shape[1])]
+    if len(places):
+        # (1, I): images are numbered from 1 within a row; 0 is none
+        number = jnp.arange(1, len(places) + 1)[None]
+        first = first_image(jnp.asarray(is_image), position)
+        mask = image_mask(jnp.asarray(batch.image[row : row + 1]), first, number, model.vision.attend_to)
+        images = [places[np.flatnonzero(one)].tolist() for one in np.asarray(mask[0])]
+    return np.asarray(whole[0]), np.asarray(near[0]), images
 
 
 def _sequence(batch: Batch, row: int, at: np.ndarray) -> TokenSequence:
@@ -194,7 +195,7 @@ def _targets(batch: Batch, row: int, place: int) -> tuple[list[int], list[float]
     return [int(batch.targets[row, place])], [float(batch.loss_weight[row, place])]
 
 
-def _ranges(flags: Bool[np.ndarray, "L"]) -> list[tuple[int, int]]:
+def ranges(flags: Bool[np.ndarray, "L"]) -> list[tuple[int, int]]:
     """Runs of true flags (L,), each from its first to behind its last."""
     # False on both sides, so that every run has an edge at its beginning and one behind its end.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))

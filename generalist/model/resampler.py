@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from generalist.model.blocked_attention import MASKED
 from generalist.model.config import Activation
-from generalist.model.layers import LayerNorm, Linear, NormedFeedForward, stack
+from generalist.model.layers import LayerNorm, Linear, NormedFeedForward, stack, unstacked
 
 
 class PerceiverAttention(nnx.Module):
@@ -126,6 +126,31 @@ class PerceiverResampler(nnx.Module):
         self, features: Float[Array, "N T S F"], frames: Bool[Array, "N T"] | None = None
     ) -> Float[Array, "N K D"]:
         """Visual tokens of videos (images have T = 1). `frames`: which frames of a video exist; None: all."""
+        x, latents, visible = self._inputs(features, frames)
+        # One compiled layer for all, as in the Transformer.
+        graph, stacked = nnx.split(self.layers)
+        latents, _ = jax.lax.scan(
+            lambda carry, params: (nnx.merge(graph, params)(x, carry, visible), None), latents, stacked
+        )
+        return self.norm(latents)
+
+    def sources(self, features: Float[Array, "N 1 S F"]) -> Float[Array, "N K S"]:
+        """How much of each image's cells each visual token holds, by attention rollout (Abnar & Zuidema, 2020, section 3): in
+        each layer half comes from the latent before and half from what it attends to, as a mean over heads. Sums to 1 over the
+        cells, since the latents are learned and hold nothing of an image at first."""
+        x, latents, visible = self._inputs(features, None)
+        cells = features.shape[2]
+        held = jnp.zeros((*latents.shape[:2], cells), jnp.float32)
+        for layer in unstacked(self.layers):
+            weights = layer.attention.weights(x, latents, visible).mean(axis=1)  # (N, K, S + K)
+            held = (held + weights[..., :cells] + weights[..., cells:] @ held) / 2
+            latents = layer(x, latents, visible)
+        return held / held.sum(axis=-1, keepdims=True)
+
+    def _inputs(
+        self, features: Float[Array, "N T S F"], frames: Bool[Array, "N T"] | None
+    ) -> tuple[Float[Array, "N T*S D"], Float[Array, "N K D"], Bool[Array, "N T*S"]]:
+        """The features and the latents that enter the first layer, and which features there are."""
         count, length, cells, _ = features.shape
         x = features if self.projection is None else self.projection(features)
         x = x + time_embeddings(self.time_table[...], length).astype(x.dtype)[None, :, None]
@@ -134,12 +159,7 @@ class PerceiverResampler(nnx.Module):
         # Space and time become one axis: the cells have no order but what the encoder and `time_table` put into them.
         x = x.reshape(count, length * cells, -1)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype)[None], (count, *self.latents.shape))
-        # One compiled layer for all, as in the Transformer.
-        graph, stacked = nnx.split(self.layers)
-        latents, _ = jax.lax.scan(
-            lambda carry, params: (nnx.merge(graph, params)(x, carry, visible), None), latents, stacked
-        )
-        return self.norm(latents)
+        return x, latents, visible
 
 
 def time_embeddings(table: Float[Array, "M D"], length: int) -> Float[Array, "T D"]:

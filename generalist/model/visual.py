@@ -141,11 +141,26 @@ class VisualPath(nnx.Module):
         mask: Bool[Array, "B L I"] | None,
     ) -> Float[Array, "B L D"]:
         """The gated cross-attention that stands before a block, if one does."""
-        layer, rest = divmod(block - self.first, self.every)
-        if layer < 0 or rest:
+        layer = self.layer_before(block)
+        if layer is None:
             return x
         # The feed-forward acts on positions without images too.
-        return unstacked(self.gated)[layer](x, None if keys is None else keys[layer], mask)
+        number = (block - self.first) // self.every
+        return layer(x, None if keys is None else keys[number], mask)
+
+    def layer_before(self, block: int) -> GatedCrossAttention | None:
+        """The gated cross-attention that stands before a block, if one does."""
+        layer, rest = divmod(block - self.first, self.every)
+        return None if layer < 0 or rest else unstacked(self.gated)[layer]
+
+    def sources(self, batch: Batch, dtype: DTypeLike) -> Float[Array, "I K S"] | None:
+        """How much of the cells of each image of a row its visual tokens hold; None without images."""
+        if not len(batch.images):
+            return None
+        features = batch.images[jnp.asarray(batch.row_images)[0]].astype(dtype)  # (I, S, F)
+        if self.resampler is None:
+            return jnp.broadcast_to(jnp.eye(features.shape[1]), (len(features), features.shape[1], features.shape[1]))
+        return self.resampler.sources(features[:, None])
 
 
 def _resampler(spec: ModelSpec, rngs: nnx.Rngs) -> PerceiverResampler:

@@ -15,21 +15,31 @@ from generalist.serve.completions import Completions
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError
 from generalist.serve.guard import Guard
+from generalist.serve.inspection import Inspection, Inspector
 from generalist.serve.metrics import Metrics
 from generalist.serve.playground import pages
 from generalist.serve.playground.about import About
+from generalist.serve.playing import Episodes
 from generalist.serve.robot import Robots
 from generalist.serve.settings import Settings
 
 
-def application(engine: Engine, settings: Settings, metrics: Metrics, compilations: Compilations) -> Starlette:
+def application(
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    compilations: Compilations,
+    inspector: Inspector | None = None,
+) -> Starlette:
     """The application for an engine that is ready.
 
     Args:
         compilations: counted from now on.
+        inspector: compiled; None: what the model looks at is not shown.
     """
     name = settings.name or engine.weights.config.name
     completions, robots = Completions(engine, settings, name), Robots(engine, settings, name)
+    episodes = Episodes(engine, completions)
     before = compilations.count
     metrics.watch("compilations_after_ready", "Programs compiled since ready: 0.", lambda: compilations.count - before)
     for key in engine.counts():
@@ -52,21 +62,28 @@ def application(engine: Engine, settings: Settings, metrics: Metrics, compilatio
         Route("/v1/models", completions.models),
         Route("/v1/models/{name}", completions.model),
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
-        Route("/v1/playground", About(engine, settings, name, inspects=False).about),
+        Route("/v1/playground", About(engine, settings, name, inspects=inspector is not None).about),
+        Route("/v1/play", episodes.play, methods=["POST"]),
         *pages.routes(),
         # openpi's client knows a host and a port alone.
         WebSocketRoute("/", robots.openpi),
         WebSocketRoute("/v1/realtime/robot/openpi", robots.openpi),
         WebSocketRoute("/v1/realtime/robot/json", robots.json),
     ]
+    if inspector is not None:
+        routes.append(
+            Route("/v1/inspect", Inspection(engine, inspector, completions).inspect, methods=["POST"]),
+        )
     known = frozenset(route.path for route in routes if isinstance(route, Route | WebSocketRoute))
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Guard, settings=settings, metrics=metrics, routes=known, open_pages=frozenset(pages.files()))
         ],
         exception_handlers={ApiError: _told, HTTPException: _http, Exception: _failed},
     )
+    app.state.episodes = episodes
+    return app
 
 
 def _count(engine: Engine, key: str) -> int:

@@ -17,9 +17,10 @@ from generalist.serve.chat_requests import ChatRequest, Link, chat_request, deco
 from generalist.serve.engine import Engine, Full
 from generalist.serve.errors import ApiError, wrong
 from generalist.serve.guard import Bodies
-from generalist.serve.messages import Prompter
+from generalist.serve.messages import Message, Prompter
 from generalist.serve.remote_images import fetch
 from generalist.serve.settings import Settings
+from generalist.tokenizers.sequence import Sequence
 
 CLIENT_LOOKS = 0.5  # seconds between two looks whether a client is still there
 
@@ -30,7 +31,7 @@ class Completions:
     def __init__(self, engine: Engine, settings: Settings, name: str):
         self.engine, self._settings, self._name = engine, settings, name
         self._bodies, self._prompter = Bodies(settings.limits), Prompter(engine.weights)
-        self._preparing = asyncio.Semaphore(
+        self.preparing = asyncio.Semaphore(
             1
         )  # images are decoded one at a time: each takes many times its encoded size
         self._created = int(time.time())
@@ -47,9 +48,8 @@ class Completions:
 
     async def chat(self, request: Request) -> Response:
         """A chat's answer, whole or as a stream."""
-        body = await self._bodies.read(request)
-        asked = await asyncio.to_thread(self._checked, body)
-        async with self._preparing:
+        asked = self.asked(await self.read(request))
+        async with self.preparing:
             answers, prompt, events = await asyncio.to_thread(self._answers, asked, asyncio.get_running_loop())
         try:
             self.engine.submit(answers)
@@ -63,6 +63,44 @@ class Completions:
             return StreamingResponse(reply.lines(), media_type="text/event-stream", headers=headers)
         return JSONResponse(await reply.whole(request))
 
+    async def read(self, request: Request) -> dict[str, Any]:
+        """The body of a request as a JSON object.
+
+        Raises:
+            ApiError: it is none, too large, or has too many or too deep values.
+        """
+        return await asyncio.to_thread(parse_json, await self._bodies.read(request), self._settings.limits)
+
+    def asked(self, found: dict[str, Any]) -> ChatRequest:
+        """What a request asks for, checked; its images are still encoded.
+
+        Raises:
+            ApiError: see `chat_request`; or it is for another model.
+        """
+        asked = chat_request(found, self._settings.limits)
+        if asked.model != self._name:
+            raise self._unknown()
+        return asked
+
+    def prompt(self, asked: ChatRequest) -> tuple[Sequence, list[Message]]:
+        """The prompt of a request, and its messages with their images decoded.
+
+        Raises:
+            ApiError: an image cannot be decoded, or the messages are no prompt.
+        """
+        messages = [
+            dataclasses.replace(one, content=[self._part(part) for part in one.content]) for one in asked.messages
+        ]
+        try:
+            sequence = self._prompter.sequence(messages)
+        except ValueError as error:
+            code = "context_length_exceeded" if "context" in str(error) else "invalid_value"
+            raise wrong("messages", str(error), code) from error
+        images = self.engine.chat.images
+        if len(sequence.images) > images:
+            raise wrong("messages", f"have {len(sequence.images)} images, but may have {images}", "too_large")
+        return sequence, messages
+
     def _model(self) -> dict[str, Any]:
         return {"id": self._name, "object": "model", "created": self._created, "owned_by": "generalist"}
 
@@ -71,29 +109,12 @@ class Completions:
             404, f"there is no such model here: there is {self._name}", param="model", code="model_not_found"
         )
 
-    def _checked(self, body: bytes) -> ChatRequest:
-        asked = chat_request(parse_json(body, self._settings.limits), self._settings.limits)
-        if asked.model != self._name:
-            raise self._unknown()
-        return asked
-
     def _answers(
         self, asked: ChatRequest, loop: asyncio.AbstractEventLoop
     ) -> tuple[list[Answer], int, "asyncio.Queue[tuple[int, Event]]"]:
         """The texts to write, the length of the prompt, and where their events come."""
-        messages = [
-            dataclasses.replace(one, content=[self._part(part) for part in one.content]) for one in asked.messages
-        ]
+        sequence, messages = self.prompt(asked)
         engine = self.engine
-        try:
-            sequence = self._prompter.sequence(messages)
-        except ValueError as error:
-            code = "context_length_exceeded" if "context" in str(error) else "invalid_value"
-            raise wrong("messages", str(error), code) from error
-        if len(sequence.images) > engine.chat.images:
-            raise wrong(
-                "messages", f"have {len(sequence.images)} images, but may have {engine.chat.images}", "too_large"
-            )
         room = engine.chat.context - len(sequence)
         room = room if asked.tokens is None else min(room, asked.tokens)
         stops = (*asked.decoding.stop, *self._prompter.stops(messages))

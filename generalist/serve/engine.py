@@ -23,6 +23,8 @@ log = logging.getLogger("generalist.serve")
 
 ANSWERS = 0.008
 """Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
+ASIDES = 4
+"""Computations besides texts and agents' steps that may wait."""
 SHARE = 2.0
 """Seconds for agents alone after each second for texts, if agents answer at once."""
 
@@ -45,6 +47,7 @@ class Engine:
         self._queue = queue
         self._asked: collections.deque[Answer] = collections.deque()
         self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._asides: collections.deque[Callable[[], None]] = collections.deque()
         self._running: dict[int, tuple[Lane, Answer]] = {}
         self._next: Weights | None = None
         self._wake = threading.Condition()
@@ -88,6 +91,20 @@ class Engine:
             if len(self._asked) + len(answers) > self._queue:
                 raise Full(f"{len(self._asked)} texts wait already: try again later")
             self._asked.extend(answers)
+            self._wake.notify()
+
+    def aside(self, what: Callable[[], None]) -> None:
+        """Computes something else in the place of a step of the texts. It must raise nothing.
+
+        Raises:
+            Full: too much of that waits.
+        """
+        with self._wake:
+            if self._stopping:
+                raise Full("the server is stopping")
+            if len(self._asides) >= ASIDES:
+                raise Full(f"{ASIDES} prompts wait to be looked into: try again later")
+            self._asides.append(what)
             self._wake.notify()
 
     def open(self, layout: str) -> Session:
@@ -160,7 +177,7 @@ class Engine:
             with self._wake:
                 while self._calls:
                     self._calls.popleft()()
-                idle = not (self._asked or self._running or any(pool.waiting for pool in self.pools))
+                idle = not (self._asked or self._running or self._asides or any(pool.waiting for pool in self.pools))
                 if idle and self._next is None:
                     if self._stopping:
                         return
@@ -187,8 +204,11 @@ class Engine:
         if acted:
             self._acted = time.monotonic()
         now = time.monotonic()
-        if self._running and now >= min(self._acted + ANSWERS, self._texts_until):
-            self._texts()
+        if (self._running or self._asides) and now >= min(self._acted + ANSWERS, self._texts_until):
+            if self._asides:
+                self._asides.popleft()()
+            else:
+                self._texts()
             took = time.monotonic() - now
             self._texts_until = now + (1 + SHARE) * took
         elif not acted:

@@ -21,6 +21,7 @@ from generalist.serve.app import application
 from generalist.serve.chat_lanes import ChatLanes, bytes_per_lane
 from generalist.serve.compilations import Compilations
 from generalist.serve.engine import Engine
+from generalist.serve.inspection import Inspector
 from generalist.serve.metrics import Metrics
 from generalist.serve.sessions import playable, pools
 from generalist.serve.settings import MIB, Settings
@@ -87,9 +88,12 @@ class Server:
         agents = pools(weights, layouts, settings.sessions, settings.prefix, settings.patience_ms / 1000)
         started = time.monotonic()
         warm_up(weights, chat, agents, told)
+        inspector = Inspector(weights, settings.limits.images) if settings.inspect else None
+        if inspector is not None:
+            inspector.warm_up(weights, told)
         self.seconds, self.programs = time.monotonic() - started, self._compilations.count
         self.engine = Engine(weights, chat, agents, self.metrics, settings.queue)
-        self.app = application(self.engine, settings, self.metrics, self._compilations)
+        self.app = application(self.engine, settings, self.metrics, self._compilations, inspector)
         self._uvicorn: uvicorn.Server | None = None
 
     def run(self, ready: Callable[[int], None], reload: Callable[[], Weights] | None = None) -> bool:
@@ -121,7 +125,7 @@ class Server:
             timeout_keep_alive=10,
             timeout_graceful_shutdown=int(self.settings.grace) or 1,
         )
-        self._uvicorn = _Announcing(config, ready)
+        self._uvicorn = _Announcing(config, ready, self.app.state.episodes.stop)
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal that ended it once more behind its end, when answers are still to be waited for.
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,13 +148,17 @@ class Server:
 
 
 class _Announcing(uvicorn.Server):
-    """Says when it listens, and at which port."""
+    """Says when it listens, and at which port; ends what would go on for long before it waits for answers."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[int], None]):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[int], None], ending: Callable[[], None]):
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._ending = ready, ending
 
     async def startup(self, sockets: list | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._ready(self.servers[0].sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)

@@ -1,12 +1,15 @@
 """Sessions of agents: each plays its episodes in a lane of a policy, together with the others whose steps have the same shape.
 
-Dimension key: none; see `ControlPolicy`.
+Dimension key: A numbers of an action, V vocabulary.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from generalist.inference.policy import ControlPolicy, StepShape, shape_of, some_value
 from generalist.inference.weights import Weights
@@ -27,6 +30,15 @@ class Session:
     """Whether an episode has begun."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Acted:
+    """An action and what it was chosen from."""
+
+    action: Any
+    logits: Float[np.ndarray, "A V"]
+    """Of all ids, for each of the action's numbers."""
+
+
 @dataclasses.dataclass(eq=False)
 class Step:
     """An observation that waits for its action."""
@@ -39,6 +51,8 @@ class Step:
     """Takes the action, or an exception; called by the engine's thread."""
     deadline: float = float("inf")
     """On the monotonic clock; an observation that is older is refused and not seen."""
+    looks: bool = False
+    """Whether an `Acted` is given instead of the action alone."""
     asked: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -144,8 +158,11 @@ class Pool:
         for step in steps:
             observations[step.session.lane] = step.observation
         actions = self.policy.act(observations)
+        # Taken apart on the host: an index on the device would be a program of its own.
+        logits = np.asarray(self.policy.logits) if any(step.looks for step in steps) else None
         for step in steps:
-            step.give(actions[step.session.lane])
+            action = actions[step.session.lane]
+            step.give(action if logits is None or not step.looks else Acted(action, logits[step.session.lane]))
 
 
 def pools(weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float) -> list[Pool]:

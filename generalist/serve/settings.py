@@ -75,6 +75,8 @@ class Settings:
     """Positions of the pieces in which prompts are read, rising."""
     grace: float = 30.0
     """Seconds in which answers that have begun may end after SIGTERM."""
+    inspect: bool = False
+    """Whether clients may ask what the model looks at (`/v1/inspect`)."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import TOKEN, asked, picture, running
+from watched import with_task
 
 from generalist.serve.playground.pages import files
+from generalist.tokenizers.sequence import CHUNK_END
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
 def model(make_model: Callable[..., Any]) -> Any:
-    return make_model("frame+encoder")
+    return with_task(make_model("frame+encoder"))
 
 
 @pytest.fixture(scope="module")
 def port(model: Any) -> Iterator[int]:
-    with running(model) as (_, port):
+    with running(model, inspect=True) as (_, port):
         yield port
 
 
@@ -66,8 +68,8 @@ def test_without_the_token_there_are_only_its_files(server_with_token: int) -> N
 
 
 @pytest.fixture(scope="module")
-def server_with_token(make_model: Callable[..., Any]) -> Iterator[int]:
-    with running(make_model("frame+encoder"), token=TOKEN, sessions=0) as (_, port):
+def server_with_token(model: Any) -> Iterator[int]:
+    with running(model, token=TOKEN, sessions=0) as (_, port):
         yield port
 
 
@@ -125,8 +127,6 @@ def test_shots_with_images_are_prompted_and_streamed(page: Any, port: int, model
     page.fill("#question textarea", "push")
     page.click("summary")
     page.fill("#max_tokens", "9")
-    from generalist.tokenizers.sequence import CHUNK_END
-
     shots = [picture(1), " red", CHUNK_END, picture(2), " blue", CHUNK_END]
     assert answered(page) == model.prompt([*shots, picture(3), "push"], tokens=9)
     chips = page.locator("#tokens .token")
@@ -198,3 +198,56 @@ def test_it_fits_a_phone(page: Any, port: int, dark: bool) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (np.mean([int(one) for one in re.findall(r"\d+", ground)]) < 128) == dark
+
+
+@pytest.mark.slow
+def test_it_shows_what_each_token_looked_at(page: Any, port: int, tmp_path: Path) -> None:
+    opened(page, port)
+    page.click("#add-shot")
+    for number in range(2):
+        page.locator("input[type=file]").nth(number).set_input_files(png(tmp_path, number + 1))
+    page.fill(".shot input[type=text]", "red")
+    page.wait_for_selector("#question figure img")
+    page.click("summary")
+    page.fill("#max_tokens", "4")
+    assert answered(page)
+    page.wait_for_selector("#gates")
+    # It sees the last image alone, all of whose cells are drawn over it.
+    shares = page.locator("#seen figcaption").all_text_contents()
+    assert [one.startswith("100% of the cross-attention") for one in shares] == [False, True]
+    assert page.locator("#seen canvas").count() == 1
+    assert page.locator("#gates .number").all_text_contents()[:2] == ["76%", "0.0%"]  # tanh 1, and a closed one
+    places = page.locator("#positions .place")
+    strength = "element => Number(element.style.getPropertyValue('--a'))"
+    shown = [place.evaluate(strength) for place in places.all()]
+    assert max(shown) == 1 and places.last.get_attribute("class").endswith("self")
+    page.locator("#positions .layers button").nth(1).click()
+    assert [place.evaluate(strength) for place in places.all()] != shown
+    # The next token has one more position to look at.
+    page.locator("#tokens .token").nth(1).click()
+    assert page.locator("#positions .place").count() == len(shown) + 1
+    page.click("#sequence summary")
+    cells = page.locator("#rows .cell")
+    assert cells.count() == len(shown) + 4
+    cells.nth(3).click()
+    assert page.locator("#rows .seen").count() == 4 and "position" in page.text_content("#details")
+
+
+@pytest.mark.slow
+def test_an_agent_plays_live_and_is_stopped(page: Any, port: int) -> None:
+    opened(page, port)
+    page.click("#tab-agent")
+    assert page.locator("#task option").all_text_contents() == ["cartpole"]
+    page.fill("#instruction", "push the red block")
+    page.click("#play")
+    page.wait_for_selector("#actions:not([hidden])")
+    assert "“push the red block”" in page.text_content("#playing")
+    assert page.evaluate("document.getElementById('screen').naturalWidth") > 100
+    assert page.locator("#actions .name").all_text_contents() == ["action 0", "action 1"]
+    page.wait_for_selector("#halt", state="hidden")  # random actions fall soon
+    assert "over" in page.text_content("#playing")
+    assert float(page.locator("#numbers b").first.text_content()) >= 1
+    page.click("#play")
+    page.wait_for_selector("#halt:not([hidden])")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#halt", state="hidden")

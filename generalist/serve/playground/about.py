@@ -5,8 +5,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from generalist.envs.registry import tasks
 from generalist.serve.engine import Engine
+from generalist.serve.playing import playable_tasks
 from generalist.serve.settings import Settings
 from generalist.serve.warm_up import sees_images
 
@@ -23,11 +23,7 @@ class About:
             "image_bytes": limits.image,
             "pixels": limits.pixels,
             "inspects": inspects,
-            "tasks": [
-                {"name": task.name, "instruction": task.instruction}
-                for task in tasks()
-                if any(task.layout in pool.layouts for pool in engine.pools)
-            ],
+            "tasks": [{"name": task.name, "instruction": task.instruction} for task in playable_tasks(engine)],
         }
 
     async def about(self, request: Request) -> Response:

@@ -1,5 +1,6 @@
 // The page: the door, the tabs, light and dark.
 import { Refused, json, setToken } from "./api.js";
+import { begin as beginAgent } from "./agent.js";
 import { begin as beginAnswer } from "./answer.js";
 import { by, show, tell } from "./dom.js";
 import { begin as beginPrompt } from "./prompt.js";
@@ -40,6 +41,8 @@ async function connect() {
   by("model").textContent = about.model;
   beginPrompt(about);
   beginAnswer(about);
+  show("tab-agent", about.tasks.length > 0);
+  if (about.tasks.length) beginAgent(about);
   tab("ask");
 }
 

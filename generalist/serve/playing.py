@@ -1,0 +1,247 @@
+"""`POST /v1/play`: an agent plays a task in this process, and is watched as a stream of server-sent events.
+
+    {"begin": {"task": ..., "instruction": ..., "max_steps": ...}}
+    {"step": 0, "reward": 0.0, "score": null, "picture": "data:image/jpeg;base64,...", "action": null}
+    {"step": 1, ..., "action": [{"name": "action", "low": "0", "high": "6", "chosen": 2, "probabilities": [...]}]}
+
+Each episode has a thread, which asks the engine for its actions like any other client: it waits, and nobody waits for it.
+
+Dimension key: A numbers of an action, V vocabulary.
+"""
+
+import asyncio
+import base64
+import concurrent.futures
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from generalist.envs.registry import tasks
+from generalist.envs.rendering import frames_a_second, make
+from generalist.envs.task import EVALUATION_SEED, Policy, Task
+from generalist.envs.watching import Moment, episode
+from generalist.serve.completions import Completions
+from generalist.serve.engine import Engine
+from generalist.serve.errors import ApiError, wrong
+from generalist.serve.sessions import Acted, Refused, Session, Step
+from generalist.tokenizers.described import part_name
+from generalist.tokenizers.spaces import TaskLayout
+
+EPISODES = 2
+"""Episodes at a time: each renders in this process."""
+PICTURES = 15.0
+"""Pictures per second at most."""
+SIDE = 320
+"""Pixels per side of a picture at most."""
+AHEAD = 3
+"""Events that may wait for a client; until it takes them, the episode stands still."""
+LETTERS = 500
+"""Characters of an instruction."""
+BINS = 48
+"""Bars of a distribution at most: neighbouring bins of a number are added up."""
+
+log = logging.getLogger("generalist.serve")
+
+
+def playable_tasks(engine: Engine) -> list[Task]:
+    """The tasks of the registry whose layouts the engine plays."""
+    known = {layout for pool in engine.pools for layout in pool.layouts}
+    return [task for task in tasks() if task.layout in known]
+
+
+class Episodes:
+    """The route."""
+
+    def __init__(self, engine: Engine, completions: Completions):
+        self._engine, self._completions = engine, completions
+        self._tasks = {task.name: task for task in playable_tasks(engine)}
+        self._running: set[Watched] = set()
+
+    async def play(self, request: Request) -> Response:
+        """An episode as a stream. A client that goes ends it."""
+        found = await self._completions.read(request)
+        if unknown := sorted(found.keys() - {"task", "instruction", "seed"}):
+            raise ApiError(400, f"unknown field {unknown[0][:60]!r}", param=unknown[0][:60], code="unknown_parameter")
+        task = self._tasks.get(found["task"]) if isinstance(found.get("task"), str) else None
+        if task is None:
+            raise wrong("task", "must be the name of a task that /v1/playground lists")
+        instruction, seed = found.get("instruction"), found.get("seed", 0)
+        if instruction is not None and (not isinstance(instruction, str) or len(instruction) > LETTERS):
+            raise wrong("instruction", f"must be a text of at most {LETTERS} characters")
+        if type(seed) is not int or not 0 <= seed < 1 << 31:
+            raise wrong("seed", "must be a whole number from 0 to 2147483647")
+        if len(self._running) >= EPISODES:
+            raise ApiError(429, f"{EPISODES} episodes are being played: try again later", code="busy")
+        try:
+            session = self._engine.open(task.layout)
+        except Refused as error:
+            raise ApiError(429, str(error), code="busy") from error
+        watched = Watched(self._engine, session, task, instruction, EVALUATION_SEED + seed)
+        self._running.add(watched)
+        return StreamingResponse(
+            self._lines(watched), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+
+    async def _lines(self, watched: "Watched") -> AsyncIterator[str]:
+        try:
+            async for event in watched.events():
+                yield f"data: {json.dumps(event)}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            watched.stop()
+            self._running.discard(watched)
+
+    def stop(self) -> None:
+        """Ends all episodes."""
+        for watched in list(self._running):
+            watched.stop()
+
+
+class Watched:
+    """An episode that is being watched.
+
+    Args:
+        instruction: None: the episode's own.
+    """
+
+    def __init__(self, engine: Engine, session: Session, task: Task, instruction: str | None, seed: int):
+        self._engine, self._session, self._task = engine, session, task
+        self._instruction, self._seed = instruction, seed
+        self._stopped = threading.Event()
+        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._acted: Acted | None = None
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Plays, and yields the events."""
+        threading.Thread(target=self._play, name=f"playing {self._task.name}", daemon=True).start()
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    def stop(self) -> None:
+        """Ends the episode, at its next step."""
+        self._stopped.set()
+
+    def _give(self, event: dict[str, Any] | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def _play(self) -> None:
+        """The episode's thread. The environment is made, played and closed in it: OpenGL's contexts belong to threads."""
+        try:
+            env = make(self._task)
+            try:
+                self._watch(env)
+            finally:
+                env.close()
+        except (ImportError, ValueError) as error:  # packages or graphics that are missing, a prompt that is too long
+            self._give({"error": {"message": str(error)}})
+        except Exception:  # an environment may raise anything, which is not for clients
+            log.exception("an episode failed")
+            self._give({"error": {"message": f"the episode of {self._task.name} failed"}})
+        finally:
+            self._engine.close(self._session)
+            self._give(None)
+
+    def _watch(self, env: gym.Env) -> None:
+        pace = frames_a_second(env)
+        every = max(1, round(pace / PICTURES))
+        due = time.monotonic()
+        for moment in episode(self._task, env, self._begin, self._seed, every=every):
+            if not moment.step:
+                own = self._instruction if self._instruction is not None else moment.instruction
+                self._give({"begin": {"task": self._task.name, "instruction": own, "max_steps": self._task.max_steps}})
+            self._give(self._told(moment))
+            due = max(due + every / pace, time.monotonic())
+            while (time.monotonic() < due or self._events.qsize() > AHEAD) and not self._stopped.wait(0.005):
+                pass
+            if self._stopped.is_set():
+                return
+
+    def _begin(self, task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
+        prompt = self._instruction if self._instruction is not None else instruction
+        begins: list[tuple[str, int]] = [(prompt, seed)]
+
+        def act(observation: Any) -> Any:
+            self._acted = self._ask(observation, begins.pop() if begins else None)
+            return self._acted.action
+
+        return act
+
+    def _ask(self, observation: Any, begin: tuple[str, int] | None) -> Acted:
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._engine.step(Step(self._session, observation, begin, answer.set_result, looks=True))
+        while True:
+            try:
+                found = answer.result(timeout=0.5)
+            except TimeoutError:
+                if self._stopped.is_set() or not self._engine.alive:
+                    raise Refused("the episode was stopped") from None
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    def _told(self, moment: Moment) -> dict[str, Any]:
+        acted, layout = self._acted, self._engine.weights.layouts[self._task.layout]
+        return {
+            "step": moment.step,
+            "reward": moment.reward,
+            "score": moment.score,
+            "percent": None if moment.score is None else _finite(self._task.normalized(moment.score)),
+            "picture": jpeg(moment.picture),
+            "action": None if acted is None else distribution(layout, acted.action, acted.logits),
+        }
+
+
+def distribution(layout: TaskLayout, action: Any, logits: Float[np.ndarray, "A V"]) -> list[dict[str, Any]]:
+    """For each number of an action its name, the range of its values, the probabilities of its bins and the chosen one."""
+    space = layout.action
+    chosen = np.concatenate([piece.tokens.reshape(-1) for piece in space.encode(space.stack([action]))])
+    found: list[dict[str, Any]] = []
+    for part in space.parts:
+        bounds = space.valid_ranges[len(found) : len(found) + part.size]  # (size, 2)
+        low, high = (part.decode(ids[None].astype(np.int32)).reshape(-1) for ids in (bounds[:, 0], bounds[:, 1] - 1))
+        name = part_name("action", part)
+        for place, (first, end) in enumerate(bounds.tolist()):
+            own = logits[len(found), first:end]
+            shares = np.exp(own - own.max())
+            # As many bins as bars at most, and each bar as many bins as the others but the last.
+            width = -(-len(own) // BINS)
+            begins = np.arange(0, len(own), width)
+            found.append(
+                {
+                    "name": name if part.size == 1 else f"{name}[{place}]",
+                    "low": f"{low[place]:.3g}",
+                    "high": f"{high[place]:.3g}",
+                    "discrete": space.valid_ranges.shape[0] == 1 and width == 1,
+                    "chosen": int(chosen[len(found)] - first) // width,
+                    "probabilities": np.round(np.add.reduceat(shares / shares.sum(), begins), 5).tolist(),
+                }
+            )
+    return found
+
+
+def jpeg(picture: UInt8[np.ndarray, "H W 3"]) -> str:
+    """A picture as a data URI, made smaller if it is large."""
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON has; a task without reference scores gives none."""
+    return value if np.isfinite(value) else None

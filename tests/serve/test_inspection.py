@@ -1,0 +1,102 @@
+"""`/v1/inspect`: what is told about an answer is what the model computes."""
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from serving import asked, chat, picture, running, user
+
+from generalist.inference.rows import stack_rows
+from generalist.model.attention_weights import looks
+from generalist.serve.inspection import IDS, inline_images
+from generalist.tokenizers.sequence import CHUNK_END
+
+INSPECT = "/v1/inspect"
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., Any]) -> Any:
+    return make_model("frame+encoder")
+
+
+@pytest.fixture(scope="module")
+def port(model: Any) -> Iterator[int]:
+    with running(model, inspect=True, sessions=0) as (_, port):
+        yield port
+
+
+def array(found: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(found["shape"])
+
+
+@pytest.mark.slow
+def test_what_it_tells_is_what_the_model_computes(port: int, model: Any) -> None:
+    messages = [user(picture(1)), {"role": "assistant", "content": "red"}, user(picture(2), "push")]
+    choice = asked(port, "/v1/chat/completions", chat(messages, max_tokens=6, logprobs=True))[1]["choices"][0]
+    ids = [token["id"] for token in choice["logprobs"]["content"]]
+    assert model.tokenizers.text.written(np.array(ids, np.int32)) == choice["message"]["content"]
+    compiled = asked(port, "/metrics")[1]
+    status, found = asked(port, INSPECT, {"model": "debug", "messages": messages, "answer": ids})
+    assert status == 200, found
+
+    prompt = model.assembler.document([picture(1), " red", CHUNK_END, picture(2), "push"], is_open=True)
+    whole = model.assembler.concatenate([prompt, model.assembler.text(np.array(ids, np.int32), bos=False, eos=False)])
+    batch = model.on_device(stack_rows([whole], len(whole), pad=model.vocabulary.pad, frame_tokens=1))
+    structure, params = model.decoder
+    places = jnp.arange(len(prompt) - 1, len(whole) - 1)
+    expected, hidden = looks(structure.model(params), batch, places, jnp.float32)
+    np.testing.assert_allclose(array(found["attention"]), expected.positions, atol=1e-4)
+    np.testing.assert_allclose(array(found["images"]), expected.images, atol=1e-4)
+    # From these positions the answer's ids were predicted: they are the likeliest ids of text there.
+    logits = np.asarray(structure.model(params).logits(hidden[0, places]))[:, : len(model.vocabulary.range("text"))]
+    picked = np.take_along_axis(logits, np.array(ids)[:, None], axis=1)[:, 0]
+    assert (picked >= logits.max(axis=1) - 1e-3).mean() > 0.9
+
+    assert [gate["attention"] for gate in found["gates"]] == pytest.approx(
+        [np.tanh(1.0)] * len(found["gates"]), abs=1e-6
+    )
+    assert (
+        found["inline"] == [np.flatnonzero(whole.modality == 5)[[one]].tolist() for one in (0, 1)]
+        or len(found["inline"]) == 2
+    )
+    (row,) = found["sequence"]["rows"]
+    assert len(row["cells"]) == len(whole) and row["cells"][3]["sees"] == [[0, 4]]
+    assert compiled.split("compilations_after_ready ")[1].split()[0] == "0.0"
+    after = asked(port, "/metrics")[1]
+    assert after.split("compilations_after_ready ")[1].split()[0] == "0.0"
+
+
+def test_what_cannot_be_looked_into_is_told(port: int) -> None:
+    hello = [{"role": "user", "content": "push"}]
+    for body, param in (
+        ({"answer": []}, "answer"),
+        ({"answer": [1] * (IDS + 1)}, "answer"),
+        ({"answer": [-1]}, "answer"),
+        ({"answer": [1.5]}, "answer"),
+        ({"answer": [True]}, "answer"),
+        ({"answer": [10**9]}, "answer"),
+        ({}, "answer"),
+        ({"answer": [1], "stream": True}, "stream"),
+        ({"answer": [1], "messages": []}, "messages"),
+        ({"answer": [1] * IDS, "messages": [{"role": "user", "content": "push the " * 10}]}, "messages"),
+    ):
+        status, found = asked(port, INSPECT, {"model": "debug", "messages": hello} | body)
+        assert (status, found["error"]["param"]) == (400, param), body
+    assert asked(port, INSPECT, {"model": "other", "messages": hello, "answer": [1]})[0] == 404
+
+
+def test_without_the_option_there_is_no_such_route(make_model: Callable[..., Any]) -> None:
+    with running(make_model("frame+encoder"), sessions=0) as (_, port):
+        assert asked(port, INSPECT, {})[0] == 404
+        assert asked(port, "/v1/playground")[1]["inspects"] is False
+
+
+def test_images_in_the_sequence_are_found_by_their_positions(make_model: Callable[..., Any]) -> None:
+    for images, counts in (("patches", [9, 6]), ("frame", [1, 1]), ("encoder", [])):
+        assembler = make_model(images).assembler
+        one, other = np.zeros((48, 48, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)
+        sequence = assembler.document([one, "push", other, "red"], is_open=True)
+        assert [len(places) for places in inline_images(sequence, 1)] == counts

@@ -1,0 +1,21 @@
+"""Weights that can play a task of the registry."""
+
+import dataclasses
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
+
+TASK = "classic/cartpole"
+
+
+def with_task(model: Any) -> Any:
+    """The model with the layout of a task, besides its own, which is of none."""
+    settings = {"vocabulary": model.config.tokens.vocabulary(), "text": model.tokenizers.text}
+    space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    observation = SpaceTokenizer.from_space(space, tensors="tokens", **settings)
+    layout = TaskLayout(TASK, observation, SpaceTokenizer.from_space(gym.spaces.Discrete(2), **settings))
+    layouts = {**model.layouts, TASK: layout}
+    return dataclasses.replace(model, tokenizers=dataclasses.replace(model.tokenizers, layouts=layouts))
