@@ -26,7 +26,6 @@ TEXT = "a picture of"
 SHOTS = (("red heart", "red heart"), ("cat face", "cat face"))
 ASKED = "rocket"
 TASK = ("babyai", "babyai/GoToRedBall")
-COLOURS = 255  # of a picture: calm pages need no more, and it is small
 
 
 @contextlib.contextmanager
@@ -49,10 +48,10 @@ def served() -> Iterator[str]:
 
 
 def saved(page: Any, path: Path) -> None:
-    """A picture of the page, with few colours."""
+    """A picture of the whole page."""
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

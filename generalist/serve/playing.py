@@ -17,7 +17,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +26,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from generalist.envs.registry import tasks
 from generalist.envs.rendering import frames_a_second, make
@@ -87,20 +88,10 @@ class Episodes:
             session = self._engine.open(task.layout)
         except Refused as error:
             raise ApiError(429, str(error), code="busy") from error
-        watched = Watched(self._engine, session, task, instruction, EVALUATION_SEED + seed)
+        watched = Watched(self._engine, session, task, instruction, EVALUATION_SEED + seed, self._running.discard)
         self._running.add(watched)
-        return StreamingResponse(
-            self._lines(watched), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-
-    async def _lines(self, watched: "Watched") -> AsyncIterator[str]:
-        try:
-            async for event in watched.events():
-                yield f"data: {json.dumps(event)}\n\n"
-            yield "data: [DONE]\n\n"
-        finally:
-            watched.stop()
-            self._running.discard(watched)
+        watched.start()
+        return Stream(watched)
 
     def stop(self) -> None:
         """Ends all episodes."""
@@ -108,26 +99,54 @@ class Episodes:
             watched.stop()
 
 
+class Stream(StreamingResponse):
+    """The events of an episode, which ends with the response, also with one whose client goes before it begins."""
+
+    def __init__(self, watched: "Watched"):
+        super().__init__(watched.lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._watched = watched
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._watched.stop()
+
+
 class Watched:
     """An episode that is being watched.
 
     Args:
         instruction: None: the episode's own.
+        ended: called in the event loop when the environment is closed and the session given back.
     """
 
-    def __init__(self, engine: Engine, session: Session, task: Task, instruction: str | None, seed: int):
+    def __init__(
+        self,
+        engine: Engine,
+        session: Session,
+        task: Task,
+        instruction: str | None,
+        seed: int,
+        ended: Callable[["Watched"], None],
+    ):
         self._engine, self._session, self._task = engine, session, task
-        self._instruction, self._seed = instruction, seed
+        self._instruction, self._seed, self._ended = instruction, seed, ended
         self._stopped = threading.Event()
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._acted: Acted | None = None
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Plays, and yields the events."""
+    def start(self) -> None:
+        """Begins to play."""
         threading.Thread(target=self._play, name=f"playing {self._task.name}", daemon=True).start()
+
+    async def lines(self) -> AsyncIterator[str]:
+        """The stream of server-sent events."""
         while (event := await self._events.get()) is not None:
-            yield event
+            yield f"data: {json.dumps(event)}\n\n"
+        yield "data: [DONE]\n\n"
 
     def stop(self) -> None:
         """Ends the episode, at its next step."""
@@ -153,6 +172,8 @@ class Watched:
         finally:
             self._engine.close(self._session)
             self._give(None)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._ended, self)
 
     def _watch(self, env: gym.Env) -> None:
         pace = frames_a_second(env)
