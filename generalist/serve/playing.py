@@ -37,6 +37,7 @@ from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError, wrong
 from generalist.serve.sessions import Acted, Refused, Session, Step
 from generalist.tokenizers.described import part_name
+from generalist.tokenizers.parts import DiscretePart
 from generalist.tokenizers.spaces import TaskLayout
 
 EPISODES = 2
@@ -246,7 +247,7 @@ def distribution(layout: TaskLayout, action: Any, logits: Float[np.ndarray, "A V
                     "name": name if part.size == 1 else f"{name}[{place}]",
                     "low": f"{low[place]:.3g}",
                     "high": f"{high[place]:.3g}",
-                    "discrete": space.valid_ranges.shape[0] == 1 and width == 1,
+                    "discrete": isinstance(part, DiscretePart) and width == 1,
                     "chosen": int(chosen[len(found)] - first) // width,
                     "probabilities": np.round(np.add.reduceat(shares / shares.sum(), begins), 5).tolist(),
                 }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import asked, events, running
-from watched import TASK, with_task
+from watched import TASK, metric, with_task
 
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED
@@ -38,7 +38,9 @@ def port(model: Generalist) -> Iterator[int]:
 @pytest.mark.slow
 def test_the_agent_plays_as_in_process(port: int, model: Generalist) -> None:
     assert [task["name"] for task in asked(port, "/v1/playground")[1]["tasks"]] == [TASK]
+    compiled = metric(port, "compilations_after_ready")
     status, text = asked(port, PLAY, {"task": TASK, "seed": 3})
+    assert metric(port, "compilations_after_ready") == compiled
     begin, *moments = events(text)
     assert status == 200 and begin["begin"]["task"] == TASK and begin["begin"]["instruction"] == get(TASK).instruction
 
@@ -64,7 +66,6 @@ def test_the_agent_plays_as_in_process(port: int, model: Generalist) -> None:
         assert sum(number["probabilities"]) == pytest.approx(1, abs=1e-3)
     picture = Image.open(io.BytesIO(base64.b64decode(moments[-1]["picture"].partition(",")[2])))
     assert picture.format == "JPEG" and max(picture.size) <= 320 and np.ptp(np.asarray(picture)) > 50
-    assert asked(port, "/metrics")[1].split("compilations_after_ready ")[1].split()[0] == "0.0"
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_few_play_at_a_time_and_one_that_is_left_ends(port: int) -> None:
         response.close()
         client.close()
     until = time.monotonic() + 30
-    while asked(port, "/metrics")[1].split("\ngeneralist_sessions ")[-1].split()[0] != "0.0":
+    while metric(port, "sessions"):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert asked(port, PLAY, {"task": TASK})[0] == 200

@@ -1,10 +1,11 @@
-"""Weights that can play a task of the registry."""
+"""Weights that can play a task of the registry, and what a server counts."""
 
 import dataclasses
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from serving import asked
 
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 
@@ -19,3 +20,9 @@ def with_task(model: Any) -> Any:
     layout = TaskLayout(TASK, observation, SpaceTokenizer.from_space(gym.spaces.Discrete(2), **settings))
     layouts = {**model.layouts, TASK: layout}
     return dataclasses.replace(model, tokenizers=dataclasses.replace(model.tokenizers, layouts=layouts))
+
+
+def metric(port: int, name: str) -> float:
+    """A number of a server's metrics."""
+    lines = asked(port, "/metrics")[1].splitlines()
+    return float(next(line for line in lines if line.startswith(f"generalist_{name} ")).split()[1])

@@ -94,7 +94,8 @@ function numbers(moment) {
 function dimension(one) {
   if (one.discrete) {
     const first = Number(one.low);
-    return bars(one.probabilities.map((share, at) => ({ name: "action " + (first + at), share, chosen: at === one.chosen })));
+    const list = bars(one.probabilities.map((share, at) => ({ name: one.name + " " + (first + at), share, chosen: at === one.chosen })));
+    return made("div", { class: "dimension" }, list);
   }
   const canvas = made("canvas", { class: "histogram", width: 480, height: 60, role: "img", "aria-label": one.name + ": distribution from " + one.low + " to " + one.high });
   histogram(canvas, one);

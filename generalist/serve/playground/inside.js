@@ -51,7 +51,7 @@ function images(token) {
   const crossed = found.images.shape[0] > 0 && found.images.shape[2] > 0;
   if (!crossed && !found.inline.length) return null;
   const section = made("section", { class: "card", id: "seen" }, made("h2", {}, "Images it looked at"));
-  const row = made("div", { class: "seen" });
+  const row = made("div", { class: "looked" });
   const cells = found.images.shape[3] || 0;
   const weights = crossed ? slice(found.images, token, -1) : [];
   const inline = slice(found.attention, token, layer);
@@ -100,7 +100,7 @@ function positions(token) {
     places.replaceChildren(...[...weights].map((weight, at) => {
       const text = Boolean(cells[at].value);
       const place = made("span", {
-        class: "place" + (text ? "" : " kind") + (at === here ? " self" : ""),
+        class: "place" + (text ? "" : " other") + (at === here ? " self" : ""),
         title: "position " + at + ": " + (100 * weight).toFixed(1) + "%",
       }, label(cells[at]));
       place.style.setProperty("--a", weight / most);
