@@ -144,6 +144,10 @@ class Inspection:
 
     def _whole(self, sequence: Sequence, ids: Int[np.ndarray, "n"]) -> Sequence:
         assembler, longest = self._engine.weights.assembler, self._inspector.lengths[-1]
+        if self._engine.weights.projects and len(sequence.images):
+            raise wrong(
+                "messages", "images that are projected into the sequence cannot be looked into: ask with text alone"
+            )
         whole = assembler.concatenate([sequence, assembler.text(ids, bos=False, eos=False)])
         if len(whole) > longest:
             message = f"and the answer take {len(whole)} positions, but may take {longest} to be looked into"
