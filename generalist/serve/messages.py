@@ -72,22 +72,20 @@ def _given(message: Message) -> list[Any]:
     return [part for part in message.content if not isinstance(part, str) or part]
 
 
+def _templated(message: Message) -> dict[str, Any]:
+    """A message as `chat_parts` takes it."""
+    return {"role": message.role, "content": message.content if message.images else message.text}
+
+
 class Prompter:
     """Makes the prompts of weights.
 
     Raises:
         WeightsError: the weights have a chat template that cannot be used.
-        ValueError: their prompts cannot be read in pieces.
     """
 
     def __init__(self, weights: Weights):
         self._weights = weights
-        published = weights.tokenizers.published
-        if published is not None and published.image is not None and published.image.blocks == "prompt":
-            raise ValueError(
-                f"{weights.config.name} sees its whole prompt in both directions, but the server reads prompts in pieces: use "
-                "generalist prompt"
-            )
         self.chats = False
         """Whether the weights have a chat template."""
         folder = weights.tokenizers.folder
@@ -105,11 +103,8 @@ class Prompter:
         Raises:
             ValueError: the messages are no prompt for these weights, or too long for their context.
         """
-        # Pieces could cut an image, whose positions see each other; and its features are not among a lane's own.
-        if self._weights.tokenizers.published is not None and any(message.images for message in messages):
-            raise ValueError("published models are served with text alone: leave the images out")
         if self.chats:
-            parts, plain = chat_parts(self._weights, [{"role": one.role, "content": one.text} for one in messages])
+            parts, plain = chat_parts(self._weights, [_templated(one) for one in messages])
             sequence = plain.assembler.document(parts, is_open=True)
         else:
             sequence = self._weights.assembler.document(parts_of(messages), is_open=True)

@@ -22,6 +22,7 @@ from generalist.serve.chat_lanes import ChatLanes, bytes_per_lane
 from generalist.serve.compilations import Compilations
 from generalist.serve.engine import Engine
 from generalist.serve.metrics import Metrics
+from generalist.serve.pieces import whole_prompts
 from generalist.serve.sessions import playable, pools
 from generalist.serve.settings import MIB, Settings
 from generalist.serve.warm_up import warm_up
@@ -76,14 +77,17 @@ class Server:
         layouts = [one for one in known if any(fnmatch.fnmatch(one, pattern) for pattern in settings.layouts)]
         if known and not layouts and settings.layouts != ("*",):
             raise ValueError(f"no layout matches {', '.join(settings.layouts)}: there are {', '.join(known)}")
-        # Pieces no longer than the context, of which at least one position is for what is written.
-        sizes = tuple(size for size in settings.pieces if size < context(weights)) or (context(weights) - 1,)
+        if layouts and whole_prompts(weights):
+            raise ValueError(
+                f"{weights.config.name} reads a prompt at once, since all of it sees itself, and agents would wait for that: "
+                "serve it without agents (--sessions 0)"
+            )
         self.lanes = lanes_that_fit(weights, settings)
         if self.lanes < settings.lanes:
             told(
                 f"{self.lanes} lanes for texts instead of {settings.lanes}: more do not fit into half of the free memory"
             )
-        chat = ChatLanes(weights, self.lanes, settings.limits.images, sizes)
+        chat = ChatLanes(weights, self.lanes, settings.limits.images, settings.pieces)
         agents = pools(weights, layouts, settings.sessions, settings.prefix, settings.patience_ms / 1000)
         started = time.monotonic()
         warm_up(weights, chat, agents, told)

@@ -4,14 +4,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Int32
 
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 from generalist.serve.chat_lanes import ChatLanes
+from generalist.serve.pieces import whole_prompts
 from generalist.serve.sessions import Pool
 from generalist.tokenizers.sequence import Sequence
-
-WORD = "word "
 
 
 def warm_up(weights: Weights, chat: ChatLanes, pools: list[Pool], told: Callable[[str], None]) -> None:
@@ -42,20 +42,28 @@ def warm_up(weights: Weights, chat: ChatLanes, pools: list[Pool], told: Callable
 
 
 def prompts(weights: Weights, chat: ChatLanes) -> Iterator[Sequence]:
-    """Prompts that need pieces of every size, with and without images in them."""
+    """Prompts whose last pieces have every size, with and without an image in them; and one of two pieces, the first of which is
+    copied when it is asked for twice."""
+    longer = weights.assembler.document([_ids(chat.sizes[-1] + 1)], is_open=True)
+    if len(longer) < chat.context and not whole_prompts(weights):
+        yield longer
     starts: list[list[np.ndarray]] = [[]]
     if sees_images(weights):
         starts.append([np.zeros((64, 64, 3), np.uint8)])
-    for start, size in itertools.product(starts, chat.sizes):
-        given = len(weights.assembler.document([*start, WORD], is_open=True))
-        words = 1
-        # The last piece has exactly this size, if the parts before leave room for it.
-        while given < size and given < chat.context - 1:
-            words += 1
-            given = len(weights.assembler.document([*start, WORD * words], is_open=True))
-        sequence = weights.assembler.document([*start, WORD * words], is_open=True)
+    for image, size in itertools.product(starts, chat.sizes):
+        begun = len(weights.assembler.document([_ids(1), *image], is_open=True)) - 1
+        # What stands in front of the image leaves the last piece this size; an image that is a piece of its own needs nothing.
+        count = (size - begun) % chat.sizes[-1] if image and not weights.projects else max(1, size - begun)
+        sequence = weights.assembler.document([*([_ids(count)] if count else []), *image], is_open=True)
         if len(sequence) < chat.context and len(sequence.images) <= chat.images:
             yield sequence
+        if image and weights.projects:
+            return
+
+
+def _ids(count: int) -> Int32[np.ndarray, "n"]:
+    """A text of that many ids, of no meaning."""
+    return np.zeros(count, np.int32)
 
 
 def sees_images(weights: Weights) -> bool:
