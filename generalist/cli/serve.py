@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import add_placing, add_weights, load_weights
 
 if TYPE_CHECKING:
     from generalist.serve.settings import Settings
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grace", type=float, default=30.0, help="seconds for answers that have begun, after SIGTERM (default 30)"
     )
     add_weights(parser)
+    add_placing(parser)
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:

@@ -9,6 +9,7 @@ Dimension key: B lanes, V vocabulary, T cells and F channels of an image's featu
 import dataclasses
 from collections.abc import Sequence as Sequences
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,9 @@ class ChatLanes:
         if source.busy or not common:
             lane = min((one for one in self.lanes if not one.busy), key=lambda one: one.used)
         if common and lane is not source:
-            self._state = copy_lane(self._state, np.int32(source.number), np.int32(lane.number))
+            self._state = copy_lane(
+                self.weights.decoder[0], self._state, np.int32(source.number), np.int32(lane.number)
+            )
         self._taken += 1
         before = pieces[common - 1] if common else None
         lane.busy, lane.used, lane.names = True, self._taken, [one.name for one in pieces[:common]]
@@ -165,8 +168,7 @@ class ChatLanes:
     def _features(self, image: Shaped[np.ndarray, "1 ..."]) -> Float[Array, "1 T F"]:
         """The encoder's features of a prepared image, on every device."""
         features = self.weights.features(jnp.asarray(image)) if image.dtype == np.uint8 else jnp.asarray(image)
-        mesh = self.weights.placing.mesh
-        return features if mesh is None else jax.device_put(features, NamedSharding(mesh, P()))
+        return _on_all(self.weights, features)
 
     @cached_property
     def _no_image(self) -> Float[Array, "1 T F"]:
@@ -227,7 +229,13 @@ def empty_state(weights: Weights, lanes: int, images: int, largest: int) -> Lane
     # Images that stand in the sequence are positions like others, and nothing of them is held.
     held = empty_images(weights, lanes, images) if images and not weights.projects else None
     logits = jnp.zeros((lanes, weights.vocabulary.size), jnp.float32)
-    return LaneState(empty_caches(weights, lanes, slots), held, logits)
+    return LaneState(empty_caches(weights, lanes, slots), _on_all(weights, held), _on_all(weights, logits))
+
+
+def _on_all(weights: Weights, arrays: Any) -> Any:
+    """Arrays of which every device has the whole."""
+    mesh = weights.placing.mesh
+    return arrays if mesh is None else jax.device_put(arrays, NamedSharding(mesh, P()))
 
 
 def bytes_per_lane(weights: Weights, images: int, largest: int) -> int:

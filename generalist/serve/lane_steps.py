@@ -8,7 +8,6 @@ features, V vocabulary, K likeliest ids.
 """
 
 import dataclasses
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from generalist.data.batch import ArrayLike, Batch
 from generalist.inference.sampling import confine, draw
 from generalist.inference.structure import Structure, compiled
 from generalist.model.attention import Cache
+from generalist.model.constrain import constrain
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 
@@ -71,7 +71,7 @@ def see(
     held = jax.tree.map(
         lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (lane, 0, slot, 0, 0)), state.held, keys
     )
-    return state._replace(held=held)
+    return _in_place(state._replace(held=held))
 
 
 @compiled(static_argnames=("structure",), donate_argnames=("state",))
@@ -112,7 +112,7 @@ def read(
     caches = jax.tree.map(
         lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, lane * heads, axis=0), state.caches, own
     )
-    return LaneState(caches, state.held, logits)
+    return _in_place(LaneState(caches, state.held, logits))
 
 
 @compiled(static_argnames=("structure",), donate_argnames=("state",))
@@ -151,12 +151,13 @@ def write(
         seen = ImageCache(state.held, _numbers(images, state.held[0].key.shape[2]))
     hidden, caches = model.hidden_cached(new, state.caches, filled, slots * filled, start, seen, dtype=structure.dtype)
     logits = jnp.where(active[:, None], model.logits(hidden)[:, 0].astype(jnp.float32), state.logits)
-    return chosen, LaneState(caches, state.held, logits)
+    return chosen, _in_place(LaneState(caches, state.held, logits))
 
 
-@partial(jax.jit, donate_argnames=("state",))
-def copy_lane(state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) -> LaneState:
+@compiled(static_argnames=("structure",), donate_argnames=("state",))
+def copy_lane(structure: Structure, state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) -> LaneState:
     """The lanes with one of them copied over another."""
+    del structure  # it names the mesh
     lanes = len(state.logits)
 
     def copied(leaf: Array) -> Array:
@@ -164,7 +165,15 @@ def copy_lane(state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) 
         part = jax.lax.dynamic_slice_in_dim(leaf, source * size, size)
         return jax.lax.dynamic_update_slice_in_dim(leaf, part, target * size, axis=0)
 
-    return jax.tree.map(copied, state)
+    return _in_place(jax.tree.map(copied, state))
+
+
+def _in_place(state: LaneState) -> LaneState:
+    """The lanes as `empty_state` places them on a mesh: every step gives them back where the next one expects them."""
+    whole = [None] * 5
+    held = jax.tree.map(lambda leaf: constrain(leaf, *whole), state.held)
+    caches = jax.tree.map(lambda leaf: constrain(leaf, "cells", None, None), state.caches)
+    return LaneState(caches, held, constrain(state.logits, None, None))
 
 
 def _numbers(count: Int[Array, "B"], slots: int) -> Int[Array, "B I"]:
