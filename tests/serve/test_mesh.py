@@ -1,4 +1,4 @@
-"""The server on a mesh of simulated devices, in int8 and with caches in 16 bits: the texts and actions of the same weights alone."""
+"""The server on a mesh of simulated devices, in int8 and with caches in 16 bits: as the same weights alone."""
 
 import queue
 from collections.abc import Callable
