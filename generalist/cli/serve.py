@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     def ready(port: int) -> None:
         seconds = time.monotonic() - started
         console.print(
-            f"ready after {seconds:.1f} s ({server.programs} programs in {server.seconds:.1f} s), {server.lanes} lanes: "
+            f"ready in {seconds:.1f} s, {server.programs} programs, {server.found} of them from the cache, {server.lanes} lanes: "
             f"http://{settings.host}:{port}",
             highlight=False,
             soft_wrap=True,

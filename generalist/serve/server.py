@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import jax
@@ -89,9 +88,9 @@ class Server:
             )
         chat = ChatLanes(weights, self.lanes, settings.limits.images, settings.pieces)
         agents = pools(weights, layouts, settings.sessions, settings.prefix, settings.patience_ms / 1000)
-        started = time.monotonic()
         warm_up(weights, chat, agents, told)
-        self.seconds, self.programs = time.monotonic() - started, self._compilations.count
+        self.programs, self.found = self._compilations.count, self._compilations.found
+        """Number of programs that requests need, and how many of them lay in the cache on disk."""
         self.engine = Engine(weights, chat, agents, self.metrics, settings.queue)
         self.app = application(self.engine, settings, self.metrics, self._compilations)
         self._uvicorn: uvicorn.Server | None = None

@@ -1,7 +1,10 @@
 """Everything that requests will need is compiled before the first of them: each piece of a prompt, each step."""
 
+import concurrent.futures
 import itertools
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int32
@@ -15,13 +18,27 @@ from generalist.tokenizers.sequence import Sequence
 
 
 def warm_up(weights: Weights, chat: ChatLanes, pools: list[Pool], told: Callable[[str], None]) -> None:
-    """Runs each step once, and forgets what was read and played.
+    """Runs each step once, and forgets what was read and played. The compiler works on as many steps as there are processors.
 
     Args:
-        told: takes a line about what is compiled next.
+        told: takes a line after each part.
     """
-    for number, sequence in enumerate(prompts(weights, chat), 1):
-        told(f"compiling: prompt {number}")
+    if weights.encoder is not None:
+        vars(weights).setdefault("features", weights.encoder.compiled())  # once, and not in several threads
+    parts: list[tuple[str, Callable[[], None]]] = [("texts", lambda: write(weights, chat))]
+    for pool in pools:
+        name = f"steps of {', '.join(pool.layouts[:3])}{' ...' if len(pool.layouts) > 3 else ''}"
+        parts.append((name, partial(play, weights, pool)))
+    with concurrent.futures.ThreadPoolExecutor(min(len(parts), len(os.sched_getaffinity(0)))) as workers:
+        names = {workers.submit(run): name for name, run in parts}
+        for number, done in enumerate(concurrent.futures.as_completed(names), 1):
+            done.result()
+            told(f"compiled {number} of {len(parts)}: {names[done]}")
+
+
+def write(weights: Weights, chat: ChatLanes) -> None:
+    """Reads prompts of each kind and writes after them."""
+    for sequence in prompts(weights, chat):
         pieces = chat.pieces(sequence)
         drawn = Decoding(temperature=1.0, top_k=5, top_p=0.9)
         # The second is given a copy of what the first one holds, in another lane if there is one.
@@ -33,10 +50,6 @@ def warm_up(weights: Weights, chat: ChatLanes, pools: list[Pool], told: Callable
         again = [chat.take(sequence, pieces, Decoding(), 0, False) for _ in range(min(1, chat.free))]
         for lane in [*lanes, *again]:
             chat.release(lane)
-    for pool in pools:
-        told(f"compiling: steps of {', '.join(pool.layouts[:3])}{' ...' if len(pool.layouts) > 3 else ''}")
-        play(weights, pool)
-        pool.exchange(weights)
     chat.exchange(weights)
     chat.reused = chat.read_positions = 0
 
@@ -86,3 +99,4 @@ def play(weights: Weights, pool: Pool) -> None:
         observations = [None] * policy.lanes
         observations[lane] = weights.layouts[layout].observation.space.sample()
         policy.act(observations)
+    pool.exchange(weights)
