@@ -136,7 +136,11 @@ class Reply:
     model: str
 
     def __post_init__(self) -> None:
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.model}
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": self.model,
+        }
         self._first: tuple[int, Event] | None = None
 
     @property
