@@ -174,6 +174,11 @@ class TextTokenizer:
             return _unescaped(self._processor.decode(ids.tolist(), skip_special_tokens=True))
         return self.decode(ids[ids < self.size])
 
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest piece: a text has at least its length divided by this as ids."""
+        return max(len(self._processor.id_to_piece(id)) for id in range(self.size))
+
     def is_byte(self, id: int) -> bool:
         """Whether an id is a byte that a `tokenizer.json` decodes together with those around it: one that fits nowhere makes all
         of them unreadable."""

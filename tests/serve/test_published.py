@@ -9,6 +9,7 @@ import pytest
 from serving import asked, picture, running, user
 
 from generalist.inference.generalist import Generalist
+from generalist.inference.prompt import context
 from generalist.inference.sampling import Decoding
 from generalist.serve.answers import Answer, Ended, Written
 from generalist.serve.chat_lanes import ChatLanes
@@ -145,3 +146,14 @@ def test_prompts_that_are_read_as_a_whole_have_a_limit() -> None:
     lanes = ChatLanes(model, 1, 1, (8, 16))
     with pytest.raises(ValueError, match=f"may take {lanes.sizes[-1]} here: shorten it"):
         lanes.pieces(model.assembler.document(["a cat " * lanes.sizes[-1]], is_open=True))
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Generalist.load(FIXTURES / "mistral")
+    prompter = Prompter(model)
+    most = context(model) * model.tokenizers.text.longest
+    with pytest.raises(ValueError, match="but the model has a context of"):
+        prompter.sequence([Message("user", ["a " * (most // 2 - 1)])])
+    monkeypatch.setattr(type(model.tokenizers.text), "encode", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(ValueError, match="more than fit into the model's context"):
+        prompter.sequence([Message("user", ["a " * (most // 2)])])
