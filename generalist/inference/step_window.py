@@ -67,9 +67,12 @@ def prefix_caches(
         number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
         # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
+    # Images of cross-attention are in the keys now; projected ones are positions, which need no table of their places.
+    crossed = model.visual is not None
+    batch = without_images(batch) if crossed else dataclasses.replace(batch, row_images=batch.row_images[:, :0])
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(
-        *(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
+        *(batch, fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
     )
     return fresh, keys
 

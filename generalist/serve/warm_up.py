@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -14,6 +13,8 @@ from generalist.inference.weights import Weights
 from generalist.serve.chat_lanes import ChatLanes
 from generalist.serve.pieces import whole_prompts
 from generalist.serve.sessions import Pool
+from generalist.system.processes import cores
+from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
 
 
@@ -24,12 +25,12 @@ def warm_up(weights: Weights, chat: ChatLanes, pools: list[Pool], told: Callable
         told: takes a line after each part.
     """
     if weights.encoder is not None:
-        vars(weights).setdefault("features", weights.encoder.compiled())  # once, and not in several threads
+        _ = weights.features  # compiled once, and not for each thread
     parts: list[tuple[str, Callable[[], None]]] = [("texts", lambda: write(weights, chat))]
     for pool in pools:
         name = f"steps of {', '.join(pool.layouts[:3])}{' ...' if len(pool.layouts) > 3 else ''}"
         parts.append((name, partial(play, weights, pool)))
-    with concurrent.futures.ThreadPoolExecutor(min(len(parts), len(os.sched_getaffinity(0)))) as workers:
+    with concurrent.futures.ThreadPoolExecutor(min(len(parts), cores())) as workers:
         names = {workers.submit(run): name for name, run in parts}
         for number, done in enumerate(concurrent.futures.as_completed(names), 1):
             done.result()
@@ -65,13 +66,15 @@ def prompts(weights: Weights, chat: ChatLanes) -> Iterator[Sequence]:
         starts.append([np.zeros((64, 64, 3), np.uint8)])
     for image, size in itertools.product(starts, chat.sizes):
         begun = len(weights.assembler.document([_ids(1), *image], is_open=True)) - 1
-        # What stands in front of the image leaves the last piece this size; an image that is a piece of its own needs nothing.
-        count = (size - begun) % chat.sizes[-1] if image and not weights.projects else max(1, size - begun)
+        # What stands in front of the image leaves the last piece this size.
+        count = (size - begun) % chat.sizes[-1] if image else max(1, size - begun)
+        if whole_prompts(weights):
+            count = max(1, size - begun)
         sequence = weights.assembler.document([*([_ids(count)] if count else []), *image], is_open=True)
         if len(sequence) < chat.context and len(sequence.images) <= chat.images:
             yield sequence
-        if image and weights.projects:
-            return
+        if weights.projects and (sequence.modality == Modality.IMAGE).any():
+            return  # the image is a piece of its own, and there is one size of it
 
 
 def _ids(count: int) -> Int32[np.ndarray, "n"]:
