@@ -35,12 +35,16 @@ def lanes_that_fit(weights: Weights, settings: Settings, free: int | None = None
     """The number of lanes for texts: those of the settings, or as many as half of the free memory has room for.
 
     Args:
-        free: bytes; None: what the first device, or this machine, has left.
+        free: bytes; None: what the devices that share a lane, or this machine, have left.
 
     Raises:
         ValueError: not even one fits.
     """
-    free = free_memory() if free is None else free
+    if free is None:
+        mesh = weights.placing.mesh
+        # Key-value heads that divide over a mesh are shared by its devices; of others each device has all.
+        shared = mesh is not None and weights.config.model.kv_heads % mesh.size == 0
+        free = free_memory([*mesh.devices.flat] if mesh is not None and shared else jax.devices()[:1])
     each = bytes_per_lane(weights, settings.limits.images, settings.pieces[-1])
     fit = int(SHARE * free) // each
     if not fit:
@@ -51,11 +55,11 @@ def lanes_that_fit(weights: Weights, settings: Settings, free: int | None = None
     return min(settings.lanes, fit)
 
 
-def free_memory() -> int:
-    """Bytes that are free for arrays: on the first device if it says so, else on this machine."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+def free_memory(devices: list[jax.Device]) -> int:
+    """Bytes that are free for arrays: on all of these devices if they say so, else on this machine."""
+    stats = [device.memory_stats() for device in devices]
+    if all(one and "bytes_limit" in one for one in stats):
+        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
