@@ -6,13 +6,10 @@ Starts `generalist serve` with the weights that ship as a process of its own, so
 """
 
 import argparse
-import base64
 import concurrent.futures
 import contextlib
 import http.client
-import io
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -25,19 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from clients import LAYOUT, Robots, chatting, post, wish
+from frames import fuzz
 
 from generalist.client import RobotClient
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy, some_value
 
-LAYOUT = "fetch/reach"
-QUESTIONS = (
-    "question: what is red? answer:",
-    "the red block is ",
-    "an orange is a fruit. a plum is a",
-    "once upon a time",
-)
 AGENTS = 16
 
 
@@ -59,39 +50,6 @@ def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
         process.wait(60)
 
 
-def post(port: int, body: Any) -> tuple[int, Any]:
-    """The status and body of a chat's answer; status 0 if the connection was closed without one."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        connection.request("POST", "/v1/chat/completions", content)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    except (http.client.HTTPException, OSError):
-        return 0, None
-    finally:
-        connection.close()
-
-
-def picture(number: int) -> np.ndarray:
-    """Pixels of one colour, uint8 (96, 96, 3)."""
-    return np.full((96, 96, 3), np.random.default_rng(number).integers(0, 256, 3), np.uint8)
-
-
-def wish(number: int) -> tuple[dict[str, Any], list[Any]]:
-    """A request, and the same as the parts of a prompt."""
-    text = QUESTIONS[number % len(QUESTIONS)]
-    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    parts: list[Any] = [text]
-    if number % 2:
-        file = io.BytesIO()
-        Image.fromarray(picture(number)).save(file, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        content, parts = [{"type": "image_url", "image_url": {"url": url}}, *content], [picture(number), *parts]
-    messages = [{"role": "user", "content": content}]
-    return {"model": "pocket_long", "messages": messages, "temperature": 0, "max_tokens": 24}, parts
-
-
 def resident(pid: int) -> float:
     """MiB of memory that a process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -106,46 +64,6 @@ def number(port: int, name: str) -> float:
     found = re.search(rf"^generalist_{name} (\S+)$", text, re.MULTILINE)
     assert found is not None, name
     return float(found[1])
-
-
-@contextlib.contextmanager
-def chatting(port: int, clients: int, failed: list[Any], texts: list[tuple[int, str]]) -> Iterator[None]:
-    """Clients that chat as long as the block lasts."""
-    # In a process of their own: in this one they would take turns with the agents that are measured.
-    context = multiprocessing.get_context("spawn")
-    end, found = context.Event(), context.Queue()
-    process = context.Process(target=chat_until, args=(port, clients, end, found))
-    process.start()
-    found.get(timeout=60)  # it has begun
-    try:
-        yield
-    finally:
-        end.set()
-        wrong, right = found.get(timeout=120)
-        process.join()
-        failed += wrong
-        texts += right
-
-
-def chat_until(port: int, clients: int, end: Any, found: Any) -> None:
-    """Chats in threads until an event is set, then puts the errors and the texts into a queue."""
-    failed: list[Any] = []
-    texts: list[tuple[int, str]] = []
-    wishes = [wish(one)[0] for one in range(8)]
-
-    def chat(asked: int) -> None:
-        while not end.is_set():
-            status, answer = post(port, wishes[asked % 8])
-            if status == 200:
-                texts.append((asked % 8, answer["choices"][0]["message"]["content"]))
-            elif status != 429:
-                failed.append((status, answer))
-            asked += 1
-
-    found.put("begun")
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        list(pool.map(chat, range(clients)))
-    found.put((failed, texts))
 
 
 def steps(port: int, count: int) -> list[float]:
@@ -221,10 +139,11 @@ def rate(call: Any, rounds: int = 60) -> float:
 def mixed(port: int, pid: int, generalist: Generalist, clients: int, seconds: float) -> None:
     """Many clients at once: texts, errors, memory, compilations."""
     expected = [generalist.prompt(wish(one)[1], tokens=24) for one in range(8)]
+    robots = Robots.of(generalist, clients // 10)
     failed: list[Any] = []
     texts: list[tuple[int, str]] = []
     sizes = []
-    with chatting(port, clients, failed, texts):
+    with chatting(port, clients - robots.count, failed, texts, robots):
         time.sleep(min(10.0, seconds / 4))  # buffers of all clients
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -232,7 +151,8 @@ def mixed(port: int, pid: int, generalist: Generalist, clients: int, seconds: fl
             time.sleep(0.5)
     wrong = sum(text != expected[one] for one, text in texts)
     print(
-        f"{clients} clients for {seconds:.0f} s: {len(texts)} texts, {wrong} differ from those alone, {len(failed)} errors, "
+        f"{clients} clients, {robots.count} of them robots, for {seconds:.0f} s: {len(texts)} texts, {wrong} differ from those "
+        f"alone, {len(failed)} errors, "
         f"memory {sizes[0]:.0f} to {sizes[-1]:.0f} MiB ({100 * (sizes[-1] / sizes[0] - 1):+.1f}%), "
         f"{number(port, 'compilations_after_ready'):.0f} compilations after ready",
         flush=True,
@@ -266,6 +186,18 @@ def hostile(port: int, pid: int, count: int) -> None:
     )
 
 
+def frames(port: int, pid: int, count: int) -> None:
+    """Websocket frames that no client should send."""
+    before = resident(pid)
+    ends, times = fuzz(port, count, LAYOUT)
+    times.sort()
+    print(
+        f"{sum(ends.values())} fuzzed frames: {dict(ends)}, within p50 {statistics.median(times):.1f}, "
+        f"p99 {times[int(len(times) * 0.99)]:.1f}, max {times[-1]:.0f} ms, memory +{resident(pid) - before:.0f} MiB",
+        flush=True,
+    )
+
+
 def ending() -> None:
     """SIGTERM while texts are being written."""
     with served("--sessions", "0") as (process, port, _):
@@ -286,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the mixed clients (default 60)")
     parser.add_argument("--clients", type=int, default=50, help="mixed clients (default 50)")
-    parser.add_argument("--fuzzed", type=int, default=5000, help="fuzzed requests (default 5000)")
+    parser.add_argument("--fuzzed", type=int, default=5000, help="fuzzed requests, and frames (default 5000)")
     arguments = parser.parse_args()
     generalist = Generalist.load()
     with served("--sessions", "1") as (_, port, line):
@@ -297,6 +229,7 @@ def main() -> None:
         together(port, generalist)
         mixed(port, process.pid, generalist, arguments.clients, arguments.seconds)
         hostile(port, process.pid, arguments.fuzzed)
+        frames(port, process.pid, arguments.fuzzed)
     ending()
 
 

@@ -22,6 +22,7 @@ _NAMES = {"\ue000": _ESCAPE + "0", "\u2581": _ESCAPE + "1", "\0": _ESCAPE + "2"}
 _CHARACTERS = {name: character for character, name in _NAMES.items()}
 _ESCAPED = re.compile("[" + "".join(_NAMES) + "]")
 _NAMED = re.compile(_ESCAPE + "[012]")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 # A tokenizer that lowercases, folds or strips, or lacks bytes, does not return this unchanged; composed (NFC), as Qwen expects.
 _SAMPLE = "A  \n \u00e9\U0001f642\u3000 "
@@ -172,6 +173,16 @@ class TextTokenizer:
         if isinstance(self._processor, JsonProcessor):
             return _unescaped(self._processor.decode(ids.tolist(), skip_special_tokens=True))
         return self.decode(ids[ids < self.size])
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest piece: a text has at least its length divided by this as ids."""
+        return max(len(self._processor.id_to_piece(id)) for id in range(self.size))
+
+    def is_byte(self, id: int) -> bool:
+        """Whether an id is a byte that a `tokenizer.json` decodes together with those around it: one that fits nowhere makes all
+        of them unreadable."""
+        return isinstance(self._processor, JsonProcessor) and bool(_BYTE.fullmatch(self._processor.id_to_piece(id)))
 
     def with_controls(self, text: str) -> Int32[np.ndarray, "n"]:
         """Ids of a text in which control tokens are written out, as the chat template of a published model gives it.

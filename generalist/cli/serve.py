@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import add_placing, add_weights, load_weights
 
 if TYPE_CHECKING:
     from generalist.serve.settings import Settings
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inspect", action="store_true", help="the playground also shows what the model looks at, and its gates"
     )
     add_weights(parser)
+    add_placing(parser)
 
 
 def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int:
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     def ready(port: int) -> None:
         seconds = time.monotonic() - started
         console.print(
-            f"ready after {seconds:.1f} s ({server.programs} programs in {server.seconds:.1f} s), {server.lanes} lanes: "
+            f"ready in {seconds:.1f} s, {server.programs} programs, {server.found} of them from the cache, {server.lanes} lanes: "
             f"http://{settings.host}:{port}",
             highlight=False,
             soft_wrap=True,

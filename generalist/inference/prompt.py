@@ -230,8 +230,8 @@ def chat_parts(generalist: Weights, messages: Sequences[Mapping[str, Any]]) -> t
         raise ValueError("only published language models have chat templates: prompt these weights instead")
     listed = [_message_parts(message) for message in messages]
     # A template would take them for its own, and whoever wrote a message could speak for someone else.
-    for part in itertools.chain.from_iterable(listed):
-        if found := [one for one in tokenizers.text.controls() if isinstance(part, str) and one in part]:
+    for text in itertools.chain.from_iterable(_as_templates_join(parts) for parts in listed):
+        if found := [one for one in tokenizers.text.controls() if one in text]:
             raise ValueError(f"a message has the control token {found[0]} in it: leave it out")
     images = [part for parts in listed for part in parts if not isinstance(part, str)]
     written = tokenizers.published.image
@@ -253,6 +253,12 @@ def _message_parts(message: Mapping[str, Any]) -> list[Any]:
     """The texts and images of a message."""
     content = message.get("content")
     return check_parts(content) if isinstance(content, list) else [content] if isinstance(content, str) else []
+
+
+def _as_templates_join(parts: list[Any]) -> list[str]:
+    """A message's texts one after the other, as they are and without the spaces around each: halves of a control token in two
+    of them would become one."""
+    return ["".join(change(part) if isinstance(part, str) else "\n" for part in parts) for change in (str, str.strip)]
 
 
 def _typed(parts: list[Any]) -> list[dict[str, str]]:

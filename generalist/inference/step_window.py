@@ -39,6 +39,7 @@ from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
 from generalist.inference.structure import Structure, compiled
 from generalist.inference.weights import Weights
 from generalist.model.attention import Cache, Slide
+from generalist.model.constrain import constrain
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.sequence import Sequence
@@ -46,48 +47,59 @@ from generalist.tokenizers.sequence import Sequence
 STARTED_AT_ONCE = 4  # prefixes per call: a single shape, a single compilation
 
 
-@compiled(static_argnames=("structure", "images"), donate_argnames=("caches", "held"))
-def fill(
-    structure: Structure,
-    params: Any,
-    caches: list[Cache],
-    held: list[VisualKeys] | None,
-    rows: Int[Array, "R"],
-    batch: Batch,
-    images: int,
+@compiled(static_argnames=("structure", "dtype"))
+def prefix_caches(
+    structure: Structure, params: Any, batch: Batch, dtype: Any
 ) -> tuple[list[Cache], list[VisualKeys] | None]:
-    """Computes prefixes and writes them behind the rings of their rows.
+    """Computes prefixes, in caches of their own: one program, however long the rings are behind which they are put.
 
     Args:
-        rows: where each prefix belongs; numbers beyond the last row drop it.
         batch: the prefixes, (R, P) positions.
-        images: number of image slots in the ring of images, behind which those of the prefix are written.
+        dtype: of the caches.
+
+    Returns:
+        The caches, and the keys of the prefixes' images if there are any.
     """
-    model = structure.model(params)
-    dtype, (count, length) = caches[0].key.dtype, batch.tokens.shape  # (R, P)
-    rows_held, ring = caches[0].key.shape[0] // model.config.kv_heads, caches[0].key.shape[1] - length
+    model, (count, length) = structure.model(params), batch.tokens.shape  # (R, P)
     keys, seen = None, None
-    if held is not None and batch.row_images.shape[1]:
-        keys = model.visual.keys(batch, held[0].key.dtype)
+    if model.visual is not None and batch.row_images.shape[1]:
+        keys = model.visual.keys(batch, structure.dtype)
         number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
         # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
-    # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
+    # Images of cross-attention are in the keys now; projected ones are positions, which need no table of their places.
+    crossed = model.visual is not None
+    batch = without_images(batch) if crossed else dataclasses.replace(batch, row_images=batch.row_images[:, :0])
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(
-        *(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
+        *(batch, fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
     )
+    return fresh, keys
 
-    def written(whole: Float[Array, "BM S H"], part: Float[Array, "RM P H"]) -> Float[Array, "BM S H"]:
-        by_row, new = whole.reshape(rows_held, -1, *whole.shape[1:]), part.reshape(count, -1, *part.shape[1:])
-        return by_row.at[rows, :, ring:].set(new, mode="drop").reshape(whole.shape)
 
-    caches = jax.tree.map(written, caches, fresh)
-    if keys is not None:
-        held = jax.tree.map(
-            lambda whole, part: whole.at[rows, :, images : images + part.shape[2]].set(part, mode="drop"), held, keys
-        )
-    return caches, held
+@compiled(static_argnames=("structure", "axis", "start"), donate_argnames=("whole",))
+def put_prefixes(
+    structure: Structure,
+    whole: Float[Array, "..."],
+    part: Float[Array, "..."],
+    rows: Int[Array, "R"],
+    axis: int,
+    start: int,
+) -> Float[Array, "..."]:
+    """Writes the keys or values of prefixes behind the rings of their rows: a small program, which all layers share.
+
+    Args:
+        whole: of a cache, (B · M, S, H), or of images, (B, M, I, T, H).
+        part: the same of R rows, with fewer slots.
+        rows: where each prefix belongs; numbers beyond the last row drop it.
+        axis: that of the slots.
+        start: the first slot.
+    """
+    del structure  # it names the mesh
+    new = part.reshape(len(rows), -1, *part.shape[axis:])
+    by_row = whole.reshape(-1, *new.shape[1:2], *whole.shape[axis:])
+    written = by_row.at[rows, :, start : start + new.shape[2]].set(new, mode="drop").reshape(whole.shape)
+    return constrain(written, "cells", None, None) if axis == 1 else written
 
 
 class StepWindow:
@@ -297,15 +309,19 @@ class StepWindow:
             frame_tokens=self._generalist.config.model.frame_tokens,
         )
         placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots))
-        # Row numbers beyond the last one are dropped by `fill`: the copies go nowhere.
-        self._caches, self._held = fill(
-            *self._generalist.decoder,
-            self._caches,
-            self._held,
-            jnp.asarray([*rows, *[self.rows] * missing], jnp.int32),
-            placed,
-            self.steps * self.images,
+        structure, params = self._generalist.decoder
+        fresh, keys = prefix_caches(structure, params, placed, self._caches[0].key.dtype)
+        # Row numbers beyond the last one are dropped: the copies go nowhere.
+        index = jnp.asarray([*rows, *[self.rows] * missing], jnp.int32)
+        put = partial(put_prefixes, structure)
+        ring, images = self.steps * self.positions, self.steps * self.images
+        self._caches = jax.tree.map(
+            lambda whole, part: put(whole, part, index, axis=1, start=ring), self._caches, fresh
         )
+        if keys is not None:
+            self._held = jax.tree.map(
+                lambda whole, part: put(whole, part, index, axis=2, start=images), self._held, keys
+            )
 
 
 def _images_of(sequence: Sequence) -> int:

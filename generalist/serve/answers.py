@@ -103,11 +103,12 @@ class Answer:
         if stopped or len(self._ids) == self.room:
             self._end(weights, "stop" if stopped else "length", text)
             return True
-        self._give(text[: len(text) - unsure(text, self.decoding.stop)])
+        if not weights.tokenizers.text.is_byte(id):
+            self._give(text[: len(text) - unsure(text, self.decoding.stop)])
         return False
 
     def _whole(self, weights: Weights) -> str:
-        return weights.tokenizers.text.written(np.array(self._ids, np.int32))
+        return weights.assembler.written(np.array(self._ids, np.int32))
 
     def _end(self, weights: Weights, reason: Reason, text: str) -> None:
         self._give(text)
@@ -124,7 +125,7 @@ class Answer:
         def text(id: int) -> str:
             # The ends of a text have no letters.
             known = id not in weights.assembler.marks.ends
-            return weights.tokenizers.text.written(np.array([id], np.int32)) if known else ""
+            return weights.assembler.written(np.array([id], np.int32)) if known else ""
 
         several = zip(chosen.likeliest[lane], chosen.likeliest_log_probability[lane], strict=True)
         likeliest = [(int(id), text(int(id)), float(value)) for id, value in list(several)[: self.likeliest]]

@@ -3,16 +3,20 @@
 A lane keeps what it has read after its text has ended. A prompt that begins like what a lane holds, such as one with the same
 shots, is continued from there: whole pieces are found by their content, so that a text does not depend on what was found.
 
-Dimension key: B lanes, V vocabulary.
+Dimension key: B lanes, V vocabulary, T cells and F channels of an image's features.
 """
 
 import dataclasses
 from collections.abc import Sequence as Sequences
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Shaped
 
 from generalist.inference.decode import empty_caches, empty_images
 from generalist.inference.prompt import context
@@ -21,7 +25,7 @@ from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 from generalist.inference.writing import writable
 from generalist.serve.lane_steps import Choosing, Chosen, LaneState, copy_lane, read, see, write
-from generalist.serve.pieces import Piece, cut
+from generalist.serve.pieces import Piece, cut, piece_sizes, whole_prompts
 from generalist.tokenizers.sequence import Sequence
 
 
@@ -35,6 +39,9 @@ class Lane:
     length: int = 0
     """Number of positions that it holds."""
     images: int = 0
+    """Number of images that it has seen."""
+    features: list[Float[Array, "1 T F"]] = dataclasses.field(default_factory=list)
+    """Of the images that are to stand in the pieces that wait."""
     busy: bool = False
     used: int = 0
     """When it was last taken, as a count: the lane that was not used for longest is taken first."""
@@ -62,11 +69,12 @@ class ChatLanes:
     Args:
         lanes: B.
         images: number of images per lane.
-        sizes: positions of a piece of a prompt, rising.
+        sizes: positions of a piece of text, rising.
     """
 
     def __init__(self, weights: Weights, lanes: int, images: int, sizes: tuple[int, ...]):
-        self.sizes, self.images = sizes, images if weights.encoder is not None else 0
+        self.sizes = piece_sizes(weights, sizes, images)
+        self.images = images if weights.encoder is not None else 0
         self.lanes = [Lane(number) for number in range(lanes)]
         self.context = context(weights)
         self.reused = self.read_positions = 0
@@ -77,10 +85,7 @@ class ChatLanes:
         """Takes other weights of the same shapes; everything that was read is forgotten. No lane may be busy."""
         assert not any(lane.busy for lane in self.lanes)
         self.weights = weights
-        slots = self.context + self.sizes[-1]  # a padded piece is written whole
-        held = empty_images(weights, len(self.lanes), self.images) if self.images else None
-        logits = jnp.zeros((len(self.lanes), weights.vocabulary.size), jnp.float32)
-        self._state = LaneState(empty_caches(weights, len(self.lanes), slots), held, logits)
+        self._state = empty_state(weights, len(self.lanes), self.images, self.sizes[-1])
         self._allowed = jnp.asarray(writable(weights)[0])
         pad = weights.vocabulary.pad
         one = weights.assembler.text(np.array([pad], np.int32), bos=False, eos=False)
@@ -106,7 +111,9 @@ class ChatLanes:
         if source.busy or not common:
             lane = min((one for one in self.lanes if not one.busy), key=lambda one: one.used)
         if common and lane is not source:
-            self._state = copy_lane(self._state, np.int32(source.number), np.int32(lane.number))
+            self._state = copy_lane(
+                self.weights.decoder[0], self._state, np.int32(source.number), np.int32(lane.number)
+            )
         self._taken += 1
         before = pieces[common - 1] if common else None
         lane.busy, lane.used, lane.names = True, self._taken, [one.name for one in pieces[:common]]
@@ -115,27 +122,33 @@ class ChatLanes:
             pieces[common:],
             [sequence.images[at : at + 1] for at in range(len(sequence.images))],
         )
-        lane.unseen = lane.unseen[lane.images :]
+        lane.unseen, lane.features = lane.unseen[lane.images :], []
         lane.decoding, lane.text, lane.step, lane.wanted = decoding, text, 0, wanted
         self.reused += lane.length
         return lane
 
     def release(self, lane: Lane) -> None:
         """The lane's text has ended; what was read of its prompt is kept."""
-        lane.busy, lane.waiting, lane.unseen = False, [], []
+        lane.busy, lane.waiting, lane.unseen, lane.features = False, [], [], []
 
     def read(self, lane: Lane) -> None:
-        """Reads an image or a piece of the lane's prompt."""
+        """Sees an image or reads a piece of the lane's prompt."""
         decoder = self.weights.decoder
         if lane.unseen:
             # Images first: the positions that follow them see them.
-            pixels = jnp.asarray(lane.unseen.pop(0))
-            features = self.weights.features(pixels) if pixels.dtype == jnp.uint8 else pixels
-            image = dataclasses.replace(self._alone, images=features, row_images=np.zeros((1, 1), np.int32))
-            self._state = see(*decoder, self._state, np.int32(lane.number), np.int32(lane.images), image)
+            features = self._features(lane.unseen.pop(0))
+            if self.weights.projects:
+                lane.features.append(features)
+            else:
+                image = dataclasses.replace(self._alone, images=features, row_images=np.zeros((1, 1), np.int32))
+                self._state = see(*decoder, self._state, np.int32(lane.number), np.int32(lane.images), image)
             lane.images += 1
             return
         piece = lane.waiting.pop(0)
+        shown, lane.features = lane.features[: piece.shown], lane.features[piece.shown :]
+        if whole_prompts(self.weights):
+            # Of every prompt the same number: others would be other programs.
+            shown += [self._no_image] * (self.images - len(shown))
         at = np.arange(piece.batch.tokens.shape[1], dtype=np.int32)[None] + np.int32(lane.length)
         batch = dataclasses.replace(piece.batch, position=at)
         self._state = read(
@@ -146,10 +159,23 @@ class ChatLanes:
             batch,
             np.int32(piece.size),
             np.int32(lane.images),
+            shown,
         )
         lane.length = piece.stop
         lane.names.append(piece.name)
         self.read_positions += piece.size
+
+    def _features(self, image: Shaped[np.ndarray, "1 ..."]) -> Float[Array, "1 T F"]:
+        """The encoder's features of a prepared image, on every device."""
+        features = self.weights.features(jnp.asarray(image)) if image.dtype == np.uint8 else jnp.asarray(image)
+        return _on_all(self.weights, features)
+
+    @cached_property
+    def _no_image(self) -> Float[Array, "1 T F"]:
+        """Features of an image that no position shows."""
+        assert self.weights.encoder is not None
+        pixels = self.weights.encoder(np.zeros((1, 8, 8, 3), np.uint8))
+        return jnp.zeros_like(self._features(pixels))
 
     def write(self, active: Sequences[Lane]) -> Chosen:
         """Chooses the next id of the active lanes and appends it; what is chosen in others has no meaning. Arrays are NumPy's."""
@@ -191,12 +217,32 @@ class ChatLanes:
         return self._state.logits
 
 
+def empty_state(weights: Weights, lanes: int, images: int, largest: int) -> LaneState:
+    """Lanes that hold nothing.
+
+    Args:
+        images: number of images per lane; 0 if the weights have no encoder.
+        largest: positions of the largest piece.
+    """
+    # A padded piece is written whole; one that is a whole prompt begins at the first slot.
+    slots = context(weights) + (0 if whole_prompts(weights) else largest)
+    # Images that stand in the sequence are positions like others, and nothing of them is held.
+    held = empty_images(weights, lanes, images) if images and not weights.projects else None
+    logits = jnp.zeros((lanes, weights.vocabulary.size), jnp.float32)
+    return LaneState(empty_caches(weights, lanes, slots), _on_all(weights, held), _on_all(weights, logits))
+
+
+def _on_all(weights: Weights, arrays: Any) -> Any:
+    """Arrays of which every device has the whole."""
+    mesh = weights.placing.mesh
+    return arrays if mesh is None else jax.device_put(arrays, NamedSharding(mesh, P()))
+
+
 def bytes_per_lane(weights: Weights, images: int, largest: int) -> int:
     """Device memory that one lane takes."""
-    shapes = jax.eval_shape(lambda: empty_caches(weights, 1, context(weights) + largest))
-    held = jax.eval_shape(lambda: empty_images(weights, 1, images)) if weights.encoder is not None and images else []
-    leaves = [*jax.tree.leaves(shapes), *jax.tree.leaves(held)]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + 4 * weights.vocabulary.size
+    images = images if weights.encoder is not None else 0
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: empty_state(weights, 1, images, largest)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _common(names: list[bytes], pieces: list[Piece]) -> int:

@@ -22,6 +22,7 @@ from generalist.serve.remote_images import fetch
 from generalist.serve.settings import Settings
 from generalist.tokenizers.sequence import Sequence
 
+AT_ONCE = 1 << 14  # bytes of a body that is checked within a millisecond
 CLIENT_LOOKS = 0.5  # seconds between two looks whether a client is still there
 
 
@@ -48,7 +49,9 @@ class Completions:
 
     async def chat(self, request: Request) -> Response:
         """A chat's answer, whole or as a stream."""
-        asked = self.asked(await self.read(request))
+        body = await self._bodies.read(request)
+        # A thread for what takes longer: a small body is checked at once, before the engine's next step takes the processors.
+        asked = self._checked(body) if len(body) < AT_ONCE else await asyncio.to_thread(self._checked, body)
         async with self.preparing:
             answers, prompt, events = await asyncio.to_thread(self._answers, asked, asyncio.get_running_loop())
         try:
@@ -59,9 +62,12 @@ class Completions:
         if asked.stream:
             # The first event comes before the headers: what fails at once is an error and no stream.
             await reply.begin(request)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            headers = reply.headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(reply.lines(), media_type="text/event-stream", headers=headers)
-        return JSONResponse(await reply.whole(request))
+        return JSONResponse(await reply.whole(request), headers=reply.headers)
+
+    def _checked(self, body: bytes) -> ChatRequest:
+        return self.asked(parse_json(body, self._settings.limits))
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The body of a request as a JSON object.
@@ -155,8 +161,17 @@ class Reply:
     model: str
 
     def __post_init__(self) -> None:
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.model}
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": self.model,
+        }
         self._first: tuple[int, Event] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header by which clients name a request."""
+        return {"X-Request-Id": self._head["id"]}
 
     async def begin(self, request: Request) -> None:
         """Waits for the first event.
@@ -247,7 +262,9 @@ class Reply:
         self, number: int, delta: dict[str, Any], reason: str | None = None, tokens: tuple[Token, ...] = ()
     ) -> str:
         choice = {"index": number, "delta": delta, "logprobs": self._logprobs(tokens), "finish_reason": reason}
-        return f"data: {json.dumps(self._head | {'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+        # With the usage at the end all others have none, as in OpenAI's API.
+        more = {"usage": None} if self.asked.usage else {}
+        return f"data: {json.dumps(self._head | {'object': 'chat.completion.chunk', 'choices': [choice]} | more)}\n\n"
 
     def _usage(self, ids: list[int]) -> dict[str, int]:
         total = sum(ids)

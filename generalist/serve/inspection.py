@@ -123,7 +123,7 @@ class Inspection:
         answer = found.pop("answer", None)
         if unknown := sorted(found.keys() - {"model", "messages"}):
             raise ApiError(400, f"unknown field {unknown[0][:60]!r}", param=unknown[0][:60], code="unknown_parameter")
-        ids, asked = self._ids(answer), self._completions.asked(found)
+        ids, asked = self._ids(answer), await asyncio.to_thread(self._completions.asked, found)
         async with self._completions.preparing:
             sequence, _ = await asyncio.to_thread(self._completions.prompt, asked)
         whole = self._whole(sequence, ids)

@@ -3,11 +3,11 @@
 A lane's slots are its positions: what slot `i` holds is at position `i`. What lies behind the lane's last position is hidden by
 its segment and overwritten by what comes next, so a lane that stands still may be fed anything.
 
-Dimension key: B lanes, L positions of a piece, S slots, I images of a lane, V vocabulary, K likeliest ids.
+Dimension key: B lanes, L positions of a piece, S slots, I images of a lane, T cells and F channels of an image's
+features, V vocabulary, K likeliest ids.
 """
 
 import dataclasses
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from generalist.data.batch import ArrayLike, Batch
 from generalist.inference.sampling import confine, draw
-from generalist.inference.weights import Structure
+from generalist.inference.structure import Structure, compiled
 from generalist.model.attention import Cache
+from generalist.model.constrain import constrain
 from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 
@@ -56,7 +57,7 @@ class Chosen(NamedTuple):
     likeliest_log_probability: Float[Array, "B K"]
 
 
-@partial(jax.jit, static_argnames=("structure",), donate_argnames=("state",))
+@compiled(static_argnames=("structure",), donate_argnames=("state",))
 def see(
     structure: Structure, params: Any, state: LaneState, lane: Int[Array, ""], slot: Int[Array, ""], image: Batch
 ) -> LaneState:
@@ -70,10 +71,10 @@ def see(
     held = jax.tree.map(
         lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (lane, 0, slot, 0, 0)), state.held, keys
     )
-    return state._replace(held=held)
+    return _in_place(state._replace(held=held))
 
 
-@partial(jax.jit, static_argnames=("structure",), donate_argnames=("state",))
+@compiled(static_argnames=("structure",), donate_argnames=("state",))
 def read(
     structure: Structure,
     params: Any,
@@ -83,6 +84,7 @@ def read(
     piece: Batch,
     size: Int[Array, ""],
     images: Int[Array, ""],
+    shown: list[Float[Array, "1 T F"]],
 ) -> LaneState:
     """Appends a piece of a prompt to a lane.
 
@@ -91,8 +93,11 @@ def read(
         piece: (1, L) positions, padded on the right.
         size: how many of them are no padding.
         images: number of images that the lane holds.
+        shown: features of the images that stand among the piece's positions, in their order.
     """
     model = structure.model(params)
+    if shown:
+        piece = dataclasses.replace(piece, images=jnp.concatenate(shown))
     heads = state.caches[0].key.shape[0] // len(state.logits)
     slots = jnp.arange(state.caches[0].key.shape[1])[None]
     own = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, lane * heads, heads), state.caches)
@@ -101,16 +106,16 @@ def read(
         keys = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, lane, 1), state.held)
         seen = ImageCache(keys, _numbers(images[None], keys[0].key.shape[2]))
     filled = (slots < start + size).astype(jnp.int32)
-    hidden, own = model.hidden_cached(piece, own, filled, slots * filled, start, seen)
+    hidden, own = model.hidden_cached(piece, own, filled, slots * filled, start, seen, dtype=structure.dtype)
     last = jax.lax.dynamic_slice_in_dim(hidden, size - 1, 1, axis=1)
     logits = jax.lax.dynamic_update_slice(state.logits, model.logits(last)[:, 0].astype(jnp.float32), (lane, 0))
     caches = jax.tree.map(
         lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, lane * heads, axis=0), state.caches, own
     )
-    return LaneState(caches, state.held, logits)
+    return _in_place(LaneState(caches, state.held, logits))
 
 
-@partial(jax.jit, static_argnames=("structure",), donate_argnames=("state",))
+@compiled(static_argnames=("structure",), donate_argnames=("state",))
 def write(
     structure: Structure,
     params: Any,
@@ -144,14 +149,15 @@ def write(
     seen = None
     if state.held is not None:
         seen = ImageCache(state.held, _numbers(images, state.held[0].key.shape[2]))
-    hidden, caches = model.hidden_cached(new, state.caches, filled, slots * filled, start, seen)
+    hidden, caches = model.hidden_cached(new, state.caches, filled, slots * filled, start, seen, dtype=structure.dtype)
     logits = jnp.where(active[:, None], model.logits(hidden)[:, 0].astype(jnp.float32), state.logits)
-    return chosen, LaneState(caches, state.held, logits)
+    return chosen, _in_place(LaneState(caches, state.held, logits))
 
 
-@partial(jax.jit, donate_argnames=("state",))
-def copy_lane(state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) -> LaneState:
+@compiled(static_argnames=("structure",), donate_argnames=("state",))
+def copy_lane(structure: Structure, state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) -> LaneState:
     """The lanes with one of them copied over another."""
+    del structure  # it names the mesh
     lanes = len(state.logits)
 
     def copied(leaf: Array) -> Array:
@@ -159,7 +165,15 @@ def copy_lane(state: LaneState, source: Int[Array, ""], target: Int[Array, ""]) 
         part = jax.lax.dynamic_slice_in_dim(leaf, source * size, size)
         return jax.lax.dynamic_update_slice_in_dim(leaf, part, target * size, axis=0)
 
-    return jax.tree.map(copied, state)
+    return _in_place(jax.tree.map(copied, state))
+
+
+def _in_place(state: LaneState) -> LaneState:
+    """The lanes as `empty_state` places them on a mesh: every step gives them back where the next one expects them."""
+    whole = [None] * 5
+    held = jax.tree.map(lambda leaf: constrain(leaf, *whole), state.held)
+    caches = jax.tree.map(lambda leaf: constrain(leaf, "cells", None, None), state.caches)
+    return LaneState(caches, held, constrain(state.logits, None, None))
 
 
 def _numbers(count: Int[Array, "B"], slots: int) -> Int[Array, "B I"]:

@@ -45,7 +45,7 @@ def parts_of(messages: list[Message]) -> list[Any]:
     """The parts of a prompt, as `Generalist.prompt` takes them.
 
     Raises:
-        ValueError: the last message is not the user's, or an answer follows no user's message.
+        ValueError: the last message is not the user's, an answer follows no user's message, or there is nothing in them.
     """
     parts: list[Any] = []
     asked: Message | None = None
@@ -64,7 +64,10 @@ def parts_of(messages: list[Message]) -> list[Any]:
             asked = None
     if asked is None:
         raise ValueError("the last message must be the user's: the model continues it")
-    return parts + _given(asked)
+    parts += _given(asked)
+    if not parts:
+        raise ValueError("the messages are empty: give them at least one letter")
+    return parts
 
 
 def _given(message: Message) -> list[Any]:
@@ -72,22 +75,21 @@ def _given(message: Message) -> list[Any]:
     return [part for part in message.content if not isinstance(part, str) or part]
 
 
+def _templated(message: Message) -> dict[str, Any]:
+    """A message as `chat_parts` takes it."""
+    return {"role": message.role, "content": message.content if message.images else message.text}
+
+
 class Prompter:
     """Makes the prompts of weights.
 
     Raises:
         WeightsError: the weights have a chat template that cannot be used.
-        ValueError: their prompts cannot be read in pieces.
     """
 
     def __init__(self, weights: Weights):
         self._weights = weights
-        published = weights.tokenizers.published
-        if published is not None and published.image is not None and published.image.blocks == "prompt":
-            raise ValueError(
-                f"{weights.config.name} sees its whole prompt in both directions, but the server reads prompts in pieces: use "
-                "generalist prompt"
-            )
+        _ = weights.tokenizers.text.longest  # looked up now, and not when the first client waits
         self.chats = False
         """Whether the weights have a chat template."""
         folder = weights.tokenizers.folder
@@ -105,20 +107,22 @@ class Prompter:
         Raises:
             ValueError: the messages are no prompt for these weights, or too long for their context.
         """
-        # Pieces could cut an image, whose positions see each other; and its features are not among a lane's own.
-        if self._weights.tokenizers.published is not None and any(message.images for message in messages):
-            raise ValueError("published models are served with text alone: leave the images out")
+        letters, room = sum(len(one.text) for one in messages), context(self._weights)
+        if letters >= room * self._weights.tokenizers.text.longest:  # known before it is tokenized, which takes a while
+            raise ValueError(
+                f"the messages have {letters:,} characters, more than fit into the model's context of {room} positions: "
+                "shorten them"
+            )
         if self.chats:
-            parts, plain = chat_parts(self._weights, [{"role": one.role, "content": one.text} for one in messages])
+            parts, plain = chat_parts(self._weights, [_templated(one) for one in messages])
             sequence = plain.assembler.document(parts, is_open=True)
         else:
             sequence = self._weights.assembler.document(parts_of(messages), is_open=True)
         if not len(sequence):
             raise ValueError("the prompt is empty: give it at least one letter")
-        if len(sequence) >= context(self._weights):
+        if len(sequence) >= room:
             raise ValueError(
-                f"the messages take {len(sequence)} positions, but the model has a context of {context(self._weights)}: "
-                "shorten them"
+                f"the messages take {len(sequence)} positions, but the model has a context of {room}: shorten them"
             )
         return sequence
 

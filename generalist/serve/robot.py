@@ -23,7 +23,7 @@ from generalist.serve.sessions import Refused, Session, Step
 from generalist.serve.settings import Settings
 from generalist.tokenizers.space_json import space_to_json
 
-KNOWN = {"observation", "prompt", "reset", "seed", "layout", "deadline_ms"}
+KNOWN = {"observation", "prompt", "reset", "seed", "layout", "deadline_ms", "chunk"}
 INVALID, TRY_LATER = 1007, 1013
 """Codes with which a websocket is closed (RFC 6455, section 7.4)."""
 
@@ -166,10 +166,16 @@ class Playing:
 
     def _set(self, texts: Mapping[str, Any]) -> None:
         """Takes the layout, the prompt and the seed of a message; a change of them begins an episode."""
-        for name, kind in (("prompt", str), ("layout", str), ("seed", int), ("reset", bool)):
+        for name, kind in (("prompt", str), ("layout", str), ("seed", int), ("reset", bool), ("chunk", int)):
             # A robot may send NumPy's numbers, and texts as arrays of one.
             if name in texts and not isinstance(texts[name], kind | (np.integer if kind is int else kind)):
                 raise ValueError(f"{name} must be of type {kind.__name__}")
+        if texts.get("chunk", 1) != 1:
+            # In training an observation stands between two actions: what came after the first would be a guess.
+            raise ValueError(
+                f"chunk = {texts['chunk']}: these weights choose one action per observation, and have learnt none without: leave "
+                "it out, and send the observation after each action"
+            )
         layout = texts.get("layout")
         if layout is not None and (self._session is None or layout != self._session.layout):
             self.close()

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import jax
@@ -23,6 +22,7 @@ from generalist.serve.compilations import Compilations
 from generalist.serve.engine import Engine
 from generalist.serve.inspection import Inspector
 from generalist.serve.metrics import Metrics
+from generalist.serve.pieces import whole_prompts
 from generalist.serve.sessions import playable, pools
 from generalist.serve.settings import MIB, Settings
 from generalist.serve.warm_up import warm_up
@@ -36,12 +36,16 @@ def lanes_that_fit(weights: Weights, settings: Settings, free: int | None = None
     """The number of lanes for texts: those of the settings, or as many as half of the free memory has room for.
 
     Args:
-        free: bytes; None: what the first device, or this machine, has left.
+        free: bytes; None: what the devices that share a lane, or this machine, have left.
 
     Raises:
         ValueError: not even one fits.
     """
-    free = free_memory() if free is None else free
+    if free is None:
+        mesh = weights.placing.mesh
+        # Key-value heads that divide over a mesh are shared by its devices; of others each device has all.
+        shared = mesh is not None and weights.config.model.kv_heads % mesh.size == 0
+        free = free_memory([*mesh.devices.flat] if mesh is not None and shared else jax.devices()[:1])
     each = bytes_per_lane(weights, settings.limits.images, settings.pieces[-1])
     fit = int(SHARE * free) // each
     if not fit:
@@ -52,11 +56,11 @@ def lanes_that_fit(weights: Weights, settings: Settings, free: int | None = None
     return min(settings.lanes, fit)
 
 
-def free_memory() -> int:
-    """Bytes that are free for arrays: on the first device if it says so, else on this machine."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+def free_memory(devices: list[jax.Device]) -> int:
+    """Bytes that are free for arrays: on all of these devices if they say so, else on this machine."""
+    stats = [device.memory_stats() for device in devices]
+    if all(one and "bytes_limit" in one for one in stats):
+        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -77,21 +81,24 @@ class Server:
         layouts = [one for one in known if any(fnmatch.fnmatch(one, pattern) for pattern in settings.layouts)]
         if known and not layouts and settings.layouts != ("*",):
             raise ValueError(f"no layout matches {', '.join(settings.layouts)}: there are {', '.join(known)}")
-        # Pieces no longer than the context, of which at least one position is for what is written.
-        sizes = tuple(size for size in settings.pieces if size < context(weights)) or (context(weights) - 1,)
+        if layouts and whole_prompts(weights):
+            raise ValueError(
+                f"{weights.config.name} reads a prompt at once, since all of it sees itself, and agents would wait for that: "
+                "serve it without agents (--sessions 0)"
+            )
         self.lanes = lanes_that_fit(weights, settings)
         if self.lanes < settings.lanes:
             told(
                 f"{self.lanes} lanes for texts instead of {settings.lanes}: more do not fit into half of the free memory"
             )
-        chat = ChatLanes(weights, self.lanes, settings.limits.images, sizes)
+        chat = ChatLanes(weights, self.lanes, settings.limits.images, settings.pieces)
         agents = pools(weights, layouts, settings.sessions, settings.prefix, settings.patience_ms / 1000)
-        started = time.monotonic()
         warm_up(weights, chat, agents, told)
         inspector = Inspector(weights, settings.limits.images) if settings.inspect else None
         if inspector is not None:
             inspector.warm_up(weights, told)
-        self.seconds, self.programs = time.monotonic() - started, self._compilations.count
+        self.programs, self.found = self._compilations.count, self._compilations.found
+        """Number of programs that requests need, and how many of them lay in the cache on disk."""
         self.engine = Engine(weights, chat, agents, self.metrics, settings.queue)
         self.app = application(self.engine, settings, self.metrics, self._compilations, inspector)
         self._uvicorn: uvicorn.Server | None = None

@@ -33,9 +33,24 @@ def use_compilation_cache() -> None:
         raise ValueError(f"{VARIABLE} must be on or off, got {wanted!r}")
     if wanted == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder() / "compiled" / processor())
+    folder = cache_folder() / "compiled" / processor()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    remove_unfinished(folder)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes programs that a process was writing when it was killed. JAX writes a program, and then when it was last used:
+    without that note a program may be half of one, and JAX would fail to keep any other."""
+    if not folder.is_dir():
+        return
+    from filelock import FileLock  # the lock under which JAX writes
+
+    with FileLock(folder / ".lockfile"):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()
 
 
 def processor() -> str:

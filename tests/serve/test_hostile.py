@@ -1,7 +1,9 @@
 """What hostile clients send: each is refused at once, for little memory, and others are served meanwhile."""
 
 import base64
+import contextlib
 import http.server
+import itertools
 import json
 import socket
 import struct
@@ -178,15 +180,33 @@ class Pages(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def pages() -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+class Listener(http.server.ThreadingHTTPServer):
+    """Counts who connects."""
+
+    connections = 0
+
+    def get_request(self) -> Any:
+        self.connections += 1
+        return super().get_request()
+
+
+@contextlib.contextmanager
+def listening(address: str, port: int = 0) -> Iterator[Listener]:
+    server = Listener((address, port), Pages)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[int]:
+    with listening("127.0.0.1") as server:
+        yield server.server_port
 
 
 def test_images_come_from_listed_hosts_alone(pages: int) -> None:
@@ -208,6 +228,43 @@ def test_images_come_from_listed_hosts_alone(pages: int) -> None:
     ):
         with pytest.raises(ApiError, match=message):
             fetch(url, "image", hosts, 1000, local)
+
+
+def test_nobody_connects_to_an_address_in_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 127.0.0.2 stands for the public internet, and 127.0.0.1 for what is in here and must not be connected to.
+    turns: dict[str, Iterator[str]] = {}
+
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        known = {
+            "good.example": itertools.repeat("127.0.0.2"),
+            "bad.example": itertools.repeat("127.0.0.1"),
+            "first.example": itertools.chain(["127.0.0.2"], itertools.repeat("127.0.0.1")),
+            "later.example": itertools.cycle(["127.0.0.1", "127.0.0.2"]),
+        }
+        address = next(turns.setdefault(host, known.get(host, itertools.repeat(host))))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    with listening("127.0.0.1") as inside, listening("127.0.0.2", inside.server_port) as outside:
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        port = inside.server_port
+        hosts = tuple(f"{name}.example" for name in ("good", "bad", "first", "later"))
+
+        def tried(url: str) -> bytes | None:
+            try:
+                return fetch(
+                    url, "image", tuple(f"{one}:{port}" for one in hosts), 1000, lambda one: one == "127.0.0.2"
+                )
+            except ApiError:
+                return None
+
+        assert tried(f"http://good.example:{port}/small") == b"x" * 100
+        assert tried(f"http://first.example:{port}/small") == b"x" * 100, "it resolved to a public address"
+        refused = [f"http://{name}.example:{port}/small" for name in ("bad", "first", "later", "other")]
+        refused += [f"http://{address}:{port}/small" for address in ("127.0.0.1", "localhost", "2130706433", "[::1]")]
+        refused += [f"http://good.example:{port}/to/{url}" for url in refused if "later" not in url]
+        assert [tried(url) for url in refused] == [None] * len(refused)
+        assert tried(f"http://later.example:{port}/to/http://later.example:{port}/small") is None
+        assert inside.connections == 0 and outside.connections > 8
 
 
 def test_a_listed_name_must_not_be_an_address_in_here(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:

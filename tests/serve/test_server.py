@@ -151,6 +151,11 @@ def test_openpis_messages_and_their_errors(port: int) -> None:
             (pack({"pickle": b"x"}), "'pickle'"),
             (pack({}), "no observation"),
             (pack({"observation": np.zeros(3), "deadline_ms": -1}), "deadline_ms"),
+            (
+                pack({"observation": np.zeros(3), "chunk": 4}),
+                "chunk = 4: these weights choose one action per observation",
+            ),
+            (pack({"observation": np.zeros(3), "chunk": "4"}), "chunk must be of type int"),
             (pack({"observation": np.zeros(3), "prompt": "push " * 99}), "shorten it"),
             ("a text", "bytes"),
         ):
@@ -291,15 +296,17 @@ def test_more_than_may_wait_is_refused(model: Any) -> None:
         assert server.engine.counts() == {"waiting": 0, "running": 0, "sessions": 0}
 
 
-def test_a_client_that_goes_frees_its_lane(server: tuple[Server, int]) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_lane(server: tuple[Server, int], stream: bool) -> None:
     import http.client
 
     engine, port = server[0].engine, server[1]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", CHAT, json.dumps(chat(HELLO, stream=True, temperature=2, max_tokens=200)))
-    response = connection.getresponse()
-    response.read(1)
-    response.close()
+    connection.request("POST", CHAT, json.dumps(chat(HELLO, stream=stream, temperature=2, max_tokens=200)))
+    if stream:
+        response = connection.getresponse()
+        response.read(1)
+        response.close()
     connection.close()
     end = time.monotonic() + 20
     while engine.counts()["running"] and time.monotonic() < end:
