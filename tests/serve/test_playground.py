@@ -204,10 +204,12 @@ def test_it_fits_a_phone(page: Any, port: int, dark: bool) -> None:
 def test_it_shows_what_each_token_looked_at(page: Any, port: int, tmp_path: Path) -> None:
     opened(page, port)
     page.click("#add-shot")
-    for number in range(2):
-        page.locator("input[type=file]").nth(number).set_input_files(png(tmp_path, number + 1))
+    page.locator("input[type=file]").nth(0).set_input_files([png(tmp_path, 4), png(tmp_path, 1)])
+    page.locator("input[type=file]").nth(1).set_input_files(png(tmp_path, 2))
     page.fill(".shot input[type=text]", "red")
     page.wait_for_selector("#question figure img")
+    page.locator(".shot figure").nth(1).wait_for()
+    page.locator(".shot figure button").nth(0).click()
     page.click("summary")
     page.fill("#max_tokens", "4")
     assert answered(page)

@@ -51,7 +51,7 @@ function card(element, title, answered) {
 
 function zone(own) {
   const picker = made("input", { type: "file", accept: "image/*", multiple: true, hidden: true });
-  picker.onchange = () => { add(own, picker.files); picker.value = ""; };
+  picker.onchange = () => { add(own, [...picker.files]); picker.value = ""; };
   const pick = made("button", { type: "button", class: "pick", onclick: () => picker.click() });
   pick.append(made("b", {}, "Choose images"), made("span", {}, ", drop or paste them"));
   own.zone = made("div", { class: "pictures" }, pick, picker);
@@ -60,7 +60,7 @@ function zone(own) {
   own.zone.addEventListener("dragleave", () => own.zone.classList.remove("over"));
   own.element.addEventListener("drop", (event) => {
     own.zone.classList.remove("over");
-    add(own, event.dataTransfer.files);
+    add(own, [...event.dataTransfer.files]);
   });
   return own.zone;
 }
@@ -72,6 +72,7 @@ function pasted(event) {
   add(cards.find((own) => own.element.contains(document.activeElement)) || cards[cards.length - 1], files);
 }
 
+// files: a list of its own, since the browser empties its lists.
 async function add(own, files) {
   tell("refused", "");
   for (const file of files) {
