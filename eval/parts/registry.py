@@ -10,6 +10,7 @@ from generalist.eval.parts.language import Language
 from generalist.eval.parts.naming import Naming
 from generalist.eval.parts.part import Part, Results
 from generalist.eval.parts.recorded import RecordedActions
+from generalist.eval.parts.regions import DescribedRegions
 from generalist.eval.parts.scenes import ComposedScenes
 
 PARTS: list[Part] = [
@@ -17,6 +18,7 @@ PARTS: list[Part] = [
     RecordedActions(),
     Naming(),
     ComposedScenes(),
+    DescribedRegions(),
     Language(),
     FillInTheMiddle(),
     HeldOutDocuments(),

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from generalist.data.scenes import Split
 from generalist.data.sources.scenes import Scenes
 from generalist.eval.held_out import scenes
+from generalist.eval.parts.boxes import box_writer
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, short, table
 from generalist.eval.results.checks import same
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 SPLITS: tuple[Split, ...] = ("pairs", "drawings")
-BOX_TOKENS = 8  # a box has four, and its end one
-WRITTEN_AT_ONCE = 64
 
 
 class ComposedScenes(Part):
@@ -93,18 +92,12 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
 def _job(generalist: "Generalist", source: Scenes, split: Split) -> Job:
 
     def compute(progress: Progress) -> dict[str, Any]:
-        # They import JAX, which reading a results file does not need.
-        from generalist.inference.prompt import Decoding, prompt
-        from generalist.inference.score import log_likelihood
-
-        def generate(documents: list[list[Any]]) -> list[str]:
-            chunks = [documents[start : start + WRITTEN_AT_ONCE] for start in range(0, len(documents), WRITTEN_AT_ONCE)]
-            return [text for chunk in chunks for text in prompt(generalist, chunk, Decoding(tokens=BOX_TOKENS))]
+        from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
         return scenes.evaluate_scenes(
             generalist.assembler.document,
             partial(log_likelihood, generalist),
-            generate,
+            box_writer(generalist),
             split,
             items=source.evaluation_scenes,
             objects=source.objects,

@@ -13,10 +13,11 @@ from generalist.data.sources import (
     new_words,
     prose,
     recorded,
+    regions,
     scenes,
 )
 
-COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling)
+COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling, regions)
 """The default order of a mixture. It decides the ids of sources and the seeds of their shuffles: append, never reorder."""
 
 # They were registered in the order in which they import each other. Putting a key back in moves it to the end of a dictionary,
