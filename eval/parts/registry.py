@@ -11,13 +11,14 @@ from generalist.eval.parts.naming import Naming
 from generalist.eval.parts.part import Part, Results
 from generalist.eval.parts.recorded import RecordedActions
 from generalist.eval.parts.regions import DescribedRegions
-from generalist.eval.parts.scenes import ComposedScenes
+from generalist.eval.parts.scenes import ComposedScenes, WholeGrids
 
 PARTS: list[Part] = [
     Control(),
     RecordedActions(),
     Naming(),
     ComposedScenes(),
+    WholeGrids(),
     DescribedRegions(),
     Language(),
     FillInTheMiddle(),

@@ -46,6 +46,11 @@ class GroundedSet(abc.ABC):
     splits: tuple[str, ...]
     """The splits that an evaluation scores; `train` is another one."""
 
+    has_regions: bool = True
+    """Whether there are regions to point to."""
+    has_questions: bool = False
+    """Whether there are questions with answers."""
+
     @abc.abstractmethod
     def count(self, split: str) -> int:
         """Number of images of a split."""

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from generalist.data.scene_questions import ASKING, Asked, Kind, detection, document
-from generalist.data.scenes import Scene, draw_scene
+from generalist.data.scenes import Draw, Scene, draw_scene
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
@@ -27,12 +27,14 @@ class SceneExamples:
     """Share of the scenes in which everything is named instead."""
     things: int
     """Number of things to choose among; 0: all."""
+    draw: Draw = draw_scene
+    """Draws a scene."""
 
     def __len__(self) -> int:
         return EPOCH
 
     def example(self, index: int, rng: np.random.Generator) -> TokenSequence:
-        scene = draw_scene("train", int(rng.integers(1, self.objects + 1)), rng, self.things)
+        scene = self.draw("train", int(rng.integers(1, self.objects + 1)), rng, self.things)
         if rng.random() < self.detections:
             # One entry more than things: even the fullest scene has a box of noise.
             parts = detection(scene, self.objects + 1, rng)

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from generalist.data.scenes import APART, COLOURS, MOST, SIZE, Placed, Scene, is_held_out, names
+from generalist.data.scenes import APART, COLOURS, MOST, Placed, Scene, names
 from generalist.tokenizers.locations import BETWEEN, Box, box_text
 from generalist.tokenizers.sequence import CHUNK_END, Part, Predicted
 
-Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden"]
+Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden", "refer"]
 
 SIDES = ("left of", "right of", "above", "below")
 NOISE = "noise"
@@ -88,7 +88,7 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
     if not once:
         return None
     one = _any(once, rng)
-    choices = tuple(f" {name}" for name in COLOURS)
+    choices = tuple(f" {name}" for name in scene.colours)
     text = f"which colour is the {one.thing}? answer:"
     return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one)
 
@@ -124,6 +124,25 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
     return Asked(kind="hidden", text=text, answer=f" {one.name}", choices=_names(scene), target=one, covered=one.box)
 
 
+def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Where is the one on that side of another? Its thing may occur several times, but only once on that side."""
+
+    def is_beyond(one: Placed, other: Placed, side: str) -> bool:
+        down, right = np.subtract(one.centre, other.centre)
+        return bool((-right, right, -down, down)[SIDES.index(side)] > 0)
+
+    found = [
+        (one, other, side)
+        for one, other, side in _sides(scene)
+        if sum(alike.thing == one.thing and is_beyond(alike, other, side) for alike in scene.placed) == 1
+    ]
+    if not found:
+        return None
+    one, other, side = found[rng.integers(len(found))]
+    text = f"point to the {one.thing} {side} the {other.name}:"
+    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one)
+
+
 ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "point": point,
     "here": here,
@@ -133,8 +152,11 @@ ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "count": count,
     "relation": relation,
     "hidden": hidden,
+    "refer": refer,
 }
 """How each kind is asked; None: the scene allows no such question."""
+OF_SEVERAL: tuple[Kind, ...] = ("relation", "hidden", "refer")
+"""Kinds that need two things."""
 VQA: tuple[Kind, ...] = ("exists", "colour", "count", "relation", "here", "hidden")
 
 
@@ -157,7 +179,7 @@ def covered(scene: Scene, asked: Asked) -> np.ndarray:
     if asked.covered is None:
         return scene.image
     image = scene.image.copy()
-    top, left, bottom, right = (round(side * SIZE) for side in asked.covered.sides)
+    top, left, bottom, right = (round(side * len(image)) for side in asked.covered.sides)
     image[top:bottom, left:right] = _GREY
     return image
 
@@ -171,9 +193,13 @@ def document(scene: Scene, asked: Sequence[Asked]) -> list[Part]:
 
 
 def training_texts(things: int = 0) -> Iterable[str]:
-    """Texts like those of the questions, for training the text tokenizer."""
-    colours = list(COLOURS)
-    for number, thing in enumerate(names("train", things)):
+    """Texts like those of the questions about composed scenes, for training the text tokenizer."""
+    return question_texts(names("train", things), tuple(COLOURS))
+
+
+def question_texts(things: Sequence[str], colours: Sequence[str]) -> Iterable[str]:
+    """Texts like those of the questions about things in colours."""
+    for number, thing in enumerate(things):
         name, side = f"{colours[number % len(colours)]} {thing}", SIDES[number % len(SIDES)]
         yield f"point to the {name}:"
         yield f"a {name} {side} a {name}. does this match? answer: yes no"
@@ -206,13 +232,13 @@ def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str:
 
     def allowed(colour: str, thing: str) -> bool:
         # Training must not name what it never shows, or it would learn that these are never there.
-        known = is_held_out(one.colour, one.thing) or not is_held_out(colour, thing)
+        known = scene.is_held_out(one.colour, one.thing) or not scene.is_held_out(colour, thing)
         return known and f"{colour} {thing}" not in there
 
     others = [other.thing for other in scene.placed if allowed(one.colour, other.thing)]
     if others and rng.random() < 0.5:
         return f"{one.colour} {others[rng.integers(len(others))]}"
-    free = [name for name in COLOURS if allowed(name, one.thing)]
+    free = [name for name in scene.colours if allowed(name, one.thing)]
     return f"{free[rng.integers(len(free))]} {one.thing}"
 
 

@@ -37,6 +37,15 @@ def field(entry: Any, keys: str | tuple[str, ...], kind: type[Kind], where: str)
     return value
 
 
+def optional(entry: Any, key: str, kind: type[Kind], where: str, default: Kind) -> Kind:
+    """A field of an entry, or the default if it is missing or null.
+
+    Raises:
+        DocumentError: as `field`.
+    """
+    return default if _value(entry, key, where) is None else field(entry, key, kind, where)
+
+
 def number(entry: Any, keys: str | tuple[str, ...], where: str) -> float:
     """A field with a finite number, such as a side of a box.
 

@@ -60,7 +60,7 @@ class Annotations:
         (found,) = indexed([refs], scan_refs, kind="refcoco-refs", opening=opening)
         (known,) = indexed([instances], scan_instances, kind="refcoco-instances", opening=opening)
         return cls(
-            name=folder.name,
+            name=folder.absolute().name,
             refs_file=refs,
             instances_file=instances,
             images=opening.images or _images(folder),
@@ -92,6 +92,11 @@ class RefSet(GroundedSet):
         self._shown = {split: self._images_of(codes == SPLITS.index(split)) for split in self.splits} | {
             "train": self._images_of((codes == TRAIN) & ~np.isin(read.refs["image"], evaluated))
         }
+
+    @property
+    def evaluated(self) -> Int[np.ndarray, "I"]:
+        """Numbers of COCO's images that its own evaluations show."""
+        return self._read.evaluated
 
     @property
     def files(self) -> list[Place]:
@@ -171,13 +176,8 @@ class RefSet(GroundedSet):
         return f"{self._read.refs_file} entry {number + 1}"
 
 
-def matches(place: Place) -> bool:
-    """Whether a folder is such a set, or holds some."""
-    return bool(_set_folders(place))
-
-
 def open_refs(place: Place, opening: DocumentOpening, division: str | None = None) -> list[RefSet]:
-    """The sets in a folder: `refcoco`, `refcoco+`, `refcocog`, or the folder itself.
+    """The sets in a folder: `refcoco`, `refcoco+`, `refcocog`, or the folder itself; none if there is none.
 
     Args:
         place: a set's folder, or one that holds several.
@@ -185,21 +185,16 @@ def open_refs(place: Place, opening: DocumentOpening, division: str | None = Non
         division: `unc`, `google` or `umd`; None: the first that each set has.
 
     Raises:
-        DocumentError: there is none, or a file is missing or damaged.
+        DocumentError: a file is missing or damaged.
     """
     if not (found := _set_folders(place)):
-        raise DocumentError(
-            f"{place} has no refs(unc).p, refs(umd).p or refs(google).p, and no folder with one: put the files there as they are "
-            "published"
-        )
+        return []
     read = [Annotations.read(folder, opening, division) for folder in found]
     evaluated = np.concatenate([one.evaluated for one in read])
     return [RefSet(one, evaluated) for one in read]
 
 
 def _set_folders(place: Place) -> list[Place]:
-    if not place.is_dir():
-        return []
     return [folder for folder in (place, *folders(place)) if _divisions(folder)]
 
 

@@ -7,37 +7,38 @@ from generalist.data.examples import Examples
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
 from generalist.data.formats.places import place
-from generalist.data.formats.refcoco import DIVISIONS, open_refs
+from generalist.data.formats.refcoco import DIVISIONS
 from generalist.data.grounded import GroundedSet
 from generalist.data.grounded_examples import GroundedExamples, question_text
+from generalist.data.grounded_sets import open_grounded
 from generalist.data.images import check_image, is_there, read_image
 from generalist.data.source import Reading, Say, Source, Stored, Ways, register
 from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 
 LOOKS = 200  # images whose beginnings and ends are looked at before a run
-TEXTS = 20_000  # images whose texts the text tokenizer is trained on
+TEXTS = 4000  # images whose texts the text tokenizer is trained on
 
 
 @register("regions")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regions(Source):
-    """Referring expressions of RefCOCO, RefCOCO+ and RefCOCOg; takes no part without a path."""
+    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg and Visual Genome; takes no part without a path."""
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out, but not its evaluation."""
     path: str | None = None
     """Folder of a set, such as `refcoco`, or one that holds several; docs/pointing.md shows the layout."""
     division: str | None = None
-    """Which division into splits: `unc`, `umd` or `google`. None: the first of these that a set has."""
+    """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
     images_folder: str | None = None
-    """Folder of the images. None: `train2014` beside the files or beside the sets."""
+    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2` beside the files or beside the sets."""
     questions: int = 4
-    """Maximum number of regions per image and example, as far as they fit into a row."""
+    """Maximum number of regions and questions per image and example, as far as they fit into a row."""
     describe: float = 0.2
     """Share of the regions that are described from their box instead of pointed to."""
     evaluation_expressions: int = 1000
-    """Maximum number of expressions per split that an evaluation asks about; 0: all, as published scores do."""
+    """Maximum number of expressions, and of questions, per split that an evaluation asks; 0: all, as published scores do."""
 
     def __post_init__(self) -> None:
         if self.division is not None and self.division not in DIVISIONS:
@@ -82,7 +83,7 @@ class Regions(Source):
         assert self.path is not None
         images = None if self.images_folder is None else place(self.images_folder)
         opening = DocumentOpening(index=index_folder(), workers=cores(), images=images)
-        return list(open_refs(place(self.path), opening, self.division))
+        return open_grounded(place(self.path), opening, self.division)
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Checks that the files can be read and that the images are there: the beginnings and ends of some or, with `whole`, all
