@@ -96,6 +96,10 @@ def test_an_index_says_the_same(tmp_path: Path):
             assert first.image(split, index) == again.image(split, index) == plain.image(split, index)
 
 
+def test_a_folder_without_sets_has_none():
+    assert open_refs(FOLDER / "train2014", DocumentOpening()) == []
+
+
 # ---- damage
 
 
@@ -122,8 +126,6 @@ REFS, INSTANCES = "refs(unc).p", "instances.json"
 DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / "refcoco" / INSTANCES).unlink(),
      r"there is no .*instances.json: put it there as it is published"),
-    (lambda folder: [one.unlink() for one in folder.glob("*/refs*")],
-     r"has no refs\(unc\).p, refs\(umd\).p or refs\(google\).p"),
     (_edited(REFS, lambda entries: entries[:0]), r"refs\(unc\).p holds no list of referred objects: get it again"),
     (_edited(REFS, _first(ann_id="7")),
      r"refs\(unc\).p entry 1: its ann_id is '7' instead of a whole number: get the file again"),
