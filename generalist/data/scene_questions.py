@@ -39,6 +39,8 @@ class Asked:
     """Answers to choose among, the right one included; none where a box is written."""
     target: Placed | None = None
     """What is asked about, if it is one thing."""
+    about: tuple[Placed, ...] = ()
+    """Things whose colour, name or place question and answer tell."""
     covered: Box | None = None
     """A part of the image that is covered with grey."""
 
@@ -50,22 +52,23 @@ class Asked:
 def point(scene: Scene, rng: np.random.Generator) -> Asked:
     """Where is it? Any thing of the scene."""
     one = _any(scene.placed, rng)
-    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one)
+    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one, about=(one,))
 
 
 def here(scene: Scene, rng: np.random.Generator) -> Asked:
     """What is in this box? Choices are the names of the scene's things."""
     one = _any(scene.placed, rng)
     text = f"what is at {box_text(one.box)}? answer:"
-    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one)
+    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one, about=(one,))
 
 
 def match(scene: Scene, rng: np.random.Generator) -> Asked:
     """Does a text about one or two things match? A wrong one differs by one attribute: colour, thing or side."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
-    pairs = _sides(scene)
+    pairs, about = _sides(scene), (one,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
+        about = (one, other)
         # A false side is the opposite one: what is left of something may be above it too.
         first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
         if not is_right and about_side:
@@ -73,13 +76,14 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked:
         text = f"a {first} {side} a {other.name}"
     else:
         text = f"a {one.name if is_right else _changed(scene, one, rng)}"
-    return _yes_no("match", f"{text}. does this match? answer:", is_right)
+    return _yes_no("match", f"{text}. does this match? answer:", is_right, about)
 
 
 def exists(scene: Scene, rng: np.random.Generator) -> Asked:
     """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
-    return _yes_no("exists", f"is there a {one.name if is_right else _changed(scene, one, rng)}? answer:", is_right)
+    name = one.name if is_right else _changed(scene, one, rng)
+    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,))
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -90,7 +94,7 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
     one = _any(once, rng)
     choices = tuple(f" {name}" for name in scene.colours)
     text = f"which colour is the {one.thing}? answer:"
-    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one)
+    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one, about=(one,))
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -108,7 +112,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Asked | None:
     one, other, side = pairs[rng.integers(len(pairs))]
     is_right = bool(rng.random() < 0.5)
     asked = side if is_right else _opposite(side)
-    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right)
+    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right, (one, other))
 
 
 def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -121,7 +125,15 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
         return None
     listed = [scene.placed[index].name for index in rng.permutation(len(scene.placed))]
     text = f"{', '.join(listed)}. which is covered? answer:"
-    return Asked(kind="hidden", text=text, answer=f" {one.name}", choices=_names(scene), target=one, covered=one.box)
+    return Asked(
+        kind="hidden",
+        text=text,
+        answer=f" {one.name}",
+        choices=_names(scene),
+        target=one,
+        about=scene.placed,
+        covered=one.box,
+    )
 
 
 def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -217,8 +229,8 @@ def _names(scene: Scene) -> tuple[str, ...]:
     return tuple(f" {one.name}" for one in scene.placed)
 
 
-def _yes_no(kind: Kind, text: str, is_right: bool) -> Asked:
-    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO)
+def _yes_no(kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...]) -> Asked:
+    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO, about=about)
 
 
 def _opposite(side: str) -> str:

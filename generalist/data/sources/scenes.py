@@ -21,8 +21,8 @@ class SceneSource(Source):
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     objects: int = 4
     """Maximum number of things per scene."""
-    questions: int = 3
-    """Questions per scene."""
+    questions: int = 4
+    """Maximum number of questions per scene, no two of which are about the same thing."""
     detections: float = 0.15
     """Share of the scenes in which every thing is named with its place, followed by noise."""
     evaluation_scenes: int = 200
