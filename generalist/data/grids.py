@@ -22,6 +22,7 @@ CELLS = 8  # per side
 TILE = 16  # pixels per side of a cell: one patch
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 THINGS = ("ball", "key", "box", "door")
+ALIKE = 3  # of one thing in a grid: a wrong question must find another colour of it, and training shows four or five
 
 Cell = tuple[int, int]
 """Column and row, minigrid's order."""
@@ -66,10 +67,13 @@ def draw_grid(split: Split, objects: int, rng: np.random.Generator, things: int 
     """
     check_installed()
     grid, placed = _walls(rng), list[Placed]()
+
+    def fits(colour: str, thing: str) -> bool:
+        alike = sum(one.thing == thing for one in placed)
+        return is_held_out(colour, thing) == (split == "pairs") and alike < ALIKE
+
     for _ in range(objects):
-        colour, thing = choose_pair(
-            COLOURS, THINGS, lambda *pair: is_held_out(*pair) == (split == "pairs"), placed, rng
-        )
+        colour, thing = choose_pair(COLOURS, THINGS, fits, placed, rng)
         column, row = _any(_places(grid, "wall" if thing == "door" else None), rng)
         grid.set(column, row, _made(thing, colour, rng))
         sides = (row, column, row + 1, column + 1)

@@ -152,7 +152,7 @@ def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
         return None
     one, other, side = found[rng.integers(len(found))]
     text = f"point to the {one.thing} {side} the {other.name}:"
-    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one)
+    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other))
 
 
 ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {

@@ -76,6 +76,14 @@ def test_the_same_on_every_machine():
     assert np.array_equal(first.image, second.image) and first.placed == second.placed
 
 
+def test_a_wrong_name_is_always_found():
+    rng = np.random.default_rng(4)
+    for _ in range(300):
+        scene = draw_grid("train", 6, rng)
+        assert max(Counter(one.thing for one in scene.placed).values()) <= 3
+        assert ASKING["exists"](scene, rng) is not None and ASKING["match"](scene, rng) is not None
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("kind", ASKING)
 def test_answers_are_true_and_among_the_choices(kind: Kind, split: Split):
