@@ -25,6 +25,8 @@ from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
 pytest.importorskip("minigrid")
+# While it is imported, other threads cannot import anything relatively, such as that of the recording's progress.
+pytest.importorskip("tensorflow_datasets")
 
 ALONE = "babyai/GoToObjS6"  # one thing in a room
 LEFT, RIGHT, FORWARD, SIDE = 0, 1, 2, 7
