@@ -159,6 +159,23 @@ class Task(abc.ABC):
         """The score in percent of the way from random (0) to expert (100); may lie outside."""
         return 100.0 * (score - self.random_score) / (self.expert_score - self.random_score)
 
+    @property
+    def can_be_pointed(self) -> bool:
+        """Whether its target can be told by a place (see `pointed`)."""
+        return False
+
+    def pointed(self, instruction: str, observation: Any) -> str | None:
+        """The instruction with its target told by the place in the first observation, in location tokens.
+
+        Args:
+            instruction: of an episode.
+            observation: its first one.
+
+        Returns:
+            None: the target is not in view, or the instruction is of another kind.
+        """
+        return None
+
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
         """The expert's action with noise, executed in some of the recorded episodes to cover more states.
 

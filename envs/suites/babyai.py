@@ -19,12 +19,18 @@ from jaxtyping import Shaped, UInt8
 
 from generalist.envs.task import GaveUp, Policy, Task
 from generalist.system.time_limit import OutOfTime
+from generalist.tokenizers.locations import Box, box_text
 
 CELLS = 7 * 7
 _CELL = (11, 6, 3)  # types, colours, states
 _COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 _COLOURED = (4, 5, 6, 7)  # doors, keys, balls and boxes; the colour of other objects has no meaning
 AGENT_PLACES = 1_000  # attempts; if there is a place, a few are enough
+_TYPES = dict(zip(("door", "key", "ball", "box"), _COLOURED, strict=True))
+_GO_TO = re.compile(rf"go to the (?:({'|'.join(_COLOURS)}) )?({'|'.join(_TYPES)})")
+_SIDE = 7  # cells per side of the window
+# Levels of one room, with one thing to go to, which is mostly in view when an episode begins.
+_POINTED = ("GoToLocal", "GoToObj-", "GoToObjS", "GoToRed", "GoToDoor")
 _FORWARD = 2  # left, right and forward are actions 0, 1 and 2
 
 
@@ -147,6 +153,25 @@ class BabyAITask(Task):
     def recast(self, rng: np.random.Generator) -> Recoloured:
         """See `Task.recast`."""
         return Recoloured(tuple(rng.permutation(len(_COLOURS)).tolist()))
+
+    @property
+    def can_be_pointed(self) -> bool:
+        """See `Task.can_be_pointed`."""
+        return self.level.startswith(_POINTED)
+
+    def pointed(self, instruction: str, observation: Any) -> str | None:
+        """See `Task.pointed`: `go to <loc...>`, the box of a cell in the picture of the agent's window."""
+        match = _GO_TO.fullmatch(instruction)
+        if not self.can_be_pointed or match is None:
+            return None
+        colour, thing = match.groups()
+        cells = np.asarray(observation)[:-1].reshape(_SIDE, _SIDE, len(_CELL))  # rows, columns
+        fits = (cells[..., 0] == _TYPES[thing]) & (cells[..., 1] == _COLOURS.index(colour) if colour else True)
+        # `the` says that the level has one, so that what is in view is what is meant.
+        if fits.sum() != 1:
+            return None
+        row, column = np.argwhere(fits)[0].tolist()
+        return f"go to {box_text(Box.of_pixels(row, column, row + 1, column + 1, height=_SIDE, width=_SIDE))}"
 
     def disturb(self, action: Any, space: gym.Space, rng: np.random.Generator) -> Any:
         """A random turn or step forward: other actions could make the mission impossible (a wrong door, an opened box)."""

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from generalist.data.episodes import Episodes
 from generalist.envs.recording import record
 from generalist.envs.task import EVALUATION_SEED, Task
-from generalist.eval.control.lanes import MAX_LANES, Episode, Policy, evaluate_control
+from generalist.eval.control.lanes import MAX_LANES, Episode, Policy, Word, as_given, evaluate_control
 from generalist.eval.control.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import shape_of
@@ -90,6 +90,7 @@ def play(
     workers: int,
     lanes: int = MAX_LANES,
     first_seed: int = EVALUATION_SEED,
+    word: Word = as_given,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[list[Episode], dict[str, Any]]:
@@ -101,7 +102,7 @@ def play(
         tasks: of any layouts.
         episodes: per task, or by the task's name.
         demonstrations: recorded episodes, for prompts and the nearest neighbour.
-        workers, lanes, first_seed, progress, stop: as of `evaluate_control`.
+        workers, lanes, first_seed, word, progress, stop: as of `evaluate_control`.
 
     Returns:
         The episodes, and notes on them: `cut_demonstrations`, the number of demonstrations that were shown without their
@@ -144,6 +145,7 @@ def play(
         # times as long as one on two cores.
         overlap=jax.default_backend() != "cpu",
         first_seed=first_seed,
+        word=word,
         progress=progress,
         stop=stop,
     )

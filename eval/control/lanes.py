@@ -46,6 +46,15 @@ class Begun:
     instruction: str
 
 
+Word = Callable[[Begun, Any], str]
+"""An episode that begins and its first observation → the instruction that the agent is given."""
+
+
+def as_given(begun: Begun, observation: Any) -> str:
+    """The task's own instruction."""
+    return begun.instruction
+
+
 MakePolicy = Callable[[list[str]], Policy]
 """The name of each lane's layout → policy. Lanes of one layout are adjacent."""
 
@@ -73,6 +82,7 @@ def evaluate_control(
     lanes: int = MAX_LANES,
     overlap: bool = False,
     first_seed: int = EVALUATION_SEED,
+    word: Word = as_given,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> list[Episode]:
@@ -87,6 +97,7 @@ def evaluate_control(
         lanes: maximum number of environments per group.
         overlap: make two groups where all tasks have one shape.
         first_seed: recordings use seeds from 0 upwards, so it must be far above.
+        word: words the instructions.
         progress: gets one bar with the time left and the percent so far.
         stop: once it is set, running episodes are finished and no further ones are begun.
 
@@ -103,7 +114,7 @@ def evaluate_control(
     bar = _Bar(progress, [one for group in groups for one in group])
 
     def play(group: list[Start]) -> list[Episode]:
-        return _Group(make_policy, group, lanes, max(1, workers // parallel), bar, stop, aborted).play()
+        return _Group(make_policy, group, lanes, max(1, workers // parallel), word, bar, stop, aborted).play()
 
     with ThreadPoolExecutor(parallel) as executor:
         futures = [executor.submit(play, group) for group in groups]
@@ -177,6 +188,7 @@ class _Group:
         episodes: list[Start],
         lanes: int,
         workers: int,
+        word: Word,
         bar: _Bar,
         stop: threading.Event,
         aborted: threading.Event,
@@ -188,6 +200,7 @@ class _Group:
             stop,
             aborted,
         )
+        self._word = word
         # By layout: a lane keeps its layout, since its policy encodes and decodes by it.
         self._waiting: dict[str, list[Start]] = defaultdict(list)
         for episode in episodes:
@@ -233,7 +246,8 @@ class _Group:
             assert isinstance(started, Started)
             observations[at], start = started.observation, starts[at]
             self._lanes[at] = _Lane(task=start.task, seed=start.seed)
-            begun[at] = Begun(start.task, start.seed, started.instruction)
+            one = Begun(start.task, start.seed, started.instruction)
+            begun[at] = dataclasses.replace(one, instruction=self._word(one, started.observation))
         policy.start(begun)
         return observations
 

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from rich.progress import Progress
 
-from generalist.data.scene_questions import ASKING, VQA, Asked, Kind, covered
-from generalist.data.scenes import Scene, Split, draw_scene
+from generalist.data.scene_questions import ASKING, OF_SEVERAL, VQA, Asked, Kind, covered
+from generalist.data.scenes import Draw, Scene, Split, draw_scene
 from generalist.eval.held_out.likelihood import LogLikelihood
 from generalist.eval.results.scores import area, bootstrap, proportion
 from generalist.tokenizers.locations import read_objects
@@ -32,6 +32,10 @@ ASKED_AT_ONCE = 64
 THRESHOLDS = (0.5, 0.8)
 COUNTS = (1, 4)
 """Things per scene of pointing."""
+KINDS: tuple[Kind, ...] = ("match", *VQA)
+"""Questions with choices."""
+BY_SIDE = "side"
+"""Pointing to a thing by its side of another one."""
 
 Generate = Callable[[list[list[Any]]], list[str]]
 """Documents of image and question → the texts that the model writes."""
@@ -46,7 +50,9 @@ class Pair:
     wrong: UInt8[np.ndarray, "S S 3"]
 
 
-def questions(kind: Kind, split: Split, items: int, objects: Sequence[int], things: int) -> list[Pair]:
+def questions(
+    kind: Kind, split: Split, items: int, objects: Sequence[int], things: int, draw: Draw = draw_scene
+) -> list[Pair]:
     """Questions of one kind, the same on every machine.
 
     Args:
@@ -55,13 +61,14 @@ def questions(kind: Kind, split: Split, items: int, objects: Sequence[int], thin
         items: number of questions.
         objects: numbers of things per scene, equally likely.
         things: number of things to choose among; 0: all.
+        draw: draws a scene.
     """
     # A generator of its own for each kind, so that another one does not change these questions.
     rng = np.random.default_rng([SEED, list(ASKING).index(kind), len(objects), objects[0]])
     found: list[tuple[Scene, Asked]] = []
     while len(found) < items:
         # At random, not in turns: the number of things in the wrong scene must say nothing about that in the right one.
-        scene = draw_scene(split, objects[int(rng.integers(len(objects)))], rng, things)
+        scene = draw(split, objects[int(rng.integers(len(objects)))], rng, things)
         if asked := ASKING[kind](scene, rng):
             found.append((scene, asked))
     return [
@@ -79,6 +86,7 @@ def evaluate_scenes(
     items: int,
     objects: int,
     things: int,
+    draw: Draw = draw_scene,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All scores of one split, each with its interval and beside the score with a wrong image.
@@ -91,29 +99,36 @@ def evaluate_scenes(
         items: questions per kind, and per number of things.
         objects: maximum number of things per scene in training.
         things: number of things to choose among; 0: all.
+        draw: draws a scene.
         progress: gets one bar.
 
     Raises:
         MissingImages: the packages with the drawings are not installed.
     """
-    counts = [count for count in COUNTS if count <= objects]
-    kinds: list[Kind] = ["match", *VQA]
-    bar = progress.add_task(f"scenes {split}", total=len(counts) + len(kinds)) if progress else None
+    whole = range(1, objects + 1)
+    # What is pointed to: a thing by its name, among so many, or one by its side of another.
+    pointing: dict[str, tuple[Kind, Sequence[int]]] = {
+        str(count): ("point", (count,)) for count in COUNTS if count <= objects
+    }
+    pointing |= {BY_SIDE: ("refer", whole)} if objects > 1 else {}
+    # With one thing per scene there is no question of several, however often one is drawn.
+    kinds: list[Kind] = [kind for kind in KINDS if objects > 1 or kind not in OF_SEVERAL]
+    bar = progress.add_task(f"scenes {split}", total=len(pointing) + len(kinds)) if progress else None
 
     def done() -> None:
         if progress and bar is not None:
             progress.advance(bar)
 
-    pointing = {}
-    for count in counts:
-        pointing[str(count)] = _pointing(questions("point", split, items, (count,), things), generate)
+    pointed = {}
+    for name, (kind, numbers) in pointing.items():
+        pointed[name] = _pointing(questions(kind, split, items, numbers, things, draw), generate)
         done()
     by_kind = {}
     for kind in kinds:
-        asked = questions(kind, split, items, range(1, objects + 1), things)
+        asked = questions(kind, split, items, whole, things, draw)
         by_kind[kind] = _choosing(kind, asked, assemble, log_likelihood)
         done()
-    return {"point": pointing, "questions": by_kind, "items": items, "things": things}
+    return {"point": pointed, "questions": by_kind, "items": items, "things": things}
 
 
 def _pointing(asked: list[Pair], generate: Generate) -> dict[str, Any]:

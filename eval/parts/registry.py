@@ -9,14 +9,19 @@ from generalist.eval.parts.infilling import FillInTheMiddle
 from generalist.eval.parts.language import Language
 from generalist.eval.parts.naming import Naming
 from generalist.eval.parts.part import Part, Results
+from generalist.eval.parts.places import GoToPlaces
 from generalist.eval.parts.recorded import RecordedActions
-from generalist.eval.parts.scenes import ComposedScenes
+from generalist.eval.parts.regions import DescribedRegions
+from generalist.eval.parts.scenes import ComposedScenes, WholeGrids
 
 PARTS: list[Part] = [
     Control(),
+    GoToPlaces(),
     RecordedActions(),
     Naming(),
     ComposedScenes(),
+    WholeGrids(),
+    DescribedRegions(),
     Language(),
     FillInTheMiddle(),
     HeldOutDocuments(),

@@ -8,8 +8,9 @@ from xml.etree.ElementTree import Element
 from rich.progress import Progress
 
 from generalist.data.scenes import Split
-from generalist.data.sources.scenes import Scenes
+from generalist.data.sources.scenes import SceneSource
 from generalist.eval.held_out import scenes
+from generalist.eval.parts.answers import answer_writer
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, short, table
 from generalist.eval.results.checks import same
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 SPLITS: tuple[Split, ...] = ("pairs", "drawings")
-BOX_TOKENS = 8  # a box has four, and its end one
-WRITTEN_AT_ONCE = 64
 
 
 class ComposedScenes(Part):
@@ -29,21 +28,23 @@ class ComposedScenes(Part):
     name = "scenes"
     title = "Composed scenes"
     seeds: ClassVar[Mapping[str, int]] = {"scenes": scenes.SEED}
+    of: ClassVar[str] = ""
+    """What the splits are of, in labels that stand beside those of other parts."""
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, Scenes)]
+        drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, SceneSource)]
         # Of several such sources the first: the evaluation depends on the number of things alone.
-        return [_job(generalist, one, split) for one in drawn[:1] for split in SPLITS if one.shows(split)]
+        return [_job(generalist, self.name, one, split) for one in drawn[:1] for split in SPLITS if one.shows(split)]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {
-            f"{label}, {split}": number
-            for split, found in results["scenes"].items()
+            f"{label}, {split}{self.of}": number
+            for split, found in results[self.name].items()
             for label, number, *_ in _numbers(found)
         }
 
     def check(self, results: Results) -> None:
-        for split, found in results["scenes"].items():
+        for split, found in results[self.name].items():
             for count, one in found["point"].items():
                 for threshold in scenes.THRESHOLDS:
                     hits = sum(overlap >= threshold for overlap in one["overlaps"])
@@ -53,28 +54,37 @@ class ComposedScenes(Part):
     def rows(self, results: Results) -> list[Row]:
         return [
             Row(
-                label=f"{label}, {split}",
+                label=f"{label}, {split}{self.of}",
                 value=str(number),
                 against=f"wrong image {wrong}, chance {chance}" if chance else f"wrong image {wrong}",
             )
-            for split, found in results["scenes"].items()
+            for split, found in results[self.name].items()
             for label, number, wrong, chance in _numbers(found)
         ]
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
         rows = [
             [split, label, str(number), str(wrong), chance]
-            for split, found in results["scenes"].items()
+            for split, found in results[self.name].items()
             for label, number, wrong, chance in _numbers(found)
         ]
         return [element("h2", self.title), table(("held out", "", "right", "wrong image", "chance"), rows)]
+
+
+class WholeGrids(ComposedScenes):
+    """BabyAI's grids, of held-out pairs of a thing and a colour."""
+
+    name = "grids"
+    title = "Grids"
+    seeds: ClassVar[Mapping[str, int]] = {"grids": scenes.SEED}
+    of: ClassVar[str] = " of grids"
 
 
 def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, str]]:
     """Label, score, score with a wrong image, and chance, where it is known, of every number of a split."""
     numbers = [
         (
-            f"pointing, {count} {'thing' if count == '1' else 'things'}, IoU {threshold}, %",
+            f"pointing, {_what(count)}, IoU {threshold}, %",
             Estimate(**one[f"accuracy_{threshold}"]),
             Estimate(**one[f"wrong_{threshold}"]),
             "",
@@ -90,32 +100,32 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
     return numbers
 
 
-def _job(generalist: "Generalist", source: Scenes, split: Split) -> Job:
+def _what(key: str) -> str:
+    if key == scenes.BY_SIDE:
+        return "by a side"
+    return "1 thing" if key == "1" else f"{key} things"
 
+
+def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split) -> Job:
     def compute(progress: Progress) -> dict[str, Any]:
-        # They import JAX, which reading a results file does not need.
-        from generalist.inference.prompt import Decoding, prompt
-        from generalist.inference.score import log_likelihood
-
-        def generate(documents: list[list[Any]]) -> list[str]:
-            chunks = [documents[start : start + WRITTEN_AT_ONCE] for start in range(0, len(documents), WRITTEN_AT_ONCE)]
-            return [text for chunk in chunks for text in prompt(generalist, chunk, Decoding(tokens=BOX_TOKENS))]
+        from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
         return scenes.evaluate_scenes(
             generalist.assembler.document,
             partial(log_likelihood, generalist),
-            generate,
+            answer_writer(generalist),
             split,
             items=source.evaluation_scenes,
             objects=source.objects,
-            things=source.things,
+            things=source.number_of_things,
+            draw=source.draw,
             progress=progress,
         )
 
     settings = {
         "items": source.evaluation_scenes,
         "objects": source.objects,
-        "things": source.things,
+        "things": source.number_of_things,
         "seed": scenes.SEED,
     }
-    return Job(part=ComposedScenes.name, key=split, settings=settings, compute=compute)
+    return Job(part=part, key=split, settings=settings, compute=compute)

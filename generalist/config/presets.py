@@ -49,10 +49,19 @@ def pocket_all() -> Config:
     return dataclasses.replace(
         base,
         name="pocket_all",
-        # Patches, since a frame in one embedding tells hardly where a thing is; the encoder tells what it is.
-        tokens=dataclasses.replace(base.tokens, documents="patches+encoder", locations=BINS),
+        # Cells of the frozen encoder's features, since a frame in one embedding tells hardly where a thing is, and patches tell
+        # slowly what it is (docs/pointing.md).
+        model=dataclasses.replace(
+            base.model,
+            vision=VisionConfig(encoder="efficientnet_lite0", size=192, positions=36, projector_places=True),
+        ),
+        tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS),
+        # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.
         data=dataclasses.replace(
-            base.data.with_sources(scenes=Scenes(weight=0.25), infilling=Infilling(weight=0.07)), patches=640
+            base.data.with_sources(scenes=Scenes(weight=0.25, things=100), infilling=Infilling(weight=0.07)),
+            rows=base.data.rows // 2,
+            length=2 * base.data.length,
+            images=32,
         ),
         training=dataclasses.replace(base.training, steps=12_000),
     )

@@ -93,14 +93,18 @@ class DocumentExamples:
         return taken
 
     def _sized(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """If images enter as patches, where every pixel costs positions: stretched to a square that takes at most a quarter of
-        the length, such as 256 pixels per side for a length of 1024; otherwise unchanged."""
-        if "patches" not in self.assembler.images.split("+"):
-            return image
-        return to_frame(image, PATCH_SIZE * max(1, math.isqrt(self.length // 4)))
+        return stretched(image, self.assembler, self.length)
 
     @cached_property
     def _image_positions(self) -> int:
         """Positions of an image, all of one number: measured on one, so that no rule of the assembler is repeated here."""
         # Without the beginning mark.
         return len(self.assembler.document([self._sized(np.zeros((16, 16, 3), np.uint8))])) - 1
+
+
+def stretched(image: UInt8[np.ndarray, "H W 3"], assembler: Assembler, length: int) -> UInt8[np.ndarray, "h w 3"]:
+    """If images enter as patches, where every pixel costs positions: the image stretched to a square that takes at most a quarter
+    of a row's `length`, such as 256 pixels per side for a length of 1024; otherwise unchanged."""
+    if "patches" not in assembler.images.split("+"):
+        return image
+    return to_frame(image, PATCH_SIZE * max(1, math.isqrt(length // 4)))

@@ -6,8 +6,8 @@ Dimension key: E1 episodes and one, T steps, n tokens.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, Shaped
@@ -58,6 +58,10 @@ class ControlExamples:
     """Maximum number of pixels by which all frames of an example are moved, along both axes."""
     recast: Callable[[np.random.Generator], Recast] | None = None
     """Draws an equivalent version of an episode, in which an example is shown; None: as it was recorded."""
+    places: float = 0.0
+    """Share of the windows at an episode's beginning whose instruction names its target by the place, where `pointed` can."""
+    pointed: Callable[[str, Any], str | None] | None = None
+    """Instruction and first observation → the instruction with the place, or None (`Task.pointed`)."""
     first: Int[np.ndarray, "E1"] = dataclasses.field(init=False)
     """Index of the first window of each episode, and last the number of all windows."""
 
@@ -95,6 +99,9 @@ class ControlExamples:
         start = min(max(start, 0), max(0, len(episode) - self.steps))
         window, instruction = episode.window(start, start + self.steps), episode.instruction
         hide = rng.random() < self.hide_actions
+        # Later windows do not show the view in which the place is.
+        if self.pointed and self.places and start == 0 and rng.random() < self.places:
+            instruction = self.pointed(instruction, _first(window[0])) or instruction
         # The window, its instruction and its prompts are shown in the same version, or they would contradict each other.
         world = self.recast(rng) if self.recast else None
         if world:
@@ -130,6 +137,12 @@ class ControlExamples:
         last = max(0, len(episode) - steps)
         start = last if rng.random() < 0.5 else int(rng.integers(last + 1))
         return episode.window(start, start + steps)
+
+
+def _first(observations: Mapping[str, Shaped[np.ndarray, "T ..."]]) -> Any:
+    """The first of several observations that are one array each."""
+    (several,) = observations.values()
+    return several[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 
 from generalist.data.scene_questions import ASKING, Asked, Kind, detection, document
-from generalist.data.scenes import Scene, draw_scene
+from generalist.data.scenes import Draw, Scene, draw_scene
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
+POINTING = 0.4  # share of the questions: the four tokens of a box are the hardest to learn
+TRIES = 12  # questions drawn for a scene; those that are told by others are left out
 EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
 
 
@@ -22,38 +24,45 @@ class SceneExamples:
     objects: int
     """Maximum number of things per scene; all numbers are equally likely."""
     questions: int
-    """Questions per scene."""
+    """Maximum number of questions per scene."""
     detections: float
     """Share of the scenes in which everything is named instead."""
     things: int
     """Number of things to choose among; 0: all."""
+    draw: Draw = draw_scene
+    """Draws a scene."""
 
     def __len__(self) -> int:
         return EPOCH
 
     def example(self, index: int, rng: np.random.Generator) -> TokenSequence:
-        scene = draw_scene("train", int(rng.integers(1, self.objects + 1)), rng, self.things)
+        scene = self.draw("train", int(rng.integers(1, self.objects + 1)), rng, self.things)
         if rng.random() < self.detections:
             # One entry more than things: even the fullest scene has a box of noise.
             parts = detection(scene, self.objects + 1, rng)
             if len(sequence := self.assembler.document(parts)) <= self.length:
                 return sequence
-        asked = self._questions(scene, rng)
+        asked = self.questions_about(scene, rng)
         while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
             asked = asked[:-1]
         return sequence
 
-    def _questions(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
-        """Questions of random kinds, half of them pointing: its four tokens are the hardest to learn."""
+    def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
+        """Questions of random kinds, no two about the same thing: the answer of one would stand in the text of another."""
         kinds: list[Kind] = [kind for kind in ASKING if kind != "point"]
         found: list[Asked] = []
-        while len(found) < self.questions:
-            kind = "point" if rng.random() < 0.5 else kinds[rng.integers(len(kinds))]
+        for _ in range(TRIES):
+            kind = "point" if rng.random() < POINTING else kinds[rng.integers(len(kinds))]
             one = ASKING[kind](scene, rng)
             # A question that covers a part of the image stands alone: others could be about what is covered.
-            if one is None or (one.covered and found):
+            if one is None or (one.covered and found) or any(_tells(other, one) for other in found):
                 continue
             found.append(one)
-            if one.covered:
+            if one.covered or len(found) == self.questions:
                 break
         return found
+
+
+def _tells(before: Asked, one: Asked) -> bool:
+    """Whether a question tells the answer of another one, or something that bears on it."""
+    return any(thing in before.about for thing in one.about) or before.kind == one.kind == "count"

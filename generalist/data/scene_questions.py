@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from generalist.data.scenes import APART, COLOURS, MOST, SIZE, Placed, Scene, is_held_out, names
+from generalist.data.scenes import APART, COLOURS, MOST, Placed, Scene, names
 from generalist.tokenizers.locations import BETWEEN, Box, box_text
 from generalist.tokenizers.sequence import CHUNK_END, Part, Predicted
 
-Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden"]
+Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden", "refer"]
 
 SIDES = ("left of", "right of", "above", "below")
 NOISE = "noise"
@@ -39,6 +39,8 @@ class Asked:
     """Answers to choose among, the right one included; none where a box is written."""
     target: Placed | None = None
     """What is asked about, if it is one thing."""
+    about: tuple[Placed, ...] = ()
+    """Things whose colour, name or place question and answer tell."""
     covered: Box | None = None
     """A part of the image that is covered with grey."""
 
@@ -50,22 +52,23 @@ class Asked:
 def point(scene: Scene, rng: np.random.Generator) -> Asked:
     """Where is it? Any thing of the scene."""
     one = _any(scene.placed, rng)
-    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one)
+    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one, about=(one,))
 
 
 def here(scene: Scene, rng: np.random.Generator) -> Asked:
     """What is in this box? Choices are the names of the scene's things."""
     one = _any(scene.placed, rng)
     text = f"what is at {box_text(one.box)}? answer:"
-    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one)
+    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one, about=(one,))
 
 
 def match(scene: Scene, rng: np.random.Generator) -> Asked:
     """Does a text about one or two things match? A wrong one differs by one attribute: colour, thing or side."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
-    pairs = _sides(scene)
+    pairs, about = _sides(scene), (one,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
+        about = (one, other)
         # A false side is the opposite one: what is left of something may be above it too.
         first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
         if not is_right and about_side:
@@ -73,13 +76,14 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked:
         text = f"a {first} {side} a {other.name}"
     else:
         text = f"a {one.name if is_right else _changed(scene, one, rng)}"
-    return _yes_no("match", f"{text}. does this match? answer:", is_right)
+    return _yes_no("match", f"{text}. does this match? answer:", is_right, about)
 
 
 def exists(scene: Scene, rng: np.random.Generator) -> Asked:
     """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
-    return _yes_no("exists", f"is there a {one.name if is_right else _changed(scene, one, rng)}? answer:", is_right)
+    name = one.name if is_right else _changed(scene, one, rng)
+    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,))
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -88,9 +92,9 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
     if not once:
         return None
     one = _any(once, rng)
-    choices = tuple(f" {name}" for name in COLOURS)
+    choices = tuple(f" {name}" for name in scene.colours)
     text = f"which colour is the {one.thing}? answer:"
-    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one)
+    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one, about=(one,))
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -108,7 +112,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Asked | None:
     one, other, side = pairs[rng.integers(len(pairs))]
     is_right = bool(rng.random() < 0.5)
     asked = side if is_right else _opposite(side)
-    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right)
+    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right, (one, other))
 
 
 def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -121,7 +125,34 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
         return None
     listed = [scene.placed[index].name for index in rng.permutation(len(scene.placed))]
     text = f"{', '.join(listed)}. which is covered? answer:"
-    return Asked(kind="hidden", text=text, answer=f" {one.name}", choices=_names(scene), target=one, covered=one.box)
+    return Asked(
+        kind="hidden",
+        text=text,
+        answer=f" {one.name}",
+        choices=_names(scene),
+        target=one,
+        about=scene.placed,
+        covered=one.box,
+    )
+
+
+def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Where is the one on that side of another? Its thing may occur several times, but only once on that side."""
+
+    def is_beyond(one: Placed, other: Placed, side: str) -> bool:
+        down, right = np.subtract(one.centre, other.centre)
+        return bool((-right, right, -down, down)[SIDES.index(side)] > 0)
+
+    found = [
+        (one, other, side)
+        for one, other, side in _sides(scene)
+        if sum(alike.thing == one.thing and is_beyond(alike, other, side) for alike in scene.placed) == 1
+    ]
+    if not found:
+        return None
+    one, other, side = found[rng.integers(len(found))]
+    text = f"point to the {one.thing} {side} the {other.name}:"
+    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other))
 
 
 ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
@@ -133,8 +164,11 @@ ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "count": count,
     "relation": relation,
     "hidden": hidden,
+    "refer": refer,
 }
 """How each kind is asked; None: the scene allows no such question."""
+OF_SEVERAL: tuple[Kind, ...] = ("relation", "hidden", "refer")
+"""Kinds that need two things."""
 VQA: tuple[Kind, ...] = ("exists", "colour", "count", "relation", "here", "hidden")
 
 
@@ -157,7 +191,7 @@ def covered(scene: Scene, asked: Asked) -> np.ndarray:
     if asked.covered is None:
         return scene.image
     image = scene.image.copy()
-    top, left, bottom, right = (round(side * SIZE) for side in asked.covered.sides)
+    top, left, bottom, right = (round(side * len(image)) for side in asked.covered.sides)
     image[top:bottom, left:right] = _GREY
     return image
 
@@ -171,9 +205,13 @@ def document(scene: Scene, asked: Sequence[Asked]) -> list[Part]:
 
 
 def training_texts(things: int = 0) -> Iterable[str]:
-    """Texts like those of the questions, for training the text tokenizer."""
-    colours = list(COLOURS)
-    for number, thing in enumerate(names("train", things)):
+    """Texts like those of the questions about composed scenes, for training the text tokenizer."""
+    return question_texts(names("train", things), tuple(COLOURS))
+
+
+def question_texts(things: Sequence[str], colours: Sequence[str]) -> Iterable[str]:
+    """Texts like those of the questions about things in colours."""
+    for number, thing in enumerate(things):
         name, side = f"{colours[number % len(colours)]} {thing}", SIDES[number % len(SIDES)]
         yield f"point to the {name}:"
         yield f"a {name} {side} a {name}. does this match? answer: yes no"
@@ -191,8 +229,8 @@ def _names(scene: Scene) -> tuple[str, ...]:
     return tuple(f" {one.name}" for one in scene.placed)
 
 
-def _yes_no(kind: Kind, text: str, is_right: bool) -> Asked:
-    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO)
+def _yes_no(kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...]) -> Asked:
+    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO, about=about)
 
 
 def _opposite(side: str) -> str:
@@ -206,13 +244,13 @@ def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str:
 
     def allowed(colour: str, thing: str) -> bool:
         # Training must not name what it never shows, or it would learn that these are never there.
-        known = is_held_out(one.colour, one.thing) or not is_held_out(colour, thing)
+        known = scene.is_held_out(one.colour, one.thing) or not scene.is_held_out(colour, thing)
         return known and f"{colour} {thing}" not in there
 
     others = [other.thing for other in scene.placed if allowed(one.colour, other.thing)]
     if others and rng.random() < 0.5:
         return f"{one.colour} {others[rng.integers(len(others))]}"
-    free = [name for name in COLOURS if allowed(name, one.thing)]
+    free = [name for name in scene.colours if allowed(name, one.thing)]
     return f"{free[rng.integers(len(free))]} {one.thing}"
 
 

@@ -10,6 +10,7 @@ Dimension key: S pixels per side of a scene (96), h height and w width of a draw
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,11 @@ _NAME = re.compile(r"[a-z]+(?: [a-z]+)?")
 _COLOURED = re.compile(rf"\b(?:{'|'.join((*COLOURS, 'orange', 'white', 'grey'))})\b")
 
 
+def is_held_out(colour: str, thing: str) -> bool:
+    """Whether training never shows the thing in that colour."""
+    return stable_hash(f"{colour} {thing}") % 100 < HELD_OUT_PAIRS
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placed:
     """A drawing in a scene."""
@@ -69,6 +75,14 @@ class Scene:
 
     image: UInt8[np.ndarray, "S S 3"]
     placed: tuple[Placed, ...]
+    colours: tuple[str, ...] = tuple(COLOURS)
+    """All colours that things may have."""
+    is_held_out: Callable[[str, str], bool] = is_held_out
+    """Whether training never shows a thing, the second, in a colour, the first."""
+
+
+Draw = Callable[[Split, int, np.random.Generator, int], Scene]
+"""Draws a scene of a split with a number of things, of the first so many (0: all), as `draw_scene` does."""
 
 
 @functools.cache
@@ -93,11 +107,6 @@ def names(split: Split, things: int = 0) -> tuple[str, ...]:
     return tuple(thing for thing in known if thing in pool(split))
 
 
-def is_held_out(colour: str, thing: str) -> bool:
-    """Whether training never shows the thing in that colour."""
-    return stable_hash(f"{colour} {thing}") % 100 < HELD_OUT_PAIRS
-
-
 def draw_scene(split: Split, objects: int, rng: np.random.Generator, things: int = 0) -> Scene:
     """A scene with `objects` things.
 
@@ -118,8 +127,13 @@ def draw_scene(split: Split, objects: int, rng: np.random.Generator, things: int
 
 def _compose(split: Split, objects: int, rng: np.random.Generator, things: int) -> Scene | None:
     canvas, placed = _ground(rng), list[Placed]()
+
+    def fits(colour: str, thing: str) -> bool:
+        # `pairs` shows held-out pairs alone, `train` only the others; a held-out drawing is new in any colour.
+        return split == "drawings" or is_held_out(colour, thing) == (split == "pairs")
+
     for _ in range(objects):
-        colour, thing = _pair(split, names(split, things), placed, rng)
+        colour, thing = choose_pair(tuple(COLOURS), names(split, things), fits, placed, rng)
         several = pool(split)[thing]
         cut = _scaled(several[rng.integers(len(several))], int(rng.integers(SMALLEST, LARGEST + 1)))
         height, width = cut.shape[:2]
@@ -134,17 +148,21 @@ def _compose(split: Split, objects: int, rng: np.random.Generator, things: int) 
     return Scene(image=np.rint(canvas).astype(np.uint8), placed=tuple(placed))
 
 
-def _pair(split: Split, things: tuple[str, ...], before: list[Placed], rng: np.random.Generator) -> tuple[str, str]:
-    """A colour and a thing that the split shows, and that are not both those of one placed before."""
-    taken, colours = {one.name for one in before}, list(COLOURS)
+def choose_pair(
+    colours: tuple[str, ...],
+    things: tuple[str, ...],
+    fits: Callable[[str, str], bool],
+    before: list[Placed],
+    rng: np.random.Generator,
+) -> tuple[str, str]:
+    """A colour and a thing that fit, and that are not both those of one placed before."""
+    taken = {one.name for one in before}
     while True:
         colour, thing = colours[rng.integers(len(colours))], things[rng.integers(len(things))]
         if before and rng.random() < 0.5:
             alike = before[rng.integers(len(before))]
             colour, thing = (alike.colour, thing) if rng.random() < 0.5 else (colour, alike.thing)
-        # `pairs` shows held-out pairs alone, `train` only the others; a held-out drawing is new in any colour.
-        fits = split == "drawings" or is_held_out(colour, thing) == (split == "pairs")
-        if fits and f"{colour} {thing}" not in taken:
+        if fits(colour, thing) and f"{colour} {thing}" not in taken:
             return colour, thing
 
 

@@ -1,6 +1,7 @@
 """Model settings, checked where they are set."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -87,6 +88,9 @@ class VisionConfig:
     """Normalise what it projects (Gemma 3)."""
     projector_epsilon: float = 1e-6
     """Added to the variance there."""
+    projector_places: bool = False
+    """Add learned embeddings of the row and the column of each of an image's positions, which tell a new model sooner where
+    things are; published ones have none."""
 
     def __post_init__(self) -> None:
         # Fields whose 0 means "same as another field", or none, may be 0; all other sizes must be positive.
@@ -99,6 +103,11 @@ class VisionConfig:
             raise ValueError(f"model.vision.size must be a multiple of 32, got {self.size}")
         if self.first >= self.every:
             raise ValueError(f"model.vision.first ({self.first}) must be less than model.vision.every ({self.every})")
+        if self.projector_places and math.isqrt(self.positions) ** 2 != self.positions:
+            raise ValueError(
+                f"model.vision.projector_places needs a square number of positions, and positions is {self.positions}: set it "
+                "to a square, such as 16 or 36"
+            )
         if not 0 < self.gated_epsilon < 1:  # not NaN either
             raise ValueError(f"model.vision.gated_epsilon must be above 0 and below 1, got {self.gated_epsilon}")
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from generalist.data.rows import rows_at
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.layers import Linear, RMSNorm
+from generalist.model.layers import Linear, RMSNorm, smooth_rows
 from generalist.system.platforms import target_platform
 
 PATCH = 16  # pixels per side (Gato, section 2.2)
@@ -109,8 +109,8 @@ class PatchEmbedder(nnx.Module):
         self.norms = nnx.List([GroupNorm(channels, min(32, channels // 4), rngs=rngs) for _ in range(2)])
         self.convolutions = nnx.List([Convolution(channels, channels, 3, rngs=rngs) for _ in range(2)])
         self.out = Linear(PATCH * PATCH * channels, config.width, rngs=rngs)
-        self.row = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
-        self.column = nnx.Param(jax.random.normal(rngs.params(), (POSITIONS, config.width)) * 0.02)
+        self.row = nnx.Param(smooth_rows(rngs.params(), POSITIONS, config.width, 0.1))
+        self.column = nnx.Param(smooth_rows(rngs.params(), POSITIONS, config.width, 0.1))
 
     def __call__(
         self,

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int8
+from jaxtyping import Array, Float, Float32, Int8, Key
 
 from generalist.model.config import Activation, ModelConfig
 from generalist.model.constrain import constrain
@@ -238,3 +239,21 @@ class NormedFeedForward(nnx.Module):
             return self.down(self.activation(hidden))
         gate, value = jnp.split(hidden, 2, axis=-1)
         return self.down(self.activation(gate) * value)
+
+
+def smooth_rows(key: Key[Array, ""], count: int, width: int, scale: float) -> Float[Array, "count width"]:
+    """Initial embeddings of places along a line: random mixtures of waves, one per octave from twice the line's length down to
+    eight places (Fourier features; Tancik et al., 2020, section 5).
+
+    Places that are near have similar rows, so that what is learned about one holds for its neighbours.
+
+    Args:
+        key: for the mixtures.
+        count: number of places.
+        width: length of a row.
+        scale: standard deviation of the numbers.
+    """
+    octaves = max(1, int(np.log2(max(count, 8))) - 1)
+    phases = np.pi * np.outer((np.arange(count) + 0.5) / count, 2.0 ** np.arange(octaves))
+    waves = np.concatenate([np.cos(phases), np.sin(phases)], axis=1) / octaves**0.5  # (count, 2 * octaves)
+    return jnp.asarray(waves, jnp.float32) @ jax.random.normal(key, (2 * octaves, width)) * scale

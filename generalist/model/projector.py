@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
 from generalist.model.config import ModelSpec
-from generalist.model.layers import Linear, RMSNorm, exact_gelu
+from generalist.model.layers import Linear, RMSNorm, exact_gelu, smooth_rows
 from generalist.tokenizers.pieces import Modality
 
 ACTIVATIONS = {
@@ -38,13 +38,22 @@ class ImageProjector(nnx.Module):
         hidden, bias = vision.projector_hidden, vision.projector_bias
         self.up = Linear(spec.channels, hidden, rngs=rngs, bias=bias) if hidden else None
         self.out = Linear(hidden or spec.channels, width, rngs=rngs, bias=bias)
+        places = None
+        if vision.projector_places:
+            side = math.isqrt(vision.positions)
+            # As large as the features, which are of order 1: nothing else tells rows from columns.
+            places = nnx.Param(jnp.stack([smooth_rows(rngs.params(), side, width, 0.5) for _ in ("row", "column")]))
+        self.places = places
 
     def __call__(self, features: Float[Array, "J S F"]) -> Float[Array, "J K D"]:
         """The embeddings of each image's positions, in raster order."""
         x = pooled(features, self.positions)
         x = x if self.norm is None else self.norm(x)
-        x = x if self.up is None else self.activation(self.up(x))
-        return self.out(x)
+        x = self.out(x if self.up is None else self.activation(self.up(x)))
+        if self.places is None:
+            return x
+        rows, columns = self.places[...].astype(x.dtype)
+        return x + (rows[:, None] + columns[None]).reshape(1, *x.shape[1:])
 
     def embed(self, batch: Batch, x: Float[Array, "B L D"], dtype: DTypeLike) -> Float[Array, "B L D"]:
         """`x` with the positions of images replaced.

@@ -22,7 +22,7 @@ from generalist.model.blocked_attention import MASKED
 from generalist.model.config import LayerKind, ModelConfig, ModelSpec
 from generalist.model.constrain import constrain
 from generalist.model.embedders import FrameEmbedder, PatchEmbedder, TensorEmbedder
-from generalist.model.layers import FeedForward, make_norm, stack, stored_product, unstacked
+from generalist.model.layers import FeedForward, make_norm, smooth_rows, stack, stored_product, unstacked
 from generalist.model.masks import Blocks, attention_mask
 from generalist.model.positions import Placement, placement
 from generalist.model.projector import ImageProjector
@@ -95,6 +95,11 @@ class TokenTable(nnx.Module):
             return nnx.Param(jax.random.normal(rngs.params(), (count, width)) * width**-0.5)
 
         self.text, self.other = rows(vocabulary.text), rows(vocabulary.size - vocabulary.text)
+        places = vocabulary.range("locations")
+        if places:
+            begin = places.start - vocabulary.text
+            near = smooth_rows(rngs.params(), len(places), width, width**-0.5)
+            self.other[...] = self.other[...].at[begin : begin + len(places)].set(near)
 
     @property
     def size(self) -> int:

@@ -193,6 +193,18 @@ def test_examples_fit_and_only_answers_are_predicted(assembler: Assembler):
     assert assembler.written(learned[:-1]) == asked.answer and learned[-1] == assembler.vocabulary.chunk_end
 
 
+def test_no_question_of_a_scene_tells_the_answer_of_another(assembler: Assembler):
+    examples = SceneExamples(assembler=assembler, length=256, objects=4, questions=5, detections=0.0, things=60)
+    numbers, rng = Counter[int](), np.random.default_rng(0)
+    for _ in range(60):
+        asked = examples.questions_about(draw_scene("train", 4, rng, 60), rng)
+        about = [thing.name for one in asked for thing in one.about]
+        assert len(about) == len(set(about)) and sum(one.kind == "count" for one in asked) <= 1
+        assert all(one.about for one in asked if one.kind != "count")
+        numbers[len(asked)] += 1
+    assert numbers[4] + numbers[5] > 20 and max(numbers) == 5
+
+
 def test_settings_are_checked(assembler: Assembler):
     with pytest.raises(ValueError, match=r"data.scenes.objects must be from 1 to 6, got 9"):
         Scenes(objects=9)

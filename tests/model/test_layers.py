@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from generalist.model.embedders import column_convolution
-from generalist.model.layers import FEW, product, stored_product
+from generalist.model.layers import FEW, product, smooth_rows, stored_product
 
 
 @pytest.mark.parametrize("outputs", [3, 9])  # a kernel that narrows and one that widens: another side is transposed
@@ -41,3 +41,11 @@ def test_a_kernel_in_16_bits_rounds_no_more_than_one_in_float32(rows: tuple[int,
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     off = [np.abs(jax.jit(stored_product)(x, one) - exact).max() for one in (kernel, kernel.astype(jnp.float32))]
     assert off[0] <= 2 * off[1], "products of bfloat16 alone are off by a thousand times as much"
+
+
+def test_rows_of_near_places_are_similar():
+    rows = np.asarray(smooth_rows(jax.random.key(0), 1024, 256, 0.25))
+    assert rows.shape == (1024, 256) and 0.23 < rows.std() < 0.27
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    near, next_but, far = ((unit[:-step] * unit[step:]).sum(axis=1).mean() for step in (1, 8, 400))
+    assert near > 0.9 > next_but > 0.3 > abs(far)

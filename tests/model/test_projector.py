@@ -14,7 +14,7 @@ from generalist.inference.rows import side_by_side, stack_rows
 from generalist.model.attend import Packed, attend_packed
 from generalist.model.config import ModelConfig, ModelSpec, VisionConfig
 from generalist.model.masks import Blocks, attention_mask
-from generalist.model.projector import ACTIVATIONS, image_positions, pooled
+from generalist.model.projector import ACTIVATIONS, ImageProjector, image_positions, pooled
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
@@ -137,6 +137,31 @@ def test_a_grid_is_averaged_by_squares():
     for cells, count in ((16, 9), (16, 25), (15, 4), (16, 3)):
         with pytest.raises(ValueError, match=f"model.vision.positions = {count}: the encoder's {cells} cells"):
             pooled(jnp.zeros((1, cells, 2)), count)
+
+
+def test_places_are_told_apart_if_it_is_set_so():
+    alike = jnp.ones((1, 16, 5))
+
+    def projected(**changed) -> np.ndarray:
+        vision = VisionConfig(encoder="efficientnet_lite0", positions=4, **changed)
+        spec = ModelSpec(
+            config=ModelConfig(width=32, heads=4, vision=vision),
+            vocabulary=VOCABULARY,
+            projection_width=0,
+            patches=False,
+            frames=False,
+            channels=5,
+            projected=True,
+        )
+        return np.asarray(ImageProjector(spec, rngs=nnx.Rngs(0))(alike))[0]
+
+    assert np.ptp(projected(), axis=0).max() == 0
+    found = projected(projector_places=True)
+    # Row and column are added: what a step to the right changes is the same in both rows.
+    np.testing.assert_allclose(found[1] - found[0], found[3] - found[2], atol=1e-5)
+    assert len({row.tobytes() for row in found}) == 4
+    with pytest.raises(ValueError, match=r"projector_places needs a square number of positions, and positions is 12"):
+        VisionConfig(positions=12, projector_places=True)
 
 
 def test_pixels_are_refused_and_activations_are_what_they_are_called():

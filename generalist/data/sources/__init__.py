@@ -9,14 +9,16 @@ from generalist.data.sources import (
     documents,
     drawing,
     emoji,
+    grids,
     infilling,
     new_words,
     prose,
     recorded,
+    regions,
     scenes,
 )
 
-COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling)
+COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling, regions, grids)
 """The default order of a mixture. It decides the ids of sources and the seeds of their shuffles: append, never reorder."""
 
 # They were registered in the order in which they import each other. Putting a key back in moves it to the end of a dictionary,

@@ -184,6 +184,35 @@ class BabyAI(ControlSource):
     """BabyAI: instructions in a grid world."""
 
     evaluation_episodes: int = 5
+    places: float = 0.0
+    """Share of the training windows at an episode's beginning that are told the place of their target in the first view instead
+    of its name, `go to <loc...>`, in levels whose mission is to go to one thing that is in view."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.places <= 1:
+            raise ValueError(f"data.SUITE.places must be a share from 0 to 1, got {self.places}")
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("control", "places") if self.places else ("control",)
+
+    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
+        """See `Source.open`.
+
+        Raises:
+            ValueError: places are told, and the vocabulary has no ids for them.
+        """
+        if self.places and not reading.assembler.vocabulary.locations:
+            raise ValueError(
+                f"data.SUITE.places = {self.places} tells places, and tokens.locations is 0: set it to 1024"
+            )
+        return super().open(stored, reading)
+
+    def _windows(self, task: Task, reader: Episodes, reading: Reading, *, prompts: bool = True) -> ControlExamples:
+        windows = super()._windows(task, reader, reading, prompts=prompts)
+        return dataclasses.replace(windows, places=self.places, pointed=task.pointed)
 
     @property
     def knows_equal_worlds(self) -> bool:

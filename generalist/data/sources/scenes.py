@@ -1,32 +1,30 @@
 """Composed scenes with exact truth: pointing, detection, matching and questions (docs/pointing.md)."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 
 from generalist.data.examples import Examples
 from generalist.data.scene_examples import SceneExamples
 from generalist.data.scene_questions import training_texts
-from generalist.data.scenes import MOST, Split, names
+from generalist.data.scenes import MOST, Draw, Split, draw_scene, names
 from generalist.data.source import Reading, Say, Source, Stored, Ways, register
 
 LEAST_THINGS = 24  # of fewer, too few pairs with a colour would be held out
 
 
-@register("scenes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scenes(Source):
-    """Coloured drawings on textured grounds: point to one, name a place, match, count and compare."""
+class SceneSource(Source):
+    """Drawn images of which everything is known, with the same questions whatever draws them."""
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
     objects: int = 4
     """Maximum number of things per scene."""
-    questions: int = 3
-    """Questions per scene."""
+    questions: int = 4
+    """Maximum number of questions per scene, no two of which are about the same thing."""
     detections: float = 0.15
     """Share of the scenes in which every thing is named with its place, followed by noise."""
-    things: int = 0
-    """Number of things that scenes show, the first ones in a fixed random order; 0: all, more than 900."""
     evaluation_scenes: int = 200
     """Scenes per number of things, and questions per kind, that an evaluation asks about."""
 
@@ -35,9 +33,64 @@ class Scenes(Source):
             value = getattr(self, name)
             if value < least or (most is not None and value > most):
                 bound = f"from {least} to {most}" if most else f"at least {least}"
-                raise ValueError(f"data.scenes.{name} must be {bound}, got {value}")
+                raise ValueError(f"data.{self.kind}.{name} must be {bound}, got {value}")
         if not 0 <= self.detections <= 1:
-            raise ValueError(f"data.scenes.detections is a share from 0 to 1, got {self.detections}")
+            raise ValueError(f"data.{self.kind}.detections is a share from 0 to 1, got {self.detections}")
+
+    @property
+    @abc.abstractmethod
+    def draw(self) -> Draw:
+        """What draws its scenes."""
+
+    @abc.abstractmethod
+    def shows(self, split: Split) -> bool:
+        """Whether there is anything of a split among its things."""
+
+    @property
+    def number_of_things(self) -> int:
+        """Number of things that its scenes show; 0: all there are."""
+        return 0
+
+    def check_settings(self, name: str, ways: Ways) -> None:
+        """See `Source.check_settings`."""
+        if ways.features == "stored" and "encoder" in ways.documents:
+            raise ValueError(
+                f"data.features = stored needs a fixed set of images, but data.{name} draws every scene anew: use computed"
+            )
+
+    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
+        """See `Source.open`.
+
+        Raises:
+            ValueError: the vocabulary has no ids for places.
+        """
+        if not reading.assembler.vocabulary.locations:
+            raise ValueError(
+                f"{self.kind} are pointed at with ids for places, and tokens.locations is 0: set it to 1024"
+            )
+        return [
+            SceneExamples(
+                assembler=reading.assembler,
+                length=reading.length,
+                objects=self.objects,
+                questions=self.questions,
+                detections=self.detections,
+                things=self.number_of_things,
+                draw=self.draw,
+            )
+        ]
+
+
+@register("scenes")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scenes(SceneSource):
+    """Coloured drawings on textured grounds: point to one, name a place, match, count and compare."""
+
+    things: int = 0
+    """Number of things that scenes show, the first ones in a fixed random order; 0: all, more than 900."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.things and self.things < LEAST_THINGS:
             raise ValueError(f"data.scenes.things must be 0 (all) or at least {LEAST_THINGS}, got {self.things}")
 
@@ -46,16 +99,19 @@ class Scenes(Source):
         """See `Source.evaluation_parts`."""
         return ("scenes",)
 
+    @property
+    def draw(self) -> Draw:
+        """See `SceneSource.draw`."""
+        return draw_scene
+
     def shows(self, split: Split) -> bool:
-        """Whether there is anything of a split among its things."""
+        """See `SceneSource.shows`."""
         return bool(names(split, self.things))
 
-    def check_settings(self, name: str, ways: Ways) -> None:
-        """See `Source.check_settings`."""
-        if ways.features == "stored" and "encoder" in ways.documents:
-            raise ValueError(
-                f"data.features = stored needs a fixed set of images, but data.{name} draws every scene anew: use computed"
-            )
+    @property
+    def number_of_things(self) -> int:
+        """See `SceneSource.number_of_things`."""
+        return self.things
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Checks that the drawings are installed."""
@@ -65,22 +121,3 @@ class Scenes(Source):
     def texts(self, stored: Stored) -> list[str]:
         """See `Source.texts`."""
         return list(training_texts(self.things))
-
-    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """See `Source.open`.
-
-        Raises:
-            ValueError: the vocabulary has no ids for places.
-        """
-        if not reading.assembler.vocabulary.locations:
-            raise ValueError("scenes are pointed at with ids for places, and tokens.locations is 0: set it to 1024")
-        return [
-            SceneExamples(
-                assembler=reading.assembler,
-                length=reading.length,
-                objects=self.objects,
-                questions=self.questions,
-                detections=self.detections,
-                things=self.things,
-            )
-        ]

@@ -10,13 +10,14 @@ import pytest
 from rich.progress import Progress
 
 from generalist.data.scene_questions import ASKING, Kind
+from generalist.data.sources.grids import Grids
 from generalist.data.sources.infilling import Infilling
 from generalist.data.sources.scenes import Scenes
 from generalist.eval.held_out.infilling import evaluate_infilling
 from generalist.eval.held_out.scenes import evaluate_scenes, questions
 from generalist.eval.parts.infilling import FillInTheMiddle
 from generalist.eval.parts.part import Beside
-from generalist.eval.parts.scenes import ComposedScenes
+from generalist.eval.parts.scenes import ComposedScenes, WholeGrids
 from generalist.inference import writing
 from generalist.inference.prompt import Decoding, prompt, rank
 from generalist.inference.score import log_likelihood
@@ -130,12 +131,41 @@ def test_the_parts_are_computed_checked_and_shown(pointing: Any, tmp_path: Any):
             results[part.name] = part.section(pointing, {job.key: job.compute(progress) for job in jobs})
         part.check(results)
         labels = [row.label for row in part.rows(results)]
-        assert len(labels) == len(part.numbers(results)) == (2 * 11 if part.name == "scenes" else 1)
+        assert len(labels) == len(part.numbers(results)) == (2 * 13 if part.name == "scenes" else 1)
         assert "table" in [one.tag for one in part.page(results, Beside())] or part.page(results, Beside())
     edited = results["scenes"]["pairs"]["point"]["1"]
     edited["accuracy_0.5"] = edited["accuracy_0.5"] | {"value": 77.0}
     with pytest.raises(ValueError, match="pointing pairs 1 at 0.5"):
         ComposedScenes().check(results)
+
+
+def test_grids_are_asked_the_same_questions(pointing: Any):
+    pytest.importorskip("minigrid")
+    config = pointing.config
+    data = dataclasses.replace(config.data.with_sources(grids=Grids(weight=1.0, evaluation_scenes=3)), only=("grids",))
+    tokenizers = dataclasses.replace(pointing.tokenizers, config=dataclasses.replace(config, data=data))
+    part = WholeGrids()
+    (job,) = part.jobs(dataclasses.replace(pointing, tokenizers=tokenizers))
+    assert (job.part, job.key) == ("grids", "pairs")
+    with Progress(disable=True) as progress:
+        results = {"grids": part.section(pointing, {job.key: job.compute(progress)})}
+    part.check(results)
+    labels = [row.label for row in part.rows(results)]
+    assert len(labels) == 13 and all(label.endswith(", pairs of grids") for label in labels)
+    assert "pointing, by a side, IoU 0.5, %, pairs of grids" in labels
+
+
+def test_one_thing_per_scene_is_asked_no_question_of_two():
+    found = evaluate_scenes(
+        keep,
+        lambda documents: np.zeros(len(documents)),
+        lambda documents: ["nothing"] * len(documents),
+        "pairs",
+        items=4,
+        objects=1,
+        things=60,
+    )
+    assert list(found["point"]) == ["1"] and {"relation", "hidden"} & set(found["questions"]) == set()
 
 
 def test_who_reads_what_follows_fills_in_better(pointing: Any):

@@ -1,0 +1,125 @@
+"""The regions part: referring expressions and questions of photographs, by the rules of RefCOCO and GQA (docs/pointing.md)."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from xml.etree.ElementTree import Element
+
+from rich.progress import Progress
+
+from generalist.config.run import Config
+from generalist.data.document_examples import stretched
+from generalist.data.formats.places import Place
+from generalist.data.grounded import GroundedSet
+from generalist.data.images import read_image
+from generalist.data.sources.regions import Regions, check_images
+from generalist.eval.held_out import regions
+from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer
+from generalist.eval.parts.part import Beside, Job, Part, Results, Row
+from generalist.eval.report.charts import element, table
+from generalist.eval.results.checks import same
+from generalist.eval.results.scores import Estimate
+from generalist.eval.results.words import counted
+
+if TYPE_CHECKING:
+    from generalist.inference.generalist import Generalist
+
+
+Kind = Literal["regions", "questions"]
+
+
+class DescribedRegions(Part):
+    """Regions and questions; one job per set, split and kind."""
+
+    name = "regions"
+    title = "Regions of photographs"
+    seeds: ClassVar[Mapping[str, int]] = {"regions": regions.SEED}
+
+    def jobs(self, generalist: "Generalist") -> list[Job]:
+        if not generalist.vocabulary.locations:
+            return []
+        return [
+            # A source of another name adds it: two may have sets of the same names.
+            _job(generalist, source, one, split, kind, "" if name == source.kind else f"{name} ")
+            for name, source in _sources(generalist.config).items()
+            for one in source.sets()
+            for split in one.splits
+            for kind in _kinds(one)
+        ]
+
+    def prepare(self, config: Config) -> None:
+        for name, source in _sources(config).items():
+            if not config.tokens.locations:
+                raise ValueError(f"data.{name}.path names regions, and tokens.locations is 0: set it to 1024")
+            for one in source.sets():
+                check_images(one, one.splits, whole=False)
+
+    def numbers(self, results: Results) -> dict[str, Estimate]:
+        return {label: number for label, number, _, _ in _numbers(results)}
+
+    def check(self, results: Results) -> None:
+        for key, found in results[self.name].items():
+            if "answers" in found:
+                same(f"{key} exact", found["exact"], regions.exact(found["answers"]), "answers")
+                continue
+            for label, number in regions.accuracies("accuracy", found["overlaps"]).items():
+                same(f"{key} {label}", found[label], number, "overlaps")
+
+    def rows(self, results: Results) -> list[Row]:
+        return [
+            Row(label=label, value=str(number), against=f"wrong image {wrong}", source=counted(count, "question"))
+            for label, number, wrong, count in _numbers(results)
+        ]
+
+    def page(self, results: Results, beside: Beside) -> list[Element]:
+        rows = [[label, str(number), str(wrong), f"{count:,}"] for label, number, wrong, count in _numbers(results)]
+        return [element("h2", self.title), table(("", "right", "wrong image", "questions"), rows)]
+
+
+def _numbers(results: Results) -> Iterator[tuple[str, Estimate, Estimate, int]]:
+    """Label, accuracy, accuracy with a wrong image, and number of questions."""
+    for key, found in results[DescribedRegions.name].items():
+        if "answers" in found:
+            yield f"{key}, %", Estimate(**found["exact"]), Estimate(**found["wrong"]), found["items"]
+            continue
+        for threshold in regions.THRESHOLDS:
+            right, wrong = (Estimate(**found[f"{name}_{threshold}"]) for name in ("accuracy", "wrong"))
+            yield f"{key}, IoU {threshold}, %", right, wrong, found["items"]
+
+
+def _kinds(grounded: GroundedSet) -> list[Kind]:
+    """What a set asks about."""
+    kinds: list[Kind] = ["regions"] if grounded.has_regions else []
+    return [*kinds, "questions"] if grounded.has_questions else kinds
+
+
+def _sources(config: Config) -> dict[str, Regions]:
+    """All sources with a folder, not only those that take part: weights can be scored on sets that they were not trained on."""
+    return {name: one for name, one in config.data.sources.items() if isinstance(one, Regions) and one.path is not None}
+
+
+def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split: str, kind: Kind, prefix: str) -> Job:
+    name = f"{grounded.name} {split}{' questions' if kind == 'questions' else ''}"
+
+    def read(image: Place) -> Any:
+        return stretched(read_image(image), generalist.assembler, generalist.config.data.length)
+
+    def compute(progress: Progress) -> dict[str, Any]:
+        asked = regions.asked_of(grounded, split, kind, source.evaluation_expressions)
+        generate = answer_writer(generalist, BOX_TOKENS if kind == "regions" else ANSWER_TOKENS)
+        texts = regions.written(asked, read, generate, progress=progress, what=name)
+        return (regions.score_regions if kind == "regions" else regions.score_questions)(asked, texts)
+
+    settings = {
+        "files": _digest(grounded),
+        "expressions": source.evaluation_expressions,
+        "row": generalist.config.data.length,
+        "seed": regions.SEED,
+    }
+    return Job(part=DescribedRegions.name, key=f"{prefix}{name}", settings=settings, compute=compute)
+
+
+def _digest(grounded: GroundedSet) -> str:
+    """SHA-256 of the names and sizes of the files with annotations: published files of one name and size are the same."""
+    about = "\n".join(f"{file.name} {file.stat().st_size}" for file in grounded.files)
+    return hashlib.sha256(about.encode()).hexdigest()

@@ -1,0 +1,89 @@
+"""Images of which texts and places are known: regions with phrases that describe them, and questions with answers."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+from generalist.data.formats.places import Place
+from generalist.tokenizers.locations import Box
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Region:
+    """A part of an image, and a text that describes it."""
+
+    box: Box
+    phrase: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about an image, with its one answer."""
+
+    text: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grounded:
+    """An image with what is known of it."""
+
+    image: Place
+    regions: Sequence[Region] = ()
+    questions: Sequence[Question] = ()
+    where: str
+    """File and entry, for messages."""
+
+
+class GroundedSet(abc.ABC):
+    """A set of such images in a published layout, divided into splits.
+
+    Raises:
+        DocumentError: a file is missing or damaged; the message names it, the field and the remedy.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    """The splits that an evaluation scores; `train` is another one."""
+
+    has_regions: bool = True
+    """Whether there are regions to point to."""
+    has_questions: bool = False
+    """Whether there are questions with answers."""
+
+    @abc.abstractmethod
+    def count(self, split: str) -> int:
+        """Number of images of a split."""
+
+    @abc.abstractmethod
+    def file(self, split: str, index: int) -> Place:
+        """The file of an image of a split, whether or not it is there."""
+
+    @abc.abstractmethod
+    def image(self, split: str, index: int) -> Grounded:
+        """An image of a split, with everything that is asked about it."""
+
+    @property
+    @abc.abstractmethod
+    def files(self) -> list[Place]:
+        """The files with the annotations."""
+
+    def notes(self) -> list[str]:
+        """What a user should know of what was read, such as how much was left out."""
+        return []
+
+
+def pixel_box(x: float, y: float, width: float, height: float, *, of: tuple[float, float]) -> Box | None:
+    """A box of pixels as shares of its image; what sticks out is cut off. None: nothing of it is within the image.
+
+    Args:
+        x, y: its left upper corner.
+        width, height: its size.
+        of: height and width of the image.
+    """
+    tall, wide = of
+    top, left = max(0.0, y), max(0.0, x)
+    bottom, right = min(tall, y + height), min(wide, x + width)
+    if not (top < bottom and left < right):
+        return None
+    return Box.of_pixels(top, left, bottom, right, height=tall, width=wide)

@@ -1,0 +1,38 @@
+"""Sets of images with regions in a local folder, whichever layout they have."""
+
+import numpy as np
+
+from generalist.data.files import DocumentError
+from generalist.data.formats import refcoco, visual_genome
+from generalist.data.formats.documents import DocumentOpening, folders
+from generalist.data.formats.places import Place
+from generalist.data.grounded import GroundedSet
+
+
+def open_grounded(place: Place, opening: DocumentOpening, division: str | None = None) -> list[GroundedSet]:
+    """The sets in a folder: RefCOCO's, Visual Genome, or the folder itself as one of them. No image that an evaluation of RefCOCO
+    shows is trained on, whichever of them has it.
+
+    Args:
+        place: a set's folder, or one that holds several.
+        opening: where indices are kept, and the folder of the images if it is not beside the sets.
+        division: of RefCOCO's sets: `unc`, `google` or `umd`; None: the first that each set has.
+
+    Raises:
+        DocumentError: there is none, or a file is missing or damaged.
+    """
+    if not place.is_dir():
+        raise DocumentError(f"there is no folder {place}: name one with sets as they are published (docs/pointing.md)")
+    refs = refcoco.open_refs(place, opening, division)
+    evaluated = np.concatenate([np.zeros(0, np.int64), *(one.evaluated for one in refs)])
+    genomes = [
+        visual_genome.GenomeSet(folder, opening, evaluated)
+        for folder in (place, *folders(place))
+        if visual_genome.matches(folder)
+    ]
+    if not (refs or genomes):
+        raise DocumentError(
+            f"{place} has no refs(unc).p, refs(umd).p or refs(google).p and no {visual_genome.IMAGES}, and no folder with one: "
+            "put the files there as they are published (docs/pointing.md)"
+        )
+    return [*refs, *genomes]

@@ -1,0 +1,148 @@
+"""Images whose regions are described, from local folders in their published layouts (docs/pointing.md)."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from generalist.data.examples import Examples
+from generalist.data.files import DocumentError
+from generalist.data.formats.documents import DocumentOpening
+from generalist.data.formats.places import place
+from generalist.data.formats.refcoco import DIVISIONS
+from generalist.data.grounded import GroundedSet
+from generalist.data.grounded_examples import GroundedExamples, question_text
+from generalist.data.grounded_sets import open_grounded
+from generalist.data.images import check_image, is_there, read_image
+from generalist.data.source import Reading, Say, Source, Stored, Ways, register
+from generalist.system.cache import index_folder
+from generalist.system.processes import cores
+
+LOOKS = 200  # images whose beginnings and ends are looked at before a run
+TEXTS = 4000  # images whose texts the text tokenizer is trained on
+
+
+@register("regions")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regions(Source):
+    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg and Visual Genome; takes no part without a path."""
+
+    weight: float = 0.0
+    """Share of the tokens, relative to the other sources; 0 leaves the source out, but not its evaluation."""
+    path: str | None = None
+    """Folder of a set, such as `refcoco`, or one that holds several; docs/pointing.md shows the layout."""
+    division: str | None = None
+    """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
+    images_folder: str | None = None
+    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2` beside the files or beside the sets."""
+    questions: int = 4
+    """Maximum number of regions and questions per image and example, as far as they fit into a row."""
+    describe: float = 0.2
+    """Share of the regions that are described from their box instead of pointed to."""
+    evaluation_expressions: int = 1000
+    """Maximum number of expressions, and of questions, per split that an evaluation asks; 0: all, as published scores do."""
+
+    def __post_init__(self) -> None:
+        if self.division is not None and self.division not in DIVISIONS:
+            raise ValueError(f"data.regions.division must be one of {', '.join(DIVISIONS)}, got {self.division!r}")
+        if self.questions < 1:
+            raise ValueError(f"data.regions.questions must be at least 1, got {self.questions}")
+        if not 0 <= self.describe <= 1:
+            raise ValueError(f"data.regions.describe is a share from 0 to 1, got {self.describe}")
+        if self.evaluation_expressions < 0:
+            raise ValueError(
+                f"data.regions.evaluation_expressions must be at least 0 (all), got {self.evaluation_expressions}"
+            )
+
+    @property
+    def takes_part(self) -> bool:
+        """See `Source.takes_part`."""
+        return self.weight > 0 and self.path is not None
+
+    @property
+    def evaluation_parts(self) -> tuple[str, ...]:
+        """See `Source.evaluation_parts`."""
+        return ("regions",)
+
+    @property
+    def has_own_files(self) -> bool:
+        """See `Source.has_own_files`."""
+        return self.path is not None
+
+    def check_settings(self, name: str, ways: Ways) -> None:
+        """See `Source.check_settings`."""
+        if ways.features == "stored" and {"encoder", "projected"} & {*ways.documents}:
+            raise ValueError(
+                f"data.features = stored needs a fixed set of images, which data.{name} has not: use computed"
+            )
+
+    def sets(self) -> list[GroundedSet]:
+        """The sets in its folder.
+
+        Raises:
+            DocumentError: there is none, or a file is missing or damaged.
+        """
+        assert self.path is not None
+        images = None if self.images_folder is None else place(self.images_folder)
+        opening = DocumentOpening(index=index_folder(), workers=cores(), images=images)
+        return open_grounded(place(self.path), opening, self.division)
+
+    def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
+        """Checks that the files can be read and that the images are there: the beginnings and ends of some or, with `whole`, all
+        of each one."""
+        if self.path is None:
+            return
+        for one in self.sets():
+            for note in one.notes():
+                say(f"note: {note}")
+            check_images(one, ("train",) if self.weight else (), whole)
+            check_images(one, one.splits, whole)
+        if not self.weight:
+            say(f"note: {self.path} is evaluated but not trained on: data.{name}.weight is 0")
+
+    def texts(self, stored: Stored) -> Iterator[str]:
+        """See `Source.texts`."""
+        for one in self.sets():
+            for index in range(min(one.count("train"), TEXTS)):
+                shown = one.image("train", index)
+                yield from (region.phrase for region in shown.regions)
+                yield from (f"{question_text(asked.text)} {asked.answer}" for asked in shown.questions)
+        yield "point to the : what is at ? answer:"
+
+    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
+        """See `Source.open`.
+
+        Raises:
+            ValueError: the vocabulary has no ids for places.
+            DocumentError: a set can't be read.
+        """
+        if not reading.assembler.vocabulary.locations:
+            raise ValueError("regions are pointed at with ids for places, and tokens.locations is 0: set it to 1024")
+        return [
+            GroundedExamples(
+                grounded=one,
+                assembler=reading.assembler,
+                length=reading.length,
+                questions=self.questions,
+                describe=self.describe,
+            )
+            for one in self.sets()
+            if one.count("train")
+        ]
+
+
+def check_images(grounded: GroundedSet, splits: Sequence[str], whole: bool) -> None:
+    """Checks the images of some splits: that all are there, and that some can be read or, with `whole`, every one.
+
+    Raises:
+        DocumentError: some are missing, in a line that names the first one; or one is damaged.
+    """
+    images = [grounded.file(split, index) for split in splits for index in range(grounded.count(split))]
+    if absent := [image for image in images if not is_there(image)]:
+        raise DocumentError(
+            f"{len(absent):,} of {len(images):,} images of {grounded.name} ({', '.join(splits)}) are missing, the first is "
+            f"{absent[0]}: copy the whole folder, or name another one with data.regions.images_folder"
+        )
+    for image in images if whole else images[:: max(1, len(images) // LOOKS)]:
+        if whole:
+            read_image(image)
+        else:
+            check_image(image)
