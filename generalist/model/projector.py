@@ -12,17 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
+from generalist.model.activations import PLAIN
 from generalist.model.config import ModelSpec
-from generalist.model.layers import Linear, RMSNorm, exact_gelu
+from generalist.model.layers import Linear, RMSNorm
 from generalist.tokenizers.pieces import Modality
-
-ACTIVATIONS = {
-    "gelu": jax.nn.gelu,
-    "exact_gelu": exact_gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 
 
 class ImageProjector(nnx.Module):
@@ -31,7 +24,7 @@ class ImageProjector(nnx.Module):
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         vision, width = spec.config.vision, spec.config.width
-        self.positions, self.activation = vision.positions, ACTIVATIONS[vision.projector_activation]
+        self.positions, self.activation = vision.positions, PLAIN[vision.projector_activation]
         self.norm = (
             RMSNorm(spec.channels, rngs=rngs, epsilon=vision.projector_epsilon) if vision.projector_norm else None
         )

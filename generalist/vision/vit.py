@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from generalist.model.activations import PLAIN
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.model.params import flat, nested
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
+from generalist.weights.activation_names import PLAIN as PLAIN_NAMES
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed
 from generalist.weights.tower import Tower
 
-# Names of the published files. JAX's own gelu is the approximation by tanh unless it is told otherwise.
-Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-}
+ACTIVATIONS = {theirs: PLAIN[ours] for theirs, ours in PLAIN_NAMES.items()}
+"""By the names of published files."""
 UNUSED = (
     r"text_model\..*",
     r"logit_scale",
@@ -58,7 +55,8 @@ class ViTConfig:
     layers: int
     heads: int
     hidden: int
-    activation: Activation
+    activation: str
+    """One of `ACTIVATIONS`."""
     epsilon: float
     mean: tuple[float, ...]
     """Mean and deviation of each colour, in 0..1, that standardise pixels."""

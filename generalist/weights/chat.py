@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from generalist.weights import chat_renderer
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, read_json
 
 LARGEST = 1 << 17  # bytes of a template: published ones have up to 20,000
 ROLES = ("system", "user", "assistant")
@@ -100,8 +100,5 @@ def _stored(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError, OSError) as error:
-        raise WeightsError(f"{path} is not JSON ({error})") from error
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from generalist.model.config import VisionConfig
 from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.text import TextTokenizer
+from generalist.weights.activation_names import PLAIN
 from generalist.weights.folder import WeightsError
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, tensor, transposed
@@ -24,16 +25,6 @@ PROCESSORS = (
     "Gemma3ImageProcessor",
     "LlavaImageProcessor",
 )
-ACTIVATIONS = {
-    "gelu": "exact_gelu",
-    "gelu_new": "gelu",
-    "gelu_fast": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
-"""Their names of activations → ours."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,8 +197,8 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
     width, channels, positions = settings.get("hidden_size"), _channels(settings, tower), _cells(settings, tower)
     names, soft = _names(settings, "linear_1.weight"), settings.folder.setting("image_token_index", default=32_000)
     given = settings.folder.setting("projector_hidden_act", str, default="gelu")
-    if given not in ACTIVATIONS:
-        raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(ACTIVATIONS)}")
+    if given not in PLAIN:
+        raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(PLAIN)}")
     biased = settings.folder.setting("multimodal_projector_bias", bool, default=True)
     _check_llava_processor(settings, tower, strategy)
 
@@ -222,7 +213,7 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
             settings,
             positions,
             projector_hidden=width,
-            projector_activation=ACTIVATIONS[given],
+            projector_activation=PLAIN[given],
             projector_bias=biased,
         ),
         recipes={
