@@ -88,6 +88,8 @@ class VisionConfig:
     """Normalise what it projects (Gemma 3)."""
     projector_epsilon: float = 1e-6
     """Added to the variance there."""
+    row_ends: bool = False
+    """An embedding ends each row of cells of an image that is cut into tiles (LLaVA 1.6)."""
 
     def __post_init__(self) -> None:
         # Fields whose 0 means "same as another field", or none, may be 0; all other sizes must be positive.

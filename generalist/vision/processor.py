@@ -64,8 +64,11 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     square = {"height": size, "width": size}
     kind = str(stored.get("image_processor_type", stored.get("feature_extractor_type")))
     cropping = kind.startswith(CROPPING) or (family == "clip" and not kind.startswith(STRETCHING))
-    padded = kind.startswith("Llava") and stored.get("do_pad") is True
-    _check_steps(stored, cropping, allowed=("do_pad",) if padded else (), square=square)
+    padded = kind.startswith("LlavaImage") and stored.get("do_pad") is True
+    # Which images are cut, and how, is decided before: here each tile and each crop is prepared.
+    cut = {"LlavaNext": ("do_pad",), "Gemma3": ("do_pan_and_scan",)}
+    allowed = next((names for begin, names in cut.items() if kind.startswith(begin)), ("do_pad",) if padded else ())
+    _check_steps(stored, cropping, allowed, square)
     resized = stored.get("size", {"shortest_edge": size} if cropping else square)
     # Older files have one number, whose meaning is the processor's.
     if isinstance(resized, int):

@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from PIL import Image
+
 from generalist.model.config import VisionConfig
 from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Images
+from generalist.tokenizers.shown import PanAndScan, Tiles
 from generalist.tokenizers.text import TextTokenizer
 from generalist.weights.activation_names import PLAIN
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, tensor, transposed
 from generalist.weights.tower import Family, Tower
@@ -25,6 +28,8 @@ PROCESSORS = (
     "Gemma3ImageProcessor",
     "LlavaImageProcessor",
 )
+TILING = "LlavaNextImageProcessor"
+"""The processor of LLaVA 1.6."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,15 +70,19 @@ def _stored(settings: LanguageSettings, part: str) -> bool:
     return any(part in name for name in settings.folder.shapes)
 
 
+def prepared(folder: WeightsFolder) -> dict[str, Any]:
+    """The settings of a folder's image processor; empty without any."""
+    stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
+    return stored if isinstance(stored, dict) else {}
+
+
 def _check_processor(settings: LanguageSettings) -> None:
     """Raises `WeightsError` if the folder's images are prepared by another kind of processor."""
-    folder = settings.folder
-    stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
-    given = (
-        stored.get("image_processor_type", stored.get("feature_extractor_type")) if isinstance(stored, dict) else None
-    )
-    if given is not None and str(given).removesuffix("Fast").removesuffix("Pil") not in PROCESSORS:
-        raise settings.refused(f"prepares images by {given!r:.60}; supported are {', '.join(PROCESSORS)}")
+    stored = prepared(settings.folder)
+    given = stored.get("image_processor_type", stored.get("feature_extractor_type"))
+    known = (TILING,) if settings.kind == "llava_next" else PROCESSORS
+    if given is not None and str(given).removesuffix("Fast").removesuffix("Pil") not in known:
+        raise settings.refused(f"prepares images by {given!r:.60}; supported are {', '.join(known)}")
 
 
 def _tower(settings: LanguageSettings, usual: str, **read: Any) -> Tower:
@@ -139,6 +148,7 @@ def _gemma3(settings: LanguageSettings) -> PublishedImages:
             after=f"{_control(settings, text, end, 'eoi_token_index')}\n\n",
             marker=opened,
             blocks="image",
+            cut=_pan_and_scan(settings),
         )
 
     return PublishedImages(
@@ -201,10 +211,14 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
         raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(PLAIN)}")
     biased = settings.folder.setting("multimodal_projector_bias", bool, default=True)
     _check_llava_processor(settings, tower, strategy)
+    tiles = _tiles(settings, positions) if settings.kind == "llava_next" else None
+    end = next((one for one in ROW_ENDS if one in settings.folder.shapes), ROW_ENDS[0])
 
     def marks(text: TextTokenizer) -> ImageMarks:
         written = _control(settings, text, soft, "image_token_index")
-        return ImageMarks(soft=written, id=soft, count=_count(settings, positions), marker=written)
+        # The count of a file is that of an image without tiles, which the processor of LLaVA 1.6 does not use.
+        count = positions if tiles else _count(settings, positions)
+        return ImageMarks(soft=written, id=soft, count=count, marker=written, cut=tiles)
 
     return PublishedImages(
         tower=tower,
@@ -215,13 +229,60 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
             projector_hidden=width,
             projector_activation=PLAIN[given],
             projector_bias=biased,
+            row_ends=tiles is not None,
         ),
         recipes={
+            **({"projector/row_end": tensor(end, width)} if tiles else {}),
             **_linear("projector/up", f"{names}linear_1", width, channels, biased=biased),
             **_linear("projector/out", f"{names}linear_2", width, width, biased=biased),
         },
         marks=marks,
     )
+
+
+def _pan_and_scan(settings: LanguageSettings) -> PanAndScan | None:
+    """How a Gemma 3 cuts long images, if its folder says that it does."""
+    stored = prepared(settings.folder)
+    if not stored.get("do_pan_and_scan"):
+        return None
+    # Null stands for the processor's own numbers.
+    found = {name: usual if stored.get(name) is None else stored[name] for name, usual in PAN_AND_SCAN.items()}
+    for name, value in found.items():
+        whole = name != "pan_and_scan_min_ratio_to_activate"
+        if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < math.inf:
+            raise settings.refused(f"prepares images with {name} = {value!r:.40}: it must be a number above 0")
+    smallest, most, ratio = found.values()
+    return PanAndScan(smallest=smallest, most=most, ratio=ratio)
+
+
+def _tiles(settings: LanguageSettings, positions: int) -> Tiles:
+    """How a LLaVA 1.6 cuts images."""
+    stored, size = prepared(settings.folder), settings.folder.setting("vision_config.image_size", default=224)
+    grid = math.isqrt(positions)
+    if grid * grid != positions:
+        raise settings.refused(
+            f"has a tower of {positions} positions, which are no square grid: set vision_feature_select_strategy so that the "
+            "class position is left out"
+        )
+    given = settings.folder.setting("image_grid_pinpoints", list, default=PINPOINTS)
+    if stored.get("image_grid_pinpoints", PINPOINTS) != given:
+        raise settings.refused("has another image_grid_pinpoints in config.json than in the settings of its processor")
+    sides = range(size, 64 * size, size)
+    for pair in given:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(one) is int and one in sides for one in pair)):
+            raise settings.refused(
+                f"has {pair!r:.40} in image_grid_pinpoints: a height and a width must be multiples of the tower's {size} pixels"
+            )
+    if not given:
+        raise settings.refused("has no sizes in image_grid_pinpoints")
+    shortest = stored.get("size", {"shortest_edge": size})
+    if shortest not in ({"shortest_edge": size}, {"height": size, "width": size}):
+        raise settings.refused(f"prepares images with size = {shortest!r:.60}: it must be the tower's {size} pixels")
+    try:
+        resample = Image.Resampling(stored.get("resample", Image.Resampling.BICUBIC))
+    except ValueError as error:
+        raise settings.refused(f"prepares images with resample: {error}") from error
+    return Tiles(size=size, grid=grid, sizes=tuple((pair[0], pair[1]) for pair in given), resample=resample)
 
 
 def _check_llava_processor(settings: LanguageSettings, tower: Tower, strategy: str) -> None:
@@ -271,9 +332,18 @@ def _control(settings: LanguageSettings, text: TextTokenizer, id: int, name: str
     return found
 
 
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+"""Heights and widths that images of a LLaVA 1.6 are resized to, unless its files say otherwise."""
+ROW_ENDS = ("image_newline", "model.image_newline")
+PAN_AND_SCAN: dict[str, float] = {
+    "pan_and_scan_min_crop_size": 256,
+    "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
 GEMMA3_MARKS = {"boi": 255_999, "eoi": 256_000}
 IMAGES: dict[str, Callable[[LanguageSettings], PublishedImages]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "llava": _llava,
+    "llava_next": _llava,
 }

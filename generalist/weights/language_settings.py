@@ -87,6 +87,7 @@ WHOLE: dict[str, tuple[str, ...]] = {
     "gemma3": ("gemma3_text",),
     "paligemma": ("gemma", "gemma2"),
     "llava": _LLAMA_LIKE,
+    "llava_next": _LLAMA_LIKE,
 }
 """Types of models with images → families of their language models, the usual one first."""
 

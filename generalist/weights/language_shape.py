@@ -33,6 +33,7 @@ PLAIN: dict[str, Any] = {
     "attention_softcap": 0.0,
     "logit_softcap": 0.0,
 }
+LLAVAS = ("llava", "llava_next")
 
 
 def shape(settings: LanguageSettings) -> dict[str, Any]:
@@ -71,12 +72,12 @@ def _tied(settings: LanguageSettings) -> bool:
     # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one.
     given = settings.given("tie_word_embeddings")
     inner = settings.get("tie_word_embeddings", bool, False)
-    outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind != "llava")
-    if settings.kind != "llava" and given and inner != outer:
+    outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind not in LLAVAS)
+    if settings.kind not in LLAVAS and given and inner != outer:
         raise settings.refused(
             f"has tie_word_embeddings = {outer}, but {inner} in its text_config: set both to one of them"
         )
-    return outer or inner if settings.kind == "llava" else outer
+    return outer or inner if settings.kind in LLAVAS else outer
 
 
 def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
         else 0.0,
         # The definitions of Gemma 3 with images and of LLaVA leave it out; PaliGemma's has it.
         "logit_softcap": 0.0
-        if settings.kind in ("gemma3", "llava")
+        if settings.kind in ("gemma3", *LLAVAS)
         else float(settings.optional("final_logit_softcapping", (int, float)) or 0.0),
     }
 

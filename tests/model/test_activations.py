@@ -26,5 +26,8 @@ def test_names_of_published_files_have_the_same_function_with_and_without_a_gate
     assert set(PLAIN) == set(EXPECTED) == set(activation_names.PLAIN.values())
     for theirs, ours in activation_names.PLAIN.items():
         gated = activation_names.GATED[theirs]
-        assert feed_forward_activation(gated) == (PLAIN[ours], True) and feed_forward_activation(ours) == (PLAIN[ours], False)
+        assert feed_forward_activation(gated) == (PLAIN[ours], True) and feed_forward_activation(ours) == (
+            PLAIN[ours],
+            False,
+        )
     assert set(activation_names.GATED.values()) == set(GATES)
