@@ -78,7 +78,8 @@ def is_published(folder: Path) -> bool:
         settings = read_json(folder / "config.json")
     except WeightsError:
         return True  # whoever opens it says what is wrong with it
-    return isinstance(settings, dict) and ("model_type" in settings or "architectures" in settings)
+    # What is no object is no run's either.
+    return not isinstance(settings, dict) or "model_type" in settings or "architectures" in settings
 
 
 def is_run(folder: Path) -> bool:

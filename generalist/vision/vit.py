@@ -286,7 +286,11 @@ def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
         return folder.setting(tower.section + name, kind, default=default)
 
     # The defaults are those of the families' own definitions: published files leave out settings that equal them.
-    size = setting("image_size", 224)
+    size, layers = setting("image_size", 224), setting("num_hidden_layers", 12)
+    if layers > len(folder.shapes):  # checked here, since lists of layers are built before tensors are looked for
+        raise WeightsError(
+            f"{folder.folder}: num_hidden_layers = {layers} of its vision tower, but only {len(folder.shapes)} tensors"
+        )
     prepared = processor(folder, tower.family, size, stretched=tower.stretched)
     try:
         return ViTConfig(
@@ -294,7 +298,7 @@ def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
             size=size,
             patch=setting("patch_size", 32 if clip else 16),
             width=setting("hidden_size", 768),
-            layers=setting("num_hidden_layers", 12),
+            layers=layers,
             heads=setting("num_attention_heads", 12),
             hidden=setting("intermediate_size", 3072),
             activation=setting("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh", str),

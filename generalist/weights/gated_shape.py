@@ -94,6 +94,8 @@ def idefics_vision(settings: LanguageSettings) -> VisionConfig:
     latents, depth, resampler_heads, size = (
         settings.get(f"perceiver_config.{name}", default=default) for name, default in _RESAMPLER.items()
     )
+    if depth > len(settings.folder.shapes):
+        raise settings.refused(f"has resampler_depth = {depth}, but only {len(settings.folder.shapes)} tensors")
     return VisionConfig(
         **shared,
         latents=latents,
