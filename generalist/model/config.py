@@ -15,7 +15,8 @@ ALIBI_SIZE = 8
 
 PlainActivation = Literal["gelu", "exact_gelu", "quick_gelu", "relu", "squared_relu", "silu"]
 """Activations. gelu is its approximation by tanh, quick_gelu by a sigmoid."""
-Activation = PlainActivation | Literal["geglu", "exact_geglu", "quick_geglu", "reglu", "squared_reglu", "swiglu"]
+Gate = Literal["geglu", "exact_geglu", "quick_geglu", "reglu", "squared_reglu", "swiglu"]
+Activation = Literal[PlainActivation, Gate]
 """Activations of feed-forwards; the last six are of a gate."""
 
 LayerKind = Literal["full", "window", "full_unrotated", "window_unrotated"]
