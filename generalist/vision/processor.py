@@ -84,7 +84,7 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     if cropping and (shortest is not None or resized != square) and cropped not in (size, square):
         raise ValueError(f"crop_size must be {square}, the tower's input, got {cropped!r:.80}")
     mean, deviation = _standardisation(stored, family)
-    usual = {
+    usual: dict[str, Any] = {
         "size": size,
         "crop": shortest is not None,
         "shortest": shortest or 0,
