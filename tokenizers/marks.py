@@ -1,8 +1,15 @@
-"""How the texts of a model begin and end, in ids."""
+"""How the texts of a model begin and end, in ids.
+
+Dimension key: H height, W width.
+"""
 
 import dataclasses
 from typing import Literal
 
+import numpy as np
+from jaxtyping import UInt8
+
+from generalist.tokenizers.shown import PanAndScan, Shown, Tiles, one_by_one
 from generalist.tokenizers.vocabulary import Vocabulary
 
 
@@ -29,7 +36,7 @@ class ImageMarks:
     id: int
     """Its id."""
     count: int
-    """Positions of an image."""
+    """Positions of an image, or of each tile that it is cut into."""
     marker: str
     """The control token that stands for an image in the text of a chat template."""
     before: str = ""
@@ -43,10 +50,32 @@ class ImageMarks:
     blocks: Literal["none", "image", "prompt"] = "none"
     """What sees itself in both directions: nothing (LLaVA), each image (Gemma 3), or the whole prompt (PaliGemma)."""
 
+    cut: PanAndScan | Tiles | None = None
+    """How an image is cut into several; None: it is shown whole."""
+
     @property
     def text(self) -> str:
+        """An image that is shown whole, written out."""
+        return self._text(self.count)
+
+    def shown(self, image: UInt8[np.ndarray, "H W 3"]) -> Shown:
+        """What the encoder sees of an image, and its positions."""
+        if isinstance(self.cut, Tiles):
+            return self.cut.shown(image)
+        return one_by_one([image, *(self.cut.crops(image) if self.cut is not None else [])], self.count)
+
+    def written(self, shown: Shown) -> str:
         """An image, written out."""
-        return f"{self.before}{self.soft * self.count}{self.after}"
+        if isinstance(self.cut, Tiles):
+            return self._text(len(shown.modality))
+        first, *crops = [self.text] * len(shown.images)
+        if not crops:
+            return first
+        # Gemma 3's own words.
+        return f"Here is the original image {first} and here are some crops to help you see better {' '.join(crops)}"
+
+    def _text(self, count: int) -> str:
+        return f"{self.before}{self.soft * count}{self.after}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
 from generalist.tokenizers.locations import promoted, written
-from generalist.tokenizers.marks import Marks
+from generalist.tokenizers.marks import ImageMarks, Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
     PATCH_SIZE,
@@ -45,7 +45,7 @@ from generalist.tokenizers.placement import Placed, interleave, joined, payloads
 from generalist.tokenizers.spaces import TaskLayout
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import KINDS, Vocabulary
-from generalist.tokenizers.written import image_modality, written_document
+from generalist.tokenizers.written import image_positions, written_document
 
 __all__ = ["ACTION_POSITION", "CHUNK_END", "Assembler", "Modality", "Piece", "Predicted", "Sequence"]
 
@@ -199,7 +199,7 @@ class Assembler:
             ValueError: an image has an unsupported shape or dtype, or the model sees no images.
         """
         if self.marks.image is not None:
-            return self._written(written_document(self.text_tokenizer, self.marks, parts, is_open=is_open), parts)
+            return self._written(self.marks.image, parts, is_open=is_open)
         # Parallel lists, one entry per piece: loss weight of its tokens, and the image that they attend to.
         pieces, weights, attended = [self._given(np.array(self.marks.begin, np.int32))], [0], [0]
         cross = self.marks.cross
@@ -393,18 +393,17 @@ class Assembler:
     def _repeated(self, token: int, lengths: Int32[np.ndarray, "T"]) -> Piece:
         return Piece(Modality.SPECIAL, np.full((int(lengths.sum()),), token, np.int32), lengths)
 
-    def _written(self, ids: Int32[np.ndarray, "n"], parts: Sequences[Part]) -> Sequence:
-        """A document of a published model, from its ids, with the features of its images at their positions."""
-        marks = self.marks.image
-        assert marks is not None and self.visual is not None
+    def _written(self, marks: ImageMarks, parts: Sequences[Part], *, is_open: bool) -> Sequence:
+        """A document of a published model, with the features of its images at their positions."""
+        assert self.visual is not None
         images = [np.asarray(part) for part in parts if is_image(part)]
-        modality = image_modality(ids, marks, len(images))
-        piece = self._given(ids)
-        placed = dataclasses.replace(place([piece]), modality=modality)
+        shown = [marks.shown(to_rgb(image if image.ndim == 3 else image[..., None])) for image in images]
+        ids = written_document(self.text_tokenizer, self.marks, parts, shown, is_open=is_open)
+        modality, index = image_positions(ids, marks, shown)
+        placed = dataclasses.replace(place([self._given(ids)]), modality=modality, payload_index=index)
         placed.local_position[:] = 0
-        placed.payload_index[modality == Modality.IMAGE] = np.arange(len(images))
-        shown = [self.visual(to_rgb(image[None] if image.ndim == 3 else image[None, ..., None])) for image in images]
-        sequence = self._sequence(placed, {"images": np.concatenate(shown)} if shown else {})
+        pixels = [self.visual(image[None]) for one in shown for image in one.images]
+        sequence = self._sequence(placed, {"images": np.concatenate(pixels)} if pixels else {})
         if marks.blocks == "prompt":
             return dataclasses.replace(sequence, block=np.ones_like(sequence.block))
         return self._in_blocks(sequence)

@@ -42,7 +42,8 @@ class TextTokenizer:
     """A SentencePiece model, or a `tokenizer.json` of HuggingFace's `tokenizers`; its piece numbers are the text ids.
 
     Nothing is normalised, stripped or prepended, and characters without a piece are spelled in UTF-8 bytes:
-    `decode(encode(s))` is `s` for every string. Control pieces have ids that text never takes.
+    `decode(encode(s))` is `s` for every string; a `tokenizer.json` may write U+2581 as a space. Control pieces have ids that text
+    never takes.
     """
 
     model: bytes = dataclasses.field(repr=False)
@@ -146,7 +147,7 @@ class TextTokenizer:
         known = self._known.get(text)
         if known is not None:
             return known
-        ids = np.array(self._processor.encode(_escaped(text)), np.int32)
+        ids = np.array(self._processor.encode(self._escaped(text)), np.int32)
         ids.flags.writeable = False
         # Emptied rather than evicted one by one: simpler, and refilled within one epoch of instructions.
         if len(text) < _LONGEST_LINE:
@@ -165,13 +166,13 @@ class TextTokenizer:
         ids = np.asarray(ids)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.size):
             raise ValueError(f"text ids must be in 0..{self.size - 1}, got {ids.min()}..{ids.max()}")
-        return _unescaped(self._processor.decode([int(token) for token in ids]))
+        return self._unescaped(self._processor.decode([int(token) for token in ids]))
 
     def written(self, ids: Int[np.ndarray, "n"]) -> str:
         """The text of ids that a model wrote: control tokens, and ids without a piece, are left out."""
         ids = np.asarray(ids)
         if isinstance(self._processor, JsonProcessor):
-            return _unescaped(self._processor.decode(ids.tolist(), skip_special_tokens=True))
+            return self._processor.decode(ids.tolist(), skip_special_tokens=True)
         return self.decode(ids[ids < self.size])
 
     @cached_property
@@ -192,7 +193,15 @@ class TextTokenizer:
         """
         if not isinstance(self._processor, JsonProcessor):
             raise ValueError("control tokens are named only by a tokenizer.json: put it into the model's folder")
-        return np.array(self._processor.with_controls(_escaped(text)), np.int32)
+        return np.array(self._processor.with_controls(self._escaped(text)), np.int32)
+
+    def _escaped(self, text: str) -> str:
+        # A published model's ids are those of its own tokenizer, whatever that makes of a character.
+        escaped = _escaped(text)
+        return text if isinstance(self._processor, JsonProcessor) else escaped
+
+    def _unescaped(self, text: str) -> str:
+        return text if isinstance(self._processor, JsonProcessor) else _unescaped(text)
 
     def controls(self) -> list[str]:
         """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""

@@ -16,16 +16,20 @@ from jaxtyping import Int32
 from generalist.tokenizers.documents import ChunkEnd, Controlled, Part, Predicted, is_image
 from generalist.tokenizers.marks import ImageMarks, Marks
 from generalist.tokenizers.pieces import Modality
+from generalist.tokenizers.shown import Shown
 from generalist.tokenizers.text import TextTokenizer
 
 
 def written_document(
-    text: TextTokenizer, marks: Marks, parts: Sequences[Part], *, is_open: bool
+    text: TextTokenizer, marks: Marks, parts: Sequences[Part], shown: Sequences[Shown], *, is_open: bool
 ) -> Int32[np.ndarray, "n"]:
     """The ids of a document to be continued, images included.
 
     Texts and images between ids are one text to the tokenizer, as they are where it was trained: line ends around an image may
     join those of the text.
+
+    Args:
+        shown: the images among the parts, in order.
 
     Raises:
         ValueError: a text has a control token in it, or the document is not open.
@@ -38,27 +42,32 @@ def written_document(
     last = max((place for place, part in enumerate(parts) if is_image(part)), default=-1)
     if not image.begin_last or last < 0:
         found.append(begin)
-    for section in _sections(text, marks, parts, last, image):
+    for section in _sections(text, marks, parts, shown, last, image):
         found.append(section if isinstance(section, np.ndarray) else text.with_controls(section))
     return np.concatenate(found).astype(np.int32)
 
 
 def _sections(
-    text: TextTokenizer, marks: Marks, parts: Sequences[Part], last: int, image: ImageMarks
+    text: TextTokenizer,
+    marks: Marks,
+    parts: Sequences[Part],
+    shown: Sequences[Shown],
+    last: int,
+    image: ImageMarks,
 ) -> Iterator[str | Int32[np.ndarray, "_"]]:
     """Texts with images and control tokens written out, and the ids between them.
 
     Args:
         last: place of the last image.
     """
-    written = ""
+    written, images = "", iter(shown)
     for place, part in enumerate(parts):
         if isinstance(part, ChunkEnd) or (isinstance(part, np.ndarray) and not is_image(part)):
             yield written
             yield np.array([marks.chunk_end], np.int32) if isinstance(part, ChunkEnd) else part
             written = ""
         elif is_image(part):
-            written += image.text
+            written += image.written(next(images))
             if place == last and image.begin_last:
                 yield written
                 yield np.array(marks.begin, np.int32)
@@ -81,18 +90,23 @@ def _plain(tokenizer: TextTokenizer, text: str) -> str:
     return text
 
 
-def image_modality(ids: Int32[np.ndarray, "n"], marks: ImageMarks, images: int) -> Int32[np.ndarray, "n"]:
-    """The `Modality` of each id: the first position of each image, its others, and text.
+def image_positions(
+    ids: Int32[np.ndarray, "n"], marks: ImageMarks, shown: Sequences[Shown]
+) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
+    """The `Modality` of each id (the first position of each image, its others, and text) and the `payload_index`.
 
     Raises:
         ValueError: the ids have positions for another number of images.
     """
-    at = np.flatnonzero(ids == marks.id)
-    if len(at) != images * marks.count:
+    at, wanted = np.flatnonzero(ids == marks.id), sum(len(one.modality) for one in shown)
+    if len(at) != wanted:
         raise ValueError(
-            f"the prompt has {len(at)} ids of the token {marks.soft}, but {images} images, which take {marks.count} each"
+            f"the prompt has {len(at)} ids of the token {marks.soft}, but {len(shown)} images, which take {wanted}"
         )
-    modality = np.full(ids.shape, Modality.TEXT, np.int32)
-    modality[at] = Modality.PROJECTED
-    modality[at[:: marks.count]] = Modality.IMAGE
-    return modality
+    modality, index, before = np.full(ids.shape, Modality.TEXT, np.int32), np.zeros(ids.shape, np.int32), 0
+    for one in shown:
+        places, at = np.split(at, [len(one.modality)])
+        modality[places] = one.modality
+        index[places] = one.payload_index + before * (one.modality == Modality.IMAGE)
+        before += len(one.images)
+    return modality, index

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Sequences
 import numpy as np
 
 from generalist.data.batch import BUDGETS, Batch, BatchSpec
-from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Modality, Sequence, positions_per_row
+from generalist.tokenizers.pieces import PAYLOADS, POSITIONAL, Sequence, positions_per_row
 
 LOOK_AHEAD = 8  # sequences that may wait; another number packs other batches, also in runs that are resumed
 PREFETCH = 4  # batches made ahead of the step
@@ -92,7 +92,7 @@ class OpenBatch:
         if count := len(sequence.images):
             held = int(self.images[row])
             # Per image marker, in the order of positions, which is that of `sequence.image`.
-            shown = self.counts["images"] + sequence.payload_index[sequence.modality == Modality.IMAGE]
+            shown = self.counts["images"] + np.arange(count)
             self.batch.image[row, at][sequence.image > 0] += held
             self.batch.row_images[row, held : held + count] = shown
             self.images[row] += count

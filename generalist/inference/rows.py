@@ -96,6 +96,11 @@ def tail(sequence: Sequence, start: int, frame_tokens: int = 1) -> Sequence:
     index = fields["payload_index"].copy()
     for modality, payload in PAYLOADS.items():
         used = int((before == modality).sum())
+        if (
+            modality == Modality.IMAGE
+        ):  # an image that was cut into tiles is several, of which the first alone has a marker
+            kept_images = index[fields["modality"] == modality]
+            used = int(kept_images[0]) if len(kept_images) else len(sequence.images)
         index[fields["modality"] == modality] -= used
         fields[payload] = getattr(sequence, payload)[used // positions_per_row(modality, frame_tokens) :]
     fields["intervals"] = sequence.intervals[int((before == Modality.PATCH).sum()) :]  # one per patch

@@ -14,9 +14,11 @@ it, training refuses it."""
 ALIBI_SIZE = 8
 """Dimensions that ALiBi adds to queries and keys; GPU kernels take heads of a multiple of 8."""
 
-Activation = Literal["squared_relu", "relu", "gelu", "exact_gelu", "swiglu", "geglu"]
-"""Activations of the feed-forwards of resampler and cross-attention. GELU is its tanh approximation, but for exact_gelu; swiglu
-and geglu have a gate."""
+PlainActivation = Literal["gelu", "exact_gelu", "quick_gelu", "relu", "squared_relu", "silu"]
+"""Activations. gelu is its approximation by tanh, quick_gelu by a sigmoid."""
+Gate = Literal["geglu", "exact_geglu", "quick_geglu", "reglu", "squared_reglu", "swiglu"]
+Activation = Literal[PlainActivation, Gate]
+"""Activations of feed-forwards; the last six are of a gate."""
 
 LayerKind = Literal["full", "window", "full_unrotated", "window_unrotated"]
 """What a layer's attention sees and how it tells positions apart: all earlier positions or those of a window; with or without
@@ -80,7 +82,7 @@ class VisionConfig:
     number of its cells."""
     projector_hidden: int = 0
     """Hidden width of the projector (LLaVA: the model's width); 0: a linear map alone (PaliGemma)."""
-    projector_activation: Literal["gelu", "exact_gelu", "quick_gelu", "relu", "silu"] = "gelu"
+    projector_activation: PlainActivation = "gelu"
     """Its activation. GELU is its tanh approximation, but for exact_gelu."""
     projector_bias: bool = True
     """Biases of the projector."""
@@ -91,6 +93,8 @@ class VisionConfig:
     projector_places: bool = False
     """Add learned embeddings of the row and the column of each of an image's positions, which tell a new model sooner where
     things are; published ones have none."""
+    row_ends: bool = False
+    """An embedding ends each row of cells of an image that is cut into tiles (LLaVA 1.6)."""
 
     def __post_init__(self) -> None:
         # Fields whose 0 means "same as another field", or none, may be 0; all other sizes must be positive.
@@ -142,6 +146,8 @@ class RopeConfig:
     """llama3, yarn: wavelengths below `length` / `high_frequency` are not stretched."""
     length: int = 8192
     """llama3, yarn: length of the context that the model was first trained with, in tokens."""
+    whole_steps: bool = True
+    """yarn: the stretch begins and ends at whole numbers of wavelengths."""
     attention_factor: float = 1.0
     """Factor of rotated queries and of rotated keys (YaRN's temperature, LongRoPE)."""
 
@@ -185,9 +191,9 @@ class ModelConfig:
     """Size of one head."""
     hidden: int = 384
     """Width of the feed-forward's hidden layer, of each branch if it is gated."""
-    activation: Literal["geglu", "swiglu", "gelu", "exact_gelu"] = "geglu"
-    """Activation and gate of the feed-forward; gelu and exact_gelu have no gate. GELU is its tanh approximation, but for
-    exact_gelu."""
+    activation: Activation = "geglu"
+    """Activation of the feed-forward, with a gate (geglu, exact_geglu, quick_geglu, reglu, squared_reglu, swiglu) or without one.
+    GELU is its tanh approximation, but for exact_gelu and exact_geglu."""
     norm: Literal["rms", "layer"] = "rms"
     """Root-mean-square or layer normalisation."""
     norm_epsilon: float = 1e-6

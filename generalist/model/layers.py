@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int8, Key
 
+from generalist.model.activations import feed_forward_activation
 from generalist.model.config import Activation, ModelConfig
 from generalist.model.constrain import constrain
 from generalist.system.platforms import target_platform
@@ -172,19 +173,12 @@ def make_norm(config: ModelConfig, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
     return NORMS[config.norm](config.width, rngs=rngs, epsilon=config.norm_epsilon)
 
 
-def exact_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """GELU by the error function, without an approximation (Hendrycks & Gimpel, 2016)."""
-    return jax.nn.gelu(x, approximate=False)
-
-
 class FeedForward(nnx.Module):
     """`(act(x W₁) ⊙ x W₂) W₃` (Shazeer, 2020: GEGLU, SwiGLU), with W₁ and W₂ side by side in one kernel; or, without a gate,
     `gelu(x W₁) W₃`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        activations = {"swiglu": jax.nn.silu, "exact_gelu": exact_gelu}
-        self.activation = activations.get(config.activation, jax.nn.gelu)
-        self.gated = config.activation in ("geglu", "swiglu")
+        self.activation, self.gated = feed_forward_activation(config.activation)
         inner = (1 + self.gated) * config.hidden
         # Smaller with depth, as the attention's output.
         scale = (2 * config.layers) ** -0.5
@@ -197,21 +191,6 @@ class FeedForward(nnx.Module):
             return self.down(self.activation(hidden))
         gate, value = jnp.split(hidden, 2, axis=-1)
         return self.down(self.activation(gate) * value)
-
-
-def squared_relu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """`relu(x)²` (So et al., 2021)."""
-    return jnp.square(jax.nn.relu(x))
-
-
-ACTIVATIONS: dict[Activation, Callable] = {
-    "squared_relu": squared_relu,
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "exact_gelu": exact_gelu,
-    "swiglu": jax.nn.silu,
-    "geglu": jax.nn.gelu,
-}
 
 
 class NormedFeedForward(nnx.Module):
@@ -228,7 +207,7 @@ class NormedFeedForward(nnx.Module):
         epsilon: float = 1e-5,
         rngs: nnx.Rngs,
     ):
-        self.gated, self.activation = activation in ("swiglu", "geglu"), ACTIVATIONS[activation]
+        self.activation, self.gated = feed_forward_activation(activation)
         self.norm = NORMS[norm](width, rngs=rngs, epsilon=epsilon)
         self.up = Linear(width, (1 + self.gated) * hidden, rngs=rngs)
         self.down = Linear(hidden, width, rngs=rngs)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from generalist.model.activations import GATES
 from generalist.model.config import ModelConfig
 from generalist.model.layers import product, stack
 from generalist.model.tuning import PATHS, PLACES, LoraConfig, Place
@@ -21,7 +22,7 @@ def parts(config: ModelConfig, place: Place) -> tuple[int, ...]:
     if place == "qkv":
         return (config.heads * config.head_size, *2 * (config.kv_heads * config.head_size,))
     if place == "up":
-        return (config.hidden,) * (2 if config.activation in ("geglu", "swiglu") else 1)
+        return (config.hidden,) * (2 if config.activation in GATES else 1)
     return (config.width,)
 
 

@@ -97,7 +97,8 @@ def _frequencies(config: ModelConfig, kind: LayerKind) -> Float32[Array, "R"]:
             half * math.log(rope.length / (turns * 2 * math.pi)) / math.log(base)
             for turns in (rope.high_frequency, rope.low_frequency)
         )
-        low, high = max(math.floor(first), 0), min(math.ceil(last), 2 * half - 1)
+        first, last = (math.floor(first), math.ceil(last)) if rope.whole_steps else (first, last)
+        low, high = max(first, 0), min(last, 2 * half - 1)
         kept = 1 - (jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001)
     elif rope.scaling == "listed":
         return frequency / jnp.array(rope.factors, jnp.float32)

@@ -12,17 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
+from generalist.model.activations import PLAIN
 from generalist.model.config import ModelSpec
-from generalist.model.layers import Linear, RMSNorm, exact_gelu, smooth_rows
+from generalist.model.layers import Linear, RMSNorm, smooth_rows
 from generalist.tokenizers.pieces import Modality
-
-ACTIVATIONS = {
-    "gelu": jax.nn.gelu,
-    "exact_gelu": exact_gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
+from generalist.tokenizers.shown import ROW_END
 
 
 class ImageProjector(nnx.Module):
@@ -31,7 +25,7 @@ class ImageProjector(nnx.Module):
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         vision, width = spec.config.vision, spec.config.width
-        self.positions, self.activation = vision.positions, ACTIVATIONS[vision.projector_activation]
+        self.positions, self.activation = vision.positions, PLAIN[vision.projector_activation]
         self.norm = (
             RMSNorm(spec.channels, rngs=rngs, epsilon=vision.projector_epsilon) if vision.projector_norm else None
         )
@@ -44,6 +38,7 @@ class ImageProjector(nnx.Module):
             # As large as the features, which are of order 1: nothing else tells rows from columns.
             places = nnx.Param(jnp.stack([smooth_rows(rngs.params(), side, width, 0.5) for _ in ("row", "column")]))
         self.places = places
+        self.row_end = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5) if vision.row_ends else None
 
     def __call__(self, features: Float[Array, "J S F"]) -> Float[Array, "J K D"]:
         """The embeddings of each image's positions, in raster order."""
@@ -70,7 +65,11 @@ class ImageProjector(nnx.Module):
         projected = self(jnp.asarray(batch.images).astype(dtype))
         projected = projected.reshape(-1, projected.shape[-1])  # (J, K, D) → (J · K, D)
         is_image, index = image_positions(batch, self.positions)
-        return jnp.where(is_image[..., None], batch.gather(projected, index), x)
+        x = jnp.where(is_image[..., None], batch.gather(projected, index), x)
+        if self.row_end is None:
+            return x
+        ends = (jnp.asarray(batch.modality) == Modality.PROJECTED) & (jnp.asarray(batch.payload_index) == ROW_END)
+        return jnp.where(ends[..., None], self.row_end[...].astype(x.dtype)[None, None], x)
 
 
 def image_positions(batch: Batch, count: int) -> tuple[Bool[Array, "B L"], Int[Array, "B L"]]:
@@ -81,8 +80,12 @@ def image_positions(batch: Batch, count: int) -> tuple[Bool[Array, "B L"], Int[A
     # An image's positions are contiguous; the first one knows which image it is.
     first = jax.lax.cummax(jnp.where(is_first, at, 0), axis=1)
     image = jnp.take_along_axis(jnp.asarray(batch.payload_index), first, axis=1)
-    is_image = is_first | (modality == Modality.PROJECTED)
-    return is_image, jnp.where(is_image, image * count + at - first, 0)
+    is_other = modality == Modality.PROJECTED
+    # In order unless they say which cell they are: those of an image that was cut into tiles, whose rows have ends of their own.
+    said = jnp.where(is_other, jnp.asarray(batch.payload_index), 0)
+    cell = jnp.where(said > 0, said - 1, jnp.where(said < 0, 0, at - first))
+    is_image = is_first | is_other
+    return is_image, jnp.where(is_image, image * count + cell, 0)
 
 
 def pooled(features: Float[Array, "J S F"], count: int) -> Float[Array, "J K F"]:

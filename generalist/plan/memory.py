@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from generalist.config.run import Config
 from generalist.data.batch import BUDGETS, BatchSpec
+from generalist.model.activations import GATES
 from generalist.model.attend import fused_on_gpu
 from generalist.model.config import ModelSpec
 from generalist.model.embedders import PATCH
@@ -131,7 +132,7 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     model = spec.config
     inner = (model.heads + 2 * model.kv_heads) * model.key_size
     # Gated ones have a second hidden branch, which is multiplied with the first.
-    gated = model.activation in ("geglu", "swiglu")
+    gated = model.activation in GATES
     # Products: query, key, value, the outputs of attention and feed-forward, hidden layers. Besides them two norms and their
     # inputs, rotated queries and keys, mixed values, and the hidden layer after its activation.
     products = inner + 2 * model.width + (1 + gated) * model.hidden
@@ -148,7 +149,7 @@ def _blocks(spec: ModelSpec, batch: BatchSpec, positions: float, width: int) -> 
     heads, size = vision.cross_attention
     hidden = vision.gated_hidden or vision.hidden_factor * model.width
     # A gated layer: scores against all images of the row, queries and mixed values, hidden layers, norms.
-    inner = (4 if vision.gated_activation in ("swiglu", "geglu") else 3) * hidden
+    inner = (4 if vision.gated_activation in GATES else 3) * hidden
     seen = 3 * heads * batch.row_images * vision.latents + 2 * heads * size + inner + 3 * model.width
     groups = model.gated_layers
     if model.remat == "none":

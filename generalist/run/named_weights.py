@@ -10,6 +10,7 @@ from pathlib import Path
 from generalist.config.run import Config
 from generalist.config.versions import from_stored
 from generalist.run.folder import missing_run
+from generalist.weights.folder import WeightsError, read_json
 from generalist.weights.open_flamingo import is_open_flamingo
 
 SHIPPED = Path(__file__).parents[1] / "shipped"  # a folder that `Generalist.save` wrote, with a model card
@@ -71,11 +72,14 @@ def is_published(folder: Path) -> bool:
         return False
     if is_open_flamingo(folder):
         return True
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    if not (folder / "config.json").is_file():
         return False
-    return isinstance(settings, dict) and ("model_type" in settings or "architectures" in settings)
+    try:
+        settings = read_json(folder / "config.json")
+    except WeightsError:
+        return True  # whoever opens it says what is wrong with it
+    # What is no object is no run's either.
+    return not isinstance(settings, dict) or "model_type" in settings or "architectures" in settings
 
 
 def is_run(folder: Path) -> bool:

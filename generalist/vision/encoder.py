@@ -36,12 +36,35 @@ class Preparation:
         picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
         if not self.crop:
             return np.asarray(picture.resize((self.size, self.size), self.resample))
-        width, height = picture.size
-        short, long = min(width, height), max(width, height)
-        # int() truncates, as the published processors do: another rounding would shift the crop by a pixel.
-        other = max(1, int(self.shortest * long / short))
-        target = (self.shortest, other) if width <= height else (other, self.shortest)
+        return _middle(np.asarray(picture.resize(_shorter_side(picture, self.shortest), self.resample)), self.size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaddedPreparation(Preparation):
+    """A preparation that pads to a square first, or resizes to another size than that which is cut out (LLaVA)."""
+
+    # A class of its own, so that the fingerprints of the usual preparation, which are made from its fields, stay as they are.
+    background: tuple[int, int, int] | None = None
+    """Colour of the padding; None: none."""
+    stretched: tuple[int, int] | None = None
+    """Width and height that both sides are stretched to before the centre is cut out; None: the shorter side is resized."""
+
+    def __call__(self, image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "S S 3"]:
+        picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
+        if self.background is not None:
+            whole = Image.new("RGB", (max(picture.size),) * 2, self.background)
+            whole.paste(picture, ((whole.width - picture.width) // 2, (whole.height - picture.height) // 2))
+            picture = whole
+        target = self.stretched or _shorter_side(picture, self.shortest)
         return _middle(np.asarray(picture.resize(target, self.resample)), self.size)
+
+
+def _shorter_side(picture: Image.Image, pixels: int) -> tuple[int, int]:
+    """Width and height of a picture whose shorter side has this many pixels."""
+    width, height = picture.size
+    # int() truncates, as the published processors do: another rounding would shift the crop by a pixel.
+    other = max(1, int(pixels * max(width, height) / min(width, height)))
+    return (pixels, other) if width <= height else (other, pixels)
 
 
 def _middle(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:

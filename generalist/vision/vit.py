@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from generalist.model.activations import PLAIN
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.model.params import flat, nested
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
+from generalist.weights.activation_names import PLAIN as PLAIN_NAMES
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed
 from generalist.weights.tower import Tower
 
-# Names of the published files. JAX's own gelu is the approximation by tanh unless it is told otherwise.
-Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-}
+ACTIVATIONS = {theirs: PLAIN[ours] for theirs, ours in PLAIN_NAMES.items()}
+"""By the names of published files."""
 UNUSED = (
     r"text_model\..*",
     r"logit_scale",
@@ -58,7 +55,8 @@ class ViTConfig:
     layers: int
     heads: int
     hidden: int
-    activation: Activation
+    activation: str
+    """One of `ACTIVATIONS`."""
     epsilon: float
     mean: tuple[float, ...]
     """Mean and deviation of each colour, in 0..1, that standardise pixels."""
@@ -288,7 +286,11 @@ def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
         return folder.setting(tower.section + name, kind, default=default)
 
     # The defaults are those of the families' own definitions: published files leave out settings that equal them.
-    size = setting("image_size", 224)
+    size, layers = setting("image_size", 224), setting("num_hidden_layers", 12)
+    if layers > len(folder.shapes):  # checked here, since lists of layers are built before tensors are looked for
+        raise WeightsError(
+            f"{folder.folder}: num_hidden_layers = {layers} of its vision tower, but only {len(folder.shapes)} tensors"
+        )
     prepared = processor(folder, tower.family, size, stretched=tower.stretched)
     try:
         return ViTConfig(
@@ -296,7 +298,7 @@ def vit_config(folder: WeightsFolder, tower: Tower | None = None) -> ViTConfig:
             size=size,
             patch=setting("patch_size", 32 if clip else 16),
             width=setting("hidden_size", 768),
-            layers=setting("num_hidden_layers", 12),
+            layers=layers,
             heads=setting("num_attention_heads", 12),
             hidden=setting("intermediate_size", 3072),
             activation=setting("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh", str),

@@ -1,7 +1,7 @@
 """Chat templates: how a published language model was taught to read messages.
 
 A template is a text with Jinja's blocks: `chat_template.jinja` in the model's folder, or `chat_template` of its
-`tokenizer_config.json`.
+`chat_template.json` or `tokenizer_config.json`.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from generalist.weights import chat_renderer
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, read_json
 
 LARGEST = 1 << 17  # bytes of a template: published ones have up to 20,000
 ROLES = ("system", "user", "assistant")
@@ -39,7 +39,9 @@ def chat_text(folder: Path, messages: Sequence[Message]) -> str:
             raise ValueError(
                 f"a message has a role ({', '.join(ROLES)}) and a content, which is text, got {message!r:.80}"
             )
-    values = {"messages": [dict(one) for one in messages], "add_generation_prompt": True, **tokens}
+    # Null, not missing: templates ask whether these two are none, as transformers gives them.
+    absent = {"tools": None, "documents": None}
+    values = {"messages": [dict(one) for one in messages], "add_generation_prompt": True, **absent, **tokens}
     asked = json.dumps({"template": template, "values": values})
     try:
         # -I: neither the environment nor the current folder decides what is imported.
@@ -79,7 +81,8 @@ def _stored(folder: Path) -> tuple[str, dict[str, str]]:
         except ValueError as error:
             raise WeightsError(f"{path} is not UTF-8") from error
     else:
-        template = settings.get("chat_template")
+        # Older folders of models with images have a file for it alone.
+        template = _settings(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
         if isinstance(template, list):  # several by their names
             named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
             template = named.get("default")
@@ -100,8 +103,5 @@ def _stored(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError, OSError) as error:
-        raise WeightsError(f"{path} is not JSON ({error})") from error
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -27,11 +27,29 @@ NUMBERS = ("F64", "F32", "F16", "BF16")
 """Supported tensor dtypes; others (int8, float8) are quantised weights, whose scales are stored elsewhere."""
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights in one file, or the index that maps tensors to several files."""
+LARGEST_JSON = 1 << 26  # bytes: the index of the largest models has a few million
 SHOWN = 5  # names listed in an error message; the others are counted
 
 
 class WeightsError(ValueError):
     """A folder of weights cannot be loaded; the message names the folder, the fault and the remedy."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that came with weights.
+
+    Raises:
+        WeightsError: it is no JSON, larger than `LARGEST_JSON`, or cannot be read.
+    """
+    # RecursionError: a few kilobytes of nested brackets must not end the process.
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise WeightsError(f"{path} has {size:,} bytes: more than {LARGEST_JSON:,} are not read")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except WeightsError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        raise WeightsError(f"{path} is not JSON ({error})") from error
 
 
 def save_tensors(arrays: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -238,11 +256,7 @@ class WeightsFolder:
         path = self.folder / name
         if not path.is_file():
             raise WeightsError(f"{self.folder} has no {name}: name a folder in HuggingFace's layout")
-        # RecursionError: a few kilobytes of nested brackets must not end the process.
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise WeightsError(f"{path} is not JSON ({error})") from error
+        value = read_json(path)
         if not isinstance(value, dict):
             raise WeightsError(f"{path} holds {type(value).__name__} instead of an object")
         return value
@@ -274,7 +288,8 @@ class WeightsFolder:
             if absent := [path.name for path in paths if not path.is_file()]:
                 raise WeightsError(f"{self.folder} lacks shards that its index names: {few(absent)}")
             return paths
-        paths = sorted(self.folder.glob("*.safetensors"))
+        # A pipe or a device would be waited for.
+        paths = sorted(path for path in self.folder.glob("*.safetensors") if path.is_file())
         if not paths:
             pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLES)
             why = (

@@ -4,6 +4,7 @@ OpenFlamingo (Awadalla et al., 2023)."""
 from typing import Any
 
 from generalist.model.config import VisionConfig
+from generalist.weights.activation_names import GATED
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.tower import Tower
 
@@ -80,7 +81,7 @@ def idefics_vision(settings: LanguageSettings) -> VisionConfig:
         "gated_heads": heads,
         "gated_head_size": width // heads,
         "gated_hidden": settings.get("intermediate_size"),
-        "gated_activation": {"silu": "swiglu"}.get(settings.get("hidden_act", str), "geglu"),
+        "gated_activation": GATED[settings.get("hidden_act", str)],
         "gated_norm": "rms",
         "gated_epsilon": settings.number("rms_norm_eps", 1e-6),
         "gated_qk_norm": settings.get("qk_layer_norms", bool, False),
@@ -93,6 +94,8 @@ def idefics_vision(settings: LanguageSettings) -> VisionConfig:
     latents, depth, resampler_heads, size = (
         settings.get(f"perceiver_config.{name}", default=default) for name, default in _RESAMPLER.items()
     )
+    if depth > len(settings.folder.shapes):
+        raise settings.refused(f"has resampler_depth = {depth}, but only {len(settings.folder.shapes)} tensors")
     return VisionConfig(
         **shared,
         latents=latents,

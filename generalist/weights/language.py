@@ -90,7 +90,19 @@ class LanguageModel:
 
     @cached_property
     def recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
-        """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used."""
+        """How our parameters are made from its tensors, by their paths, and patterns of tensors that are not used.
+
+        Raises:
+            WeightsError: a size is so large that no array can have it.
+        """
+        try:
+            return self._recipes()
+        except WeightsError:
+            raise
+        except ValueError as error:
+            raise WeightsError(f"{self._settings.path} has sizes that no array can have ({error})") from error
+
+    def _recipes(self) -> tuple[dict[str, Recipe], tuple[str, ...]]:
         found, unused = recipes(self._settings, self.shape)
         if self.gated is not None:
             return self.gated.recipes(self.shape, found, unused)

@@ -9,7 +9,9 @@ from generalist.model.config import VisionConfig
 from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.text import TextTokenizer
+from generalist.weights.activation_names import PLAIN
 from generalist.weights.folder import WeightsError
+from generalist.weights.image_cuts import pan_and_scan, prepared, tiles_of
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, tensor, transposed
 from generalist.weights.tower import Family, Tower
@@ -24,16 +26,8 @@ PROCESSORS = (
     "Gemma3ImageProcessor",
     "LlavaImageProcessor",
 )
-ACTIVATIONS = {
-    "gelu": "exact_gelu",
-    "gelu_new": "gelu",
-    "gelu_fast": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
-"""Their names of activations → ours."""
+TILING = "LlavaNextImageProcessor"
+"""The processor of LLaVA 1.6."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,13 +70,11 @@ def _stored(settings: LanguageSettings, part: str) -> bool:
 
 def _check_processor(settings: LanguageSettings) -> None:
     """Raises `WeightsError` if the folder's images are prepared by another kind of processor."""
-    folder = settings.folder
-    stored = folder.beside("preprocessor_config.json") or folder.beside("processor_config.json").get("image_processor")
-    given = (
-        stored.get("image_processor_type", stored.get("feature_extractor_type")) if isinstance(stored, dict) else None
-    )
-    if given is not None and str(given).removesuffix("Fast").removesuffix("Pil") not in PROCESSORS:
-        raise settings.refused(f"prepares images by {given!r:.60}; supported are {', '.join(PROCESSORS)}")
+    stored = prepared(settings.folder)
+    given = stored.get("image_processor_type", stored.get("feature_extractor_type"))
+    known = (TILING,) if settings.kind == "llava_next" else PROCESSORS
+    if given is not None and str(given).removesuffix("Fast").removesuffix("Pil") not in known:
+        raise settings.refused(f"prepares images by {given!r:.60}; supported are {', '.join(known)}")
 
 
 def _tower(settings: LanguageSettings, usual: str, **read: Any) -> Tower:
@@ -148,6 +140,7 @@ def _gemma3(settings: LanguageSettings) -> PublishedImages:
             after=f"{_control(settings, text, end, 'eoi_token_index')}\n\n",
             marker=opened,
             blocks="image",
+            cut=pan_and_scan(settings),
         )
 
     return PublishedImages(
@@ -206,14 +199,18 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
     width, channels, positions = settings.get("hidden_size"), _channels(settings, tower), _cells(settings, tower)
     names, soft = _names(settings, "linear_1.weight"), settings.folder.setting("image_token_index", default=32_000)
     given = settings.folder.setting("projector_hidden_act", str, default="gelu")
-    if given not in ACTIVATIONS:
-        raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(ACTIVATIONS)}")
+    if given not in PLAIN:
+        raise settings.refused(f"has projector_hidden_act = {given!r:.40}; supported are {', '.join(PLAIN)}")
     biased = settings.folder.setting("multimodal_projector_bias", bool, default=True)
     _check_llava_processor(settings, tower, strategy)
+    tiles = tiles_of(settings, positions) if settings.kind == "llava_next" else None
+    end = next((one for one in ROW_ENDS if one in settings.folder.shapes), ROW_ENDS[0])
 
     def marks(text: TextTokenizer) -> ImageMarks:
         written = _control(settings, text, soft, "image_token_index")
-        return ImageMarks(soft=written, id=soft, count=_count(settings, positions), marker=written)
+        # The count of a file is that of an image without tiles, which the processor of LLaVA 1.6 does not use.
+        count = positions if tiles else _count(settings, positions)
+        return ImageMarks(soft=written, id=soft, count=count, marker=written, cut=tiles)
 
     return PublishedImages(
         tower=tower,
@@ -222,10 +219,12 @@ def _llava(settings: LanguageSettings) -> PublishedImages:
             settings,
             positions,
             projector_hidden=width,
-            projector_activation=ACTIVATIONS[given],
+            projector_activation=PLAIN[given],
             projector_bias=biased,
+            row_ends=tiles is not None,
         ),
         recipes={
+            **({"projector/row_end": tensor(end, width)} if tiles else {}),
             **_linear("projector/up", f"{names}linear_1", width, channels, biased=biased),
             **_linear("projector/out", f"{names}linear_2", width, width, biased=biased),
         },
@@ -280,9 +279,11 @@ def _control(settings: LanguageSettings, text: TextTokenizer, id: int, name: str
     return found
 
 
+ROW_ENDS = ("image_newline", "model.image_newline")
 GEMMA3_MARKS = {"boi": 255_999, "eoi": 256_000}
 IMAGES: dict[str, Callable[[LanguageSettings], PublishedImages]] = {
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "llava": _llava,
+    "llava_next": _llava,
 }

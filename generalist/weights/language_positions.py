@@ -157,12 +157,16 @@ def _scaling(settings: LanguageSettings, stored: dict[str, Any]) -> dict[str, An
             "factors": tuple(float(one) for one in stored["short_factor"]),
             "attention_factor": float(stored.get("attention_factor") or temperature),
         }
-    if stored.get("truncate", True) is not True:
-        raise settings.refused("stretches rotary positions by yarn with truncate = False, which is not supported")
+    truncate = stored.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise settings.refused(
+            f"stretches rotary positions by yarn with truncate = {truncate!r:.40}: set true or false"
+        )
     return {
         "scaling": "yarn",
         "factor": factor,
         "length": original,
+        "whole_steps": truncate,
         "low_frequency": float(stored.get("beta_slow") or 1),
         "high_frequency": float(stored.get("beta_fast") or 32),
         "attention_factor": float(stored.get("attention_factor") or _yarn_temperature(stored, factor)),

@@ -8,7 +8,7 @@ import numpy as np
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, joined, mapped, stacked, tensor, transposed, zeros
 
-IMAGE_PARTS = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
+IMAGE_PARTS = r"(model\.)?((vision_tower|multi_modal_projector)\..*|image_newline)"
 """Of a model with images, whose language model alone is read."""
 UNUSED = (
     r".*\.attn\.(masked_)?bias",  # GPT-2's causal mask

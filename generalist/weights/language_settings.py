@@ -87,6 +87,7 @@ WHOLE: dict[str, tuple[str, ...]] = {
     "gemma3": ("gemma3_text",),
     "paligemma": ("gemma", "gemma2"),
     "llava": _LLAMA_LIKE,
+    "llava_next": _LLAMA_LIKE,
 }
 """Types of models with images → families of their language models, the usual one first."""
 
@@ -119,7 +120,6 @@ LAYERS = {"gpt2": "n_layer", "mpt": "n_layers", "mosaic_gpt": "n_layers"}
 # Switches that change the computation, with the one value that we support.
 REFUSED: dict[str, Any] = {
     "scale_attn_by_inverse_layer_idx": False,
-    "scale_attn_weights": True,
     "use_bidirectional_attention": False,
     "add_cross_attention": False,
     "no_bias": True,

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from generalist.model.config import ModelConfig, RopeConfig
+from generalist.weights.activation_names import GATED
+from generalist.weights.activation_names import PLAIN as PLAIN_NAMES
 from generalist.weights.folder import WeightsError
 from generalist.weights.language_positions import rope, windows
 from generalist.weights.language_settings import WHOLE, LanguageSettings
@@ -31,8 +33,7 @@ PLAIN: dict[str, Any] = {
     "attention_softcap": 0.0,
     "logit_softcap": 0.0,
 }
-APPROXIMATE = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-"""Names of GELU's tanh approximation."""
+LLAVAS = ("llava", "llava_next")
 
 
 def shape(settings: LanguageSettings) -> dict[str, Any]:
@@ -61,12 +62,8 @@ def _head_size(settings: LanguageSettings, width: int, heads: int) -> int:
 def _activation(settings: LanguageSettings, name: str, ours: dict[str, str]) -> str:
     value = settings.get(name, str)
     if value not in ours:
-        raise settings.refused(f"has {name} = {value!r}; supported is {', '.join(ours)}")
+        raise settings.refused(f"has {name} = {value!r:.60}; supported are {', '.join(ours)}")
     return ours[value]
-
-
-def _ungated(settings: LanguageSettings, name: str) -> str:
-    return _activation(settings, name, {**dict.fromkeys(APPROXIMATE, "gelu"), "gelu": "exact_gelu"})
 
 
 def _tied(settings: LanguageSettings) -> bool:
@@ -75,12 +72,12 @@ def _tied(settings: LanguageSettings) -> bool:
     # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one.
     given = settings.given("tie_word_embeddings")
     inner = settings.get("tie_word_embeddings", bool, False)
-    outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind != "llava")
-    if settings.kind != "llava" and given and inner != outer:
+    outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind not in LLAVAS)
+    if settings.kind not in LLAVAS and given and inner != outer:
         raise settings.refused(
             f"has tie_word_embeddings = {outer}, but {inner} in its text_config: set both to one of them"
         )
-    return outer or inner if settings.kind == "llava" else outer
+    return outer or inner if settings.kind in LLAVAS else outer
 
 
 def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
@@ -93,13 +90,14 @@ def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
         "kv_heads": heads,
         "head_size": _head_size(settings, width, heads),
         "hidden": settings.get("n_inner", default=4 * width),
-        "activation": _ungated(settings, "activation_function"),
+        "activation": _activation(settings, "activation_function", PLAIN_NAMES),
         "norm": "layer",
         "norm_epsilon": settings.number("layer_norm_epsilon"),
         "qkv_bias": True,
         "bias": True,
         "tied_output": _tied(settings),
         "learned_positions": settings.get("n_positions"),
+        "query_scale": None if settings.get("scale_attn_weights", bool, True) else 1.0,
     }
 
 
@@ -113,7 +111,7 @@ def _gpt_neox(settings: LanguageSettings) -> dict[str, Any]:
         "kv_heads": heads,
         "head_size": _head_size(settings, width, heads),
         "hidden": settings.get("intermediate_size"),
-        "activation": _ungated(settings, "hidden_act"),
+        "activation": _activation(settings, "hidden_act", PLAIN_NAMES),
         "norm": "layer",
         "norm_epsilon": settings.number("layer_norm_eps"),
         "parallel_residual": settings.get("use_parallel_residual", bool),
@@ -162,7 +160,6 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
     width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     biased = settings.get("attention_bias", bool, False)
     window, kinds = windows(settings)
-    gates = {"silu": "swiglu", **(dict.fromkeys(APPROXIMATE, "geglu") if settings.family == "idefics" else {})}
     found = {
         "width": width,
         "layers": settings.get("num_hidden_layers"),
@@ -172,7 +169,7 @@ def _llama(settings: LanguageSettings) -> dict[str, Any]:
         # Where it is given, heads · head_dim may differ from the width, as in Qwen 3 and Gemma.
         "head_size": settings.get("head_dim", default=0) or _head_size(settings, width, heads),
         "hidden": settings.get("intermediate_size"),
-        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", gates),
+        "activation": "geglu" if settings.gemma else _activation(settings, "hidden_act", GATED),
         "norm_epsilon": settings.number("rms_norm_eps", 1e-6),
         "qkv_bias": settings.family == "qwen2" or biased,
         "bias": settings.get("mlp_bias", bool, False),
@@ -200,11 +197,11 @@ def _idefics(settings: LanguageSettings) -> dict[str, Any]:
 
 
 def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
-    # Early files of the first Gemma say "gelu" and mean the approximation, as their own code does.
+    # Files of the first Gemma that say "gelu" mean the approximation, as their own code does.
     early = {"gelu": "geglu"} if settings.family == "gemma" else {}
     name = "hidden_activation" if settings.family != "gemma" or not settings.given("hidden_act") else "hidden_act"
     found = {
-        "activation": _activation(settings, name, {"gelu_pytorch_tanh": "geglu", **early}),
+        "activation": _activation(settings, name, GATED | early),
         "embedding_scale": float(width**0.5),
     }
     if settings.family == "gemma":
@@ -221,7 +218,7 @@ def _of_gemma(settings: LanguageSettings, width: int) -> dict[str, Any]:
         else 0.0,
         # The definitions of Gemma 3 with images and of LLaVA leave it out; PaliGemma's has it.
         "logit_softcap": 0.0
-        if settings.kind in ("gemma3", "llava")
+        if settings.kind in ("gemma3", *LLAVAS)
         else float(settings.optional("final_logit_softcapping", (int, float)) or 0.0),
     }
 

@@ -123,3 +123,20 @@ def test_the_command_takes_such_a_folder(capsys: pytest.CaptureFixture):
     status = main.main(["prompt", "--weights", str(FIXTURES / "mistral"), str(expected["prompt"]), "--tokens", "64"])
     assert status == 0
     assert capsys.readouterr().out.endswith(str(expected["text"]) + "\n")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": ' + "[" * 100_000])
+def test_damaged_settings_are_named(copy: Path, text: str):
+    (copy / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json (is not JSON|holds list instead of an object)"):
+        Generalist.load(copy)
+
+
+def test_every_character_has_the_ids_that_the_tokenizer_s_own_library_gives_it():
+    from tokenizers import Tokenizer
+
+    text, path = "a\u2581b\ue000c\0d \u25810", FIXTURES / "qwen3" / "tokenizer.json"
+    ours = Generalist.load(FIXTURES / "qwen3").tokenizers.text
+    ids = ours.encode(text)
+    assert ids.tolist() == Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == text

@@ -14,7 +14,7 @@ from generalist.inference.rows import side_by_side, stack_rows
 from generalist.model.attend import Packed, attend_packed
 from generalist.model.config import ModelConfig, ModelSpec, VisionConfig
 from generalist.model.masks import Blocks, attention_mask
-from generalist.model.projector import ACTIVATIONS, ImageProjector, image_positions, pooled
+from generalist.model.projector import ImageProjector, image_positions, pooled
 from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
@@ -169,9 +169,6 @@ def test_pixels_are_refused_and_activations_are_what_they_are_called():
     batch = stack_rows([assembler().document([image(1)])], POSITIONS + 1, pad=VOCABULARY.pad)
     with pytest.raises(ValueError, match="not images of shape"):
         embed(opened, dataclasses.replace(batch, images=np.zeros((1, 4, 4, 3), np.uint8)))
-    x = jnp.array([-1.0, 0.5])
-    expected = {"gelu": -0.1588, "exact_gelu": -0.1587, "quick_gelu": -0.1542, "relu": 0.0, "silu": -0.2689}
-    assert {name: round(float(act(x)[0]), 4) for name, act in ACTIVATIONS.items()} == expected
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_tensors_that_do_not_fit(copy: Path, change, message: str):
     ("settings", "message"),
     [
         ({"model_type": "dinov2", "architectures": ["Dinov2Model"]}, "holds a Dinov2Model .* are CLIP and SigLIP"),
-        ({"hidden_act": "swish"}, "hidden_act must be one of quick_gelu"),
+        ({"hidden_act": "mish"}, "hidden_act must be one of gelu"),
         ({"num_attention_heads": 3}, "must be a multiple of heads"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0: it must be above 0"),

@@ -35,12 +35,19 @@ def test_texts_and_ids_are_the_reference_s(name: str, tmp_path: Path):
     assert not set(tokenizer.encode(text).tolist()) & {0, 1, 2}
 
 
+def test_tools_and_documents_are_null_and_not_missing(tmp_path: Path):
+    put(tmp_path, "{% if tools is not none or documents is not none %}wrong{% else %}right{% endif %}")
+    assert chat_text(tmp_path, USER) == "right"
+
+
 def test_templates_in_all_the_places_where_they_are_kept(tmp_path: Path):
     put(
         tmp_path,
         [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}!"}],
     )
     assert chat_text(tmp_path, USER) == "hello!"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}."}))
+    assert chat_text(tmp_path, USER) == "hello."
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}?")
     put(tmp_path, "not this", bos_token="<s>")
     assert chat_text(tmp_path, USER) == "<s>?"

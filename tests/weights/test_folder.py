@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -224,3 +225,21 @@ def test_weights_saved_anew_beside_an_older_index(folder: Path):
     np.testing.assert_array_equal(WeightsFolder(folder).read({"a": tensor("a", 2, 3)}, ["b"])["a"], 2 * A)
     index.write_text(json.dumps({"weight_map": dict.fromkeys("ab", "model.safetensors")}))
     assert WeightsFolder(folder).shapes == {"a": (2, 3), "b": (2, 3)}, "an index may name the whole"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_are_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(WeightsError, match=r"has no config\.json"):
+        WeightsFolder(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"no \*\.safetensors file"):
+        WeightsFolder(tmp_path)
+
+
+def test_settings_too_large_to_be_any(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("generalist.weights.folder.LARGEST_JSON", 10)
+    with pytest.raises(WeightsError, match="more than 10 are not read"):
+        WeightsFolder(folder)

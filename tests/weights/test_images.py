@@ -27,15 +27,22 @@ from generalist.inference.weights import Weights
 from generalist.model.masks import Blocks, attention_mask
 from generalist.tokenizers.documents import Controlled
 from generalist.tokenizers.pieces import Modality, Sequence
+from generalist.vision.processor import processor
 from generalist.weights.chat import chat_text
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "images"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())
-QUICK = ("gemma3", "paligemma2", "llava")
+QUICK = ("gemma3", "paligemma2", "llava", "llava_next")
 """Of each family one; the others are tried in the whole suite."""
 EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES]
+SCANNED = {
+    "image_processor.do_pan_and_scan": True,
+    "image_processor.pan_and_scan_min_crop_size": 8,
+    "image_processor.pan_and_scan_max_num_crops": 3,
+    "image_processor.pan_and_scan_min_ratio_to_activate": 1.2,
+}
 # Three images, text before the first, two images next to each other; and a shorter prompt that begins with one.
 PROMPTS: list[list[str | int]] = [["a photo", 0, "of the\n", 1, 2, " red dog"], [3, "a cat"]]
 
@@ -83,7 +90,7 @@ def test_ids_pixels_and_logits_of_all_positions_are_the_reference_s(name: str):
     present = stored["present"] > 0
     for one, ids, there in zip(documents(name), stored["ids"], present, strict=True):
         np.testing.assert_array_equal(one.tokens, ids[there])
-    pixels = np.stack([model.encoder.prepare(stored[f"image{number}"]) for number in range(4)])
+    pixels = np.concatenate([one.images for one in documents(name)])
     settings = json.loads((FIXTURES / name / "processor_config.json").read_text())["image_processor"]
     standardised = (pixels / 255 - settings["image_mean"]) / settings["image_std"]
     np.testing.assert_allclose(standardised.transpose(0, 3, 1, 2), stored["pixels"], atol=1e-5)
@@ -95,7 +102,7 @@ def test_packed_behind_one_another_they_are_the_same(name: str):
     model, both = loaded(name), documents(name)
     lengths = [len(one) for one in both]
     assert model.encoder is not None
-    room = {"tensors": 0, "projection_width": 0, "frames": 0, "frame_size": 84, "images": 4, "row_images": 4}
+    room = {"tensors": 0, "projection_width": 0, "frames": 0, "frame_size": 84, "images": 24, "row_images": 24}
     pixels = model.encoder.prepare.size
     packed = OpenBatch(BatchSpec(rows=1, length=sum(lengths) + 3, image_shape=(pixels, pixels, 3), **room), pad=0)
     assert all(packed.add(one, source=0) for one in both)
@@ -117,7 +124,8 @@ def test_read_into_a_cache_in_parts_they_are_the_same(name: str):
     found = []
     for begin, end in itertools.pairwise(cuts):
         positional: dict[str, Any] = {one: getattr(batch, one)[:, begin:end] for one in POSITIONAL}
-        shown = np.arange(3) if (positional["modality"] == Modality.IMAGE).any() else np.zeros((0,), int)
+        any_image = (positional["modality"] == Modality.IMAGE).any()
+        shown = np.arange(len(batch.images) if any_image else 0)
         part = dataclasses.replace(batch, **positional, images=batch.images[shown])
         found.append(np.asarray(cached.append(part, np.ones((end - begin, size), bool))[1])[0])
     assert len(cuts) > 5 or name.startswith("paligemma")  # whose prompt is one block
@@ -275,8 +283,12 @@ def test_settings_that_are_not_supported_are_refused_by_name(name: str, settings
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("gemma3", {"image_processor.do_pan_and_scan": True}, "do_pan_and_scan = True"),
+        ("gemma3", SCANNED | {"image_processor.pan_and_scan_min_crop_size": 0}, "pan_and_scan_min_crop_size = 0"),
         ("llava", {"image_processor.do_pad": True}, "do_pad = True"),
+        ("llava", {"image_processor.do_resize": False}, "do_resize must be True"),
+        ("llava", {"image_processor.rescale_factor": 0}, "rescale_factor must be a number above 0"),
+        ("llava_next", {"image_processor.image_grid_pinpoints": [[16, 16]]}, "another image_grid_pinpoints"),
+        ("llava_next", {"image_processor.size": {"shortest_edge": 18}}, "it must be the tower's 16 pixels"),
         ("llava", {"image_processor.image_processor_type": "FuyuImageProcessor"}, "FuyuImageProcessor"),
         ("llava", {"num_additional_image_tokens": 0}, "num_additional_image_tokens"),
         ("llava", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
@@ -379,6 +391,30 @@ def test_shots_end_with_a_line_end_and_share_their_keys():
         rank(model, [[*shots, *query]], [" cat", " dog"]),
         atol=1e-4,
     )
+
+
+def test_a_gemma_3_that_pans_and_scans_sees_crops_of_long_images(tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / "gemma3", tmp_path / "gemma3"))
+    changed(folder, "processor_config.json", SCANNED)
+    model, stored = Generalist.load(folder), expected("gemma3")
+    document = model.assembler.document(parts("gemma3", PROMPTS[0]), is_open=True)
+    np.testing.assert_array_equal(document.tokens, stored["scanned_ids"])
+    standardised = (document.images / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(standardised.transpose(0, 3, 1, 2), stored["scanned_pixels"], atol=1e-5)
+    last = logits_of(model, stack_rows([document], len(document), pad=0))[0, -1]
+    np.testing.assert_allclose(last, stored["scanned_logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [({"do_rescale": False}, 255), ({"rescale_factor": 1 / 127.5}, 2), ({"rescale_factor": 0.00392157}, 1)],
+)
+def test_another_factor_of_pixels_enters_their_mean_and_deviation(settings: dict, factor: int, tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / "llava", tmp_path / "llava"))
+    changed(folder, "processor_config.json", {f"image_processor.{name}": value for name, value in settings.items()})
+    found, usual = (processor(WeightsFolder(one), "clip", 16) for one in (folder, FIXTURES / "llava"))
+    np.testing.assert_allclose(np.array(found.mean) * factor, usual.mean)
+    np.testing.assert_allclose(np.array(found.deviation) * factor, usual.deviation)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma2"])

@@ -312,9 +312,9 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
         ({"mlp_bias": True}, "mlp_bias = True, which is not supported for qwen2"),
         ({"quantization_config": {"bits": 4}}, "quantised weights are not supported"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True, which is not supported"),
-        ({"hidden_act": "relu"}, "hidden_act = 'relu'; supported is silu"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish'; supported are gelu, "),
         (rope("ntk"), "by 'ntk'; supported are linear, dynamic, llama3, yarn, longrope"),
-        (rope("yarn", truncate=False, factor=2.0), "yarn with truncate = False"),
+        (rope("yarn", truncate="no", factor=2.0), "yarn with truncate = 'no'"),
         (rope("dynamic", alpha=3), "'dynamic' with alpha"),
         (rope("longrope", short_factor=[1.0], factor=2.0), "one factor per wavelength, 2, got 1"),
         (rope("longrope", factor=2.0), "longrope rotary positions lack 'short_factor'"),
@@ -354,7 +354,7 @@ def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], mes
         ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type = multiquery_attention"),
         ("mpt", {"logit_scale": 0.5}, "has a logit_scale"),
         ("mpt", {"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
-        ("gpt_neox", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ("gpt_neox", {"hidden_act": "mish"}, "hidden_act = 'mish'"),
         (
             "smollm3",
             {"no_rope_layers": [1, 0]},
@@ -372,6 +372,17 @@ def test_settings_of_one_family_that_are_not_supported(tmp_path: Path, name: str
     folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
     with pytest.raises(WeightsError, match=message):
         _ = changed(folder, change).shape
+
+
+def test_sizes_that_no_array_can_have(copy: Path):
+    with pytest.raises(WeightsError, match=r"config.json has sizes that no array can have"):
+        changed(copy, {"hidden_size": 2**62}).check()
+
+
+def test_a_gpt_2_may_leave_its_scores_as_they_are(tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / "gpt2", tmp_path / "gpt2"))
+    assert LanguageModel(folder).shape["query_scale"] is None
+    assert changed(folder, {"scale_attn_weights": False}).shape["query_scale"] == 1.0
 
 
 def test_what_older_files_omit_is_their_family_s(tmp_path: Path):
