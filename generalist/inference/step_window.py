@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from generalist.data.batch import Batch
-from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
+from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images, without_places
 from generalist.inference.in_turn import act_in_turn
 from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
 from generalist.inference.structure import Structure, compiled
@@ -72,10 +72,11 @@ def fill(
         number = jnp.arange(1, batch.row_images.shape[1] + 1)[None]
         # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
+    batch = without_places(batch) if held is None else without_images(batch)
     # Computed in a fresh cache of the prefix's length: attending over the whole ring would cost W times as much.
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(
-        *(without_images(batch), fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
+        *(batch, fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
     )
 
     def written(whole: Float[Array, "BM S H"], part: Float[Array, "RM P H"]) -> Float[Array, "BM S H"]:
@@ -128,7 +129,9 @@ class StepWindow:
         self._numbers = (continuous.start, continuous.stop)
         self.rows, self.steps, self.positions, self.carried, self.images = rows, steps, positions, carried, images
         self._caches = empty_caches(generalist, rows, steps * positions)
-        self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
+        # Projected images are positions like others, and nothing of them is held.
+        crossed = generalist.encoder is not None and not generalist.projects
+        self._held = empty_images(generalist, rows, steps * images) if crossed else None
         self._prefix_slots = self._prefix_image_slots = 0
         self._prefix = np.zeros((rows,), np.int32)  # positions of each row's prefix
         self._prefix_images = np.zeros((rows,), np.int32)
@@ -191,7 +194,9 @@ class StepWindow:
         )
         # Images stay on the device; a batch without them is small enough to be copied by the call itself.
         placed = batch
-        if batch.row_images.shape[1] and self._held is not None:
+        if batch.row_images.shape[1] and self._generalist.projects:
+            placed = without_places(self._generalist.on_device(batch))
+        elif batch.row_images.shape[1] and self._held is not None:
             placed = self._generalist.on_device(batch)
             # The ring of images turns with that of the steps.
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)

@@ -5,7 +5,6 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +39,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.sharding import parameter_shardings
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
-from generalist.vision.load import load_encoder
+from generalist.vision.load import load_encoder, save_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language import LanguageModel
 from generalist.weights.recipe import tensor
@@ -176,7 +175,8 @@ class Weights:
 
             config.json  tokenizers.json  text.model   settings and tokenizers
             model.safetensors  model.json              parameters; step and fingerprint of the encoder
-            encoder/                                   the frozen encoder, if it came from a folder
+            encoder/                                   the frozen encoder, if it came from a folder; of a larger model its
+                                                       tower alone
 
         Args:
             dtype: of the stored parameters: float32 or bfloat16.
@@ -195,14 +195,8 @@ class Weights:
             save_tensors(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"format": FORMAT, "step": self.step, "encoder": fingerprint})
-            source = self.encoder.folder if self.encoder is not None else None
-            if source is not None:
-                files = [*source.glob("*.json"), *source.glob("*.safetensors")]
-                (whole / ENCODER_FOLDER).mkdir()
-                if not files:
-                    raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
-                for file in files:
-                    shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
+            if self.encoder is not None and self.encoder.folder is not None:
+                save_encoder(self.encoder, whole / ENCODER_FOLDER)
 
     def check_saved(self) -> None:
         """Raises `ValueError` if the parameters are not those that were loaded, but rounded."""
@@ -232,7 +226,7 @@ class Weights:
     @property
     def projects(self) -> bool:
         """Whether images are positions of the sequence, into which an encoder's features are projected."""
-        return self.config.tokens.documents == "projected"
+        return "projected" in (self.config.tokens.documents, self.config.tokens.images)
 
     @property
     def layouts(self) -> Mapping[str, TaskLayout]:
@@ -264,7 +258,7 @@ class Weights:
     def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
         """The frozen encoder, compiled: from prepared pixels to features."""
         assert self.encoder is not None
-        return self.encoder.compiled()
+        return self.encoder.compiled(positions=self.config.model.vision.positions if self.projects else 0)
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:
