@@ -284,7 +284,7 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
 
 
 def gemma3_agent() -> Config:
-    """An agent that begins with Gemma 3 4B (its language model), by adapters and rows of its own; the folder is yours to name."""
+    """An agent that begins with Gemma 3 4B, its images included, by adapters and rows of its own; the folder is yours to name."""
     # Five layers with a window, then one without; https://huggingface.co/google/gemma-3-4b-pt has these sizes.
     model = ModelConfig(
         width=2560,
@@ -298,8 +298,17 @@ def gemma3_agent() -> Config:
         layer_kinds=(*("window",) * 5, "full"),
         rope=RopeConfig(base=1e6, scaling="linear", factor=8.0),
         query_scale=256**-0.5,
+        blocks="windowed",
+        # An image of the published model takes 256 positions, too many for every frame of an episode.
+        vision=VisionConfig(encoder=REQUIRED, positions=16, projector_bias=False, projector_norm=True),
     )
-    return _agent("gemma3_agent", model, text_pieces=262_208, length=1024, learning_rate=1e-4)
+    tokens = TokenConfig(text_pieces=262_208, images="projected", documents="projected")
+    base = _agent("gemma3_agent", model, tokens, length=1024, learning_rate=1e-4)
+    # Frames alone can be shifted. A document of 41 images, each with its marks, would not fit.
+    atari = dataclasses.replace(base.data.control()["atari"], shift=0)
+    fewshot = dataclasses.replace(base.data.sources["fewshot"], images=24)
+    data = dataclasses.replace(base.data.with_sources(atari=atari, fewshot=fewshot), images=16 * base.data.rows)
+    return dataclasses.replace(base, data=data)
 
 
 def smollm_agent() -> Config:
@@ -316,10 +325,10 @@ def smollm_agent() -> Config:
         qk_norm=False,
         rope=RopeConfig(base=100_000.0),
     )
-    return _agent("smollm_agent", model, text_pieces=49_152, length=512, learning_rate=2e-4)
+    return _agent("smollm_agent", model, TokenConfig(text_pieces=49_152), length=512, learning_rate=2e-4)
 
 
-def _agent(name: str, model: ModelConfig, *, text_pieces: int, length: int, learning_rate: float) -> Config:
+def _agent(name: str, model: ModelConfig, tokens: TokenConfig, *, length: int, learning_rate: float) -> Config:
     """A preset that trains adapters beside a published language model on `pocket_long`'s data: control, captions and prose.
 
     Args:
@@ -329,7 +338,7 @@ def _agent(name: str, model: ModelConfig, *, text_pieces: int, length: int, lear
     return Config(
         name=name,
         model=dataclasses.replace(model, trunk=REQUIRED, remat="block"),
-        tokens=TokenConfig(text_pieces=text_pieces),
+        tokens=tokens,
         # Per position as many payloads as `pocket_long` has.
         data=DataConfig(
             sources=pocket_long().data.sources,
