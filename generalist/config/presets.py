@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from generalist.config.data import DataConfig, mixed
 from generalist.config.run import Config, TokenConfig, TrainingConfig
+from generalist.data.source import Source
 from generalist.data.sources.control import Atari, BabyAI, Classic, ControlSource, Fetch, MetaWorld
 from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.emoji import Emoji
@@ -303,12 +304,11 @@ def gemma3_agent() -> Config:
         vision=VisionConfig(encoder=REQUIRED, positions=16, projector_bias=False, projector_norm=True),
     )
     tokens = TokenConfig(text_pieces=262_208, images="projected", documents="projected")
-    base = _agent("gemma3_agent", model, tokens, length=1024, learning_rate=1e-4)
-    # Frames alone can be shifted. A document of 41 images, each with its marks, would not fit.
-    atari = dataclasses.replace(base.data.control()["atari"], shift=0)
-    fewshot = dataclasses.replace(base.data.sources["fewshot"], images=24)
-    data = dataclasses.replace(base.data.with_sources(atari=atari, fewshot=fewshot), images=16 * base.data.rows)
-    return dataclasses.replace(base, data=data)
+    # Frames alone can be shifted. Demonstrations of a game would fill a row with images, as would a document of 41.
+    long = pocket_long().data
+    atari = dataclasses.replace(long.control()["atari"], shift=0, prompt_fraction=0.0)
+    data = long.with_sources(atari=atari, fewshot=NewWords(weight=0.045, images=24, ways=6, variants=10))
+    return _agent("gemma3_agent", model, tokens, data.sources, length=1024, images=16, learning_rate=1e-4)
 
 
 def smollm_agent() -> Config:
@@ -325,14 +325,26 @@ def smollm_agent() -> Config:
         qk_norm=False,
         rope=RopeConfig(base=100_000.0),
     )
-    return _agent("smollm_agent", model, TokenConfig(text_pieces=49_152), length=512, learning_rate=2e-4)
+    tokens, sources = TokenConfig(text_pieces=49_152), pocket_long().data.sources
+    # Images of weights with an encoder, which `training.start` may name instead.
+    return _agent("smollm_agent", model, tokens, sources, length=512, images=24, learning_rate=2e-4)
 
 
-def _agent(name: str, model: ModelConfig, tokens: TokenConfig, *, length: int, learning_rate: float) -> Config:
+def _agent(
+    name: str,
+    model: ModelConfig,
+    tokens: TokenConfig,
+    sources: Mapping[str, Source],
+    *,
+    length: int,
+    images: int,
+    learning_rate: float,
+) -> Config:
     """A preset that trains adapters beside a published language model on `pocket_long`'s data: control, captions and prose.
 
     Args:
         model: with the published shape, for plans; training takes that of the folder.
+        images: for the encoder, per row.
     """
     rows = 64
     return Config(
@@ -341,13 +353,12 @@ def _agent(name: str, model: ModelConfig, tokens: TokenConfig, *, length: int, l
         tokens=tokens,
         # Per position as many payloads as `pocket_long` has.
         data=DataConfig(
-            sources=pocket_long().data.sources,
+            sources=dict(sources),
             rows=rows,
             length=length,
             tensors=rows * length * 5 // 8,
             frames=rows * length * 3 // 16,
-            # Of weights with an encoder, which `training.start` may name instead.
-            images=24 * rows,
+            images=images * rows,
             row_images=48,
             shards=rows // 2,
         ),
