@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
-from generalist.inference.placing import Placing, on_host, placed
+from generalist.inference.placing import Placing, encoder_in_place, on_host, placed
 from generalist.inference.structure import Structure
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import flat, layers_together, united
@@ -64,7 +64,7 @@ class Weights:
     dtype: Any = jnp.float32
     """Compute dtype."""
     encoder: VisionEncoder | None = None
-    """The frozen encoder, on the first device; None if the model has none."""
+    """The frozen encoder, on the first device or split over the mesh; None if the model has none."""
     placing: Placing = Placing()
     """Where the parameters are and in which types, and that of the caches."""
 
@@ -89,6 +89,7 @@ class Weights:
         arrays = flat(united(params, frozen))
         del params, frozen  # each stack is freed below as soon as its layers are apart
         stored = ((path, Stored.of(one)) for path, one in together(arrays, config.model, config.training.tuning))
+        encoder = encoder_in_place(encoder, placing.mesh)
         return cls(tokenizers, _graph(tokenizers), placed(stored, placing), step, encoder=encoder, placing=placing)
 
     @classmethod
@@ -148,7 +149,7 @@ class Weights:
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         # Every name and shape is checked against the settings before a number is read.
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(_shapes(tokenizers)).items()}
-        params = placed(weights.stored(recipes), placing)
+        params, encoder = placed(weights.stored(recipes), placing), encoder_in_place(encoder, placing.mesh)
         return cls(tokenizers, _graph(tokenizers), params, card["step"], encoder=encoder, placing=placing)
 
     @classmethod
@@ -163,7 +164,7 @@ class Weights:
         model = LanguageModel(folder, images=True)
         check_published(model)
         tokenizers = published_tokenizers(model)
-        encoder = published_encoder(model)
+        encoder = encoder_in_place(published_encoder(model), placing.mesh)
         tokenizers = _with_encoder(tokenizers, encoder)
         unused = Stored.of(np.zeros((1, model.shape["width"]), np.float32))
         stored = model.stored(tokenizers.config.tokens.vocabulary())
@@ -258,7 +259,16 @@ class Weights:
     def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
         """The frozen encoder, compiled: from prepared pixels to features."""
         assert self.encoder is not None
-        return self.encoder.compiled(positions=self.config.model.vision.positions if self.projects else 0)
+        mesh, positions = self.placing.mesh, self.config.model.vision.positions if self.projects else 0
+        run = self.encoder.compiled(alone=mesh is None, positions=positions)
+        if mesh is None:
+            return run
+
+        def on_mesh(pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+            with jax.set_mesh(mesh):  # for the constraints of activations
+                return run(pixels)
+
+        return on_mesh
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:

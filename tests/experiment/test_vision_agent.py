@@ -149,6 +149,24 @@ def test_exports_see_and_act(agent: tuple[Config, Generalist], folder: Path):
 
 
 @pytest.mark.slow
+def test_a_run_is_the_same_on_a_mesh(agent: tuple[Config, Generalist]):
+    config, weights = agent
+    meshed = Generalist.load(config.folder, mesh="fsdp=2,tensor=4")
+    picture = variant(drawings("train")[0], 0)
+    assert meshed.prompt([picture, "a photo of"], tokens=8) == weights.prompt([picture, "a photo of"], tokens=8)
+    space = weights.layouts["atari/freeway"].observation.space
+    frames = [np.random.default_rng(number).integers(0, 256, space.shape).astype(np.uint8) for number in range(3)]
+    found = []
+    for one in (weights, meshed):
+        policy = ControlPolicy(one, ["atari/freeway"])
+        policy.reset([0], ["cross"], [0])
+        found.append([(policy.act([frame]), np.asarray(policy.logits)) for frame in frames])
+    for (action, logits), (other, others) in zip(*found, strict=True):
+        assert action == other
+        np.testing.assert_allclose(logits, others, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_a_run_begins_with_an_exported_agent_and_its_tower(agent: tuple[Config, Generalist], folder: Path):
     _, weights = agent
     weights.save(folder / "begun")
