@@ -101,22 +101,11 @@ def test_the_commands_give_the_same_on_a_mesh(mesh: str, tmp_path: Path):
     folder, rng = FIXTURES.parent / "images" / "gemma3", np.random.default_rng(0)
     for number in range(4):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    lines = [{"image": f"{number}.png", "question": "what is it?", "answer": "a dog"} for number in range(4)]
-    (tmp_path / "shots.jsonl").write_text("\n".join(map(json.dumps, lines[:2])))
-    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines[2:])))
-    fewshot = [
-        "eval",
-        "fewshot",
-        "--weights",
-        str(folder),
-        "--data",
-        "jsonl",
-        "--folder",
-        str(tmp_path),
-        "--shots",
-        "0",
-        "2",
-    ]
+    for split, numbers in (("train", (0, 1)), ("val", (2, 3))):
+        lines = [{"image": f"{one}.png", "question": "what is it?", "answer": "a dog"} for one in numbers]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = ["eval", "fewshot", "--weights", str(folder), "--data", "jsonl", "--folder", str(tmp_path)]
+    fewshot = [*asked, "--kind", "vqa", "--shots", "0", "2", "--seeds", "1", "--tokens", "3"]
     control = ["eval", "control", "--tasks", "classic/cartpole", "--episodes", "2"]
     for command, part in ((fewshot, "fewshot"), (control, "control")):
         found = []
