@@ -106,6 +106,7 @@ def _with_own_eyes(model: ModelConfig, start: str, encoder: str, ways: Sequence[
         positions = vision.positions if chosen else images.shape["vision"].positions
         vision = dataclasses.replace(vision, encoder=start, positions=positions)
     elif encoder == REQUIRED and not any("encoder" in way for way in ways):
+        model = dataclasses.replace(model, blocks="none")
         vision = dataclasses.replace(vision, encoder="none")
     return dataclasses.replace(model, trunk="none", trunk_frozen=True, vision=vision)
 

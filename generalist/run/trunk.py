@@ -55,4 +55,5 @@ def _with_images(config: Config, trunk: LanguageModel) -> dict[str, Any]:
     check_pooled(vit_config(trunk.folder, trunk.images.tower).outputs, positions)
     # By the name that it was given, by which the encoder is known as the trunk's own.
     vision = dataclasses.replace(trunk.shape["vision"], encoder=config.model.vision.encoder, positions=positions)
-    return trunk.shape | {"vision": vision}
+    # Those of a preset are another model's where this one has none.
+    return {"blocks": "none"} | trunk.shape | {"vision": vision}

@@ -67,7 +67,7 @@ def test_control_and_captions_are_learnt_and_what_is_frozen_stays(agent: tuple[C
     lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss", "loss/atari", "loss/classic", "loss/emoji"):
         values = [line[name] for line in lines if name in line]
-        assert values[-1] < 0.97 * values[0], name
+        assert np.mean(values[-3:]) < 0.99 * values[0], name
     after = dict(weights.arrays())
     before = dict(LanguageModel(GEMMA3, images=True).arrays(weights.vocabulary))
     same = {path for path in before if np.array_equal(after[path], before[path].astype(np.float32))}
@@ -115,7 +115,7 @@ def test_exports_see_and_act(agent: tuple[Config, Generalist], folder: Path):
         np.testing.assert_array_equal(array, arrays[path])
     # Of the encoder's folder the tower alone.
     copied = WeightsFolder(folder / "own" / "encoder").shapes
-    assert copied and all(name.startswith("model.vision_tower.") for name in copied)
+    assert copied and all(name.startswith("vision_tower.") for name in copied)
     published, merged = Generalist.load(folder / "hf"), Generalist.load(GEMMA3).with_adapter(folder / "adapter")
     of_trunk = [
         path for path, _ in published.arrays() if path in arrays and "other" not in path and "table" not in path
@@ -230,7 +230,11 @@ def test_the_preset_sees_with_the_model_s_own_tower():
     assert with_trunk(config).model.vision.projector_norm and config.trunk_sees
     frames = ("--tokens.images", "frame", "--tokens.documents", "frame")
     blind = parse(gemma3_agent(), ["--training.start", str(FIXTURES / "language" / "llama"), *frames], prog="train.py")
-    assert blind.model.vision.encoder == "none"
+    assert (blind.model.vision.encoder, blind.model.blocks) == ("none", "none")
+    llava = parse(
+        gemma3_agent(), ["--training.start", str(IMAGES / "llava_siglip"), "--model.vision.positions", "4"], prog=""
+    )
+    assert with_trunk(llava).model.blocks == "none"
     with pytest.raises(ValueError, match=r"needs --training.start FOLDER \(a Gemma 3, PaliGemma or LLaVA\); only"):
         check_complete(gemma3_agent())
 
