@@ -86,7 +86,7 @@ def test_an_image_stands_as_the_model_knows_it(agent: tuple[Config, Generalist])
     picture = variant(drawings("train")[0], 0)
     document = weights.assembler.document([picture, "red dog"])
     text = LanguageModel(GEMMA3, images=True).text()
-    known = text.with_controls("\n\n<start_of_image>").tolist(), text.with_controls("<end_of_image>\n\n").tolist()
+    known = text.with_controls("\n\n<start>").tolist(), text.with_controls("<end>\n\n").tolist()
     before, after = known
     first = int(np.flatnonzero(document.modality == Modality.IMAGE)[0])
     assert document.tokens[1:first].tolist() == before
