@@ -105,7 +105,7 @@ class _Reader:
     def document(self, at: int, part: str = "text") -> Meaning:
         """A position of a document or an instruction."""
         modality = int(self.sequence.modality[at])
-        if modality in (Modality.FRAME, Modality.PATCH, Modality.IMAGE):
+        if modality in (Modality.FRAME, Modality.PATCH, Modality.IMAGE, Modality.PROJECTED):
             return self._image(at, "image")
         return self.token(int(self.sequence.tokens[at]), part)
 
@@ -186,6 +186,8 @@ class _Reader:
             low, high, left, right = self.sequence.intervals[index].tolist()
             value = f"patch, rows {low} to {high}, columns {left} to {right} of 128"
             return Meaning(part=name, value=value, image=self.sequence.patches[index])
+        if modality == Modality.PROJECTED:
+            return Meaning(part=name, value="further position of the image")
         if modality != Modality.IMAGE:
             raise ValueError(f"position {at} is {modality.name}, where {name} should be an image")
         image = self.sequence.images[index]

@@ -21,6 +21,7 @@ from generalist.tokenizers.parts import (
     Part,
     PatchPart,
     Path,
+    ProjectedPart,
     TensorPart,
     TextPart,
 )
@@ -47,6 +48,7 @@ class Rules:
     images: Images
     frame_size: int
     frame_tokens: int
+    image_positions: int
     offset: int
     bounded: Literal["uniform", "mu_law"]
 
@@ -57,7 +59,7 @@ class Rules:
             if getattr(self, name) not in allowed:
                 known = " or ".join(f'"{one}"' for one in allowed)
                 raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}")
-        for name, least in (("frame_size", 1), ("frame_tokens", 1), ("offset", 0)):
+        for name, least in (("frame_size", 1), ("frame_tokens", 1), ("image_positions", 1), ("offset", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
@@ -73,7 +75,7 @@ class Learned:
 
 
 def make_parts(path: Path, space: gym.Space, rules: Rules, vocabulary: Vocabulary, learned: Learned) -> list[Part]:
-    """The part that a leaf becomes, or the two parts of an image that enters in both ways.
+    """The part that a leaf becomes, or the two parts of an image that enters in both ways or is projected.
 
     `rules.offset` is the leaf's first projection column.
 
@@ -106,7 +108,9 @@ def _image(path: Path, space: gym.spaces.Box, rules: Rules, learned: Learned, co
     """The parts of an image, the marker first, so that the image's other positions cross-attend to it too."""
     # "patches+encoder" gives the same image two parts under one path.
     ways = rules.images.split("+")
-    parts: list[Part] = [ImagePart(**common)] if "encoder" in ways else []
+    parts: list[Part] = [ImagePart(**common)] if {"encoder", "projected"} & {*ways} else []
+    if "projected" in ways and rules.image_positions > 1:
+        parts.append(ProjectedPart(**common, positions=rules.image_positions))
     if "patches" in ways:
         parts.append(PatchPart(**common))
     if "frame" in ways:

@@ -287,7 +287,8 @@ class FramePart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePart(Part):
-    """An image seen through cross-attention: one marker position (Flamingo, section 2.4)."""
+    """An image for the frozen encoder: one marker position (Flamingo, section 2.4) or, where images are projected, the first of
+    its positions."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -295,6 +296,22 @@ class ImagePart(Part):
 
     def encode(self, values: UInt8[np.ndarray, "T H W C"]) -> Piece:
         return image_piece(values, marker=self.vocabulary.image)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectedPart(Part):
+    """The other positions of an image that is projected, behind its `ImagePart`, which has its payload."""
+
+    positions: int
+    """Of the image, the first one included."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.positions - 1
+
+    def encode(self, values: UInt8[np.ndarray, "T H W C"]) -> Piece:
+        count, each = len(values), self.tokens_per_step
+        return Piece(Modality.PROJECTED, self._pads(count * each), self._lengths(count))
 
 
 def _string(value: Any) -> str:

@@ -82,6 +82,8 @@ class Assembler:
     """Positions per image that is projected."""
     both_ways: bool = False
     """Whether the positions of a projected image are a block, which see each other in both directions."""
+    around_images: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """Ids before and behind a document's image that is projected, as a published model knows them; none for observations."""
     codes: ImageCodes | None = None
     """The image tokenizer; None without one."""
     published: Marks | None = None
@@ -263,7 +265,7 @@ class Assembler:
         if hide:
             pieces.append(self._repeated(self.vocabulary.hidden, np.full((steps,), _hidden(layout), np.int32)))
         if actions is None:
-            return self._sequence(place(pieces, last_is_action=hide), self._payloads(pieces))
+            return self._in_blocks(self._sequence(place(pieces, last_is_action=hide), self._payloads(pieces)))
         acted, modality, counts = interleave(layout.action.encode(actions))
         if len(counts) != steps:
             raise ValueError(
@@ -276,7 +278,7 @@ class Assembler:
         # Action tokens of several kinds share one piece, so their modalities are filled in afterwards.
         if not hide:
             placed.modality[positions(begin, counts)] = modality
-        sequence = self._sequence(placed, self._payloads(pieces))
+        sequence = self._in_blocks(self._sequence(placed, self._payloads(pieces)))
         if layout.acting.parallel:
             return self._predicted(sequence, acted.reshape(steps, -1), begin - 1, weight) if weight else sequence
         # The first dimension is predicted from the position before it, each later one from the next position, in both layouts.
@@ -325,11 +327,17 @@ class Assembler:
         if longest > ACTION_POSITION:
             raise ValueError(
                 f"a step of {layout.name} has {longest} observation positions, more than the {ACTION_POSITION} local positions: "
-                'use tensors="projected" or images="frame", or shorten its text'
+                'use tensors="projected" or images="frame", shorten its text, or project images into fewer positions '
+                "(model.vision.positions)"
             )
         for piece in pieces:
             if piece.modality == Modality.FRAME and piece.payload is not None:
                 self._check_frame(layout, piece.payload.shape[1], int(piece.lengths[0]))
+            if piece.modality == Modality.PROJECTED and piece.lengths[0] != self.image_positions - 1:
+                raise ValueError(
+                    f"an image of {layout.name} has {piece.lengths[0] + 1} positions, but the assembler has image_positions "
+                    f"{self.image_positions}: use one setting for both"
+                )
         return pieces
 
     def _check_frame(self, layout: TaskLayout, size: int, each: int) -> None:
@@ -442,6 +450,9 @@ class Assembler:
         if "projected" in ways and self.image_positions > 1:
             more = np.array([self.image_positions - 1], np.int32)
             pieces.append(Piece(Modality.PROJECTED, np.full(more, pad, np.int32), more))
+        if "projected" in ways:
+            before, after = ([self._given(np.array(ids, np.int32))] if ids else [] for ids in self.around_images)
+            pieces = [*before, *pieces, *after]
         if "patches" in ways:
             pieces.append(patch_piece(image[None], pad=pad))
         if "frame" in ways:

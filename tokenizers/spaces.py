@@ -1,6 +1,6 @@
 """Conversion of any Gymnasium space to pieces and back.
 
-Box of uint8, H×W×C      an image: patches, or one frame, or a marker and the frozen encoder, or both
+Box of uint8, H×W×C      an image: patches, or one frame, or the frozen encoder by a marker or by projected positions, or two
 other Box                one token per number (continuous, or discrete if whole and few), or projected
 Discrete, MultiDiscrete, MultiBinary
                          one token per number, or projected as one-hot vectors
@@ -65,6 +65,7 @@ class SpaceTokenizer:
         images: Images = "patches",
         frame_size: int = 84,
         frame_tokens: int = 1,
+        image_positions: int = 1,
         offset: int = 0,
         statistics: Mapping[str, Statistics] | None = None,
         codecs: Mapping[str, Codec] | None = None,
@@ -78,7 +79,7 @@ class SpaceTokenizer:
             text: needed if the space has a Text.
             tensors: one token per number, or one projected embedding of all numbers of a step.
             images: 16×16 patches, one frame of `frame_size` pixels per side at `frame_tokens` positions, the frozen encoder
-                (one marker position), or two of these.
+                (one marker position), or two of these; or its features projected into `image_positions` positions.
             offset: first column of the run's projection that projected parts own (see `assign_offsets`).
             statistics: by flat key, mean and deviation that standardise projected numbers, 0 and 1 where missing; for an image
                 those of its frames' pixels, uint8 (frame_size, frame_size, 3), see `image.standardised`.
@@ -94,6 +95,7 @@ class SpaceTokenizer:
             images=images,
             frame_size=frame_size,
             frame_tokens=frame_tokens,
+            image_positions=image_positions,
             offset=offset,
             bounded=bounded,
         )
@@ -252,6 +254,8 @@ class SpaceTokenizer:
                 text=text,
                 statistics=numbers | frames,
                 codecs={key: codec_from_json(codec) for key, codec in data["codecs"].items()},
+                # Weights written before observed images could be projected have no number of positions.
+                image_positions=data.get("image_positions", 1),
                 **{name: data[name] for name in _SETTINGS},
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -71,7 +71,7 @@ class DataConfig:
     images: int = 16
     """Maximum number of images for the frozen encoder per batch."""
     row_images: int = 8
-    """Maximum number of images for the frozen encoder per row."""
+    """Maximum number of images per row that are read by cross-attention."""
     actions: int = 1280
     """Maximum number of parallel actions per batch (`tokens.actions`)."""
     shards: int = 1

@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from generalist.config.data import DataConfig, mixed
 from generalist.config.run import Config, TokenConfig, TrainingConfig
+from generalist.data.source import Source
 from generalist.data.sources.control import Atari, BabyAI, Classic, ControlSource, Fetch, MetaWorld
 from generalist.data.sources.documents import OwnDocuments
 from generalist.data.sources.emoji import Emoji
@@ -293,7 +294,7 @@ def _flamingo(name: str, model: ModelConfig, *, every: int, gated_hidden: int) -
 
 
 def gemma3_agent() -> Config:
-    """An agent that begins with Gemma 3 4B (its language model), by adapters and rows of its own; the folder is yours to name."""
+    """An agent that begins with Gemma 3 4B, its images included, by adapters and rows of its own; the folder is yours to name."""
     # Five layers with a window, then one without; https://huggingface.co/google/gemma-3-4b-pt has these sizes.
     model = ModelConfig(
         width=2560,
@@ -307,8 +308,16 @@ def gemma3_agent() -> Config:
         layer_kinds=(*("window",) * 5, "full"),
         rope=RopeConfig(base=1e6, scaling="linear", factor=8.0),
         query_scale=256**-0.5,
+        blocks="windowed",
+        # An image of the published model takes 256 positions, too many for every frame of an episode.
+        vision=VisionConfig(encoder=REQUIRED, positions=16, projector_bias=False, projector_norm=True),
     )
-    return _agent("gemma3_agent", model, text_pieces=262_208, length=1024, learning_rate=1e-4)
+    tokens = TokenConfig(text_pieces=262_208, images="projected", documents="projected")
+    # Frames alone can be shifted. Demonstrations of a game would fill a row with images, as would a document of 41.
+    long = pocket_long().data
+    atari = dataclasses.replace(long.control()["atari"], shift=0, prompt_fraction=0.0)
+    data = long.with_sources(atari=atari, fewshot=NewWords(weight=0.045, images=24, ways=6, variants=10))
+    return _agent("gemma3_agent", model, tokens, data.sources, length=1024, images=16, learning_rate=1e-4)
 
 
 def smollm_agent() -> Config:
@@ -325,29 +334,40 @@ def smollm_agent() -> Config:
         qk_norm=False,
         rope=RopeConfig(base=100_000.0),
     )
-    return _agent("smollm_agent", model, text_pieces=49_152, length=512, learning_rate=2e-4)
+    tokens, sources = TokenConfig(text_pieces=49_152), pocket_long().data.sources
+    # Images of weights with an encoder, which `training.start` may name instead.
+    return _agent("smollm_agent", model, tokens, sources, length=512, images=24, learning_rate=2e-4)
 
 
-def _agent(name: str, model: ModelConfig, *, text_pieces: int, length: int, learning_rate: float) -> Config:
+def _agent(
+    name: str,
+    model: ModelConfig,
+    tokens: TokenConfig,
+    sources: Mapping[str, Source],
+    *,
+    length: int,
+    images: int,
+    learning_rate: float,
+) -> Config:
     """A preset that trains adapters beside a published language model on `pocket_long`'s data: control, captions and prose.
 
     Args:
         model: with the published shape, for plans; training takes that of the folder.
+        images: for the encoder, per row.
     """
     rows = 64
     return Config(
         name=name,
         model=dataclasses.replace(model, trunk=REQUIRED, remat="block"),
-        tokens=TokenConfig(text_pieces=text_pieces),
+        tokens=tokens,
         # Per position as many payloads as `pocket_long` has.
         data=DataConfig(
-            sources=pocket_long().data.sources,
+            sources=dict(sources),
             rows=rows,
             length=length,
             tensors=rows * length * 5 // 8,
             frames=rows * length * 3 // 16,
-            # Of weights with an encoder, which `training.start` may name instead.
-            images=24 * rows,
+            images=images * rows,
             row_images=48,
             shards=rows // 2,
         ),

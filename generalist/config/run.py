@@ -40,8 +40,8 @@ class TokenConfig:
     """How observed tensors enter the model: one token per number (Gato), or one projected embedding per timestep (JAT)."""
     images: Images = "frame"
     """How observed images enter the model: as 16×16 patches (Gato), as embeddings of a small convolutional network (frame),
-    through the frozen encoder and cross-attention (Flamingo), or through the encoder and as one of the others. Those of
-    documents can also be projected: the encoder's features become positions of the sequence (LLaVA)."""
+    through the frozen encoder and cross-attention (Flamingo), through the encoder and as one of the others, or projected: the
+    encoder's features become `model.vision.positions` positions of the sequence (LLaVA)."""
     documents: Images = "frame"
     """How document images enter the model; same choices as `images`."""
 
@@ -279,6 +279,11 @@ class Config(RunSettings):
                 f"data.length = {self.data.length}, but the trunk has only {self.model.learned_positions} positions: lower it"
             )
 
+    @property
+    def trunk_sees(self) -> bool:
+        """Whether images enter as the trunk's publishers made it: through its own tower and projector."""
+        return self.model.trunk_sees and "projected" in (self.tokens.images, self.tokens.documents)
+
     def _check_tuning(self) -> None:
         """Checks that what is to be trained of the weights that the run begins with does not contradict other settings."""
         lora = self.training.lora.rank is not None
@@ -286,10 +291,11 @@ class Config(RunSettings):
         value = self.training.lora.rank if lora else self.training.trained_layers
         if value is None:
             return
-        if self.training.trained_layers is not None and self.model.vision.encoder != "none":
+        crossed = any("encoder" in way for way in (self.tokens.images, self.tokens.documents))
+        if self.training.trained_layers is not None and crossed:
             raise ValueError(
-                "training.trained_layers does not go with model.vision.encoder, whose gated layers stand between all layers: use "
-                "training.lora.rank"
+                "training.trained_layers does not go with images through cross-attention, whose gated layers stand between all "
+                "layers: use training.lora.rank, or let images enter another way (tokens.images, tokens.documents)"
             )
         if not self.training.start and self.model.trunk == "none":
             raise ValueError(
@@ -304,12 +310,10 @@ class Config(RunSettings):
     def _check_images(self) -> None:
         """Checks that images enter through an encoder if and only if there is one, and that the sources fit how they enter."""
         ways = {"images": self.tokens.images, "documents": self.tokens.documents}
-        if self.tokens.images == "projected":
-            raise ValueError("tokens.images = projected is for documents only: set tokens.documents")
-        if self.tokens.documents == "projected" and "encoder" in self.tokens.images:
+        if "projected" in ways.values() and any("encoder" in way for way in ways.values()):
             raise ValueError(
-                f"tokens.documents = projected and tokens.images = {self.tokens.images} exclude each other: the encoder's "
-                "features are either projected or read by cross-attention"
+                f"tokens.documents = {self.tokens.documents} and tokens.images = {self.tokens.images} exclude each other: the "
+                "encoder's features are either projected or read by cross-attention"
             )
         wanting = [f"tokens.{name} = {way}" for name, way in ways.items() if "encoder" in way or way == "projected"]
         if wanting and self.model.vision.encoder == "none":
@@ -353,9 +357,11 @@ def check_complete(config: Config) -> None:
     """
     # As options, in the form in which they are typed. What `training.start` names is trained, by adapters where they are set.
     trunk = "training.start" if config.training.tuning.freezes else "model.trunk"
+    kind = "a Gemma 3, PaliGemma or LLaVA" if config.trunk_sees else "a language model"
     needed = {
-        f"--{trunk} FOLDER (a language model)": config.model.trunk == REQUIRED,
-        "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED,
+        f"--{trunk} FOLDER ({kind})": config.model.trunk == REQUIRED,
+        "--model.vision.encoder FOLDER (CLIP or SigLIP)": config.model.vision.encoder == REQUIRED
+        and not config.trunk_sees,
     }
     missing = [what for what, is_missing in needed.items() if is_missing]
     missing += [f"--data.{name}.{source.missing}" for name, source in config.data.sources.items() if source.missing]

@@ -101,7 +101,7 @@ class BatchSpec:
     patches: int = 0
     images: int = 0
     row_images: int = 0
-    """Maximum number of images per row."""
+    """Maximum number of images per row; 0: rows have no table of their images (`Batch.row_images`), and no limit."""
     image_shape: tuple[int, ...] = (0, 0, 3)
     """Shape of one image, see `Batch.images`."""
     image_dtype: str = "uint8"

@@ -51,7 +51,7 @@ class OpenBatch:
             ValueError: it does not; the message names the setting to raise.
         """
         sizes = {"length": len(sequence.tokens)} | {name: len(getattr(sequence, name)) for name in self.counts}
-        sizes["row_images"] = len(sequence.images)
+        sizes["row_images"] = len(sequence.images) if self.spec.row_images else 0
         for name, size in sizes.items():
             if size > getattr(self.spec, name):
                 raise ValueError(
@@ -65,7 +65,7 @@ class OpenBatch:
         sizes = {name: len(getattr(sequence, name)) for name in self.counts}
         if any(self.counts[name] + count > getattr(self.spec, name) for name, count in sizes.items()):
             return False
-        images = len(sequence.images)
+        images = len(sequence.images) if self.spec.row_images else 0
         room = self.used + size <= self.spec.length  # (rows,)
         # A row has room for few images: cross-attention computes over all places for images in a row.
         rows = np.flatnonzero(room & (self.images + images <= self.spec.row_images) if images else room)
@@ -94,7 +94,8 @@ class OpenBatch:
             # Per image marker, in the order of positions, which is that of `sequence.image`.
             shown = self.counts["images"] + np.arange(count)
             self.batch.image[row, at][sequence.image > 0] += held
-            self.batch.row_images[row, held : held + count] = shown
+            if self.spec.row_images:
+                self.batch.row_images[row, held : held + count] = shown
             self.images[row] += count
         for modality, name in PAYLOADS.items():
             if self.counts[name]:

@@ -11,6 +11,7 @@ from generalist.data.loaders import check_loaders
 from generalist.eval.parts import registry
 from generalist.experiment.inherit import check_same_model
 from generalist.experiment.layout_fit import fit_layout
+from generalist.experiment.learn import ids_around_images
 from generalist.experiment.prepare import check_same_encoder
 from generalist.inference.generalist import Generalist
 from generalist.model.config import ModelSpec
@@ -60,7 +61,8 @@ def check(config: Config, console: Console) -> Generalist | None:
     _check_sources(config, console)
     check_encoder(config.model.vision.encoder)
     if config.model.trunk != "none":
-        LanguageModel(config.model.trunk).text()  # its tokenizer; `with_trunk` has checked its tensors
+        trunk = LanguageModel(config.model.trunk, images=config.trunk_sees)
+        ids_around_images(trunk, trunk.text())  # its tokenizer; `with_trunk` has checked its tensors
     _check_tuning(config)
     _check_sizes(config)
     _check_best_metric(config)

@@ -13,6 +13,7 @@ from generalist.config.plain import plain
 from generalist.config.run import Config, TrainingConfig
 from generalist.config.versions import from_stored
 from generalist.experiment.help import shared_once
+from generalist.model.config import REQUIRED, ModelConfig
 from generalist.run.folder import flatten, has_begun
 from generalist.run.named_weights import is_published, weights_settings
 from generalist.weights.folder import WeightsError
@@ -45,7 +46,9 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
     # These few settings decide the defaults of others, so they are looked up first; tyro parses and checks them with the rest.
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asked = (("training.start", default.training.start), ("name", default.name), ("runs", default.runs))
-    for name, value in (*asked, ("data.mixture", default.data.mixture)):
+    ways = {"tokens.images": default.tokens.images, "tokens.documents": default.tokens.documents}
+    of_images = (*ways.items(), ("model.vision.encoder", default.model.vision.encoder))
+    for name, value in (*asked, ("data.mixture", default.data.mixture), *of_images):
         found.add_argument(f"--{name}", dest=name, nargs="?", default=value)
     given = vars(found.parse_known_args(list(arguments))[0])
     if given["data.mixture"]:
@@ -57,8 +60,12 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         default = shared_once(default)
     elif given["training.start"] and is_published(Path(given["training.start"])):
         # A preset may have a trunk that its user is to name, as these weights do.
-        model = dataclasses.replace(default.model, trunk="none", trunk_frozen=True)
-        default = dataclasses.replace(default, model=model, training=_starting(default, given["training.start"]))
+        entering = [given[name] for name in ways]
+        model = _with_own_eyes(default.model, given["training.start"], given["model.vision.encoder"], entering)
+        # At once: ways of images without an encoder, or the reverse, are refused.
+        tokens = dataclasses.replace(default.tokens, images=entering[0], documents=entering[1])
+        training = _starting(default, given["training.start"])
+        default = dataclasses.replace(default, model=model, tokens=tokens, training=training)
     elif given["training.start"]:
         # A run that has begun stores these settings itself. It continues even if the weights it began with are gone.
         begun = Path(given["runs"] or "") / (given["name"] or "")
@@ -69,6 +76,39 @@ def parse(default: Config, arguments: Sequence[str], *, prog: str, description: 
         training = _starting(default, given["training.start"])
         default = dataclasses.replace(default, model=model, tokens=known.tokens, training=training)
     return _from_published(tyro.cli(Config, default=default, args=list(arguments), prog=prog, description=description))
+
+
+def _with_own_eyes(model: ModelConfig, start: str, encoder: str, ways: Sequence[str]) -> ModelConfig:
+    """The preset's model for the folder of a published one, whose own tower and projector see where images are projected and no
+    other encoder is named. An encoder that the preset leaves to its user is left out if no image enters through one.
+
+    Args:
+        encoder: as the command line or the preset names it.
+        ways: how images enter.
+
+    Raises:
+        WeightsError: the folder holds no language model that can be loaded, or one that does not see where it has to.
+    """
+    vision = dataclasses.replace(model.vision, encoder=encoder)
+    if "projected" in ways and (encoder in ("none", REQUIRED) or Path(encoder) == Path(start)):
+        try:
+            images = LanguageModel(Path(start), images=True).images
+        except WeightsError as error:
+            raise WeightsError(f"training.start: {error}") from error
+        if images is None:
+            raise WeightsError(
+                f"training.start: {start} has no vision tower whose features it projects into the sequence, as a Gemma 3, "
+                "PaliGemma or LLaVA has: let images enter another way (--tokens.images frame --tokens.documents frame), or name "
+                "the folder of a CLIP or SigLIP as --model.vision.encoder"
+            )
+        # A preset for such a model chooses the number of positions; otherwise it is the model's own.
+        chosen = model.vision.encoder == REQUIRED
+        positions = vision.positions if chosen else images.shape["vision"].positions
+        vision = dataclasses.replace(vision, encoder=start, positions=positions)
+    elif encoder == REQUIRED and not any("encoder" in way for way in ways):
+        model = dataclasses.replace(model, blocks="none")
+        vision = dataclasses.replace(vision, encoder="none")
+    return dataclasses.replace(model, trunk="none", trunk_frozen=True, vision=vision)
 
 
 def _starting(default: Config, start: str) -> TrainingConfig:
@@ -108,8 +148,8 @@ def _begun_settings(folder: Path, start: str) -> Config | None:
 
 def _ways(config: Config) -> set[str]:
     """The ways in that a model has. A projected image is one through the encoder; tensors may be projected too."""
-    documents = config.tokens.documents.replace("projected", "encoder")
-    return set(f"{config.tokens.images}+{documents}+{config.tokens.tensors}".split("+"))
+    images = f"{config.tokens.images}+{config.tokens.documents}".replace("projected", "encoder")
+    return set(f"{images}+{config.tokens.tensors}".split("+"))
 
 
 def check_same_model(config: Config, weights: Config) -> None:

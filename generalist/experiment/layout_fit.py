@@ -81,6 +81,7 @@ def fit_layout(
         images=config.tokens.images,
         frame_size=config.model.frame_size,
         frame_tokens=config.model.frame_tokens,
+        image_positions=config.model.vision.positions if config.tokens.images == "projected" else 1,
         offset=offset,
         bounded="mu_law",
         vocabulary=vocabulary,

@@ -30,12 +30,15 @@ def learn_tokenizers(
         start: tokenizers of the weights that the run begins with.
         console: shows what recorded values lose as tokens, and which settings of acting change; None shows nothing.
     """
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if start is not None:
-        text = start.text
+        text, around = start.text, start.around_images
     elif config.model.trunk == "none":
         text = TextTokenizer.train(text_corpus(config, stored), config.tokens.text_pieces)
     else:
-        text = LanguageModel(config.model.trunk).text()
+        trunk = LanguageModel(config.model.trunk, images=config.trunk_sees)
+        text = trunk.text()
+        around = ids_around_images(trunk, text)
     # Demonstrations and corrections of all tasks that share a layout, since its statistics must fit all of them.
     first: dict[str, Task] = {}
     by_layout: dict[str, list[Episodes]] = {}
@@ -75,7 +78,21 @@ def learn_tokenizers(
     codes = start.codes if start is not None else None
     if codes is None and config.tokens.image_codes:
         codes = load_tokenizer(config)
-    return Tokenizers(config=config, text=text, layouts=layouts, projection_width=width, codes=codes)
+    return Tokenizers(
+        config=config, text=text, layouts=layouts, projection_width=width, codes=codes, around_images=around
+    )
+
+
+def ids_around_images(trunk: LanguageModel, text: TextTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a published model's processor writes before and behind an image; none if it sees no images.
+
+    Raises:
+        WeightsError: its tokenizer lacks the control tokens among them.
+    """
+    marks = None if trunk.images is None else trunk.images.marks(text)
+    written = ("", "") if marks is None else (marks.before, marks.after)
+    before, after = (tuple(text.with_controls(one).tolist()) if one else () for one in written)
+    return before, after
 
 
 def text_corpus(config: Config, stored: Stored) -> list[str]:

@@ -14,7 +14,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from generalist.data.batch import Batch
-from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, in_place, without_images
+from generalist.inference.decode import (
+    empty_caches,
+    empty_images,
+    extend,
+    hold_images,
+    in_place,
+    without_images,
+    without_places,
+)
 from generalist.inference.in_turn import write_in_turn
 from generalist.inference.rows import FLAT, positions_in_parts
 from generalist.inference.sampling import Drawing
@@ -193,7 +201,7 @@ class CachedRows:
             more = [(0, -count % IMAGES), *[(0, 0)] * (placed.images.ndim - 1)]
             placed = dataclasses.replace(placed, images=jnp.pad(placed.images, more))
         if self._generalist.projects:
-            return dataclasses.replace(placed, row_images=placed.row_images[:, :0])
+            return without_places(placed)
         # Text before the batch's first image attends to the newest image of its row.
         image = np.where(batch.image > 0, batch.image + self._images_used, self._last_image)
         if new:

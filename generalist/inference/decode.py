@@ -124,6 +124,11 @@ def allow(ranges: Int[np.ndarray, "A 2"], size: int) -> Bool[np.ndarray, "A V"]:
     return (ids >= ranges[:, :1]) & (ids < ranges[:, 1:])
 
 
+def without_places(batch: Batch) -> Batch:
+    """The batch without the table of its rows' images, which projected ones do not need: one shape, whatever rows hold."""
+    return dataclasses.replace(batch, row_images=batch.row_images[:, :0])
+
+
 def without_images(batch: Batch) -> Batch:
     """The batch without its images, which are already held."""
     return dataclasses.replace(batch, images=batch.images[:0], row_images=batch.row_images[:, :0])

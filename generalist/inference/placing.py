@@ -21,7 +21,8 @@ from generalist.model.config import ModelConfig
 from generalist.model.constrain import logical_spec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import layers_apart, layers_together, nested
-from generalist.training.sharding import AXES, SMALLEST_SPLIT, parameter_spec
+from generalist.training.sharding import AXES, SMALLEST_SPLIT, parameter_shardings, parameter_spec
+from generalist.vision.encoder import VisionEncoder
 from generalist.weights.stored import Stored
 
 TAKEN = ("data", "fsdp", "tensor")
@@ -114,6 +115,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
         )
     whole = tuple(sizes.get(name, 1) for name in AXES)
     return jax.make_mesh(whole, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def encoder_in_place(encoder: VisionEncoder | None, mesh: Mesh | None) -> VisionEncoder | None:
+    """A frozen encoder with its parameters split over a mesh as training splits them; without one it stays where it is."""
+    if encoder is None or mesh is None:
+        return encoder
+    return dataclasses.replace(
+        encoder, params=jax.device_put(encoder.params, parameter_shardings(encoder.params, mesh))
+    )
 
 
 def cells_place(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

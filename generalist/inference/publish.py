@@ -1,5 +1,6 @@
 """Weights whose language model is a published architecture, in the layout that other tools load."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def origin(weights: Weights) -> LanguageModel:
             f"{folder} is an OpenFlamingo, a checkpoint beside the models that it began with: no other tool loads it as "
             "one folder"
         )
-    model = LanguageModel(folder, images=published)
+    model = LanguageModel(folder, images=published or config.trunk_sees)
     model.check()
     shape = {name: getattr(config.model, name) for name in model.shape}
+    if "vision" in shape and not published:
+        # Fewer positions per image are a run's own choice, which changes no parameter.
+        own = {"encoder": model.shape["vision"].encoder, "positions": model.shape["vision"].positions}
+        shape["vision"] = dataclasses.replace(shape["vision"], **own)
     if shape != model.shape or config.tokens.text_pieces != model.vocabulary:
         raise WeightsError(f"{folder} holds another model than the one that {config.name} began with: restore it")
     return model

@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from generalist.data.batch import Batch
-from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images
+from generalist.inference.decode import empty_caches, empty_images, extend, hold_images, without_images, without_places
 from generalist.inference.in_turn import act_in_turn
 from generalist.inference.rows import bucket, filled, pad_payloads, stack_rows
 from generalist.inference.structure import Structure, compiled
@@ -68,8 +68,7 @@ def prefix_caches(
         # A padded image slot has number 0, which no position attends to.
         seen = ImageCache(keys, jnp.where(number <= batch.image.max(axis=1, keepdims=True), number, 0))
     # Images of cross-attention are in the keys now; projected ones are positions, which need no table of their places.
-    crossed = model.visual is not None
-    batch = without_images(batch) if crossed else dataclasses.replace(batch, row_images=batch.row_images[:, :0])
+    batch = without_places(batch) if model.visual is None else without_images(batch)
     fresh = model.empty_caches(count, length, dtype)
     _, fresh = model.hidden_cached(
         *(batch, fresh, batch.segment, batch.position, jnp.int32(0), seen), dtype=structure.dtype
@@ -140,7 +139,9 @@ class StepWindow:
         self._numbers = (continuous.start, continuous.stop)
         self.rows, self.steps, self.positions, self.carried, self.images = rows, steps, positions, carried, images
         self._caches = empty_caches(generalist, rows, steps * positions)
-        self._held = empty_images(generalist, rows, steps * images) if generalist.encoder is not None else None
+        # Projected images are positions like others, and nothing of them is held.
+        crossed = generalist.encoder is not None and not generalist.projects
+        self._held = empty_images(generalist, rows, steps * images) if crossed else None
         self._prefix_slots = self._prefix_image_slots = 0
         self._prefix = np.zeros((rows,), np.int32)  # positions of each row's prefix
         self._prefix_images = np.zeros((rows,), np.int32)
@@ -203,7 +204,9 @@ class StepWindow:
         )
         # Images stay on the device; a batch without them is small enough to be copied by the call itself.
         placed = batch
-        if batch.row_images.shape[1] and self._held is not None:
+        if batch.row_images.shape[1] and self._generalist.projects:
+            placed = without_places(self._generalist.on_device(batch))
+        elif batch.row_images.shape[1] and self._held is not None:
             placed = self._generalist.on_device(batch)
             # The ring of images turns with that of the steps.
             self._held = hold_images(*self._generalist.decoder, placed, self._held, slot)

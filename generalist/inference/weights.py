@@ -5,7 +5,6 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from generalist.config.run import Config
 from generalist.config.versions import FORMAT, from_stored
 from generalist.data.batch import Batch
-from generalist.inference.placing import Placing, on_host, placed
+from generalist.inference.placing import Placing, encoder_in_place, on_host, placed
 from generalist.inference.structure import Structure
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import flat, layers_together, united
@@ -40,7 +39,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.sharding import parameter_shardings
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.features import content_key
-from generalist.vision.load import load_encoder
+from generalist.vision.load import load_encoder, save_encoder
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language import LanguageModel
 from generalist.weights.recipe import tensor
@@ -65,7 +64,7 @@ class Weights:
     dtype: Any = jnp.float32
     """Compute dtype."""
     encoder: VisionEncoder | None = None
-    """The frozen encoder, on the first device; None if the model has none."""
+    """The frozen encoder, on the first device or split over the mesh; None if the model has none."""
     placing: Placing = Placing()
     """Where the parameters are and in which types, and that of the caches."""
 
@@ -90,6 +89,7 @@ class Weights:
         arrays = flat(united(params, frozen))
         del params, frozen  # each stack is freed below as soon as its layers are apart
         stored = ((path, Stored.of(one)) for path, one in together(arrays, config.model, config.training.tuning))
+        encoder = encoder_in_place(encoder, placing.mesh)
         return cls(tokenizers, _graph(tokenizers), placed(stored, placing), step, encoder=encoder, placing=placing)
 
     @classmethod
@@ -149,7 +149,7 @@ class Weights:
         tokenizers = _with_encoder(Tokenizers.load(weights.folder, config), encoder)
         # Every name and shape is checked against the settings before a number is read.
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(_shapes(tokenizers)).items()}
-        params = placed(weights.stored(recipes), placing)
+        params, encoder = placed(weights.stored(recipes), placing), encoder_in_place(encoder, placing.mesh)
         return cls(tokenizers, _graph(tokenizers), params, card["step"], encoder=encoder, placing=placing)
 
     @classmethod
@@ -164,7 +164,7 @@ class Weights:
         model = LanguageModel(folder, images=True)
         check_published(model)
         tokenizers = published_tokenizers(model)
-        encoder = published_encoder(model)
+        encoder = encoder_in_place(published_encoder(model), placing.mesh)
         tokenizers = _with_encoder(tokenizers, encoder)
         unused = Stored.of(np.zeros((1, model.shape["width"]), np.float32))
         stored = model.stored(tokenizers.config.tokens.vocabulary())
@@ -176,7 +176,8 @@ class Weights:
 
             config.json  tokenizers.json  text.model   settings and tokenizers
             model.safetensors  model.json              parameters; step and fingerprint of the encoder
-            encoder/                                   the frozen encoder, if it came from a folder
+            encoder/                                   the frozen encoder, if it came from a folder; of a larger model its
+                                                       tower alone
 
         Args:
             dtype: of the stored parameters: float32 or bfloat16.
@@ -195,14 +196,8 @@ class Weights:
             save_tensors(arrays, whole / "model.safetensors")
             fingerprint = self.encoder.fingerprint if self.encoder is not None else None
             write_json(whole / "model.json", {"format": FORMAT, "step": self.step, "encoder": fingerprint})
-            source = self.encoder.folder if self.encoder is not None else None
-            if source is not None:
-                files = [*source.glob("*.json"), *source.glob("*.safetensors")]
-                (whole / ENCODER_FOLDER).mkdir()
-                if not files:
-                    raise FileNotFoundError(f"the files of the frozen encoder are gone from {source}: restore them")
-                for file in files:
-                    shutil.copyfile(file, whole / ENCODER_FOLDER / file.name)
+            if self.encoder is not None and self.encoder.folder is not None:
+                save_encoder(self.encoder, whole / ENCODER_FOLDER)
 
     def check_saved(self) -> None:
         """Raises `ValueError` if the parameters are not those that were loaded, but rounded."""
@@ -232,7 +227,7 @@ class Weights:
     @property
     def projects(self) -> bool:
         """Whether images are positions of the sequence, into which an encoder's features are projected."""
-        return self.config.tokens.documents == "projected"
+        return "projected" in (self.config.tokens.documents, self.config.tokens.images)
 
     @property
     def layouts(self) -> Mapping[str, TaskLayout]:
@@ -264,7 +259,16 @@ class Weights:
     def features(self) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
         """The frozen encoder, compiled: from prepared pixels to features."""
         assert self.encoder is not None
-        return self.encoder.compiled()
+        mesh, positions = self.placing.mesh, self.config.model.vision.positions if self.projects else 0
+        run = self.encoder.compiled(alone=mesh is None, positions=positions)
+        if mesh is None:
+            return run
+
+        def on_mesh(pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+            with jax.set_mesh(mesh):  # for the constraints of activations
+                return run(pixels)
+
+        return on_mesh
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -31,8 +32,8 @@ class VisionConfig:
     into positions of the sequence (LLaVA)."""
 
     encoder: str = "none"
-    """The frozen encoder: none, efficientnet_lite0, or a folder with CLIP or SigLIP weights (config.json, *.safetensors).
-    "required" stands in a preset for a folder that you must name."""
+    """The frozen encoder: none, efficientnet_lite0, or a folder with CLIP or SigLIP weights (config.json, *.safetensors), alone
+    or as the tower of a Gemma 3, PaliGemma or LLaVA. "required" stands in a preset for a folder that you must name."""
     size: int = 128
     """Height and width of efficientnet_lite0's input, in pixels (a multiple of 32); published folders define their own."""
     width: int = 128
@@ -175,8 +176,8 @@ class ModelConfig:
 
     trunk: str = "none"
     """A folder with a published language model (docs/published-models.md), which provides the blocks, the text embeddings, the
-    tokenizer and the settings from `width` to `logit_softcap`. none: everything is learned from scratch. "required" stands in a
-    preset for a folder that you must name."""
+    tokenizer and the settings from `width` to `logit_softcap`; its projector too if `vision.encoder` names the same folder. none:
+    everything is learned from scratch. "required" stands in a preset for a folder that you must name."""
     trunk_frozen: bool = True
     """Freeze the trunk's weights and train only the new ones (Flamingo, section 2)."""
     width: int = 128
@@ -324,6 +325,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope.factors must have one factor per wavelength, {self.rotated // 2}, got {len(self.rope.factors)}"
             )
+
+    @property
+    def trunk_sees(self) -> bool:
+        """Whether the encoder is the tower of the trunk itself, whose projector comes with it."""
+        return self.trunk != "none" and Path(self.trunk) == Path(self.vision.encoder)
 
     @property
     def gated_layers(self) -> int:

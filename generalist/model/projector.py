@@ -88,6 +88,18 @@ def image_positions(batch: Batch, count: int) -> tuple[Bool[Array, "B L"], Int[A
     return is_image, jnp.where(is_image, image * count + cell, 0)
 
 
+def check_pooled(cells: int, count: int) -> None:
+    """Raises `ValueError` if a grid of `cells` cannot be averaged to `count` positions."""
+    grid, side = math.isqrt(cells), math.isqrt(count)
+    size = grid // side if side else 0
+    if cells != count and (grid * grid != cells or side * side != count or not size or grid // size != side):
+        fitting = [cells] + [(grid // one) ** 2 for one in range(2, grid + 1) if grid * grid == cells]
+        known = ", ".join(map(str, dict.fromkeys(fitting)))
+        raise ValueError(
+            f"model.vision.positions = {count}: the encoder's {cells} cells cannot be averaged to it; set it to one of {known}"
+        )
+
+
 def pooled(features: Float[Array, "J S F"], count: int) -> Float[Array, "J K F"]:
     """A square grid averaged to `count` cells, each the mean of a square; cells beyond the last whole square are left out.
 
@@ -95,15 +107,11 @@ def pooled(features: Float[Array, "J S F"], count: int) -> Float[Array, "J K F"]
         ValueError: the grid cannot be divided so.
     """
     images, cells, channels = features.shape
+    check_pooled(cells, count)
     if cells == count:
         return features
     grid, side = math.isqrt(cells), math.isqrt(count)
-    size = grid // side if side else 0
-    if grid * grid != cells or side * side != count or not size or grid // size != side:
-        raise ValueError(
-            f"model.vision.positions = {count}: the encoder's {cells} cells cannot be averaged to it; set it to {cells}, or to "
-            "the square of a divisor of the grid's side"
-        )
+    size = grid // side
     square = features.reshape(images, grid, grid, channels)[:, : side * size, : side * size]
     square = square.reshape(images, side, size, side, size, channels)
     return square.mean(axis=(2, 4)).reshape(images, count, channels)

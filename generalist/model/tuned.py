@@ -67,7 +67,8 @@ def divided(params: Any, config: ModelConfig, tuning: Tuning = Tuning()) -> tupl
 
 def is_trained(path: str, config: ModelConfig, tuning: Tuning) -> bool:
     """Whether a parameter of training is trained."""
-    if not TRUNK.match(path) or ADAPTER.fullmatch(path):
+    of_trunk = TRUNK.match(path) or (config.trunk_sees and path.startswith("projector/"))
+    if not of_trunk or ADAPTER.fullmatch(path):
         return True
     if tuning.lora.rank is not None:
         return False

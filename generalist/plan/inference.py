@@ -33,6 +33,7 @@ from generalist.plan.roofline import walk
 from generalist.plan.target import Target
 from generalist.run.published import published_tokenizers
 from generalist.run.shapes import without_data
+from generalist.training.sharding import parameter_shardings
 from generalist.weights.language import LanguageModel
 
 WEIGHTS_TYPES = ("bfloat16", "float16", "float32", "int8")
@@ -68,7 +69,7 @@ class Served:
     weights: float
     """Bytes."""
     encoder: float
-    """Bytes of the frozen encoder, which is on the first device."""
+    """Bytes of the frozen encoder's part."""
     caches: float
     temporary: float
     """Bytes that the larger of both programs takes besides: that of a prompt's part, or of one id."""
@@ -93,18 +94,27 @@ class Served:
         return {**dataclasses.asdict(self), "total": self.total, "fits": self.fits}
 
 
-def subject(of: Path | Config) -> tuple[ModelSpec, int, float]:
-    """The model of a preset or of a published language model's folder, its context, and the bytes of its frozen encoder.
+def subject(of: Path | Config) -> tuple[ModelSpec, int, Any]:
+    """The model of a preset or of a published language model's folder, its context, and the parameters of its frozen encoder,
+    empty if it has none; of a published model that sees images the language model alone.
 
     Raises:
         WeightsError: the folder holds no language model that can be loaded.
     """
     if isinstance(of, Path):
         tokenizers = published_tokenizers(LanguageModel(of))
-        return tokenizers.model_spec(), tokenizers.config.data.length, 0.0
+        return tokenizers.model_spec(), tokenizers.config.data.length, {}
     spec, _, encoder = without_data(of)
-    seen = 0 if encoder is None else count_parameters(encoder.params)
-    return spec, of.data.length, 4.0 * seen
+    return spec, of.data.length, {} if encoder is None else encoder.params
+
+
+def encoder_bytes(params: Any, mesh: Mesh) -> float:
+    """Bytes of a frozen encoder on one device, in float32, as `encoder_in_place` splits it."""
+
+    def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)
+
+    return device_bytes(jax.tree.map(placed, params, parameter_shardings(params, mesh)))
 
 
 def planned_mesh(serving: Serving, devices: Sequence[Any]) -> Mesh:
@@ -144,12 +154,12 @@ def abstract_caches(spec: ModelSpec, serving: Serving, mesh: Mesh) -> list[Cache
     return [Cache(one, one) for _ in range(config.layers)]  # type: ignore[arg-type]
 
 
-def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequence[Any], encoder: float) -> Served:
+def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequence[Any], encoder: Any) -> Served:
     """The figures of the programs that inference runs, compiled for the target.
 
     Args:
         devices: the result of `open_devices`.
-        encoder: bytes of the frozen encoder.
+        encoder: parameters of the frozen encoder, or their shapes.
 
     Raises:
         OutOfMemory: a program does not fit the device.
@@ -160,7 +170,7 @@ def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequenc
     caches = abstract_caches(spec, serving, mesh)
     parts = {
         "parameters": device_bytes(params),
-        "frozen": encoder,
+        "frozen": encoder_bytes(encoder, mesh),
         "optimizer": 0.0,
         "batch": device_bytes(caches),
     }
@@ -177,7 +187,7 @@ def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequenc
         mesh={name: size for name, size in mesh.shape.items() if name in TAKEN},
         parameters=_count(spec),
         weights=parts["parameters"],
-        encoder=encoder,
+        encoder=parts["frozen"],
         caches=parts["batch"],
         temporary=max(bytes for bytes, _ in found.values()),
         limit=target.memory,
@@ -187,7 +197,7 @@ def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequenc
     )
 
 
-def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: float) -> Served:
+def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: Any) -> Served:
     """The figures of one device without a compiler, which is there only for a TPU and a CPU.
 
     A program takes the longer of its products at the chip's peak and of its traffic at the full bandwidth: all weights, and the
@@ -220,7 +230,7 @@ def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: float
         mesh={},
         parameters=_count(spec),
         weights=weights,
-        encoder=encoder,
+        encoder=encoder_bytes(encoder, mesh),
         caches=caches,
         temporary=4.0 * rows * values,
         limit=target.memory,

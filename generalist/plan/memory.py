@@ -97,7 +97,7 @@ def arithmetic(
     logits = positions * spec.vocabulary.size
     chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
     predicted = batch.actions * batch.action_dimensions
-    cells = 0 if encoder is None else encoder.cells
+    cells = 0 if encoder is None else spec.config.vision.positions if spec.projected else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
     micro = replicas * config.training.parts
     # Pixels and features of all images are in memory together: the encoder runs before the step.

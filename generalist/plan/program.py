@@ -1,6 +1,7 @@
 """The real training step, lowered from shapes alone and compiled for devices that need not be present."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -82,10 +83,17 @@ def abstract_batch(config: Config, trainer: TokenTrainer, spec: BatchSpec, encod
     batch = trainer.abstract_batch(spec)
     if encoder is None or not spec.images:
         return batch
-    features = jax.eval_shape(encoder.apply, encoder_shapes(config, trainer.mesh, encoder), batch.images)
+    encode = functools.partial(encoder.encode, positions=kept_positions(config))
+    features = jax.eval_shape(encode, encoder_shapes(config, trainer.mesh, encoder), batch.images)
     sharding = rows_sharding(features.shape, trainer.mesh)
     placed = jax.ShapeDtypeStruct(features.shape, features.dtype, sharding=sharding)
     return dataclasses.replace(batch, images=placed)
+
+
+def kept_positions(config: Config) -> int:
+    """Positions per image to which the encoder's grid is averaged before it is kept; 0: it is kept whole."""
+    projected = "projected" in (config.tokens.images, config.tokens.documents)
+    return config.model.vision.positions if projected else 0
 
 
 def encoder_shapes(config: Config, mesh: Mesh, encoder: VisionEncoder) -> Any:
@@ -134,7 +142,8 @@ def compile_encoder(config: Config, encoder: VisionEncoder, spec: BatchSpec, mes
     # On one device the encoder works through its images in chunks, which takes less memory.
     alone = mesh.size == 1
     with jax.set_mesh(mesh):
-        lowered = jax.jit(lambda params, pixels: encoder.encode(params, pixels, alone=alone)).lower(params, pixels)
+        encode = functools.partial(encoder.encode, alone=alone, positions=kept_positions(config))
+        lowered = jax.jit(encode).lower(params, pixels)
     parts = {"parameters": 0.0, "frozen": device_bytes(params), "optimizer": 0.0, "batch": device_bytes(pixels)}
     return compile_program(lowered, parts, "the frozen encoder's program")
 

@@ -1,5 +1,6 @@
 """The shapes of the model and of its batches that settings describe. A plan gets them without any data."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import gymnasium as gym
@@ -18,6 +19,8 @@ from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.vision.load import load_encoder
 from generalist.vision.vit import SO400M, ViT
 
+GEMMA3_SIZE = 896
+"""Pixels per side of Gemma 3's images."""
 NO_IMAGE = ((0, 0, 3), "uint8")
 """Shape and dtype of an image in a batch, if no image enters through an encoder."""
 
@@ -44,7 +47,8 @@ def batch_spec(config: Config, spec: ModelSpec, image_shape: tuple[int, ...], im
         frame_tokens=model.frame_tokens,
         patches=data.patches if spec.patches else 0,
         images=data.images if spec.channels else 0,
-        row_images=data.row_images if spec.channels else 0,
+        # Projected images are limited by a row's length alone.
+        row_images=data.row_images if spec.crossed else 0,
         image_shape=image_shape,
         image_dtype=image_dtype,
         actions=data.actions if spec.action_dimensions else 0,
@@ -102,16 +106,18 @@ def without_data(config: Config) -> tuple[ModelSpec, BatchSpec, VisionEncoder | 
 
 
 def shaped_encoder(config: Config) -> VisionEncoder | None:
-    """The frozen encoder. If the preset leaves it to its user, it has the shape of SigLIP So400m/14, and shapes as parameters."""
+    """The frozen encoder. If the preset leaves it to its user, it has the shape of SigLIP So400m/14 or, as the tower of a
+    published model that sees images, that of Gemma 3; and shapes as parameters."""
     vision = config.model.vision
     if vision.encoder != REQUIRED:
         return load_encoder(vision.encoder, vision.size)
-    graph, params = nnx.split(nnx.eval_shape(lambda: ViT(SO400M, rngs=nnx.Rngs(0))), nnx.Param)
+    shape = dataclasses.replace(SO400M, size=GEMMA3_SIZE) if config.trunk_sees else SO400M
+    graph, params = nnx.split(nnx.eval_shape(lambda: ViT(shape, rngs=nnx.Rngs(0))), nnx.Param)
     return VisionEncoder(
         name=REQUIRED,
-        prepare=Preparation(size=SO400M.size, crop=False),
-        cells=SO400M.cells,
-        channels=SO400M.width,
+        prepare=Preparation(size=shape.size, crop=False),
+        cells=shape.cells,
+        channels=shape.width,
         weights_hash="",
         params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), nnx.to_pure_dict(params)),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels),

@@ -43,7 +43,7 @@ def model_spec(config: Config, projection_width: int, channels: int, action_dime
         patches="patches" in ways,
         frames="frame" in ways,
         channels=channels,
-        projected=config.tokens.documents == "projected" and channels > 0,
+        projected="projected" in ways and channels > 0,
         action_dimensions=action_dimensions,
     )
 
@@ -80,6 +80,8 @@ class Tokenizers:
     """The marks of a published model, which has no layouts; None: weights of a run."""
     folder: Path | None = None
     """Folder of the published language model."""
+    around_images: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """Ids before and behind an image of a document, as the published model writes them that the weights began with."""
 
     @property
     def assembler(self) -> Assembler:
@@ -99,6 +101,7 @@ class Tokenizers:
             both_ways=self._both_ways,
             codes=self.codes,
             published=self.published,
+            around_images=self.around_images,
         )
 
     @property
@@ -130,6 +133,8 @@ class Tokenizers:
             self.codes.save(folder / IMAGE_TOKENIZER)
         layouts = {name: layout.to_json() for name, layout in sorted(self.layouts.items())}
         described = {"format": FORMAT, "projection_width": self.projection_width, "layouts": layouts}
+        if any(self.around_images):
+            described["around_images"] = self.around_images
         write_json(folder / "tokenizers.json", described)
         write_json(folder / "config.json", to_stored(self.config))
 
@@ -152,6 +157,7 @@ class Tokenizers:
             width, described = int(stored["projection_width"]), dict(stored["layouts"])
             if width < 0:
                 raise ValueError(f"projection_width is {width}")
+            before, after = (tuple(map(int, ids)) for ids in stored.get("around_images", ((), ())))
         # `FormatError` is a `ValueError` too, but its file is not damaged.
         except FileNotFoundError as error:
             raise missing_run(folder) from error
@@ -168,7 +174,8 @@ class Tokenizers:
             acting = begun.data.suite_of(name).acting if number < LAYOUTS_ACT else None
             layouts[name] = _with_temperature(TaskLayout.from_json(layout, text, acting), begun, config)
         codes = checked_tokenizer(config, folder / IMAGE_TOKENIZER) if config.tokens.image_codes else None
-        return cls(config=config, text=text, layouts=layouts, projection_width=width, codes=codes)
+        around = (before, after)
+        return cls(config=config, text=text, layouts=layouts, projection_width=width, codes=codes, around_images=around)
 
 
 def _with_temperature(layout: TaskLayout, begun: Config, now: Config) -> TaskLayout:

@@ -73,7 +73,11 @@ def model_flops(spec: ModelSpec, batch: BatchSpec, params: Any, frozen: Any) -> 
     if spec.crossed:
         total += 6.0 * _visual_products(spec, batch, params["visual"])
     if spec.projected:
-        total += 6.0 * batch.images * config.vision.positions * count_parameters(params["projector"])
+        # A published model's own projector may be frozen.
+        products = 6.0 * count_parameters(params.get("projector", {})) + 4.0 * count_parameters(
+            frozen.get("projector", {})
+        )
+        total += batch.images * config.vision.positions * products
     if spec.patches:
         channels = config.patch_channels
         block = PATCH**2 * (3 * channels + 2 * 9 * channels**2)

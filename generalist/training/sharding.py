@@ -40,6 +40,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"^visual/.*(query|key_value|up)/kernel", P(None, "fsdp", "tensor")),
     (r"^visual/.*(out|down)/kernel", P(None, "tensor", "fsdp")),
     (r"embedder/.*(projection|out|hidden)/kernel", P("fsdp", "tensor")),
+    # A frozen vision tower, whose layers are stacked too.
+    (r"^layers/(qkv|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"^layers/(out|down)/kernel", P(None, "tensor", "fsdp")),
 )
 SMALLEST_SPLIT = 2**16  # numbers; splitting a smaller parameter costs more in messages than it saves in memory
 

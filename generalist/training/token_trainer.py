@@ -100,7 +100,8 @@ def make_trainer(
     trainer = compile_trainer(parameters, gradients, training, mesh)
     encode = None
     if encoder is not None:
-        encode = encoder.compiled(encoder_on(mesh, encoder, dtype), alone=mesh.size == 1)
+        positions = spec.config.vision.positions if spec.projected else 0
+        encode = encoder.compiled(encoder_on(mesh, encoder, dtype), alone=mesh.size == 1, positions=positions)
     return TokenTrainer(**vars(trainer), encode=encode)
 
 

@@ -119,7 +119,7 @@ def load_trunk(config: Config, spec: ModelSpec, trainer: Trainer, console: Conso
 
     placed: dict[str, Shaped[jax.Array, ...]] = {}
     # Each array goes to the devices as soon as it is read, so that the host never holds the whole model.
-    for path, array in LanguageModel(config.model.trunk).arrays(spec.vocabulary):
+    for path, array in LanguageModel(config.model.trunk, images=config.trunk_sees).arrays(spec.vocabulary):
         for name, part in apart(path, array, spec.config.layers, config.training.tuning).items():
             placed[name] = jax.device_put(part.astype(kept[name].dtype), kept[name].sharding)
         del array, part

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from generalist.model.projector import pooled
 from generalist.system.platforms import target_platform
 from generalist.tokenizers.image import to_rgb
 
-AT_ONCE = 16  # images of one chunk on a CPU, see `VisionEncoder.encode`
+AT_ONCE, ON_ACCELERATORS = 16, 64  # images of one chunk on a CPU and elsewhere, see `VisionEncoder.encode`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,28 +115,41 @@ class VisionEncoder:
         return np.stack([self.prepare(image) for image in images]) if len(images) else self.empty
 
     def compiled(
-        self, params: Any = None, *, alone: bool = True
+        self, params: Any = None, *, alone: bool = True, positions: int = 0
     ) -> Callable[[UInt8[Array, "N S S 3"]], Float[Array, "N T F"]]:
         """A compiled function from pixels to features.
 
         Args:
             params: the parameters as placed on devices; None: on the first device.
             alone: see `encode`.
+            positions: see `encode`.
         """
         # Parameters are an argument: captured, they would be constants of the program and stored with it.
-        compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone))
+        compiled = jax.jit(lambda params, pixels: self.encode(params, pixels, alone=alone, positions=positions))
         placed = self.params if params is None else params
         return lambda pixels: compiled(placed, pixels)
 
-    def encode(self, params: Any, pixels: UInt8[Array, "N S S 3"], *, alone: bool = True) -> Float[Array, "N T F"]:
+    def encode(
+        self, params: Any, pixels: UInt8[Array, "N S S 3"], *, alone: bool = True, positions: int = 0
+    ) -> Float[Array, "N T F"]:
         """`apply`, in the form that suits the platform.
 
         Args:
-            alone: whether one device does all of it. On a CPU, batches of a few images keep their activations in the caches: half
-                the time.
+            alone: whether one device does all of it, in chunks. On a CPU, batches of a few images keep their activations in the
+                caches: half the time. Elsewhere those of hundreds of large images would take the whole memory.
+            positions: number of cells that the grid is averaged to, where no more is kept of it; 0: all cells are.
+
+        Raises:
+            ValueError: the grid cannot be averaged so.
         """
-        if target_platform() != "cpu" or not alone or len(pixels) <= AT_ONCE or len(pixels) % AT_ONCE:
-            return self.apply(params, pixels)
+
+        def features(chunk: UInt8[Array, "n S S 3"]) -> Float[Array, "n T F"]:
+            found = self.apply(params, chunk)
+            return pooled(found, positions) if positions else found
+
+        at_once = AT_ONCE if target_platform() == "cpu" else ON_ACCELERATORS
+        if not alone or len(pixels) <= at_once or len(pixels) % at_once:
+            return features(pixels)
         # Equal chunks only: a remainder would be a second shape to compile. (N, S, S, 3) → (N / 16, 16, S, S, 3).
-        chunks = pixels.reshape(-1, AT_ONCE, *pixels.shape[1:])
-        return jax.lax.map(lambda chunk: self.apply(params, chunk), chunks).reshape(-1, self.cells, self.channels)
+        chunks = pixels.reshape(-1, at_once, *pixels.shape[1:])
+        return jax.lax.map(features, chunks).reshape(-1, positions or self.cells, self.channels)

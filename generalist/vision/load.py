@@ -1,11 +1,14 @@
 """Loading of a frozen encoder by its name or folder."""
 
+import shutil
 from pathlib import Path
 
 from generalist.vision.efficientnet import load_efficientnet, weights_file
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.vit import check_vit, load_vit
-from generalist.weights.folder import WeightsFolder
+from generalist.vision.vit import check_vit, load_vit, tower_tensors
+from generalist.weights.folder import WeightsFolder, save_tensors
+from generalist.weights.language_images import own_tower
+from generalist.weights.tower import Tower
 
 
 def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
@@ -23,7 +26,7 @@ def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
         return None
     if encoder == "efficientnet_lite0":
         return load_efficientnet(size)
-    return load_vit(WeightsFolder(Path(encoder)))
+    return load_vit(*_opened(encoder))
 
 
 def check_encoder(encoder: str) -> None:
@@ -35,4 +38,30 @@ def check_encoder(encoder: str) -> None:
     if encoder == "efficientnet_lite0":
         weights_file()
     elif encoder != "none":
-        check_vit(WeightsFolder(Path(encoder)))
+        check_vit(*_opened(encoder))
+
+
+def save_encoder(encoder: VisionEncoder, to: Path) -> None:
+    """Copies what `load_encoder` reads of the encoder's folder into a new one: of a larger model its tower alone.
+
+    Raises:
+        FileNotFoundError: its files are gone.
+    """
+    assert encoder.folder is not None  # an encoder of a package is not copied
+    if not (encoder.folder / "config.json").is_file():
+        raise FileNotFoundError(f"the files of the frozen encoder are gone from {encoder.folder}: restore them")
+    folder, tower = _opened(str(encoder.folder))
+    to.mkdir()
+    # As they are: an encoder alone is known by a hash of its files.
+    kept = [*encoder.folder.glob("*.json"), *(encoder.folder.glob("*.safetensors") if tower is None else ())]
+    for file in kept:
+        if tower is None or not file.name.endswith(".index.json"):  # of shards, which become one file
+            shutil.copyfile(file, to / file.name)
+    if tower is not None:
+        save_tensors({name: folder.tensor(name) for name in tower_tensors(folder, tower)}, to / "model.safetensors")
+
+
+def _opened(encoder: str) -> tuple[WeightsFolder, Tower | None]:
+    """The folder, and where it has the tower of a larger model."""
+    folder = WeightsFolder(Path(encoder))
+    return folder, own_tower(folder)

@@ -85,6 +85,11 @@ class ViTConfig:
         return int(self.family == "clip") if self.skipped is None else self.skipped
 
     @property
+    def outputs(self) -> int:
+        """Positions that come out."""
+        return self.cells + (self.family == "clip") - self.dropped
+
+    @property
     def used(self) -> int:
         """Layers that are computed."""
         return max(self.taps) if self.taps else self.layers
@@ -216,7 +221,7 @@ def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
         prepare=processor(folder, config.family, config.size, stretched=tower.stretched).preparation,
-        cells=config.cells + (config.family == "clip") - config.dropped,
+        cells=config.outputs,
         channels=config.width * max(1, len(config.taps)),
         weights_hash=weights_hash,
         params=nested(jax.device_put(kept)),
@@ -242,6 +247,12 @@ def _unused(config: ViTConfig, tower: Tower) -> tuple[str, ...]:
     found += (rf"{prefix}encoder\.layers\.({later})\..*",) if later else ()
     found += () if config.normed else (rf"{prefix}post_layernorm\..*",)
     return (*found, rf"(?!{prefix}).*") if tower.part else found
+
+
+def tower_tensors(folder: WeightsFolder, tower: Tower) -> list[str]:
+    """The names of the tensors that a tower is made from."""
+    made = vit_recipes(vit_config(folder, tower), tower.prefix).values()
+    return [name for recipe in made for name, _ in recipe.sources]
 
 
 def alone(folder: WeightsFolder) -> Tower:

@@ -53,6 +53,8 @@ class LanguageModel:
         """The folder by which it was named."""
         self._settings = LanguageSettings(self.folder)
         self.family = self._settings.family
+        self.kind = self._settings.kind
+        """The type of the whole model, of which the language model may be a part."""
         self._with_images = images
 
     @cached_property

@@ -10,7 +10,7 @@ from generalist.tokenizers.marks import ImageMarks
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.text import TextTokenizer
 from generalist.weights.activation_names import PLAIN
-from generalist.weights.folder import WeightsError
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.image_cuts import pan_and_scan, prepared, tiles_of
 from generalist.weights.language_settings import LanguageSettings
 from generalist.weights.recipe import Recipe, tensor, transposed
@@ -62,6 +62,18 @@ def published_images(settings: LanguageSettings) -> PublishedImages | None:
         raise
     except ValueError as error:
         raise WeightsError(f"{settings.path}: {error}") from error
+
+
+def own_tower(folder: WeightsFolder) -> Tower | None:
+    """Where a published model that sees images has its vision tower; None: the folder holds no such model.
+
+    Raises:
+        WeightsError: as `published_images`.
+    """
+    if folder.config.get("model_type") not in IMAGES:
+        return None
+    found = published_images(LanguageSettings(folder))
+    return None if found is None else found.tower
 
 
 def _stored(settings: LanguageSettings, part: str) -> bool:

@@ -25,6 +25,7 @@ from generalist.model.tuning import PATHS, LoraConfig, Place
 from generalist.system.files import write_json
 from generalist.weights.folder import WeightsError, WeightsFolder, few, save_tensors
 from generalist.weights.language import LanguageModel
+from generalist.weights.language_settings import WHOLE as WHOLE_MODELS
 from generalist.weights.recipe import Recipe
 
 SETTINGS, WHOLE = "adapter_config.json", "adapter_model.safetensors"
@@ -33,7 +34,6 @@ _PREFIXES = {
     "gpt2": "transformer.",
     "mpt": "transformer.",
     "gpt_neox": "gpt_neox.",
-    "gemma3": "model.language_model.",
 }
 """Family → what begins the names of its modules in transformers, if it is not `model.`."""
 # Settings that change what an adapter computes, with the value that we support.
@@ -81,7 +81,7 @@ def save_adapter(
     save_tensors(tensors, folder / WHOLE, {"format": "pt"})
     larger = {name: rank for name, rank in ranks.items() if rank != lora.rank}
     # A multimodal model has maps of the same names in its vision tower, which have no adapters.
-    only = rf".*language_model.*\.({'|'.join(ranks)})" if model.family == "gemma3" else sorted(ranks)
+    only = rf".*language_model.*\.({'|'.join(ranks)})" if model.kind in WHOLE_MODELS else sorted(ranks)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -233,7 +233,7 @@ def _module(model: LanguageModel, name: str) -> str:
     """The name in transformers of the map that a tensor of the files belongs to."""
     found = _STORED.fullmatch(name)
     assert found is not None  # the recipes name weights alone
-    return _PREFIXES.get(model.family, "model.") + found[2]
+    return ("model.language_model." if model.kind in WHOLE_MODELS else _PREFIXES.get(model.family, "model.")) + found[2]
 
 
 def _oriented(model: LanguageModel, matrix: np.ndarray) -> np.ndarray:

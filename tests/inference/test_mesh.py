@@ -4,11 +4,13 @@ Expected texts: tests/fixtures/make_language.py.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from generalist.cli.main import main
 from generalist.inference.generalist import Generalist
@@ -75,6 +77,42 @@ def test_no_device_has_more_than_its_part(meshed: Generalist):
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves.values())
     whole = sum(leaf.nbytes for leaf in leaves.values())
     assert held < 0.3 * whole  # a quarter, and the norms
+
+
+@pytest.mark.parametrize("mesh", ["tensor=8", pytest.param("data=2,fsdp=2,tensor=2", marks=pytest.mark.slow)])
+def test_a_tower_is_split_and_sees_the_same(mesh: str):
+    folder = FIXTURES.parent / "images" / "gemma3"
+    alone, meshed = Generalist.load(folder), Generalist.load(folder, mesh=mesh)
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    assert alone.encoder is not None and meshed.encoder is not None
+    kernel = flat(meshed.encoder.params)["layers/up/kernel"]
+    parts = meshed.placing.mesh.shape["tensor"] * meshed.placing.mesh.shape["fsdp"]
+    assert kernel.addressable_shards[0].data.nbytes * parts == kernel.nbytes
+    pixels = alone.encoder(picture[None])
+    np.testing.assert_allclose(alone.features(pixels), meshed.features(pixels), atol=1e-5)
+    asked = [["a photo of", picture, "a dog"], [picture]]
+    assert alone.prompt(asked, tokens=8) == meshed.prompt(asked, tokens=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tensor=8", "data=4,tensor=2", "fsdp=2,tensor=4"])
+def test_the_commands_give_the_same_on_a_mesh(mesh: str, tmp_path: Path):
+    """Few-shot answers of a published model that sees, and episodes of weights that act."""
+    folder, rng = FIXTURES.parent / "images" / "gemma3", np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    for split, numbers in (("train", (0, 1)), ("val", (2, 3))):
+        lines = [{"image": f"{one}.png", "question": "what is it?", "answer": "a dog"} for one in numbers]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = ["eval", "fewshot", "--weights", str(folder), "--data", "jsonl", "--folder", str(tmp_path)]
+    fewshot = [*asked, "--kind", "vqa", "--shots", "0", "2", "--seeds", "1", "--tokens", "3"]
+    control = ["eval", "control", "--tasks", "classic/cartpole", "--episodes", "2"]
+    for command, part in ((fewshot, "fewshot"), (control, "control")):
+        found = []
+        for name, more in (("alone", []), ("meshed", ["--mesh", mesh])):
+            assert main([*command, *more, "--out", str(tmp_path / f"{part}-{name}.json")]) == 0
+            found.append(json.loads((tmp_path / f"{part}-{name}.json").read_text())[part])
+        assert found[0] == found[1]
 
 
 def test_a_mesh_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -66,6 +66,9 @@ def make_generalist(
             encoder=encoder_name, size=32, latents=2, layers=1, hidden_factor=1, every=2, attend_to=attend_to
         )
         model = dataclasses.replace(model, vision=vision)
+    if images == "projected":  # 16 cells, averaged to 4 positions, which see each other
+        vision = VisionConfig(encoder=encoder_name, size=128, positions=4)
+        model = dataclasses.replace(model, vision=vision, blocks="whole")
     base = dataclasses.replace(base, tokens=tokens, model=model)
     encoder = load_encoder(base.model.vision.encoder, base.model.vision.size)
     data = base.data.with_sources(classic=Classic(steps=steps, hide_actions=hide_actions, temperature=temperature))
@@ -74,7 +77,7 @@ def make_generalist(
     settings = {"vocabulary": config.tokens.vocabulary(), "text": text}
     layout = TaskLayout(
         LAYOUT,
-        SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, **settings),
+        SpaceTokenizer.from_space(OBSERVATION, tensors="projected", images=images, image_positions=4, **settings),
         SpaceTokenizer.from_space(ACTION, **settings),
         config.data.suite_of(LAYOUT).acting,
     )
@@ -89,7 +92,7 @@ def make_generalist(
     graph, params = nnx.split(create_separate(tokenizers.model_spec(), 1), nnx.Param)
     # Larger than at initialisation, so that the choices depend on what was seen.
     params = jax.tree.map(lambda leaf: leaf * 2.0, nnx.to_pure_dict(params))
-    if encoder is not None:
+    if encoder is not None and images != "projected":
         for gated in params["visual"]["gated"].values():
             gated["attention_gate"] += 1.0
     return Generalist(tokenizers, graph, params, 0, encoder=encoder)
@@ -133,6 +136,8 @@ def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, wind
     place = prefix + (step[None] - oldest) * positions + np.arange(length) - begin
     place = np.where(step < 0, np.arange(length), place)  # (L, L): of every key, for each query
     sees = (np.arange(length) <= np.arange(length)[:, None]) & ((step < 0) | (step[None] >= oldest))
+    block = np.asarray(batch.block[0])
+    sees |= (block == block[:, None]) & (block > 0)
     is_image = np.asarray(batch.modality[0]) == Modality.IMAGE
     number, image = np.arange(1, is_image.sum() + 1), np.asarray(batch.image[0])[:, None]
     looks = number == image
@@ -143,7 +148,7 @@ def uncached_logits(generalist: Generalist, batch: Batch, step: np.ndarray, wind
     def run(params: Any, batch: Batch) -> jax.Array:
         model = nnx.merge(generalist.graph, params)
         config = model.config
-        keys = model.visual.keys(batch, jnp.float32) if is_image.any() else None
+        keys = model.visual.keys(batch, jnp.float32) if model.visual is not None and is_image.any() else None
         x = model.embed(batch, jnp.float32)
         for layer in range(config.layers):
             if model.visual is not None and layer % config.vision.every == 0:
@@ -176,6 +181,8 @@ WAYS = [
     (False, "patches", "last"),
     (False, "encoder", "last"),
     (True, "encoder", "all"),
+    (True, "projected", "last"),
+    (False, "projected", "last"),
 ]
 
 
@@ -257,7 +264,7 @@ def test_learnt_positions_do_not_slide():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", ["frame", "frame+encoder"])
+@pytest.mark.parametrize("images", ["frame", "frame+encoder", "projected"])
 def test_a_folder_is_the_model(tmp_path: Path, images: Images):
     generalist = make_generalist(1.0, images=images)
     generalist.save(tmp_path / "model")

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import pytest
 
 from generalist.cli.main import main
 from generalist.inference.decode import empty_caches
 from generalist.inference.generalist import Generalist
-from generalist.plan.inference import Serving, arithmetic, compiled, subject
+from generalist.inference.placing import parse_mesh
+from generalist.plan.inference import Serving, arithmetic, compiled, encoder_bytes, subject
 from generalist.plan.program import device_bytes
 from generalist.plan.target import Target, parse_target
 
@@ -55,13 +57,22 @@ def test_arithmetic_is_near_the_compiler_s_memory():
 def test_a_step_reads_all_weights_and_caches():
     spec, _, _ = subject(LLAMA)
     target = parse_target(None, "h100")
-    small, large = (arithmetic(spec, Serving(rows=rows, context=256), target, 0.0) for rows in (1, 8))
+    small, large = (arithmetic(spec, Serving(rows=rows, context=256), target, {}) for rows in (1, 8))
     table = (
         spec.vocabulary.size * spec.config.width * 2
     )  # bfloat16; looked up, not read: this model's output is its own
     assert small.step_seconds == pytest.approx((small.weights - table + small.caches) / 3350e9)
     assert large.caches == 8 * small.caches and large.tokens_per_second > small.tokens_per_second
-    assert arithmetic(spec, Serving(rows=1, context=256, weights_type="int8"), target, 0.0).weights < small.weights
+    assert arithmetic(spec, Serving(rows=1, context=256, weights_type="int8"), target, {}).weights < small.weights
+
+
+def test_a_frozen_encoder_s_part_is_that_of_its_mesh():
+    shape = jax.ShapeDtypeStruct((3, 24, 64), jnp.bfloat16)
+    kernels = {
+        "layers": {"up": {"kernel": shape}, "attention_norm": {"scale": jax.ShapeDtypeStruct((3, 24), jnp.bfloat16)}}
+    }
+    assert encoder_bytes(kernels, parse_mesh("data=2,tensor=4")) == 4 * (3 * 24 * 16 + 3 * 24)
+    assert encoder_bytes({}, parse_mesh("tensor=8")) == 0
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

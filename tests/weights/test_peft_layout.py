@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_the_merged_weights_are_those_of_peft_s_formula(name: str, tmp_path: Pat
     for path in given:
         atol = 1e-5 if given[path].dtype == np.float32 else 0.1
         np.testing.assert_allclose(loaded[path], whole[path].astype(np.float32), atol=atol)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "llava"])
+def test_adapters_of_models_that_see_are_of_their_language_model(name: str, tmp_path: Path):
+    model = LanguageModel(FIXTURES.parent / "images" / name)
+    save_adapter(model, drawn(model, LORA), LORA, tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(one.startswith("base_model.model.model.language_model.layers.") for one in stored)
+    only = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert re.fullmatch(only, "model.language_model.layers.0.self_attn.q_proj")
+    assert not re.fullmatch(only, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert PeftAdapter(tmp_path, model).rank == 2
 
 
 @pytest.mark.parametrize("lora", [LORA, LoraConfig(rank=3, places=("qkv", "down"))])

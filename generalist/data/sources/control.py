@@ -92,10 +92,10 @@ class ControlSource(Source):
         if self.recast and not self.knows_equal_worlds:
             raise ValueError(f"data.{name}.recast: {name} has no equivalent versions of an episode: leave it out")
         # Observations hardly ever repeat, so that storing their features would only fill the disk.
-        if ways.features == "stored" and "encoder" in ways.images:
+        if ways.features == "stored" and {"encoder", "projected"} & {*ways.images}:
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, but data.{name} shows observations: compute the features, "
-                "or take the encoder out of tokens.images"
+                "or let images enter another way (tokens.images)"
             )
 
     @property

@@ -81,7 +81,7 @@ class OwnDocuments(Source):
 
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
-        if self.images > ways.row_images and {"encoder", "projected"} & {*ways.images, *ways.documents}:
+        if self.images > ways.row_images and "encoder" in (*ways.images, *ways.documents):
             raise ValueError(
                 f"data.{name}.images = {self.images} exceeds data.row_images = {ways.row_images}, the maximum per row: raise the "
                 "latter, or lower the former"

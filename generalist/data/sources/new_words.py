@@ -32,8 +32,8 @@ class NewWords(Source):
 
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
-        # Only the encoder's images are limited per row; patches and frames are limited by its length.
-        if self.images > ways.row_images and {"encoder", "projected"} & {*ways.documents}:
+        # Only images of cross-attention are limited per row; others are limited by its length.
+        if self.images > ways.row_images and "encoder" in ways.documents:
             raise ValueError(
                 f"data.{name}.images = {self.images} exceeds data.row_images = {ways.row_images}, the maximum per row: raise the "
                 "latter, or lower the former"

@@ -53,7 +53,7 @@ class SceneSource(Source):
 
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
-        if ways.features == "stored" and "encoder" in ways.documents:
+        if ways.features == "stored" and {"encoder", "projected"} & {*ways.documents}:
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, but data.{name} draws every scene anew: use computed"
             )
