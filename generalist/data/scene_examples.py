@@ -10,7 +10,7 @@ from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
 SHARES: dict[Kind, float] = {"hidden": 0.2, "point": 0.4}
-"""Shares beyond an equal one: of what only a first question can be about, and after it of boxes, which are the hardest to learn."""
+"""Shares beyond an equal one: of what only a first question can ask, and after it of boxes, which are the hardest to learn."""
 TRIES = 12  # questions drawn for a scene; those that are told by others are left out
 EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
 
