@@ -76,7 +76,7 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     if not isinstance(resized, dict):
         raise ValueError(f"size must be {square} or a shortest_edge, got {resized!r:.60}")
     shortest = resized.get("shortest_edge") if cropping else None
-    sides = (resized.get("width"), resized.get("height")) if shortest is None else (shortest, shortest)
+    sides: tuple[Any, Any] = (resized.get("width"), resized.get("height")) if shortest is None else (shortest, shortest)
     # `type`, not isinstance: JSON's true is an int in Python.
     if not all(type(one) is int and 0 < one <= LARGEST for one in sides):
         raise ValueError(f"size must have whole numbers in 1..{LARGEST}, got {resized!r:.80}")
