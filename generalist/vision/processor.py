@@ -73,8 +73,10 @@ def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processo
     # Older files have one number, whose meaning is the processor's.
     if isinstance(resized, int):
         resized = {"shortest_edge": resized} if cropping else {"height": resized, "width": resized}
+    if not isinstance(resized, dict):
+        raise ValueError(f"size must be {square} or a shortest_edge, got {resized!r:.60}")
     shortest = resized.get("shortest_edge") if cropping else None
-    sides = (resized.get("width"), resized.get("height")) if shortest is None else (shortest, shortest)
+    sides: tuple[Any, Any] = (resized.get("width"), resized.get("height")) if shortest is None else (shortest, shortest)
     # `type`, not isinstance: JSON's true is an int in Python.
     if not all(type(one) is int and 0 < one <= LARGEST for one in sides):
         raise ValueError(f"size must have whole numbers in 1..{LARGEST}, got {resized!r:.80}")
