@@ -10,6 +10,7 @@ from generalist.system.progress import counting
 
 DESCRIPTION = "Draws images of a text with weights that were trained with an image tokenizer (docs/drawing.md)."
 COLUMNS = 8  # images side by side
+SETTINGS = ("guidance", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         help="draw only from the likeliest codes with this total probability (default 1)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.1,
+        help="draw only codes at least this share as likely as the likeliest (default 0.1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument("--edit", type=Path, metavar="IMAGE", help="an image of which a part is drawn anew, with --box")
@@ -86,7 +93,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
             image=image,
             box=tuple(arguments.box) if arguments.box is not None else None,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            **{name: getattr(arguments, name) for name in ("guidance", "temperature", "top_k", "top_p", "seed")},
+            **{name: getattr(arguments, name) for name in SETTINGS},
         )
     Image.fromarray(grid(images, min(COLUMNS, len(images)))).save(arguments.out)
     console.print(f"wrote {arguments.out}", highlight=False)

@@ -34,6 +34,8 @@ class DrawnExamples:
     """Share of the examples whose text is left out."""
     infilling: float
     """Share of the examples of which a part is given."""
+    noise: float
+    """Maximum share of an example's codes that are replaced where they are read, and not where they are predicted."""
 
     def __len__(self) -> int:
         return len(self.drawings)
@@ -43,7 +45,19 @@ class DrawnExamples:
         codes = self.codes[index, rng.integers(self.codes.shape[1])]
         text = TEMPLATES[rng.integers(len(TEMPLATES))].format(self.drawings[index].name)
         drawn = open_cells(self.side, rng) if rng.random() < self.infilling else None
-        return drawing(self.assembler, "" if rng.random() < self.without_text else text, codes, drawn)
+        sequence = drawing(self.assembler, "" if rng.random() < self.without_text else text, codes, drawn)
+        return self._noisy(sequence, rng)
+
+    def _noisy(self, sequence: Sequence, rng: np.random.Generator) -> Sequence:
+        """Some of the codes that are read become codes of other drawings. Otherwise a model learns drawings by
+        heart from their first codes on, and one wrongly drawn code leads it astray."""
+        ids, size = self.assembler.vocabulary.range("image_codes"), self.side**2
+        is_code = (sequence.tokens >= ids.start) & (sequence.tokens < ids.stop)
+        replaced = is_code & (rng.random(len(is_code)) < rng.uniform(0, self.noise))
+        others = self.codes[rng.integers(len(self.codes), size=len(is_code)), 0, rng.integers(size, size=len(is_code))]
+        return dataclasses.replace(
+            sequence, tokens=np.where(replaced, others + ids.start, sequence.tokens).astype(np.int32)
+        )
 
 
 def open_cells(side: int, rng: np.random.Generator) -> Bool[np.ndarray, "T"]:

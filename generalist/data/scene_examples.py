@@ -9,7 +9,8 @@ from generalist.data.scenes import Draw, Scene, draw_scene
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
-POINTING = 0.4  # share of the questions: the four tokens of a box are the hardest to learn
+SHARES: dict[Kind, float] = {"hidden": 0.2, "point": 0.4}
+"""Shares beyond an equal one: of what only a first question can ask, and after it of boxes, which are the hardest to learn."""
 TRIES = 12  # questions drawn for a scene; those that are told by others are left out
 EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
 
@@ -49,12 +50,13 @@ class SceneExamples:
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
         """Questions of random kinds, no two about the same thing: the answer of one would stand in the text of another."""
-        kinds: list[Kind] = [kind for kind in ASKING if kind != "point"]
+        kinds = list(ASKING)
         found: list[Asked] = []
         for _ in range(TRIES):
-            kind = "point" if rng.random() < POINTING else kinds[rng.integers(len(kinds))]
-            one = ASKING[kind](scene, rng)
             # A question that covers a part of the image stands alone: others could be about what is covered.
+            favoured: Kind = "point" if found else "hidden"
+            kind = favoured if rng.random() < SHARES[favoured] else kinds[rng.integers(len(kinds))]
+            one = ASKING[kind](scene, rng)
             if one is None or (one.covered and found) or any(_tells(other, one) for other in found):
                 continue
             found.append(one)

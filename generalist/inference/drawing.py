@@ -39,6 +39,9 @@ class DrawingSettings:
     """Draw only from the k likeliest codes; 0: from all."""
     top_p: float = 1.0
     """Draw only from the fewest likeliest codes that together have this probability."""
+    min_p: float = 0.1
+    """Draw only codes that, with the text, are at least this share as likely as the likeliest; 0: from all. Guidance needs it:
+    the ratio of two tiny probabilities can be anything (contrastive decoding; Li et al., 2022, section 3.3)."""
     seed: int = 0
     """Seed of the draws; together with the number of the image it determines the image."""
 
@@ -52,6 +55,8 @@ class DrawingSettings:
             raise ValueError(f"top_k must not be negative, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p must be at least 0 and below 1, got {self.min_p}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,7 @@ def _draw_codes(
     _, logits = rows.append(shift_right(stack_rows(prefixes, length, pad=pad)), allowed)
     found, fit = np.zeros((count, len(cells)), np.int32), np.zeros((count,), np.float64)
     for step in range(len(cells)):
-        how = (settings.temperature, settings.top_k, settings.top_p)
+        how = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
         chosen, gained = guided(logits[:, 0], allowed[0], settings.guidance, _draws(settings, count, step), *how)
         found[:, step] = np.asarray(chosen) - ids.start
         fit += np.asarray(gained)
@@ -148,6 +153,7 @@ def guided(
     temperature: Float[Array, ""],
     top_k: Int[Array, ""],
     top_p: Float[Array, ""],
+    min_p: Float[Array, ""],
 ) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
     """Ids drawn from guided logits, and how much likelier the text makes each, in nats.
 
@@ -157,6 +163,8 @@ def guided(
     confined = confine(logits[:, None], allowed[None, None])[:, 0]
     with_text, without = jnp.split(jax.nn.log_softmax(confined, axis=-1), 2)
     mixed = without + guidance * (with_text - without)
+    likely = with_text >= with_text.max(axis=-1, keepdims=True) + jnp.log(min_p)
+    mixed = confine(mixed[:, None], likely[:, None])[:, 0]
     chosen = draw(mixed, allowed, temperature, top_k, top_p, draws)
     gained = jnp.take_along_axis(with_text - without, chosen[:, None], axis=1)[:, 0]
     return chosen.astype(jnp.int32), gained

@@ -74,7 +74,7 @@ def test_the_likeliest_codes_are_those_of_whole_passes(artist, cells):
 
 
 def test_guidance_moves_away_from_what_is_likely_without_the_text(artist):
-    found = draw_images(artist, ["push the red"], DrawingSettings(guidance=4.0, top_k=1))
+    found = draw_images(artist, ["push the red"], DrawingSettings(guidance=4.0, top_k=1, min_p=0.0))
     everything = np.ones((9,), bool)
     with_text, without = (whole_logits(artist, one, found.codes[0], everything) for one in ("push the red", ""))
     np.testing.assert_array_equal((without + 4 * (with_text - without)).argmax(axis=1), found.codes[0])
@@ -86,9 +86,25 @@ def test_guided_logits_are_drawn_from_allowed_ids():
     allowed = np.array([False, False, True, True, True, False])
     draws = np.stack([np.zeros(2), np.arange(2), np.zeros(2)], axis=1).astype(np.uint32)
     seen = {
-        int(one) for step in range(60) for one in guided(logits, allowed, 2.0, draws + np.uint32(step), 1.0, 0, 1.0)[0]
+        int(one)
+        for step in range(60)
+        for one in guided(logits, allowed, 2.0, draws + np.uint32(step), 1.0, 0, 1.0, 0.0)[0]
     }
     assert seen == {2, 3, 4}
+
+
+def test_guidance_draws_nothing_that_is_unlikely_with_the_text():
+    # The last id is a thousand times likelier with the text than without, and hardly ever right.
+    with_text, without = np.log([[0.6, 0.3, 0.1 - 1e-5, 1e-5]]), np.log([[0.5, 0.3, 0.2 - 1e-8, 1e-8]])
+    logits, allowed = jnp.asarray(np.concatenate([with_text, without]), jnp.float32), np.ones(4, bool)
+    draws = np.zeros((1, 3), np.uint32)
+
+    def seen(min_p: float) -> set[int]:
+        return {int(guided(logits, allowed, 4.0, draws + np.uint32(k), 1.0, 0, 1.0, min_p)[0][0]) for k in range(80)}
+
+    assert 3 in seen(0.0) and seen(0.1) == {0, 1, 2} and seen(0.4) == {0, 1}
+    with pytest.raises(ValueError, match=r"min_p must be at least 0 and below 1, got 1.0"):
+        DrawingSettings(min_p=1.0)
 
 
 def test_an_image_depends_on_its_seed_and_number_alone(artist):

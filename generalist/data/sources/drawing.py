@@ -16,12 +16,14 @@ class TextToImage(Source):
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
-    variants: int = 4
-    """Fixed variants of each drawing, the first of which is the drawing as it is."""
+    variants: int = 1
+    """Fixed variants of each drawing, the first of which is the drawing as it is. More are harder to learn."""
     without_text: float = 0.1
     """Share of the examples whose text is left out, so that drawing can be guided (Ho & Salimans, 2022)."""
     infilling: float = 0.2
     """Share of the examples of which a part is given, so that images can be edited."""
+    noise: float = 0.3
+    """Maximum share of an example's codes that are read wrongly, so that a wrongly drawn code does not spoil the rest."""
 
     evaluation_items: int = 0
     """Names that an evaluation draws, of each split; 0: drawing is not evaluated."""
@@ -45,7 +47,7 @@ class TextToImage(Source):
             raise ValueError(
                 "data.drawing.evaluation_judge and evaluation_towers must be different runs: name another judge"
             )
-        for name in ("without_text", "infilling"):
+        for name in ("without_text", "infilling", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.drawing.{name} must be from 0 to 1, got {getattr(self, name)}")
 
@@ -94,5 +96,6 @@ class TextToImage(Source):
                 side=assembler.codes.side,
                 without_text=self.without_text,
                 infilling=self.infilling,
+                noise=self.noise,
             )
         ]
