@@ -65,7 +65,8 @@ def here(scene: Scene, rng: np.random.Generator) -> Asked:
 def match(scene: Scene, rng: np.random.Generator) -> Asked:
     """Does a text about one or two things match? A wrong one differs by one attribute: colour, thing or side."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
-    pairs, about = _sides(scene), (one,)
+    pairs = _sides(scene)
+    about: tuple[Placed, ...] = (one,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
         about = (one, other)

@@ -113,12 +113,11 @@ def _reading(task: Task, *, locations: int = 1024) -> Reading:
     text = TextTokenizer.train(["go to the red ball", "go to the blue key"] * 9, 300)
     vocabulary = Vocabulary(text=300, discrete=32, locations=locations)
     environment = task.build()
-    spaces = [
-        SpaceTokenizer.from_space(space, vocabulary=vocabulary, text=text, tensors="projected")
-        for space in (environment.observation_space, environment.action_space)
-    ]
+    settings = {"vocabulary": vocabulary, "text": text}
+    observation = SpaceTokenizer.from_space(environment.observation_space, tensors="projected", **settings)
+    action = SpaceTokenizer.from_space(environment.action_space, **settings)
     assembler = Assembler(vocabulary=vocabulary, text_tokenizer=text, projection_width=49 * (11 + 6 + 3) + 4)
-    return Reading(assembler=assembler, layouts={"babyai": TaskLayout("babyai", *spaces)}, length=256)
+    return Reading(assembler=assembler, layouts={"babyai": TaskLayout("babyai", observation, action)}, length=256)
 
 
 def test_windows_at_the_beginning_are_told_the_place(stored: Stored):
