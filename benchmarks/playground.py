@@ -8,6 +8,7 @@ extra `dev`.
 
 import argparse
 import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ LAYOUTS = ("classic/lunar-lander", "babyai")
 TEXT = "a picture of"
 SHOTS = (("red heart", "red heart"), ("cat face", "cat face"))
 ASKED = "rocket"
+QUALITY = 88  # of WebP
 TASK = ("babyai", "babyai/GoToRedBall")
 
 
@@ -47,11 +49,10 @@ def served() -> Iterator[str]:
         process.wait(60)
 
 
-def saved(page: Any, path: Path) -> None:
-    """A picture of the whole page."""
-    page.screenshot(path=path, full_page=True)
-    with Image.open(path) as image:
-        image.convert("RGB").save(path, optimize=True)
+def saved(page: Any, path: Path, *, whole: bool = True) -> None:
+    """A picture of the page, or of what a screen shows of it."""
+    with Image.open(io.BytesIO(page.screenshot(full_page=whole))) as image:
+        image.convert("RGB").save(path, quality=QUALITY, method=6)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -89,7 +90,7 @@ def main() -> None:
         page.goto(address)
         page.wait_for_selector("#ask:not([hidden])")
         prompted(page, folder)
-        saved(page, arguments.out / "playground_light.png")
+        saved(page, arguments.out / "playground_light.webp")
         page.click("#theme")
         page.click("#tab-agent")
         page.select_option("#suite", TASK[0])
@@ -97,12 +98,13 @@ def main() -> None:
         page.click("#play")
         page.wait_for_selector("#actions:not([hidden])")
         page.wait_for_timeout(2000)  # milliseconds, in which it acts a few times
-        saved(page, arguments.out / "playground_dark.png")
+        saved(page, arguments.out / "playground_dark.webp")
         page.keyboard.press("Escape")
         page.click("#theme")
         page.click("#tab-ask")
         page.set_viewport_size({"width": 390, "height": 844})
-        saved(page, arguments.out / "playground_phone.png")
+        page.evaluate("document.querySelector('.answer').scrollIntoView()")
+        saved(page, arguments.out / "playground_phone.webp", whole=False)
         browser.close()
 
 

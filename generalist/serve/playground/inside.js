@@ -98,7 +98,7 @@ function positions(token) {
     const weights = slice(found.attention, token, layer).slice(0, here + 1);
     const most = Math.max(...weights);
     places.replaceChildren(...[...weights].map((weight, at) => {
-      const text = Boolean(cells[at].value);
+      const text = cells[at].modality === "text" && Boolean(cells[at].value);
       const place = made("span", {
         class: "place" + (text ? "" : " other") + (at === here ? " self" : ""),
         title: "position " + at + ": " + (100 * weight).toFixed(1) + "%",
@@ -115,8 +115,8 @@ function positions(token) {
 
 // A piece of text; of other positions what they are.
 function label(cell) {
-  if (cell.value) return visible(cell.value);
-  return ["text", "special"].includes(cell.modality) ? cell.part.replace("_", " ") : cell.modality;
+  if (["image", "frame", "patch"].includes(cell.modality)) return cell.modality;
+  return cell.value ? visible(cell.value) : cell.part.replace("_", " ");
 }
 
 function gates() {
