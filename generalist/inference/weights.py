@@ -264,7 +264,7 @@ class Weights:
         if mesh is None:
             return run
 
-        def on_mesh(pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+        def on_mesh(pixels: UInt8[Array | np.ndarray, "N S S 3"]) -> Float[Array, "N T F"]:
             with jax.set_mesh(mesh):  # for the constraints of activations
                 return run(pixels)
 
