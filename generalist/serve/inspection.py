@@ -67,8 +67,8 @@ class Inspector:
     def warm_up(self, weights: Weights, told: Callable[[str], None]) -> None:
         """Compiles a program per length."""
         for length in self.lengths:
-            told(f"compiling: looking into {length} positions")
             self.looks(weights, weights.assembler.document(["word"], is_open=True), 1, length)
+            told(f"compiled: looking into {length} positions")
 
     def looks(self, weights: Weights, sequence: Sequence, count: int, length: int | None = None) -> Looks:
         """What the last `count` ids were predicted from, with arrays of NumPy.
