@@ -5,10 +5,12 @@ Dimension key: L positions, I images of a row.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Int
 
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.examples import ControlExamples
@@ -76,7 +78,8 @@ class _Reader:
         segment = np.asarray(batch.segment[row])  # (L,)
         cells: list[Cell] = []
         titles = []
-        visible, near, images = seen(self.model, batch, row)
+        count = int((np.asarray(batch.modality[row]) == Modality.IMAGE).sum())
+        visible, near, images = seen(batch, row, partial(masks, self.model, count))
         # 0 is padding.
         for number in range(1, int(segment.max(initial=0)) + 1):
             at = np.flatnonzero(segment == number)
@@ -145,29 +148,47 @@ class _Reader:
         return f"{told} ({where})" if where else told
 
 
-def seen(model: ModelConfig, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """By the model's own masks: the positions that each position attends to in layers without a window, bool (L, L), and with
-    one; and the positions of the images that it attends to."""
-    segment, position = (jnp.asarray(array[row : row + 1]) for array in (batch.segment, batch.position))
-    # The functions that the model calls: a mask that is drawn anew here could be wrong and look right.
-    block = jnp.asarray(batch.block[row : row + 1])
+Masks = tuple[Bool[Array, "1 L L"], Bool[Array, "1 L L"], Bool[Array, "1 L I"]]
+"""What each position attends to in layers without a window, and with one; and the images that it attends to."""
+
+
+def masks(
+    model: ModelConfig,
+    images: int,
+    segment: Int[Array, "1 L"],
+    position: Int[Array, "1 L"],
+    block: Int[Array, "1 L"],
+    image: Int[Array, "1 L"],
+    is_image: Bool[Array, "1 L"],
+) -> Masks:
+    """The model's own masks of a row; one that is drawn anew here could be wrong and look right.
+
+    Args:
+        images: I, at least those of the row.
+    """
     blocks = None if model.blocks == "none" else Blocks(block, block, model.blocks == "whole")
-    whole = attention_mask(segment, position, segment, position, blocks=blocks)
-    near = (
-        attention_mask(segment, position, segment, position, reach=model.window, blocks=blocks)
-        if any(kind.startswith("window") for kind in model.kind_of_layers)
-        else whole
-    )
-    is_image = np.asarray(batch.modality[row : row + 1]) == Modality.IMAGE
+    whole = near = attention_mask(segment, position, segment, position, blocks=blocks)
+    if any(kind.startswith("window") for kind in model.kind_of_layers):
+        near = attention_mask(segment, position, segment, position, reach=model.window, blocks=blocks)
+    number = jnp.arange(1, images + 1)[None]  # (1, I): images are numbered from 1 within a row; 0 is none
+    return whole, near, image_mask(image, first_image(is_image, position), number, model.vision.attend_to)
+
+
+def seen(
+    batch: Batch, row: int, of_row: Callable[..., Masks]
+) -> tuple[Bool[np.ndarray, "L L"], Bool[np.ndarray, "L L"], list[list[int]]]:
+    """The positions that each position attends to in layers without a window, and with one; and the positions of the images
+    that it attends to.
+
+    Args:
+        of_row: `masks` of the model.
+    """
+    one = slice(row, row + 1)
+    is_image = np.asarray(batch.modality[one]) == Modality.IMAGE
+    arrays = (batch.segment[one], batch.position[one], batch.block[one], batch.image[one], is_image)
+    whole, near, shown = (np.asarray(mask)[0] for mask in of_row(*map(jnp.asarray, arrays)))
     places = np.flatnonzero(is_image[0])
-    images: list[list[int]] = [[] for _ in range(segment.shape[1])]
-    if len(places):
-        # (1, I): images are numbered from 1 within a row; 0 is none
-        number = jnp.arange(1, len(places) + 1)[None]
-        first = first_image(jnp.asarray(is_image), position)
-        mask = image_mask(jnp.asarray(batch.image[row : row + 1]), first, number, model.vision.attend_to)
-        images = [places[np.flatnonzero(one)].tolist() for one in np.asarray(mask[0])]
-    return np.asarray(whole[0]), np.asarray(near[0]), images
+    return whole, near, [places[np.flatnonzero(own[: len(places)])].tolist() for own in shown]
 
 
 def _sequence(batch: Batch, row: int, at: np.ndarray) -> TokenSequence:

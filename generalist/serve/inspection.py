@@ -14,6 +14,7 @@ import base64
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from generalist.data.batch import Batch
 from generalist.eval.report.rows_page import Cell, Row, page_data
-from generalist.experiment.rows import ranges, seen
+from generalist.experiment.rows import masks, ranges, seen
 from generalist.inference.prompt import context
 from generalist.inference.rows import bucket, stack_rows
 from generalist.inference.structure import Structure, compiled
@@ -57,6 +58,7 @@ class Inspector:
 
     def __init__(self, weights: Weights, images: int):
         self._images = images
+        self._masks = jax.jit(partial(masks, weights.config.model, images))
         self.lengths = sorted({min(length, context(weights)) for length in LENGTHS})
         if "encoder" in weights.config.tokens.documents:
             assert weights.encoder is not None
@@ -67,8 +69,10 @@ class Inspector:
     def warm_up(self, weights: Weights, told: Callable[[str], None]) -> None:
         """Compiles a program per length."""
         for length in self.lengths:
-            told(f"compiling: looking into {length} positions")
-            self.looks(weights, weights.assembler.document(["word"], is_open=True), 1, length)
+            some = weights.assembler.document(["word"], is_open=True)
+            self.looks(weights, some, 1, length)
+            self.row(weights, some, length)
+            told(f"compiled: looking into {length} positions")
 
     def looks(self, weights: Weights, sequence: Sequence, count: int, length: int | None = None) -> Looks:
         """What the last `count` ids were predicted from, with arrays of NumPy.
@@ -77,12 +81,46 @@ class Inspector:
             sequence: the prompt and the answer.
             length: of the program; None: the shortest that fits.
         """
-        length = length or next(one for one in self.lengths if one >= len(sequence))
+        length = length or self._length(sequence)
         places = np.zeros((IDS,), np.int32)
         places[:count] = np.arange(len(sequence) - count - 1, len(sequence) - 1)
         found = jax.device_get(_looks(*weights.decoder, self._batch(weights, sequence, length), places))
         images = len(sequence.images)
         return Looks(found.positions[:, :count, : len(sequence)], found.images[:, :count, :images], found.gates)
+
+    def row(self, weights: Weights, sequence: Sequence, length: int | None = None) -> Row:
+        """A sequence as the viewer of training rows shows it.
+
+        Args:
+            length: as in `looks`.
+        """
+        model, length = weights.config.model, length or self._length(sequence)
+        batch = stack_rows([sequence], length, pad=weights.vocabulary.pad, frame_tokens=model.frame_tokens)
+        visible, near, images = seen(batch, 0, self._masks)
+        cells = [
+            Cell(
+                modality=Modality(int(sequence.modality[at])).name.lower(),
+                token=int(sequence.tokens[at]),
+                part=meaning.part,
+                value=meaning.value,
+                image=meaning.image,
+                targets=[],
+                weight=0.0,
+                segment=1,
+                position=at,
+                local=int(sequence.local_position[at]),
+                image_index=int(sequence.image[at]),
+                sees=ranges(visible[at]),
+                near=ranges(near[at]),
+                images=images[at],
+            )
+            for at, meaning in enumerate(meanings(sequence, weights.assembler, None))
+        ]
+        return Row(segments=["the prompt and the answer"], cells=cells, length=len(cells), window=model.window)
+
+    def _length(self, sequence: Sequence) -> int:
+        """Of the shortest program that takes a sequence."""
+        return next(one for one in self.lengths if one >= len(sequence))
 
     def _batch(self, weights: Weights, sequence: Sequence, length: int) -> Batch:
         """A row of one of the compiled lengths, with room for all images: one program, whatever the prompt has."""
@@ -129,7 +167,9 @@ class Inspection:
         whole = self._whole(sequence, ids)
         weights, looked = await self._looked(whole, len(ids))
         return Response(
-            await asyncio.to_thread(lambda: JSONResponse(told(weights, whole, looked)).body),
+            await asyncio.to_thread(
+                lambda: JSONResponse(told(weights, whole, looked, self._inspector.row(weights, whole))).body
+            ),
             media_type="application/json",
         )
 
@@ -181,7 +221,7 @@ class Inspection:
         return value
 
 
-def told(weights: Weights, sequence: Sequence, looked: Looks) -> dict[str, Any]:
+def told(weights: Weights, sequence: Sequence, looked: Looks, row: Row) -> dict[str, Any]:
     """The answer's values: arrays as Base64 of little-endian float32."""
     vision, cells = weights.config.model.vision, looked.images.shape[-1]
     side = math.isqrt(cells)
@@ -196,7 +236,7 @@ def told(weights: Weights, sequence: Sequence, looked: Looks) -> dict[str, Any]:
             for number, (one, other) in enumerate(looked.gates)
         ],
         "inline": [places.tolist() for places in inline_images(sequence, weights.config.model.frame_tokens)],
-        "sequence": page_data([row_of(weights, sequence)]),
+        "sequence": page_data([row]),
     }
 
 
@@ -214,30 +254,3 @@ def inline_images(sequence: Sequence, frame_tokens: int) -> list[Int[np.ndarray,
     begins = (sequence.intervals[sequence.payload_index[patches]][:, [0, 2]] == 0).all(axis=1)
     several = [frames[number == one] for one in np.unique(number)]
     return several + [part for part in np.split(patches, np.flatnonzero(begins)) if len(part)]
-
-
-def row_of(weights: Weights, sequence: Sequence) -> Row:
-    """A sequence as the viewer of training rows shows it."""
-    model = weights.config.model
-    batch = stack_rows([sequence], len(sequence), pad=weights.vocabulary.pad, frame_tokens=model.frame_tokens)
-    visible, near, images = seen(model, batch, 0)
-    cells = [
-        Cell(
-            modality=Modality(int(sequence.modality[at])).name.lower(),
-            token=int(sequence.tokens[at]),
-            part=meaning.part,
-            value=meaning.value,
-            image=meaning.image,
-            targets=[],
-            weight=0.0,
-            segment=1,
-            position=at,
-            local=int(sequence.local_position[at]),
-            image_index=int(sequence.image[at]),
-            sees=ranges(visible[at]),
-            near=ranges(near[at]),
-            images=images[at],
-        )
-        for at, meaning in enumerate(meanings(sequence, weights.assembler, None))
-    ]
-    return Row(segments=["the prompt and the answer"], cells=cells, length=len(cells), window=model.window)

@@ -78,7 +78,7 @@ def test_what_cannot_be_looked_into_is_told(port: int) -> None:
         ({}, "answer"),
         ({"answer": [1], "stream": True}, "stream"),
         ({"answer": [1], "messages": []}, "messages"),
-        ({"answer": [1] * IDS, "messages": [{"role": "user", "content": "push the " * 10}]}, "messages"),
+        ({"answer": [1] * IDS, "messages": [{"role": "user", "content": "push the " * 30}]}, "messages"),
     ):
         status, found = asked(port, INSPECT, {"model": "debug", "messages": hello} | body)
         assert (status, found["error"]["param"]) == (400, param), body
