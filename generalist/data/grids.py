@@ -7,16 +7,12 @@ colour and a thing, one per colour, never occur in training; the split `pairs` s
 Dimension key: S pixels per side of a grid (128).
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from generalist.data.scenes import Placed, Scene, Split, choose_pair
 from generalist.tokenizers.locations import Box
-
-if TYPE_CHECKING:
-    from minigrid.core.grid import Grid
-    from minigrid.core.world_object import WorldObj
 
 CELLS = 8  # per side
 TILE = 16  # pixels per side of a cell: one patch
@@ -84,7 +80,7 @@ def draw_grid(split: Split, objects: int, rng: np.random.Generator, things: int 
     )
 
 
-def _walls(rng: np.random.Generator) -> "Grid":
+def _walls(rng: np.random.Generator) -> Any:
     """An empty grid, through half of which goes a wall with a gap."""
     from minigrid.core.grid import Grid
 
@@ -101,7 +97,7 @@ def _walls(rng: np.random.Generator) -> "Grid":
     return grid
 
 
-def _places(grid: "Grid", kind: str | None) -> list[Cell]:
+def _places(grid: Any, kind: str | None) -> list[Cell]:
     """The cells with a wall, of which the corners are none, or with nothing (None)."""
     ends = (0, CELLS - 1)
     return [
@@ -112,7 +108,7 @@ def _places(grid: "Grid", kind: str | None) -> list[Cell]:
     ]
 
 
-def _made(thing: str, colour: str, rng: np.random.Generator) -> "WorldObj":
+def _made(thing: str, colour: str, rng: np.random.Generator) -> Any:
     """One of minigrid's objects; a door is open, closed or locked."""
     from minigrid.core.world_object import Ball, Box, Door, Key
 
