@@ -232,7 +232,7 @@ def test_the_preset_sees_with_the_model_s_own_tower():
     blind = parse(gemma3_agent(), ["--training.start", str(FIXTURES / "language" / "llama"), *frames], prog="train.py")
     assert (blind.model.vision.encoder, blind.model.blocks) == ("none", "none")
     llava = parse(
-        gemma3_agent(), ["--training.start", str(IMAGES / "llava_siglip"), "--model.vision.positions", "4"], prog=""
+        gemma3_agent(), ["--training.start", str(IMAGES / "llava_siglip"), "--model.vision.positions", "9"], prog=""
     )
     assert with_trunk(llava).model.blocks == "none"
     with pytest.raises(ValueError, match=r"needs --training.start FOLDER \(a Gemma 3, PaliGemma or LLaVA\); only"):
