@@ -266,7 +266,7 @@ class Weights:
 
         def on_mesh(pixels: UInt8[Array | np.ndarray, "N S S 3"]) -> Float[Array, "N T F"]:
             with jax.set_mesh(mesh):  # for the constraints of activations
-                return run(pixels)
+                return run(jnp.asarray(pixels))
 
         return on_mesh
 
