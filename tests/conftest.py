@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ jaxtyping.install_import_hook(
 )
 
 LAYOUT = "classic/test"
+GROWTH = 2 * 2**30  # bytes
+kept = {"bytes": 0}
+"""The memory that remained when programs were last forgotten."""
 
 
 def pytest_unconfigure() -> None:
@@ -59,6 +62,23 @@ def pytest_unconfigure() -> None:
 def pytest_collection_finish() -> None:
     """Modules and tests live to the end: collections of garbage need not go through them again and again."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory() -> Iterator[None]:
+    """Compiled programs are forgotten between files when they have grown by gigabytes: hundreds of tests would otherwise fill
+    the memory. The cache on disk has those that are needed again."""
+    yield
+    if resident() - kept["bytes"] > GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        kept["bytes"] = resident()
+
+
+def resident() -> int:
+    """Bytes of memory that this process occupies; 0 where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(scope="session")
