@@ -1,7 +1,6 @@
 """`generalist serve`: a server that chats about images and acts for robots."""
 
 import argparse
-import logging
 import os
 import time
 from pathlib import Path
@@ -76,16 +75,14 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"generalist serve does not know {' '.join(rest)}")
     check_installed()
     settings = settings_of(arguments)  # checked before the weights are loaded
+    from generalist.serve.settings import check_free
+
+    check_free(settings.host, settings.port)
     weights = load_weights(arguments, console)
-    from generalist.serve.guard import JsonLines
+    from generalist.serve.guard import log_as_json
     from generalist.serve.server import Server
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    log = logging.getLogger("generalist.serve")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False  # libraries give the root logger a handler, which would write every line again
+    log_as_json()
     server = Server(weights, settings, lambda line: console.print(line, highlight=False, markup=False))
 
     def ready(port: int) -> None:

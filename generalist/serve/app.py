@@ -99,5 +99,5 @@ async def _http(request: Request, error: Any) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    # Starlette logs nothing of its own here, and raises the error again behind the response.
+    # Starlette raises the error again behind the response, and uvicorn logs it.
     return await _told(request, ApiError(500, "the server failed on this request"))

@@ -67,7 +67,14 @@ class Completions:
         return JSONResponse(await reply.whole(request), headers=reply.headers)
 
     def _checked(self, body: bytes) -> ChatRequest:
-        return self.asked(parse_json(body, self._settings.limits))
+        asked, most = self.asked(parse_json(body, self._settings.limits)), self.engine.most
+        if asked.choices > most:
+            raise wrong(
+                "n",
+                f"asks for {asked.choices} texts, but {most} can be written or wait here: ask for fewer",
+                "too_large",
+            )
+        return asked
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The body of a request as a JSON object.

@@ -79,6 +79,11 @@ class Engine:
         """Whether nothing new is taken."""
         return self._stopping
 
+    @property
+    def most(self) -> int:
+        """Texts that can be written or wait at the same time."""
+        return len(self.chat.lanes) + self._queue
+
     def submit(self, answers: list[Answer]) -> None:
         """Asks for the texts of a request.
 
@@ -88,7 +93,7 @@ class Engine:
         with self._wake:
             if self._stopping:
                 raise Full("the server is stopping")
-            if len(self._asked) + len(answers) > self._queue:
+            if len(self._asked) + len(answers) > self._queue + self.chat.free:
                 raise Full(f"{len(self._asked)} texts wait already: try again later")
             self._asked.extend(answers)
             self._wake.notify()

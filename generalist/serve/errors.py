@@ -16,7 +16,8 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, _written(message), code
+        self.param = None if param is None else _written(param)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -30,6 +31,11 @@ class ApiError(Exception):
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         return {"Retry-After": "1"} if self.status == 429 else {}
+
+
+def _written(text: str) -> str:
+    r"""A text that UTF-8 can write: a client's half character (lone surrogate) as \ud800."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:

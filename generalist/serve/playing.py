@@ -3,6 +3,7 @@
     {"begin": {"task": ..., "instruction": ..., "max_steps": ...}}
     {"step": 0, "reward": 0.0, "score": null, "picture": "data:image/jpeg;base64,...", "action": null}
     {"step": 1, ..., "action": [{"name": "action", "low": "0", "high": "6", "chosen": 2, "probabilities": [...]}]}
+    {"stopped": "the server is stopping"}                               the last one, if SIGTERM comes before the end
 
 Each episode has a thread, which asks the engine for its actions like any other client: it waits, and nobody waits for it.
 
@@ -95,9 +96,9 @@ class Episodes:
         return Stream(watched)
 
     def stop(self) -> None:
-        """Ends all episodes."""
+        """Ends all episodes, since the server stops."""
         for watched in list(self._running):
-            watched.stop()
+            watched.stop("the server is stopping")
 
 
 class Stream(StreamingResponse):
@@ -134,7 +135,7 @@ class Watched:
     ):
         self._engine, self._session, self._task = engine, session, task
         self._instruction, self._seed, self._ended = instruction, seed, ended
-        self._stopped = threading.Event()
+        self._stopped, self._why = threading.Event(), ""
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._acted: Acted | None = None
@@ -149,8 +150,13 @@ class Watched:
             yield f"data: {json.dumps(event)}\n\n"
         yield "data: [DONE]\n\n"
 
-    def stop(self) -> None:
-        """Ends the episode, at its next step."""
+    def stop(self, why: str = "") -> None:
+        """Ends the episode, at its next step.
+
+        Args:
+            why: what the client is told in the last event; empty: it has gone.
+        """
+        self._why = self._why or why
         self._stopped.set()
 
     def _give(self, event: dict[str, Any] | None) -> None:
@@ -166,12 +172,15 @@ class Watched:
             finally:
                 env.close()
         except (ImportError, ValueError) as error:  # packages or graphics that are missing, a prompt that is too long
-            self._give({"error": {"message": str(error)}})
+            if not self._stopped.is_set():
+                self._give({"error": {"message": str(error)}})
         except Exception:  # an environment may raise anything, which is not for clients
             log.exception("an episode failed")
             self._give({"error": {"message": f"the episode of {self._task.name} failed"}})
         finally:
             self._engine.close(self._session)
+            if self._why:
+                self._give({"stopped": self._why})
             self._give(None)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._ended, self)

@@ -19,13 +19,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from generalist.client.codec import CodecError, from_json, pack, to_json, unpack
 from generalist.serve.engine import Engine
-from generalist.serve.sessions import Refused, Session, Step
+from generalist.serve.sessions import Refused, Session, Step, Taken
 from generalist.serve.settings import Settings
 from generalist.tokenizers.space_json import space_to_json
 
 KNOWN = {"observation", "prompt", "reset", "seed", "layout", "deadline_ms", "chunk"}
 INVALID, TRY_LATER = 1007, 1013
 """Codes with which a websocket is closed (RFC 6455, section 7.4)."""
+LANE_SOON = 0.25
+"""Seconds that a newcomer waits for a lane."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,12 @@ class Robots:
         asked = socket.query_params.get("layout")
         layout = asked if asked is not None else self.layouts[0] if len(self.layouts) == 1 else None
         await socket.accept()
-        playing = Playing(self._engine, layout)
+        playing = Playing(self._engine)
         try:
             if layout is not None and layout not in self.layouts:
                 self._engine.open(layout)  # refuses it, and says what there is
             if layout is not None:
-                playing.open(layout)
+                await playing.open(layout)
             await self._send(socket, form, self._metadata(layout))
             while True:
                 message = await socket.receive()
@@ -108,22 +110,21 @@ class Robots:
 
 
 class Playing:
-    """The session of a connection."""
+    """The session of a connection. It plays one layout; a message that is refused changes nothing of it."""
 
-    def __init__(self, engine: Engine, layout: str | None):
-        self._engine, self._layout = engine, layout
+    def __init__(self, engine: Engine):
+        self._engine = engine
         self._session: Session | None = None
-        self._prompt: str | None = None
-        self._seed = 0
+        self._prompt, self._seed = "", 0
         self._begins, self._before = True, 0.0
 
-    def open(self, layout: str) -> None:
+    async def open(self, layout: str) -> None:
         """Takes a lane for a layout.
 
         Raises:
             Refused: there is none.
         """
-        self._session, self._layout, self._begins = self._engine.open(layout), layout, True
+        self._session = await self._opened(layout)
 
     def close(self) -> None:
         """Gives the lane back."""
@@ -138,55 +139,60 @@ class Playing:
             ValueError: the message cannot be answered.
         """
         started = time.perf_counter()
-        if not isinstance(message, dict):
-            raise ValueError("a message must be a map, with an observation")
-        texts = {
-            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name): one
-            for name, one in message.items()
-        }
-        observed = {name.partition("/")[2]: one for name, one in texts.items() if name.startswith("observation/")}
-        if unknown := [name for name in texts if name not in KNOWN and not name.startswith("observation/")]:
-            raise ValueError(
-                f"a message has {unknown[0][:60]!r}: known are {', '.join(sorted(KNOWN))} and observation/NAME"
-            )
-        self._set(texts)
-        if "observation" not in texts and not observed:
-            if texts.get("reset"):
-                return {"reset": True}
-            raise ValueError("a message has no observation")
-        if self._session is None:
-            raise ValueError("which layout? Send its name as `layout`, or connect with ?layout=NAME")
-        space = self._engine.weights.layouts[self._session.layout].observation.space
-        value = fitted(space, texts["observation"] if "observation" in texts else _nested(space, observed))
-        action = await self._acted(value, _deadline(texts.get("deadline_ms")))
+        texts = _checked(message)
+        session = self._session or await self._opened(texts.get("layout"))
+        try:
+            if texts.get("layout", session.layout) != session.layout:
+                raise ValueError(
+                    f"this session plays {session.layout}: connect again to play {texts['layout'][:80]!r}, or leave `layout` out"
+                )
+            answer = await self._answered(session, texts)
+        except BaseException:
+            if self._session is None:
+                self._engine.close(session)
+            raise
+        self._session = session
+        if "actions" not in answer:
+            return answer
         total = 1000 * (time.perf_counter() - started)
         timing = {"infer_ms": total} | ({"prev_total_ms": self._before} if self._before else {})
         self._before = total
-        return {"actions": chunk(action), "server_timing": timing}
+        return answer | {"server_timing": timing}
 
-    def _set(self, texts: Mapping[str, Any]) -> None:
-        """Takes the layout, the prompt and the seed of a message; a change of them begins an episode."""
-        for name, kind in (("prompt", str), ("layout", str), ("seed", int), ("reset", bool), ("chunk", int)):
-            # A robot may send NumPy's numbers, and texts as arrays of one.
-            if name in texts and not isinstance(texts[name], kind | (np.integer if kind is int else kind)):
-                raise ValueError(f"{name} must be of type {kind.__name__}")
-        if texts.get("chunk", 1) != 1:
-            # In training an observation stands between two actions: what came after the first would be a guess.
-            raise ValueError(
-                f"chunk = {texts['chunk']}: these weights choose one action per observation, and have learnt none without: leave "
-                "it out, and send the observation after each action"
-            )
-        layout = texts.get("layout")
-        if layout is not None and (self._session is None or layout != self._session.layout):
-            self.close()
-            self.open(layout)
-        if "prompt" in texts and texts["prompt"] != self._prompt:
-            self._prompt, self._begins = texts["prompt"], True
-        if texts.get("reset"):
-            self._begins = True
-        self._seed = int(texts.get("seed", self._seed))
+    async def _opened(self, layout: str | None) -> Session:
+        if layout is None:
+            raise ValueError("which layout? Send its name as `layout`, or connect with ?layout=NAME")
+        until = time.monotonic() + LANE_SOON
+        while True:
+            try:
+                return self._engine.open(layout)
+            except Taken:
+                # A client that has just gone gives its lane back within a step of the engine.
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.01)
 
-    async def _acted(self, observation: Any, deadline: float) -> Any:
+    async def _answered(self, session: Session, texts: Mapping[str, Any]) -> dict[str, Any]:
+        """The action for a message's observation. Another prompt begins an episode, and so does `reset`, also without an
+        observation."""
+        prompt, seed = texts.get("prompt", self._prompt), int(texts.get("seed", self._seed))
+        begins = self._begins or bool(texts.get("reset")) or prompt != self._prompt
+        deadline = _deadline(texts.get("deadline_ms"))
+        observed = {name.partition("/")[2]: one for name, one in texts.items() if name.startswith("observation/")}
+        if "observation" in texts or observed:
+            space = self._engine.weights.layouts[session.layout].observation.space
+            value = fitted(space, texts["observation"] if "observation" in texts else _nested(space, observed))
+            action = await self._acted(session, value, (prompt, seed) if begins else None, deadline)
+            answer, begins = {"actions": chunk(action)}, False
+        elif texts.get("reset"):
+            session.pool.check_prompt(prompt)
+            answer = {"reset": True}
+        else:
+            raise ValueError("a message has no observation")
+        self._prompt, self._seed, self._begins = prompt, seed, begins
+        return answer
+
+    async def _acted(self, session: Session, observation: Any, begin: tuple[str, int] | None, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Any] = loop.create_future()
 
@@ -194,14 +200,39 @@ class Playing:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_set, found, action)
 
-        assert self._session is not None
-        begin = (self._prompt or "", self._seed) if self._begins else None
-        self._engine.step(Step(self._session, observation, begin, give, deadline))
+        self._engine.step(Step(session, observation, begin, give, deadline))
         action = await found
         if isinstance(action, Exception):
             raise action
-        self._begins = False
         return action
+
+
+def _checked(message: Any) -> dict[str, Any]:
+    """The fields of a message by their names, all of them known and of their types.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if not isinstance(message, dict):
+        raise ValueError("a message must be a map, with an observation")
+    texts = {
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name): one for name, one in message.items()
+    }
+    if unknown := [name for name in texts if name not in KNOWN and not name.startswith("observation/")]:
+        raise ValueError(
+            f"a message has {unknown[0][:60]!r}: known are {', '.join(sorted(KNOWN))} and observation/NAME"
+        )
+    for name, kind in (("prompt", str), ("layout", str), ("seed", int), ("reset", bool), ("chunk", int)):
+        # A robot may send NumPy's numbers, and texts as arrays of one.
+        if name in texts and not isinstance(texts[name], kind | (np.integer if kind is int else kind)):
+            raise ValueError(f"{name} must be of type {kind.__name__}")
+    if texts.get("chunk", 1) != 1:
+        # In training an observation stands between two actions: what came after the first would be a guess.
+        raise ValueError(
+            f"chunk = {texts['chunk']}: these weights choose one action per observation, and have learnt none without: leave "
+            "it out, and send the observation after each action"
+        )
+    return texts
 
 
 def fitted(space: gym.Space, value: Any) -> Any:

@@ -19,6 +19,10 @@ class Refused(ValueError):
     """An agent's message that cannot be answered; its text is for the client."""
 
 
+class Taken(Refused):
+    """All lanes are taken now."""
+
+
 @dataclasses.dataclass(eq=False)
 class Session:
     """An agent's place in a pool."""
@@ -85,10 +89,10 @@ class Pool:
         """A new session.
 
         Raises:
-            Refused: all lanes are taken.
+            Taken: all lanes are.
         """
         if not self._free:
-            raise Refused(f"all {self._lanes} lanes for steps of this shape are taken: try again later")
+            raise Taken(f"all {self._lanes} lanes for steps of this shape are taken: try again later")
         session = Session(layout, self._free.pop(), self)
         self._sessions.append(session)
         return session
@@ -107,17 +111,26 @@ class Pool:
         """Checks what a client sent before it is shared with others.
 
         Raises:
-            Refused: the instruction is too long.
+            Refused: see `check_prompt`.
             ValueError: the observation is not of the layout's space.
         """
         layout = self._weights.layouts[step.session.layout]
         step.observation = layout.observation.checked(step.observation, f"{layout.name}: the observation")
         if step.begin is not None:
-            size = len(self._weights.assembler.instruction(step.begin[0]))
-            if size > self._prefix:
-                raise Refused(
-                    f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it"
-                )
+            self.check_prompt(step.begin[0])
+
+    def check_prompt(self, prompt: str) -> None:
+        """Checks an instruction.
+
+        Raises:
+            Refused: it is too long, or has half characters (lone surrogates), which no tokenizer takes.
+        """
+        try:
+            size = len(self._weights.assembler.instruction(prompt))
+        except UnicodeEncodeError as error:
+            raise Refused("the prompt has a lone surrogate, which is no character") from error
+        if size > self._prefix:
+            raise Refused(f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it")
 
     def ready(self, now: float) -> bool:
         """Whether the steps that wait should be computed now: all that are expected have come, or the oldest waited enough."""

@@ -1,7 +1,9 @@
 """Settings of a server: where it listens, how much it does at once, and what it refuses."""
 
 import dataclasses
+import errno
 import ipaddress
+import socket
 
 MIB = 1 << 20
 
@@ -109,3 +111,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # another name may be any address
+
+
+def check_free(host: str, port: int) -> None:
+    """Checks that a server can listen at a port, before anything is loaded for it.
+
+    Raises:
+        OSError: another one does, or there is no such host.
+    """
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as tried:
+            # As asyncio binds: what a server that has ended left behind (TIME_WAIT) is in nobody's way.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                tried.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise OSError(f"port {port} at {host} is taken: name another with --port") from error
+                # What else is wrong may be so of one of several addresses alone: asyncio decides.

@@ -169,7 +169,7 @@ def test_texts_that_nobody_waits_for_are_dropped(engine: Engine) -> None:
             event = events.get(timeout=30)
         assert isinstance(event, Failed) and event.kind == "deadline"
     with pytest.raises(Full, match="wait already"):
-        engine.submit([ask(engine, ["push"], tokens=2)[0] for _ in range(41)])
+        engine.submit([ask(engine, ["push"], tokens=2)[0] for _ in range(44)])  # 3 lanes, and 40 that may wait
 
 
 def test_weights_are_exchanged_between_texts(engine: Engine, model: Any) -> None:

@@ -75,6 +75,8 @@ CASES: dict[str, tuple[int, Any]] = {
     "a long prompt": (400, chat([{"role": "user", "content": "push " * 20_000}])),
     "the assistant's last word": (400, chat([*HELLO, {"role": "assistant", "content": "x"}])),
     "a surrogate": (400, b'{"model": "debug", "messages": [{"role": "user", "content": "\\ud800"}]}'),
+    "a surrogate as a field": (400, b'{"\\ud800": 1}'),
+    "a surrogate as a field of a message": (400, b'{"model": "debug", "messages": [{"role": "user", "\\ud800": 1}]}'),
     "many choices": (400, chat(HELLO, n=10**9)),
     "half a choice": (400, chat(HELLO, n=1.5)),
     "true choices": (400, chat(HELLO, n=True)),

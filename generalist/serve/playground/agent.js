@@ -47,6 +47,7 @@ async function play() {
   try {
     for await (const event of events("/v1/play", body, running.signal)) {
       if (event.begin) began(event.begin);
+      else if (event.stopped) by("playing").textContent += " · stopped: " + event.stopped;
       else last = draw(event);
     }
   } catch (error) {
