@@ -2,19 +2,19 @@
 
 import hashlib
 
-COLOURS = 16
-_SALT = 159938  # chosen so that no two of the sources that come with the package share a colour, and suites lie apart
+COLOURS = 20
+_SALT = 176471  # chosen so that no two of the sources that come with the package share a colour, and suites lie apart
 
 
 def colour_of(name: str) -> str:
-    """The style's class for a name, `c0` to `c15`. It depends on the name alone, not on what else is drawn."""
+    """The style's class for a name, `c0` to `c19`. It depends on the name alone, not on what else is drawn."""
     # Not Python's hash, which differs from process to process.
     digest = hashlib.sha256(f"{_SALT}{name}".encode()).digest()
     return f"c{int.from_bytes(digest[:4], 'big') % COLOURS}"
 
 
 def palette(*, dark: bool) -> str:
-    """CSS variables `--c0` to `--c15`: hues around the colour circle."""
+    """CSS variables `--c0` to `--c19`: hues around the colour circle."""
     # Neighbouring hues differ in lightness as well; on a dark page all are lighter.
     lightness = (72, 60) if dark else (34, 48)
     hues = ((number * 360 // COLOURS, lightness[number % 2]) for number in range(COLOURS))

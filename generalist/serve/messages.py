@@ -113,6 +113,11 @@ class Prompter:
                 f"the messages have {letters:,} characters, more than fit into the model's context of {room} positions: "
                 "shorten them"
             )
+        if self._weights.config.model.vision.row_ends and any(one.images for one in messages):
+            raise ValueError(
+                "these weights cut an image into a changing number of tiles, for which no programs are compiled ahead: leave images "
+                "out here, or use Generalist.prompt"
+            )
         if self.chats:
             parts, plain = chat_parts(self._weights, [_templated(one) for one in messages])
             sequence = plain.assembler.document(parts, is_open=True)

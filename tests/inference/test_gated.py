@@ -184,11 +184,11 @@ def copy(tmp_path: Path) -> Callable[[str], Path]:
     [
         ({"cross_layer_interval": 3}, "4 layers, which cross_layer_interval = 3 does not divide"),
         ({"alpha_type": "matrix"}, "alpha_type = 'matrix'; supported is float, vector"),
-        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish'"),
         ({"num_key_value_heads": 2}, "num_key_value_heads = 2; an IDEFICS has 4"),
         ({"head_dim": 4}, "head_dim = 4; an IDEFICS has 8"),
         ({"vision_config.num_channels": 4}, "num_channels = 4; supported is 3"),
-        ({"vision_config.hidden_act": "swish"}, "hidden_act must be one of"),
+        ({"vision_config.hidden_act": "mish"}, "hidden_act"),
         ({"vision_config.image_size": [28, 28]}, "not of the expected type"),
         ({"alpha_type": "vector"}, r"alpha_cross_attn is \(1,\) instead of \(1, 1, 32\)"),
         ({"qk_layer_norms": False}, "unknown tensors: model.gated_cross_attn_layers.0.cross_attn.k_layer_norm.weight"),

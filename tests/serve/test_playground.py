@@ -230,6 +230,7 @@ def test_it_shows_what_each_token_looked_at(page: Any, port: int, tmp_path: Path
     assert page.locator("#positions .place").count() == len(shown) + 1
     page.click("#sequence summary")
     cells = page.locator("#rows .cell")
+    cells.first.wait_for()
     assert cells.count() == len(shown) + page.locator("#tokens .token").count()
     cells.nth(3).click()
     assert page.locator("#rows .seen").count() == 4 and "position" in page.text_content("#details")
