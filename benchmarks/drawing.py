@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STEPS = {"codes": 3000, "judge": 1500, "ranker": 1500, "artist": 12_000}
+STEPS = {"codes": 4000, "judge": 1500, "ranker": 1500, "artist": 9000}
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def stages(runs: Path, items: int) -> dict[str, list[str]]:
         "ranker": ["contrastive", "--loss", "clip", "--training.seed", "1"],
         "artist": [
             *("--tokens.image-tokenizer", str(runs / "codes" / "tokenizer")),
-            *("--data.only", "drawing", "--data.drawing.weight", "1"),
+            *("--data.only", "drawing", "--data.drawing.weight", "1", "--data.rows", "16", "--data.length", "112"),
             *("--model.vision.encoder", "none", "--tokens.documents", "frame"),
             *(word for key, value in evaluation.items() for word in (f"--data.drawing.evaluation-{key}", str(value))),
         ],

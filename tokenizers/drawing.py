@@ -56,7 +56,9 @@ def drawing_prefix(
         ValueError: as `drawing`, or no cell is drawn.
     """
     if assembler.codes is None:
-        raise ValueError("the weights have no image tokenizer, so they can't draw: train with tokens.image_tokenizer")
+        raise ValueError(
+            "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
+        )
     # The local positions from 1 on are those of cells; the last one belongs to actions.
     if len(codes) >= ACTION_POSITION:
         raise ValueError(

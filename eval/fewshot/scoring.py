@@ -51,8 +51,9 @@ def check(generalist: Generalist, benchmark: Benchmark, asking: Asking) -> None:
             within = f" of the group {group!r}" if group else ""
             raise ValueError(f"{most} shots need as many examples, but {benchmark.name} has {known}{within}")
     asked = next((one for one in benchmark.queries if one.question), None)
-    if asked is not None and "{question}" not in (asking.template or benchmark.template):
-        raise ValueError(f"{benchmark.name} asks questions: write {{question}} into the template {asking.template!r}")
+    template = asking.template or benchmark.template
+    if asked is not None and "{question}" not in template:
+        raise ValueError(f"{benchmark.name} asks questions: write {{question}} into the template {template!r}")
     if asking.retrieve and generalist.encoder is None:
         raise ValueError("retrieval compares images with the frozen encoder, but these weights have none")
     if benchmark.kind == "caption":

@@ -42,7 +42,7 @@ class ImageTokenizerConfig(RunSettings):
     stability: float = 0.02
     """Weight of the distance between codes and the codes of their decoded image, so that encoding again changes nothing."""
     training: TrainingConfig = TrainingConfig(
-        steps=1600, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, checkpoint_every=400, ema=0.995
+        steps=4000, optimizer="muon", learning_rate=3e-3, weight_decay=0.01, checkpoint_every=400, ema=0.995
     )
     profile: bool = False
     """Write a trace of a few steps to the run's folder, for TensorBoard's profiler or Perfetto."""

@@ -187,7 +187,9 @@ def part_of(
         return None, None
     codes = generalist.tokenizers.codes
     if codes is None:
-        raise ValueError("the weights have no image tokenizer, so they can't draw: train with tokens.image_tokenizer")
+        raise ValueError(
+            "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
+        )
     top, left, bottom, right = box
     size, patch = codes.config.size, codes.config.patch
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):

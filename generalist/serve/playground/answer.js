@@ -59,6 +59,7 @@ async function send() {
     }
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     by("state").textContent = tokens.length + (tokens.length === 1 ? " token" : " tokens") + " in " + seconds + " s" + (reason === "length" ? ", cut off" : "");
+    if (!tokens.length) by("state").textContent = "The model ended at once: it expects no more text here.";
   } catch (error) {
     if (error.name === "AbortError") by("state").textContent = "Stopped after " + tokens.length + " tokens.";
     else tell("refused", error.message);

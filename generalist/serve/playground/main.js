@@ -53,6 +53,11 @@ by("theme").onclick = () => {
 };
 by("door").onsubmit = (event) => {
   event.preventDefault();
+  // A header takes no other characters, so a token has none.
+  if (!/^[\x21-\x7e]+$/.test(by("token").value)) {
+    tell("failed", "This is not the server's token.");
+    return;
+  }
   setToken(by("token").value);
   connect();
 };

@@ -36,6 +36,7 @@ function card(element, title, answered) {
     rows: 1, maxLength: 20000, "aria-label": title + ": text",
     placeholder: answered ? "Text (optional)" : "Text that the model continues",
   });
+  own.text.addEventListener("input", () => grow(own.text));
   own.answer = answered ? made("input", { type: "text", placeholder: "Its answer", "aria-label": "Answer of the example", maxLength: 2000 }) : null;
   const remove = made("button", { type: "button", class: "quiet", "aria-label": "Remove this example", onclick: () => {
     element.remove();
@@ -47,6 +48,12 @@ function card(element, title, answered) {
   element.append(own.text);
   if (answered) element.append(own.answer);
   return own;
+}
+
+// As high as its text, up to the limit of the style sheet.
+function grow(box) {
+  box.style.height = "auto";
+  box.style.height = box.scrollHeight + 2 + "px";
 }
 
 function zone(own) {
