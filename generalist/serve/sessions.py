@@ -111,7 +111,7 @@ class Pool:
         """Checks what a client sent before it is shared with others.
 
         Raises:
-            Refused: see `check_prompt`.
+            Refused, ValueError: see `check_prompt`.
             ValueError: the observation is not of the layout's space.
         """
         layout = self._weights.layouts[step.session.layout]
@@ -123,12 +123,10 @@ class Pool:
         """Checks an instruction.
 
         Raises:
-            Refused: it is too long, or has half characters (lone surrogates), which no tokenizer takes.
+            Refused: it is too long.
+            ValueError: it has half characters (lone surrogates), which no tokenizer takes.
         """
-        try:
-            size = len(self._weights.assembler.instruction(prompt))
-        except UnicodeEncodeError as error:
-            raise Refused("the prompt has a lone surrogate, which is no character") from error
+        size = len(self._weights.assembler.instruction(prompt))
         if size > self._prefix:
             raise Refused(f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it")
 
