@@ -115,8 +115,8 @@ class Prompter:
             )
         if self._weights.config.model.vision.row_ends and any(one.images for one in messages):
             raise ValueError(
-                "these weights cut an image into a changing number of tiles, for which no programs are compiled ahead: leave images "
-                "out here, or use Generalist.prompt"
+                "these weights cut an image into a changing number of tiles, for which no programs are compiled ahead: leave "
+                "images out here, or use Generalist.prompt"
             )
         if self.chats:
             parts, plain = chat_parts(self._weights, [_templated(one) for one in messages])
