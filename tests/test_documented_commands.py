@@ -146,6 +146,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mixture.yaml").write_text(MIXTURE.findall((ROOT / "docs/mixture.md").read_text(encoding="utf-8"))[0])
     for name in ("models/SmolLM2-360M", "tests/fixtures/language/llama"):
         shutil.copytree(ROOT / "tests/fixtures/language/llama", tmp_path / name)
+    shutil.copytree(ROOT / "tests/fixtures/images/gemma3", tmp_path / "tests/fixtures/images/gemma3")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
