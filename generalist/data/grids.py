@@ -7,6 +7,7 @@ colour and a thing, one per colour, never occur in training; the split `pairs` s
 Dimension key: S pixels per side of a grid (128).
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,8 @@ def check_installed() -> None:
     Raises:
         MissingGrids: minigrid is not installed.
     """
-    try:
-        import minigrid  # noqa: F401
-    except ImportError as error:
-        raise MissingGrids from error
+    if find_spec("minigrid") is None:
+        raise MissingGrids
 
 
 def draw_grid(split: Split, objects: int, rng: np.random.Generator, things: int = 0) -> Scene:

@@ -6,7 +6,7 @@ Such a file is a ZIP archive that is not compressed:
     archive/data/0      the numbers of a storage, little-endian
     archive/version     and other small files, which are not needed
 
-A pickle is a program. Here it is not given to Python's unpickler: `_Machine` knows those of its instructions that dictionaries of
+A pickle is a program. Here it is not given to Python's unpickler: `_Tensors` knows those of its instructions that dictionaries of
 tensors need, builds nothing but plain values, and calls nothing. Any other instruction or name is an error.
 
 Dimension key: *S the axes of a tensor.
@@ -14,9 +14,7 @@ Dimension key: *S the axes of a tensor.
 
 import dataclasses
 import math
-import pickletools
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Num
 
+from generalist.system.plain_pickle import PickleError, PlainPickle
 from generalist.weights.folder import WeightsError
 from generalist.weights.recipe import Tensor
 
@@ -81,10 +80,12 @@ class TorchFile:
             with zipfile.ZipFile(path) as archive:
                 root, self._members = _members(archive)
                 pickled = archive.read(f"{root}data.pkl")
-            self.content = _Machine(pickled).run()
+            self.content = _Tensors(pickled).run()
             """What the pickle holds: dictionaries, lists and plain values with `Stored` for tensors."""
         except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise WeightsError(f"{path} is truncated or not a file of PyTorch since version 1.6 ({error})") from error
+        except PickleError as error:
+            raise WeightsError(f"{path}: its pickle {error}") from error
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
         self._root = root
@@ -149,73 +150,13 @@ def _members(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]
     return root, members
 
 
-_MARK = object()
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_GIVEN = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
-"""Instructions whose argument is the value."""
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+class _Tensors(PlainPickle):
+    """Dictionaries of tensors: names of functions are only noted, and a few known calls stand for tensors."""
 
+    values = "tensors"
 
-class _Machine:
-    """The instructions of a pickle (`pickletools` describes each) for dictionaries of tensors. Names are only noted."""
-
-    def __init__(self, pickled: bytes):
-        self._pickled = pickled
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self) -> Any:
-        """The value of the pickle.
-
-        Raises:
-            WeightsError: it is damaged, or has an instruction or a name that tensors do not need.
-        """
-        try:
-            for instruction, argument, _ in pickletools.genops(self._pickled):
-                if instruction.name == "STOP":
-                    return self._pop()
-                self._step(instruction.name, argument)
-        except WeightsError:
-            raise
-        # What a damaged pickle can make of the steps below: all mean the same.
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise WeightsError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
-        raise WeightsError("its pickle has no end")
-
-    def _step(self, name: str, argument: Any) -> None:
-        if name in ("PROTO", "FRAME"):
-            return
-        if name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name in _GIVEN:
-            self._stack.append(argument)
-        elif name == "MARK":
-            self._stack.append(_MARK)
-        elif name in _TUPLES:
-            self._stack.append(tuple(reversed([self._pop() for _ in range(_TUPLES[name])])))
-        elif name == "TUPLE":
-            self._stack.append(tuple(self._above_mark()))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = self._stack[-1]
-        elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = self._stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self._stack.append(self._memo[argument])
-        else:
-            self._change(name, argument)
-
-    def _change(self, name: str, argument: Any) -> None:
-        """Instructions that fill containers, and those that refer to functions or storages."""
-        if name in ("SETITEM", "SETITEMS"):
-            items = [self._pop(), self._pop()][::-1] if name == "SETITEM" else self._above_mark()
-            self._last(dict).update(zip(items[::2], items[1::2], strict=True))
-        elif name in ("APPEND", "APPENDS"):
-            items = [self._pop()] if name == "APPEND" else self._above_mark()
-            self._last(list).extend(items)
-        elif name == "GLOBAL":
+    def _other(self, name: str, argument: Any) -> None:
+        if name == "GLOBAL":
             self._stack.append(_Name(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             attribute, module = self._pop(), self._pop()
@@ -229,24 +170,7 @@ class _Machine:
         elif name == "BINPERSID":
             self._stack.append(_storage(self._pop()))
         else:
-            raise WeightsError(f"its pickle has the instruction {name}, which tensors do not need, so it is refused")
-
-    def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _MARK:
-            raise ValueError("a mark in place of a value")
-        return value
-
-    def _last(self, kind: type) -> Any:
-        if type(self._stack[-1]) is not kind:
-            raise ValueError(f"a {type(self._stack[-1]).__name__} in place of a {kind.__name__}")
-        return self._stack[-1]
-
-    def _above_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while (value := self._stack.pop()) is not _MARK:
-            items.append(value)
-        return items[::-1]
+            super()._other(name, argument)
 
 
 def _made(function: Any, arguments: Any) -> Any:
@@ -265,8 +189,8 @@ def _made(function: Any, arguments: Any) -> Any:
         return Stored(storage, offset, tuple(shape), tuple(strides))
     if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], Stored):
         return arguments[0]
-    raise WeightsError(
-        f"its pickle asks for {name:.80}, which tensors do not need, so it is refused: use a file that holds tensors alone"
+    raise PickleError(
+        f"asks for {name:.80}, which tensors do not need, so it is refused: use a file that holds tensors alone"
     )
 
 
@@ -274,7 +198,7 @@ def _storage(entry: Any) -> _Storage:
     kind, named, key, _, count = entry  # the fourth is the device that it was on
     name = named.full.removeprefix("torch.") if isinstance(named, _Name) else ""
     if kind != "storage" or name not in TYPES or not isinstance(key, str) or not key.isdecimal():
-        raise WeightsError(f"its pickle refers to a {kind!r:.40} of an unknown type")
+        raise PickleError(f"refers to a {kind!r:.40} of an unknown type")
     if type(count) is not int or not 0 <= count < 2**48:
         raise ValueError("a storage whose count is no size")
     return _Storage(name, key, count)

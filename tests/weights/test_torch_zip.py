@@ -154,7 +154,7 @@ def code(*steps: bytes) -> bytes:
         (code(b"cos\nsystem\n)\x81"), "the instruction NEWOBJ"),
         (code(b"\x82\x01"), "the instruction EXT1"),
         (code(b"\x95" + struct.pack("<Q", 4), b"\x8a\x01\x05"), None),
-        (code(b"I1\n"), "the instruction INT"),
+        (code(b"P0\n"), "the instruction PERSID"),
         (code(b"h\x05"), "damaged"),
         (code(b"N", b"b"), "damaged"),
         (code(b"t"), "damaged"),
