@@ -46,7 +46,8 @@ class TokenConfig:
     """How document images enter the model; same choices as `images`."""
 
     image_tokenizer: str = "none"
-    """Folder of a trained image tokenizer (docs/drawing.md), whose codes the model then reads and draws; none: no codes."""
+    """Folder of a trained image tokenizer, or file or folder of a published one (docs/drawing.md), whose codes the model then
+    reads and draws; none: no codes."""
     image_codes: int = 0
     """Codes of the image tokenizer, which determines them: what is given here is replaced."""
 

@@ -14,7 +14,7 @@ def with_image_tokenizer(config: Config) -> Config:
     """The settings with the number of codes of the image tokenizer `tokens.image_tokenizer`; 0 if that is none.
 
     Raises:
-        WeightsError: the folder holds no image tokenizer, or a damaged one.
+        WeightsError: it names no image tokenizer, or a damaged one.
     """
     # Weights that the run begins with bring theirs, whose own folder may be gone by now.
     if config.training.start and config.tokens.image_codes:
@@ -27,7 +27,7 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
     """The image tokenizer that the settings name.
 
     Raises:
-        WeightsError: the folder holds no image tokenizer, or a damaged one.
+        WeightsError: it names no image tokenizer, or a damaged one.
     """
     return ImageTokenizer.load(config.tokens.image_tokenizer)
 
@@ -38,6 +38,9 @@ def checked_tokenizer(config: Config, folder: Path) -> ImageTokenizer:
     Raises:
         WeightsError: it is missing or damaged, or has other codes than the settings say.
     """
+    # Without it a published one would load too, with another size of images.
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} has no config.json: restore the folder")
     found = ImageTokenizer.load(folder)
     if found.codebook != config.tokens.image_codes:
         raise WeightsError(

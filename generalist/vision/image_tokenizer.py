@@ -3,13 +3,15 @@
     config.json        the shape of the network and the number of steps it was trained for
     model.safetensors  its parameters
 
+or a published one (`vq_files`), which is used as it is.
+
 Dimension key: N images, H height, W width, C colours, S pixels per side, T codes of an image.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +25,38 @@ from generalist.model.params import flat, nested
 from generalist.system.files import whole_folder, write_json
 from generalist.vision.autoencoder import Autoencoder, AutoencoderConfig, rounded, to_codes, to_digits
 from generalist.vision.encoder import Preparation
-from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
+from generalist.vision.vq import VqConfig
+from generalist.vision.vq import decode as decode_vq
+from generalist.vision.vq import encode as encode_vq
+from generalist.vision.vq_files import read_published
+from generalist.weights.folder import WeightsError, WeightsFolder, read_json, save_tensors
 from generalist.weights.recipe import tensor
 
-ARCHITECTURE = "GeneralistImageTokenizer"
+ARCHITECTURE, PUBLISHED = "GeneralistImageTokenizer", "PublishedImageTokenizer"
 AT_ONCE = 32  # images per call: one shape, one compilation
+AT_ONCE_PUBLISHED = 4  # whose networks are larger: 128 channels or more for every pixel
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokenizer:
     """A trained autoencoder: both directions in one object, so that they cannot drift apart."""
 
-    config: AutoencoderConfig
+    config: AutoencoderConfig | VqConfig
     params: Any
 
     @classmethod
     def load(cls, folder: Path | str) -> "ImageTokenizer":
-        """Reads what `save` wrote. Nothing in the folder is trusted, and nothing in it is run.
+        """Reads what `save` wrote, or a published image tokenizer: a file, or a folder with one. Nothing in it is trusted, and
+        nothing in it is run.
 
         Raises:
             WeightsError: the folder holds no image tokenizer, or its settings or its parameters are damaged.
         """
+        if not _is_own(Path(folder)):
+            config, tensors = read_published(Path(folder))
+            return cls(config, jax.device_put(tensors))
         weights = WeightsFolder(Path(folder))
         path = weights.folder / "config.json"
-        if weights.architecture != ARCHITECTURE:
-            raise WeightsError(
-                f"{path} describes a {weights.architecture}, not an image tokenizer of `train.py image_tokenizer`"
-            )
         levels = weights.setting("levels", list)
         if not all(type(level) is int for level in levels):
             raise WeightsError(f"{path} has levels = {levels!r:.60}: they must be whole numbers")
@@ -70,7 +77,11 @@ class ImageTokenizer:
         with whole_folder(Path(folder)) as whole:
             arrays = {path: np.asarray(leaf) for path, leaf in flat(jax.device_get(self.params)).items()}
             save_tensors(arrays, whole / "model.safetensors")
-            write_json(whole / "config.json", {"architectures": [ARCHITECTURE], **dataclasses.asdict(self.config)})
+            if isinstance(self.config, VqConfig):  # all but the size follows from the tensors
+                settings = {"architectures": [PUBLISHED], "size": self.config.size}
+            else:
+                settings = {"architectures": [ARCHITECTURE], **dataclasses.asdict(self.config)}
+            write_json(whole / "config.json", settings)
 
     @property
     def side(self) -> int:
@@ -119,15 +130,14 @@ class ImageTokenizer:
 
     @cached_property
     def _compiled(self) -> tuple[Callable, Callable]:
-        graph, config = graph_of(self.config), self.config
+        config = self.config
+        latent_codes, images = _published(config) if isinstance(config, VqConfig) else _rounding(config)
 
         def encode(params: Any, pixels: UInt8[Array, "N S S 3"]) -> Int[Array, "N T"]:
-            digits = jnp.round(nnx.merge(graph, params).latents(standardised(pixels)))
-            return to_codes(digits, config.levels).reshape(len(pixels), -1)
+            return latent_codes(params, standardised(pixels)).reshape(len(pixels), -1)
 
         def decode(params: Any, codes: Int[Array, "N T"]) -> UInt8[Array, "N S S 3"]:
-            cells = codes.reshape(len(codes), config.side, config.side)
-            return to_pixels(nnx.merge(graph, params).images(to_digits(cells, config.levels)))
+            return to_pixels(images(params, codes.reshape(len(codes), config.side, config.side)))
 
         return jax.jit(encode), jax.jit(decode)
 
@@ -135,12 +145,36 @@ class ImageTokenizer:
         self, compiled: Callable, inputs: Shaped[np.ndarray, "N ..."], empty: Shaped[np.ndarray, "0 ..."]
     ) -> Shaped[np.ndarray, "N ..."]:
         """Runs chunks of one size; the last one is filled up with copies, whose results are cut off."""
-        found = [empty]
-        for start in range(0, len(inputs), AT_ONCE):
-            chunk = inputs[start : start + AT_ONCE]
-            whole = np.resize(chunk, (AT_ONCE, *chunk.shape[1:]))
+        found, count = [empty], AT_ONCE_PUBLISHED if isinstance(self.config, VqConfig) else AT_ONCE
+        for start in range(0, len(inputs), count):
+            chunk = inputs[start : start + count]
+            whole = np.resize(chunk, (count, *chunk.shape[1:]))
             found.append(np.asarray(compiled(self.params, whole))[: len(chunk)])
         return np.concatenate(found)
+
+
+def _rounding(config: AutoencoderConfig) -> tuple[Callable, Callable]:
+    """Images to codes and codes to images by our own network, as functions of its parameters."""
+    graph = graph_of(config)
+
+    def codes(params: Any, images: Float[Array, "N S S 3"]) -> Int[Array, "N h w"]:
+        return to_codes(jnp.round(nnx.merge(graph, params).latents(images)), config.levels)
+
+    def images(params: Any, codes: Int[Array, "N h w"]) -> Float[Array, "N S S 3"]:
+        return nnx.merge(graph, params).images(to_digits(codes, config.levels))
+
+    return codes, images
+
+
+def _published(config: VqConfig) -> tuple[Callable, Callable]:
+    """The same by a published network."""
+    return partial(encode_vq, config), partial(decode_vq, config)
+
+
+def _is_own(path: Path) -> bool:
+    settings = path / "config.json"
+    given = read_json(settings) if settings.is_file() else None
+    return isinstance(given, dict) and given.get("architectures") == [ARCHITECTURE]
 
 
 def fresh_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:

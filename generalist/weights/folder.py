@@ -214,30 +214,11 @@ class WeightsFolder:
     def check(self, recipes: Mapping[str, Recipe], ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless the folder has exactly the tensors that the recipes and `ignored` name, in supported
         dtypes."""
-        # Left-over tensors are faults too: a model with parts that are not used would give other outputs than its authors'.
         wanted = {name: shape for recipe in recipes.values() for name, shape in recipe.sources}
-        missing = [name for name in wanted if name not in self.shapes]
         # (?!) never matches: without patterns nothing is ignored.
         pattern = re.compile("|".join(f"(?:{one})" for one in ignored) or r"(?!)")
-        extra = [name for name in self.shapes if name not in wanted and not pattern.fullmatch(name)]
-        wrong = [
-            f"{name} is {self.shapes[name]} instead of {shape}"
-            for name, shape in wanted.items()
-            if name in self.shapes and self.shapes[name] != tuple(shape)
-        ]
-        packed = [f"{name} is {self.types[name]}" for name in wanted if self.types.get(name, NUMBERS[0]) not in NUMBERS]
-        found = {
-            "missing tensors": missing,
-            "unknown tensors": extra,
-            "wrong shapes": wrong,
-            f"types other than {', '.join(NUMBERS)}": packed,
-        }
-        # All faults in one message: a wrong config.json otherwise takes one attempt per fault.
-        faults = [f"{title}: {few(names)}" for title, names in found.items() if names]
-        if faults:
-            raise WeightsError(
-                f"{self.folder} does not match the {self.architecture} of its config.json: {'; '.join(faults)}"
-            )
+        if faults := mismatch(wanted, self.shapes, self.types, pattern):
+            raise WeightsError(f"{self.folder} does not match the {self.architecture} of its config.json: {faults}")
 
     def beside(self, name: str) -> dict[str, Any]:
         """Another JSON file of the folder; empty if it is missing."""
@@ -315,6 +296,39 @@ class WeightsFolder:
                     self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def mismatch(
+    wanted: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, str],
+    ignored: re.Pattern,
+) -> str:
+    """What sets a file's tensors apart from the wanted ones, for a message; empty if nothing does.
+
+    Args:
+        wanted: name → shape.
+        shapes: of the file.
+        types: of the file, as safetensors names them.
+        ignored: matches whole names of tensors that may be present but are not used.
+    """
+    # Left-over tensors are faults too: a model with parts that are not used would give other outputs than its authors'.
+    missing = [name for name in wanted if name not in shapes]
+    extra = [name for name in shapes if name not in wanted and not ignored.fullmatch(name)]
+    wrong = [
+        f"{name} is {shapes[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in shapes and shapes[name] != tuple(shape)
+    ]
+    packed = [f"{name} is {types[name]}" for name in wanted if types.get(name, NUMBERS[0]) not in NUMBERS]
+    found = {
+        "missing tensors": missing,
+        "unknown tensors": extra,
+        "wrong shapes": wrong,
+        f"types other than {', '.join(NUMBERS)}": packed,
+    }
+    # All faults in one message: a wrong config.json otherwise takes one attempt per fault.
+    return "; ".join(f"{title}: {few(names)}" for title, names in found.items() if names)
 
 
 def few(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Drawing: cached and guided drawing against whole passes, editing, ranking, and a run that learns to draw."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from generalist.cli.main import main
 from generalist.config.presets import debug
+from generalist.config.run import Config
 from generalist.data import emoji
 from generalist.data.drawn import drawing_codes, open_cells
 from generalist.data.packing import BatchIterator
@@ -205,33 +207,64 @@ def test_a_source_without_an_image_tokenizer_is_refused():
         dataclasses.replace(base, data=base.data.with_sources(drawing=TextToImage(weight=1.0)))
 
 
-def test_a_run_learns_to_draw_and_its_export_draws(tokenizer, tmp_path: Path, monkeypatch):
-    tokenizer.save(tmp_path / "codes")
-    some = emoji.drawings("train")[:24]
-    monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
+def run_settings(folder: Path, codes: Path, **training) -> Config:
+    """A run that only draws, with the codes of an image tokenizer."""
     base = debug()
-    config = with_image_tokenizer(
+    return with_image_tokenizer(
         dataclasses.replace(
             base,
             name="artist",
-            runs=tmp_path / "runs",
+            runs=folder / "runs",
             model=dataclasses.replace(base.model, width=64),
-            tokens=dataclasses.replace(base.tokens, text_pieces=400, image_tokenizer=str(tmp_path / "codes")),
+            tokens=dataclasses.replace(base.tokens, text_pieces=400, image_tokenizer=str(codes)),
             data=dataclasses.replace(
                 base.data.with_sources(drawing=TextToImage(weight=1.0, variants=1)),
                 only=("drawing",),
-                folder=tmp_path / "data",
+                folder=folder / "data",
                 length=64,
             ),
-            training=dataclasses.replace(base.training, steps=150, learning_rate=5e-3, checkpoint_every=150),
+            training=dataclasses.replace(base.training, **training),
         )
     )
-    assert config.tokens.image_codes == 24
+
+
+def trained_run(config: Config) -> Generalist:
+    """The weights of the run, once it is over."""
     console = Console(quiet=True)
     prepared = prepare(config, console)
     assert isinstance(prepared.iterator, BatchIterator)
     train(config, prepared.tokenizers.model_spec(), prepared.batch_spec, prepared.iterator, prepared.sources, console)
-    generalist = Generalist.from_run(config)
+    return Generalist.from_run(config)
+
+
+def test_a_run_with_a_published_image_tokenizer_and_its_export_draw(tmp_path: Path, monkeypatch):
+    published = tmp_path / "published"
+    published.mkdir()
+    shutil.copy(Path(__file__).parent.parent / "fixtures" / "image_tokenizers" / "llamagen.pt", published)
+    (published / "config.json").write_text('{"size": 8}')
+    some = emoji.drawings("train")[:4]
+    monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
+    config = run_settings(tmp_path, published, steps=2, checkpoint_every=2)
+    assert config.tokens.image_codes == 64
+    generalist = trained_run(config)
+    shutil.rmtree(published)  # runs and exports have copies
+    generalist.save(tmp_path / "weights")
+    drawn = draw_images(Generalist.load(tmp_path / "weights"), ["a heart"], LIKELIEST)
+    assert drawn.codes.shape == (1, 16) and drawn.images.shape == (1, 8, 8, 3)
+    np.testing.assert_array_equal(drawn.images, draw_images(Generalist.from_run(config), ["a heart"], LIKELIEST).images)
+    # Without its settings the copy would have images of another size.
+    (tmp_path / "weights" / "image_tokenizer" / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"has no config\.json: restore"):
+        Generalist.load(tmp_path / "weights")
+
+
+def test_a_run_learns_to_draw_and_its_export_draws(tokenizer, tmp_path: Path, monkeypatch):
+    tokenizer.save(tmp_path / "codes")
+    some = emoji.drawings("train")[:24]
+    monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
+    config = run_settings(tmp_path, tmp_path / "codes", steps=150, learning_rate=5e-3, checkpoint_every=150)
+    assert config.tokens.image_codes == 24
+    generalist = trained_run(config)
     generalist.save(tmp_path / "weights")
     again = Generalist.load(tmp_path / "weights")
     texts = [f"a {one.name}" for one in some]
