@@ -53,8 +53,7 @@ class ImageTokenizer:
             WeightsError: the folder holds no image tokenizer, or its settings or its parameters are damaged.
         """
         if not _is_own(Path(folder)):
-            config, tensors = read_published(Path(folder))
-            return cls(config, jax.device_put(tensors))
+            return cls(*read_published(Path(folder)))
         weights = WeightsFolder(Path(folder))
         path = weights.folder / "config.json"
         levels = weights.setting("levels", list)

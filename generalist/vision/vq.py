@@ -3,8 +3,8 @@ with other names and a normalised codebook. It is used as it is, and not trained
 
     pixels ──blocks, halvings──► D numbers per cell ──nearest row of the codebook = one code──► blocks, doublings──► pixels
 
-Each half of the network is a list of steps, which both the computation and the check of a file's tensors walk. Parameters have the
-names and shapes of the files.
+Each half of the network is a list of steps, which both the computation and the check of a file's tensors walk. Parameters have
+the names and shapes of the files.
 
 Dimension key: N images, H height, W width, C and O channels, h and w the grid of cells, D width of a code, G groups, K codes.
 """
@@ -150,9 +150,10 @@ def _level_steps(layout: Layout, half: str, levels: Sequence[Level], channels: i
 
 
 def _middle(layout: Layout, half: str, width: int) -> Iterator[Step]:
-    names = ("0", "1", "2") if layout == "llamagen" else ("block_1", "attn_1", "block_2")
-    for kind, name in zip(("residual", "attention", "residual"), names, strict=True):
-        yield Step(kind, f"{half}.mid.{name}", width, width)
+    first, attention, last = ("0", "1", "2") if layout == "llamagen" else ("block_1", "attn_1", "block_2")
+    yield Step("residual", f"{half}.mid.{first}", width, width)
+    yield Step("attention", f"{half}.mid.{attention}", width, width)
+    yield Step("residual", f"{half}.mid.{last}", width, width)
 
 
 def tensor_shapes(config: VqConfig) -> dict[str, tuple[int, ...]]:

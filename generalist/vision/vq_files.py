@@ -4,11 +4,13 @@ The sizes of the network follow from the tensors. That of its images does not: `
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 
 from generalist.vision.vq import CODEBOOK, Layout, Level, VqConfig, level_names, tensor_shapes
@@ -28,7 +30,7 @@ _File = tuple[_Shapes, dict[str, str], Callable[[str], Tensor]]
 """Name → shape, name → type as safetensors names it, and what reads a tensor."""
 
 
-def read_published(path: Path) -> tuple[VqConfig, dict[str, Float[np.ndarray, "*_S"]]]:
+def read_published(path: Path) -> tuple[VqConfig, dict[str, Float[Array, "*_S"]]]:
     """The shape and the parameters of a published image tokenizer.
 
     Args:
@@ -49,7 +51,7 @@ def read_published(path: Path) -> tuple[VqConfig, dict[str, Float[np.ndarray, "*
     params = {name: read(name).astype(np.float32) for name in wanted}
     if broken := [name for name, array in params.items() if not np.isfinite(array).all()]:
         raise WeightsError(f"{file} has non-finite numbers in {few(broken)}: download it again")
-    return config, params
+    return config, jax.device_put(params)
 
 
 def _found(path: Path) -> tuple[Path, int]:
@@ -124,13 +126,13 @@ def _levels(shapes: _Shapes, layout: Layout, half: str) -> tuple[Level, ...]:
     """The resolutions of the encoder or of the decoder, in the order of the computation."""
     pattern = r"conv_blocks\.(\d+)\.res" if layout == "llamagen" else r"(?:down|up)\.(\d+)\.block"
     places = {found[1] for name in shapes if (found := re.match(rf"{half}\.{pattern}\.", name))}
+    starts = (name.removesuffix(".conv1.weight") for name in shapes if name.endswith(".conv1.weight"))
+    blocks = Counter(start.rpartition(".")[0] for start in starts)
     levels = []
     for index in range(len(places)):
         residual, attention, _ = level_names(layout, half, index, len(places))
         width = _axes(shapes, f"{residual}.0.conv1.weight", 4)[0]
-        starts = {name[: -len(".conv1.weight")] for name in shapes if name.endswith(".conv1.weight")}
-        blocks = sum(start.rpartition(".")[0] == residual for start in starts)
-        levels.append(Level(width, blocks, f"{attention}.0.q.weight" in shapes))
+        levels.append(Level(width, blocks[residual], f"{attention}.0.q.weight" in shapes))
     if not levels:
         raise WeightsError(f"it has no residual blocks of an {half}: it is not an image tokenizer of {KNOWN}")
     return tuple(levels)
