@@ -12,8 +12,9 @@ from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
-SHARES: dict[Kind, float] = {"hidden": 0.2, "point": 0.4}
-"""Shares beyond an equal one: of what only a first question can ask, and after it of boxes, which are the hardest to learn."""
+FREQUENCIES: dict[Kind, int] = {"point": 4, "alone": 4, "here": 2, "hidden": 4}
+"""How often a kind is drawn, beside 1 of all others: those that tell a name's look and place are learned slowly, and what is
+hidden can only be asked first."""
 CELL_WEIGHT = 0.5
 """Of a cell's name in the loss, beside 1 for a token of an answer: a thing covers several cells."""
 IMAGE_CELLS = (Modality.IMAGE, Modality.PROJECTED, Modality.PATCH)
@@ -73,12 +74,11 @@ class SceneExamples:
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
         """Questions of random kinds, no two about the same thing: the answer of one would stand in the text of another."""
-        kinds = list(ASKING)
+        kinds, frequencies = list(ASKING), np.array([FREQUENCIES.get(kind, 1) for kind in ASKING], np.float64)
         found: list[Asked] = []
         for _ in range(TRIES):
             # A question that covers a part of the image stands alone: others could be about what is covered.
-            favoured: Kind = "point" if found else "hidden"
-            kind = favoured if rng.random() < SHARES[favoured] else kinds[rng.integers(len(kinds))]
+            kind = kinds[rng.choice(len(kinds), p=frequencies / frequencies.sum())]
             one = ASKING[kind](scene, rng)
             if one is None or (one.covered and found) or any(_tells(other, one) for other in found):
                 continue
