@@ -54,7 +54,7 @@ def pocket_all() -> Config:
         # slowly what it is (docs/pointing.md).
         model=dataclasses.replace(
             base.model,
-            vision=VisionConfig(encoder="efficientnet_lite0", size=192, positions=36, projector_places=True),
+            vision=VisionConfig(encoder="efficientnet_lite0_pyramid", size=192, positions=36, projector_places=True),
         ),
         tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS),
         # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.

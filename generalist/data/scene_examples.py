@@ -1,16 +1,23 @@
 """Training examples of composed scenes: questions about one image, or everything in it."""
 
 import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from generalist.data.scene_questions import ASKING, Asked, Kind, detection, document
-from generalist.data.scenes import Draw, Scene, draw_scene
+from generalist.data.scenes import Draw, Placed, Scene, draw_scene
+from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
-SHARES: dict[Kind, float] = {"hidden": 0.2, "point": 0.4}
-"""Shares beyond an equal one: of what only a first question can ask, and after it of boxes, which are the hardest to learn."""
+FREQUENCIES: dict[Kind, int] = {"point": 4, "alone": 4, "here": 2, "hidden": 4}
+"""How often a kind is drawn, beside 1 of all others: those that tell a name's look and place are learned slowly, and what is
+hidden can only be asked first."""
+CELL_WEIGHT = 0.5
+"""Of a cell's name in the loss, beside 1 for a token of an answer: a thing covers several cells."""
+IMAGE_CELLS = (Modality.IMAGE, Modality.PROJECTED, Modality.PATCH)
 TRIES = 12  # questions drawn for a scene; those that are told by others are left out
 EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
 
@@ -42,20 +49,36 @@ class SceneExamples:
             # One entry more than things: even the fullest scene has a box of noise.
             parts = detection(scene, self.objects + 1, rng)
             if len(sequence := self.assembler.document(parts)) <= self.length:
-                return sequence
+                return self.named(sequence, scene, rng)
         asked = self.questions_about(scene, rng)
         while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
             asked = asked[:-1]
-        return sequence
+        return sequence if asked[0].covered else self.named(sequence, scene, rng)
+
+    def named(self, sequence: TokenSequence, scene: Scene, rng: np.random.Generator) -> TokenSequence:
+        """The sequence with a target at each position of the image that shows a thing: a random piece of its name.
+
+        Which name belongs to which look is so learned directly. From questions alone it is learned late: as long as no name is
+        known to belong to a look, attending to the right thing does not help to answer.
+        """
+        cells = np.flatnonzero(np.isin(sequence.modality, IMAGE_CELLS))
+        side = math.isqrt(len(cells))
+        if side < 2 or side**2 != len(cells):  # the image is one position
+            return sequence
+        targets, weight = sequence.targets.copy(), sequence.loss_weight.copy()
+        for at, one in zip(cells, cells_shown(scene.placed, side), strict=True):
+            if one is not None:
+                pieces = self.assembler.encode(f" {one.name}")
+                targets[at], weight[at] = pieces[rng.integers(len(pieces))], CELL_WEIGHT
+        return dataclasses.replace(sequence, targets=targets, loss_weight=weight)
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
         """Questions of random kinds, no two about the same thing: the answer of one would stand in the text of another."""
-        kinds = list(ASKING)
+        kinds, frequencies = list(ASKING), np.array([FREQUENCIES.get(kind, 1) for kind in ASKING], np.float64)
         found: list[Asked] = []
         for _ in range(TRIES):
             # A question that covers a part of the image stands alone: others could be about what is covered.
-            favoured: Kind = "point" if found else "hidden"
-            kind = favoured if rng.random() < SHARES[favoured] else kinds[rng.integers(len(kinds))]
+            kind = kinds[rng.choice(len(kinds), p=frequencies / frequencies.sum())]
             one = ASKING[kind](scene, rng)
             if one is None or (one.covered and found) or any(_tells(other, one) for other in found):
                 continue
@@ -68,3 +91,13 @@ class SceneExamples:
 def _tells(before: Asked, one: Asked) -> bool:
     """Whether a question tells the answer of another one, or something that bears on it."""
     return any(thing in before.about for thing in one.about) or before.kind == one.kind == "count"
+
+
+def cells_shown(placed: Sequence[Placed], side: int) -> Iterator[Placed | None]:
+    """For each cell of a grid of `side` × `side` over the image, row by row, the frontmost thing whose box has its centre."""
+    for down, right in np.ndindex(side, side):
+        row, column = (down + 0.5) / side, (right + 0.5) / side
+        there = [
+            one for one in placed if one.box.top <= row <= one.box.bottom and one.box.left <= column <= one.box.right
+        ]
+        yield there[-1] if there else None

@@ -18,7 +18,7 @@ from generalist.data.scenes import APART, COLOURS, MOST, Placed, Scene, names
 from generalist.tokenizers.locations import BETWEEN, Box, box_text
 from generalist.tokenizers.sequence import CHUNK_END, Part, Predicted
 
-Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden", "refer"]
+Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden", "refer", "alone"]
 
 SIDES = ("left of", "right of", "above", "below")
 NOISE = "noise"
@@ -156,6 +156,17 @@ def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
     return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other))
 
 
+def alone(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Where is the only one of its colour, or of its thing?"""
+    colours, things = ([getattr(one, part) for one in scene.placed] for part in ("colour", "thing"))
+    found = [(one, f"{one.colour} thing") for one in scene.placed if colours.count(one.colour) == 1]
+    found += [(one, one.thing) for one in scene.placed if things.count(one.thing) == 1]
+    if not found:
+        return None
+    one, name = found[rng.integers(len(found))]
+    return Asked(kind="alone", text=f"point to the {name}:", answer=box_text(one.box), target=one, about=(one,))
+
+
 ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "point": point,
     "here": here,
@@ -166,6 +177,7 @@ ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "relation": relation,
     "hidden": hidden,
     "refer": refer,
+    "alone": alone,
 }
 """How each kind is asked; None: the scene allows no such question."""
 OF_SEVERAL: tuple[Kind, ...] = ("relation", "hidden", "refer")

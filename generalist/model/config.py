@@ -32,10 +32,11 @@ class VisionConfig:
     into positions of the sequence (LLaVA)."""
 
     encoder: str = "none"
-    """The frozen encoder: none, efficientnet_lite0, or a folder with CLIP or SigLIP weights (config.json, *.safetensors), alone
-    or as the tower of a Gemma 3, PaliGemma or LLaVA. "required" stands in a preset for a folder that you must name."""
+    """The frozen encoder: none, efficientnet_lite0, efficientnet_lite0_pyramid with its features of all depths, or a folder with
+    CLIP or SigLIP weights (config.json, *.safetensors), alone or as the tower of a Gemma 3, PaliGemma or LLaVA. "required" stands
+    in a preset for a folder that you must name."""
     size: int = 128
-    """Height and width of efficientnet_lite0's input, in pixels (a multiple of 32); published folders define their own."""
+    """Height and width of EfficientNet-Lite0's input, in pixels (a multiple of 32); published folders define their own."""
     width: int = 128
     """Width of the resampler and of its visual tokens."""
     latents: int = 8

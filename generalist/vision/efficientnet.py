@@ -1,9 +1,13 @@
 """EfficientNet-Lite0 with its ImageNet weights from a package of 17 MB (Tan & Le, 2019; Lite: Liu, 2020).
 
+The pyramid is what its cells look like at every scale: the deepest features tell what a thing is, but hardly its colour or where
+it ends (hypercolumns, Hariharan et al., 2015).
+
 Dimension key: N images, H and W pixels, C channels, I and O channels before and after a convolution, K pixels per side of its
 kernel, S pixels per side of an image, T grid cells, F channels of the grid.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Mapping
@@ -14,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
+from generalist.model.projector import pooled
 from generalist.system.platforms import target_platform
 from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.weights.folder import WeightsError
@@ -34,6 +39,10 @@ STAGES = (
 """Per stage: repeats, kernel size, stride of the first repeat, expansion, output channels (Tan & Le, table 1, without
 squeeze-and-excitation and with ReLU6, as Lite models are)."""
 EPSILON = 1e-3  # of the batch norms
+PYRAMID = ((2, 3.0), (4, 3.4), (7, 4.2), (10, 4.0), (15, 2.1))
+"""Blocks whose outputs are levels of the pyramid, each the last of its size or of its channels, and the standard deviation of
+these on composed scenes, by which they are divided."""
+COLOURS = 3  # the finest level: the pixels themselves
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -76,6 +85,23 @@ def load_efficientnet(size: int) -> VisionEncoder:
         weights_hash=SHA256,
         params=folded(read_tensors(weights_file())),
         apply=features,
+    )
+
+
+def load_pyramid(size: int) -> VisionEncoder:
+    """The same network, cells and weights with the features of five depths and the pixels in each cell.
+
+    Raises:
+        ImportError, WeightsError: as `weights_file`.
+    """
+    channels = COLOURS + sum(_channels(block) for block, _ in PYRAMID)
+    return dataclasses.replace(
+        load_efficientnet(size),
+        name="efficientnet_lite0_pyramid",
+        channels=channels,
+        # The weights are the same ones, their features others.
+        weights_hash=f"{SHA256} pyramid",
+        apply=pyramid,
     )
 
 
@@ -176,7 +202,25 @@ def features(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N
     """The last grid of features, before pooling, row-major."""
     x = block_outputs(params, pixels.astype(params["_fc"]["kernel"].dtype), len(_blocks()))[-1]
     x = jax.nn.relu6(_convolve(params, "_conv_head", x))  # (N, S / 32, S / 32, F)
-    return x.reshape(len(x), -1, CHANNELS)
+    return _grid(x)
+
+
+def pyramid(params: Params, pixels: UInt8[Array, "N S S 3"]) -> Float[Array, "N T F"]:
+    """The mean of every level of the pyramid over each cell of the last grid, row-major, with deviations of about 1."""
+    x = pixels.astype(params["_fc"]["kernel"].dtype)
+    outputs = block_outputs(params, x, len(_blocks()))
+    levels = [(x - 127.0) / 64.0, *(outputs[block] / deviation for block, deviation in PYRAMID)]
+    cells = outputs[-1].shape[1] * outputs[-1].shape[2]
+    return jnp.concatenate([pooled(_grid(level), cells) for level in levels], axis=-1)
+
+
+def _grid(x: Float[Array, "N h w C"]) -> Float[Array, "N hw C"]:
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _channels(block: int) -> int:
+    """Channels of a block's output."""
+    return [channels for repeats, *_, channels in STAGES for _ in range(repeats)][block]
 
 
 def classify(params: Params, grid: Float[Array, "N T F"]) -> Float[Array, "N 1000"]:

@@ -3,20 +3,23 @@
 import shutil
 from pathlib import Path
 
-from generalist.vision.efficientnet import load_efficientnet, weights_file
+from generalist.vision.efficientnet import load_efficientnet, load_pyramid, weights_file
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.vit import check_vit, load_vit, tower_tensors
 from generalist.weights.folder import WeightsFolder, save_tensors
 from generalist.weights.language_images import own_tower
 from generalist.weights.tower import Tower
 
+PACKAGED = {"efficientnet_lite0": load_efficientnet, "efficientnet_lite0_pyramid": load_pyramid}
+"""Encoders whose weights pip brings, by their names."""
+
 
 def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
     """The encoder that `model.vision.encoder` names; None for "none".
 
     Args:
-        encoder: "none", "efficientnet_lite0", or a folder in HuggingFace's layout.
-        size: input pixels per side of efficientnet_lite0.
+        encoder: "none", "efficientnet_lite0", "efficientnet_lite0_pyramid", or a folder in HuggingFace's layout.
+        size: input pixels per side of the encoders by name.
 
     Raises:
         ImportError: its package is not installed.
@@ -24,8 +27,8 @@ def load_encoder(encoder: str, size: int) -> VisionEncoder | None:
     """
     if encoder == "none":
         return None
-    if encoder == "efficientnet_lite0":
-        return load_efficientnet(size)
+    if encoder in PACKAGED:
+        return PACKAGED[encoder](size)
     return load_vit(*_opened(encoder))
 
 
@@ -35,7 +38,7 @@ def check_encoder(encoder: str) -> None:
     Raises:
         ImportError, WeightsError: as `load_encoder`.
     """
-    if encoder == "efficientnet_lite0":
+    if encoder in PACKAGED:
         weights_file()
     elif encoder != "none":
         check_vit(*_opened(encoder))

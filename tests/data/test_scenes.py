@@ -9,7 +9,7 @@ import pytest
 
 from generalist.data.episodes import EpisodeCache
 from generalist.data.infilling import MARKS, InfillingExamples, draw_hole, filled, left_to_right
-from generalist.data.scene_examples import SceneExamples
+from generalist.data.scene_examples import SceneExamples, cells_shown
 from generalist.data.scene_questions import (
     ASKING,
     NOISE,
@@ -21,10 +21,10 @@ from generalist.data.scene_questions import (
     document,
     training_texts,
 )
-from generalist.data.scenes import COLOURS, HIDDEN, SIZE, Scene, Split, draw_scene, is_held_out, names, pool
+from generalist.data.scenes import COLOURS, HIDDEN, SIZE, Placed, Scene, Split, draw_scene, is_held_out, names, pool
 from generalist.data.source import Reading, Stored, Ways
 from generalist.data.sources.scenes import Scenes
-from generalist.tokenizers.locations import Labelled, read_objects
+from generalist.tokenizers.locations import Box, Labelled, box_text, read_objects
 from generalist.tokenizers.sequence import Assembler, Modality, Predicted
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -181,7 +181,7 @@ def test_examples_fit_and_only_answers_are_predicted(assembler: Assembler):
     for number in range(40):
         sequence = examples.example(number, np.random.default_rng(number))
         assert len(sequence) <= 128 and (sequence.modality == Modality.PATCH).sum() == (SIZE // 16) ** 2
-        predicted = sequence.targets[sequence.loss_weight > 0]
+        predicted = sequence.targets[(sequence.loss_weight > 0) & (sequence.modality != Modality.PATCH)]
         kinds["places"] += bool(np.isin(predicted, places).any())
         assert assembler.vocabulary.chunk_end in predicted
     assert 20 < kinds["places"] < 40
@@ -191,6 +191,49 @@ def test_examples_fit_and_only_answers_are_predicted(assembler: Assembler):
     sequence = assembler.document(document(scene, [asked]))
     learned = sequence.targets[sequence.loss_weight > 0]
     assert assembler.written(learned[:-1]) == asked.answer and learned[-1] == assembler.vocabulary.chunk_end
+
+
+def test_cells_that_show_a_thing_are_asked_for_a_piece_of_its_name(assembler: Assembler):
+    examples = SceneExamples(assembler=assembler, length=256, objects=4, questions=2, detections=0.5, things=60)
+    scene, rng = draw_scene("train", 4, np.random.default_rng(3), 60), np.random.default_rng(0)
+    asked = ASKING["count"](scene, rng)
+    assert asked is not None
+    plain = assembler.document(document(scene, [asked]))
+    cells = np.flatnonzero(plain.modality == Modality.PATCH)
+    shown = list(cells_shown(scene.placed, 6))
+    assert {one.name for one in shown if one} == {one.name for one in scene.placed}
+    said: dict[str, set[int]] = {one.name: set() for one in scene.placed}
+    for _ in range(60):
+        named = examples.named(plain, scene, rng)
+        rest = np.setdiff1d(np.arange(len(plain)), cells)
+        assert np.array_equal(named.targets[rest], plain.targets[rest]), "the answers are learned as before"
+        assert np.array_equal(named.tokens, plain.tokens), "nothing of it is read"
+        assert [weight > 0 for weight in named.loss_weight[cells]] == [one is not None for one in shown]
+        for at, one in zip(cells, shown, strict=True):
+            if one is not None:
+                said[one.name].add(int(named.targets[at]))
+    for name, pieces in said.items():
+        assert pieces == set(assembler.encode(f" {name}").tolist())
+
+
+def test_the_cell_under_a_box_shows_the_thing_in_front():
+    behind, front = (
+        Placed(colour=colour, thing="heart", box=Box(top=0, left=0, bottom=0.6, right=right))
+        for colour, right in (("red", 1.0), ("blue", 0.4))
+    )
+    shown = [one.colour if one else "" for one in cells_shown([behind, front], 3)]
+    assert shown == ["blue", "red", "red", "blue", "red", "red", "", "", ""]
+
+
+def test_what_is_alone_is_the_only_one_of_its_colour_or_thing():
+    told = Counter[bool]()
+    for scene, asked in _answers("alone", 150):
+        name = asked.text.removeprefix("point to the ").removesuffix(":")
+        by_colour = name.removesuffix(" thing")
+        fitting = [one for one in scene.placed if name == one.thing or by_colour == one.colour]
+        assert fitting == [asked.target] and asked.answer == box_text(fitting[0].box)
+        told[name == by_colour] += 1
+    assert min(told.values()) > 30, "both ways occur"
 
 
 def test_no_question_of_a_scene_tells_the_answer_of_another(assembler: Assembler):

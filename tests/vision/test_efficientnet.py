@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from generalist.data.emoji import drawings
-from generalist.vision.efficientnet import _depthwise, classify
+from generalist.vision.efficientnet import _depthwise, block_outputs, classify
 from generalist.vision.encoder import Preparation
 from generalist.vision.load import load_encoder
 from generalist.weights.folder import WeightsError
@@ -52,6 +52,24 @@ def test_the_fingerprint_knows_the_preparation():
     assert small is not None and large is not None
     assert small.fingerprint != large.fingerprint
     assert (small.cells, large.cells) == (9, 16)
+
+
+def test_the_pyramid_has_the_pixels_first_and_the_deepest_block_last():
+    plain, encoder = load_encoder("efficientnet_lite0", 64), load_encoder("efficientnet_lite0_pyramid", 64)
+    assert plain is not None and encoder is not None
+    assert encoder.cells == plain.cells == 4 and encoder.fingerprint != plain.fingerprint
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = np.asarray(encoder.compiled()(pixels))
+    assert found.shape == (2, 4, encoder.channels) == (2, 4, 579)
+    means = pixels.reshape(2, 2, 32, 2, 32, 3).mean(axis=(2, 4)).reshape(2, 4, 3)
+    np.testing.assert_allclose(found[..., :3], (means - 127) / 64, atol=1e-4)
+    deepest = np.asarray(block_outputs(encoder.params, pixels.astype(np.float32), 16)[-1]).reshape(2, 4, -1)
+    np.testing.assert_allclose(found[..., -320:] * 2.1, deepest, rtol=1e-3, atol=1e-3)
+    # A change in one cell's pixels reaches its own finest features and no other cell's.
+    other = pixels.copy()
+    other[:, :32, :32] = 255 - other[:, :32, :32]
+    changed = np.abs(np.asarray(encoder.compiled()(other)) - found)[..., :3].max(axis=(0, 2)) > 1e-3
+    assert changed.tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 40, 3), (40, 5, 4), (64, 64, 3)])
