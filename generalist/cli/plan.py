@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-type",
         choices=("float32", "bfloat16", "float16"),
-        help="with --inference: type of keys and values (default float32)",
+        help="with --inference: type of keys and values (default: a published model's as its weights, else float32)",
     )
     parser.add_argument(
         "--mesh", metavar="AXIS=N", help="with --inference: such as tensor=4 (default: all devices along tensor)"
@@ -136,7 +136,9 @@ def _inference(
     from generalist.plan.report import show_served
 
     spec, length, encoder = subject(folder if config is None else config)
-    serving = Serving(**{"context": length, **given})
+    # As `Weights.cache_dtype` has it.
+    stored = given.get("weights_type", "bfloat16") if config is None else "float32"
+    serving = Serving(**{"context": length, "cache_type": "bfloat16" if stored == "int8" else stored, **given})
     if target.platform == "gpu":
         found = arithmetic(spec, serving, target, encoder)
     else:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -28,7 +27,7 @@ from generalist.weights.stored import Stored
 TAKEN = ("data", "fsdp", "tensor")
 """Axes of a mesh for inference: rows are split over the first two, weights over the last two, heads and caches over all."""
 WEIGHTS_TYPES = ("stored", "int8")
-CACHE_TYPES = ("float32", "bfloat16", "float16")
+CACHE_TYPES = ("stored", "float32", "bfloat16", "float16")
 KERNELS = re.compile(r"(blocks|visual/gated)/\d+/.*kernel")
 """Paths of the kernels that are held in int8: the linear maps of the layers, and none of the tables or embedders."""
 COLUMNS = 1024  # outputs of a kernel that are rounded at a time
@@ -42,16 +41,16 @@ class Placing:
     """None: the first device."""
     weights_type: str = "stored"
     """Of the layers' kernels: as they are stored, or rounded to int8."""
-    cache_type: str = "float32"
-    """Of keys and values."""
+    cache_type: str = "stored"
+    """Of keys and values; stored: as `Weights.cache_dtype` says."""
 
     @classmethod
-    def of(cls, mesh: Mesh | str | None = None, weights_type: str = "stored", cache_type: str = "float32") -> "Placing":
+    def of(cls, mesh: Mesh | str | None = None, weights_type: str = "stored", cache_type: str = "stored") -> "Placing":
         """
         Args:
             mesh: as it is, or as `parse_mesh` takes it.
             weights_type: `stored` or `int8`.
-            cache_type: `float32`, `bfloat16` or `float16`.
+            cache_type: `stored`, `float32`, `bfloat16` or `float16`.
 
         Raises:
             ValueError: a type is unknown, or the mesh is not one of this process's devices.
@@ -64,10 +63,6 @@ class Placing:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         made = parse_mesh(mesh) if isinstance(mesh, str) else mesh
         return cls(mesh=made, weights_type=weights_type, cache_type=cache_type)
-
-    @property
-    def cache_dtype(self) -> Any:
-        return jnp.dtype(self.cache_type)
 
 
 def parse_mesh(text: str) -> Mesh:

@@ -25,6 +25,7 @@ from generalist.model.attention import Cache
 from generalist.model.config import ModelSpec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import flat, nested
+from generalist.model.rings import cache_slots
 from generalist.model.transformer import count_parameters, create_separate
 from generalist.plan.estimate import speeds_of
 from generalist.plan.hlo import parse
@@ -147,11 +148,13 @@ def abstract_decoder(spec: ModelSpec, serving: Serving, mesh: Mesh) -> tuple[Str
 
 
 def abstract_caches(spec: ModelSpec, serving: Serving, mesh: Mesh) -> list[Cache]:
-    """The shapes of full caches."""
-    config = spec.config
-    shape = (serving.rows * config.kv_heads, serving.context, config.key_size)
-    one = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
-    return [Cache(one, one) for _ in range(config.layers)]  # type: ignore[arg-type]
+    """The shapes of full caches, of layers with a window no more than they look back."""
+    config, caches = spec.config, []
+    for slots in cache_slots(config, serving.context):
+        shape = (serving.rows * config.kv_heads, slots, config.key_size)
+        one = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
+        caches.append(Cache(one, one))  # type: ignore[arg-type]
+    return caches
 
 
 def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequence[Any], encoder: Any) -> Served:
@@ -212,20 +215,26 @@ def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: Any) 
     tables = {path: leaf for path, leaf in flat(params).items() if path.startswith("tokens/")}
     looked_up = 0 if config.tied_output else device_bytes(tables)
     multiplied = _count(spec) - (0 if config.tied_output else count_parameters(tables))
-    scores = config.layers * config.heads * 4 * config.key_size  # FLOPs per query and key: two products
+    scores = config.heads * 4 * config.key_size  # FLOPs per query and key of a layer: two products
 
-    def seconds(positions: int, keys: float) -> float | None:
+    def keys(slots: int, positions: int) -> int:
+        """How many a layer reads: of a ring, and of several new positions beside it."""
+        return slots if slots == length or positions == 1 else slots + positions
+
+    def seconds(positions: int) -> float | None:
         if chip is None or not chip.flops:
             return None
-        flops = rows * positions * (2 * multiplied + scores * keys)
+        read = sum(keys(slots, positions) for slots in cache_slots(config, length))
+        flops = rows * positions * (2 * multiplied + scores * read)
         return max(flops / chip.flops, (weights - looked_up + caches) / chip.bandwidth)
 
     part = min(length, LONGEST)  # of a prompt
-    step, prompt = seconds(1, length), seconds(part, length)
+    step, prompt = seconds(1), seconds(part)
     prompt = prompt * length / part if prompt else None
     # Of a prompt, in float32: scores before and after the softmax, a layer's widest activations, and the logits of one position.
     widest = max((2 * config.hidden), (config.heads + 2 * config.kv_heads) * config.key_size) + 3 * config.width
-    values = part * (2 * config.heads * length + widest) + 2 * spec.vocabulary.size
+    most = max(keys(slots, part) for slots in cache_slots(config, length))
+    values = part * (2 * config.heads * most + widest) + 2 * spec.vocabulary.size
     return Served(
         mesh={},
         parameters=_count(spec),

@@ -38,7 +38,7 @@ def test_weights_and_caches_are_those_of_a_loaded_model(weights_type: str):
     there = Generalist.load(LLAMA, mesh="data=2,tensor=4", weights_type=held, cache_type="bfloat16")
     if weights_type == "float32":  # as the folder's are; with int8 a plan takes the rest for bfloat16
         assert found.weights == device_bytes(there.params)
-    assert found.caches == device_bytes(empty_caches(there, 4, 32))
+    assert found.caches == device_bytes(empty_caches(there, 4, 32, rings=True))
     assert found.fits and found.step_seconds is None
     assert found.total == found.weights + found.caches + found.temporary
 
@@ -64,6 +64,18 @@ def test_a_step_reads_all_weights_and_caches():
     assert small.step_seconds == pytest.approx((small.weights - table + small.caches) / 3350e9)
     assert large.caches == 8 * small.caches and large.tokens_per_second > small.tokens_per_second
     assert arithmetic(spec, Serving(rows=1, context=256, weights_type="int8"), target, {}).weights < small.weights
+
+
+def test_layers_with_a_window_keep_no_more_than_they_look_back():
+    folder = LLAMA.parent / "gemma3"  # six layers of seven have a window of 5, which takes 16 slots
+    spec, _, _ = subject(folder)
+    serving = Serving(rows=2, context=1024, weights_type="float32")
+    program = compiled(spec, serving, Target(name="cpu", platform="cpu", count=1), jax.devices()[:1], {})
+    number = arithmetic(spec, serving, parse_target(None, "gpu:1GiB"), {})
+    there = device_bytes(empty_caches(Generalist.load(folder), 2, 1024, rings=True))
+    assert number.caches == program.caches == there
+    config = spec.config
+    assert there == 2 * config.kv_heads * (1024 + 6 * 16) * config.key_size * 2 * 4
 
 
 def test_a_frozen_encoder_s_part_is_that_of_its_mesh():
