@@ -260,6 +260,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
         layers, first = self.config.layers, 0
+        visible = None if self.visual is None else self.visual.visible(batch, x.dtype)
         unroll = layers_unrolled(layers, self.config.layers_unrolled)
         remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
         for blocks in (self.blocks,) if self.lower is None else (self.lower, self.blocks):
@@ -268,10 +269,10 @@ class Transformer(nnx.Module):
             # Frozen lower layers have a scan of their own: in one scan all layers' gradients would be computed.
             last = first + jax.tree.leaves(stacked)[0].shape[0]
             of_layers = (stacked, *jax.tree.map(lambda leaf, at=slice(first, last): leaf[at], (kinds, kept)))
-            if self.visual is None:
+            if self.visual is None or visible is None:
                 x, _ = jax.lax.scan(run, x, of_layers, unroll=unroll)
             else:
-                x = self.visual.scan(run, x, of_layers, batch, remat, unroll)
+                x = self.visual.scan(run, x, of_layers, visible, remat, unroll, first)
             first = last
         return self.final_norm(x)
 
