@@ -135,10 +135,11 @@ def _inference(
     from generalist.plan.program import OutOfMemory
     from generalist.plan.report import show_served
 
-    spec, length, encoder = subject(folder if config is None else config)
+    weights_type = given.get("weights_type", "bfloat16")
+    stored = "bfloat16" if weights_type == "int8" else weights_type  # all but the layers' kernels
+    spec, length, encoder = subject(folder if config is None else config, stored)
     # As `Weights.cache_dtype` has it.
-    stored = given.get("weights_type", "bfloat16") if config is None else "float32"
-    serving = Serving(**{"context": length, "cache_type": "bfloat16" if stored == "int8" else stored, **given})
+    serving = Serving(**{"context": length, "cache_type": stored if config is None else "float32", **given})
     if target.platform == "gpu":
         found = arithmetic(spec, serving, target, encoder)
     else:

@@ -32,9 +32,10 @@ from generalist.plan.hlo import parse
 from generalist.plan.program import compile_program, device_bytes
 from generalist.plan.roofline import walk
 from generalist.plan.target import Target
-from generalist.run.published import published_tokenizers
+from generalist.run.published import published_tokenizers, published_tower
 from generalist.run.shapes import without_data
 from generalist.training.sharding import parameter_shardings
+from generalist.vision.vit import vit_shapes
 from generalist.weights.language import LanguageModel
 
 WEIGHTS_TYPES = ("bfloat16", "float16", "float32", "int8")
@@ -95,25 +96,33 @@ class Served:
         return {**dataclasses.asdict(self), "total": self.total, "fits": self.fits}
 
 
-def subject(of: Path | Config) -> tuple[ModelSpec, int, Any]:
-    """The model of a preset or of a published language model's folder, its context, and the parameters of its frozen encoder,
-    empty if it has none; of a published model that sees images the language model alone.
+def subject(of: Path | Config, tower_type: str = "bfloat16") -> tuple[ModelSpec, int, Any]:
+    """The model of a preset or of a published language model's folder, its context, and the parameters of its frozen encoder or
+    vision tower, or their shapes, empty if it has none.
+
+    Args:
+        tower_type: of the parameters of a published model's tower.
 
     Raises:
         WeightsError: the folder holds no language model that can be loaded.
     """
     if isinstance(of, Path):
-        tokenizers = published_tokenizers(LanguageModel(of))
-        return tokenizers.model_spec(), tokenizers.config.data.length, {}
+        model = LanguageModel(of, images=True)
+        tokenizers, tower = published_tokenizers(model), published_tower(model)
+        length = tokenizers.config.data.length
+        if tower is None:
+            return tokenizers.model_spec(), length, {}
+        tokenizers = dataclasses.replace(tokenizers, channels=tower.channels)
+        return tokenizers.model_spec(), length, vit_shapes(tower, jnp.dtype(tower_type))
     spec, _, encoder = without_data(of)
     return spec, of.data.length, {} if encoder is None else encoder.params
 
 
 def encoder_bytes(params: Any, mesh: Mesh) -> float:
-    """Bytes of a frozen encoder on one device, in float32, as `encoder_in_place` splits it."""
+    """Bytes of a frozen encoder on one device, as `encoder_in_place` splits it."""
 
     def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return device_bytes(jax.tree.map(placed, params, parameter_shardings(params, mesh)))
 

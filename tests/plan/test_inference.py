@@ -13,6 +13,7 @@ from generalist.cli.main import main
 from generalist.inference.decode import empty_caches
 from generalist.inference.generalist import Generalist
 from generalist.inference.placing import parse_mesh
+from generalist.model.params import flat
 from generalist.plan.inference import Serving, arithmetic, compiled, encoder_bytes, subject
 from generalist.plan.program import device_bytes
 from generalist.plan.target import Target, parse_target
@@ -79,12 +80,27 @@ def test_layers_with_a_window_keep_no_more_than_they_look_back():
 
 
 def test_a_frozen_encoder_s_part_is_that_of_its_mesh():
-    shape = jax.ShapeDtypeStruct((3, 24, 64), jnp.bfloat16)
+    shape = jax.ShapeDtypeStruct((3, 24, 64), jnp.float32)
     kernels = {
-        "layers": {"up": {"kernel": shape}, "attention_norm": {"scale": jax.ShapeDtypeStruct((3, 24), jnp.bfloat16)}}
+        "layers": {"up": {"kernel": shape}, "attention_norm": {"scale": jax.ShapeDtypeStruct((3, 24), jnp.float32)}}
     }
     assert encoder_bytes(kernels, parse_mesh("data=2,tensor=4")) == 4 * (3 * 24 * 16 + 3 * 24)
     assert encoder_bytes({}, parse_mesh("tensor=8")) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["images/gemma3", "images/llava", "images/paligemma2", "gated/idefics", "gated/flamingo_mpt"]
+)
+def test_a_published_model_s_tower_and_projector_count(name: str):
+    folder = LLAMA.parents[1] / name
+    spec, context, tower = subject(folder, "float32")
+    there = Generalist.load(folder)
+    assert there.encoder is not None and context == there.config.data.length
+    sizes = [{path: leaf.shape for path, leaf in flat(one).items()} for one in (tower, there.encoder.params)]
+    assert sizes[0] == sizes[1]
+    found = arithmetic(spec, Serving(rows=1, context=64, weights_type="float32"), parse_target(None, "gpu:1GiB"), tower)
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(there.params))
+    assert found.encoder == 4 * sum(leaf.size for leaf in jax.tree.leaves(tower))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
