@@ -20,9 +20,10 @@ from generalist.model.config import ModelConfig
 from generalist.model.constrain import logical_spec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import layers_apart, layers_together, nested
+from generalist.system.memory import release_freed
 from generalist.training.sharding import AXES, SMALLEST_SPLIT, parameter_shardings, parameter_spec
 from generalist.vision.encoder import VisionEncoder
-from generalist.weights.stored import Stored
+from generalist.weights.stored import Stored, aligned
 
 TAKEN = ("data", "fsdp", "tensor")
 """Axes of a mesh for inference: rows are split over the first two, weights over the last two, heads and caches over all."""
@@ -166,6 +167,7 @@ def placed(arrays: Iterable[tuple[str, Stored]], placing: Placing) -> Any:
                 leaves[path] = Int8Kernel(_put(numbers, mesh, place), _put(scale, mesh, P(*place[1:])))
             else:
                 leaves[path] = _put(one, mesh, place)
+    release_freed()
     # Layers are numbered by integers: as texts the tenth would come before the second.
     return nnx.restore_int_paths(nested(leaves))
 
@@ -215,5 +217,11 @@ def _parts(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tu
 
 
 def _held(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array as JAX holds it, which has no 64-bit numbers unless they are switched on."""
-    return np.asarray(array, np.float32 if array.dtype == np.float64 else None, order="C")
+    """The array as JAX holds it, which has no 64-bit numbers unless they are switched on; one on this machine's processor takes
+    it without a copy."""
+    dtype = np.float32 if array.dtype == np.float64 else array.dtype
+    if array.flags.c_contiguous and array.dtype == dtype:
+        return array
+    held = aligned(array.shape, dtype)
+    held[...] = array
+    return held
