@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-type",
         choices=("float32", "bfloat16", "float16"),
-        help="with --inference: type of keys and values (default float32)",
+        help="with --inference: type of keys and values (default: a published model's as its weights, else float32)",
     )
     parser.add_argument(
         "--mesh", metavar="AXIS=N", help="with --inference: such as tensor=4 (default: all devices along tensor)"
@@ -135,8 +135,11 @@ def _inference(
     from generalist.plan.program import OutOfMemory
     from generalist.plan.report import show_served
 
-    spec, length, encoder = subject(folder if config is None else config)
-    serving = Serving(**{"context": length, **given})
+    weights_type = given.get("weights_type", "bfloat16")
+    stored = "bfloat16" if weights_type == "int8" else weights_type  # all but the layers' kernels
+    spec, length, encoder = subject(folder if config is None else config, stored)
+    # As `Weights.cache_dtype` has it.
+    serving = Serving(**{"context": length, "cache_type": stored if config is None else "float32", **given})
     if target.platform == "gpu":
         found = arithmetic(spec, serving, target, encoder)
     else:

@@ -52,8 +52,9 @@ def add_placing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache-type",
-        choices=("float32", "bfloat16", "float16"),
-        help="type of keys and values in memory (default float32)",
+        choices=("stored", "float32", "bfloat16", "float16"),
+        help="type of keys and values in memory: as a published model's weights are stored, and float32 for any other (the "
+        "default), or another",
     )
 
 

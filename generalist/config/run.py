@@ -292,12 +292,6 @@ class Config(RunSettings):
         value = self.training.lora.rank if lora else self.training.trained_layers
         if value is None:
             return
-        crossed = any("encoder" in way for way in (self.tokens.images, self.tokens.documents))
-        if self.training.trained_layers is not None and crossed:
-            raise ValueError(
-                "training.trained_layers does not go with images through cross-attention, whose gated layers stand between all "
-                "layers: use training.lora.rank, or let images enter another way (tokens.images, tokens.documents)"
-            )
         if not self.training.start and self.model.trunk == "none":
             raise ValueError(
                 f"{name} = {value} keeps a part of the weights frozen, but the run begins with random ones: name weights with "

@@ -28,6 +28,7 @@ from generalist.inference.rows import FLAT, positions_in_parts
 from generalist.inference.sampling import Drawing
 from generalist.inference.weights import Weights
 from generalist.model.attention import Cache
+from generalist.model.rings import cache_slots
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 
@@ -43,11 +44,21 @@ def _rows_of(tree: Any, rows: Int[Array, "R"], more: int) -> Any:
     )
 
 
-@partial(jax.jit, static_argnames=("batch", "more"))
-def _caches_of(caches: list[Cache], rows: Int[Array, "R"], batch: int, more: int) -> list[Cache]:
-    """The caches of some of `batch` rows, with `more` empty slots."""
-    by_row = jax.tree.map(lambda leaf: leaf.reshape(batch, -1, *leaf.shape[1:]), caches)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _rows_of(by_row, rows, more))
+@partial(jax.jit, static_argnames=("batch", "slots"))
+def _caches_of(caches: list[Cache], rows: Int[Array, "R"], batch: int, slots: tuple[int, ...]) -> list[Cache]:
+    """The caches of some of `batch` rows, with empty slots behind what they hold.
+
+    Args:
+        slots: of each layer's cache.
+    """
+
+    def of_rows(leaf: Float[Array, "_ _ H"], size: int) -> Float[Array, "_ _ H"]:
+        by_row = leaf.reshape(batch, -1, *leaf.shape[1:])
+        taken = _rows_of(by_row, rows, size - leaf.shape[1])
+        return taken.reshape(-1, *taken.shape[2:])
+
+    # A ring that grows has not turned yet: it had a slot for every position.
+    return [Cache(*(of_rows(leaf, size) for leaf in cache)) for cache, size in zip(caches, slots, strict=True)]
 
 
 class CachedRows:
@@ -61,7 +72,7 @@ class CachedRows:
 
     def __init__(self, generalist: Weights, rows: int, slots: int, *, images: int = 0):
         self._generalist = generalist
-        self._caches = empty_caches(generalist, rows, slots)
+        self._caches = empty_caches(generalist, rows, slots, rings=True)
         # On the host: they change with every append, and what a slot holds must be known without waiting for the device.
         self._segment = np.zeros((rows, slots), np.int32)
         self._position = np.zeros((rows, slots), np.int32)
@@ -182,7 +193,8 @@ class CachedRows:
         def padded(leaf: Int[np.ndarray, "B N"], more: int) -> Int[np.ndarray, "R M"]:
             return np.pad(leaf[rows], [(0, 0), (0, more)])
 
-        taken._caches = in_place(self._generalist, _caches_of(self._caches, rows, len(self._count), slots))
+        sizes = tuple(cache_slots(self._generalist.config.model, self._segment.shape[1] + slots))
+        taken._caches = in_place(self._generalist, _caches_of(self._caches, rows, len(self._count), sizes))
         taken._segment, taken._position = padded(self._segment, slots), padded(self._position, slots)
         taken._count, taken._last_image = self._count[rows], self._last_image[rows]
         taken._number = padded(self._number, images)

@@ -18,6 +18,7 @@ from generalist.inference.structure import Structure, compiled
 from generalist.inference.weights import Weights
 from generalist.model.attention import Cache, Slide
 from generalist.model.cross_attention import VisualKeys
+from generalist.model.rings import cache_slots
 from generalist.model.visual import ImageCache
 
 
@@ -102,14 +103,20 @@ def empty_images(generalist: Weights, rows: int, slots: int) -> list[VisualKeys]
     return list(empty)
 
 
-def empty_caches(generalist: Weights, rows: int, slots: int) -> list[Cache]:
-    """One empty cache per layer, on a mesh in parts."""
-    config, placing = generalist.config.model, generalist.placing
-    shape = (rows * config.kv_heads, slots, config.key_size)
-    place = None if placing.mesh is None else cells_place(shape, placing.mesh)
-    return [
-        Cache(*(jnp.zeros(shape, placing.cache_dtype, device=place) for _ in range(2))) for _ in range(config.layers)
-    ]
+def empty_caches(generalist: Weights, rows: int, slots: int, *, rings: bool = False) -> list[Cache]:
+    """One empty cache per layer, on a mesh in parts.
+
+    Args:
+        rings: layers with a window keep no more positions than they look back (`generalist.model.rings`). For rows that only
+            grow, each with positions of its own from 0 on.
+    """
+    config, mesh = generalist.config.model, generalist.placing.mesh
+    caches = []
+    for size in cache_slots(config, slots) if rings else [slots] * config.layers:
+        shape = (rows * config.kv_heads, size, config.key_size)
+        place = None if mesh is None else cells_place(shape, mesh)
+        caches.append(Cache(*(jnp.zeros(shape, generalist.cache_dtype, device=place) for _ in range(2))))
+    return caches
 
 
 def in_place(generalist: Weights, caches: list[Cache]) -> list[Cache]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -21,14 +20,15 @@ from generalist.model.config import ModelConfig
 from generalist.model.constrain import logical_spec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import layers_apart, layers_together, nested
+from generalist.system.memory import release_freed
 from generalist.training.sharding import AXES, SMALLEST_SPLIT, parameter_shardings, parameter_spec
 from generalist.vision.encoder import VisionEncoder
-from generalist.weights.stored import Stored
+from generalist.weights.stored import Stored, aligned
 
 TAKEN = ("data", "fsdp", "tensor")
 """Axes of a mesh for inference: rows are split over the first two, weights over the last two, heads and caches over all."""
 WEIGHTS_TYPES = ("stored", "int8")
-CACHE_TYPES = ("float32", "bfloat16", "float16")
+CACHE_TYPES = ("stored", "float32", "bfloat16", "float16")
 KERNELS = re.compile(r"(blocks|visual/gated)/\d+/.*kernel")
 """Paths of the kernels that are held in int8: the linear maps of the layers, and none of the tables or embedders."""
 COLUMNS = 1024  # outputs of a kernel that are rounded at a time
@@ -42,16 +42,16 @@ class Placing:
     """None: the first device."""
     weights_type: str = "stored"
     """Of the layers' kernels: as they are stored, or rounded to int8."""
-    cache_type: str = "float32"
-    """Of keys and values."""
+    cache_type: str = "stored"
+    """Of keys and values; stored: as `Weights.cache_dtype` says."""
 
     @classmethod
-    def of(cls, mesh: Mesh | str | None = None, weights_type: str = "stored", cache_type: str = "float32") -> "Placing":
+    def of(cls, mesh: Mesh | str | None = None, weights_type: str = "stored", cache_type: str = "stored") -> "Placing":
         """
         Args:
             mesh: as it is, or as `parse_mesh` takes it.
             weights_type: `stored` or `int8`.
-            cache_type: `float32`, `bfloat16` or `float16`.
+            cache_type: `stored`, `float32`, `bfloat16` or `float16`.
 
         Raises:
             ValueError: a type is unknown, or the mesh is not one of this process's devices.
@@ -64,10 +64,6 @@ class Placing:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         made = parse_mesh(mesh) if isinstance(mesh, str) else mesh
         return cls(mesh=made, weights_type=weights_type, cache_type=cache_type)
-
-    @property
-    def cache_dtype(self) -> Any:
-        return jnp.dtype(self.cache_type)
 
 
 def parse_mesh(text: str) -> Mesh:
@@ -171,6 +167,7 @@ def placed(arrays: Iterable[tuple[str, Stored]], placing: Placing) -> Any:
                 leaves[path] = Int8Kernel(_put(numbers, mesh, place), _put(scale, mesh, P(*place[1:])))
             else:
                 leaves[path] = _put(one, mesh, place)
+    release_freed()
     # Layers are numbered by integers: as texts the tenth would come before the second.
     return nnx.restore_int_paths(nested(leaves))
 
@@ -220,5 +217,11 @@ def _parts(sharding: NamedSharding, shape: tuple[int, ...]) -> Iterator[tuple[tu
 
 
 def _held(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array as JAX holds it, which has no 64-bit numbers unless they are switched on."""
-    return np.asarray(array, np.float32 if array.dtype == np.float64 else None, order="C")
+    """The array as JAX holds it, which has no 64-bit numbers unless they are switched on; one on this machine's processor takes
+    it without a copy."""
+    dtype = np.float32 if array.dtype == np.float64 else array.dtype
+    if array.flags.c_contiguous and array.dtype == dtype:
+        return array
+    held = aligned(array.shape, dtype)
+    held[...] = array
+    return held

@@ -11,6 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from generalist.system.memory import release_freed
+
 Result = TypeVar("Result")
 
 
@@ -58,8 +60,12 @@ class Compiled(Generic[Result]):
         functools.update_wrapper(self, function)
 
     def __call__(self, structure: Structure, *arguments: Any, **named: Any) -> Result:
+        before = self.programs
         with structure.on_mesh():
-            return self._jitted(structure, *arguments, **named)
+            result = self._jitted(structure, *arguments, **named)
+        if self.programs > before:
+            release_freed()
+        return result
 
     def lower(self, structure: Structure, *arguments: Any, **named: Any) -> Any:
         """The program for these arguments or shapes, as `jax.jit` lowers it."""

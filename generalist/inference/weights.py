@@ -5,6 +5,7 @@ Dimension key: N images, S pixels per side, T cells of the encoder's grid, F cha
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -107,8 +108,8 @@ class Weights:
                 `shipped`: the weights that come with the package.
             placing: devices and types; None: by the other arguments.
             places: as in `Placing.of`: `mesh="tensor=4"` splits the weights over four devices, each part read into its place;
-                `weights_type="int8"` rounds them; `cache_type="bfloat16"` halves the caches. By default the first device holds
-                all, as it is stored.
+                `weights_type="int8"` rounds them; `cache_type` is that of the caches (`cache_dtype`). By default the first device
+                holds all, as it is stored.
 
         Raises:
             FileNotFoundError: there is no such folder, or no weights come with this installation.
@@ -269,6 +270,20 @@ class Weights:
                 return run(jnp.asarray(pixels))
 
         return on_mesh
+
+    @cached_property
+    def cache_dtype(self) -> Any:
+        """Type of keys and values. If none is set, a published model's are in the type that most of its numbers are stored in,
+        with which it was made; those of a run in float32, as in its training, however its weights were exported."""
+        if self.placing.cache_type != "stored":
+            return jnp.dtype(self.placing.cache_type)
+        if self.tokenizers.published is None:
+            return jnp.dtype(jnp.float32)
+        counts: Counter[Any] = Counter()
+        for leaf in flat(self.params, whole=Int8Kernel).values():
+            if not isinstance(leaf, Int8Kernel):  # which does not tell what it was
+                counts[leaf.dtype] += leaf.size
+        return counts.most_common(1)[0][0]
 
     @cached_property
     def decoder(self) -> tuple[Structure, Any]:

@@ -17,6 +17,7 @@ from generalist.model.config import ModelConfig
 from generalist.model.constrain import constrain
 from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm
 from generalist.model.positions import Placement
+from generalist.model.rings import Ring, turned
 
 
 class Cache(NamedTuple):
@@ -92,14 +93,14 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        seen: Packed | Masked,
+        seen: Packed | Masked | Ring,
         placed: Placement | None,
         written: Placement | None,
         cache: Cache | None = None,
         start: Int[Array, ""] | Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """Attends within whole packed rows; or, with a cache, writes the keys and values of new positions at slot `start` and
-        attends to the whole cache where a mask shows it.
+        """Attends within whole packed rows; or, with a cache, writes the keys and values of new positions at slot `start`, or
+        where a ring has its oldest, and attends to the whole cache where a mask shows it.
 
         Args:
             seen: which keys each position sees.
@@ -114,7 +115,13 @@ class Attention(nnx.Module):
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
             key, value = (new.swapaxes(1, 2).reshape(-1, length, new.shape[-1]) for new in (key, value))
-            cache = Cache(written_at(cache.key, key, start), written_at(cache.value, value, start))
+            if isinstance(seen, Ring):
+                (key, keys), (value, values) = (
+                    turned(*both, seen.taken) for both in zip(cache, (key, value), strict=True)
+                )
+                cache = Cache(keys, values)
+            else:
+                cache = Cache(written_at(cache.key, key, start), written_at(cache.value, value, start))
         if isinstance(seen, Packed):
             mixed = attend_packed(
                 query,
@@ -126,6 +133,8 @@ class Attention(nnx.Module):
                 softcap=self.softcap,
                 whole_blocks=self.whole_blocks,
             )
+        elif isinstance(seen, Ring):
+            mixed = attend_cached(query, key, value, seen.mask, None, scale=self.scale, softcap=self.softcap)
         elif cache is None:  # whole rows that a mask shows, as of a tower
             mixed = attend(query, key, value, seen.mask, scale=self.scale, softcap=self.softcap)
         else:

@@ -27,6 +27,7 @@ from generalist.model.masks import Blocks, attention_mask
 from generalist.model.positions import Placement, placement
 from generalist.model.projector import ImageProjector
 from generalist.model.remat import layers_unrolled, recomputed
+from generalist.model.rings import Ring, ring_of
 from generalist.model.visual import ImageCache, VisualPath
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        seen: Packed | Masked,
+        seen: Packed | Masked | Ring,
         placed: Placement | None,
         written: Placement | None,
         cache: Cache | None = None,
@@ -80,7 +81,7 @@ def _unchanged(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
 class Sight(NamedTuple):
     """What layers of one kind see: the visible positions, and how they are told apart (see `Attention`)."""
 
-    seen: Packed | Masked
+    seen: Packed | Masked | Ring
     placed: Placement | None
     written: Placement | None
 
@@ -196,10 +197,11 @@ class Transformer(nnx.Module):
         key_position: Int[Array, "B S"],
         start: Int[Array, ""] | Int[Array, "B"],
         slide: Slide | None,
+        ring: int,
     ) -> dict[LayerKind, Sight]:
         """What layers of each kind see when new positions attend to the slots of a cache, from `start` on, in all rows or
-        in each."""
-        both_ways = None
+        in each. `ring`: slots of the caches of layers with a window, S if they are no rings."""
+        both_ways = block = None
         if self.config.blocks != "none":
             # A block is read as a whole: none of it is among the slots that were written before.
             block = jnp.asarray(batch.block)
@@ -209,7 +211,21 @@ class Transformer(nnx.Module):
         seen = functools.partial(
             attention_mask, batch.segment, batch.position, key_segment, key_position, blocks=both_ways
         )
-        mask, near = seen(), seen(reach=self.config.window)
+        slid = None if slide is None else slide.slots
+        full: Masked | Ring = Masked(seen(), slid)
+        near: Masked | Ring = Masked(seen(reach=self.config.window), slid)
+        if ring < key_segment.shape[1]:
+            assert slide is None, "positions of a ring do not slide"
+            earlier = jnp.arange(key_segment.shape[1])[None] < jnp.reshape(start, (-1, 1))
+            near = ring_of(
+                jnp.asarray(batch.segment),
+                jnp.asarray(batch.position),
+                ((key_segment > 0) & earlier).sum(axis=1),
+                ring,
+                reach=self.config.window,
+                block=block,
+                whole_blocks=self.config.blocks == "whole",
+            )
         moved = 0 if slide is None else slide.by[:, None]
         both = jnp.stack([batch.position, batch.position + moved])
 
@@ -217,8 +233,7 @@ class Transformer(nnx.Module):
             # A loop keeps the compiler from fusing this into every layer, which would compute it again each time.
             placed = jax.lax.map(lambda position: placement(position, self.config, kind), both)
             placed, written = jax.tree.map(lambda leaf: leaf[0], placed), jax.tree.map(lambda leaf: leaf[1], placed)
-            seen = near if kind.startswith("window") else mask
-            return Sight(Masked(seen, None if slide is None else slide.slots), placed, written)
+            return Sight(near if kind.startswith("window") else full, placed, written)
 
         return {kind: sight(kind) for kind in dict.fromkeys(self.config.kind_of_layers)}
 
@@ -245,6 +260,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, params)(x, *seen, kept=kept)[0], None
 
         layers, first = self.config.layers, 0
+        visible = None if self.visual is None else self.visual.visible(batch, x.dtype)
         unroll = layers_unrolled(layers, self.config.layers_unrolled)
         remat = functools.partial(recomputed, kind=self.config.remat, looped=unroll < layers)
         for blocks in (self.blocks,) if self.lower is None else (self.lower, self.blocks):
@@ -253,10 +269,10 @@ class Transformer(nnx.Module):
             # Frozen lower layers have a scan of their own: in one scan all layers' gradients would be computed.
             last = first + jax.tree.leaves(stacked)[0].shape[0]
             of_layers = (stacked, *jax.tree.map(lambda leaf, at=slice(first, last): leaf[at], (kinds, kept)))
-            if self.visual is None:
+            if self.visual is None or visible is None:
                 x, _ = jax.lax.scan(run, x, of_layers, unroll=unroll)
             else:
-                x = self.visual.scan(run, x, of_layers, batch, remat, unroll)
+                x = self.visual.scan(run, x, of_layers, visible, remat, unroll, first)
             first = last
         return self.final_norm(x)
 
@@ -298,7 +314,7 @@ class Transformer(nnx.Module):
 
         Args:
             batch: the new positions.
-            caches: one per layer.
+            caches: one per layer; those of layers with a window may be rings (`generalist.model.rings`).
             cache_segment: segment of each slot, the new positions already entered.
             cache_position: position of each slot, the new positions already entered.
             start: slot of the first new position, the same in all rows or one per row.
@@ -306,11 +322,9 @@ class Transformer(nnx.Module):
             slide: slots whose positions differ from those at which their keys were written.
             dtype: in which is computed; the caches may have another.
         """
-        x = self.embed(batch, dtype)
-        sights, kinds = (
-            self.cached_sights(batch, cache_segment, cache_position, start, slide),
-            self.config.kind_of_layers,
-        )
+        x, kinds = self.embed(batch, dtype), self.config.kind_of_layers
+        ring = min(cache.key.shape[1] for cache in caches)
+        sights = self.cached_sights(batch, cache_segment, cache_position, start, slide, ring)
         keys = mask = None
         if self.visual is not None and images is not None:
             keys, mask = images.keys, self.visual.cached_mask(batch.image, images)

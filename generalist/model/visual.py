@@ -78,13 +78,24 @@ class VisualPath(nnx.Module):
         return batch.gather(visual, batch.row_images)  # (J, K, V) → (B, I, K, V)
 
     def scan(
-        self, layer: Callable, x: Float[Array, "B L D"], blocks: Any, batch: Batch, remat: Callable, unroll: int
+        self,
+        layer: Callable,
+        x: Float[Array, "B L D"],
+        blocks: Any,
+        seen: tuple[Float[Array, "B I K V"] | None, Bool[Array, "B L I"] | None],
+        remat: Callable,
+        unroll: int,
+        begin: int = 0,
     ) -> Float[Array, "B L D"]:
-        """Runs all blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
+        """Runs blocks (stacked parameters, stepped by `layer`) with a gated cross-attention before every few of them, whose
         activations are kept or recomputed as `remat` decides; `unroll` blocks in one round of the loop, in whole groups if they
-        are more than a group has."""
-        visual, mask = self.visible(batch, x.dtype)
-        graph, gated = nnx.split(self.gated)
+        are more than a group has.
+
+        Args:
+            blocks: all, or those from the layer `begin` on.
+            seen: the result of `visible`.
+        """
+        (visual, mask), (graph, gated) = seen, nnx.split(self.gated)
 
         @remat
         def look(x, gate_params):
@@ -96,11 +107,16 @@ class VisualPath(nnx.Module):
             gate_params, block_params = params
             return jax.lax.scan(layer, look(x, gate_params), block_params, unroll=min(unroll, self.every))[0], None
 
-        if self.first:
-            before = jax.tree.map(lambda leaf: leaf[: self.first], blocks)
-            x, _ = jax.lax.scan(layer, x, before, unroll=min(unroll, self.first))
-            blocks = jax.tree.map(lambda leaf: leaf[self.first :], blocks)
+        # In front of the first gated layer among them: those before all, or the rest of a group that has begun below.
+        lead = min((self.first - begin) % self.every, jax.tree.leaves(blocks)[0].shape[0])
+        if lead:
+            before = jax.tree.map(lambda leaf: leaf[:lead], blocks)
+            x, _ = jax.lax.scan(layer, x, before, unroll=min(unroll, lead))
+            blocks = jax.tree.map(lambda leaf: leaf[lead:], blocks)
         count = jax.tree.leaves(blocks)[0].shape[0]
+        if not count:
+            return x
+        gated = jax.tree.map(lambda leaf: leaf[(begin + lead - self.first) // self.every :], gated)
         # A scan within a scan: groups of blocks behind one cross-attention; the rest, if any, follow below.
         whole = count // self.every
         grouped = jax.tree.map(

@@ -25,15 +25,17 @@ from generalist.model.attention import Cache
 from generalist.model.config import ModelSpec
 from generalist.model.layers import Int8Kernel
 from generalist.model.params import flat, nested
+from generalist.model.rings import cache_slots
 from generalist.model.transformer import count_parameters, create_separate
 from generalist.plan.estimate import speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.program import compile_program, device_bytes
 from generalist.plan.roofline import walk
 from generalist.plan.target import Target
-from generalist.run.published import published_tokenizers
+from generalist.run.published import published_tokenizers, published_tower
 from generalist.run.shapes import without_data
 from generalist.training.sharding import parameter_shardings
+from generalist.vision.vit import vit_shapes
 from generalist.weights.language import LanguageModel
 
 WEIGHTS_TYPES = ("bfloat16", "float16", "float32", "int8")
@@ -94,25 +96,33 @@ class Served:
         return {**dataclasses.asdict(self), "total": self.total, "fits": self.fits}
 
 
-def subject(of: Path | Config) -> tuple[ModelSpec, int, Any]:
-    """The model of a preset or of a published language model's folder, its context, and the parameters of its frozen encoder,
-    empty if it has none; of a published model that sees images the language model alone.
+def subject(of: Path | Config, tower_type: str = "bfloat16") -> tuple[ModelSpec, int, Any]:
+    """The model of a preset or of a published language model's folder, its context, and the parameters of its frozen encoder or
+    vision tower, or their shapes, empty if it has none.
+
+    Args:
+        tower_type: of the parameters of a published model's tower.
 
     Raises:
         WeightsError: the folder holds no language model that can be loaded.
     """
     if isinstance(of, Path):
-        tokenizers = published_tokenizers(LanguageModel(of))
-        return tokenizers.model_spec(), tokenizers.config.data.length, {}
+        model = LanguageModel(of, images=True)
+        tokenizers, tower = published_tokenizers(model), published_tower(model)
+        length = tokenizers.config.data.length
+        if tower is None:
+            return tokenizers.model_spec(), length, {}
+        tokenizers = dataclasses.replace(tokenizers, channels=tower.channels)
+        return tokenizers.model_spec(), length, vit_shapes(tower, jnp.dtype(tower_type))
     spec, _, encoder = without_data(of)
     return spec, of.data.length, {} if encoder is None else encoder.params
 
 
 def encoder_bytes(params: Any, mesh: Mesh) -> float:
-    """Bytes of a frozen encoder on one device, in float32, as `encoder_in_place` splits it."""
+    """Bytes of a frozen encoder on one device, as `encoder_in_place` splits it."""
 
     def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return device_bytes(jax.tree.map(placed, params, parameter_shardings(params, mesh)))
 
@@ -147,11 +157,13 @@ def abstract_decoder(spec: ModelSpec, serving: Serving, mesh: Mesh) -> tuple[Str
 
 
 def abstract_caches(spec: ModelSpec, serving: Serving, mesh: Mesh) -> list[Cache]:
-    """The shapes of full caches."""
-    config = spec.config
-    shape = (serving.rows * config.kv_heads, serving.context, config.key_size)
-    one = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
-    return [Cache(one, one) for _ in range(config.layers)]  # type: ignore[arg-type]
+    """The shapes of full caches, of layers with a window no more than they look back."""
+    config, caches = spec.config, []
+    for slots in cache_slots(config, serving.context):
+        shape = (serving.rows * config.kv_heads, slots, config.key_size)
+        one = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
+        caches.append(Cache(one, one))  # type: ignore[arg-type]
+    return caches
 
 
 def compiled(spec: ModelSpec, serving: Serving, target: Target, devices: Sequence[Any], encoder: Any) -> Served:
@@ -212,20 +224,26 @@ def arithmetic(spec: ModelSpec, serving: Serving, target: Target, encoder: Any) 
     tables = {path: leaf for path, leaf in flat(params).items() if path.startswith("tokens/")}
     looked_up = 0 if config.tied_output else device_bytes(tables)
     multiplied = _count(spec) - (0 if config.tied_output else count_parameters(tables))
-    scores = config.layers * config.heads * 4 * config.key_size  # FLOPs per query and key: two products
+    scores = config.heads * 4 * config.key_size  # FLOPs per query and key of a layer: two products
 
-    def seconds(positions: int, keys: float) -> float | None:
+    def keys(slots: int, positions: int) -> int:
+        """How many a layer reads: of a ring, and of several new positions beside it."""
+        return slots if slots == length or positions == 1 else slots + positions
+
+    def seconds(positions: int) -> float | None:
         if chip is None or not chip.flops:
             return None
-        flops = rows * positions * (2 * multiplied + scores * keys)
+        read = sum(keys(slots, positions) for slots in cache_slots(config, length))
+        flops = rows * positions * (2 * multiplied + scores * read)
         return max(flops / chip.flops, (weights - looked_up + caches) / chip.bandwidth)
 
     part = min(length, LONGEST)  # of a prompt
-    step, prompt = seconds(1, length), seconds(part, length)
+    step, prompt = seconds(1), seconds(part)
     prompt = prompt * length / part if prompt else None
     # Of a prompt, in float32: scores before and after the softmax, a layer's widest activations, and the logits of one position.
     widest = max((2 * config.hidden), (config.heads + 2 * config.kv_heads) * config.key_size) + 3 * config.width
-    values = part * (2 * config.heads * length + widest) + 2 * spec.vocabulary.size
+    most = max(keys(slots, part) for slots in cache_slots(config, length))
+    values = part * (2 * config.heads * most + widest) + 2 * spec.vocabulary.size
     return Served(
         mesh={},
         parameters=_count(spec),

@@ -9,7 +9,7 @@ from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.marks import Marks
 from generalist.tokenizers.pieces import Images
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.vit import check_vit, load_vit
+from generalist.vision.vit import ViTConfig, check_vit, load_vit, vit_config
 from generalist.weights.language import LanguageModel
 
 SEPARATOR = "\n"
@@ -58,6 +58,17 @@ def check_published(model: LanguageModel) -> None:
         check_vit(model.folder, model.images.tower)
     if model.gated is not None:
         check_vit(model.gated.folder, model.gated.tower)
+
+
+def published_tower(model: LanguageModel) -> ViTConfig | None:
+    """The shape of the vision tower of a model that sees images; None: it sees none. No number is read.
+
+    Raises:
+        WeightsError: its settings are not supported.
+    """
+    if model.gated is not None:
+        return vit_config(model.gated.folder, model.gated.tower)
+    return vit_config(model.folder, model.images.tower) if model.images is not None else None
 
 
 def published_encoder(model: LanguageModel) -> VisionEncoder | None:

@@ -94,6 +94,11 @@ class ViTConfig:
         """Layers that are computed."""
         return max(self.taps) if self.taps else self.layers
 
+    @property
+    def channels(self) -> int:
+        """F: numbers of each position that comes out."""
+        return self.width * max(1, len(self.taps))
+
 
 SO400M = ViTConfig(
     family="siglip",
@@ -222,12 +227,18 @@ def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder
         name=f"{config.family}:{folder.folder.name}",
         prepare=processor(folder, config.family, config.size, stretched=tower.stretched).preparation,
         cells=config.outputs,
-        channels=config.width * max(1, len(config.taps)),
+        channels=config.channels,
         weights_hash=weights_hash,
         params=nested(jax.device_put(kept)),
         apply=lambda params, pixels: nnx.merge(graph, params)(pixels, jnp.float32),
         folder=folder.folder,
     )
+
+
+def vit_shapes(config: ViTConfig, dtype: DTypeLike) -> dict[str, Any]:
+    """The shapes of a tower's parameters, nested."""
+    params = nnx.state(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.to_pure_dict(params))
 
 
 def _hash_of(arrays: Mapping[str, np.ndarray]) -> str:

@@ -20,14 +20,16 @@ from safetensors.numpy import save_file
 
 from generalist.system.files import write_json
 from generalist.weights.recipe import Index, Recipe, Tensor, whole
-from generalist.weights.stored import Stored
+from generalist.weights.stored import Stored, aligned
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 NUMBERS = ("F64", "F32", "F16", "BF16")
 """Supported tensor dtypes; others (int8, float8) are quantised weights, whose scales are stored elsewhere."""
+LARGEST_NUMBER = 8  # bytes
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights in one file, or the index that maps tensors to several files."""
 LARGEST_JSON = 1 << 26  # bytes: the index of the largest models has a few million
+PIECE = 1 << 25  # bytes that are read or looked at at once
 SHOWN = 5  # names listed in an error message; the others are counted
 
 
@@ -50,6 +52,35 @@ def read_json(path: Path) -> Any:
         raise
     except (ValueError, RecursionError, OSError) as error:
         raise WeightsError(f"{path} is not JSON ({error})") from error
+
+
+def _read(file: Path, name: str, index: Index) -> Tensor:
+    """A part of a tensor of a file, by a few rows at a time: no second copy of it is in memory."""
+
+    def rows(begin: int, stop: int) -> Tensor:
+        # Opened each time: the pages of an open file that were read would stay in memory.
+        with safe_open(file, framework="numpy") as opened:
+            return opened.get_slice(name)[(slice(begin, stop), *index[1:])]
+
+    if not index:  # a number
+        with safe_open(file, framework="numpy") as opened:
+            return opened.get_tensor(name)
+    at, stop = index[0].start, index[0].stop
+    if math.prod(one.stop - one.start for one in index) * LARGEST_NUMBER <= PIECE:
+        return rows(at, stop)
+    first = rows(at, min(at + 1, stop))
+    array = aligned((stop - at, *first.shape[1:]), first.dtype)
+    for piece in _in_pieces(array):
+        piece[...] = rows(at, at + len(piece))
+        at += len(piece)
+    return array
+
+
+def _in_pieces(array: Tensor) -> Iterator[Tensor]:
+    """The rows of an array, a few at a time."""
+    rows = np.atleast_1d(array)
+    step = max(1, PIECE // max(1, rows[:1].nbytes))
+    return (rows[at : at + step] for at in range(0, len(rows), step))
 
 
 def save_tensors(arrays: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -200,14 +231,9 @@ class WeightsFolder:
         Raises:
             WeightsError: a number is not finite.
         """
-        # Opened for each tensor: the pages of an open file that were read would stay in memory beside the arrays.
-        with safe_open(self._files[name], framework="numpy") as opened:
-            if index == whole(self.shapes[name]):
-                array = opened.get_tensor(name)
-            else:
-                array = opened.get_slice(name)[index]
+        array = _read(self._files[name], name, index)
         # A single NaN would spread through the whole model, and be noticed only as a loss that is none.
-        if not np.isfinite(array).all():
+        if not all(np.isfinite(rows).all() for rows in _in_pieces(array)):
             raise WeightsError(f"{self._files[name]} has non-finite numbers in {name}: download it again")
         return array
 

@@ -1,11 +1,15 @@
 """Arrays that are not read yet: their shapes are known, and each of their parts is read when it is wanted."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from generalist.weights.recipe import Index, Tensor, whole
+
+ALIGNMENT = 64  # bytes, as XLA has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +36,12 @@ class Stored:
             return Stored(self.shape[1:], lambda index: self.read((slice(at, at + 1), *index)).squeeze(0))
 
         return map(entry, range(self.shape[0]))
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+    """An array without values, at an address that JAX takes as it is where the device is this machine's processor: arrays
+    elsewhere are copied."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + size].view(dtype).reshape(shape)

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from serving import asked, running, user
 
 from generalist.cli.main import main
+from generalist.client import RobotClient
 from generalist.config.presets import debug, gemma3_agent
 from generalist.config.run import Config, check_complete
 from generalist.data.emoji import drawings, variant
@@ -146,6 +148,27 @@ def test_exports_see_and_act(agent: tuple[Config, Generalist], folder: Path):
     np.testing.assert_array_equal(logits(frames[0], frames[2]), expected)
     assert np.abs(logits(frames[1], frames[2]) - expected).max() > 1e-5
     assert np.abs(logits(frames[0], frames[1]) - expected).max() > 1e-5
+
+
+@pytest.mark.slow
+def test_a_server_chats_and_acts_with_its_eyes(agent: tuple[Config, Generalist]):
+    _, weights = agent
+    picture, other = (variant(drawings("train")[number], 0) for number in (0, 1))
+    rng, space = np.random.default_rng(0), weights.layouts["atari/freeway"].observation.space
+    frames = [rng.integers(0, 256, space.shape).astype(np.uint8) for _ in range(5)]
+    policy = ControlPolicy(weights, ["atari/freeway"])
+    policy.reset([0], ["cross"], [0])
+    actions = [policy.act([frame])[0] for frame in frames]
+    assert weights.projects
+    with running(weights, sessions=1, layouts=("atari/*",)) as (_, port):
+        for images in ([picture], [picture, other]):
+            expected = weights.prompt([*images, "a photo of"], tokens=8)
+            body = {"model": "agent", "messages": [user(*images, "a photo of")], "temperature": 0, "max_tokens": 8}
+            status, found = asked(port, "/v1/chat/completions", body)
+            assert status == 200 and found["choices"][0]["message"]["content"] == expected, found
+        with RobotClient(f"ws://127.0.0.1:{port}", layout="atari/freeway") as robot:
+            robot.reset(prompt="cross", seed=0)
+            assert [robot.act(frame) for frame in frames] == actions
 
 
 @pytest.mark.slow

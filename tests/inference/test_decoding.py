@@ -24,6 +24,7 @@ from generalist.inference.fingerprint import fingerprint
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.score import log_likelihood
+from generalist.model.config import LayerKind
 from generalist.model.transformer import create, create_separate
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
@@ -88,8 +89,10 @@ def test_a_step_of_acting_copies_no_cache(monkeypatch: pytest.MonkeyPatch, rows:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_of_writing_copies_no_cache(monkeypatch: pytest.MonkeyPatch, rows: int):
-    generalist = make(width=32, heads=2, kv_heads=2, head_size=64, hidden=32, layers=2)
+@pytest.mark.parametrize("kind", ["full", "window"])
+def test_a_step_of_writing_copies_no_cache(monkeypatch: pytest.MonkeyPatch, rows: int, kind: LayerKind):
+    shape = {"width": 32, "heads": 2, "kv_heads": 2, "head_size": 64, "hidden": 32, "layers": 2}
+    generalist = make(**shape, window=9, layer_kinds=(kind,))  # in rings of 16 slots
     found = compiled(monkeypatch, cached_rows, "write_in_turn")
     generalist.prompt([["push"]] * rows, tokens=64)
     cache, text = found[0]

@@ -53,7 +53,7 @@ def logits(generalist: Generalist, sequences: list[Sequence], **changes: Any) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_and_logits_are_the_reference_s(name: str):
-    stored, generalist = expected(name), Generalist.load(FIXTURES / name)
+    stored, generalist = expected(name), Generalist.load(FIXTURES / name, cache_type="float32")
     sequences = [generalist.assembler.document(one, is_open=True) for one in prompts_of(name)[0]]
     present = stored["present"] > 0
     for row, sequence in enumerate(sequences):
@@ -72,7 +72,7 @@ def test_ids_and_logits_are_the_reference_s(name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["idefics", "idefics_bare", "flamingo_mpt"])
 def test_packed_rows_equal_rows_of_their_own(name: str):
-    generalist = Generalist.load(FIXTURES / name)
+    generalist = Generalist.load(FIXTURES / name, cache_type="float32")
     both = [generalist.assembler.document(one, is_open=True) for one in prompts_of(name)[0]]
     first, second = map(len, both)
     packed = generalist.assembler.concatenate(both)
@@ -92,7 +92,7 @@ def test_packed_rows_equal_rows_of_their_own(name: str):
 
 @pytest.mark.parametrize("name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES])
 def test_greedy_texts_are_the_reference_s_in_batches_and_after_shots(name: str):
-    generalist, written = Generalist.load(FIXTURES / name), expected(name)["written"].tolist()
+    generalist, written = Generalist.load(FIXTURES / name, cache_type="float32"), expected(name)["written"].tolist()
     prompts = prompts_of(name)[1]
     assert generalist.prompt(prompts, tokens=64) == written
     # The same prompt in two parts, of which the first is read once; nothing that ends a text stands between.

@@ -28,7 +28,7 @@ def written(generalist: Generalist, prompt: str, count: int) -> str:
 @pytest.mark.parametrize("name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES])
 def test_greedy_text_is_the_reference_s(name: str):
     expected = np.load(FIXTURES / name / "expected.npz")
-    generalist = Generalist.load(FIXTURES / name)
+    generalist = Generalist.load(FIXTURES / name, cache_type="float32")
     # One more than the reference wrote: a text that ended, ends.
     count = len(expected["written"])
     assert count == 64 or expected["written"][-1] in generalist.assembler.marks.ends or name.startswith("gpt2")
@@ -36,9 +36,22 @@ def test_greedy_text_is_the_reference_s(name: str):
 
 
 def test_16_bit_files_stay_in_16_bits():
-    leaves = flat(Generalist.load(FIXTURES / "mistral").params)
+    mistral = Generalist.load(FIXTURES / "mistral")
+    leaves = flat(mistral.params)
     assert leaves["tokens/text"].dtype == leaves["blocks/0/attention/qkv/kernel"].dtype == "bfloat16"
     assert leaves["final_norm/scale"].dtype == "float32"  # the gain less 1, which bfloat16 would round
+    # Keys and values too, unless another type is set.
+    assert mistral.cache_dtype == "bfloat16"
+    assert Generalist.load(FIXTURES / "llama_biased").cache_dtype == "float16"
+    assert Generalist.load(FIXTURES / "llama").cache_dtype == "float32"
+    assert Generalist.load(FIXTURES / "mistral", weights_type="int8").cache_dtype == "bfloat16"
+    assert Generalist.load(FIXTURES / "mistral", cache_type="float32").cache_dtype == "float32"
+
+
+def test_caches_of_a_run_s_weights_are_in_float32_however_they_are_stored():
+    shipped = Generalist.load()
+    assert flat(shipped.params)["blocks/0/attention/qkv/kernel"].dtype == "bfloat16"
+    assert shipped.cache_dtype == "float32"
 
 
 @pytest.fixture

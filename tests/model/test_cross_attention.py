@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from generalist.config.run import TrainingConfig
 from generalist.data.batch import Batch
 from generalist.inference.rows import POSITIONAL
 from generalist.model.attention import Cache
 from generalist.model.config import ModelConfig, ModelSpec, VisionConfig
 from generalist.model.cross_attention import GatedCrossAttention, first_image, image_mask
+from generalist.model.params import flat
 from generalist.model.resampler import PerceiverResampler, time_embeddings
 from generalist.model.transformer import Transformer, create
+from generalist.model.tuned import create_tuned
+from generalist.model.tuning import Tuning
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.vocabulary import Vocabulary
+from generalist.training.token_trainer import make_trainer
 
 CHANNELS, CELLS = 6, 4
 LANGUAGE = ModelSpec(
@@ -271,3 +277,42 @@ def test_time_is_interpolated():
     np.testing.assert_allclose(time_embeddings(table, 5)[:, 0], [0, 0.5, 1, 1.5, 2])
     np.testing.assert_allclose(time_embeddings(table, 1), table[:1])
     assert resampler(frames=2)(jnp.ones((1, 7, 4, 16))).shape == (1, 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("every", "first"), [(3, 0), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, 0), (2, 1), (4, 3)))]
+)
+def test_upper_layers_apart_see_as_all_together(every: int, first: int):
+    """Gated layers stand where they stood, wherever the frozen layers end."""
+    spec = seeing(every=every)
+    vision = dataclasses.replace(spec.config.vision, first=first)
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, layers=5, vision=vision))
+    whole = logits(opened(create(spec, 0)), packed())
+    for layers in (1, 2, 4, 5):
+        tuned = opened(create_tuned(spec, 0, Tuning(trained_layers=layers)))
+        np.testing.assert_allclose(logits(tuned, packed()), whole, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_frozen_layers_between_gated_ones_stay_bit_for_bit():
+    spec = seeing(every=1)
+    training = TrainingConfig(steps=4, warmup=1, learning_rate=1e-2, trained_layers=1)
+    trainer = make_trainer(spec, training, weights=[1.0])
+    params = nnx.state(opened(create_tuned(spec, 0, training.tuning)), nnx.Param)
+    state = trainer.initialize(nnx.to_pure_dict(params))
+    before, losses = jax.tree.map(np.asarray, state), []
+    eight: dict[str, Any] = {name: np.repeat(getattr(packed(), name), 4, axis=0) for name in POSITIONAL}
+    batch = trainer.place(dataclasses.replace(packed(), **eight, row_images=np.repeat(packed().row_images, 4, axis=0)))
+    with jax.set_mesh(trainer.mesh):
+        for _ in range(3):
+            state, metrics = trainer.step(state, batch, jax.random.key(0))
+            losses.append(float(metrics.loss))
+    assert losses[-1] < losses[0]
+    frozen, trained = flat(before.frozen), flat(before.params)
+    assert "lower/attention/qkv/kernel" in frozen and not [path for path in frozen if "visual" in path]
+    for path, leaf in frozen.items():
+        np.testing.assert_array_equal(flat(state.frozen)[path], leaf)
+    for path in ("blocks/attention/qkv/kernel", "visual/gated/attention_gate", "visual/gated/query/kernel"):
+        moved = np.abs(np.asarray(flat(state.params)[path]) - trained[path])
+        # In every gated layer, also in those before frozen ones.
+        assert moved.reshape(len(moved), -1).max(axis=1).min() > 0, path

@@ -13,6 +13,7 @@ from generalist.cli.main import main
 from generalist.inference.decode import empty_caches
 from generalist.inference.generalist import Generalist
 from generalist.inference.placing import parse_mesh
+from generalist.model.params import flat
 from generalist.plan.inference import Serving, arithmetic, compiled, encoder_bytes, subject
 from generalist.plan.program import device_bytes
 from generalist.plan.target import Target, parse_target
@@ -38,7 +39,7 @@ def test_weights_and_caches_are_those_of_a_loaded_model(weights_type: str):
     there = Generalist.load(LLAMA, mesh="data=2,tensor=4", weights_type=held, cache_type="bfloat16")
     if weights_type == "float32":  # as the folder's are; with int8 a plan takes the rest for bfloat16
         assert found.weights == device_bytes(there.params)
-    assert found.caches == device_bytes(empty_caches(there, 4, 32))
+    assert found.caches == device_bytes(empty_caches(there, 4, 32, rings=True))
     assert found.fits and found.step_seconds is None
     assert found.total == found.weights + found.caches + found.temporary
 
@@ -66,13 +67,40 @@ def test_a_step_reads_all_weights_and_caches():
     assert arithmetic(spec, Serving(rows=1, context=256, weights_type="int8"), target, {}).weights < small.weights
 
 
+def test_layers_with_a_window_keep_no_more_than_they_look_back():
+    folder = LLAMA.parent / "gemma3"  # six layers of seven have a window of 5, which takes 16 slots
+    spec, _, _ = subject(folder)
+    serving = Serving(rows=2, context=1024, weights_type="float32")
+    program = compiled(spec, serving, Target(name="cpu", platform="cpu", count=1), jax.devices()[:1], {})
+    number = arithmetic(spec, serving, parse_target(None, "gpu:1GiB"), {})
+    there = device_bytes(empty_caches(Generalist.load(folder), 2, 1024, rings=True))
+    assert number.caches == program.caches == there
+    config = spec.config
+    assert there == 2 * config.kv_heads * (1024 + 6 * 16) * config.key_size * 2 * 4
+
+
 def test_a_frozen_encoder_s_part_is_that_of_its_mesh():
-    shape = jax.ShapeDtypeStruct((3, 24, 64), jnp.bfloat16)
+    shape = jax.ShapeDtypeStruct((3, 24, 64), jnp.float32)
     kernels = {
-        "layers": {"up": {"kernel": shape}, "attention_norm": {"scale": jax.ShapeDtypeStruct((3, 24), jnp.bfloat16)}}
+        "layers": {"up": {"kernel": shape}, "attention_norm": {"scale": jax.ShapeDtypeStruct((3, 24), jnp.float32)}}
     }
     assert encoder_bytes(kernels, parse_mesh("data=2,tensor=4")) == 4 * (3 * 24 * 16 + 3 * 24)
     assert encoder_bytes({}, parse_mesh("tensor=8")) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["images/gemma3", "images/llava", "images/paligemma2", "gated/idefics", "gated/flamingo_mpt"]
+)
+def test_a_published_model_s_tower_and_projector_count(name: str):
+    folder = LLAMA.parents[1] / name
+    spec, context, tower = subject(folder, "float32")
+    there = Generalist.load(folder)
+    assert there.encoder is not None and context == there.config.data.length
+    sizes = [{path: leaf.shape for path, leaf in flat(one).items()} for one in (tower, there.encoder.params)]
+    assert sizes[0] == sizes[1]
+    found = arithmetic(spec, Serving(rows=1, context=64, weights_type="float32"), parse_target(None, "gpu:1GiB"), tower)
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(there.params))
+    assert found.encoder == 4 * sum(leaf.size for leaf in jax.tree.leaves(tower))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -49,7 +49,7 @@ PROMPTS: list[list[str | int]] = [["a photo", 0, "of the\n", 1, 2, " red dog"], 
 
 @functools.cache
 def loaded(name: str) -> Generalist:
-    return Generalist.load(FIXTURES / name)
+    return Generalist.load(FIXTURES / name, cache_type="float32")
 
 
 @functools.cache

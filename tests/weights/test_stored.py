@@ -3,10 +3,14 @@
 import itertools
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from generalist.model.params import flat, layers_apart
+from generalist.weights import folder
+from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.language import LanguageModel
 from generalist.weights.recipe import joined, mapped, stacked, tensor, transposed, whole, zeros
 from generalist.weights.stored import Stored
@@ -69,3 +73,27 @@ def test_every_half_of_a_published_model(name: str):
         index = tuple(halves(size)[1] for size in array.shape)
         np.testing.assert_array_equal(places[path].read(index), array[index])
         np.testing.assert_array_equal(places[path].read(whole(array.shape)), array)
+
+
+def test_a_large_tensor_is_read_by_a_few_rows_and_taken_by_the_processor_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table = np.arange(700, dtype=np.float32).reshape(100, 7)
+    save_file({"table": table, "row": table[0], "number": np.array(3.0, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    opened, really = [], folder.safe_open
+    monkeypatch.setattr(folder, "PIECE", 40 * 7)  # bytes: ten rows
+    monkeypatch.setattr(folder, "safe_open", lambda *one, **named: opened.append(one) or really(*one, **named))
+    stored = WeightsFolder(tmp_path)
+    opened.clear()
+    for index in ((slice(0, 100), slice(0, 7)), (slice(13, 58), slice(2, 5)), (slice(99, 100), slice(0, 7))):
+        np.testing.assert_array_equal(stored.part("table", index), table[index])
+    assert len(opened) == 1 + 10 + 1 + 2 + 1  # the type, and the rows; the last part is small
+    np.testing.assert_array_equal(stored.tensor("row"), table[0])
+    assert stored.tensor("number") == 3.0
+    held = stored.tensor("table")
+    assert jax.device_put(held).unsafe_buffer_pointer() == held.ctypes.data
+    table[57, 3] = np.nan
+    save_file({"table": table}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="non-finite numbers in table"):
+        WeightsFolder(tmp_path).tensor("table")
