@@ -3,6 +3,7 @@
 Dimension key: B batch, L query positions, Q some of them, S key positions, N heads, M key-value heads, H head size, D width.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -48,22 +49,25 @@ def written_at(
     return constrain(written(whole, new, starts), "cells", None, None)
 
 
-class Slide(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slide:
     """Positions that have moved back since their keys were rotated, as in a sliding window. A key stays as it was written; the
     queries that meet it are rotated further by the same distance."""
 
     by: Int[Array, "B"]
     """Positions moved, per row."""
-    slots: Bool[Array, "S"]
-    """The slots that have moved. New positions are written into such slots."""
+    # A number that the program is compiled with, not a mask: queries then meet no slot that they do not belong to.
+    slots: int = dataclasses.field(metadata={"static": True})
+    """How many slots have moved, the first ones. New positions are written into these."""
 
 
 class Masked(NamedTuple):
     """Visibility of the keys, given by a mask."""
 
     mask: Bool[Array, "B L S"]
-    slid: Bool[Array, "S"] | None = None
-    """Slots of a cache that have slid; None: no slot has."""
+    slid: int | None = None
+    """How many slots of a cache have slid, the first ones; None: none, and positions have not been counted further."""
 
 
 class Attention(nnx.Module):
