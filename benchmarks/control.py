@@ -32,7 +32,7 @@ from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy, shape_of
 from generalist.inference.rows import stack_rows
 from generalist.model.config import ModelConfig, VisionConfig
-from generalist.model.transformer import count_parameters, create
+from generalist.model.transformer import count_parameters, create_separate
 from generalist.run.tasks import record_missing
 from generalist.system.huge_pages import use_huge_pages
 from generalist.system.processes import cores
@@ -59,7 +59,7 @@ def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
     config = settings(folder, model)
     record_missing(config, console)
     tokenizers = prepare(config, console).tokenizers
-    graph, params = nnx.split(create(tokenizers.model_spec(), 0), nnx.Param)
+    graph, params = nnx.split(create_separate(tokenizers.model_spec(), 0), nnx.Param)
     params = nnx.to_pure_dict(params)
     console.print(f"{count_parameters(params) / 1e6:.2f} M parameters on {jax.devices()[0]}", highlight=False)
     return Generalist(tokenizers, graph, params, 0)

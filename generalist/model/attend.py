@@ -64,7 +64,7 @@ def attend(
     """Scaled dot-product attention with grouped queries (N a multiple of M) to the keys that the mask shows."""
     if softcap:  # jax.nn.dot_product_attention has no softcap
         key, value = (one.swapaxes(1, 2).reshape(-1, *one.shape[1::2]) for one in (key, value))  # (R, S, H)
-        return _attend_heads(query, key, value, mask, None, scale, softcap)
+        return _attend_heads((query,), key, value, mask, None, scale, softcap)
     _, length, _, size = query.shape
     fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
     # Named, not left to JAX: it would not choose cuDNN by itself.
@@ -78,7 +78,7 @@ def attend_cached(
     key: Float[Array, "R S H"],
     value: Float[Array, "R S H"],
     mask: Bool[Array, "B L S"],
-    slide: tuple[Float[Array, "B L N H"], int] | None,
+    slide: tuple[Float[Array, "B L N H"], Bool[Array, "S"]] | None,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -86,8 +86,7 @@ def attend_cached(
     """`attend` to the slots of a cache (see `Cache`), in the cache's dtype.
 
     Args:
-        slide: other queries of the same positions, and how many slots, the first ones, have keys that these meet; None: `query`
-            meets all keys.
+        slide: other queries of the same positions, and the slots whose keys these meet; None: `query` meets all keys.
     """
     batch, length = query.shape[:2]
     slots, size = key.shape[1:]
@@ -96,48 +95,46 @@ def attend_cached(
         key, value = (one.reshape(batch, -1, slots, size).swapaxes(1, 2) for one in (key, value))  # (B, S, M, H)
         key, value = key.astype(query.dtype), value.astype(query.dtype)
         return attend(query, key, value, mask, scale=scale)
-    return _attend_heads(query, key, value, mask, slide, scale, softcap)
+    queries, slid = ((query,), None) if slide is None else ((slide[0], query), slide[1])
+    return _attend_heads(queries, key, value, mask, slid, scale, softcap)
 
 
 def _attend_heads(
-    query: Float[Array, "B L N H"],
+    queries: tuple[Float[Array, "B L N H"], ...],
     key: Float[Array, "R S H"],
     value: Float[Array, "R S H"],
     mask: Bool[Array, "B L S"],
-    slide: tuple[Float[Array, "B L N H"], int] | None,
+    slid: Bool[Array, "S"] | None,
     scale: float,
     softcap: float,
 ) -> Float[Array, "B L N H"]:
-    """Attention as products of matrices per row and head; `slide` as in `attend_cached`."""
-    batch, length, heads, size = query.shape
+    """Attention as two products per head. Of two queries per position the first meets the keys of slots that have slid, the
+    second those of all others."""
+    batch, length, heads, size = queries[0].shape
     kv_heads, slots = key.shape[0] // batch, key.shape[1]
 
-    def scored(query: Float[Array, "B L N H"], key: Float[Array, "R s H"]) -> Float[Array, "R G L s"]:
-        # A matrix of queries per row and head, and a key's numbers last on both sides, so that neither keys nor values are
-        # transposed: with slots before heads a CPU copied the whole cache in every step.
+    def by_head(query: Float[Array, "B L N H"]) -> Float[Array, "R G L H"]:
         grouped = query.reshape(batch, length, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
-        grouped = grouped.reshape(batch * kv_heads, -1, size)
-        # On a mesh each device has its cells of the cache, and everything up to the mixed values stays there.
-        grouped = constrain(grouped.astype(key.dtype), "cells", None, None)
-        # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
-        scores = jnp.einsum("rqh,rsh->rqs", grouped, key, preferred_element_type=jnp.float32)
-        return scores.reshape(batch * kv_heads, -1, length, key.shape[1]) * scale
+        return grouped.reshape(batch * kv_heads, -1, length, size)
 
-    if slide is None:
-        scores = scored(query, key)
-    else:
-        slid, ring = slide
-        # The slots that have slid meet their queries in a product with the whole cache: a part of it would be copied, as are the
-        # others, which are few. One query less per position is worth more: for a single one a product only reads the cache.
-        scores = scored(slid, key)
-        if ring < slots:
-            scores = jnp.concatenate([scores[..., :ring], scored(query, key[:, ring:])], axis=-1)
+    # A matrix of queries per row and head, and a key's numbers last on both sides, so that neither keys nor values are
+    # transposed: with slots before heads a CPU copied the whole cache in every step.
+    grouped = jnp.concatenate([by_head(query) for query in queries], axis=2).reshape(batch * kv_heads, -1, size)
+    # On a mesh each device has its cells of the cache, and everything up to the mixed values stays there.
+    grouped = constrain(grouped.astype(key.dtype), "cells", None, None)
+    # The product itself gives float32: rounded to bfloat16 first, close scores would become equal.
+    scores = jnp.einsum("rqh,rsh->rqs", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch * kv_heads, -1, len(queries) * length, slots) * scale  # (R, G, queries · L, S)
+    if slid is not None:
+        # Both products over all slots, then a choice per slot: cheaper than gathering slots whose number changes every step.
+        first, second = jnp.split(scores, 2, axis=2)
+        scores = jnp.where(slid[None, None, None], first, second)
     scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
     shown = jnp.broadcast_to(mask[:, None], (batch, kv_heads, length, slots)).reshape(-1, 1, length, slots)
     weights = jax.nn.softmax(jnp.where(shown, scores, MASKED), axis=-1).astype(value.dtype)
     mixed = jnp.einsum("rqs,rsh->rqh", weights.reshape(batch * kv_heads, -1, slots), value)
     mixed = mixed.reshape(batch, heads, length, size)  # heads in the order of their groups: M, then G
-    return mixed.swapaxes(1, 2).astype(query.dtype)
+    return mixed.swapaxes(1, 2).astype(queries[0].dtype)
 
 
 def masked_attention(

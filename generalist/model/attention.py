@@ -3,7 +3,6 @@
 Dimension key: B batch, L query positions, Q some of them, S key positions, N heads, M key-value heads, H head size, D width.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -49,25 +48,22 @@ def written_at(
     return constrain(written(whole, new, starts), "cells", None, None)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Slide:
+class Slide(NamedTuple):
     """Positions that have moved back since their keys were rotated, as in a sliding window. A key stays as it was written; the
     queries that meet it are rotated further by the same distance."""
 
     by: Int[Array, "B"]
     """Positions moved, per row."""
-    # A number that the program is compiled with, not a mask: queries then meet no slot that they do not belong to.
-    slots: int = dataclasses.field(metadata={"static": True})
-    """How many slots have moved, the first ones. New positions are written into these."""
+    slots: Bool[Array, "S"] | None
+    """The slots that have moved; None: all. New positions are written into such slots."""
 
 
 class Masked(NamedTuple):
     """Visibility of the keys, given by a mask."""
 
     mask: Bool[Array, "B L S"]
-    slid: int | None = None
-    """How many slots of a cache have slid, the first ones; None: none, and positions have not been counted further."""
+    slid: Bool[Array, "S"] | None = None
+    """Slots of a cache that have slid; None: no slot has."""
 
 
 class Attention(nnx.Module):

@@ -218,7 +218,10 @@ class Transformer(nnx.Module):
             placed = jax.lax.map(lambda position: placement(position, self.config, kind), both)
             placed, written = jax.tree.map(lambda leaf: leaf[0], placed), jax.tree.map(lambda leaf: leaf[1], placed)
             seen = near if kind.startswith("window") else mask
-            return Sight(Masked(seen, None if slide is None else slide.slots), placed, written)
+            if slide is None:
+                return Sight(Masked(seen), placed, written)
+            # Where all slots have slid, one query per position meets them all, which halves the product with the keys.
+            return Sight(Masked(seen, slide.slots), written if slide.slots is None else placed, written)
 
         return {kind: sight(kind) for kind in dict.fromkeys(self.config.kind_of_layers)}
 
