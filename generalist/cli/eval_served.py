@@ -7,7 +7,6 @@ from rich.console import Console
 
 from generalist.envs.registry import tasks
 from generalist.envs.task import EVALUATION_SEED
-from generalist.eval.results.scores import percent
 from generalist.eval.results.words import counted
 from generalist.system.processes import cores
 
@@ -76,6 +75,10 @@ def served(arguments: argparse.Namespace, console: Console) -> int:
     finally:
         for policy in policies:
             policy.close()
+    from generalist.eval.results.scores import (
+        percent,
+    )  # imports SciPy's statistics, for which no other start shall wait
+
     for task in played:
         own = [episode for episode in episodes if episode.task == task.name]
         mean = sum(percent(one.score, task.random_score, task.expert_score) for one in own) / len(own)

@@ -55,8 +55,8 @@ class Slide(NamedTuple):
 
     by: Int[Array, "B"]
     """Positions moved, per row."""
-    slots: Bool[Array, "S"]
-    """The slots that have moved. New positions are written into such slots."""
+    slots: Bool[Array, "S"] | None
+    """The slots that have moved; None: all. New positions are written into such slots."""
 
 
 class Masked(NamedTuple):

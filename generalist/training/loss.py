@@ -23,6 +23,7 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.cross_entropy import KEPT, partition
 
 PIECE = 512  # positions whose logits a CPU computes at once, at least: adding up a table's gradients takes as long as a product
+MOST_KEPT = 2**25  # logits of parallel actions, 128 MiB, that a CPU keeps for the backward pass
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
 
@@ -233,7 +234,13 @@ def action_losses(
         x = x.reshape(chunks, across, count // across // chunks, x.shape[-1])
         return jnp.moveaxis(x, 0, 1).reshape(count, x.shape[-1])
 
-    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece)), (pieces(read), pieces(batch.actions)))
+    # As positions above, but on a CPU the results of the products are kept too, as in the layers: to fetch them takes less time
+    # than to make them again, and the head that every dimension passes through is as large as a layer.
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    if target_platform() == "cpu" and logits <= MOST_KEPT:
+        products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_from_both_policies(products, policy)
+    parts = jax.lax.map(jax.checkpoint(lambda piece: of(*piece), policy=policy), (pieces(read), pieces(batch.actions)))
     nll, log_partition, right = (whole(part) for part in parts)
     return nll, log_partition, right
 

@@ -84,6 +84,16 @@ def test_arguments_that_do_not_fit_are_refused(arguments: list[str], message: st
 
 
 @pytest.mark.slow
+def test_the_command_line_of_eval_loads_neither_jax_nor_statistics():
+    code = (
+        "import sys, generalist.cli.eval\n"
+        "print(sorted({'jax', 'flax', 'scipy', 'generalist.inference'} & sys.modules.keys()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
+
+
+@pytest.mark.slow
 def test_the_package_alone_imports_nothing_heavy():
     code = """
 import json, sys

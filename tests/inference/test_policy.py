@@ -188,22 +188,30 @@ WAYS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hidden", "images", "attend_to", "alibi"), [*((*way, 0.0) for way in WAYS), (True, "frame", "last", 8.0)]
+    ("hidden", "images", "attend_to", "alibi", "told"),
+    [
+        *((*way, 0.0, True) for way in WAYS),
+        (True, "frame", "last", 8.0, True),
+        (False, "frame", "last", 0.0, False),
+        (True, "frame", "last", 8.0, False),
+    ],
 )
 def test_cached_equals_uncached_after_the_window_has_slid(
-    hidden: bool, images: Images, attend_to: AttendTo, alibi: float
+    hidden: bool, images: Images, attend_to: AttendTo, alibi: float, told: bool
 ):
-    """Also in lanes that begin later, with another instruction, in a row that was used before."""
+    """Also in lanes that begin later, with another instruction, in a row that was used before; and where no lane is told
+    anything, so that all slots slide."""
     generalist = make_generalist(float(hidden), images=images, attend_to=attend_to, alibi=alibi)
     layout = generalist.layouts[LAYOUT]
-    instructions = ["push the red block", "", "lift the blue block to the left"]
+    instructions = ["push the red block", "", "lift the blue block to the left"] if told else [""] * 3
     policy, rng = ControlPolicy(generalist, [LAYOUT] * 3), np.random.default_rng(0)
     policy.reset(range(3), instructions, range(3))
     seen: list[list] = [[] for _ in range(3)]
     chosen: list[list] = [[] for _ in range(3)]
     for step in range(10):  # a window has 4
         if step == 3:
-            instructions[1], seen[1], chosen[1] = "lift the red block to the left of the blue block", [], []
+            another = "lift the red block to the left of the blue block" if told else ""
+            instructions[1], seen[1], chosen[1] = another, [], []
             policy.reset([1], instructions[1:2], [7])
         observations = observe(rng, 3)
         actions = policy.act(observations)

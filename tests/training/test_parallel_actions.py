@@ -143,6 +143,23 @@ def test_pieces_of_actions_give_the_same(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("most", "again"), [(2**25, 0), (0, 3)])
+def test_a_cpu_keeps_the_products_of_the_head(monkeypatch: pytest.MonkeyPatch, most: int, again: int):
+    """Into the head's hidden layer, out of it and to the logits: beyond the bound the backward pass makes all three again."""
+    batch, model = jax.tree.map(jnp.asarray, packed(range(12), SIZES)), create(SPEC, 0)
+    hidden = model.hidden(batch)
+    monkeypatch.setattr(losses, "fitting", lambda *sizes: 4)
+    monkeypatch.setattr(losses, "MOST_KEPT", most)
+    graph, params = nnx.split(model, nnx.Param)
+
+    def value(params: nnx.State, hidden: jax.Array) -> jax.Array:
+        return action_losses(nnx.merge(graph, params), hidden, batch)[0].sum()
+
+    forward = str(jax.make_jaxpr(value)(params, hidden)).count("dot_general[")
+    both = str(jax.make_jaxpr(jax.grad(value, argnums=(0, 1)))(params, hidden)).count("dot_general[")
+    assert forward == 3 and both == 3 + 2 * 3 + again
+
+
 def test_a_batch_without_parallel_actions_needs_no_head():
     batch = packed(range(3), SIZES)
     none = dataclasses.replace(
