@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from generalist.vision.encoder import PaddedPreparation, Preparation
+from generalist.vision.encoder import EvenPreparation, PaddedPreparation, Preparation
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.tower import Family
 
@@ -33,7 +33,9 @@ class Processor:
     deviation: tuple[float, ...]
 
 
-def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bool = False) -> Processor:
+def processor(
+    folder: WeightsFolder, family: Family, size: int, *, stretched: bool = False, even: bool = False
+) -> Processor:
     """The settings of `preprocessor_config.json` or, in newer folders, `processor_config.json`; else the family's defaults.
 
     CLIP resizes the shorter side and crops the centre, SigLIP stretches both sides.
@@ -41,6 +43,7 @@ def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bo
     Args:
         size: input pixels per side of the tower.
         stretched: stretch both sides unless the file says otherwise.
+        even: crop the centre as open_clip does, see `EvenPreparation`.
 
     Raises:
         WeightsError: it produces pixels of another size, or uses an unsupported setting.
@@ -55,9 +58,13 @@ def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bo
     try:
         if stored.get("image_num_channels", 3) != 3:
             raise ValueError(f"image_num_channels must be 3, got {stored['image_num_channels']!r}")
-        return _processor(stored, family, size)
+        found = _processor(stored, family, size)
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
+    if not even or not found.preparation.crop:
+        return found
+    usual = {one.name: getattr(found.preparation, one.name) for one in dataclasses.fields(Preparation)}
+    return dataclasses.replace(found, preparation=EvenPreparation(**usual))
 
 
 def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processor:

@@ -154,4 +154,5 @@ def _clip(vision: WeightsFolder) -> Tower:
         prefix="vision_model." if any(name.startswith("vision_model.") for name in vision.shapes) else "",
         part=True,
         normed=False,
+        even=True,
     )
