@@ -63,8 +63,9 @@ def processor(
         raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
     if not even or not found.preparation.crop:
         return found
-    usual = {one.name: getattr(found.preparation, one.name) for one in dataclasses.fields(Preparation)}
-    return dataclasses.replace(found, preparation=EvenPreparation(**usual))
+    usual = found.preparation
+    cropped = EvenPreparation(size=usual.size, crop=True, shortest=usual.shortest, resample=usual.resample)
+    return dataclasses.replace(found, preparation=cropped)
 
 
 def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processor:
