@@ -63,8 +63,8 @@ def processor(
         raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
     if not even or not found.preparation.crop:
         return found
-    usual = found.preparation
-    cropped = EvenPreparation(size=usual.size, crop=True, shortest=usual.shortest, resample=usual.resample)
+    own = found.preparation
+    cropped = EvenPreparation(size=own.size, crop=True, shortest=own.shortest, resample=own.resample)
     return dataclasses.replace(found, preparation=cropped)
 
 
