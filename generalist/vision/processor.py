@@ -148,8 +148,8 @@ def _usual_resample(stored: Mapping[str, Any]) -> Image.Resampling:
 
 
 def _colours(values: Any) -> tuple[float, ...]:
-    """One number per colour."""
-    found = tuple(map(float, values))
+    """One number per colour; a file may have one for all."""
+    found = tuple(map(float, [values] * 3 if type(values) in (int, float) else values))
     if len(found) != 3 or not np.isfinite(found).all():
-        raise ValueError(f"image_mean and image_std must be three numbers, got {values!r:.60}")
+        raise ValueError(f"image_mean and image_std must be one number or three, got {values!r:.60}")
     return found
