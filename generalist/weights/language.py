@@ -148,9 +148,12 @@ class LanguageModel:
         listed = self.folder.beside("tokenizer_config.json").get("added_tokens_decoder")
         found: dict[str, Any] = self.folder.beside("added_tokens.json")
         for id, one in (listed if isinstance(listed, dict) else {}).items():
+            token = one.get("content") if isinstance(one, dict) else None
+            if not isinstance(token, str) or not (id.isdecimal() and len(id) < 10):
+                continue
             # Others of its own pieces are text, which the model finds itself.
-            if isinstance(one, dict) and id.isdecimal() and (one.get("special") or int(id) >= pieces):
-                found[str(one.get("content"))] = int(id)
+            if one.get("special") or int(id) >= pieces:
+                found[token] = int(id)
         ids = {token: id for token, id in found.items() if token and type(id) is int and 0 <= id < self.vocabulary}
         return tuple(sorted(ids.items()))
 

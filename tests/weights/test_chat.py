@@ -58,6 +58,10 @@ def test_control_tokens_of_a_sentencepiece_model(tmp_path: Path):
         json.dumps({one["content"]: int(id) for id, one in added.items()})
     )
     assert LanguageModel(tmp_path / "llama").text().control_id("<|im_end|>") == int(max(added))
+    strange = {"x": 5, "-1": {"content": "a"}, "9": {"content": None, "special": True}, "9" * 5000: {"content": "b"}}
+    (tmp_path / "llama" / "added_tokens.json").write_text(json.dumps({"c": 10**9, "d": "5", "": 3}))
+    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": strange}))
+    assert LanguageModel(tmp_path / "llama").text().added == ()
 
 
 def test_an_answer_with_a_sentencepiece_model(tmp_path: Path):

@@ -337,6 +337,10 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
             {"layer_types": ["sliding_attention", "full_attention"]},
             "layers have a window, but no sliding_window in use",
         ),
+        (
+            {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True, "sliding_window": 10**40},
+            "positions are counted up to 2,147,483,647",
+        ),
         ({"layer_types": ["full_attention"]}, "layer_types that do not fit its 2 layers"),
         ({"layer_types": ["chunked_attention"] * 2}, "kinds other than full_attention, sliding_attention"),
     ],

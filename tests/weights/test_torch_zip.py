@@ -287,6 +287,14 @@ def test_checkpoints_that_are_no_openflamingo_are_refused(
         LanguageModel(flamingo(change), images=True).check()
 
 
+def test_a_checkpoint_that_is_a_list_is_named(flamingo: Callable[..., Path]):
+    folder = flamingo(lambda found: found)
+    with zipfile.ZipFile(folder / "checkpoint.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", code(pickle.EMPTY_LIST))
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt holds a list instead of tensors by their names"):
+        LanguageModel(folder, images=True)
+
+
 def test_two_names_of_one_tensor_must_agree(flamingo: Callable[..., Path]):
     name = "lang_encoder.transformer.blocks.1.gated_cross_attn_layer.ff_gate"
 
