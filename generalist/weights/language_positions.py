@@ -79,9 +79,7 @@ def windows(settings: LanguageSettings) -> tuple[int, tuple[LayerKind, ...]]:
     if "sliding_attention" in given and not window:
         raise settings.refused("has layer_types in which layers have a window, but no sliding_window in use")
     if window > LARGEST_WINDOW:
-        raise settings.refused(
-            f"has sliding_window = {window!s:.40}: positions are counted up to {LARGEST_WINDOW:,}"
-        )
+        raise settings.refused(f"has sliding_window = {window!s:.40}: positions are counted up to {LARGEST_WINDOW:,}")
     named = [KINDS[one] for one in given]
     whole: dict[LayerKind, LayerKind] = {"full": "full_unrotated", "window": "window_unrotated"}
     every_kind = tuple(one if turned else whole[one] for one, turned in zip(named, rotated, strict=True))
