@@ -69,7 +69,8 @@ def _activation(settings: LanguageSettings, name: str, ours: dict[str, str]) -> 
 def _tied(settings: LanguageSettings) -> bool:
     if settings.kind not in WHOLE:
         return settings.get("tie_word_embeddings", bool, False)
-    # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one.
+    # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one; of LLaVA
+    # 1.6 the inner one counts only where the folder has no output matrix.
     given = settings.given("tie_word_embeddings")
     inner = settings.get("tie_word_embeddings", bool, False)
     outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind not in LLAVAS)
@@ -77,7 +78,9 @@ def _tied(settings: LanguageSettings) -> bool:
         raise settings.refused(
             f"has tie_word_embeddings = {outer}, but {inner} in its text_config: set both to one of them"
         )
-    return outer or inner if settings.kind in LLAVAS else outer
+    stored = any(name.endswith("lm_head.weight") for name in settings.folder.shapes)
+    alone = settings.kind == "llava" or (settings.kind == "llava_next" and not stored)
+    return outer or (inner and alone)
 
 
 def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
