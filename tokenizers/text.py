@@ -48,6 +48,8 @@ class TextTokenizer:
 
     model: bytes = dataclasses.field(repr=False)
     """The serialised SentencePiece model, or the bytes of a `tokenizer.json`."""
+    added: tuple[tuple[str, int], ...] = ()
+    """Control tokens that the files beside a SentencePiece model add to its own, with their ids; a `tokenizer.json` has them."""
 
     def __post_init__(self) -> None:
         try:
@@ -187,13 +189,32 @@ class TextTokenizer:
 
     def with_controls(self, text: str) -> Int32[np.ndarray, "n"]:
         """Ids of a text in which control tokens are written out, as the chat template of a published model gives it.
-
-        Raises:
-            ValueError: a SentencePiece model, which does not know them.
+        What stands behind one gets no space of its own, as by HuggingFace's definitions.
         """
-        if not isinstance(self._processor, JsonProcessor):
-            raise ValueError("control tokens are named only by a tokenizer.json: put it into the model's folder")
-        return np.array(self._processor.with_controls(self._escaped(text)), np.int32)
+        if isinstance(self._processor, JsonProcessor):
+            return np.array(self._processor.with_controls(self._escaped(text)), np.int32)
+        if not self._controls:
+            return self.encode(text)
+        # Longest first: one may begin as another.
+        listed = sorted(self._controls, key=len, reverse=True)
+        first, *later = re.split(f"({'|'.join(map(re.escape, listed))})", text)  # texts and control tokens in turns
+        ids = list(self.encode(first)) if first else []
+        for control, part in zip(later[::2], later[1::2], strict=True):
+            ids += [self._controls[control], *self._unspaced.encode(self._escaped(part))]
+        return np.array(ids, np.int32)
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        """The control tokens of a SentencePiece model, and those that were added to it."""
+        processor = self._unspaced
+        own = (id for id in range(self.size) if processor.is_control(id))
+        return {processor.id_to_piece(id): id for id in own} | dict(self.added)
+
+    @cached_property
+    def _unspaced(self) -> sentencepiece.SentencePieceProcessor:
+        """The SentencePiece model without the space that it may put before a text."""
+        # The model is a protobuf, where a later value of a field replaces an earlier one: add_dummy_prefix of normalizer_spec.
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model + b"\x1a\x02\x18\x00")
 
     def _escaped(self, text: str) -> str:
         # A published model's ids are those of its own tokenizer, whatever that makes of a character.
@@ -204,17 +225,21 @@ class TextTokenizer:
         return text if isinstance(self._processor, JsonProcessor) else _unescaped(text)
 
     def controls(self) -> list[str]:
-        """The control tokens of a `tokenizer.json`, written out; none for a SentencePiece model."""
-        return self._processor.controls() if isinstance(self._processor, JsonProcessor) else []
+        """The control tokens, written out."""
+        return self._processor.controls() if isinstance(self._processor, JsonProcessor) else list(self._controls)
 
     def control_id(self, token: str) -> int | None:
-        """The id of a token that was added to a `tokenizer.json`; None: it has none, or this is a SentencePiece model."""
-        return self._processor.control_id(token) if isinstance(self._processor, JsonProcessor) else None
+        """The id of a token that was added to the vocabulary, such as a control token; None: it has none."""
+        if isinstance(self._processor, JsonProcessor):
+            return self._processor.control_id(token)
+        return self._controls.get(token)
 
     @property
     def count(self) -> int:
         """Number of ids, control tokens included."""
-        return self._processor.count if isinstance(self._processor, JsonProcessor) else self.size
+        if isinstance(self._processor, JsonProcessor):
+            return self._processor.count
+        return max(self.size, *(id + 1 for _, id in self.added)) if self.added else self.size
 
     @property
     def spaced(self) -> bool:
@@ -233,7 +258,7 @@ class TextTokenizer:
 
     def __reduce__(self) -> tuple:
         # The processor is a C++ object: workers get the bytes and rebuild it.
-        return TextTokenizer, (self.model,)
+        return TextTokenizer, (self.model, self.added)
 
 
 class JsonProcessor:

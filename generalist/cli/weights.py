@@ -88,6 +88,18 @@ def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist
     if arguments.adapter:
         generalist = generalist.with_adapter(arguments.adapter)
     console.print(f"weights of {generalist.config.name}, step {generalist.step:,}", highlight=False)
-    if note := note_on_mesh(generalist.config.model, placing.mesh):
-        console.print(f"note: {note}", highlight=False, style="yellow", soft_wrap=True)
+    told = [note_on_mesh(generalist.config.model, placing.mesh), *_notes(generalist)]
+    for note in filter(None, told):
+        console.print(f"note: {note}", highlight=False, style="yellow", soft_wrap=True, markup=False)
     return generalist
+
+
+def _notes(generalist: "Generalist") -> list[str]:
+    """What a published model's folder asks for or leaves open."""
+    tokenizers = generalist.tokenizers
+    if tokenizers.published is None or tokenizers.folder is None:
+        return []
+    from generalist.weights.language import LanguageModel
+    from generalist.weights.notes import notes
+
+    return notes(LanguageModel(tokenizers.folder, images=True))

@@ -27,8 +27,8 @@ def writable(generalist: Weights) -> Bool[np.ndarray, "1 V"]:
     marks = generalist.assembler.marks
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
     allowed[0, : marks.pieces] = True
-    allowed[0, list(marks.silent)] = False
     allowed[0, list(marks.ends)] = True
+    allowed[0, list(marks.silent)] = False  # last: a published model may never end its text
     allowed[0, list(generalist.vocabulary.range("locations"))] = True
     return allowed
 

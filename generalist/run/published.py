@@ -44,6 +44,7 @@ def published_tokenizers(model: LanguageModel) -> Tokenizers:
         chunk_end=int(text.encode(SEPARATOR)[-1]),
         pieces=model.vocabulary,
         stops=(SEPARATOR,),
+        silent=model.suppressed(),
         image=model.images.marks(text) if model.images else None,
     )
     if model.gated is not None:

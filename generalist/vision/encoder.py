@@ -41,6 +41,19 @@ class Preparation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvenPreparation(Preparation):
+    """A preparation that crops the centre as open_clip does, by torchvision's `CenterCrop`: half a pixel becomes the even number,
+    where the published processors take the one below."""
+
+    def __call__(self, image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "S S 3"]:
+        picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
+        resized = np.asarray(picture.resize(_shorter_side(picture, self.shortest), self.resample))
+        # Python rounds halves to the even number too.
+        top, left = (round((length - self.size) / 2) for length in resized.shape[:2])
+        return resized[top : top + self.size, left : left + self.size]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PaddedPreparation(Preparation):
     """A preparation that pads to a square first, or resizes to another size than that which is cut out (LLaVA)."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from generalist.vision.encoder import PaddedPreparation, Preparation
+from generalist.vision.encoder import EvenPreparation, PaddedPreparation, Preparation
 from generalist.weights.folder import WeightsError, WeightsFolder
 from generalist.weights.tower import Family
 
@@ -33,7 +33,9 @@ class Processor:
     deviation: tuple[float, ...]
 
 
-def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bool = False) -> Processor:
+def processor(
+    folder: WeightsFolder, family: Family, size: int, *, stretched: bool = False, even: bool = False
+) -> Processor:
     """The settings of `preprocessor_config.json` or, in newer folders, `processor_config.json`; else the family's defaults.
 
     CLIP resizes the shorter side and crops the centre, SigLIP stretches both sides.
@@ -41,6 +43,7 @@ def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bo
     Args:
         size: input pixels per side of the tower.
         stretched: stretch both sides unless the file says otherwise.
+        even: crop the centre as open_clip does, see `EvenPreparation`.
 
     Raises:
         WeightsError: it produces pixels of another size, or uses an unsupported setting.
@@ -55,9 +58,14 @@ def processor(folder: WeightsFolder, family: Family, size: int, *, stretched: bo
     try:
         if stored.get("image_num_channels", 3) != 3:
             raise ValueError(f"image_num_channels must be 3, got {stored['image_num_channels']!r}")
-        return _processor(stored, family, size)
+        found = _processor(stored, family, size)
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder.folder} prepares images in an unsupported way: {error}") from error
+    if not even or not found.preparation.crop:
+        return found
+    own = found.preparation
+    cropped = EvenPreparation(size=own.size, crop=True, shortest=own.shortest, resample=own.resample)
+    return dataclasses.replace(found, preparation=cropped)
 
 
 def _processor(stored: Mapping[str, Any], family: Family, size: int) -> Processor:
@@ -140,8 +148,8 @@ def _usual_resample(stored: Mapping[str, Any]) -> Image.Resampling:
 
 
 def _colours(values: Any) -> tuple[float, ...]:
-    """One number per colour."""
-    found = tuple(map(float, values))
+    """One number per colour; a file may have one for all."""
+    found = tuple(map(float, [values] * 3 if type(values) in (int, float) else values))
     if len(found) != 3 or not np.isfinite(found).all():
-        raise ValueError(f"image_mean and image_std must be three numbers, got {values!r:.60}")
+        raise ValueError(f"image_mean and image_std must be one number or three, got {values!r:.60}")
     return found

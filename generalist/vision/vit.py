@@ -225,7 +225,7 @@ def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder
     kept = arrays if tower.part else {name: array.astype(np.float32) for name, array in arrays.items()}
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
-        prepare=processor(folder, config.family, config.size, stretched=tower.stretched).preparation,
+        prepare=processor(folder, config.family, config.size, stretched=tower.stretched, even=tower.even).preparation,
         cells=config.outputs,
         channels=config.channels,
         weights_hash=weights_hash,

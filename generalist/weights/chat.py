@@ -5,6 +5,7 @@ A template is a text with Jinja's blocks: `chat_template.jinja` in the model's f
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from generalist.weights.folder import WeightsError, read_json
 
 LARGEST = 1 << 17  # bytes of a template: published ones have up to 20,000
 ROLES = ("system", "user", "assistant")
-PATIENCE = 20  # seconds for the renderer's process, which counts its CPU time itself
+PATIENCE = 20  # seconds for the renderer's process, which counts its CPU time itself: beside other work it takes longer
+TIME_IS_UP = getattr(signal, "SIGPROF", 0)  # ends a process whose CPU time is used up; not on Windows
 
 Message = Mapping[str, Any]
 """`role`, one of `ROLES`, and `content`: a text, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`."""
@@ -52,10 +54,15 @@ def chat_text(folder: Path, messages: Sequence[Message]) -> str:
             text=True,
             timeout=PATIENCE,
         )
+    except subprocess.TimeoutExpired as error:
+        raise WeightsError(f"{folder}: its chat template takes more than {PATIENCE} s") from error
+    if done.returncode == -TIME_IS_UP:
+        raise WeightsError(f"{folder}: its chat template takes more than {chat_renderer.SECONDS} s of CPU time")
+    try:
         found = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError) as error:
+    except ValueError as error:
         raise WeightsError(
-            f"{folder}: its chat template takes more than {chat_renderer.SECONDS} s or {chat_renderer.MEMORY >> 20} MiB"
+            f"{folder}: its chat template takes more than {chat_renderer.MEMORY >> 20} MiB, or brings its process down"
         ) from error
     if "error" in found:
         raise WeightsError(f"{folder}: its chat template cannot be used ({found['error']})")

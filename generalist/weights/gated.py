@@ -57,7 +57,7 @@ class GatedImages:
         image, around = self._control(text, IMAGE, marks.pieces), self._control(text, AROUND, marks.pieces)
         marks = dataclasses.replace(
             marks,
-            silent=(image, around),
+            silent=tuple(sorted({*marks.silent, image, around})),
             cross=CrossMarks(image=image, around=(around,), stripped=True, implied=False),
         )
         end = self._known(text, UTTERANCE)
@@ -78,7 +78,7 @@ class GatedImages:
             )
         unwritten = range(marks.pieces - untrained_rows(folder, shape), marks.pieces)
         # Padding, which has the last row of some, is never written either.
-        silent = {image, *unwritten, *(id for id in range(text.count, marks.pieces) if id != end)}
+        silent = {*marks.silent, image, *unwritten, *(id for id in range(text.count, marks.pieces) if id != end)}
         return dataclasses.replace(
             marks,
             ends=marks.ends if end in silent else (end,),
@@ -154,4 +154,5 @@ def _clip(vision: WeightsFolder) -> Tower:
         prefix="vision_model." if any(name.startswith("vision_model.") for name in vision.shapes) else "",
         part=True,
         normed=False,
+        even=True,
     )

@@ -5,6 +5,7 @@ A family is a set of settings of our Transformer and a map of names. Settings th
 Dimension key: V rows of the text table, O rows of the vocabulary's other tokens, D width.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -132,6 +133,8 @@ class LanguageModel:
             if path.is_file():
                 try:
                     text = TextTokenizer.load(path)
+                    if name == "tokenizer.model":
+                        text = dataclasses.replace(text, added=self._added(text.size))
                 except ValueError as error:
                     raise WeightsError(str(error)) from error
                 # Fewer pieces than rows are common: tables are padded to a round number of rows.
@@ -139,6 +142,20 @@ class LanguageModel:
                     raise WeightsError(f"{path} has {text.size} pieces, but the model only {self.vocabulary} rows")
                 return text
         raise WeightsError(f"{self.folder.folder} has neither tokenizer.json nor tokenizer.model: add one")
+
+    def _added(self, pieces: int) -> tuple[tuple[str, int], ...]:
+        """The control tokens that the files beside a `tokenizer.model` of so many pieces add to it."""
+        listed = self.folder.beside("tokenizer_config.json").get("added_tokens_decoder")
+        found: dict[str, Any] = self.folder.beside("added_tokens.json")
+        for id, one in (listed if isinstance(listed, dict) else {}).items():
+            token = one.get("content") if isinstance(one, dict) else None
+            if not isinstance(token, str) or not (id.isdecimal() and len(id) < 10):
+                continue
+            # Others of its own pieces are text, which the model finds itself.
+            if one.get("special") or int(id) >= pieces:
+                found[token] = int(id)
+        ids = {token: id for token, id in found.items() if token and type(id) is int and 0 <= id < self.vocabulary}
+        return tuple(sorted(ids.items()))
 
     def begin(self, text: TextTokenizer) -> tuple[int, ...]:
         """The ids that its tokenizer puts before a text: none, or its marker of the beginning.
@@ -181,6 +198,19 @@ class LanguageModel:
                 f"{self.folder.folder} has eos_token_id = {found!r:.80}, which is no id and no list of ids"
             )
         return tuple(one for one in ends if 0 <= one < self.vocabulary)  # others are never written
+
+    def suppressed(self) -> tuple[int, ...]:
+        """The ids that are never written, `suppress_tokens` of `generation_config.json`.
+
+        Raises:
+            WeightsError: they are no list of ids.
+        """
+        found = self.folder.beside("generation_config.json").get("suppress_tokens") or []
+        if not isinstance(found, list) or not all(type(one) is int for one in found):
+            raise WeightsError(
+                f"{self.folder.folder}: suppress_tokens = {found!r:.80} in generation_config.json is no list of ids"
+            )
+        return tuple(sorted({one for one in found if 0 <= one < self.vocabulary}))
 
     def marks(self) -> dict[str, int]:
         """The ids of its markers of a text's beginning and end, "bos" and "eos", as far as it has them."""

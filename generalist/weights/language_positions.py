@@ -9,6 +9,7 @@ from generalist.weights.folder import WeightsError
 from generalist.weights.language_settings import LanguageSettings
 
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+LARGEST_WINDOW = 2**31 - 1
 KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "window"}
 """Their names of kinds of layers → ours."""
 
@@ -77,6 +78,8 @@ def windows(settings: LanguageSettings) -> tuple[int, tuple[LayerKind, ...]]:
         )
     if "sliding_attention" in given and not window:
         raise settings.refused("has layer_types in which layers have a window, but no sliding_window in use")
+    if window > LARGEST_WINDOW:
+        raise settings.refused(f"has sliding_window = {window!s:.40}: positions are counted up to {LARGEST_WINDOW:,}")
     named = [KINDS[one] for one in given]
     whole: dict[LayerKind, LayerKind] = {"full": "full_unrotated", "window": "window_unrotated"}
     every_kind = tuple(one if turned else whole[one] for one, turned in zip(named, rotated, strict=True))

@@ -127,7 +127,6 @@ REFUSED: dict[str, Any] = {
     "attn_config.prefix_lm": False,
     "attn_config.attn_uses_sequence_id": False,
     "attn_config.qk_gn": False,
-    "attn_config.alibi": True,
     "alibi": True,  # of MPT-1B, as the next two
     "prefix_lm": False,
     "attn_uses_sequence_id": False,

@@ -69,7 +69,8 @@ def _activation(settings: LanguageSettings, name: str, ours: dict[str, str]) -> 
 def _tied(settings: LanguageSettings) -> bool:
     if settings.kind not in WHOLE:
         return settings.get("tie_word_embeddings", bool, False)
-    # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one.
+    # A model with images may have it in either section. LLaVA ties if one of them says so, the others by the outer one; of LLaVA
+    # 1.6 the inner one counts only where the folder has no output matrix.
     given = settings.given("tie_word_embeddings")
     inner = settings.get("tie_word_embeddings", bool, False)
     outer = settings.folder.setting("tie_word_embeddings", bool, default=settings.kind not in LLAVAS)
@@ -77,7 +78,9 @@ def _tied(settings: LanguageSettings) -> bool:
         raise settings.refused(
             f"has tie_word_embeddings = {outer}, but {inner} in its text_config: set both to one of them"
         )
-    return outer or inner if settings.kind in LLAVAS else outer
+    stored = any(name.endswith("lm_head.weight") for name in settings.folder.shapes)
+    alone = settings.kind == "llava" or (settings.kind == "llava_next" and not stored)
+    return outer or (inner and alone)
 
 
 def _gpt2(settings: LanguageSettings) -> dict[str, Any]:
@@ -133,13 +136,21 @@ def _mpt(settings: LanguageSettings) -> dict[str, Any]:
     if norm not in ("low_precision_layernorm", "layernorm"):
         raise settings.refused(f"has norm_type = {norm!r}; supported is low_precision_layernorm, layernorm")
     scale = settings.optional(f"{section}softmax_scale", (int, float))
+    # The definition in transformers has ALiBi whatever the file says. MPT's own would have a table of positions, which the folder
+    # would then hold, unless it has neither.
+    if (
+        not older
+        and not settings.get("attn_config.alibi", bool, True)
+        and not settings.get("learned_pos_emb", bool, True)
+    ):
+        raise settings.refused("has attn_config.alibi = False and learned_pos_emb = False, which is not supported")
     return {
         "width": width,
         "layers": settings.get("n_layers"),
         "heads": heads,
         "kv_heads": heads,
         "head_size": _head_size(settings, width, heads),
-        "hidden": settings.get("mlp_ratio" if older else "expansion_ratio") * width,
+        "hidden": _mpt_hidden(settings, width, older),
         "activation": "exact_gelu",
         "norm": "layer",
         "norm_epsilon": settings.number("layer_norm_epsilon"),
@@ -153,6 +164,13 @@ def _mpt(settings: LanguageSettings) -> dict[str, Any]:
         "alibi": settings.number(f"{section}alibi_bias_max", 8.0),
         "query_scale": None if scale is None else float(scale),
     }
+
+
+def _mpt_hidden(settings: LanguageSettings, width: int, older: bool) -> int:
+    ratio = settings.get("mlp_ratio" if older else "expansion_ratio")
+    # The definition in transformers takes 4 whatever the file says; MPT's own takes its number.
+    (rows, *_) = settings.folder.shapes.get("transformer.blocks.0.ffn.up_proj.weight") or (0,)
+    return 4 * width if not older and rows == 4 * width else ratio * width
 
 
 def _llama(settings: LanguageSettings) -> dict[str, Any]:

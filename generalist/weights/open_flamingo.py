@@ -52,7 +52,7 @@ class OpenFlamingoFolder(WeightsFolder):
         self.whole = folder
         self._checkpoint = TorchFile(folder / CHECKPOINT)
         self._trained: dict[str, Stored] = {}
-        for name, one in _tensors(self._checkpoint.content):
+        for name, one in _tensors(folder / CHECKPOINT, self._checkpoint.content):
             ours = self._named(name)
             # Older checkpoints have the gated layers under two names, and one storage for both.
             if self._trained.setdefault(ours, one) != one:
@@ -103,11 +103,11 @@ class OpenFlamingoFolder(WeightsFolder):
         return sorted(int(one[1]) for one in found if one)
 
 
-def _tensors(content: Any) -> Iterator[tuple[str, Stored]]:
+def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Stored]]:
     """Names and tensors of a checkpoint, of the model alone or with the state of its training beside it."""
     inner = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
-        raise WeightsError(f"the checkpoint holds {type(content).__name__} instead of tensors by their names")
+        raise WeightsError(f"{path} holds a {type(content).__name__} instead of tensors by their names")
     for name, one in inner.items():
         if isinstance(name, str) and isinstance(one, Stored):
             yield name.removeprefix("module."), one

@@ -28,6 +28,8 @@ class Tower:
 
     stretched: bool = False
     """Whether images are stretched to the tower's size unless their preparation says otherwise, also for CLIP (IDEFICS)."""
+    even: bool = False
+    """Whether the centre is cropped as open_clip does, see `EvenPreparation` (OpenFlamingo)."""
     settings: Mapping[str, Any] | None = None
     """The tower's settings by CLIP's names, in place of those of the section."""
 

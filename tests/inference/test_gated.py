@@ -38,7 +38,8 @@ def prompts_of(name: str) -> tuple[list[list[Any]], list[list[Any]]]:
     if name in IDEFICS:
         long = ["a photo of", one, "the red dog", two, three, "a picture of a cat", one, "this is"]
         return [long, [two, "a cat"]], [["a photo of", two, "a cat", three, "this is"], [one, "a picture of"]]
-    long = ["a photo of", one, "the red dog", two, "a cat", three, "a picture"]
+    # Two images before one text, which sees the last.
+    long = ["a photo of", one, "the red dog", CHUNK_END, two, three, "a cat", CHUNK_END]
     return [long, [two, " this is"]], [["a photo", two, " of a cat", three, "this"], [one]]
 
 

@@ -83,7 +83,7 @@ def test_pixels_that_are_not_standardised(copy: Path):
         ("siglip", {"size": {"height": 48, "width": 48}}, "size must be {'height': 32"),
         ("siglip", {"rescale_factor": -1}, "rescale_factor must be a number above 0"),
         ("siglip", {"do_resize": False}, "do_resize must be True"),
-        ("siglip", {"image_mean": [0.5, 0.5]}, "must be three numbers"),
+        ("siglip", {"image_mean": [0.5, 0.5]}, "must be one number or three"),
         ("siglip", {"image_std": [0.5, 0.0, 0.5]}, "image_std must be above 0"),
         ("siglip", {"image_std": "wide"}, "could not convert"),
         ("siglip", {"resample": 77}, "77 is not a valid Resampling"),

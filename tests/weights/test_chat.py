@@ -1,6 +1,8 @@
 """Chat templates: the reference's texts and ids (tests/fixtures/make_chat.py), and templates that mean harm."""
 
+import base64
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from generalist.inference.generalist import Generalist
 from generalist.tokenizers.text import TextTokenizer
 from generalist.weights.chat import LARGEST, chat_text
 from generalist.weights.folder import WeightsError
+from generalist.weights.language import LanguageModel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 STORED: dict[str, Any] = json.loads((FIXTURES / "chat.json").read_text(encoding="utf-8"))
@@ -33,6 +36,45 @@ def test_texts_and_ids_are_the_reference_s(name: str, tmp_path: Path):
     assert tokenizer.with_controls(text).tolist() == case["ids"]
     # Text that is only text still has no control tokens.
     assert not set(tokenizer.encode(text).tolist()) & {0, 1, 2}
+
+
+def test_control_tokens_of_a_sentencepiece_model(tmp_path: Path):
+    for name, case in json.loads((FIXTURES / "chat_sentencepiece.json").read_text()).items():
+        copy = Path(shutil.copytree(FIXTURES / "language" / "mistral", tmp_path / name))
+        (copy / "tokenizer.json").unlink()
+        (copy / "tokenizer.model").write_bytes(base64.b64decode(case["model"]))
+        settings = case["settings"] | {"chat_template": "{{ messages[0].content }}</s>"}
+        (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 400}))
+        text = LanguageModel(copy).text()
+        assert [text.with_controls(one).tolist() for one in case["texts"]] == case["ids"]
+        # In a text they stay text, and in a message they are refused.
+        assert text.control_id("</s>") not in text.encode("a</s>").tolist() and "</s>" in text.controls()
+        assert pickle.loads(pickle.dumps(text)) == text
+    added = json.loads((tmp_path / "llama" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    (tmp_path / "llama" / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "llama" / "added_tokens.json").write_text(
+        json.dumps({one["content"]: int(id) for id, one in added.items()})
+    )
+    assert LanguageModel(tmp_path / "llama").text().control_id("<|im_end|>") == int(max(added))
+    strange = {"x": 5, "-1": {"content": "a"}, "9": {"content": None, "special": True}, "9" * 5000: {"content": "b"}}
+    (tmp_path / "llama" / "added_tokens.json").write_text(json.dumps({"c": 10**9, "d": "5", "": 3}))
+    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": strange}))
+    assert LanguageModel(tmp_path / "llama").text().added == ()
+
+
+def test_an_answer_with_a_sentencepiece_model(tmp_path: Path):
+    copy = Path(shutil.copytree(FIXTURES / "language" / "mistral", tmp_path / "mistral"))
+    (copy / "tokenizer.json").unlink()
+    TextTokenizer.train(["a photo of a cat", "the red dog"] * 9, 280).save(copy / "tokenizer.model")
+    generalist = Generalist.load(put(copy, "<s>[INST] {{ messages[0].content }} [/INST]"))
+    ids = generalist.tokenizers.text.with_controls("<s>[INST] a photo [/INST]")
+    assert ids[0] == 1 and generalist.tokenizers.text.decode(ids[1:]) == "[INST] a photo [/INST]"
+    answer = "".join(generalist.chat([{"role": "user", "content": "a photo"}], tokens=5))
+    assert answer == generalist.prompt([ids[1:]], tokens=5)
+    with pytest.raises(ValueError, match="a message has the control token </s> in it"):
+        generalist.chat([{"role": "user", "content": "a</s>b"}])
 
 
 def test_tools_and_documents_are_null_and_not_missing(tmp_path: Path):
@@ -64,10 +106,21 @@ def test_templates_in_all_the_places_where_they_are_kept(tmp_path: Path):
         ("{{ unknown.thing.more }}", "UndefinedError"),
         ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "longer than 1,048,576 characters"),
         ("{{ 'x' * 99999999999 }}", "MemoryError|cannot fit"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 5 s or 1024 MiB"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "more than 0.5 s of CPU time",
+        ),
+        ("{{ ['x'] * 9 | join(range(99999) | map('string') | list | tojson) }}", "TypeError"),
+        ("{{ lipsum(9999999, False, 1, 2) }}", "more than 0.5 s of CPU time|longer than|MemoryError|1024 MiB"),
+        ("{{ 9 ** (9 ** 9) }}", "more than 0.5 s of CPU time"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError|brings its process down"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "unsafe"),
+        ("{{ messages | attr('__class__') }}{{ ('' | attr('__class__')).x }}", "unsafe|UndefinedError|SecurityError"),
+        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "unsafe|SecurityError"),
+        ("{% import 'os' as o %}", "no loader"),
         (
             "{% set n = namespace(x='xx') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "MemoryError|more than 5 s or 1024 MiB",
+            "MemoryError|more than 0.5 s of CPU time|more than 1024 MiB",
         ),
         ("x" * (LARGEST + 1), "larger than 131,072 bytes"),
         (None, "has no chat template"),

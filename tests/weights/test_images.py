@@ -280,6 +280,17 @@ def test_settings_that_are_not_supported_are_refused_by_name(name: str, settings
         Generalist.load(folder)
 
 
+@pytest.mark.parametrize(("name", "tied"), [("llava", True), ("llava_next", False)])
+def test_tied_output_of_the_section_alone(name: str, tied: bool, tmp_path: Path):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    changed(folder, "config.json", {"text_config.tie_word_embeddings": True})
+    assert LanguageModel(folder, images=True).shape["tied_output"] == tied
+    if name == "llava_next":  # without an output matrix there is only one way
+        stored = load_file(folder / "model.safetensors")
+        save_file({one: it for one, it in stored.items() if "lm_head" not in one}, folder / "model.safetensors")
+        assert LanguageModel(folder, images=True).shape["tied_output"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

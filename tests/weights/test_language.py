@@ -337,6 +337,10 @@ def rope(kind: str, **values: Any) -> dict[str, Any]:
             {"layer_types": ["sliding_attention", "full_attention"]},
             "layers have a window, but no sliding_window in use",
         ),
+        (
+            {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True, "sliding_window": 10**40},
+            "positions are counted up to 2,147,483,647",
+        ),
         ({"layer_types": ["full_attention"]}, "layer_types that do not fit its 2 layers"),
         ({"layer_types": ["chunked_attention"] * 2}, "kinds other than full_attention, sliding_attention"),
     ],
@@ -350,7 +354,11 @@ def test_settings_that_are_not_supported(copy: Path, change: dict[str, Any], mes
     ("name", "change", "message"),
     [
         ("mpt", {"attn_config": {"qk_gn": True}}, "attn_config.qk_gn = True, which is not supported"),
-        ("mpt", {"attn_config": {"alibi": False}}, "attn_config.alibi = False"),
+        (
+            "mpt",
+            {"attn_config": {"alibi": False}, "learned_pos_emb": False},
+            "alibi = False and learned_pos_emb = False",
+        ),
         ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type = multiquery_attention"),
         ("mpt", {"logit_scale": 0.5}, "has a logit_scale"),
         ("mpt", {"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
@@ -372,6 +380,14 @@ def test_settings_of_one_family_that_are_not_supported(tmp_path: Path, name: str
     folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
     with pytest.raises(WeightsError, match=message):
         _ = changed(folder, change).shape
+
+
+def test_settings_of_mpt_that_transformers_does_not_read(tmp_path: Path):
+    copy = Path(shutil.copytree(FIXTURES / "mpt", tmp_path / "mpt"))
+    usual = LanguageModel(copy).shape
+    found = changed(copy, {"attn_config": {"alibi": False}, "expansion_ratio": 3})
+    found.check()
+    assert found.shape["alibi"] == 8 and found.shape["hidden"] == usual["hidden"] == 4 * usual["width"]
 
 
 def test_sizes_that_no_array_can_have(copy: Path):

@@ -123,7 +123,7 @@ def test_tensors_are_laid_out_by_their_strides(path: Path):
 def test_files_of_pytorch_s_own(name: str, type_: str, dtype: str):
     opened = TorchFile(FIXTURES / name / "checkpoint.pt")
     one = opened.content["perceiver.latents"]
-    assert type_of(one) == type_ and opened.tensor(one).dtype == dtype and one.shape == (5, 24)
+    assert type_of(one) == type_ and opened.tensor(one).dtype == dtype and one.shape == (64, 16)
 
 
 def code(*steps: bytes) -> bytes:
@@ -263,7 +263,7 @@ def flamingo(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path
             lambda found: {k: v for k, v in found.items() if k != "perceiver.norm.bias"},
             "missing tensors: perceiver.norm.bias",
         ),
-        (lambda found: found | {"perceiver.norm.bias": ONE}, r"perceiver.norm.bias is \(6,\) instead of \(24,\)"),
+        (lambda found: found | {"perceiver.norm.bias": ONE}, r"perceiver.norm.bias is \(6,\) instead of \(16,\)"),
         (
             lambda found: {k: v for k, v in found.items() if "blocks.3" not in k},
             r"gated layers before the blocks \[1\] of 4",
@@ -285,6 +285,14 @@ def test_checkpoints_that_are_no_openflamingo_are_refused(
 ):
     with pytest.raises(WeightsError, match=fault):
         LanguageModel(flamingo(change), images=True).check()
+
+
+def test_a_checkpoint_that_is_a_list_is_named(flamingo: Callable[..., Path]):
+    folder = flamingo(lambda found: found)
+    with zipfile.ZipFile(folder / "checkpoint.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", code(pickle.EMPTY_LIST))
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt holds a list instead of tensors by their names"):
+        LanguageModel(folder, images=True)
 
 
 def test_two_names_of_one_tensor_must_agree(flamingo: Callable[..., Path]):
