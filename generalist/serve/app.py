@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from generalist.serve.compilations import Compilations
 from generalist.serve.completions import Completions
+from generalist.serve.demonstrations import Teacher
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError
 from generalist.serve.guard import Guard
@@ -38,8 +39,8 @@ def application(
         inspector: compiled; None: what the model looks at is not shown.
     """
     name = settings.name or engine.weights.config.name
-    completions, robots = Completions(engine, settings, name), Robots(engine, settings, name)
-    episodes = Episodes(engine, completions)
+    completions, teacher = Completions(engine, settings, name), Teacher(engine, settings.prefix)
+    robots, episodes = Robots(engine, teacher, name), Episodes(engine, completions, teacher)
     before = compilations.count
     metrics.watch("compilations_after_ready", "Programs compiled since ready: 0.", lambda: compilations.count - before)
     for key in engine.counts():

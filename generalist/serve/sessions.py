@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from generalist.inference.policy import ControlPolicy, StepShape, shape_of, some_value
 from generalist.inference.weights import Weights
+from generalist.tokenizers.sequence import Sequence
 
 
 class Refused(ValueError):
@@ -49,8 +50,9 @@ class Step:
 
     session: Session
     observation: Any
-    begin: tuple[str, int] | None
-    """Instruction and seed of an episode that begins with this step; None: the episode goes on."""
+    begin: tuple[str | Sequence, int] | None
+    """Instruction, or what else precedes the first step, and seed of an episode that begins with this step; None: the episode
+    goes on."""
     give: Callable[[Any], None]
     """Takes the action, or an exception; called by the engine's thread."""
     deadline: float = float("inf")
@@ -71,7 +73,7 @@ class Pool:
     """
 
     def __init__(self, weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float):
-        self.layouts, self._prefix, self._patience = layouts, prefix, patience
+        self.layouts, self.prefix, self._patience = layouts, prefix, patience
         self._free = list(range(lanes))
         self._sessions: list[Session] = []
         self.waiting: list[Step] = []
@@ -81,7 +83,7 @@ class Pool:
     def exchange(self, weights: Weights) -> None:
         """Takes other weights of the same shapes. Episodes that have begun are over: their caches are of the old weights."""
         self._weights = weights
-        self.policy = ControlPolicy(weights, [self.layouts[0]] * self._lanes, apart=True, prefix=self._prefix)
+        self.policy = ControlPolicy(weights, [self.layouts[0]] * self._lanes, apart=True, prefix=self.prefix)
         for session in self._sessions:
             session.playing = False
 
@@ -111,24 +113,27 @@ class Pool:
         """Checks what a client sent before it is shared with others.
 
         Raises:
-            Refused, ValueError: see `check_prompt`.
+            Refused, ValueError: see `check_prefix`.
             ValueError: the observation is not of the layout's space.
         """
         layout = self._weights.layouts[step.session.layout]
         step.observation = layout.observation.checked(step.observation, f"{layout.name}: the observation")
         if step.begin is not None:
-            self.check_prompt(step.begin[0])
+            self.check_prefix(step.begin[0])
 
-    def check_prompt(self, prompt: str) -> None:
-        """Checks an instruction.
+    def check_prefix(self, prefix: str | Sequence) -> None:
+        """Checks what is to precede an episode.
+
+        Args:
+            prefix: an instruction, or one with demonstrations.
 
         Raises:
             Refused: it is too long.
-            ValueError: it has half characters (lone surrogates), which no tokenizer takes.
+            ValueError: an instruction has half characters (lone surrogates), which no tokenizer takes.
         """
-        size = len(self._weights.assembler.instruction(prompt))
-        if size > self._prefix:
-            raise Refused(f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it")
+        size = len(self._weights.assembler.instruction(prefix) if isinstance(prefix, str) else prefix)
+        if size > self.prefix:
+            raise Refused(f"the prompt takes {size} positions, but an instruction may take {self.prefix}: shorten it")
 
     def ready(self, now: float) -> bool:
         """Whether the steps that wait should be computed now: all that are expected have come, or the oldest waited enough."""

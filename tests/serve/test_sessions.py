@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from generalist.cli import serve
 from generalist.inference.generalist import Generalist
+from generalist.serve.demonstrations import Teacher
 from generalist.serve.guard import log_as_json
 from generalist.serve.robot import Playing
 from generalist.serve.server import Server
@@ -80,12 +81,13 @@ def test_a_refused_layout_changes_nothing(server: tuple[Server, int]) -> None:
 
 def test_a_newcomer_waits_briefly_for_a_lane(server: tuple[Server, int]) -> None:
     engine = server[0].engine
+    teacher = Teacher(engine, 32)
 
     async def come() -> None:
-        held = [Playing(engine) for _ in range(2)]
+        held = [Playing(engine, teacher) for _ in range(2)]
         for one in held:
             await one.open(TASK)
-        newcomer = Playing(engine)
+        newcomer = Playing(engine, teacher)
         with pytest.raises(Taken, match="all 2 lanes"):
             await newcomer.open(TASK)
         coming = asyncio.create_task(newcomer.open(TASK))
