@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -136,12 +137,7 @@ class Completions:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
         def give(number: int) -> Any:
-            def later(event: Event) -> None:
-                # Of a server that is ending at once, nobody waits any more.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(events.put_nowait, (number, event))
-
-            return later
+            return lambda event: engine.outbox.put(loop, partial(events.put_nowait, (number, event)))
 
         answers = [
             Answer(sequence, pieces, decoding, room, give(number), number, asked.likeliest, deadline)

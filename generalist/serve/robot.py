@@ -12,6 +12,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -217,8 +218,7 @@ class Playing:
         found: asyncio.Future[Any] = loop.create_future()
 
         def give(action: Any) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_set, found, action)
+            self._engine.outbox.put(loop, partial(_set, found, action))
 
         self._engine.step(Step(session, value, begin, give, until))
         action = await found

@@ -15,6 +15,9 @@ from generalist.inference.policy import ControlPolicy, StepShape, shape_of, some
 from generalist.inference.weights import Weights
 from generalist.tokenizers.sequence import Sequence
 
+QUIET = 0.001
+"""Seconds after which no more steps of other agents are expected to be just coming."""
+
 
 class Refused(ValueError):
     """An agent's message that cannot be answered; its text is for the client."""
@@ -78,6 +81,7 @@ class Pool:
         self._sessions: list[Session] = []
         self.waiting: list[Step] = []
         self._lanes = lanes
+        self._came, self._took = 0, 0.0  # steps since the last ones were computed, and how long these took
         self.exchange(weights)
 
     def exchange(self, weights: Weights) -> None:
@@ -100,7 +104,9 @@ class Pool:
         return session
 
     def close(self, session: Session) -> None:
-        """Ends a session; its lane can be taken by another. Its steps must have been answered."""
+        """Ends a session; its lane can be taken by another. Steps of it that wait are dropped."""
+        self.waiting[:] = [step for step in self.waiting if step.session is not session]
+        self._came = len(self.waiting)
         self._sessions.remove(session)
         self._free.append(session.lane)
 
@@ -135,17 +141,32 @@ class Pool:
         if size > self.prefix:
             raise Refused(f"the prompt takes {size} positions, but an instruction may take {self.prefix}: shorten it")
 
+    def came(self) -> bool:
+        """Counts a step that came, with the engine's lock. Returns whether the engine should look: it is the first one, or all
+        that are expected have come."""
+        self._came += 1
+        return self._came == 1 or self._came >= self._playing
+
     def ready(self, now: float) -> bool:
-        """Whether the steps that wait should be computed now: all that are expected have come, or the oldest waited enough."""
-        if not self.waiting:
-            return False
-        playing = sum(session.playing for session in self._sessions)
+        """Whether the steps that wait should be computed now: all that are expected have come, or it was waited enough."""
         expected = {id(step.session) for step in self.waiting}
-        return len(expected) >= playing or now - self.waiting[0].asked >= self._patience
+        return bool(expected) and (len(expected) >= self._playing or now >= self.due)
+
+    @property
+    def due(self) -> float:
+        """When the steps that wait are computed without the others. As long as more are coming, a step for all is worth the time
+        that it takes itself."""
+        first, last = self.waiting[0].asked, self.waiting[-1].asked
+        return max(first + self._patience, min(last + QUIET, first + self._took))
+
+    @property
+    def _playing(self) -> int:
+        return sum(session.playing for session in self._sessions)
 
     def act(self) -> int:
         """Answers the steps that wait, at most one per session. Returns how many."""
         now, steps = time.monotonic(), []
+        self._came = 0
         seen: set[int] = set()
         for step in list(self.waiting):
             if id(step.session) in seen:
@@ -160,6 +181,7 @@ class Pool:
                 steps.append(step)
         if steps:
             self._answer(steps)
+            self._took = time.monotonic() - now
         return len(steps)
 
     def _answer(self, steps: list[Step]) -> None:
