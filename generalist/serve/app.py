@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from generalist.serve.compilations import Compilations
 from generalist.serve.completions import Completions
 from generalist.serve.demonstrations import Teacher
+from generalist.serve.drawings import Drawer, Drawings
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError
 from generalist.serve.guard import Guard
@@ -31,12 +32,14 @@ def application(
     metrics: Metrics,
     compilations: Compilations,
     inspector: Inspector | None = None,
+    drawer: Drawer | None = None,
 ) -> Starlette:
     """The application for an engine that is ready.
 
     Args:
         compilations: counted from now on.
         inspector: compiled; None: what the model looks at is not shown.
+        drawer: compiled; None: the weights cannot draw.
     """
     name = settings.name or engine.weights.config.name
     completions, teacher = Completions(engine, settings, name), Teacher(engine, settings.prefix)
@@ -63,7 +66,8 @@ def application(
         Route("/v1/models", completions.models),
         Route("/v1/models/{name}", completions.model),
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
-        Route("/v1/playground", About(engine, settings, name, inspects=inspector is not None).about),
+        Route("/v1/images/generations", Drawings(engine, drawer, completions, settings).draw, methods=["POST"]),
+        Route("/v1/playground", About(engine, settings, name, inspects=inspector is not None, drawer=drawer).about),
         Route("/v1/play", episodes.play, methods=["POST"]),
         *pages.routes(),
         # openpi's client knows a host and a port alone.

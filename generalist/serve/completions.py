@@ -92,9 +92,17 @@ class Completions:
             ApiError: see `chat_request`; or it is for another model.
         """
         asked = chat_request(found, self._settings.limits)
-        if asked.model != self._name:
-            raise self._unknown()
+        self.check_model(asked.model)
         return asked
+
+    def check_model(self, name: Any) -> None:
+        """Checks that a request is for this server's model.
+
+        Raises:
+            ApiError: it is not.
+        """
+        if name != self._name:
+            raise self._unknown()
 
     def prompt(self, asked: ChatRequest) -> tuple[Sequence, list[Message]]:
         """The prompt of a request, and its messages with their images decoded.

@@ -49,6 +49,7 @@ class Engine:
         self._next: Weights | None = None
         self._wake = threading.Condition()
         self._stopping = self._idle = False
+        self._aside_next = False  # in turn with the texts
         self._turns = Turns()
         self.outbox = Outbox()
         """For what is given to clients in event loops."""
@@ -79,6 +80,11 @@ class Engine:
         return self._stopping
 
     @property
+    def asides(self) -> int:
+        """Number of computations besides texts and agents' steps that wait."""
+        return len(self._asides)
+
+    @property
     def most(self) -> int:
         """Texts that can be written or wait at the same time."""
         return len(self.chat.lanes) + self._queue
@@ -107,9 +113,14 @@ class Engine:
             if self._stopping:
                 raise Full("the server is stopping")
             if len(self._asides) >= ASIDES:
-                raise Full(f"{ASIDES} prompts wait to be looked into: try again later")
+                raise Full(f"{ASIDES} computations wait already: try again later")
             self._asides.append(what)
             self._wake.notify()
+
+    def again(self, what: Callable[[], None]) -> None:
+        """The next step of something else, from the step before, which is not over yet when the server is stopping."""
+        with self._wake:
+            self._asides.append(what)
 
     def open(self, layout: str) -> Session:
         """Opens a session of an agent.
@@ -211,9 +222,10 @@ class Engine:
             self._turns.acted(now)
         texts = bool(self._running or self._asides)
         if texts and self._turns.of_texts(now):
-            if self._asides:
+            self._aside_next = not self._aside_next
+            if self._asides and (self._aside_next or not self._running):
                 self._asides.popleft()()
-            else:
+            elif self._running:
                 self._texts()
             self._turns.wrote(now, time.monotonic())
         elif not acted:

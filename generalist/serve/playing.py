@@ -8,7 +8,7 @@
 
 Each episode has a thread, which asks the engine for its actions like any other client: it waits, and nobody waits for it.
 
-Dimension key: A numbers of an action, V vocabulary.
+Dimension key: H, W height and width of a picture.
 """
 
 import asyncio
@@ -25,25 +25,24 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from generalist.envs.action_names import action_names
 from generalist.envs.registry import tasks
 from generalist.envs.rendering import frames_a_second, make
 from generalist.envs.task import EVALUATION_SEED, Policy, Task
 from generalist.envs.watching import Moment, episode
 from generalist.serve.completions import Completions
 from generalist.serve.demonstrations import Teacher
+from generalist.serve.distribution import distribution
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError, wrong
 from generalist.serve.sessions import Acted, Refused, Session, Step
-from generalist.tokenizers.described import part_name
-from generalist.tokenizers.parts import DiscretePart
 from generalist.tokenizers.sequence import Sequence
-from generalist.tokenizers.spaces import TaskLayout
 
 EPISODES = 2
 """Episodes at a time: each renders in this process."""
@@ -59,9 +58,6 @@ LESSON_PICTURES = 10.0
 """Of these per second."""
 LETTERS = 500
 """Characters of an instruction."""
-BINS = 48
-"""Bars of a distribution at most: neighbouring bins of a number are added up."""
-
 log = logging.getLogger("generalist.serve")
 
 
@@ -179,6 +175,7 @@ class Watched:
         self._loop = asyncio.get_running_loop()
         self._acted: Acted | None = None
         self._due = time.monotonic()
+        self._names: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Begins to play."""
@@ -226,6 +223,7 @@ class Watched:
                 self._loop.call_soon_threadsafe(self._ended, self)
 
     def _watch(self, env: gym.Env) -> None:
+        self._names = action_names(self._task, env)
         pace = frames_a_second(env)
         every = max(1, round(pace / PICTURES))
         for moment in self._lesson.moments(env) if self._lesson is not None else ():
@@ -279,36 +277,8 @@ class Watched:
             "score": moment.score,
             "percent": None if moment.score is None else _finite(self._task.normalized(moment.score)),
             "picture": jpeg(moment.picture),
-            "action": None if acted is None else distribution(layout, acted.action, acted.logits),
+            "action": None if acted is None else distribution(layout, acted.action, acted.logits, self._names),
         }
-
-
-def distribution(layout: TaskLayout, action: Any, logits: Float[np.ndarray, "A V"]) -> list[dict[str, Any]]:
-    """For each number of an action its name, the range of its values, the probabilities of its bins and the chosen one."""
-    space = layout.action
-    chosen = np.concatenate([piece.tokens.reshape(-1) for piece in space.encode(space.stack([action]))])
-    found: list[dict[str, Any]] = []
-    for part in space.parts:
-        bounds = space.valid_ranges[len(found) : len(found) + part.size]  # (size, 2)
-        low, high = (part.decode(ids[None].astype(np.int32)).reshape(-1) for ids in (bounds[:, 0], bounds[:, 1] - 1))
-        name = part_name("action", part)
-        for place, (first, end) in enumerate(bounds.tolist()):
-            own = logits[len(found), first:end]
-            shares = np.exp(own - own.max())
-            # As many bins as bars at most, and each bar as many bins as the others but the last.
-            width = -(-len(own) // BINS)
-            begins = np.arange(0, len(own), width)
-            found.append(
-                {
-                    "name": name if part.size == 1 else f"{name}[{place}]",
-                    "low": f"{low[place]:.3g}",
-                    "high": f"{high[place]:.3g}",
-                    "discrete": isinstance(part, DiscretePart) and width == 1,
-                    "chosen": int(chosen[len(found)] - first) // width,
-                    "probabilities": np.round(np.add.reduceat(shares / shares.sum(), begins), 5).tolist(),
-                }
-            )
-    return found
 
 
 def jpeg(picture: UInt8[np.ndarray, "H W 3"]) -> str:

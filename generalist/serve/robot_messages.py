@@ -113,6 +113,8 @@ def fitted(space: gym.Space, value: Any) -> Any:
         return tuple(fitted(part, one) for part, one in zip(space.spaces, value, strict=True))
     if not isinstance(value, list | np.ndarray | np.generic | float | int):
         return value
+    if isinstance(space, gym.spaces.Box) and isinstance(value, np.ndarray) and value.dtype == space.dtype:
+        return value
     try:
         array = np.asarray(value)
     except ValueError as error:
