@@ -100,7 +100,10 @@ async def _told(request: Request, error: Any) -> Response:
 
 
 async def _http(request: Request, error: Any) -> Response:
-    return await _told(request, ApiError(error.status_code, str(error.detail)))
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = "there is no such route here: docs/serving.md and docs/playground.md list those that there are"
+    return await _told(request, ApiError(error.status_code, message))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -178,6 +178,7 @@ class Reply:
             "model": self.model,
         }
         self._first: tuple[int, Event] | None = None
+        self._look = time.monotonic() + CLIENT_LOOKS
 
     @property
     def headers(self) -> dict[str, str]:
@@ -247,15 +248,18 @@ class Reply:
             self._cancel()
 
     async def _event(self, request: Request) -> tuple[int, Event]:
-        """The next event. A client that has gone needs no more."""
+        """The next event. A client that has gone needs no more: it is looked after also while events come."""
         try:
             while True:
+                if time.monotonic() >= self._look:
+                    if await request.is_disconnected():
+                        raise ApiError(499, "the client has gone")
+                    self._look = time.monotonic() + CLIENT_LOOKS
                 try:
                     async with asyncio.timeout(CLIENT_LOOKS):
                         return await self.events.get()
                 except TimeoutError:
-                    if await request.is_disconnected():
-                        raise ApiError(499, "the client has gone") from None
+                    continue
         except BaseException:
             self._cancel()
             raise

@@ -26,7 +26,7 @@ def model(make_model: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def port(model: Any) -> Iterator[int]:
-    with running(model, inspect=True) as (_, port):
+    with running(model, inspect=True, prefix=96) as (_, port):
         yield port
 
 
