@@ -38,8 +38,8 @@ WORDS = 64
 """Positions of a text: all are padded to it, so that they share their programs."""
 IMAGES = 4
 """Images of a request (`n`)."""
-WAITING = 4
-"""Requests that may wait for the one that is drawn."""
+REQUESTS = 4
+"""Requests at a time: one is drawn, the others wait."""
 NO_CODES = "these weights have no image tokenizer, so they cannot draw: serve some that were trained with one (docs/drawing.md)"
 KNOWN = {"model", "prompt", "n", "size", "response_format", "output_format", "seed", "guidance", "temperature", "user"}
 
@@ -120,7 +120,7 @@ class Drawings:
 
     def __init__(self, engine: Engine, drawer: Drawer | None, completions: Completions, settings: Settings):
         self._engine, self._drawer, self._completions, self._settings = engine, drawer, completions, settings
-        self._one, self._waiting = asyncio.Semaphore(1), 0
+        self._one, self._requests = asyncio.Semaphore(1), 0
 
     async def draw(self, request: Request) -> Response:
         """Images of a text. A client that goes ends its drawing."""
@@ -129,14 +129,14 @@ class Drawings:
         if self._drawer is None:
             raise ApiError(400, NO_CODES, param="model", code="cannot_draw")
         wish = self._wish(found, self._drawer)
-        if self._waiting >= WAITING:
-            raise ApiError(429, f"{WAITING} drawings wait already: try again later", code="busy")
-        self._waiting += 1
+        if self._requests >= REQUESTS:
+            raise ApiError(429, f"{REQUESTS} requests are drawn or wait already: try again later", code="busy")
+        self._requests += 1
         try:
             async with self._one:
                 images = await self._drawn(request, wish, self._drawer)
         finally:
-            self._waiting -= 1
+            self._requests -= 1
         data = [{"b64_json": await asyncio.to_thread(png, image)} for image in images]
         size = f"{self._drawer.side}x{self._drawer.side}"
         return JSONResponse({"created": int(time.time()), "data": data, "size": size, "output_format": "png"})

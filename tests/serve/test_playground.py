@@ -262,9 +262,7 @@ def test_a_demonstration_is_watched_before_the_agent_plays(page: Any, port: int)
     page.click("#tab-agent")
     page.select_option("#demonstration", "goal")
     page.click("#play")
-    page.wait_for_function(
-        "document.getElementById('playing').textContent.startsWith('Demonstration of classic/cartpole')"
-    )
+    page.locator("#playing", has_text="Demonstration of classic/cartpole, by its expert").wait_for()
     page.wait_for_selector("#actions:not([hidden])")
     assert "of a demonstration" in page.text_content("#playing")
     page.wait_for_selector("#halt", state="hidden")
