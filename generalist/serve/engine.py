@@ -208,18 +208,18 @@ class Engine:
         if self._next is not None and not self._running:
             self._exchanged(self._next)
         now = time.monotonic()
-        acted = 0
+        acted: list[Pool] = []
         for pool in self.pools:
             if pool.ready(now):
                 self.metrics.acted(pool.act(), time.monotonic() - now)
                 self.outbox.flush()
-                acted += 1
+                acted.append(pool)
         self._drop(now)
         if self._next is None:
             self._admit()
         now = time.monotonic()
         if acted:
-            self._turns.acted(now)
+            self._turns.acted(now, min(pool.turnaround for pool in acted))
         texts = bool(self._running or self._asides)
         if texts and self._turns.of_texts(now):
             self._aside_next = not self._aside_next

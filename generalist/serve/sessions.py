@@ -36,6 +36,8 @@ class Session:
     pool: "Pool"
     playing: bool = False
     """Whether an episode has begun."""
+    answered: float = 0.0
+    """When it last got an action, on the monotonic clock."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Pool:
         self._sessions: list[Session] = []
         self.waiting: list[Step] = []
         self._lanes = lanes
+        self.turnaround = 0.0
+        """Seconds from the last actions to the next observations, of the quickest agent."""
         self._came, self._took = 0, 0.0  # steps since the last ones were computed, and how long these took
         self.exchange(weights)
 
@@ -180,8 +184,12 @@ class Pool:
                 seen.add(id(step.session))
                 steps.append(step)
         if steps:
+            self.turnaround = min(step.asked - step.session.answered for step in steps)
             self._answer(steps)
-            self._took = time.monotonic() - now
+            end = time.monotonic()
+            self._took = end - now
+            for step in steps:
+                step.session.answered = end
         return len(steps)
 
     def _answer(self, steps: list[Step]) -> None:

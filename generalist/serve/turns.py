@@ -11,6 +11,8 @@ import math
 
 ANSWERS = 0.008
 """Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
+LATEST = 0.025
+"""The same for an agent that lately took longer than that, but no longer than this: on a busy machine a simulation does."""
 SHARE = 2.0
 """Seconds for agents alone after each second for texts, if agents answer at once."""
 ROUNDS = 3
@@ -25,10 +27,16 @@ class Turns:
         self._acted = -math.inf
         self._texts_from = -math.inf
         self._rounds = ROUNDS
+        self._answers = ANSWERS
 
-    def acted(self, now: float) -> None:
-        """Agents got their actions."""
+    def acted(self, now: float, took: float = 0.0) -> None:
+        """Agents got their actions.
+
+        Args:
+            took: from their actions before to these observations, of the quickest of them.
+        """
         self._acted, self._rounds = now, self._rounds + 1
+        self._answers = min(max(ANSWERS, 1.5 * took), LATEST) if took <= LATEST else ANSWERS
 
     def wrote(self, began: float, now: float) -> None:
         """A step of the texts, or of anything else that is not an agent's, was computed."""
@@ -36,8 +44,8 @@ class Turns:
 
     def of_texts(self, now: float) -> bool:
         """Whether texts come before an agent's step that may be expected."""
-        return now >= self._acted + ANSWERS or (self._rounds >= ROUNDS and now >= self._texts_from)
+        return now >= self._acted + self._answers or (self._rounds >= ROUNDS and now >= self._texts_from)
 
     def texts_from(self) -> float:
         """When texts come if no agent does."""
-        return min(self._acted + ANSWERS, self._texts_from if self._rounds >= ROUNDS else math.inf)
+        return min(self._acted + self._answers, self._texts_from if self._rounds >= ROUNDS else math.inf)

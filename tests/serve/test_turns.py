@@ -1,6 +1,6 @@
 """Whose turn it is, on a clock of its own."""
 
-from generalist.serve.turns import ANSWERS, ROUNDS, SHARE, Turns
+from generalist.serve.turns import ANSWERS, LATEST, ROUNDS, SHARE, Turns
 
 
 def test_texts_go_on_while_no_agent_answers() -> None:
@@ -38,3 +38,12 @@ def test_a_long_step_of_the_texts_is_followed_by_more_of_agents() -> None:
             assert abs(now - (0.1 + SHARE * 0.1)) < 0.003
             return
     raise AssertionError("texts come in any case")
+
+
+def test_an_agent_on_a_busy_machine_is_waited_for_a_little_longer() -> None:
+    turns = Turns()
+    turns.wrote(0.0, 0.1)
+    turns.acted(1.0, took=0.012)
+    assert not turns.of_texts(1.0 + 0.012) and turns.of_texts(1.0 + 0.019)
+    turns.acted(2.0, took=LATEST + 0.1)
+    assert turns.of_texts(2.0 + ANSWERS), "a robot is not waited for"
