@@ -87,6 +87,10 @@ class Server:
                 f"{weights.config.name} reads a prompt at once, since all of it sees itself, and agents would wait for that: "
                 "serve it without agents (--sessions 0)"
             )
+        if layouts and settings.prefix > context(weights):
+            raise ValueError(
+                f"prefix is {settings.prefix}, but the model has a context of {context(weights)} positions"
+            )
         self.lanes = lanes_that_fit(weights, settings)
         if self.lanes < settings.lanes:
             told(

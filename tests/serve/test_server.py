@@ -339,6 +339,11 @@ def test_lanes_are_as_many_as_fit(model: Any) -> None:
         lanes_that_fit(model, Settings(), free=1000)
 
 
+def test_more_room_for_instructions_than_the_context_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="prefix is 100000, but the model has a context of"):
+        Server(model, Settings(prefix=100_000), lambda line: None)
+
+
 def test_a_frame_that_is_too_large_closes_the_socket(port: int) -> None:
     with connect(f"ws://127.0.0.1:{port}", max_size=None) as socket:
         socket.recv()
