@@ -18,6 +18,7 @@ from generalist.eval.control.lanes import MAX_LANES, Episode, Policy, Word, as_g
 from generalist.eval.control.policies import Memory, ModelPolicy, NearestNeighbour, Prompt
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import shape_of
+from generalist.inference.weights import Weights
 from generalist.run.tasks import is_own, stored, wanted_episodes
 from generalist.system.progress import counted
 
@@ -62,8 +63,8 @@ def parse_agent(text: str) -> Agent:
 class Demonstrations:
     """The recorded episodes of tasks, opened when they are first needed; safe to call from several threads."""
 
-    def __init__(self, generalist: Generalist):
-        self._config, self._stored = generalist.config, stored(generalist.config)
+    def __init__(self, weights: Weights):
+        self._config, self._stored = weights.config, stored(weights.config)
         self._lock = threading.Lock()
 
     def ensure(self, tasks: Sequence[Task], workers: int, console: Console) -> None:

@@ -17,6 +17,7 @@ from generalist.envs.watching import Begin
 from generalist.eval.control.lanes import Begun
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
+from generalist.inference.weights import Weights
 from generalist.tokenizers.sequence import Sequence as Tokens
 from generalist.tokenizers.space_tree import assembled
 from generalist.tokenizers.spaces import TaskLayout
@@ -92,7 +93,8 @@ class ModelPolicy:
         layout, assembler = self._generalist.layouts[begun.task.layout], self._generalist.assembler
         if not self._prompt.demonstrations:
             return assembler.instruction(begun.instruction)
-        reader, steps = self._demonstrations(begun.task), self._shown_steps(begun)
+        steps = shown_steps(self._generalist, layout, begun.instruction, self._prompt)
+        reader = self._demonstrations(begun.task)
         count = min(self._prompt.demonstrations, len(reader))
         # By the seed alone, so that it does not matter in which lane or order episodes are played.
         chosen = np.random.default_rng(begun.seed).choice(len(reader), count, replace=False)
@@ -103,15 +105,15 @@ class ModelPolicy:
         shown = [episode.window(max(0, len(episode) - steps), len(episode)) for episode in episodes]
         return assembler.prefix(layout, begun.instruction, shown)
 
-    def _shown_steps(self, begun: Begun) -> int:
-        """Steps of each demonstration that fit into a row of training beside the instruction and a whole window."""
-        generalist, layout = self._generalist, self._generalist.layouts[begun.task.layout]
-        acting, length = layout.acting, generalist.config.data.length
-        if self._prompt.goal:
-            return acting.prompt_steps
-        room = generalist.assembler.room(layout, begun.instruction, window=acting.steps, length=length)
-        # Never fewer than training prompts have: the model has seen no shorter ones.
-        return max(acting.prompt_steps, room // self._prompt.demonstrations)
+
+def shown_steps(weights: Weights, layout: TaskLayout, instruction: str, prompt: Prompt) -> int:
+    """Steps of each demonstration that fit into a row of training beside the instruction and a whole window."""
+    acting = layout.acting
+    if prompt.goal:
+        return acting.prompt_steps
+    room = weights.assembler.room(layout, instruction, window=acting.steps, length=weights.config.data.length)
+    # Never fewer than training prompts have: the model has seen no shorter ones.
+    return max(acting.prompt_steps, room // prompt.demonstrations)
 
 
 class NearestNeighbour:

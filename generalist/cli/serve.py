@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layouts", nargs="+", default=("*",), metavar="PATTERN", help="layouts that agents may play (default all)"
     )
+    parser.add_argument(
+        "--prefix",
+        type=int,
+        default=64,
+        help="positions for an agent's instruction and the demonstrations that it is shown (default 64)",
+    )
     parser.add_argument("--queue", type=int, default=64, help="texts that may wait for a lane (default 64)")
     parser.add_argument("--deadline", type=float, default=120.0, help="seconds for a text (default 120)")
     parser.add_argument(
@@ -120,7 +126,7 @@ def settings_of(arguments: argparse.Namespace) -> "Settings":
 
     token = os.environ.get(TOKEN)
     if arguments.token_file is not None:
-        token = arguments.token_file.read_text(encoding="utf-8").strip()
+        token = _token_of(arguments.token_file)
     return Settings(
         host=arguments.host,
         port=arguments.port,
@@ -131,8 +137,25 @@ def settings_of(arguments: argparse.Namespace) -> "Settings":
         lanes=arguments.lanes,
         sessions=arguments.sessions,
         layouts=tuple(arguments.layouts),
+        prefix=arguments.prefix,
         queue=arguments.queue,
         deadline=arguments.deadline,
         grace=arguments.grace,
         inspect=arguments.inspect,
     )
+
+
+def _token_of(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ValueError: it cannot be read, or is empty.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"--token-file {path} cannot be read ({reason}): give a file with the token in it") from error
+    if not token:
+        raise ValueError(f"--token-file {path} is empty: write a token of at least 16 characters into it")
+    return token

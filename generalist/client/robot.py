@@ -61,14 +61,18 @@ class RobotClient:
         """Milliseconds of the last step: those of the server, and `round_trip_ms`."""
         self._sent = 0.0
 
-    def reset(self, *, prompt: str = "", seed: int = 0) -> None:
+    def reset(self, *, prompt: str = "", seed: int = 0, demonstration: Any = None) -> None:
         """The next observation begins an episode.
 
         Args:
             prompt: the instruction.
             seed: of what is sampled.
+            demonstration: what is shown before the episode: `{"observations": ..., "actions": ...}`, the name of a task that its
+                expert then plays on the server, or a list of such; None: nothing.
         """
         self._begin = {"reset": True, "prompt": prompt, "seed": seed}
+        if demonstration is not None:
+            self._begin["demonstration"] = demonstration
 
     def act(self, observation: Any) -> Any:
         """The action for an observation.

@@ -103,6 +103,10 @@ def check_image(path: ImageRef) -> None:
             image.load()
 
 
+class TooManyPixels(DocumentError):
+    """An image that is larger than any that is read."""
+
+
 def is_there(image: ImageRef) -> bool:
     """Whether an image that is a file of its own is there; what is in another one is."""
     return isinstance(image, Encoded | Extract) or is_file(image)
@@ -120,7 +124,7 @@ def opened(path: ImageRef) -> Iterator[Image.Image]:
         with _stream(path) as file, Image.open(file, formats=FORMATS) as image:
             # By the header, before any pixel is decoded: a small file can unpack to more than the memory holds.
             if image.width * image.height > LARGEST_IMAGE:
-                raise DocumentError(f"{path} has {image.width} × {image.height} pixels: make it smaller")
+                raise TooManyPixels(f"{path} has {image.width} × {image.height} pixels: make it smaller")
             if "transparency" in image.info and any(tile.args == "RGB;16B" for tile in image.tile):
                 # Pillow looks for the 16-bit colour among colours of 8 bits.
                 raise DocumentError(
@@ -131,7 +135,7 @@ def opened(path: ImageRef) -> Iterator[Image.Image]:
         raise
     # Pillow's own limits are higher, but checked first, when the file is opened; the warning is raised only under `-W error`.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DocumentError(f"{path} has too many pixels: make it smaller ({error})") from error
+        raise TooManyPixels(f"{path} has too many pixels: make it smaller ({error})") from error
     except UnidentifiedImageError as error:
         raise DocumentError(
             f"{path} is no image that can be read (it is none of {', '.join(FORMATS)}): convert it, or get it again"

@@ -7,7 +7,7 @@ Dimension key: N images, B rows, T cells of an image, M of them that are drawn, 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -117,31 +117,47 @@ def _draw_codes(
     progress: Progress | None,
 ) -> tuple[Int32[np.ndarray, "N M"], Float[np.ndarray, "N"]]:
     """The drawn codes, (N, M), after prefixes with and without texts, (2 N); and `Drawn.fit`."""
+    count, length = len(prefixes) // 2, bucket(max(map(len, prefixes)), 8)
+    found, fit = np.zeros((count, len(cells)), np.int32), np.zeros((count,), np.float64)
+    steps = draw_in_steps(generalist, prefixes, cells, settings, np.arange(count, dtype=np.uint32), length)
+    for step, (codes, gained) in enumerate(steps):
+        found[:, step] = codes
+        fit += gained
+        if progress is not None:
+            progress(step + 1, len(cells))
+    return found, fit
+
+
+def draw_in_steps(
+    generalist: Weights,
+    prefixes: list[Sequence],
+    cells: Int[np.ndarray, "M"],
+    settings: DrawingSettings,
+    numbers: UInt32[np.ndarray, "N"],
+    length: int,
+) -> Iterator[tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]]:
+    """The codes of one cell after the other, and how much likelier the texts make them, in nats. Each costs one forward pass.
+
+    Args:
+        prefixes: of N images with their texts, and then without.
+        numbers: those of the images, which with the seed determine them.
+        length: positions to which prefixes are padded; equal ones share their programs.
+    """
     ids, count = generalist.vocabulary.range("image_codes"), len(prefixes) // 2
     pad = generalist.vocabulary.pad
-    length = bucket(max(map(len, prefixes)), 8)
     rows = CachedRows(generalist, len(prefixes), length + len(cells) - 1)
     allowed = np.zeros((1, generalist.vocabulary.size), bool)
     allowed[0, ids.start : ids.stop] = True
     _, logits = rows.append(shift_right(stack_rows(prefixes, length, pad=pad)), allowed)
-    found, fit = np.zeros((count, len(cells)), np.int32), np.zeros((count,), np.float64)
+    how = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
     for step in range(len(cells)):
-        how = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-        chosen, gained = guided(logits[:, 0], allowed[0], settings.guidance, _draws(settings, count, step), *how)
-        found[:, step] = np.asarray(chosen) - ids.start
-        fit += np.asarray(gained)
-        if progress is not None:
-            progress(step + 1, len(cells))
+        draws = np.stack([np.full_like(numbers, settings.seed % 2**32), numbers, np.full_like(numbers, step)], axis=1)
+        chosen, gained = guided(logits[:, 0], allowed[0], settings.guidance, draws, *how)
+        codes = np.asarray(chosen) - ids.start
+        yield codes, np.asarray(gained)
         if step + 1 < len(cells):
-            news = [drawn_code(generalist.assembler, int(one), int(cells[step + 1])) for one in found[:, step]]
+            news = [drawn_code(generalist.assembler, int(codes[at]), int(cells[step + 1])) for at in range(count)]
             _, logits = rows.append(stack_rows([*news, *news], 1, pad=pad), allowed)
-    return found, fit
-
-
-def _draws(settings: DrawingSettings, count: int, step: int) -> UInt32[np.ndarray, "N 3"]:
-    """Three numbers per image, which determine its draw: seed, number of the image, step."""
-    number = np.arange(count, dtype=np.uint32)
-    return np.stack([np.full_like(number, settings.seed % 2**32), number, np.full_like(number, step)], axis=1)
 
 
 @jax.jit

@@ -162,11 +162,16 @@ def in_front(first: Batch, second: Batch) -> Batch:
     return dataclasses.replace(second, **both)
 
 
-def pad_payloads(batch: Batch, images: int = 0) -> Batch:
-    """The batch with its payloads padded by zeros to a few sizes, and room for `images` per row: few shapes, few compilations."""
+def pad_payloads(batch: Batch, images: int = 0, least: int = 1) -> Batch:
+    """The batch with its payloads padded by zeros to a few sizes, and room for `images` per row: few shapes, few compilations.
+
+    Args:
+        least: rows to which a kind of payload is padded, if there is any of it.
+    """
 
     def padded(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, bucket(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
+        size = bucket(max(len(array), least)) if len(array) else 0
+        return np.pad(array, [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
     flat: dict[str, Any] = {name: padded(getattr(batch, name)) for name in FLAT}
     # Padding points at the first image, to which no position of the row attends.

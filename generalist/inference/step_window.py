@@ -44,7 +44,9 @@ from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.sequence import Sequence
 
-STARTED_AT_ONCE = 4  # prefixes per call: a single shape, a single compilation
+STARTED_AT_ONCE = (
+    4  # prefixes per call: a single shape, a single compilation; rows that step apart also start one by one
+)
 
 
 @compiled(static_argnames=("structure", "dtype"))
@@ -147,7 +149,7 @@ class StepWindow:
         self._prefix_images = np.zeros((rows,), np.int32)
         self._first = np.zeros((rows,), np.int64)  # clock at each row's first step
         self._seed = np.zeros((rows,), np.uint32)
-        self._apart = apart
+        self._apart, self._at_once = apart, 1 if apart else STARTED_AT_ONCE
         self._clock = np.full((rows,), -1, np.int64)  # index of each row's newest step
 
     def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
@@ -159,8 +161,8 @@ class StepWindow:
         """
         # Slots first: filling writes into them.
         self.reserve(max(len(prefix) for prefix in prefixes), max(_images_of(prefix) for prefix in prefixes))
-        for at in range(0, len(rows), STARTED_AT_ONCE):
-            self._fill(rows[at : at + STARTED_AT_ONCE], prefixes[at : at + STARTED_AT_ONCE])
+        for at in range(0, len(rows), self._at_once):
+            self._fill(rows[at : at + self._at_once], prefixes[at : at + self._at_once])
         for row, prefix, seed in zip(rows, prefixes, seeds, strict=True):
             self._prefix[row], self._prefix_images[row] = len(prefix), _images_of(prefix)
             self._first[row], self._seed[row] = self._clock[row] + 1, np.uint32(seed % 2**32)
@@ -304,17 +306,19 @@ class StepWindow:
             self._prefix_image_slots += more
 
     def _fill(self, rows: Sequences[int], prefixes: Sequences[Sequence]) -> None:
-        """Computes up to `STARTED_AT_ONCE` prefixes in one call."""
+        """Computes a few prefixes in one call."""
         if not self._prefix_slots:  # no row has a prefix
             return
-        missing = STARTED_AT_ONCE - len(rows)
+        missing = self._at_once - len(rows)
         batch = stack_rows(
-            filled(list(prefixes), STARTED_AT_ONCE),
+            filled(list(prefixes), self._at_once),
             self._prefix_slots,
             pad=self._generalist.vocabulary.pad,
             frame_tokens=self._generalist.config.model.frame_tokens,
         )
-        placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots))
+        # Rows that step apart are a server's, which compiles ahead: one program without shown steps, one for any number of them.
+        least = self._prefix_slots if self._apart else 1
+        placed = self._generalist.on_device(pad_payloads(batch, self._prefix_image_slots, least))
         structure, params = self._generalist.decoder
         fresh, keys = prefix_caches(structure, params, placed, self._caches[0].key.dtype)
         # Row numbers beyond the last one are dropped: the copies go nowhere.

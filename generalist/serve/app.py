@@ -12,6 +12,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from generalist.serve.compilations import Compilations
 from generalist.serve.completions import Completions
+from generalist.serve.demonstrations import Teacher
+from generalist.serve.drawings import Drawer, Drawings
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError
 from generalist.serve.guard import Guard
@@ -30,16 +32,18 @@ def application(
     metrics: Metrics,
     compilations: Compilations,
     inspector: Inspector | None = None,
+    drawer: Drawer | None = None,
 ) -> Starlette:
     """The application for an engine that is ready.
 
     Args:
         compilations: counted from now on.
         inspector: compiled; None: what the model looks at is not shown.
+        drawer: compiled; None: the weights cannot draw.
     """
     name = settings.name or engine.weights.config.name
-    completions, robots = Completions(engine, settings, name), Robots(engine, settings, name)
-    episodes = Episodes(engine, completions)
+    completions, teacher = Completions(engine, settings, name), Teacher(engine, settings.prefix)
+    robots, episodes = Robots(engine, teacher, name), Episodes(engine, completions, teacher)
     before = compilations.count
     metrics.watch("compilations_after_ready", "Programs compiled since ready: 0.", lambda: compilations.count - before)
     for key in engine.counts():
@@ -62,7 +66,8 @@ def application(
         Route("/v1/models", completions.models),
         Route("/v1/models/{name}", completions.model),
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
-        Route("/v1/playground", About(engine, settings, name, inspects=inspector is not None).about),
+        Route("/v1/images/generations", Drawings(engine, drawer, completions, settings).draw, methods=["POST"]),
+        Route("/v1/playground", About(engine, settings, name, inspects=inspector is not None, drawer=drawer).about),
         Route("/v1/play", episodes.play, methods=["POST"]),
         *pages.routes(),
         # openpi's client knows a host and a port alone.
@@ -95,7 +100,10 @@ async def _told(request: Request, error: Any) -> Response:
 
 
 async def _http(request: Request, error: Any) -> Response:
-    return await _told(request, ApiError(error.status_code, str(error.detail)))
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = "there is no such route here: docs/serving.md and docs/playground.md list those that there are"
+    return await _told(request, ApiError(error.status_code, message))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

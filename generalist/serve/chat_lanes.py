@@ -132,7 +132,7 @@ class ChatLanes:
         lane.busy, lane.waiting, lane.unseen, lane.features = False, [], [], []
 
     def read(self, lane: Lane) -> None:
-        """Sees an image or reads a piece of the lane's prompt."""
+        """Sees an image or reads a piece of the lane's prompt, and waits until that is computed."""
         decoder = self.weights.decoder
         if lane.unseen:
             # Images first: the positions that follow them see them.
@@ -143,6 +143,7 @@ class ChatLanes:
                 image = dataclasses.replace(self._alone, images=features, row_images=np.zeros((1, 1), np.int32))
                 self._state = see(*decoder, self._state, np.int32(lane.number), np.int32(lane.images), image)
             lane.images += 1
+            jax.block_until_ready(self._state.held if not self.weights.projects else features)
             return
         piece = lane.waiting.pop(0)
         shown, lane.features = lane.features[: piece.shown], lane.features[piece.shown :]
@@ -164,6 +165,8 @@ class ChatLanes:
         lane.length = piece.stop
         lane.names.append(piece.name)
         self.read_positions += piece.size
+        # Waited for, as every step is: whose turn comes next depends on how long this one took.
+        jax.block_until_ready(self._state.logits)
 
     def _features(self, image: Shaped[np.ndarray, "1 ..."]) -> Float[Array, "1 T F"]:
         """The encoder's features of a prepared image, on every device."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from generalist.data.files import DocumentError
-from generalist.data.images import Encoded, opened, read_image
+from generalist.data.images import Encoded, TooManyPixels, opened, read_image
 from generalist.inference.sampling import Decoding
 from generalist.serve.errors import ApiError, wrong
 from generalist.serve.messages import Message
@@ -105,10 +105,10 @@ def chat_request(found: dict[str, Any], limits: Limits) -> ChatRequest:
     model = found.get("model")
     if not isinstance(model, str):
         raise wrong("model", "must be the name of a model, as /v1/models lists it", "missing")
-    tokens = _integer(found, "max_completion_tokens", None, 1, 1 << 24)
-    tokens = tokens if tokens is not None else _integer(found, "max_tokens", None, 1, 1 << 24)
+    tokens = whole_number(found, "max_completion_tokens", None, 1, 1 << 24)
+    tokens = tokens if tokens is not None else whole_number(found, "max_tokens", None, 1, 1 << 24)
     logprobs = _flag(found, "logprobs")
-    likeliest = _integer(found, "top_logprobs", None, 0, 20)
+    likeliest = whole_number(found, "top_logprobs", None, 0, 20)
     if likeliest is not None and not logprobs:
         raise wrong("top_logprobs", "needs logprobs = true")
     stream, options = _flag(found, "stream"), found.get("stream_options")
@@ -119,7 +119,7 @@ def chat_request(found: dict[str, Any], limits: Limits) -> ChatRequest:
         messages=_messages(found.get("messages"), limits),
         decoding=_decoding(found, limits),
         tokens=tokens,
-        choices=_integer(found, "n", 1, 1, limits.choices) or 1,
+        choices=whole_number(found, "n", 1, 1, limits.choices) or 1,
         likeliest=(likeliest or 0) if logprobs else None,
         stream=stream,
         usage=_flag(options or {}, "include_usage"),
@@ -138,8 +138,8 @@ def _check_fields(found: dict[str, Any]) -> None:
 
 def _decoding(found: dict[str, Any], limits: Limits) -> Decoding:
     """How ids are chosen, and the texts that end an answer."""
-    temperature, top_p = _number(found, "temperature", 1.0, 0.0, 2.0), _number(found, "top_p", 1.0, 0.0, 1.0)
-    seed = _integer(found, "seed", None, -(2**63), 2**63 - 1)
+    temperature, top_p = number(found, "temperature", 1.0, 0.0, 2.0), number(found, "top_p", 1.0, 0.0, 1.0)
+    seed = whole_number(found, "seed", None, -(2**63), 2**63 - 1)
     stops = found.get("stop") if found.get("stop") is not None else []
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
@@ -151,7 +151,7 @@ def _decoding(found: dict[str, Any], limits: Limits) -> Decoding:
         # With the likeliest id alone, all limits of drawing mean the same.
         top_p=top_p if temperature and top_p else 1.0,
         top_k=1 if temperature and not top_p else 0,
-        stop=tuple(_letters(one, "stop") for one in stops),
+        stop=tuple(letters(one, "stop") for one in stops),
         seed=secrets.randbits(32) if seed is None else seed,
     )
 
@@ -168,6 +168,10 @@ def decoded(image: Encoded, limits: Limits) -> np.ndarray:
         if count > limits.pixels:
             raise wrong(image.name, f"has {count:,} pixels, but may have {limits.pixels:,}", "too_large")
         return read_image(image)
+    except TooManyPixels as error:
+        raise wrong(
+            image.name, f"has far more than the {limits.pixels:,} pixels that it may have", "too_large"
+        ) from error
     except DocumentError as error:
         raise wrong(image.name, "is no image that can be read", "invalid_image") from error
 
@@ -190,13 +194,13 @@ def _messages(found: Any, limits: Limits) -> list[Message]:
         raise wrong("messages", "must be a list with at least one message", "missing")
     if len(found) > limits.messages:
         raise wrong("messages", f"are {len(found):,}, but may be {limits.messages}", "too_large")
-    messages = [_message(one, f"messages[{number}]", limits) for number, one in enumerate(found)]
+    messages = [_message(one, f"messages[{at}]", limits) for at, one in enumerate(found)]
     images = sum(not isinstance(part, str) for one in messages for part in one.content)
     if images > limits.images:
         raise wrong("messages", f"have {images} images, but may have {limits.images}", "too_large")
-    letters = sum(len(part) for one in messages for part in one.content if isinstance(part, str))
-    if letters > limits.letters:
-        raise wrong("messages", f"have {letters:,} characters, but may have {limits.letters:,}", "too_large")
+    count = sum(len(part) for one in messages for part in one.content if isinstance(part, str))
+    if count > limits.letters:
+        raise wrong("messages", f"have {count:,} characters, but may have {limits.letters:,}", "too_large")
     return messages
 
 
@@ -214,7 +218,7 @@ def _message(found: Any, where: str, limits: Limits) -> Message:
         raise wrong(where, f"has a field {unknown[0][:60]!r} that is not supported", "unknown_parameter")
     content = found.get("content")
     if isinstance(content, str):
-        return Message(role, [_letters(content, f"{where}.content")])
+        return Message(role, [letters(content, f"{where}.content")])
     if not isinstance(content, list) or not content:
         raise wrong(f"{where}.content", "must be a text or a list of texts and images")
     return Message(role, [_part(one, f"{where}.content[{at}]", role, limits) for at, one in enumerate(content)])
@@ -224,7 +228,7 @@ def _part(found: Any, where: str, role: str, limits: Limits) -> Any:
     if not isinstance(found, dict):
         raise wrong(where, "must be an object with a type")
     if found.get("type") == "text" and isinstance(found.get("text"), str) and len(found) == 2:
-        return _letters(found["text"], where)
+        return letters(found["text"], where)
     if found.get("type") == "image_url" and role == "user":
         image = found.get("image_url")
         url = image.get("url") if isinstance(image, dict) else None
@@ -247,8 +251,12 @@ def _part(found: Any, where: str, role: str, limits: Limits) -> Any:
     raise wrong(where, "must be a text, or in a user's message an image_url", "unsupported_content")
 
 
-def _letters(text: str, where: str) -> str:
-    """The text, unless it has half characters (lone surrogates), which no tokenizer takes."""
+def letters(text: str, where: str) -> str:
+    """The text, unless it has half characters (lone surrogates), which no tokenizer takes.
+
+    Raises:
+        ApiError: it has.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -256,7 +264,12 @@ def _letters(text: str, where: str) -> str:
     return text
 
 
-def _number(found: dict[str, Any], name: str, usual: float, least: float, most: float) -> float:
+def number(found: dict[str, Any], name: str, usual: float, least: float, most: float) -> float:
+    """A number of a request; `usual` if there is none.
+
+    Raises:
+        ApiError: it is outside its range.
+    """
     value = found.get(name)
     if value is None:
         return usual
@@ -265,7 +278,12 @@ def _number(found: dict[str, Any], name: str, usual: float, least: float, most: 
     return float(value)
 
 
-def _integer(found: dict[str, Any], name: str, usual: int | None, least: int, most: int) -> int | None:
+def whole_number(found: dict[str, Any], name: str, usual: int | None, least: int, most: int) -> int | None:
+    """A whole number of a request; `usual` if there is none.
+
+    Raises:
+        ApiError: it is none, or outside its range.
+    """
     value = found.get(name)
     if value is None:
         return usual

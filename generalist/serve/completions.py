@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -91,9 +92,17 @@ class Completions:
             ApiError: see `chat_request`; or it is for another model.
         """
         asked = chat_request(found, self._settings.limits)
-        if asked.model != self._name:
-            raise self._unknown()
+        self.check_model(asked.model)
         return asked
+
+    def check_model(self, name: Any) -> None:
+        """Checks that a request is for this server's model.
+
+        Raises:
+            ApiError: it is not.
+        """
+        if name != self._name:
+            raise self._unknown()
 
     def prompt(self, asked: ChatRequest) -> tuple[Sequence, list[Message]]:
         """The prompt of a request, and its messages with their images decoded.
@@ -136,12 +145,7 @@ class Completions:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
         def give(number: int) -> Any:
-            def later(event: Event) -> None:
-                # Of a server that is ending at once, nobody waits any more.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(events.put_nowait, (number, event))
-
-            return later
+            return lambda event: engine.outbox.put(loop, partial(events.put_nowait, (number, event)))
 
         answers = [
             Answer(sequence, pieces, decoding, room, give(number), number, asked.likeliest, deadline)
@@ -174,6 +178,7 @@ class Reply:
             "model": self.model,
         }
         self._first: tuple[int, Event] | None = None
+        self._look = time.monotonic() + CLIENT_LOOKS
 
     @property
     def headers(self) -> dict[str, str]:
@@ -243,15 +248,18 @@ class Reply:
             self._cancel()
 
     async def _event(self, request: Request) -> tuple[int, Event]:
-        """The next event. A client that has gone needs no more."""
+        """The next event. A client that has gone needs no more: it is looked after also while events come."""
         try:
             while True:
+                if time.monotonic() >= self._look:
+                    if await request.is_disconnected():
+                        raise ApiError(499, "the client has gone")
+                    self._look = time.monotonic() + CLIENT_LOOKS
                 try:
                     async with asyncio.timeout(CLIENT_LOOKS):
                         return await self.events.get()
                 except TimeoutError:
-                    if await request.is_disconnected():
-                        raise ApiError(499, "the client has gone") from None
+                    continue
         except BaseException:
             self._cancel()
             raise

@@ -3,8 +3,7 @@
     in turn   steps of agents that wait  >  a piece of a prompt  >  steps of agents  >  the next id of all texts  >  ...
 
 Requests come and go between these steps (continuous batching; Orca, Yu et al., 2022), and a long prompt is read in pieces, so an
-agent waits for one piece at most. For an agent that answers at once (a simulation) the engine waits: for twice as long as the
-last step of the texts took, agents come first.
+agent waits for one piece at most. For an agent that answers at once (a simulation) the engine waits (`turns`).
 """
 
 import collections
@@ -17,16 +16,14 @@ from generalist.inference.weights import Weights
 from generalist.serve.answers import Answer, Failed
 from generalist.serve.chat_lanes import ChatLanes, Lane
 from generalist.serve.metrics import Metrics
+from generalist.serve.outbox import Outbox
 from generalist.serve.sessions import Pool, Refused, Session, Step
+from generalist.serve.turns import Turns
 
 log = logging.getLogger("generalist.serve")
 
-ANSWERS = 0.008
-"""Seconds within which an agent's next observation is expected. A robot takes longer, and the texts go on meanwhile."""
 ASIDES = 4
 """Computations besides texts and agents' steps that may wait."""
-SHARE = 2.0
-"""Seconds for agents alone after each second for texts, if agents answer at once."""
 
 
 class Full(RuntimeError):
@@ -51,8 +48,11 @@ class Engine:
         self._running: dict[int, tuple[Lane, Answer]] = {}
         self._next: Weights | None = None
         self._wake = threading.Condition()
-        self._stopping = False
-        self._acted = self._texts_until = 0.0  # when agents last got actions, and when texts come next in any case
+        self._stopping = self._idle = False
+        self._aside_next = False  # in turn with the texts
+        self._turns = Turns()
+        self.outbox = Outbox()
+        """For what is given to clients in event loops."""
         self._wrote = False  # whether the last step of the texts wrote; the next one then reads, if there is something
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -78,6 +78,11 @@ class Engine:
     def stopping(self) -> bool:
         """Whether nothing new is taken."""
         return self._stopping
+
+    @property
+    def asides(self) -> int:
+        """Number of computations besides texts and agents' steps that wait."""
+        return len(self._asides)
 
     @property
     def most(self) -> int:
@@ -108,9 +113,14 @@ class Engine:
             if self._stopping:
                 raise Full("the server is stopping")
             if len(self._asides) >= ASIDES:
-                raise Full(f"{ASIDES} prompts wait to be looked into: try again later")
+                raise Full(f"{ASIDES} computations wait already: try again later")
             self._asides.append(what)
             self._wake.notify()
+
+    def again(self, what: Callable[[], None]) -> None:
+        """The next step of something else, from the step before, which is not over yet when the server is stopping."""
+        with self._wake:
+            self._asides.append(what)
 
     def open(self, layout: str) -> Session:
         """Opens a session of an agent.
@@ -129,13 +139,7 @@ class Engine:
 
     def close(self, session: Session) -> None:
         """Ends a session. Steps of it that wait are dropped."""
-
-        def closed() -> None:
-            pool = session.pool
-            pool.waiting[:] = [step for step in pool.waiting if step.session is not session]
-            pool.close(session)
-
-        self._call(closed)
+        self._call(lambda: session.pool.close(session))
 
     def step(self, step: Step) -> None:
         """Asks for an agent's action.
@@ -143,8 +147,13 @@ class Engine:
         Raises:
             Refused, ValueError: see `Pool.check`.
         """
-        step.session.pool.check(step)
-        self._call(lambda: step.session.pool.waiting.append(step))
+        pool = step.session.pool
+        pool.check(step)
+        with self._wake:
+            self._calls.append(lambda: pool.waiting.append(step))
+            # Whoever is woken wants the interpreter, which those that are still to come need.
+            if pool.came() or self._idle:
+                self._wake.notify()
 
     def exchange(self, weights: Weights) -> None:
         """Takes other weights as soon as no text is being written; those that wait are written with the new ones.
@@ -182,8 +191,9 @@ class Engine:
             with self._wake:
                 while self._calls:
                     self._calls.popleft()()
-                idle = not (self._asked or self._running or self._asides or any(pool.waiting for pool in self.pools))
-                if idle and self._next is None:
+                asked = bool(self._asked or self._running or self._asides or any(pool.waiting for pool in self.pools))
+                self._idle = not asked and self._next is None
+                if self._idle:
                     if self._stopping:
                         return
                     self._wake.wait()
@@ -198,29 +208,37 @@ class Engine:
         if self._next is not None and not self._running:
             self._exchanged(self._next)
         now = time.monotonic()
-        acted = 0
+        acted: list[Pool] = []
         for pool in self.pools:
             if pool.ready(now):
                 self.metrics.acted(pool.act(), time.monotonic() - now)
-                acted += 1
+                self.outbox.flush()
+                acted.append(pool)
         self._drop(now)
         if self._next is None:
             self._admit()
-        if acted:
-            self._acted = time.monotonic()
         now = time.monotonic()
-        if (self._running or self._asides) and now >= min(self._acted + ANSWERS, self._texts_until):
-            if self._asides:
+        if acted:
+            self._turns.acted(now, min(pool.turnaround for pool in acted))
+        texts = bool(self._running or self._asides)
+        if texts and self._turns.of_texts(now):
+            self._aside_next = not self._aside_next
+            if self._asides and (self._aside_next or not self._running):
                 self._asides.popleft()()
-            else:
+            elif self._running:
                 self._texts()
-            took = time.monotonic() - now
-            self._texts_until = now + (1 + SHARE) * took
+            self._turns.wrote(now, time.monotonic())
         elif not acted:
-            # Steps wait for those of other agents, or the texts for a step that is expected.
-            with self._wake:
-                if not self._calls:
-                    self._wake.wait(0.0005)
+            self._wait(now, texts)
+        self.outbox.flush()
+
+    def _wait(self, now: float, texts: bool) -> None:
+        """Waits: steps for those of other agents, or the texts for a step that is expected."""
+        due = [pool.due for pool in self.pools if pool.waiting] + ([self._turns.texts_from()] if texts else [])
+        with self._wake:
+            # Clients that have gone and deadlines are looked after meanwhile.
+            if due and not self._calls:
+                self._wake.wait(min(max(min(due) - now, 0.0002), 0.05))
 
     def _exchanged(self, weights: Weights) -> None:
         self.weights, self._next = weights, None
@@ -285,6 +303,7 @@ class Engine:
             for step in pool.waiting:
                 step.give(Refused("the server failed on this observation"))
             pool.waiting.clear()
+        self.outbox.flush()
         # A step that failed may have consumed the arrays that it was given.
         self._exchanged(self._next or self.weights)
 

@@ -208,8 +208,7 @@ class Inspection:
                 value: Any = (weights, self._inspector.looks(weights, whole, count))
             except Exception as error:  # the engine goes on
                 value = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(give, value)
+            self._engine.outbox.put(loop, partial(give, value))
 
         try:
             self._engine.aside(compute)

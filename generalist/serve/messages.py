@@ -127,7 +127,8 @@ class Prompter:
             raise ValueError("the prompt is empty: give it at least one letter")
         if len(sequence) >= room:
             raise ValueError(
-                f"the messages take {len(sequence)} positions, but the model has a context of {room}: shorten them"
+                f"the messages take {len(sequence)} positions, but may take {room - 1} of the model's context of {room}, so that "
+                "an answer has room: shorten them"
             )
         return sequence
 

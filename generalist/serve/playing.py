@@ -1,45 +1,48 @@
 """`POST /v1/play`: an agent plays a task in this process, and is watched as a stream of server-sent events.
 
-    {"begin": {"task": ..., "instruction": ..., "max_steps": ...}}
+    {"demonstration": {"step": 0, "picture": "data:image/jpeg;base64,..."}}     if one was asked for: the expert's episode
+    {"begin": {"task": ..., "instruction": ..., "max_steps": ..., "demonstration_steps": [4]}}
     {"step": 0, "reward": 0.0, "score": null, "picture": "data:image/jpeg;base64,...", "action": null}
     {"step": 1, ..., "action": [{"name": "action", "low": "0", "high": "6", "chosen": 2, "probabilities": [...]}]}
     {"stopped": "the server is stopping"}                               the last one, if SIGTERM comes before the end
 
 Each episode has a thread, which asks the engine for its actions like any other client: it waits, and nobody waits for it.
 
-Dimension key: A numbers of an action, V vocabulary.
+Dimension key: H, W height and width of a picture.
 """
 
 import asyncio
 import base64
 import concurrent.futures
+import dataclasses
 import io
 import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from generalist.envs.action_names import action_names
 from generalist.envs.registry import tasks
 from generalist.envs.rendering import frames_a_second, make
 from generalist.envs.task import EVALUATION_SEED, Policy, Task
 from generalist.envs.watching import Moment, episode
 from generalist.serve.completions import Completions
+from generalist.serve.demonstrations import Teacher
+from generalist.serve.distribution import distribution
 from generalist.serve.engine import Engine
 from generalist.serve.errors import ApiError, wrong
 from generalist.serve.sessions import Acted, Refused, Session, Step
-from generalist.tokenizers.described import part_name
-from generalist.tokenizers.parts import DiscretePart
-from generalist.tokenizers.spaces import TaskLayout
+from generalist.tokenizers.sequence import Sequence
 
 EPISODES = 2
 """Episodes at a time: each renders in this process."""
@@ -49,11 +52,12 @@ SIDE = 320
 """Pixels per side of a picture at most."""
 AHEAD = 3
 """Events that may wait for a client; until it takes them, the episode stands still."""
+LESSON = 30
+"""Pictures of a demonstration at most."""
+LESSON_PICTURES = 10.0
+"""Of these per second."""
 LETTERS = 500
 """Characters of an instruction."""
-BINS = 48
-"""Bars of a distribution at most: neighbouring bins of a number are added up."""
-
 log = logging.getLogger("generalist.serve")
 
 
@@ -66,15 +70,15 @@ def playable_tasks(engine: Engine) -> list[Task]:
 class Episodes:
     """The route."""
 
-    def __init__(self, engine: Engine, completions: Completions):
-        self._engine, self._completions = engine, completions
+    def __init__(self, engine: Engine, completions: Completions, teacher: Teacher):
+        self._engine, self._completions, self._teacher = engine, completions, teacher
         self._tasks = {task.name: task for task in playable_tasks(engine)}
         self._running: set[Watched] = set()
 
     async def play(self, request: Request) -> Response:
         """An episode as a stream. A client that goes ends it."""
         found = await self._completions.read(request)
-        if unknown := sorted(found.keys() - {"task", "instruction", "seed"}):
+        if unknown := sorted(found.keys() - {"task", "instruction", "seed", "demonstration"}):
             raise ApiError(400, f"unknown field {unknown[0][:60]!r}", param=unknown[0][:60], code="unknown_parameter")
         task = self._tasks.get(found["task"]) if isinstance(found.get("task"), str) else None
         if task is None:
@@ -84,13 +88,19 @@ class Episodes:
             raise wrong("instruction", f"must be a text of at most {LETTERS} characters")
         if type(seed) is not int or not 0 <= seed < 1 << 31:
             raise wrong("seed", "must be a whole number from 0 to 2147483647")
+        shown = found.get("demonstration")
+        if shown not in (None, "goal", "whole"):
+            raise wrong("demonstration", "must be goal or whole, or be left out")
         if len(self._running) >= EPISODES:
             raise ApiError(429, f"{EPISODES} episodes are being played: try again later", code="busy")
         try:
             session = self._engine.open(task.layout)
         except Refused as error:
             raise ApiError(429, str(error), code="busy") from error
-        watched = Watched(self._engine, session, task, instruction, EVALUATION_SEED + seed, self._running.discard)
+        lesson = None if shown is None else Lesson(self._teacher, task, seed, goal=shown == "goal")
+        watched = Watched(
+            self._engine, session, task, instruction, EVALUATION_SEED + seed, lesson, self._running.discard
+        )
         self._running.add(watched)
         watched.start()
         return Stream(watched)
@@ -99,6 +109,29 @@ class Episodes:
         """Ends all episodes, since the server stops."""
         for watched in list(self._running):
             watched.stop("the server is stopping")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A demonstration before an episode: the expert's, of another episode of the task."""
+
+    teacher: Teacher
+    task: Task
+    seed: int
+    goal: bool
+    """Whether its end alone is shown."""
+
+    def prefix(self, prompt: str) -> tuple[Sequence, list[int]]:
+        """See `Teacher.prefix`."""
+        asked = {"task": self.task.name, "seed": self.seed, "goal": self.goal}
+        return self.teacher.prefix(self.task.layout, prompt, asked)
+
+    def moments(self, env: gym.Env) -> Iterator[Moment]:
+        """The expert's episode once more, to be watched: its seed and its actions determine it."""
+        actions = self.teacher.expert(self.task, self.seed).actions
+        again = iter(actions)
+        every = -(-len(actions) // LESSON)
+        yield from episode(self.task, env, lambda *_: lambda _: next(again), self.seed, every=every, steps=len(actions))
 
 
 class Stream(StreamingResponse):
@@ -121,6 +154,7 @@ class Watched:
 
     Args:
         instruction: None: the episode's own.
+        lesson: None: no demonstration is shown.
         ended: called in the event loop when the environment is closed and the session given back.
     """
 
@@ -131,14 +165,17 @@ class Watched:
         task: Task,
         instruction: str | None,
         seed: int,
+        lesson: Lesson | None,
         ended: Callable[["Watched"], None],
     ):
         self._engine, self._session, self._task = engine, session, task
-        self._instruction, self._seed, self._ended = instruction, seed, ended
+        self._instruction, self._seed, self._lesson, self._ended = instruction, seed, lesson, ended
         self._stopped, self._why = threading.Event(), ""
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._acted: Acted | None = None
+        self._due = time.monotonic()
+        self._names: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Begins to play."""
@@ -186,23 +223,31 @@ class Watched:
                 self._loop.call_soon_threadsafe(self._ended, self)
 
     def _watch(self, env: gym.Env) -> None:
+        self._names = action_names(self._task, env)
         pace = frames_a_second(env)
         every = max(1, round(pace / PICTURES))
-        due = time.monotonic()
-        for moment in episode(self._task, env, self._begin, self._seed, every=every):
-            if not moment.step:
-                own = self._instruction if self._instruction is not None else moment.instruction
-                self._give({"begin": {"task": self._task.name, "instruction": own, "max_steps": self._task.max_steps}})
-            self._give(self._told(moment))
-            due = max(due + every / pace, time.monotonic())
-            while (time.monotonic() < due or self._events.qsize() > AHEAD) and not self._stopped.wait(0.005):
-                pass
-            if self._stopped.is_set():
+        for moment in self._lesson.moments(env) if self._lesson is not None else ():
+            self._give({"demonstration": {"step": moment.step, "picture": jpeg(moment.picture)}})
+            if self._waited(1 / LESSON_PICTURES):
                 return
+        for moment in episode(self._task, env, self._begin, self._seed, every=every):
+            self._give(self._told(moment))
+            if self._waited(every / pace):
+                return
+
+    def _waited(self, seconds: float) -> bool:
+        """Waits until the next picture is due and the client takes it; returns whether the episode was stopped."""
+        self._due = max(self._due + seconds, time.monotonic())
+        while (time.monotonic() < self._due or self._events.qsize() > AHEAD) and not self._stopped.wait(0.005):
+            pass
+        return self._stopped.is_set()
 
     def _begin(self, task: Task, env: gym.Env, instruction: str, seed: int) -> Policy:
         prompt = self._instruction if self._instruction is not None else instruction
-        begins: list[tuple[str, int]] = [(prompt, seed)]
+        prefix, steps = self._lesson.prefix(prompt) if self._lesson is not None else (prompt, [])
+        begin = {"task": task.name, "instruction": prompt, "max_steps": task.max_steps, "demonstration_steps": steps}
+        self._give({"begin": begin})
+        begins: list[tuple[str | Sequence, int]] = [(prefix, seed)]
 
         def act(observation: Any) -> Any:
             self._acted = self._ask(observation, begins.pop() if begins else None)
@@ -210,7 +255,7 @@ class Watched:
 
         return act
 
-    def _ask(self, observation: Any, begin: tuple[str, int] | None) -> Acted:
+    def _ask(self, observation: Any, begin: tuple[str | Sequence, int] | None) -> Acted:
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self._engine.step(Step(self._session, observation, begin, answer.set_result, looks=True))
         while True:
@@ -232,36 +277,8 @@ class Watched:
             "score": moment.score,
             "percent": None if moment.score is None else _finite(self._task.normalized(moment.score)),
             "picture": jpeg(moment.picture),
-            "action": None if acted is None else distribution(layout, acted.action, acted.logits),
+            "action": None if acted is None else distribution(layout, acted.action, acted.logits, self._names),
         }
-
-
-def distribution(layout: TaskLayout, action: Any, logits: Float[np.ndarray, "A V"]) -> list[dict[str, Any]]:
-    """For each number of an action its name, the range of its values, the probabilities of its bins and the chosen one."""
-    space = layout.action
-    chosen = np.concatenate([piece.tokens.reshape(-1) for piece in space.encode(space.stack([action]))])
-    found: list[dict[str, Any]] = []
-    for part in space.parts:
-        bounds = space.valid_ranges[len(found) : len(found) + part.size]  # (size, 2)
-        low, high = (part.decode(ids[None].astype(np.int32)).reshape(-1) for ids in (bounds[:, 0], bounds[:, 1] - 1))
-        name = part_name("action", part)
-        for place, (first, end) in enumerate(bounds.tolist()):
-            own = logits[len(found), first:end]
-            shares = np.exp(own - own.max())
-            # As many bins as bars at most, and each bar as many bins as the others but the last.
-            width = -(-len(own) // BINS)
-            begins = np.arange(0, len(own), width)
-            found.append(
-                {
-                    "name": name if part.size == 1 else f"{name}[{place}]",
-                    "low": f"{low[place]:.3g}",
-                    "high": f"{high[place]:.3g}",
-                    "discrete": isinstance(part, DiscretePart) and width == 1,
-                    "chosen": int(chosen[len(found)] - first) // width,
-                    "probabilities": np.round(np.add.reduceat(shares / shares.sum(), begins), 5).tolist(),
-                }
-            )
-    return found
 
 
 def jpeg(picture: UInt8[np.ndarray, "H W 3"]) -> str:

@@ -4,26 +4,27 @@
     client  {"observation": ..., "prompt": "go to the red ball"}        or openpi's "observation/NAME" for each part
     server  {"actions": array (1, ...), "server_timing": {...}}         or a text, which says what was wrong
 
-A connection is a session, whose first observation begins an episode, and so does each with `reset`, or with another prompt.
+A connection is a session, whose first observation begins an episode, and so does each with `reset`, with another prompt, or with
+a demonstration.
 """
 
 import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from generalist.client.codec import CodecError, from_json, pack, to_json, unpack
+from generalist.serve.demonstrations import Teacher
 from generalist.serve.engine import Engine
+from generalist.serve.robot_messages import chunk, deadline, fields, observation
 from generalist.serve.sessions import Refused, Session, Step, Taken
-from generalist.serve.settings import Settings
+from generalist.tokenizers.sequence import Sequence
 from generalist.tokenizers.space_json import space_to_json
 
-KNOWN = {"observation", "prompt", "reset", "seed", "layout", "deadline_ms", "chunk"}
 INVALID, TRY_LATER = 1007, 1013
 """Codes with which a websocket is closed (RFC 6455, section 7.4)."""
 LANE_SOON = 0.25
@@ -47,8 +48,8 @@ JSON = Form(from_json, to_json, "text")
 class Robots:
     """The routes of agents."""
 
-    def __init__(self, engine: Engine, settings: Settings, name: str):
-        self._engine, self._settings, self._name = engine, settings, name
+    def __init__(self, engine: Engine, teacher: Teacher, name: str):
+        self._engine, self._teacher, self._name = engine, teacher, name
         self.layouts = sorted(layout for pool in engine.pools for layout in pool.layouts)
 
     async def openpi(self, socket: WebSocket) -> None:
@@ -63,7 +64,7 @@ class Robots:
         asked = socket.query_params.get("layout")
         layout = asked if asked is not None else self.layouts[0] if len(self.layouts) == 1 else None
         await socket.accept()
-        playing = Playing(self._engine)
+        playing = Playing(self._engine, self._teacher)
         try:
             if layout is not None and layout not in self.layouts:
                 self._engine.open(layout)  # refuses it, and says what there is
@@ -109,13 +110,24 @@ class Robots:
         await socket.send_text(to_json({"error": {"message": message}}) if form is JSON else message)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What an episode begins with."""
+
+    positions: str | Sequence
+    """An instruction, or one with demonstrations."""
+    steps: list[int] = dataclasses.field(default_factory=list)
+    """How many steps of each demonstration are shown."""
+
+
 class Playing:
     """The session of a connection. It plays one layout; a message that is refused changes nothing of it."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, teacher: Teacher):
+        self._engine, self._teacher = engine, teacher
         self._session: Session | None = None
         self._prompt, self._seed = "", 0
+        self._prefix: Prefix | None = None  # of an episode that a reset without an observation announced
         self._begins, self._before = True, 0.0
 
     async def open(self, layout: str) -> None:
@@ -139,7 +151,7 @@ class Playing:
             ValueError: the message cannot be answered.
         """
         started = time.perf_counter()
-        texts = _checked(message)
+        texts = fields(message)
         session = self._session or await self._opened(texts.get("layout"))
         try:
             if texts.get("layout", session.layout) != session.layout:
@@ -174,129 +186,48 @@ class Playing:
 
     async def _answered(self, session: Session, texts: Mapping[str, Any]) -> dict[str, Any]:
         """The action for a message's observation. Another prompt begins an episode, and so does `reset`, also without an
-        observation."""
+        observation, or a demonstration."""
         prompt, seed = texts.get("prompt", self._prompt), int(texts.get("seed", self._seed))
-        begins = self._begins or bool(texts.get("reset")) or prompt != self._prompt
-        deadline = _deadline(texts.get("deadline_ms"))
-        observed = {name.partition("/")[2]: one for name, one in texts.items() if name.startswith("observation/")}
-        if "observation" in texts or observed:
-            space = self._engine.weights.layouts[session.layout].observation.space
-            value = fitted(space, texts["observation"] if "observation" in texts else _nested(space, observed))
-            action = await self._acted(session, value, (prompt, seed) if begins else None, deadline)
-            answer, begins = {"actions": chunk(action)}, False
-        elif texts.get("reset"):
-            session.pool.check_prompt(prompt)
-            answer = {"reset": True}
-        else:
+        begins = bool(texts.get("reset")) or prompt != self._prompt or "demonstration" in texts
+        until = deadline(texts.get("deadline_ms"))
+        value = observation(self._engine.weights.layouts[session.layout].observation.space, texts)
+        if value is None and not texts.get("reset"):
             raise ValueError("a message has no observation")
-        self._prompt, self._seed, self._begins = prompt, seed, begins
+        prefix = await self._shown(session, prompt, texts) if begins or self._prefix is None else self._prefix
+        if value is None:
+            session.pool.check_prefix(prefix.positions)
+            answer: dict[str, Any] = {"reset": True}
+        else:
+            begin = (prefix.positions, seed) if begins or self._begins else None
+            answer = {"actions": chunk(await self._acted(session, value, begin, until))}
+        if prefix.steps and (value is None or begins or self._begins):
+            answer["demonstration_steps"] = prefix.steps
+        self._prompt, self._seed = prompt, seed
+        self._begins, self._prefix = value is None, prefix if value is None else None
         return answer
 
-    async def _acted(self, session: Session, observation: Any, begin: tuple[str, int] | None, deadline: float) -> Any:
+    async def _shown(self, session: Session, prompt: str, texts: Mapping[str, Any]) -> "Prefix":
+        """What an episode begins with: the instruction alone, or with demonstrations behind it."""
+        if "demonstration" not in texts:
+            return Prefix(prompt)
+        # An expert may have to play first; nobody else waits for that.
+        return Prefix(*await asyncio.to_thread(self._teacher.prefix, session.layout, prompt, texts["demonstration"]))
+
+    async def _acted(self, session: Session, value: Any, begin: tuple[str | Sequence, int] | None, until: float) -> Any:
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Any] = loop.create_future()
 
         def give(action: Any) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_set, found, action)
+            self._engine.outbox.put(loop, partial(_set, found, action))
 
-        self._engine.step(Step(session, observation, begin, give, deadline))
+        self._engine.step(Step(session, value, begin, give, until))
         action = await found
         if isinstance(action, Exception):
             raise action
         return action
 
 
-def _checked(message: Any) -> dict[str, Any]:
-    """The fields of a message by their names, all of them known and of their types.
-
-    Raises:
-        ValueError: one is not.
-    """
-    if not isinstance(message, dict):
-        raise ValueError("a message must be a map, with an observation")
-    texts = {
-        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name): one for name, one in message.items()
-    }
-    if unknown := [name for name in texts if name not in KNOWN and not name.startswith("observation/")]:
-        raise ValueError(
-            f"a message has {unknown[0][:60]!r}: known are {', '.join(sorted(KNOWN))} and observation/NAME"
-        )
-    for name, kind in (("prompt", str), ("layout", str), ("seed", int), ("reset", bool), ("chunk", int)):
-        # A robot may send NumPy's numbers, and texts as arrays of one.
-        if name in texts and not isinstance(texts[name], kind | (np.integer if kind is int else kind)):
-            raise ValueError(f"{name} must be of type {kind.__name__}")
-    if texts.get("chunk", 1) != 1:
-        # In training an observation stands between two actions: what came after the first would be a guess.
-        raise ValueError(
-            f"chunk = {texts['chunk']}: these weights choose one action per observation, and have learnt none without: leave "
-            "it out, and send the observation after each action"
-        )
-    return texts
-
-
-def fitted(space: gym.Space, value: Any) -> Any:
-    """A value of a message in the form of a space: lists as arrays, floats in the space's precision. Whether it is one of the
-    space's values is checked later."""
-    if isinstance(space, gym.spaces.Dict) and isinstance(value, dict):
-        names = {
-            name.decode("utf-8", "replace") if isinstance(name, bytes) else name: one for name, one in value.items()
-        }
-        return {name: fitted(space[name], one) if name in space.spaces else one for name, one in names.items()}
-    if isinstance(space, gym.spaces.Tuple) and isinstance(value, list) and len(value) == len(space.spaces):
-        return tuple(fitted(part, one) for part, one in zip(space.spaces, value, strict=True))
-    if not isinstance(value, list | np.ndarray | np.generic | float | int):
-        return value
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError("the observation has lists of different lengths where an array belongs") from error
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and array.dtype.kind in "biuf":
-        with np.errstate(over="ignore"):
-            return array.astype(space.dtype)
-    if isinstance(value, list) and array.dtype.kind in "biu" and space.dtype is not None:
-        # Of a list only the kind is known. What does not fit is left as it is, and refused.
-        small = array.astype(space.dtype)
-        return small if np.array_equal(small, array) else array
-    return value
-
-
-def chunk(action: Any) -> Any:
-    """An action as a chunk of one."""
-    if isinstance(action, Mapping):
-        return {name: chunk(part) for name, part in action.items()}
-    if isinstance(action, tuple):
-        return {str(number): chunk(part) for number, part in enumerate(action)}
-    return np.asarray(action)[None]
-
-
 def _set(found: "asyncio.Future[Any]", action: Any) -> None:
     # A client that has gone waits no more.
     if not found.done():
         found.set_result(action)
-
-
-def _nested(space: gym.Space, observed: Mapping[str, Any]) -> Any:
-    """Parts by their names, with / between those of nested maps."""
-    if not isinstance(space, gym.spaces.Dict):
-        if len(observed) > 1:
-            raise ValueError(f"the observation is one array, but the message has {', '.join(sorted(observed))[:100]}")
-        return next(iter(observed.values()))
-    found: dict[str, Any] = {}
-    for name, value in observed.items():
-        *folders, last = name.split("/")
-        place = found
-        for folder in folders:
-            place = place.setdefault(folder, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"observation/{name[:60]} is below a part that is an array")
-        place[last] = value
-    return found
-
-
-def _deadline(given: Any) -> float:
-    if given is None:
-        return float("inf")
-    if isinstance(given, bool) or not isinstance(given, int | float | np.number) or not 0 < given < 1e9:
-        raise ValueError("deadline_ms must be a number above 0")
-    return time.monotonic() + float(given) / 1000

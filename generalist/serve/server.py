@@ -19,6 +19,7 @@ from generalist.inference.weights import Weights
 from generalist.serve.app import application
 from generalist.serve.chat_lanes import ChatLanes, bytes_per_lane
 from generalist.serve.compilations import Compilations
+from generalist.serve.drawings import Drawer
 from generalist.serve.engine import Engine
 from generalist.serve.inspection import Inspector
 from generalist.serve.metrics import Metrics
@@ -86,6 +87,10 @@ class Server:
                 f"{weights.config.name} reads a prompt at once, since all of it sees itself, and agents would wait for that: "
                 "serve it without agents (--sessions 0)"
             )
+        if layouts and settings.prefix > context(weights):
+            raise ValueError(
+                f"prefix is {settings.prefix}, but the model has a context of {context(weights)} positions"
+            )
         self.lanes = lanes_that_fit(weights, settings)
         if self.lanes < settings.lanes:
             told(
@@ -97,10 +102,13 @@ class Server:
         inspector = Inspector(weights, settings.limits.images) if settings.inspect else None
         if inspector is not None:
             inspector.warm_up(weights, told)
+        drawer = Drawer(weights) if weights.tokenizers.codes is not None else None
+        if drawer is not None:
+            drawer.warm_up(weights, told)
         self.programs, self.found = self._compilations.count, self._compilations.found
         """Number of programs that requests need, and how many of them lay in the cache on disk."""
         self.engine = Engine(weights, chat, agents, self.metrics, settings.queue)
-        self.app = application(self.engine, settings, self.metrics, self._compilations, inspector)
+        self.app = application(self.engine, settings, self.metrics, self._compilations, inspector, drawer)
         self._uvicorn: uvicorn.Server | None = None
 
     def run(self, ready: Callable[[int], None], reload: Callable[[], Weights] | None = None) -> bool:

@@ -13,6 +13,10 @@ from jaxtyping import Float
 
 from generalist.inference.policy import ControlPolicy, StepShape, shape_of, some_value
 from generalist.inference.weights import Weights
+from generalist.tokenizers.sequence import Sequence
+
+QUIET = 0.001
+"""Seconds after which no more steps of other agents are expected to be just coming."""
 
 
 class Refused(ValueError):
@@ -32,6 +36,8 @@ class Session:
     pool: "Pool"
     playing: bool = False
     """Whether an episode has begun."""
+    answered: float = 0.0
+    """When it last got an action, on the monotonic clock."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +55,9 @@ class Step:
 
     session: Session
     observation: Any
-    begin: tuple[str, int] | None
-    """Instruction and seed of an episode that begins with this step; None: the episode goes on."""
+    begin: tuple[str | Sequence, int] | None
+    """Instruction, or what else precedes the first step, and seed of an episode that begins with this step; None: the episode
+    goes on."""
     give: Callable[[Any], None]
     """Takes the action, or an exception; called by the engine's thread."""
     deadline: float = float("inf")
@@ -71,17 +78,20 @@ class Pool:
     """
 
     def __init__(self, weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float):
-        self.layouts, self._prefix, self._patience = layouts, prefix, patience
+        self.layouts, self.prefix, self._patience = layouts, prefix, patience
         self._free = list(range(lanes))
         self._sessions: list[Session] = []
         self.waiting: list[Step] = []
         self._lanes = lanes
+        self.turnaround = 0.0
+        """Seconds from the last actions to the next observations, of the quickest agent."""
+        self._came, self._took = 0, 0.0  # steps since the last ones were computed, and how long these took
         self.exchange(weights)
 
     def exchange(self, weights: Weights) -> None:
         """Takes other weights of the same shapes. Episodes that have begun are over: their caches are of the old weights."""
         self._weights = weights
-        self.policy = ControlPolicy(weights, [self.layouts[0]] * self._lanes, apart=True, prefix=self._prefix)
+        self.policy = ControlPolicy(weights, [self.layouts[0]] * self._lanes, apart=True, prefix=self.prefix)
         for session in self._sessions:
             session.playing = False
 
@@ -98,7 +108,9 @@ class Pool:
         return session
 
     def close(self, session: Session) -> None:
-        """Ends a session; its lane can be taken by another. Its steps must have been answered."""
+        """Ends a session; its lane can be taken by another. Steps of it that wait are dropped."""
+        self.waiting[:] = [step for step in self.waiting if step.session is not session]
+        self._came = len(self.waiting)
         self._sessions.remove(session)
         self._free.append(session.lane)
 
@@ -111,36 +123,54 @@ class Pool:
         """Checks what a client sent before it is shared with others.
 
         Raises:
-            Refused, ValueError: see `check_prompt`.
+            Refused, ValueError: see `check_prefix`.
             ValueError: the observation is not of the layout's space.
         """
         layout = self._weights.layouts[step.session.layout]
         step.observation = layout.observation.checked(step.observation, f"{layout.name}: the observation")
         if step.begin is not None:
-            self.check_prompt(step.begin[0])
+            self.check_prefix(step.begin[0])
 
-    def check_prompt(self, prompt: str) -> None:
-        """Checks an instruction.
+    def check_prefix(self, prefix: str | Sequence) -> None:
+        """Checks what is to precede an episode.
+
+        Args:
+            prefix: an instruction, or one with demonstrations.
 
         Raises:
             Refused: it is too long.
-            ValueError: it has half characters (lone surrogates), which no tokenizer takes.
+            ValueError: an instruction has half characters (lone surrogates), which no tokenizer takes.
         """
-        size = len(self._weights.assembler.instruction(prompt))
-        if size > self._prefix:
-            raise Refused(f"the prompt takes {size} positions, but an instruction may take {self._prefix}: shorten it")
+        size = len(self._weights.assembler.instruction(prefix) if isinstance(prefix, str) else prefix)
+        if size > self.prefix:
+            raise Refused(f"the prompt takes {size} positions, but an instruction may take {self.prefix}: shorten it")
+
+    def came(self) -> bool:
+        """Counts a step that came, with the engine's lock. Returns whether the engine should look: it is the first one, or all
+        that are expected have come."""
+        self._came += 1
+        return self._came == 1 or self._came >= self._playing
 
     def ready(self, now: float) -> bool:
-        """Whether the steps that wait should be computed now: all that are expected have come, or the oldest waited enough."""
-        if not self.waiting:
-            return False
-        playing = sum(session.playing for session in self._sessions)
+        """Whether the steps that wait should be computed now: all that are expected have come, or it was waited enough."""
         expected = {id(step.session) for step in self.waiting}
-        return len(expected) >= playing or now - self.waiting[0].asked >= self._patience
+        return bool(expected) and (len(expected) >= self._playing or now >= self.due)
+
+    @property
+    def due(self) -> float:
+        """When the steps that wait are computed without the others. As long as more are coming, a step for all is worth the time
+        that it takes itself."""
+        first, last = self.waiting[0].asked, self.waiting[-1].asked
+        return max(first + self._patience, min(last + QUIET, first + self._took))
+
+    @property
+    def _playing(self) -> int:
+        return sum(session.playing for session in self._sessions)
 
     def act(self) -> int:
         """Answers the steps that wait, at most one per session. Returns how many."""
         now, steps = time.monotonic(), []
+        self._came = 0
         seen: set[int] = set()
         for step in list(self.waiting):
             if id(step.session) in seen:
@@ -154,7 +184,12 @@ class Pool:
                 seen.add(id(step.session))
                 steps.append(step)
         if steps:
+            self.turnaround = min(step.asked - step.session.answered for step in steps)
             self._answer(steps)
+            end = time.monotonic()
+            self._took = end - now
+            for step in steps:
+                step.session.answered = end
         return len(steps)
 
     def _answer(self, steps: list[Step]) -> None:

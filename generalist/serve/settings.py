@@ -72,7 +72,7 @@ class Settings:
     patience_ms: float = 3.0
     """Milliseconds that an agent's step waits for those of others, to be computed together."""
     prefix: int = 64
-    """Positions of an agent's instruction."""
+    """Positions of an agent's instruction and the demonstrations that it is shown."""
     pieces: tuple[int, ...] = (16, 64)
     """Positions of the pieces in which prompts are read, rising."""
     grace: float = 30.0

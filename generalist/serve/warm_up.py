@@ -8,9 +8,11 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int32
 
+from generalist.inference.policy import some_value
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 from generalist.serve.chat_lanes import ChatLanes
+from generalist.serve.demonstrations import positions_of_step, sees_each_image
 from generalist.serve.pieces import whole_prompts
 from generalist.serve.sessions import Pool
 from generalist.system.processes import cores
@@ -102,4 +104,14 @@ def play(weights: Weights, pool: Pool) -> None:
         observations = [None] * policy.lanes
         observations[lane] = weights.layouts[layout].observation.space.sample()
         policy.act(observations)
+    policy.reset([0], [demonstration(weights, pool.layouts[0], pool.prefix)], [0])
     pool.exchange(weights)
+
+
+def demonstration(weights: Weights, name: str, room: int) -> Sequence:
+    """A prefix with as many shown steps as fit, of no meaning; an empty one if none may be shown."""
+    layout = weights.layouts[name]
+    steps = 0 if sees_each_image(weights, layout) else room // positions_of_step(weights, layout)
+    seen, acted = layout.observation, layout.action
+    prompts = [(seen.stack([some_value(seen.space)] * steps), acted.stack([some_value(acted.space)] * steps))]
+    return weights.assembler.prefix(layout, "", prompts if steps else [])

@@ -308,3 +308,11 @@ def test_a_listed_name_must_not_be_an_address_in_here(pages: int, monkeypatch: p
 )
 def test_addresses_in_here_are_not_public(address: str) -> None:
     assert not is_public(address) and is_public("93.184.216.34") and is_public("2606:2800:220:1::1")
+
+
+def test_an_image_of_any_declared_size_is_refused_by_its_pixels(port: int) -> None:
+    for image in (png(3000, 3000), png(9000, 9000), BOMB):
+        status, found = asked(port, "/v1/chat/completions", chat(image_url(image)))
+        assert status == 400 and "pixels" in found["error"]["message"] and "4,000,000" in found["error"]["message"], (
+            found
+        )

@@ -26,7 +26,7 @@ def model(make_model: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def port(model: Any) -> Iterator[int]:
-    with running(model, inspect=True) as (_, port):
+    with running(model, inspect=True, prefix=96) as (_, port):
         yield port
 
 
@@ -246,7 +246,7 @@ def test_an_agent_plays_live_and_is_stopped(page: Any, port: int) -> None:
     page.wait_for_selector("#actions:not([hidden])")
     assert "“push the red block”" in page.text_content("#playing")
     assert page.evaluate("document.getElementById('screen').naturalWidth") > 100
-    assert page.locator("#actions .name").all_text_contents() == ["action 0", "action 1"]
+    assert page.locator("#actions .name").all_text_contents() == ["push left", "push right"]
     page.wait_for_selector("#halt", state="hidden")  # random actions fall soon
     assert "over" in page.text_content("#playing")
     assert float(page.locator("#numbers b").first.text_content()) >= 1
@@ -254,3 +254,34 @@ def test_an_agent_plays_live_and_is_stopped(page: Any, port: int) -> None:
     page.wait_for_selector("#halt:not([hidden])")
     page.keyboard.press("Escape")
     page.wait_for_selector("#halt", state="hidden")
+
+
+@pytest.mark.slow
+def test_a_demonstration_is_watched_before_the_agent_plays(page: Any, port: int) -> None:
+    opened(page, port)
+    page.click("#tab-agent")
+    page.select_option("#demonstration", "goal")
+    page.click("#play")
+    page.locator("#playing", has_text="Demonstration of classic/cartpole, by its expert").wait_for()
+    page.wait_for_selector("#actions:not([hidden])")
+    assert "of a demonstration" in page.text_content("#playing")
+    page.wait_for_selector("#halt", state="hidden")
+
+
+@pytest.mark.slow
+def test_a_sample_is_tried(page: Any, port: int) -> None:
+    opened(page, port)
+    page.click("#try")
+    assert page.locator("#question figure img[alt='sample image']").count() == 1
+    assert page.input_value("#question textarea") == "a picture of"
+    page.click("#try")
+    assert page.locator("#question figure").count() == 1, "the next one takes its place"
+    assert answered(page)
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_draw_say_so(page: Any, port: int) -> None:
+    opened(page, port)
+    page.click("#tab-draw")
+    assert "These weights have no image tokenizer, so they cannot draw" in page.text_content("#draw-state")
+    assert page.is_disabled("#draw-start")

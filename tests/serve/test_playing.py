@@ -18,7 +18,8 @@ from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED
 from generalist.eval.control.policies import player
 from generalist.inference.generalist import Generalist
-from generalist.serve.playing import BINS, EPISODES, distribution
+from generalist.serve.distribution import BINS, distribution
+from generalist.serve.playing import EPISODES
 from generalist.tokenizers.spaces import SpaceTokenizer, TaskLayout
 
 PLAY = "/v1/play"
@@ -63,6 +64,7 @@ def test_the_agent_plays_as_in_process(port: int, model: Generalist) -> None:
         (number,) = moment["action"]
         assert number["chosen"] == actions[moment["step"] - 1] == int(np.argmax(number["probabilities"]))
         assert (number["low"], number["high"], number["discrete"]) == ("0", "1", True)
+        assert number["values"] == ["push left", "push right"]
         assert sum(number["probabilities"]) == pytest.approx(1, abs=1e-3)
     picture = Image.open(io.BytesIO(base64.b64decode(moments[-1]["picture"].partition(",")[2])))
     assert picture.format == "JPEG" and max(picture.size) <= 320 and np.ptp(np.asarray(picture)) > 50
@@ -101,6 +103,7 @@ def test_what_cannot_be_played_is_told(port: int) -> None:
         ({"task": TASK, "instruction": 3}, "instruction"),
         ({"task": TASK, "instruction": "x" * 501}, "instruction"),
         ({"task": TASK, "path": "x"}, "path"),
+        ({"task": TASK, "demonstration": "all"}, "demonstration"),
     ):
         status, found = asked(port, PLAY, body)
         assert (status, found["error"]["param"]) == (400, param), body
@@ -120,6 +123,8 @@ def test_numbers_have_bars_of_neighbouring_bins(make_model: Callable[..., Any]) 
     logits = np.zeros((2, base.vocabulary.size), np.float32)
     found = distribution(layout, action, logits)
     assert [one["name"] for one in found] == ["action[0]", "action[1]"]
+    named = distribution(layout, action, logits, ("thigh", "foot"))
+    assert [one["name"] for one in named] == ["thigh", "foot"] and not any(one["values"] for one in named)
     for one in found:
         assert len(one["probabilities"]) <= BINS < end - first and not one["discrete"]
         assert sum(one["probabilities"]) == pytest.approx(1, abs=1e-2)

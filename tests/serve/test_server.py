@@ -297,21 +297,33 @@ def test_more_than_may_wait_is_refused(model: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_lane(server: tuple[Server, int], stream: bool) -> None:
+def test_a_client_that_goes_frees_its_lane(model: Any, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import http.client
 
-    engine, port = server[0].engine, server[1]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", CHAT, json.dumps(chat(HELLO, stream=stream, temperature=2, max_tokens=200)))
-    if stream:
-        response = connection.getresponse()
-        response.read(1)
-        response.close()
-    connection.close()
-    end = time.monotonic() + 20
-    while engine.counts()["running"] and time.monotonic() < end:
-        time.sleep(0.01)
-    assert engine.counts()["running"] == 0
+    # Slow steps, so that the text would go on for much longer than it takes to see that nobody waits for it.
+    with running(model, sessions=0, lanes=1) as (server, port):
+        engine, write = server.engine, server.engine.chat.write
+
+        def slowly(active: Any) -> Any:
+            time.sleep(0.1)
+            return write(active)
+
+        monkeypatch.setattr(engine.chat, "write", slowly)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        body = chat(HELLO, stream=stream, temperature=2, max_tokens=200, n=1)
+        connection.request("POST", CHAT, json.dumps(body))
+        if stream:
+            response = connection.getresponse()
+            response.read(1)
+            response.close()
+        else:
+            time.sleep(0.3)
+        connection.close()
+        end = time.monotonic() + 5
+        while engine.counts()["running"] and time.monotonic() < end:
+            time.sleep(0.01)
+        assert engine.counts()["running"] == 0
+        assert _number(port, "texts_total") == 0, "it was given up, not written to its end"
 
 
 def test_the_client_loads_no_jax() -> None:
@@ -325,6 +337,11 @@ def test_lanes_are_as_many_as_fit(model: Any) -> None:
     assert 0 < few < 1000
     with pytest.raises(ValueError, match="a lane of"):
         lanes_that_fit(model, Settings(), free=1000)
+
+
+def test_more_room_for_instructions_than_the_context_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="prefix is 100000, but the model has a context of"):
+        Server(model, Settings(prefix=100_000), lambda line: None)
 
 
 def test_a_frame_that_is_too_large_closes_the_socket(port: int) -> None:

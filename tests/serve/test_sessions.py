@@ -7,8 +7,11 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from rich.console import Console
 from serving import asked, chat, running, user
@@ -17,8 +20,10 @@ from websockets.sync.client import connect
 
 from generalist.cli import serve
 from generalist.inference.generalist import Generalist
+from generalist.serve.demonstrations import Teacher
 from generalist.serve.guard import log_as_json
 from generalist.serve.robot import Playing
+from generalist.serve.robot_messages import observation
 from generalist.serve.server import Server
 from generalist.serve.sessions import Taken
 from generalist.serve.settings import check_free
@@ -60,6 +65,47 @@ def test_a_refused_prompt_changes_nothing(server: tuple[Server, int], prompt: st
         assert said(socket, SEEN) == ""
 
 
+@pytest.mark.parametrize(
+    "message, error",
+    [
+        ({"observation/state": [0, 0, 0, 0], "observation/speed": [1]}, "a message has observation/speed"),
+        ({"observation/speed": [0, 0, 0, 0]}, "send it as observation, or as observation/state"),
+        ({"observation": [0, 0, 0, 0], "observation/state": [0]}, "send one or the other"),
+        ({"observation": {"state": [0, 0, 0, 0]}}, "must be an array, but has the parts state"),
+    ],
+)
+def test_parts_that_a_layout_has_not_are_refused_by_name(
+    server: tuple[Server, int], message: dict[str, Any], error: str
+) -> None:
+    with robots(server[1], f"?layout={TASK}") as socket:
+        socket.recv()
+        assert error in said(socket, message)
+        assert said(socket, {"observation/state": [0, 0, 0, 0]}) == ""
+
+
+def test_parts_of_maps_too() -> None:
+    box = gym.spaces.Box(-1, 1, (2,), np.float32)
+    space = gym.spaces.Dict({"hand": box, "seen": gym.spaces.Dict({"goal": box})})
+    good = {"observation/hand": [0, 1], "observation/seen/goal": [1, 0]}
+    assert observation(space, good)["seen"]["goal"].tolist() == [1, 0]
+    with pytest.raises(
+        ValueError, match="observation/seen/gaol, which this layout has not: it has observation/seen/goal"
+    ):
+        observation(space, good | {"observation/seen/gaol": [1, 0]})
+
+
+def test_a_file_with_a_token_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    for content, error in ((None, "No such file"), (b"\xff\xfe", "it is no text"), (b" ", "is empty")):
+        file = tmp_path / "token"
+        if content is not None:
+            file.write_bytes(content)
+        parser = argparse.ArgumentParser()
+        serve.add_arguments(parser)
+        with pytest.raises(ValueError, match=error) as found:
+            serve.settings_of(parser.parse_args(["--token-file", str(file)]))
+        assert str(file) in str(found.value) and "\n" not in str(found.value)
+
+
 def test_a_refused_layout_changes_nothing(server: tuple[Server, int]) -> None:
     with robots(server[1], f"?layout={TASK}") as socket:
         socket.recv()
@@ -80,12 +126,13 @@ def test_a_refused_layout_changes_nothing(server: tuple[Server, int]) -> None:
 
 def test_a_newcomer_waits_briefly_for_a_lane(server: tuple[Server, int]) -> None:
     engine = server[0].engine
+    teacher = Teacher(engine, 32)
 
     async def come() -> None:
-        held = [Playing(engine) for _ in range(2)]
+        held = [Playing(engine, teacher) for _ in range(2)]
         for one in held:
             await one.open(TASK)
-        newcomer = Playing(engine)
+        newcomer = Playing(engine, teacher)
         with pytest.raises(Taken, match="all 2 lanes"):
             await newcomer.open(TASK)
         coming = asyncio.create_task(newcomer.open(TASK))

@@ -41,12 +41,14 @@ async function play() {
   }
   const body = { task: by("task").value, seed: Number(by("episode").value) };
   if (by("instruction").value) body.instruction = by("instruction").value;
+  if (by("demonstration").value) body.demonstration = by("demonstration").value;
   busy(new AbortController());
-  by("playing").textContent = "Making the environment …";
+  by("playing").textContent = body.demonstration ? "The expert plays its demonstration …" : "Making the environment …";
   let last = null;
   try {
     for await (const event of events("/v1/play", body, running.signal)) {
       if (event.begin) began(event.begin);
+      else if (event.demonstration) demonstrated(event.demonstration, body.task);
       else if (event.stopped) by("playing").textContent += " · stopped: " + event.stopped;
       else last = draw(event);
     }
@@ -70,7 +72,17 @@ function busy(controller) {
 }
 
 function began(episode) {
-  by("playing").textContent = episode.task + ": “" + episode.instruction + "”";
+  const [shown] = episode.demonstration_steps;
+  const after = shown ? ", after " + shown + (shown === 1 ? " step" : " steps") + " of a demonstration" : "";
+  by("playing").textContent = episode.task + ": “" + episode.instruction + "”" + after;
+  by("screen").hidden = false;
+  show("screen-empty", false);
+}
+
+// The demonstration is watched before the agent's own episode.
+function demonstrated(moment, task) {
+  by("playing").textContent = "Demonstration of " + task + ", by its expert: step " + moment.step;
+  by("screen").src = moment.picture;
   by("screen").hidden = false;
   show("screen-empty", false);
 }
@@ -95,7 +107,7 @@ function numbers(moment) {
 function dimension(one) {
   if (one.discrete) {
     const first = Number(one.low);
-    const list = bars(one.probabilities.map((share, at) => ({ name: one.name + " " + (first + at), share, chosen: at === one.chosen })));
+    const list = bars(one.probabilities.map((share, at) => ({ name: one.values ? one.values[at] : one.name + " " + (first + at), share, chosen: at === one.chosen })));
     return made("div", { class: "dimension" }, list);
   }
   const canvas = made("canvas", { class: "histogram", width: 480, height: 60, role: "img", "aria-label": one.name + ": distribution from " + one.low + " to " + one.high });

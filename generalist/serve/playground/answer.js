@@ -1,6 +1,6 @@
 // The answer: streamed as text, then as tokens, each with the likeliest alternatives at its place.
 import { events } from "./api.js";
-import { bars, by, made, show, tell, visible } from "./dom.js";
+import { bars, by, made, numberOf, show, tell, visible } from "./dom.js";
 import { inspect, look } from "./inside.js";
 import { written } from "./prompt.js";
 
@@ -26,12 +26,7 @@ function stop() {
 }
 
 function settings() {
-  const number = (id) => {
-    const field = by(id);
-    if (!field.checkValidity() || field.value === "") throw new Error(field.parentElement.firstChild.textContent.trim() + ": " + (field.validationMessage || "give a number."));
-    return Number(field.value);
-  };
-  const found = { temperature: number("temperature"), top_p: number("top_p"), max_tokens: number("max_tokens"), seed: number("seed") };
+  const found = { temperature: numberOf("temperature"), top_p: numberOf("top_p"), max_tokens: numberOf("max_tokens"), seed: numberOf("seed") };
   return by("stop-text").value ? { ...found, stop: by("stop-text").value } : found;
 }
 

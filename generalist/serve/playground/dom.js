@@ -23,6 +23,13 @@ export function tell(id, text) {
   show(id, Boolean(text));
 }
 
+// The number in a field; throws an Error for the user.
+export function numberOf(id) {
+  const field = by(id);
+  if (!field.checkValidity() || field.value === "") throw new Error(field.parentElement.firstChild.textContent.trim() + ": " + (field.validationMessage || "give a number."));
+  return Number(field.value);
+}
+
 // Spaces and line ends as signs, for single tokens.
 export function visible(text) {
   return text === "" ? "end" : text.replace(/ /g, "·").replace(/\n/g, "⏎");

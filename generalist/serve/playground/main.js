@@ -3,6 +3,7 @@ import { Refused, json, setToken } from "./api.js";
 import { begin as beginAgent } from "./agent.js";
 import { begin as beginAnswer } from "./answer.js";
 import { by, show, tell } from "./dom.js";
+import { begin as beginDrawing } from "./draw.js";
 import { begin as beginPrompt } from "./prompt.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -41,6 +42,7 @@ async function connect() {
   by("model").textContent = about.model;
   beginPrompt(about);
   beginAnswer(about);
+  beginDrawing(about);
   show("tab-agent", about.tasks.length > 0);
   if (about.tasks.length) beginAgent(about);
   tab("ask");

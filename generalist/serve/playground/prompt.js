@@ -9,6 +9,7 @@ export function begin(found) {
   limits = found;
   by("add-shot").onclick = () => addShot().text.focus();
   by("clear").onclick = clear;
+  by("try").onclick = tryThis;
   document.addEventListener("paste", pasted);
   // A file that is dropped beside the cards must not replace the page.
   for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
@@ -20,6 +21,19 @@ function clear() {
   by("question").replaceChildren();
   tell("refused", "");
   cards = [card(by("question"), "Question", false)];
+}
+
+// A question to begin with: a sample image if there is one, another one each time.
+let tried = 0;
+
+function tryThis() {
+  clear();
+  const question = cards[0];
+  const sample = limits.images && limits.samples.length ? limits.samples[tried++ % limits.samples.length] : null;
+  if (sample) put(question, sample.image, "sample image");
+  question.text.value = sample ? sample.text : "once upon a time";
+  grow(question.text);
+  question.text.focus();
 }
 
 function addShot() {
@@ -87,18 +101,22 @@ async function add(own, files) {
       const count = cards.reduce((sum, one) => sum + one.pictures.length, 0);
       if (count >= limits.images) throw new Error("A prompt may have " + limits.images + " images. " + file.name + " was left out.");
       const uri = await readPicture(file, limits);
-      const picture = { uri };
-      const figure = made("figure", {}, made("img", { src: uri, alt: file.name || "pasted image" }));
-      figure.append(made("button", { type: "button", "aria-label": "Remove " + (file.name || "the image"), onclick: () => {
-        figure.remove();
-        own.pictures = own.pictures.filter((other) => other !== picture);
-      } }, "✕"));
-      own.pictures.push(picture);
-      own.zone.insertBefore(figure, own.pick);
+      put(own, uri, file.name || "pasted image");
     } catch (error) {
       tell("refused", error.message);
     }
   }
+}
+
+function put(own, uri, name) {
+  const picture = { uri };
+  const figure = made("figure", {}, made("img", { src: uri, alt: name }));
+  figure.append(made("button", { type: "button", "aria-label": "Remove " + name, onclick: () => {
+    figure.remove();
+    own.pictures = own.pictures.filter((other) => other !== picture);
+  } }, "✕"));
+  own.pictures.push(picture);
+  own.zone.insertBefore(figure, own.pick);
 }
 
 // The messages of a chat, and the images in the order in which the model gets them; throws an Error for the user.
