@@ -51,9 +51,10 @@ def pocket_all() -> Config:
         base,
         name="pocket_all",
         # Cells of the frozen encoder's features, since a frame in one embedding tells hardly where a thing is, and patches tell
-        # slowly what it is (docs/pointing.md).
+        # slowly what it is (docs/pointing.md). Half of each head is not rotated, to compare a name with a look at any distance.
         model=dataclasses.replace(
             base.model,
+            rope=dataclasses.replace(base.model.rope, share=0.5),
             vision=VisionConfig(encoder="efficientnet_lite0_pyramid", size=192, positions=36, projector_places=True),
         ),
         tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS),
