@@ -112,6 +112,8 @@ def demonstration(weights: Weights, name: str, room: int) -> Sequence:
     """A prefix with as many shown steps as fit, of no meaning; an empty one if none may be shown."""
     layout = weights.layouts[name]
     steps = 0 if sees_each_image(weights, layout) else room // positions_of_step(weights, layout)
+    if not steps:
+        return weights.assembler.prefix(layout, "")
     seen, acted = layout.observation, layout.action
     prompts = [(seen.stack([some_value(seen.space)] * steps), acted.stack([some_value(acted.space)] * steps))]
-    return weights.assembler.prefix(layout, "", prompts if steps else [])
+    return weights.assembler.prefix(layout, "", prompts)

@@ -163,7 +163,7 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenized(monkeypatch: pytest.M
     model = Generalist.load(FIXTURES / "mistral")
     prompter = Prompter(model)
     most = context(model) * model.tokenizers.text.longest
-    with pytest.raises(ValueError, match="but the model has a context of"):
+    with pytest.raises(ValueError, match="of the model's context of 128, so that an answer has room"):
         prompter.sequence([Message("user", ["a " * (most // 2 - 1)])])
     monkeypatch.setattr(type(model.tokenizers.text), "encode", lambda *_: pytest.fail("tokenized"))
     with pytest.raises(ValueError, match="more than fit into the model's context"):
