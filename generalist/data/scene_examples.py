@@ -66,10 +66,10 @@ class SceneExamples:
         if side < 2 or side**2 != len(cells):  # the image is one position
             return sequence
         targets, weight = sequence.targets.copy(), sequence.loss_weight.copy()
+        pieces = {one.name: self.assembler.encode(f" {one.name}") for one in scene.placed}
         for at, one in zip(cells, cells_shown(scene.placed, side), strict=True):
             if one is not None:
-                pieces = self.assembler.encode(f" {one.name}")
-                targets[at], weight[at] = pieces[rng.integers(len(pieces))], CELL_WEIGHT
+                targets[at], weight[at] = rng.choice(pieces[one.name]), CELL_WEIGHT
         return dataclasses.replace(sequence, targets=targets, loss_weight=weight)
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:

@@ -44,9 +44,8 @@ from generalist.model.cross_attention import VisualKeys
 from generalist.model.visual import ImageCache
 from generalist.tokenizers.sequence import Sequence
 
-STARTED_AT_ONCE = (
-    4  # prefixes per call: a single shape, a single compilation; rows that step apart also start one by one
-)
+# Prefixes per call: a single shape, a single compilation. Rows that step apart also start one by one.
+STARTED_AT_ONCE = 4
 
 
 @compiled(static_argnames=("structure", "dtype"))

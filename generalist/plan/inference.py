@@ -161,8 +161,9 @@ def abstract_caches(spec: ModelSpec, serving: Serving, mesh: Mesh) -> list[Cache
     config, caches = spec.config, []
     for slots in cache_slots(config, serving.context):
         shape = (serving.rows * config.kv_heads, slots, config.key_size)
-        one = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
-        caches.append(Cache(one, one))  # type: ignore[arg-type]
+        # A shape stands for the array, as everywhere in what is compiled without numbers.
+        one: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(serving.cache_type), sharding=cells_place(shape, mesh))
+        caches.append(Cache(one, one))
     return caches
 
 
