@@ -6,7 +6,7 @@ from pathlib import Path
 from generalist.vision.efficientnet import load_efficientnet, load_pyramid, weights_file
 from generalist.vision.encoder import VisionEncoder
 from generalist.vision.vit import check_vit, load_vit, tower_tensors
-from generalist.weights.folder import WeightsFolder, save_tensors
+from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language_images import own_tower
 from generalist.weights.tower import Tower
 
@@ -66,5 +66,10 @@ def save_encoder(encoder: VisionEncoder, to: Path) -> None:
 
 def _opened(encoder: str) -> tuple[WeightsFolder, Tower | None]:
     """The folder, and where it has the tower of a larger model."""
+    if not Path(encoder).is_dir():
+        raise WeightsError(
+            f"there is no folder {encoder}: model.vision.encoder is a local folder with config.json and *.safetensors, or one of "
+            f"none, {', '.join(PACKAGED)}"
+        )
     folder = WeightsFolder(Path(encoder))
     return folder, own_tower(folder)

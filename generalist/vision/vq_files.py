@@ -58,8 +58,10 @@ def _found(path: Path) -> tuple[Path, int]:
     """The file with the tensors, and the size of images."""
     if not path.is_dir():
         if not path.is_file() or path.suffix not in (*_PYTORCH, _SAFETENSORS):
+            problem = "is no image tokenizer" if path.exists() else "is not there"
             raise WeightsError(
-                f"{path} is not a file that ends in {', '.join((*_PYTORCH, _SAFETENSORS))}, nor a folder"
+                f"{path} {problem}: name a file that ends in {', '.join((*_PYTORCH, _SAFETENSORS))}, a folder with one, or that "
+                "of `train.py image_tokenizer`"
             )
         return path, SIZE
     files = sorted(one for one in path.iterdir() if one.suffix in (*_PYTORCH, _SAFETENSORS) and one.is_file())

@@ -153,9 +153,14 @@ def test_a_folder_has_one_file(copy, tmp_path):
     with pytest.raises(WeightsError, match=r"but has model\.safetensors, vqgan\.pt"):
         ImageTokenizer.load(copy)
     (tmp_path / "empty").mkdir()
-    for path, message in ((tmp_path / "empty", "but has none"), (tmp_path / "nowhere.pt", "is not a file")):
+    (tmp_path / "notes.md").touch()
+    for name, message in (
+        ("empty", "but has none"),
+        ("nowhere.pt", r"nowhere\.pt is not there: name a file"),
+        ("notes.md", r"notes\.md is no image tokenizer: name a file"),
+    ):
         with pytest.raises(WeightsError, match=message):
-            ImageTokenizer.load(path)
+            ImageTokenizer.load(tmp_path / name)
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
