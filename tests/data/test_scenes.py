@@ -1,6 +1,7 @@
 """Composed scenes: what is said of them is true, answers are balanced, and held-out pairs are never trained on."""
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -214,6 +215,37 @@ def test_cells_that_show_a_thing_are_asked_for_a_piece_of_its_name(assembler: As
                 said[one.name].add(int(named.targets[at]))
     for name, pieces in said.items():
         assert pieces == set(assembler.encode(f" {name}").tolist())
+
+
+def test_after_a_question_cells_are_asked_whether_they_are_meant(assembler: Assembler):
+    examples = SceneExamples(
+        assembler=assembler, length=128, objects=4, questions=4, detections=0.0, asked_first=1.0, things=60
+    )
+    yes, no = (assembler.encode(text)[0] for text in YES_NO)
+    meant = Counter[bool]()
+    for number in range(40):
+        sequence = examples.example(number, np.random.default_rng(number))
+        cells = np.flatnonzero(sequence.modality == Modality.PATCH)
+        assert (sequence.modality[: cells[0]] == Modality.TEXT).all() and cells[0] > 2, "the question stands before"
+        assert not sequence.loss_weight[: cells[0] - 1].any()
+        assert sequence.targets[cells[-1]] == sequence.tokens[cells[-1] + 1], "the answer's beginning is learned"
+        assert sequence.loss_weight[cells[-1]] == 1
+        if sequence.loss_weight[cells[:-1]].any():
+            assert set(sequence.targets[cells[:-1]]) <= {yes, no}
+            meant[yes in sequence.targets[cells[:-1]]] += 1
+    assert meant[True] > 20 and meant[False] > 1, "wrong texts mean nothing"
+
+
+def test_what_is_meant_is_what_a_question_names_rightly():
+    for kind in ASKING:
+        for scene, asked in _answers(kind, 40):
+            named = [one for one in scene.placed if re.search(rf"\b{one.name}\b", asked.text)]
+            if kind in {"match", "exists", "relation", "point"}:
+                assert sorted(one.name for one in asked.meant) == sorted(one.name for one in named), asked.text
+            elif kind == "count":
+                assert asked.meant == scene.placed
+            else:
+                assert asked.meant == (() if kind == "hidden" else (asked.target,))
 
 
 def test_the_cell_under_a_box_shows_the_thing_in_front():
