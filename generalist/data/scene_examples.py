@@ -70,8 +70,8 @@ class SceneExamples:
         Which name belongs to which look is so learned directly. From questions alone it is learned late: as long as no name is
         known to belong to a look, attending to the right thing does not help to answer.
 
-        After a question each position has a target, whether what it shows is meant: to compare one thing with one name is learned
-        much sooner than to find it among several.
+        After a question each position has a target: ` 1` where it shows the first thing that the question describes, ` 2` for the
+        second, elsewhere ` no`. To compare one thing with one name is learned much sooner than to find it among several.
         """
         cells = np.flatnonzero(np.isin(sequence.modality, IMAGE_CELLS))
         side = math.isqrt(len(cells))
@@ -79,12 +79,14 @@ class SceneExamples:
             return sequence
         targets, weight = sequence.targets.copy(), sequence.loss_weight.copy()
         pieces = {one.name: self.assembler.encode(f" {one.name}") for one in scene.placed}
-        yes, no = (int(self.assembler.encode(text)[0]) for text in YES_NO)
+        meant = asked.meant if asked else ()
+        number = {one: self.assembler.encode(f" {place}")[-1] for place, one in enumerate(meant, 1)}
+        nothing = self.assembler.encode(YES_NO[1])[0]
         for at, one in zip(cells, cells_shown(scene.placed, side), strict=True):
             if weight[at]:  # the last position predicts the answer's beginning
                 continue
             if asked:
-                targets[at], weight[at] = yes if one in asked.meant else no, CELL_WEIGHT
+                targets[at], weight[at] = number.get(one, nothing) if one else nothing, CELL_WEIGHT
             elif one is not None:
                 targets[at], weight[at] = rng.choice(pieces[one.name]), CELL_WEIGHT
         return dataclasses.replace(sequence, targets=targets, loss_weight=weight)

@@ -45,8 +45,8 @@ class Asked:
     """What is asked about, if it is one thing."""
     about: tuple[Placed, ...] = ()
     """Things whose colour, name or place question and answer tell."""
-    meant: tuple[Placed, ...] = ()
-    """Things that the question points at, or describes rightly."""
+    meant: tuple[Placed | None, ...] = ()
+    """What the question describes, in the order of its words; None: there is no such thing. What is counted, from the top."""
     covered: Box | None = None
     """A part of the image that is covered with grey."""
 
@@ -77,13 +77,13 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked:
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     pairs = _sides(scene)
     about: tuple[Placed, ...] = (one,)
-    meant = about if is_right else ()
+    meant: tuple[Placed | None, ...] = (one if is_right else None,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
         about = (one, other)
         # A false side is the opposite one: what is left of something may be above it too.
         first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
-        meant = about if first == one.name else (other,)
+        meant = (one if first == one.name else None, other)
         if not is_right and about_side:
             side = _opposite(side)
         text = f"a {first} {side} a {other.name}"
@@ -96,7 +96,7 @@ def exists(scene: Scene, rng: np.random.Generator) -> Asked:
     """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     name = one.name if is_right else _changed(scene, one, rng)
-    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,), (one,) if is_right else ())
+    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,), (one if is_right else None,))
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -120,7 +120,7 @@ def count(scene: Scene, rng: np.random.Generator) -> Asked:
         text="how many things are there? answer:",
         answer=f" {len(scene.placed)}",
         choices=choices,
-        meant=scene.placed,
+        meant=tuple(sorted(scene.placed, key=lambda one: one.box.sides)),
     )
 
 
@@ -172,7 +172,7 @@ def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
         return None
     one, other, side = found[rng.integers(len(found))]
     text = f"point to the {one.thing} {side} the {other.name}:"
-    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other), meant=(one,))
+    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other), meant=(one, other))
 
 
 def alone(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -268,7 +268,9 @@ def _names(scene: Scene) -> tuple[str, ...]:
     return tuple(f" {one.name}" for one in scene.placed)
 
 
-def _yes_no(kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...], meant: tuple[Placed, ...]) -> Asked:
+def _yes_no(
+    kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...], meant: tuple[Placed | None, ...]
+) -> Asked:
     return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO, about=about, meant=meant)
 
 
