@@ -57,7 +57,7 @@ class SceneExamples:
         asked = self.questions_about(scene, rng)
         if rng.random() < self.asked_first:
             sequence = self.assembler.document(asked_first(scene, asked[0]))
-            return sequence if asked[0].covered else self.named(sequence, scene, rng, asked[0])
+            return self.named(sequence, scene, rng, asked[0])
         while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
             asked = asked[:-1]
         return sequence if asked[0].covered else self.named(sequence, scene, rng)

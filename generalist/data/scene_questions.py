@@ -46,7 +46,7 @@ class Asked:
     about: tuple[Placed, ...] = ()
     """Things whose colour, name or place question and answer tell."""
     meant: tuple[Placed | None, ...] = ()
-    """What the question describes, in the order of its words; None: there is no such thing. What is counted, from the top."""
+    """What the question describes, in the order of its words; None: it does not show. What is counted, from the top."""
     covered: Box | None = None
     """A part of the image that is covered with grey."""
 
@@ -115,12 +115,13 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
 def count(scene: Scene, rng: np.random.Generator) -> Asked:
     """How many things are there? Balanced if scenes of every number are equally likely."""
     choices = tuple(f" {number}" for number in range(1, MOST + 1))
+    from_the_top = sorted(scene.placed, key=lambda one: one.box.sides)
     return Asked(
         kind="count",
         text="how many things are there? answer:",
         answer=f" {len(scene.placed)}",
         choices=choices,
-        meant=tuple(sorted(scene.placed, key=lambda one: one.box.sides)),
+        meant=tuple(from_the_top),
     )
 
 
@@ -143,8 +144,8 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
     # Nothing else under the cover, or it would be asked about two things.
     if any(one.box.overlap(other.box) for other in scene.placed if other is not one):
         return None
-    listed = [scene.placed[index].name for index in rng.permutation(len(scene.placed))]
-    text = f"{', '.join(listed)}. which is covered? answer:"
+    listed = [scene.placed[index] for index in rng.permutation(len(scene.placed))]
+    text = f"{', '.join(each.name for each in listed)}. which is covered? answer:"
     return Asked(
         kind="hidden",
         text=text,
@@ -152,6 +153,7 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
         choices=_names(scene),
         target=one,
         about=scene.placed,
+        meant=tuple(None if each is one else each for each in listed),
         covered=one.box,
     )
 
