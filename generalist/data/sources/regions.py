@@ -12,7 +12,7 @@ from generalist.data.grounded import GroundedSet
 from generalist.data.grounded_examples import GroundedExamples, question_text
 from generalist.data.grounded_sets import open_grounded
 from generalist.data.images import check_image, is_there, read_image
-from generalist.data.source import Reading, Say, Source, Stored, Ways, register
+from generalist.data.source import Reading, Say, Source, Stored, Ways, check_locations, register
 from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 
@@ -73,6 +73,7 @@ class Regions(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, which data.{name} has not: use computed"
             )
+        check_locations(name, ways)
 
     def sets(self) -> list[GroundedSet]:
         """The sets in its folder.
@@ -111,11 +112,8 @@ class Regions(Source):
         """See `Source.open`.
 
         Raises:
-            ValueError: the vocabulary has no ids for places.
             DocumentError: a set can't be read.
         """
-        if not reading.assembler.vocabulary.locations:
-            raise ValueError("regions are pointed at with ids for places, and tokens.locations is 0: set it to 1024")
         return [
             GroundedExamples(
                 grounded=one,
