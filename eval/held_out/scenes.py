@@ -121,17 +121,17 @@ def evaluate_scenes(
 
     pointed = {}
     for name, (kind, numbers) in pointing.items():
-        pointed[name] = _pointing(questions(kind, split, items, numbers, things, draw), generate)
+        pointed[name] = point_out(questions(kind, split, items, numbers, things, draw), generate)
         done()
     by_kind = {}
     for kind in kinds:
         asked = questions(kind, split, items, whole, things, draw)
-        by_kind[kind] = _choosing(kind, asked, assemble, log_likelihood)
+        by_kind[kind] = choose(kind, asked, assemble, log_likelihood)
         done()
     return {"point": pointed, "questions": by_kind, "items": items, "things": things}
 
 
-def _pointing(asked: list[Pair], generate: Generate) -> dict[str, Any]:
+def point_out(asked: list[Pair], generate: Generate) -> dict[str, Any]:
     """Accuracy at each threshold with the right image and a wrong one, and the overlaps themselves."""
     overlaps = {
         shown: _overlaps(asked, generate([[getattr(one, shown), one.asked.text] for one in asked]))
@@ -159,7 +159,7 @@ def _overlaps(asked: list[Pair], texts: Sequence[str]) -> list[float]:
     return found
 
 
-def _choosing(
+def choose(
     kind: Kind, asked: list[Pair], assemble: Callable[[list[Any]], TokenSequence], log_likelihood: LogLikelihood
 ) -> dict[str, Any]:
     """Accuracy among the choices; for matching also the area under the curve."""
