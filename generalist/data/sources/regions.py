@@ -23,7 +23,7 @@ TEXTS = 4000  # images whose texts the text tokenizer is trained on
 @register("regions")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regions(Source):
-    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg and Visual Genome; takes no part without a path."""
+    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg, Visual Genome and GQA; takes no part without a path."""
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out, but not its evaluation."""
@@ -32,7 +32,7 @@ class Regions(Source):
     division: str | None = None
     """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
     images_folder: str | None = None
-    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2` beside the files or beside the sets."""
+    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2`, `images` beside the files or the sets."""
     questions: int = 4
     """Maximum number of regions and questions per image and example, as far as they fit into a row."""
     describe: float = 0.2
@@ -91,7 +91,13 @@ class Regions(Source):
         of each one."""
         if self.path is None:
             return
-        for one in self.sets():
+        sets = self.sets()
+        if self.weight and not any(one.count("train") for one in sets):
+            raise DocumentError(
+                f"data.{name}.path = {self.path} has no image to train on: add the training files of a set, or leave out "
+                f"data.{name}.weight, so that it is only evaluated"
+            )
+        for one in sets:
             for note in one.notes():
                 say(f"note: {note}")
             check_images(one, ("train",) if self.weight else (), whole)
