@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from generalist.data.episodes import EpisodeCache, EpisodeReader, Episodes
 from generalist.data.examples import Examples
 from generalist.envs.task import Task
+from generalist.tokenizers.locations import BINS
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 
@@ -200,12 +201,12 @@ def check_locations(name: str, ways: Ways) -> None:
         name: of the source in the mixture.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or fewer than places have bins.
     """
-    if not ways.locations:
+    if ways.locations < BINS:
         raise ValueError(
-            f"data.{name} points with ids for places, and tokens.locations is 0: set it to 1024, or leave data.{name} out "
-            "(weights of training.start keep their number of ids)"
+            f"data.{name} points with ids for {BINS} places, and tokens.locations is {ways.locations}: set it to {BINS}, or "
+            f"leave data.{name} out (weights of training.start keep their number of ids)"
         )
 
 

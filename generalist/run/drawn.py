@@ -54,7 +54,10 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
     Raises:
         WeightsError: it names no image tokenizer, or a damaged one.
     """
-    return ImageTokenizer.load(config.tokens.image_tokenizer)
+    try:
+        return ImageTokenizer.load(config.tokens.image_tokenizer)
+    except WeightsError as error:
+        raise WeightsError(f"tokens.image_tokenizer: {error}") from error
 
 
 def checked_tokenizer(config: Config, folder: Path) -> ImageTokenizer:
