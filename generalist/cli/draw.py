@@ -9,6 +9,7 @@ from generalist.cli.weights import add_weights, load_weights, named_settings
 from generalist.inference.drawing_settings import DrawingSettings, check_counts
 from generalist.system.progress import counting
 from generalist.tokenizers.drawing import CANT_DRAW
+from generalist.weights.folder import WeightsError
 
 DESCRIPTION = "Draws images of a text with weights that were trained with an image tokenizer (docs/drawing.md)."
 COLUMNS = 8  # images side by side
@@ -89,7 +90,10 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     from generalist.inference.drawing import grid
 
     image = read_image(arguments.edit) if arguments.edit is not None else None
-    towers = DualEncoder.load(arguments.towers) if arguments.towers else None
+    try:
+        towers = DualEncoder.load(arguments.towers) if arguments.towers else None
+    except WeightsError as error:
+        raise WeightsError(f"--towers {arguments.towers} is no run of `train.py contrastive` ({error})") from error
     generalist = load_weights(arguments, console)
     with counting(console) as progress:
         bar = progress.add_task(f"drawing {arguments.text}", total=None)
