@@ -24,7 +24,7 @@ SPLIT = "held out"
 TRIES = 20  # screens per question: some games have no question of a kind
 
 
-def questions(kind: Kind, game: str, items: int) -> list[Pair]:
+def questions(kind: Kind, game: str, items: int, *, is_asked_first: bool = False) -> list[Pair]:
     """Questions of one kind about one game, the same on every machine; none if the game has no such questions."""
     rng = np.random.default_rng([SEED, list(ASKED).index(kind), list(GAMES).index(game)])
     found: list[tuple[Screen, Asked]] = []
@@ -40,7 +40,12 @@ def questions(kind: Kind, game: str, items: int) -> list[Pair]:
     others = rng.permutation(len(found))
     following = dict(zip(others, np.roll(others, 1), strict=True))
     return [
-        Pair(asked=asked, image=screen.image, wrong=found[following[number]][0].image)
+        Pair(
+            asked=asked,
+            image=screen.image,
+            wrong=found[following[number]][0].image,
+            is_asked_first=is_asked_first,
+        )
         for number, (screen, asked) in enumerate(found)
     ]
 
@@ -52,6 +57,7 @@ def evaluate_arcade(
     game: str,
     *,
     items: int,
+    is_asked_first: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All scores of one game, each with its interval and beside the score with a wrong screen.
@@ -62,6 +68,7 @@ def evaluate_arcade(
         generate: writes boxes.
         game: its ROM's name.
         items: questions per kind.
+        is_asked_first: questions stand before the image.
         progress: gets one bar.
 
     Raises:
@@ -70,11 +77,11 @@ def evaluate_arcade(
     bar = progress.add_task(f"screens of {game}", total=len(ASKED)) if progress else None
     pointed, chosen = {}, {}
     for kind in ASKED:
-        if asked := questions(kind, game, items):
+        if asked := questions(kind, game, items, is_asked_first=is_asked_first):
             if kind in ("point", "alone"):
                 pointed[kind] = point_out(asked, generate)
             else:
                 chosen[kind] = choose(kind, asked, assemble, log_likelihood)
         if progress and bar is not None:
             progress.advance(bar)
-    return {"point": pointed, "questions": chosen, "items": items}
+    return {"point": pointed, "questions": chosen, "items": items, "asked_first": is_asked_first}

@@ -87,7 +87,7 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
 
 
 def _job(generalist: "Generalist", source: Arcade, game: str) -> Job:
-    items = source.evaluation_screens
+    items, first = source.evaluation_screens, source.is_asked_first
 
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
@@ -98,7 +98,9 @@ def _job(generalist: "Generalist", source: Arcade, game: str) -> Job:
             answer_writer(generalist),
             game,
             items=items,
+            is_asked_first=first,
             progress=progress,
         )
 
-    return Job(part="arcade", key=game, settings={"items": items, "seed": arcade.SEED}, compute=compute)
+    settings = {"items": items, "asked_first": first, "seed": arcade.SEED}
+    return Job(part="arcade", key=game, settings=settings, compute=compute)

@@ -140,7 +140,8 @@ def alone(screen: Screen, rng: np.random.Generator) -> Asked | None:
     if not once:
         return None
     one = once[int(rng.integers(len(once)))]
-    return Asked(kind="alone", text=f"point to the {one.thing}:", answer=box_text(one.box), target=one, about=(one,))
+    text = f"point to the {one.thing}:"
+    return Asked(kind="alone", text=text, answer=box_text(one.box), target=one, about=(one,), meant=(one,))
 
 
 def exists(screen: Screen, rng: np.random.Generator) -> Asked | None:
@@ -148,8 +149,8 @@ def exists(screen: Screen, rng: np.random.Generator) -> Asked | None:
     if (ball := GAMES[screen.game].ball) is None:
         return None
     there = tuple(one for one in screen.placed if one.name == ball)
-    answer = YES_NO[not there]
-    return Asked(kind="exists", text=f"is there a {ball}? answer:", answer=answer, choices=YES_NO, about=there)
+    answer, text, meant = YES_NO[not there], f"is there a {ball}? answer:", there or (None,)
+    return Asked(kind="exists", text=text, answer=answer, choices=YES_NO, about=there, meant=meant)
 
 
 def relation(screen: Screen, rng: np.random.Generator) -> Asked | None:
@@ -169,7 +170,8 @@ def relation(screen: Screen, rng: np.random.Generator) -> Asked | None:
     side = SIDES[2 * (not across) + is_second]
     answer = YES_NO[is_second != (distance > 0)]
     text = f"is the {one.name} {side} the {other.name}? answer:"
-    return Asked(kind="relation", text=text, answer=answer, choices=YES_NO, about=(one, other))
+    both = (one, other)
+    return Asked(kind="relation", text=text, answer=answer, choices=YES_NO, about=both, meant=both)
 
 
 ASKED: dict[Kind, Callable[[Any, np.random.Generator], Asked | None]] = {

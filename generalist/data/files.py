@@ -131,11 +131,12 @@ def parsed(content: bytes, where: str) -> Any:
     text = decoded(content, where)
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # deeply nested brackets exhaust Python's stack
+    except json.JSONDecodeError as error:
         # Python counts lines from the text's first one, which may be any of the file's.
-        in_line = isinstance(error, json.JSONDecodeError) and "\n" not in text
-        fault = f"{error.msg} at character {error.pos + 1}" if in_line else f"{error}"
+        fault = f"{error}" if "\n" in text else f"{error.msg} at character {error.pos + 1}"
         raise DocumentError(f"{where} is not JSON ({fault})") from error
+    except (ValueError, RecursionError) as error:  # deeply nested brackets exhaust Python's stack
+        raise DocumentError(f"{where} is not JSON ({error})") from error
 
 
 def decoded(content: bytes, where: str) -> str:

@@ -302,10 +302,10 @@ def test_a_hole_and_what_is_predicted_of_it(assembler: Assembler):
         prefix=np.array([1, 2], np.int32), middle=np.array([3, 4], np.int32), suffix=np.array([5], np.int32)
     )
     whole = filled(hole, assembler)
-    #                                bos    1       2       hidden  5          separator  3  4
-    assert whole.tokens.tolist() == [bos, 1, 2, hidden, 5, separator, 3, 4]
-    assert whole.targets.tolist() == [1, 2, hidden, 5, separator, 3, 4, eos]
-    assert whole.loss_weight.tolist() == [1, 1, 0, 1, 0, 1, 1, 1]
+    #                                bos     hidden  5          separator  1  2  3  4
+    assert whole.tokens.tolist() == [bos, hidden, 5, separator, 1, 2, 3, 4]
+    assert whole.targets.tolist() == [hidden, 5, separator, 1, 2, 3, 4, eos]
+    assert whole.loss_weight.tolist() == [0, 1, 0, 1, 1, 1, 1, 1]
     scored = filled(hole, assembler, middle_only=True)
     assert scored.loss_weight.tolist() == [0, 0, 0, 0, 0, 1, 1, 0]
     plain = left_to_right(hole, assembler)

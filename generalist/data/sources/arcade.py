@@ -20,6 +20,8 @@ class Arcade(Source):
     """Maximum number of questions per screen, no two of which are about the same thing."""
     detections: float = 0.15
     """Share of the screens on which every thing is named with its place."""
+    asked_first: float = 0.0
+    """Share of the other screens that have one question, before the image. From half on an evaluation asks so too."""
     evaluation_screens: int = 100
     """Questions per game and kind that an evaluation asks."""
 
@@ -27,8 +29,14 @@ class Arcade(Source):
         for name, least in (("questions", 1), ("evaluation_screens", 2)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"data.arcade.{name} must be at least {least}, got {value}")
-        if not 0 <= self.detections <= 1:
-            raise ValueError(f"data.arcade.detections is a share from 0 to 1, got {self.detections}")
+        for name in ("detections", "asked_first"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"data.arcade.{name} is a share from 0 to 1, got {value}")
+
+    @property
+    def is_asked_first(self) -> bool:
+        """Whether an evaluation asks before it shows the screen."""
+        return self.asked_first >= 0.5
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
@@ -61,6 +69,7 @@ class Arcade(Source):
                 objects=DETECTED,
                 questions=self.questions,
                 detections=self.detections,
+                asked_first=self.asked_first,
                 things=0,
                 draw=draw_screen,
             )
