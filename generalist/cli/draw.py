@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise FileNotFoundError(f"--out: there is no folder {arguments.out.parent}: make it first")
     if arguments.out.exists():
         raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
+    if arguments.edit is not None and not arguments.edit.is_file():
+        raise FileNotFoundError(f"--edit: there is no image {arguments.edit}")
     if (arguments.edit is None) != (arguments.box is None):
         raise ValueError("--edit IMAGE and --box TOP LEFT BOTTOM RIGHT go together: give both, or neither")
     named = named_settings(arguments)

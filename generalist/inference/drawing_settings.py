@@ -28,9 +28,9 @@ class DrawingSettings:
             raise ValueError(
                 f"guidance must be a number from 1 on, got {self.guidance}: 1 draws from the model as it is"
             )
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: top_k = 1 draws the likeliest codes"
+                f"temperature must be a number above 0, got {self.temperature}: top_k = 1 draws the likeliest codes"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k must not be negative, got {self.top_k}: 0 draws from all codes")

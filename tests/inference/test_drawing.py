@@ -153,7 +153,14 @@ def test_what_cannot_be_drawn_is_refused(artist, make_model):
         artist.draw("lift", image=image, box=(0, 0, 13, 4))
     with pytest.raises(ValueError, match="best_of must be at least count = 4, .* got 2: raise it"):
         artist.draw("lift", count=4, best_of=2)
-    wrong = (("guidance", 0.5), ("guidance", math.inf), ("temperature", 0.0), ("top_k", -1), ("top_p", math.nan))
+    wrong = (
+        ("guidance", 0.5),
+        ("guidance", math.inf),
+        ("temperature", 0.0),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", math.nan),
+    )
     for name, value in wrong:
         with pytest.raises(ValueError, match=f"{name} must .* got {value}: "):
             artist.draw("lift", **{name: value})
@@ -174,6 +181,7 @@ def test_a_text_that_is_too_long_is_refused_before_anything_is_computed(artist, 
     [
         (("--guidance", "0.5"), "guidance must be a number from 1 on, got 0.5"),
         (("--count", "3", "--best-of", "2"), "best_of must be at least count = 3"),
+        (("--edit", "nowhere.png", "--box", "0", "0", "4", "4"), "--edit: there is no image nowhere.png"),
         ((), "the weights have no image tokenizer"),
     ],
 )
