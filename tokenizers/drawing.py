@@ -19,6 +19,10 @@ from jaxtyping import Bool, Int, Int32
 from generalist.tokenizers.pieces import ACTION_POSITION, Modality, Sequence
 from generalist.tokenizers.sequence import Assembler
 
+MOST_CELLS = ACTION_POSITION - 1
+"""Codes that an image may have: the local positions from 1 on are those of cells; the last one belongs to actions."""
+CANT_DRAW = "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
+
 
 def drawing(
     assembler: Assembler, text: str, codes: Int[np.ndarray, "T"], drawn: Bool[np.ndarray, "T"] | None = None
@@ -56,13 +60,10 @@ def drawing_prefix(
         ValueError: as `drawing`, or no cell is drawn.
     """
     if assembler.codes is None:
+        raise ValueError(CANT_DRAW)
+    if len(codes) > MOST_CELLS:
         raise ValueError(
-            "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
-        )
-    # The local positions from 1 on are those of cells; the last one belongs to actions.
-    if len(codes) >= ACTION_POSITION:
-        raise ValueError(
-            f"an image has {len(codes)} codes, but only {ACTION_POSITION - 1} have a local position: use an image tokenizer with "
+            f"an image has {len(codes)} codes, but only {MOST_CELLS} have a local position: use an image tokenizer with "
             "larger patches or smaller images"
         )
     if not len(cells):

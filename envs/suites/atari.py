@@ -121,6 +121,12 @@ class AtariEnv(gym.Env):
         return np.maximum(self._frames[0], self._frames[1])
 
     @property
+    def screen(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The last raw frame alone, whose things are where `memory` says; games that draw some things in every second frame lack
+        them here."""
+        return self._frames[1].copy()
+
+    @property
     def memory(self) -> list[int]:
         """The machine's 128 bytes of RAM."""
         return self._machine.getRAM().tolist()

@@ -147,16 +147,16 @@ def evaluate_scenes(
     )
     pointed = {}
     for name, (kind, numbers) in pointing.items():
-        pointed[name] = _pointing(ask(kind, objects=numbers), generate)
+        pointed[name] = point_out(ask(kind, objects=numbers), generate)
         done()
     by_kind = {}
     for kind in kinds:
-        by_kind[kind] = _choosing(kind, ask(kind, objects=whole), assemble, log_likelihood)
+        by_kind[kind] = choose(kind, ask(kind, objects=whole), assemble, log_likelihood)
         done()
     return {"point": pointed, "questions": by_kind, "items": items, "things": things, "asked_first": is_asked_first}
 
 
-def _pointing(asked: list[Pair], generate: Generate) -> dict[str, Any]:
+def point_out(asked: list[Pair], generate: Generate) -> dict[str, Any]:
     """Accuracy at each threshold with the right image and a wrong one, and the overlaps themselves."""
     overlaps = {shown: _overlaps(asked, generate([one.parts(shown) for one in asked])) for shown in ("image", "wrong")}
     return {
@@ -181,7 +181,7 @@ def _overlaps(asked: list[Pair], texts: Sequence[str]) -> list[float]:
     return found
 
 
-def _choosing(
+def choose(
     kind: Kind, asked: list[Pair], assemble: Callable[[list[Any]], TokenSequence], log_likelihood: LogLikelihood
 ) -> dict[str, Any]:
     """Accuracy among the choices; for matching also the area under the curve."""

@@ -130,7 +130,8 @@ def _drawn(
     """For each number of drawings the best one of each name."""
     from generalist.contrastive.dual import DualEncoder
     from generalist.inference.best_of import similarity
-    from generalist.inference.drawing import DrawingSettings, draw_images
+    from generalist.inference.drawing import draw_images
+    from generalist.inference.drawing_settings import DrawingSettings
 
     towers = DualEncoder.load(wanted.evaluation_towers) if wanted.evaluation_towers else None
     bar = progress.add_task(title, total=len(asked))

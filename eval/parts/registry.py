@@ -2,6 +2,7 @@
 this list; to add a part, call `register` with an object of a subclass of `Part`.
 """
 
+from generalist.eval.parts.arcade import ArcadeScreens
 from generalist.eval.parts.control import Control
 from generalist.eval.parts.documents import HeldOutDocuments
 from generalist.eval.parts.drawing import Draws
@@ -21,6 +22,7 @@ PARTS: list[Part] = [
     Naming(),
     ComposedScenes(),
     WholeGrids(),
+    ArcadeScreens(),
     DescribedRegions(),
     Language(),
     FillInTheMiddle(),

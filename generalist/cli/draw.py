@@ -5,8 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from generalist.cli.weights import add_weights, load_weights
+from generalist.cli.weights import add_weights, load_weights, named_settings
+from generalist.inference.drawing_settings import DrawingSettings, check_counts
 from generalist.system.progress import counting
+from generalist.tokenizers.drawing import CANT_DRAW
+from generalist.weights.folder import WeightsError
 
 DESCRIPTION = "Draws images of a text with weights that were trained with an image tokenizer (docs/drawing.md)."
 COLUMNS = 8  # images side by side
@@ -66,14 +69,22 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if rest:
         raise ValueError(f"generalist draw does not know {' '.join(rest)}: put the text in quotes")
     # Before the weights are loaded, which takes seconds.
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    DrawingSettings(**settings)
+    check_counts(arguments.count, arguments.count if arguments.best_of is None else arguments.best_of)
     if arguments.out.suffix.lower() != ".png":
         raise ValueError(f"--out {arguments.out} must end with .png")
     if not arguments.out.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no folder {arguments.out.parent}: make it first")
     if arguments.out.exists():
         raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
+    if arguments.edit is not None and not arguments.edit.is_file():
+        raise FileNotFoundError(f"--edit: there is no image {arguments.edit}")
     if (arguments.edit is None) != (arguments.box is None):
         raise ValueError("--edit IMAGE and --box TOP LEFT BOTTOM RIGHT go together: give both, or neither")
+    named = named_settings(arguments)
+    if named is None or not named.tokens.image_codes:
+        raise ValueError(CANT_DRAW)
     from PIL import Image
 
     from generalist.contrastive.dual import DualEncoder
@@ -81,8 +92,11 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     from generalist.inference.drawing import grid
 
     image = read_image(arguments.edit) if arguments.edit is not None else None
+    try:
+        towers = DualEncoder.load(arguments.towers) if arguments.towers else None
+    except WeightsError as error:
+        raise WeightsError(f"--towers {arguments.towers} is no run of `train.py contrastive` ({error})") from error
     generalist = load_weights(arguments, console)
-    towers = DualEncoder.load(arguments.towers) if arguments.towers else None
     with counting(console) as progress:
         bar = progress.add_task(f"drawing {arguments.text}", total=None)
         images = generalist.draw(
@@ -93,7 +107,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
             image=image,
             box=tuple(arguments.box) if arguments.box is not None else None,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            **{name: getattr(arguments, name) for name in SETTINGS},
+            **settings,
         )
     Image.fromarray(grid(images, min(COLUMNS, len(images)))).save(arguments.out)
     console.print(f"wrote {arguments.out}", highlight=False)

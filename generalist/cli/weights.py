@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from generalist.run.named_weights import run_settings, weights_folder
+from generalist.config.run import Config
+from generalist.run.named_weights import is_published, run_settings, weights_folder
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
@@ -61,6 +62,19 @@ def add_placing(parser: argparse.ArgumentParser) -> None:
 def placing_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `add_placing` that were given."""
     return {name: value for name in PLACING if (value := getattr(arguments, name, None)) is not None}
+
+
+def named_settings(arguments: argparse.Namespace) -> Config | None:
+    """The settings of the weights that the arguments name, without reading these; None for a published model, which has none.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: their settings are damaged.
+    """
+    if arguments.run:
+        return run_settings(arguments.runs / arguments.run)
+    folder = weights_folder(arguments.weights)
+    return None if is_published(folder) else run_settings(folder)
 
 
 def load_weights(arguments: argparse.Namespace, console: Console) -> "Generalist":

@@ -327,6 +327,7 @@ class Config(RunSettings):
             row_images=self.data.row_images,
             features=self.data.features,
             codes=self.tokens.image_tokenizer != "none" or self.tokens.image_codes > 0,
+            locations=self.tokens.locations,
         )
         for name, source in self.data.taking_part.items():
             source.check_settings(name, ways_in)

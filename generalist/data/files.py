@@ -111,9 +111,11 @@ def parsed_line(content: bytes, where: str) -> Any:
         DocumentError: as `parsed`.
     """
     try:
-        return parsed(content, where)
+        return parsed(content.rstrip(b"\r\n"), where)
     except DocumentError as error:
-        raise DocumentError(f"{error}; a line of JSONL holds one whole value") from error
+        raise DocumentError(
+            f"{error}; a line of JSONL holds one whole value: correct the line, or delete it"
+        ) from error
 
 
 def parsed(content: bytes, where: str) -> Any:
@@ -129,6 +131,10 @@ def parsed(content: bytes, where: str) -> Any:
     text = decoded(content, where)
     try:
         return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        # Python counts lines from the text's first one, which may be any of the file's.
+        fault = f"{error}" if "\n" in text else f"{error.msg} at character {error.pos + 1}"
+        raise DocumentError(f"{where} is not JSON ({fault})") from error
     except (ValueError, RecursionError) as error:  # deeply nested brackets exhaust Python's stack
         raise DocumentError(f"{where} is not JSON ({error})") from error
 

@@ -1,10 +1,11 @@
-"""Fill-in-the-middle: windows of text whose middle is moved to the end (Bavarian et al., 2022, section 3, prefix first).
+"""Fill-in-the-middle: windows of text whose end is moved to the beginning (Bavarian et al., 2022, section 3, suffix first).
 
-    bos  prefix  <hidden>  suffix  <separator>  middle  eos
+    bos  <hidden>  suffix  <separator>  prefix  middle  eos
     bos  text                                              without a hole: plain left-to-right
 
-The marks are ids that the vocabulary has anyway: `hidden` stands in for what is not shown, and `separator` between what is given
-and what is asked for.
+The marks are ids that the vocabulary has anyway: `hidden` stands in for what is not shown yet, and `separator` between what
+follows and what precedes it. The middle continues the prefix as in plain text. With the prefix first, its end would have to be
+found again behind the suffix, which small models learn late (docs/pointing.md).
 
 Dimension key: n ids.
 """
@@ -38,18 +39,18 @@ def draw_hole(ids: Int32[np.ndarray, "n"], rng: np.random.Generator) -> Hole:
 
 
 def filled(hole: Hole, assembler: Assembler, *, middle_only: bool = False) -> TokenSequence:
-    """The text in the order prefix, suffix, middle.
+    """The text in the order suffix, prefix, middle.
 
     Args:
         middle_only: the loss is on the middle alone, without its end, to be scored; otherwise on all of the text (Bavarian et
             al. train on all of it too, section 3).
     """
     vocabulary = assembler.vocabulary
-    given = np.concatenate([hole.prefix, [vocabulary.hidden], hole.suffix, [vocabulary.separator]]).astype(np.int32)
+    given = np.concatenate([[vocabulary.hidden], hole.suffix, [vocabulary.separator], hole.prefix]).astype(np.int32)
     sequence = assembler.text(np.concatenate([given, hole.middle]), eos=True)
     weight = sequence.loss_weight.copy()
     # The beginning marker comes first, so the token at place p of the text is predicted from position p. The marks are given.
-    weight[[len(hole.prefix), len(given) - 1]] = 0.0
+    weight[[0, len(hole.suffix) + 1]] = 0.0
     if middle_only:
         weight[: len(given)] = 0.0
         weight[len(given) + len(hole.middle) :] = 0.0

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from generalist.data.episodes import EpisodeCache, EpisodeReader, Episodes
 from generalist.data.examples import Examples
 from generalist.envs.task import Task
+from generalist.tokenizers.locations import BINS
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.spaces import TaskLayout
 
@@ -77,6 +78,8 @@ class Ways:
     """Whether the frozen encoder's features are `computed` or `stored`; storing them needs a fixed set of images."""
     codes: bool = False
     """Whether there is an image tokenizer."""
+    locations: int = 0
+    """Number of ids for places in an image."""
 
 
 @runtime_checkable
@@ -123,6 +126,17 @@ class Source(abc.ABC):
 
         Raises:
             ValueError: they do not; the message names the setting and the remedy.
+        """
+
+    def check_cells(self, cells: int, length: int) -> None:  # noqa: B027 - most sources draw nothing
+        """Checks that an image as codes fits a row; called for sources that take part, where there is an image tokenizer.
+
+        Args:
+            cells: codes per image.
+            length: positions per row.
+
+        Raises:
+            ValueError: it does not; the message names the setting and the remedy.
         """
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:  # noqa: B027 - most name nothing
@@ -178,6 +192,22 @@ class Source(abc.ABC):
     def evaluation_parts(self) -> tuple[str, ...]:
         """Names of the parts of an evaluation that belong to it (generalist/eval/parts)."""
         return ()
+
+
+def check_locations(name: str, ways: Ways) -> None:
+    """Checks that a source that points finds ids for places.
+
+    Args:
+        name: of the source in the mixture.
+
+    Raises:
+        ValueError: there are none, or fewer than places have bins.
+    """
+    if ways.locations < BINS:
+        raise ValueError(
+            f"data.{name} points with ids for {BINS} places, and tokens.locations is {ways.locations}: set it to {BINS}, or "
+            f"leave data.{name} out (weights of training.start keep their number of ids)"
+        )
 
 
 KINDS: dict[str, type[Source]] = {}

@@ -1,9 +1,11 @@
 """Settings of the training of an image tokenizer."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from generalist.config.run import RunSettings, TrainingConfig, check_name
+from generalist.tokenizers.drawing import MOST_CELLS
 from generalist.vision.autoencoder import AutoencoderConfig
 
 # Settings of `training` that have no effect here, with the reason. They are refused rather than ignored.
@@ -53,6 +55,12 @@ class ImageTokenizerConfig(RunSettings):
         for name in ("perceptual", "stability"):
             if not getattr(self, name) >= 0:  # `not >=` also refuses NaN
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.shape.cells > MOST_CELLS:
+            raise ValueError(
+                f"shape.size = {self.shape.size} with shape.patch = {self.shape.patch} gives {self.shape.cells:,} codes per "
+                f"image, but a drawing has at most {MOST_CELLS}: raise shape.patch, or lower shape.size to "
+                f"{math.isqrt(MOST_CELLS) * self.shape.patch} or less"
+            )
         check_name(self.name)
 
 

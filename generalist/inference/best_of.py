@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from generalist.contrastive.data import TEMPLATES
 from generalist.contrastive.dual import DualEncoder
-from generalist.inference.drawing import DrawingSettings, Drawn, Progress, draw_images
+from generalist.inference.drawing import Drawn, Progress, draw_images
+from generalist.inference.drawing_settings import DrawingSettings, check_counts
 from generalist.inference.weights import Weights
 
 
@@ -34,10 +35,7 @@ def best_of(
     Raises:
         ValueError: fewer candidates than images are wanted; and as `draw_images`.
     """
-    if not 1 <= count <= candidates:
-        raise ValueError(
-            f"the {count} best of {candidates} drawings: ask for at least 1, and at most as many as are drawn"
-        )
+    check_counts(count, candidates)
     found = draw_images(generalist, [text] * candidates, settings, given=given, drawn=drawn, progress=progress)
     scores = found.fit if towers is None else similarity(towers, found.images, text)
     best = np.argsort(-scores, kind="stable")[:count]

@@ -7,7 +7,7 @@ Dimension key: N images, B rows, T cells of an image, M of them that are drawn, 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +16,17 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt, UInt8, UInt32
 
 from generalist.data.emoji import WHITE
 from generalist.inference.cached_rows import CachedRows
+from generalist.inference.drawing_settings import DrawingSettings
 from generalist.inference.prompt import context
 from generalist.inference.rows import bucket, shift_right, stack_rows
 from generalist.inference.sampling import confine, draw
 from generalist.inference.weights import Weights
-from generalist.tokenizers.drawing import drawing_prefix, drawn_code
+from generalist.tokenizers.drawing import CANT_DRAW, drawing_prefix, drawn_code
 from generalist.tokenizers.pieces import Sequence
+from generalist.vision.image_tokenizer import ImageTokenizer
 
 Progress = Callable[[int, int], None]
 """Called with the number of drawn cells and that of all cells."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DrawingSettings:
-    """How images are drawn."""
-
-    guidance: float = 3.0
-    """How far the text counts: 1 draws from the model as it is; above 1, what the text makes likelier."""
-    temperature: float = 1.0
-    """Of the draws."""
-    top_k: int = 0
-    """Draw only from the k likeliest codes; 0: from all."""
-    top_p: float = 1.0
-    """Draw only from the fewest likeliest codes that together have this probability."""
-    min_p: float = 0.1
-    """Draw only codes that, with the text, are at least this share as likely as the likeliest; 0: from all. Guidance needs it:
-    the ratio of two tiny probabilities can be anything (contrastive decoding; Li et al., 2022, section 3.3)."""
-    seed: int = 0
-    """Seed of the draws; together with the number of the image it determines the image."""
-
-    def __post_init__(self) -> None:
-        # `not >` also refuses NaN.
-        if not self.guidance >= 1:
-            raise ValueError(f"guidance must be at least 1, got {self.guidance}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p must be at least 0 and below 1, got {self.min_p}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,25 +58,38 @@ def draw_images(
     Raises:
         ValueError: there are no texts or no cells to draw, the weights can't draw, or a text does not fit the context.
     """
-    codes = generalist.tokenizers.codes
     if not texts:
         raise ValueError("there is no text to draw: pass at least one")
-    count = codes.side**2 if codes is not None else 1
+    codes = drawable(generalist, texts)
+    count = codes.side**2
     kept = np.zeros((count,), np.int32) if given is None else np.asarray(given, np.int32)
     cells = np.flatnonzero(np.ones((count,), bool) if drawn is None else drawn)
     # The rows without a text follow those with one; `fit` needs them even where nothing is guided.
     prefixes = [drawing_prefix(generalist.assembler, text, kept, cells) for text in [*texts, *[""] * len(texts)]]
-    assert codes is not None, "drawing_prefix refuses weights without an image tokenizer"
-    longest = max(map(len, prefixes))
-    if longest + len(cells) - 1 > context(generalist):
-        raise ValueError(
-            f"a text and its image take {longest + len(cells) - 1} positions, but the model was trained on rows of "
-            f"{context(generalist)}: shorten the text"
-        )
     found, fit = _draw_codes(generalist, prefixes, cells, settings, progress)
     whole = np.tile(kept, (len(texts), 1))  # (N, T)
     whole[:, cells] = found
     return Drawn(whole, codes.decode(whole), fit)
+
+
+def drawable(generalist: Weights, texts: Iterable[str]) -> ImageTokenizer:
+    """The image tokenizer of weights that can draw these texts; computes nothing.
+
+    Raises:
+        ValueError: the weights have none, or a text and its image do not fit the context.
+    """
+    codes = generalist.tokenizers.codes
+    if codes is None:
+        raise ValueError(CANT_DRAW)
+    cells, encode = codes.side**2, generalist.assembler.text_tokenizer.encode
+    for text in texts:
+        # The beginning marker, the text, all codes but the last one, and the separator, whatever is given of the image.
+        if (taken := len(encode(text)) + cells + 1) > context(generalist):
+            raise ValueError(
+                f"the text {text!r:.40} and its image take {taken} positions, but the model was trained on rows of "
+                f"{context(generalist)}: shorten the text by {taken - context(generalist)} pieces"
+            )
+    return codes
 
 
 def _draw_codes(
@@ -201,11 +184,7 @@ def part_of(
         raise ValueError("an image and the box that is drawn anew go together: give both, or neither")
     if image is None or box is None:
         return None, None
-    codes = generalist.tokenizers.codes
-    if codes is None:
-        raise ValueError(
-            "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
-        )
+    codes = drawable(generalist, [])
     top, left, bottom, right = box
     size, patch = codes.config.size, codes.config.patch
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):

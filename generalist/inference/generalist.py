@@ -12,7 +12,8 @@ from generalist.contrastive.dual import DualEncoder
 from generalist.inference import adapters, publish
 from generalist.inference import best_of as ranking
 from generalist.inference import prompt as prompting
-from generalist.inference.drawing import DrawingSettings, Progress, part_of
+from generalist.inference.drawing import Progress, drawable, part_of
+from generalist.inference.drawing_settings import DrawingSettings, check_counts
 from generalist.inference.sampling import Decoding
 from generalist.inference.weights import Weights
 
@@ -137,19 +138,23 @@ class Generalist(Weights):
             box: this part: first row, first column, and one past the last of each, in pixels of the image as drawings are sized;
                 every cell that it touches is drawn.
             progress: called with the number of drawn cells and that of all cells.
-            settings: see `generalist.inference.drawing.DrawingSettings`.
+            settings: see `generalist.inference.drawing_settings.DrawingSettings`.
 
         Raises:
             ValueError: the weights have no image tokenizer, `image` and `box` are not given together, the box is outside the
                 image, or a number is not possible.
         """
+        # All numbers and the text first: an image that is edited is encoded by a program that takes seconds to compile.
+        how, candidates = DrawingSettings(**settings), count if best_of is None else best_of
+        check_counts(count, candidates)
+        drawable(self, [text])
         edited = part_of(self, image, box)
         found = ranking.best_of(
             self,
             text,
-            DrawingSettings(**settings),
+            how,
             count=count,
-            candidates=count if best_of is None else best_of,
+            candidates=candidates,
             towers=towers,
             given=edited[0],
             drawn=edited[1],

@@ -1,9 +1,11 @@
 """The image tokenizer of a run: what it determines, and its place in folders."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from generalist.config.run import Config
+from generalist.tokenizers.drawing import MOST_CELLS
 from generalist.vision.image_tokenizer import ImageTokenizer
 from generalist.weights.folder import WeightsError
 
@@ -15,12 +17,35 @@ def with_image_tokenizer(config: Config) -> Config:
 
     Raises:
         WeightsError: it names no image tokenizer, or a damaged one.
+        ValueError: its images have too many codes.
     """
     # Weights that the run begins with bring theirs, whose own folder may be gone by now.
     if config.training.start and config.tokens.image_codes:
         return config
-    codes = 0 if config.tokens.image_tokenizer == "none" else load_tokenizer(config).codebook
+    codes = 0
+    if config.tokens.image_tokenizer != "none":
+        tokenizer = load_tokenizer(config)
+        check_cells(config, tokenizer)
+        codes = tokenizer.codebook
     return dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, image_codes=codes))
+
+
+def check_cells(config: Config, tokenizer: ImageTokenizer) -> None:
+    """Checks that the codes of an image fit into a drawing, and into the rows of the sources that draw.
+
+    Raises:
+        ValueError: they do not.
+    """
+    size, cells = tokenizer.config.size, tokenizer.config.cells
+    if cells > MOST_CELLS:
+        largest = math.isqrt(MOST_CELLS) * (size // tokenizer.side)
+        raise ValueError(
+            f"tokens.image_tokenizer = {config.tokens.image_tokenizer}: an image of {size} × {size} pixels has {cells:,} codes, "
+            f"but a drawing has at most {MOST_CELLS}: use a tokenizer of larger patches, or images of at most {largest} pixels "
+            f'(a published file takes them with {{"size": {largest}}} in a config.json beside it)'
+        )
+    for source in config.data.taking_part.values():
+        source.check_cells(cells, config.data.length)
 
 
 def load_tokenizer(config: Config) -> ImageTokenizer:
@@ -29,7 +54,10 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
     Raises:
         WeightsError: it names no image tokenizer, or a damaged one.
     """
-    return ImageTokenizer.load(config.tokens.image_tokenizer)
+    try:
+        return ImageTokenizer.load(config.tokens.image_tokenizer)
+    except WeightsError as error:
+        raise WeightsError(f"tokens.image_tokenizer: {error}") from error
 
 
 def checked_tokenizer(config: Config, folder: Path) -> ImageTokenizer:

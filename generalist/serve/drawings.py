@@ -24,7 +24,8 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from generalist.inference.drawing import DrawingSettings, draw_in_steps
+from generalist.inference.drawing import draw_in_steps
+from generalist.inference.drawing_settings import DrawingSettings
 from generalist.inference.prompt import context
 from generalist.inference.weights import Weights
 from generalist.serve.chat_requests import letters, number, whole_number

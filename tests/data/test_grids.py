@@ -165,6 +165,3 @@ def test_the_source():
         assert len(sequence) <= 160 and (sequence.modality == Modality.PATCH).sum() == CELLS**2
     with pytest.raises(ValueError, match=r"data.grids.objects must be from 1 to 6, got 7"):
         Grids(objects=7)
-    plain = Assembler(vocabulary=Vocabulary(text=400), text_tokenizer=text)
-    with pytest.raises(ValueError, match="grids are pointed at .* tokens.locations is 0: set it to 1024"):
-        source.open(stored, Reading(assembler=plain, layouts={}, length=160))

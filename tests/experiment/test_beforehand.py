@@ -16,6 +16,11 @@ from generalist.config.plain import plain
 from generalist.config.presets import debug
 from generalist.config.run import Config
 from generalist.contrastive.config import ContrastiveConfig
+from generalist.data.source import Source
+from generalist.data.sources.control import BabyAI
+from generalist.data.sources.grids import Grids
+from generalist.data.sources.regions import Regions
+from generalist.data.sources.scenes import Scenes
 from generalist.experiment import pipeline as experiment
 from generalist.experiment.beforehand import check
 from generalist.experiment.inherit import parse
@@ -251,3 +256,12 @@ def test_two_data_sets_of_one_name_must_agree(tmp_path: Path):
             continue
         with pytest.raises(ValueError, match="the sources a and c are both recorded/set.*rename one of the folders"):
             check(found, SILENT)
+
+
+@pytest.mark.parametrize(
+    "source", [Scenes(weight=1.0), Grids(weight=1.0), Regions(weight=1.0, path="photographs"), BabyAI(places=0.5)]
+)
+def test_a_run_that_points_without_ids_for_places_is_refused_at_once(source: Source):
+    base = debug()
+    with pytest.raises(ValueError, match=rf"data\.{source.kind}.* tokens.locations is 0: set it to 1024"):
+        dataclasses.replace(base, data=base.data.with_sources(**{source.kind: source}))

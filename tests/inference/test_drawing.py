@@ -1,6 +1,7 @@
 """Drawing: cached and guided drawing against whole passes, editing, ranking, and a run that learns to draw."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from generalist.data.drawn import drawing_codes, open_cells
 from generalist.data.packing import BatchIterator
 from generalist.data.sources.drawing import TextToImage
 from generalist.experiment.prepare import prepare
+from generalist.image_tokenizer.config import ImageTokenizerConfig
 from generalist.inference.best_of import best_of
-from generalist.inference.drawing import DrawingSettings, draw_images, grid, guided
+from generalist.inference.drawing import draw_images, grid, guided
+from generalist.inference.drawing_settings import DrawingSettings
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.transformer import create_separate
@@ -148,13 +151,60 @@ def test_what_cannot_be_drawn_is_refused(artist, make_model):
         artist.draw("lift", image=image)
     with pytest.raises(ValueError, match="must be within 0 to 12"):
         artist.draw("lift", image=image, box=(0, 0, 13, 4))
-    with pytest.raises(ValueError, match="the 4 best of 2 drawings"):
+    with pytest.raises(ValueError, match="best_of must be at least count = 4, .* got 2: raise it"):
         artist.draw("lift", count=4, best_of=2)
-    with pytest.raises(ValueError, match="trained on rows of 128: shorten"):
-        artist.draw("push " * 90)
-    for name, value in (("guidance", 0.5), ("temperature", 0.0), ("top_k", -1), ("top_p", float("nan"))):
-        with pytest.raises(ValueError, match=name):
+    wrong = (
+        ("guidance", 0.5),
+        ("guidance", math.inf),
+        ("temperature", 0.0),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", math.nan),
+    )
+    for name, value in wrong:
+        with pytest.raises(ValueError, match=f"{name} must .* got {value}: "):
             artist.draw("lift", **{name: value})
+
+
+@pytest.mark.parametrize("part", [{}, {"image": np.zeros((12, 12, 3), np.uint8), "box": (0, 0, 4, 4)}])
+def test_a_text_that_is_too_long_is_refused_before_anything_is_computed(artist, part, monkeypatch):
+    pieces = 128 - 9  # the other positions: the markers and all codes but the last
+    text = "push " * 90
+    taken = len(artist.assembler.text_tokenizer.encode(text)) - pieces + 1
+    monkeypatch.setattr(ImageTokenizer, "encode", None)
+    with pytest.raises(ValueError, match=f"trained on rows of 128: shorten the text by {taken} pieces"):
+        artist.draw(text, **part)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--guidance", "0.5"), "guidance must be a number from 1 on, got 0.5"),
+        (("--count", "3", "--best-of", "2"), "best_of must be at least count = 3"),
+        (("--edit", "nowhere.png", "--box", "0", "0", "4", "4"), "--edit: there is no image nowhere.png"),
+        ((), "the weights have no image tokenizer"),
+    ],
+)
+def test_the_command_refuses_before_weights_are_loaded(given, message, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("generalist.cli.draw.load_weights", None)
+    assert main(["draw", "a heart", "--out", str(tmp_path / "heart.png"), *given]) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_codes_that_fit_no_drawing_or_no_row_are_refused_with_the_settings(tokenizer, tmp_path: Path):
+    tokenizer.save(tmp_path / "codes")
+    with pytest.raises(ValueError, match="data.length = 11, but a name and its drawing of 9 codes take at least 12"):
+        run_settings(tmp_path, tmp_path / "codes", length=11)
+    assert run_settings(tmp_path, tmp_path / "codes", length=12).tokens.image_codes == 24
+    fine = AutoencoderConfig(size=69, patch=3, levels=(2, 2), width=16, blocks=1)
+    many = ImageTokenizer(fine, nnx.to_pure_dict(nnx.state(fresh_autoencoder(fine, 0), nnx.Param)))
+    many.save(tmp_path / "many")
+    with pytest.raises(
+        ValueError, match="69 × 69 pixels has 529 codes, .* at most 510: .* images of at most 66 pixels"
+    ):
+        run_settings(tmp_path, tmp_path / "many", length=600)
+    with pytest.raises(ValueError, match="shape.patch = 3 gives 529 codes per image, .* lower shape.size to 66"):
+        ImageTokenizerConfig(shape=fine)
 
 
 def test_a_grid_is_white_between_its_images():
@@ -207,7 +257,7 @@ def test_a_source_without_an_image_tokenizer_is_refused():
         dataclasses.replace(base, data=base.data.with_sources(drawing=TextToImage(weight=1.0)))
 
 
-def run_settings(folder: Path, codes: Path, **training) -> Config:
+def run_settings(folder: Path, codes: Path, *, length: int = 64, **training) -> Config:
     """A run that only draws, with the codes of an image tokenizer."""
     base = debug()
     return with_image_tokenizer(
@@ -221,7 +271,7 @@ def run_settings(folder: Path, codes: Path, **training) -> Config:
                 base.data.with_sources(drawing=TextToImage(weight=1.0, variants=1)),
                 only=("drawing",),
                 folder=folder / "data",
-                length=64,
+                length=length,
             ),
             training=dataclasses.replace(base.training, **training),
         )

@@ -19,7 +19,8 @@ from serving import asked, chat, running
 from watched import metric
 
 from generalist.client import RobotClient
-from generalist.inference.drawing import DrawingSettings, draw_images
+from generalist.inference.drawing import draw_images
+from generalist.inference.drawing_settings import DrawingSettings
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create_separate
 from generalist.serve.server import Server

@@ -31,6 +31,19 @@ def elements(file: Place) -> Iterator[tuple[str, Line]]:
         raise DocumentError(f"{file} can't be read ({error}): put it there, or name another one") from error
 
 
+def members(file: Place) -> Iterator[Line]:
+    """The values of a file's object, each numbered from 1, with its offset and its bytes.
+
+    Raises:
+        DocumentError: it can't be read, is cut off, or holds no object.
+    """
+    try:
+        with file.open("rb") as opened:
+            yield from _Scanner(opened, file).members()
+    except OSError as error:
+        raise DocumentError(f"{file} can't be read ({error}): put it there, or name another one") from error
+
+
 class _Scanner:
     """Walks over a file's values. Its bytes are taken for Latin-1, where a character is a byte: JSON's own marks are ASCII, which
     no part of another character is in UTF-8."""
@@ -60,7 +73,26 @@ class _Scanner:
         if self._mark(or_end=True):
             raise self._error("has something behind its end")
 
+    def members(self) -> Iterator[Line]:
+        if self._mark() != "{":
+            raise self._error("holds no object")
+        for row, _ in enumerate(self._keys(), 1):
+            start, end = self._value()
+            yield Line(row, self._before + start, self._text[start:end].encode("latin-1"))
+        if self._mark(or_end=True):
+            raise self._error("has something behind its end")
+
     def _object(self) -> Iterator[tuple[str, Line]]:
+        for key in self._keys():
+            if self._take("["):
+                # Parsed, since a key may be written with escapes.
+                yield from self._list(json.loads(key))
+            else:
+                # Stepped over, such as the licence that VQA's files have before their questions.
+                self._value()
+
+    def _keys(self) -> Iterator[str]:
+        """The keys of an object as they are written; whoever takes one goes behind its value."""
         if self._take("}"):
             return
         while True:
@@ -68,12 +100,7 @@ class _Scanner:
             key = self._text[start:end]
             if not key.startswith('"') or self._mark() != ":":
                 raise self._error("has an object with something else than keys and values")
-            if self._take("["):
-                # Parsed, since a key may be written with escapes.
-                yield from self._list(json.loads(key))
-            else:
-                # Stepped over, such as the licence that VQA's files have before their questions.
-                self._value()
+            yield key
             if (mark := self._mark()) == "}":
                 return
             if mark != ",":

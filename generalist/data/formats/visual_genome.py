@@ -17,7 +17,7 @@ Dimension key: I images, E elements of a file.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,18 @@ class GenomeSet(GroundedSet):
         folder: holds the files.
         opening: where indices are kept, and the folder of the images if it is not beside the files.
         evaluated: numbers of COCO's images that another set evaluates, and which are not trained on.
+        asked_elsewhere: numbers of its own images of which the same is true.
     """
 
     splits = ("val",)
 
-    def __init__(self, folder: Place, opening: DocumentOpening, evaluated: Int[np.ndarray, "_"]):
+    def __init__(
+        self,
+        folder: Place,
+        opening: DocumentOpening,
+        evaluated: Int[np.ndarray, "_"],
+        asked_elsewhere: Set[int] = frozenset(),
+    ):
         self.name, self._folder = folder.absolute().name, folder
         (self._known,) = indexed([folder / IMAGES], scan_images, kind="genome-images", opening=opening)
         self._files = [folder / name for name in READERS if (folder / name).exists()]
@@ -78,8 +85,12 @@ class GenomeSet(GroundedSet):
                 )
         held_out = np.array([stable_hash(str(one)) % HELD_OUT == 0 for one in described.tolist()], bool)
         coco = self._known["coco"][[self._at[one] for one in described.tolist()]]
-        self._left_out = int((~held_out & np.isin(coco, evaluated)).sum())
-        self._shown = {"train": described[~held_out & ~np.isin(coco, evaluated)], "val": described[held_out]}
+        elsewhere = np.isin(coco, evaluated) | np.isin(described, sorted(asked_elsewhere))
+        self._left_out = int((~held_out & elsewhere).sum())
+        self._shown = {"train": described[~held_out & ~elsewhere], "val": described[held_out]}
+        of_others = self._known["image"][np.isin(self._known["coco"], evaluated)]
+        self.evaluated = {*described[held_out].tolist(), *of_others.tolist()}
+        """Numbers of the images that its evaluation or one of RefCOCO shows."""
         # Where each image's element is, in each file.
         self._rows = [{image: row for row, image in enumerate(one["image"].tolist())} for one in self._elements]
 
@@ -115,7 +126,7 @@ class GenomeSet(GroundedSet):
         ]
         if self._left_out:
             found.append(
-                f"{self._left_out:,} training images of {self.name} are left out, since RefCOCO's evaluations show them"
+                f"{self._left_out:,} training images of {self.name} are left out, since evaluations of other sets show them"
             )
         return found
 

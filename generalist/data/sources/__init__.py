@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 from generalist.data.source import KINDS
 from generalist.data.sources import (
+    arcade,
     control,
     custom,
     documents,
@@ -18,7 +19,21 @@ from generalist.data.sources import (
     scenes,
 )
 
-COMING = (control, custom, emoji, new_words, prose, documents, recorded, drawing, scenes, infilling, regions, grids)
+COMING = (
+    control,
+    custom,
+    emoji,
+    new_words,
+    prose,
+    documents,
+    recorded,
+    drawing,
+    scenes,
+    infilling,
+    regions,
+    grids,
+    arcade,
+)
 """The default order of a mixture. It decides the ids of sources and the seeds of their shuffles: append, never reorder."""
 
 # They were registered in the order in which they import each other. Putting a key back in moves it to the end of a dictionary,

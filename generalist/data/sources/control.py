@@ -6,7 +6,7 @@ from pathlib import Path
 
 from generalist.data.episodes import Episodes
 from generalist.data.examples import ControlExamples, Examples
-from generalist.data.source import Reading, Source, Stored, Ways, register
+from generalist.data.source import Reading, Source, Stored, Ways, check_locations, register
 from generalist.data.spread import spread
 from generalist.envs import registry
 from generalist.envs.recording import recording_folder
@@ -191,24 +191,18 @@ class BabyAI(ControlSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.places <= 1:
-            raise ValueError(f"data.SUITE.places must be a share from 0 to 1, got {self.places}")
+            raise ValueError(f"data.{self.kind}.places must be a share from 0 to 1, got {self.places}")
 
     @property
     def evaluation_parts(self) -> tuple[str, ...]:
         """See `Source.evaluation_parts`."""
         return ("control", "places") if self.places else ("control",)
 
-    def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """See `Source.open`.
-
-        Raises:
-            ValueError: places are told, and the vocabulary has no ids for them.
-        """
-        if self.places and not reading.assembler.vocabulary.locations:
-            raise ValueError(
-                f"data.SUITE.places = {self.places} tells places, and tokens.locations is 0: set it to 1024"
-            )
-        return super().open(stored, reading)
+    def check_settings(self, name: str, ways: Ways) -> None:
+        """See `Source.check_settings`."""
+        super().check_settings(name, ways)
+        if self.places:
+            check_locations(f"{name}.places", ways)
 
     def _windows(self, task: Task, reader: Episodes, reading: Reading, *, prompts: bool = True) -> ControlExamples:
         windows = super()._windows(task, reader, reading, prompts=prompts)

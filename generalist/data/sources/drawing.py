@@ -64,6 +64,15 @@ class TextToImage(Source):
                 "`train.py image_tokenizer` trains"
             )
 
+    def check_cells(self, cells: int, length: int) -> None:
+        """See `Source.check_cells`."""
+        # The markers around the text, and at least one piece of it: how many a name has is known once the pieces are learned.
+        if (least := cells + 3) > length:
+            raise ValueError(
+                f"data.length = {length}, but a name and its drawing of {cells} codes take at least {least} positions, some tens "
+                f"more for a long name: raise it, for example to {-(-(least + 29) // 32) * 32}"
+            )
+
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Checks that the drawings are installed."""
         if self.takes_part:

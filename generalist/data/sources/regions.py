@@ -12,7 +12,7 @@ from generalist.data.grounded import GroundedSet
 from generalist.data.grounded_examples import GroundedExamples, question_text
 from generalist.data.grounded_sets import open_grounded
 from generalist.data.images import check_image, is_there, read_image
-from generalist.data.source import Reading, Say, Source, Stored, Ways, register
+from generalist.data.source import Reading, Say, Source, Stored, Ways, check_locations, register
 from generalist.system.cache import index_folder
 from generalist.system.processes import cores
 
@@ -23,7 +23,7 @@ TEXTS = 4000  # images whose texts the text tokenizer is trained on
 @register("regions")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regions(Source):
-    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg and Visual Genome; takes no part without a path."""
+    """Regions and questions of RefCOCO, RefCOCO+, RefCOCOg, Visual Genome and GQA; takes no part without a path."""
 
     weight: float = 0.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out, but not its evaluation."""
@@ -32,7 +32,7 @@ class Regions(Source):
     division: str | None = None
     """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
     images_folder: str | None = None
-    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2` beside the files or beside the sets."""
+    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2`, `images` beside the files or the sets."""
     questions: int = 4
     """Maximum number of regions and questions per image and example, as far as they fit into a row."""
     describe: float = 0.2
@@ -73,6 +73,7 @@ class Regions(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, which data.{name} has not: use computed"
             )
+        check_locations(name, ways)
 
     def sets(self) -> list[GroundedSet]:
         """The sets in its folder.
@@ -90,7 +91,13 @@ class Regions(Source):
         of each one."""
         if self.path is None:
             return
-        for one in self.sets():
+        sets = self.sets()
+        if self.weight and not any(one.count("train") for one in sets):
+            raise DocumentError(
+                f"data.{name}.path = {self.path} has no image to train on: add the training files of a set, or leave out "
+                f"data.{name}.weight, so that it is only evaluated"
+            )
+        for one in sets:
             for note in one.notes():
                 say(f"note: {note}")
             check_images(one, ("train",) if self.weight else (), whole)
@@ -111,11 +118,8 @@ class Regions(Source):
         """See `Source.open`.
 
         Raises:
-            ValueError: the vocabulary has no ids for places.
             DocumentError: a set can't be read.
         """
-        if not reading.assembler.vocabulary.locations:
-            raise ValueError("regions are pointed at with ids for places, and tokens.locations is 0: set it to 1024")
         return [
             GroundedExamples(
                 grounded=one,

@@ -8,7 +8,7 @@ from generalist.data.examples import Examples
 from generalist.data.scene_examples import SceneExamples
 from generalist.data.scene_questions import training_texts
 from generalist.data.scenes import MOST, Draw, Split, draw_scene, names
-from generalist.data.source import Reading, Say, Source, Stored, Ways, register
+from generalist.data.source import Reading, Say, Source, Stored, Ways, check_locations, register
 
 LEAST_THINGS = 24  # of fewer, too few pairs with a colour would be held out
 
@@ -65,17 +65,10 @@ class SceneSource(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, but data.{name} draws every scene anew: use computed"
             )
+        check_locations(name, ways)
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
-        """See `Source.open`.
-
-        Raises:
-            ValueError: the vocabulary has no ids for places.
-        """
-        if not reading.assembler.vocabulary.locations:
-            raise ValueError(
-                f"{self.kind} are pointed at with ids for places, and tokens.locations is 0: set it to 1024"
-            )
+        """See `Source.open`."""
         return [
             SceneExamples(
                 assembler=reading.assembler,

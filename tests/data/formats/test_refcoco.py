@@ -309,9 +309,6 @@ def test_settings_are_checked(assembler: Assembler):
     with pytest.raises(ValueError, match=r"which data.regions has not: use computed"):
         ways = Ways(images=("frame",), documents=("encoder",), row_images=8, features="stored")
         Regions().check_settings("regions", ways)
-    plain = Assembler(vocabulary=Vocabulary(text=400), text_tokenizer=assembler.text_tokenizer)
-    with pytest.raises(ValueError, match="tokens.locations is 0: set it to 1024"):
-        Regions(path=str(FOLDER)).open(_stored(), Reading(assembler=plain, layouts={}, length=128))
 
 
 def test_a_folder_that_was_copied_in_part(copied: Path):

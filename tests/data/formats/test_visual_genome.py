@@ -128,7 +128,7 @@ def test_no_image_that_refcoco_evaluates_is_trained_on():
     assert [one.name for one in sets] == ["visual_genome"]
     whole = GenomeSet(FOLDER, DocumentOpening(), np.array([36]))
     assert whole.count("train") == 2 and [_number(whole, "train", index) for index in range(2)] == [1, 2]
-    assert "1 training images of visual_genome are left out, since RefCOCO's evaluations show them" in whole.notes()
+    assert "1 training images of visual_genome are left out, since evaluations of other sets show them" in whole.notes()
 
 
 def test_together_with_refcoco(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_together_with_refcoco(tmp_path: Path):
     sets = open_grounded(tmp_path, DocumentOpening())
     assert [one.name for one in sets] == ["refcoco", "refcoco+", "refcocog", "visual_genome"]
     assert sets[3].count("train") == 2
-    with pytest.raises(DocumentError, match=r"has no refs\(unc\).p, .* and no image_data.json, and no folder with one"):
+    with pytest.raises(DocumentError, match=r"has no refs\(unc\).p, .* no image_data.json .*, and no folder with one"):
         open_grounded(tmp_path / "train2014", DocumentOpening())
     with pytest.raises(DocumentError, match="there is no folder .*elsewhere: name one"):
         open_grounded(tmp_path / "elsewhere", DocumentOpening())

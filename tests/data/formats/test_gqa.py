@@ -1,0 +1,131 @@
+"""GQA in its published layout: balanced questions to train on, images of evaluations left out, damaged files named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generalist.data.episodes import EpisodeCache
+from generalist.data.files import DocumentError
+from generalist.data.formats.documents import DocumentOpening
+from generalist.data.formats.json_list import members
+from generalist.data.formats.places import place
+from generalist.data.grounded_sets import open_grounded
+from generalist.data.source import Reading, Stored
+from generalist.data.sources.regions import Regions
+from generalist.data.stable_hash import stable_hash
+from generalist.eval.held_out.regions import asked_of, score_questions
+from generalist.eval.parts.regions import _kinds
+from generalist.tokenizers.sequence import Assembler
+from generalist.tokenizers.text import TextTokenizer
+from generalist.tokenizers.vocabulary import Vocabulary
+
+# Numbers that Visual Genome's division by their hash trains on, and one that it evaluates.
+TRAINED = [number for number in range(1, 400) if stable_hash(str(number)) % 100]
+HELD_OUT = next(number for number in range(1, 400) if stable_hash(str(number)) % 100 == 0)
+IMAGES = {"train": [*map(str, TRAINED[:3]), "n4"], "val": [str(TRAINED[2]), "n5"], "testdev": ["n6", "n7"]}
+
+
+def entry(image: str, question: str = "Is it  red?", answer: str = "yes") -> dict[str, Any]:
+    return {"imageId": image, "question": question, "answer": answer, "fullAnswer": "…", "isBalanced": True}
+
+
+def write(folder: Path, split: str, entries: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}_balanced_questions.json").write_text(json.dumps(entries))
+
+
+@pytest.fixture
+def gqa(tmp_path: Path) -> Path:
+    """Two questions about each image, those of an image apart from each other."""
+    folder = tmp_path / "sets" / "gqa"
+    (folder / "images").mkdir(parents=True)
+    for split, images in IMAGES.items():
+        asked = [(number, image) for number in range(2) for image in images]
+        entries = {f"0{row}": entry(image, f"{image} {number}?") for row, (number, image) in enumerate(asked)}
+        write(folder / ("questions1.2" if split == "val" else "."), split, entries)
+        for image in images:
+            Image.new("RGB", (40, 32), (200, 30, 30)).save(folder / "images" / f"{image}.jpg")
+    return folder
+
+
+def sets(folder: Path) -> list[Any]:
+    return open_grounded(place(str(folder)), DocumentOpening(index=None, workers=1))
+
+
+def test_questions_of_an_image_are_together_and_images_of_evaluations_are_not_trained_on(gqa: Path):
+    (found,) = sets(gqa)
+    assert (found.name, found.splits, _kinds(found)) == ("gqa", ("val", "testdev"), ["questions"])
+    shown = [found.image("train", index) for index in range(found.count("train"))]
+    assert [one.image.name for one in shown] == [
+        f"{name}.jpg" for name in sorted({*IMAGES["train"]} - {*IMAGES["val"]})
+    ]
+    assert [one.text for one in shown[0].questions] == [f"{shown[0].image.stem} 0?", f"{shown[0].image.stem} 1?"]
+    assert "1 training images of gqa are left out" in found.notes()[0]
+    assert found.count("val") == found.count("testdev") == 2 and not found.image("val", 0).regions
+    asked = asked_of(found, "val", "questions", 0)
+    assert score_questions(asked, {"image": ["Yes."] * 4, "wrong": ["no"] * 4})["exact"]["value"] == 100
+
+
+def test_visual_genome_in_the_same_folder_shares_what_is_held_out(gqa: Path):
+    genome = gqa.parent / "visual_genome"
+    genome.mkdir()
+    numbers = [*TRAINED[:3], HELD_OUT]
+    known = [{"image_id": one, "width": 40, "height": 32, "coco_id": None} for one in numbers]
+    (genome / "image_data.json").write_text(json.dumps(known))
+    asked = [{"id": one, "qas": [{"question": "what?", "answer": "It."}]} for one in numbers]
+    (genome / "question_answers.json").write_text(json.dumps(asked))
+    write(gqa, "train", {str(one): entry(str(one)) for one in numbers})
+    of_genome, found = sets(gqa.parent)
+    assert [of_genome.file("train", index).name for index in range(of_genome.count("train"))] == [
+        f"{one}.jpg" for one in TRAINED[:2]
+    ]
+    trained = {found.file("train", index).stem for index in range(found.count("train"))}
+    assert trained == {str(one) for one in TRAINED[:2]}
+
+
+def test_it_is_trained_on(gqa: Path):
+    source, said = Regions(weight=1.0, path=str(gqa)), list[str]()
+    stored = Stored(folder=gqa, corrections=(), cache=EpisodeCache(1))
+    source.check("regions", stored, True, said.append)
+    texts = list(source.texts(stored))
+    text = TextTokenizer.train([*texts, "abcdefghijklmnopqrstuvwxyz" * 3], 300)
+    assembler = Assembler(vocabulary=Vocabulary(text=300, locations=16), text_tokenizer=text, images="patches")
+    (examples,) = source.open(stored, Reading(assembler=assembler, layouts={}, length=128))
+    sequence = examples.example(0, np.random.default_rng(0))
+    learned = sequence.targets[sequence.loss_weight > 0]
+    assert len(examples) == 3 and text.decode(learned[learned < 300]).count("yes") == 2
+    (gqa / "train_balanced_questions.json").unlink()
+    with pytest.raises(DocumentError, match="has no image to train on: add the training files"):
+        source.check("regions", stored, True, said.append)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "holds no object"),
+        ("{}", "has no question"),
+        ('{"1": {"imageId": "1", "question": "?"', "is cut off|is not JSON"),
+        ('{"1": {"imageId": "../1", "question": "?", "answer": "a"}}', "question 1: its imageId is '../1'"),
+        ('{"1": {"imageId": 1, "question": "?", "answer": "a"}}', "its imageId is 1 instead of a text"),
+        ('{"1": {"imageId": "1", "question": " ", "answer": "a"}}', "empty question or answer"),
+        ('{"1": {"imageId": "1", "question": "?", "answer": "a"}} {}', "something behind its end"),
+    ],
+)
+def test_damaged_files_are_named(gqa: Path, content: str, message: str):
+    (gqa / "train_balanced_questions.json").write_text(content)
+    with pytest.raises(DocumentError, match=f"train_balanced_questions.json.*({message})"):
+        sets(gqa)
+
+
+def test_values_of_an_object_with_their_places(tmp_path: Path):
+    path = tmp_path / "one.json"
+    path.write_text(' {"a": 1, "b" : {"c": [2]}, "d":"é"}', encoding="utf-8")
+    content = path.read_bytes()
+    found = list(members(place(str(path))))
+    assert [row for row, _, _ in found] == [1, 2, 3]
+    assert [content[at : at + len(value)] for _, at, value in found] == [value for _, _, value in found]
+    assert [json.loads(value) for _, _, value in found] == [1, {"c": [2]}, "é"]
