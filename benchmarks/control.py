@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ FIVE_MILLION = ModelConfig(width=256, layers=6, heads=8, kv_heads=4, head_size=3
 WINDOWS = {"metaworld": 8, "babyai": 96, "atari": 16}
 
 
-def settings(folder: Path, model: ModelConfig) -> Config:
+def settings(folder: Path, model: ModelConfig, actions: Literal["sequential", "parallel"]) -> Config:
     """One task a suite, windows as in `pocket_long`, whose weights ship."""
     base = debug()
     suites = {
@@ -52,12 +52,12 @@ def settings(folder: Path, model: ModelConfig) -> Config:
     }
     sources = base.data.with_sources(**suites, prose=Prose(megabytes=0.3))
     data = dataclasses.replace(sources, folder=folder, only=(*suites, "prose"))
-    return dataclasses.replace(base, runs=folder / "runs", data=data, model=model)
+    tokens = dataclasses.replace(base.tokens, actions=actions)
+    return dataclasses.replace(base, runs=folder / "runs", data=data, model=model, tokens=tokens)
 
 
-def make(folder: Path, model: ModelConfig, console: Console) -> Generalist:
+def make(config: Config, console: Console) -> Generalist:
     """Fresh weights with the tokenizers that acting needs."""
-    config = settings(folder, model)
     record_missing(config, console)
     tokenizers = prepare(config, console).tokenizers
     graph, params = nnx.split(create_separate(tokenizers.model_spec(), 0), nnx.Param)
@@ -122,7 +122,10 @@ def whole_window(generalist: Generalist, name: str, lanes: int):
     @jax.jit
     def last(params: Any, batch: Batch) -> jax.Array:
         model = nnx.merge(generalist.graph, params)
-        return model.logits(model.hidden(batch)[:, -shape.dimensions :]).argmax(-1)
+        hidden = model.hidden(batch)
+        if shape.parallel:
+            return model.action_logits(hidden[:, -1]).argmax(-1)
+        return model.logits(hidden[:, -shape.dimensions :]).argmax(-1)
 
     return lambda: np.asarray(last(generalist.params, generalist.on_device(batch)))
 
@@ -135,6 +138,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="number of turns of each part; the median is reported")
     parser.add_argument(
         "--preset", choices=PRESETS, help="preset of the model, without its encoder (default: 6 layers of width 256)"
+    )
+    parser.add_argument(
+        "--actions", choices=("sequential", "parallel"), default="sequential", help="as `tokens.actions`"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(TASKS),
+        default=tuple(TASKS),
+        metavar="SUITE",
+        help="suites that are measured",
     )
     parser.add_argument(
         "--processor-time",
@@ -151,9 +165,9 @@ def main() -> None:
     table = Table("", "one at a time, steps/s", f"{arguments.lanes} in a batch, steps/s", "ratio", "policy's step of 1, ms",
                   f"of {arguments.lanes}, ms", "ratio", "whole window, ms", "of a step")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        generalist = make(Path(folder), model, console)
-        for suite, name in TASKS.items():
-            table.add_row(suite, *measure(generalist, name, arguments, clock))
+        generalist = make(settings(Path(folder), model, arguments.actions), console)
+        for suite in arguments.only:
+            table.add_row(suite, *measure(generalist, TASKS[suite], arguments, clock))
     console.print(table)
 
 

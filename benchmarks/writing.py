@@ -10,7 +10,6 @@ from the end of the imports and compared with what must be there, the weights in
 import argparse
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from generalist.inference.writing import write
 from generalist.model.config import ModelConfig
 from generalist.model.transformer import create
 from generalist.run.tokenizers import Tokenizers
+from generalist.system.compilation_cache import use_compilation_cache
 from generalist.system.huge_pages import use_huge_pages
 from generalist.tokenizers.text import TextTokenizer
 
@@ -74,7 +74,8 @@ def save(folder: Path, dtype: str) -> None:
 
 def measure(folder: Path, rows: int, prompt: int, tokens: int, turns: int) -> dict[str, float]:
     """Loads, reads and writes; times in seconds, memory in MiB."""
-    begun = resident()
+    jax.devices()  # the platform's own memory belongs to the imports
+    begun = memory("VmRSS")
     started = time.perf_counter()
     generalist = Generalist.load(folder)
     loaded = time.perf_counter() - started
@@ -99,16 +100,16 @@ def measure(folder: Path, rows: int, prompt: int, tokens: int, turns: int) -> di
         "load": loaded,
         "first": float(first),
         "rate": float(rows * (tokens - 1) / writing),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - begun,
+        "peak": memory("VmHWM") - begun,
         "needed": ((folder / "model.safetensors").stat().st_size + cells * 4) / 2**20,
     }
 
 
-def resident() -> float:
-    """MiB of memory that this process has now."""
-    jax.devices()  # the platform's own memory belongs to the imports
+def memory(field: str) -> float:
+    """MiB of memory that this process has now (`VmRSS`), or had at most (`VmHWM`). What `resource` gives as the most may be that
+    of the process that started this one."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) / 1024
+    return int(fields[field].split()[0]) / 1024
 
 
 def main() -> None:
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     use_huge_pages()
+    use_compilation_cache()
     if arguments.worker:
         found = measure(arguments.folder, arguments.rows[0], arguments.prompt, arguments.tokens, arguments.turns)
         print(json.dumps(found))

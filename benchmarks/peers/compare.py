@@ -42,6 +42,7 @@ ROWS = (
     Row("train, a token a number", "gato", "NEKO's layout", "neko", "environment steps"),
     Row("train, observations embedded", "embedded", "JAT's layout", "jat", "environment steps"),
     Row("the same, parallel actions", "parallel", "JAT's layout", "jat", "environment steps"),
+    Row("the same, our default of 256 bins", "parallel 256", "JAT's layout", "jat", "environment steps"),
     Row("train, images and text", "images", "IDEFICS", "idefics", "text tokens", folder="clip"),
     Row("act, number by number", "act gato", "NEKO's layout", "act neko", "environment steps"),
     Row("act, all numbers at once", "act", "JAT's layout", "act jat", "environment steps"),
@@ -61,9 +62,14 @@ AT_LEAST = 0.3  # seconds that a turn lasts: short runs are repeated
 
 
 class Side:
-    """A worker that runs one case on request."""
+    """A worker that runs one case on request.
 
-    def __init__(self, python: str, *arguments: str):
+    Args:
+        processor_time: whether turns are counted in the processors' seconds.
+    """
+
+    def __init__(self, python: str, *arguments: str, processor_time: bool = False):
+        self._clock = int(processor_time)
         begun = time.perf_counter()
         self._command = [python, str(HERE / "worker.py"), *arguments]
         self._process = subprocess.Popen(
@@ -76,7 +82,7 @@ class Side:
         self.work = self._answer()
         self.first = time.perf_counter() - begun
         """Seconds from the start of the process to the end of its first run."""
-        self._runs = max(1, round(AT_LEAST / self._run()))
+        self._runs = max(1, round(AT_LEAST / self._run()[0]))
 
     def _answer(self):
         assert self._process.stdout is not None
@@ -85,14 +91,15 @@ class Side:
             raise SystemExit(f"{' '.join(self._command)} ended early: run it alone to see why")
         return json.loads(line)
 
-    def _run(self) -> float:
+    def _run(self) -> tuple[float, float]:
+        """Seconds of one run, and the processors' seconds."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return self._answer()
 
     def turn(self) -> float:
         """Seconds of a run, the mean of as many as make a turn."""
-        return sum(self._run() for _ in range(self._runs)) / self._runs
+        return sum(self._run()[self._clock] for _ in range(self._runs)) / self._runs
 
     def close(self) -> float:
         """The process's peak memory in MiB, once it has ended."""
@@ -103,7 +110,7 @@ class Side:
         return memory
 
 
-def measured(row: Row, python: str, rounds: int) -> str:
+def measured(row: Row, python: str, rounds: int, processor_time: bool) -> str:
     """One line of the table in Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         extra = [folder] if row.folder else []
@@ -113,8 +120,8 @@ def measured(row: Row, python: str, rounds: int) -> str:
             )
             subprocess.run([python, "-c", made], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         Side(sys.executable, "ours", row.ours, *extra).close()  # leaves its compiled programs on disk
-        ours = Side(sys.executable, "ours", row.ours, *extra)
-        theirs = Side(python, "theirs", row.theirs, *(extra if row.both else []))
+        ours = Side(sys.executable, "ours", row.ours, *extra, processor_time=processor_time)
+        theirs = Side(python, "theirs", row.theirs, *(extra if row.both else []), processor_time=processor_time)
     times = np.array([[ours.turn(), theirs.turn()] for _ in range(rounds)])  # (rounds, 2) seconds
     rates = [side.work[row.unit] / np.median(times[:, at]) for at, side in enumerate((ours, theirs))]
     ratio = times[:, 1] / theirs.work[row.unit] / (times[:, 0] / ours.work[row.unit])
@@ -130,13 +137,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has torch and transformers")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count the processors' seconds, which other work on the machine lengthens less: with both sides on one core "
+        "(taskset -c 0), since PyTorch's threads wait for one another busily",
+    )
     parser.add_argument("--only", nargs="+", metavar="CASE", help="rows of these cases of ours.py")
     arguments = parser.parse_args()
     print("| what | peer | peer's time / ours | ours, per s | peer, per s | unit | first run, s | peak memory, MiB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for row in ROWS:
         if not arguments.only or row.ours in arguments.only:
-            print(measured(row, arguments.peers_python, arguments.rounds), flush=True)
+            line = measured(row, arguments.peers_python, arguments.rounds, arguments.processor_time)
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sizes
 from flax import nnx
 
 from generalist.config.presets import debug
-from generalist.config.run import Config, TrainingConfig
+from generalist.config.run import Config, TokenConfig, TrainingConfig
 from generalist.data.batch import Batch
 from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy
@@ -47,15 +47,23 @@ BACKBONE = ModelConfig(
 )
 
 
+BINS = 1024  # with them the vocabulary has as many ids as the peers'
+
+
 def settings(
-    model: ModelConfig, tensors: Literal["tokens", "projected"], *, separator: bool, parallel: bool = False
+    model: ModelConfig,
+    tensors: Literal["tokens", "projected"],
+    *,
+    separator: bool,
+    parallel: bool = False,
+    bins: int = BINS,
 ) -> Config:
-    """Every setting; the vocabulary has as many ids as the peers'."""
+    """Every setting."""
     base = debug()
     tokens = dataclasses.replace(
         base.tokens,
         text_pieces=1984,
-        continuous_bins=1024,
+        continuous_bins=bins,
         discrete_values=56,
         tensors=tensors,
         separator=separator,
@@ -103,11 +111,13 @@ def rows_of(tokenizers: Tokenizers, sequences: list[Sequence], length: int) -> B
     return stack_rows(sequences, length, pad=tokenizers.config.tokens.vocabulary().pad)
 
 
-def train_control(tensors: Literal["tokens", "projected"], steps: int, parallel: bool = False) -> Case:
+def train_control(
+    tensors: Literal["tokens", "projected"], steps: int, parallel: bool = False, bins: int = BINS
+) -> Case:
     """Behaviour cloning: numbers as tokens with actions fed back, or observations as embeddings with hidden actions."""
     hide = tensors == "projected"
     made = tokenizers(
-        settings(BACKBONE, tensors, separator=not hide, parallel=parallel),
+        settings(BACKBONE, tensors, separator=not hide, parallel=parallel, bins=bins),
         Acting(steps=steps, hide_actions=hide, parallel=parallel),
     )
     layout, random = made.layouts[LAYOUT], np.random.default_rng(0)
@@ -177,6 +187,10 @@ CASES: dict[str, Callable[..., Case]] = {
     "gato": functools.partial(train_control, "tokens", sizes.GATO_STEPS),
     "embedded": functools.partial(train_control, "projected", sizes.EMBEDDED_STEPS),
     "parallel": functools.partial(train_control, "projected", sizes.EMBEDDED_STEPS, parallel=True),
+    # `TokenConfig.continuous_bins` where nothing is set, as in RT-1, RT-2 and OpenVLA.
+    "parallel 256": functools.partial(
+        train_control, "projected", sizes.EMBEDDED_STEPS, parallel=True, bins=TokenConfig().continuous_bins
+    ),
     "images": train_images,
     "act gato": functools.partial(act, "tokens", sizes.WINDOW, 1),
     "act": functools.partial(act, "projected", sizes.WINDOW, 1),

@@ -4,7 +4,6 @@ Dimension key: B rows, L new positions, A positions that are read, V vocabulary,
 """
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any
 
@@ -30,9 +29,12 @@ from generalist.inference.weights import Weights
 from generalist.model.attention import Cache
 from generalist.model.rings import cache_slots
 from generalist.model.visual import ImageCache
+from generalist.system.memory import release_freed
+from generalist.system.platforms import target_platform
 from generalist.tokenizers.pieces import Modality
 
 LONGEST = 512  # positions of a text that are fed at once
+LARGE = 2**25  # bytes of caches before which freed memory is given back
 IMAGES = 8  # features of a batch's images come in multiples of this
 
 
@@ -72,6 +74,11 @@ class CachedRows:
 
     def __init__(self, generalist: Weights, rows: int, slots: int, *, images: int = 0):
         self._generalist = generalist
+        config = generalist.config.model
+        numbers = 2 * rows * slots * config.layers * config.kv_heads * config.key_size
+        if numbers * generalist.cache_dtype.itemsize > LARGE:
+            # The caches of an earlier prompt may have left gaps that these do not fit, and both would stay in memory.
+            release_freed()
         self._caches = empty_caches(generalist, rows, slots, rings=True)
         # On the host: they change with every append, and what a slot holds must be known without waiting for the device.
         self._segment = np.zeros((rows, slots), np.int32)
@@ -89,18 +96,17 @@ class CachedRows:
     ) -> tuple[Int[np.ndarray, "B A"], Float[Array, "B A V"]]:
         """Feeds positions to all rows. Returns the likeliest of the allowed ids at the last A of them, and the logits there.
 
-        Long texts are fed in equal parts, of which attention's scores take that much less memory: they grow with the new
-        positions times the slots.
+        Long texts are fed in equal parts, whose hidden states and attention's scores take that much less memory: scores grow with
+        the new positions times the slots.
 
         Args:
             batch: the new positions; `batch.position` is replaced by a count that continues the rows.
         """
-        size = math.gcd(batch.tokens.shape[1], LONGEST)
-        if (
-            batch.tokens.shape[1] > LONGEST
-            and size >= len(allowed)
-            and not any(len(getattr(batch, one)) for one in FLAT)
-        ):
+        rows, length = batch.tokens.shape
+        # On a CPU, which computes no faster with more, of all rows together; but every part fetches all weights.
+        most = LONGEST if target_platform() != "cpu" else LONGEST // min(rows, 16)
+        size = max(one for one in range(1, most + 1) if length % one == 0)
+        if length > most and size >= len(allowed) and not any(len(getattr(batch, one)) for one in FLAT):
             *first, last = positions_in_parts(batch, size)
             for part in first:
                 self._append(part, allowed[-1:])

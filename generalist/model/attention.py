@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from generalist.data.batch import ArrayLike
 from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.blocked_attention import MASKED
 from generalist.model.config import ModelConfig
@@ -53,9 +54,9 @@ class Slide(NamedTuple):
     """Positions that have moved back since their keys were rotated, as in a sliding window. A key stays as it was written; the
     queries that meet it are rotated further by the same distance."""
 
-    by: Int[Array, "B"]
+    by: Int[ArrayLike, "B"]
     """Positions moved, per row."""
-    slots: Bool[Array, "S"] | None
+    slots: Bool[ArrayLike, "S"] | None
     """The slots that have moved; None: all. New positions are written into such slots."""
 
 

@@ -291,5 +291,5 @@ def test_long_texts_are_read_in_parts(monkeypatch: pytest.MonkeyPatch):
     )
     monkeypatch.setattr(cached_rows, "LONGEST", 64)
     assert generalist.prompt(asked, tokens=12) == whole[0]
-    assert fed[:7] == [(3, 16)] * 7  # 112 positions in equal parts of at most 64
+    assert fed[:7] == [(3, 16)] * 7  # 112 positions in equal parts, of at most 64 positions of all rows
     np.testing.assert_allclose(prompts.rank(generalist, asked, [" a", " the photo"]), whole[1], atol=1e-4)
