@@ -28,7 +28,7 @@ def add_served(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt",
         default="none",
-        help="what is shown before each episode: none (the default), goal (the end of an episode of the task's expert, which plays "
+        help="what is shown before each episode: none (the default), goal (the end of an episode of the task's expert, who plays "
         "on the server), whole (a whole one), or a number of whole ones, up to 8",
     )
     parser.add_argument(
