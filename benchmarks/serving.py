@@ -30,6 +30,10 @@ from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy, some_value
 
 AGENTS = 16
+INSTRUCTION = "reach the goal"
+ROUNDS = 60
+"""Steps of each agent that are measured at a time."""
+TURNS = 8
 
 
 @contextlib.contextmanager
@@ -96,17 +100,19 @@ def beside_chats(port: int) -> None:
     )
 
 
-def together(port: int, generalist: Generalist) -> None:
-    """Steps per second of 16 agents in process and through the server, in turn."""
+def together(port: int, pid: int, generalist: Generalist) -> None:
+    """Steps per second of 16 agents in process and through the server, in turn, and the processors' time of a step."""
     observation = some_value(generalist.layouts[LAYOUT].observation.space)
     policy = ControlPolicy(generalist, [LAYOUT] * AGENTS)
-    policy.reset(range(AGENTS), [""] * AGENTS, range(AGENTS))
+    policy.reset(range(AGENTS), [INSTRUCTION] * AGENTS, range(AGENTS))
     robots = [RobotClient(f"ws://127.0.0.1:{port}", layout=LAYOUT) for _ in range(AGENTS)]
     for robot in robots:
-        robot.reset()
-    ratios, rates = [], []
-    for turn in range(6):
+        robot.reset(prompt=INSTRUCTION)
+    ratios, rates, used = [], [], []
+    for turn in range(TURNS + 1):
+        before = time.process_time()
         inside = rate(lambda: policy.act([observation] * AGENTS))
+        middle = time.process_time()
 
         def through() -> None:
             for robot in robots:
@@ -114,21 +120,31 @@ def together(port: int, generalist: Generalist) -> None:
             for robot in robots:
                 robot.receive()
 
+        busy = processor(pid)
         outside = rate(through)
         if turn:  # the first one compiles in this process
             ratios.append(outside / inside)
             rates.append((inside, outside))
+            used.append((middle - before, processor(pid) - busy, time.process_time() - middle))
     for robot in robots:
         robot.close()
     inside, outside = (statistics.median(one) for one in zip(*rates, strict=True))
+    own, server, clients = (1e6 * statistics.median(one) / (AGENTS * ROUNDS) for one in zip(*used, strict=True))
     print(
         f"{AGENTS} agents: {inside:.0f} steps/s in process, {outside:.0f} through the server, "
-        f"ratio {statistics.median(ratios):.2f}",
+        f"ratio {statistics.median(ratios):.2f}; per step {own:.0f} us of processors in process, or {server:.0f} of the server "
+        f"and {clients:.0f} of the client",
         flush=True,
     )
 
 
-def rate(call: Any, rounds: int = 60) -> float:
+def processor(pid: int) -> float:
+    """Seconds of processors that a process took so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rate(call: Any, rounds: int = ROUNDS) -> float:
     """Steps of agents per second."""
     started = time.perf_counter()
     for _ in range(rounds):
@@ -226,7 +242,7 @@ def main() -> None:
         beside_chats(port)
     with served("--sessions", str(AGENTS)) as (process, port, line):
         print(line, flush=True)
-        together(port, generalist)
+        together(port, process.pid, generalist)
         mixed(port, process.pid, generalist, arguments.clients, arguments.seconds)
         hostile(port, process.pid, arguments.fuzzed)
         frames(port, process.pid, arguments.fuzzed)

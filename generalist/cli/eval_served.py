@@ -26,6 +26,12 @@ def add_served(parser: argparse.ArgumentParser) -> None:
         "--lanes", type=int, default=4, help="environments at once, as many as its sessions (default 4)"
     )
     parser.add_argument(
+        "--prompt",
+        default="none",
+        help="what is shown before each episode: none (the default), goal (the end of an episode of the task's expert, who plays "
+        "on the server), whole (a whole one), or a number of whole ones, up to 8",
+    )
+    parser.add_argument(
         "--seed", type=int, default=EVALUATION_SEED, help=f"of the first episode (default {EVALUATION_SEED:,})"
     )
 
@@ -35,7 +41,7 @@ def served(arguments: argparse.Namespace, console: Console) -> int:
     GENERALIST_TOKEN.
 
     Raises:
-        ValueError: a number is too small, or the server plays none of the tasks.
+        ValueError: a number is too small, there is no such prompt, or the server plays none of the tasks.
         OSError: there is no such server.
     """
     for name in ("episodes", "lanes"):
@@ -43,9 +49,11 @@ def served(arguments: argparse.Namespace, console: Console) -> int:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     from generalist.client import RobotClient, ServerError
     from generalist.eval.control.lanes import evaluate_control
+    from generalist.eval.control.policies import Prompt
     from generalist.eval.control.served import ServedPolicy
     from generalist.system.progress import counting
 
+    prompt = Prompt.parse(arguments.prompt)
     token = os.environ.get("GENERALIST_TOKEN")
     with RobotClient(arguments.server, token=token) as robot:
         known = robot.metadata["layouts"]
@@ -55,7 +63,7 @@ def served(arguments: argparse.Namespace, console: Console) -> int:
     policies: list[ServedPolicy] = []
 
     def make(layouts: list[str]) -> ServedPolicy:
-        policies.append(ServedPolicy(arguments.server, layouts, token))
+        policies.append(ServedPolicy(arguments.server, layouts, token, prompt))
         return policies[-1]
 
     try:

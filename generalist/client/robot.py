@@ -39,17 +39,14 @@ class RobotClient:
         for package in ("websockets", "msgpack"):
             if find_spec(package) is None:
                 raise ImportError(f"a client needs {package}: pip install 'generalist[serve]'", name=package)
-        from websockets.sync.client import connect
+        from generalist.client.wire import opened
 
-        headers = {"Authorization": f"Bearer {token}"} if token is not None else None
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         query = f"?{urlencode({'layout': layout})}" if layout is not None else ""
         self._patience = patience
         address = server.rstrip("/") + PATH + query
-        # Nothing is compressed: images do not get smaller, and a robot waits for each answer.
         self._ends = contextlib.ExitStack()
-        self._socket = self._ends.enter_context(
-            connect(address, compression=None, additional_headers=headers, max_size=1 << 24)
-        )
+        self._wire = self._ends.enter_context(opened(address, headers, 1 << 24))
         try:
             self.metadata: dict[str, Any] = self._received()
         except BaseException:
@@ -86,7 +83,7 @@ class RobotClient:
     def send(self, observation: Any) -> None:
         """Sends an observation; `receive` waits for its action. So one program can play many sessions at once."""
         self._sent = time.perf_counter()
-        self._socket.send(pack({"observation": observation} | self._begin))
+        self._wire.send(pack({"observation": observation} | self._begin))
         self._begin = {}
 
     def receive(self) -> Any:
@@ -113,7 +110,7 @@ class RobotClient:
         self.close()
 
     def _received(self) -> dict[str, Any]:
-        content = self._socket.recv(timeout=self._patience)
+        content = self._wire.recv(timeout=self._patience)
         if isinstance(content, str):
             raise ServerError(content)
         return unpack(content)

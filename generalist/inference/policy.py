@@ -184,18 +184,19 @@ class ControlPolicy:
         sequences = [self.generalist.assembler.instruction(one) if isinstance(one, str) else one for one in prefixes]
         self._window.start(lanes, sequences, seeds)
 
-    def act(self, observations: Sequences[Any]) -> list[Any]:
+    def act(self, observations: Sequences[Any], *, checked: bool = False) -> list[Any]:
         """One action per lane.
 
         Args:
             observations: one per lane; None for a lane that does not act now, whose action has no meaning.
+            checked: they are what `SpaceTokenizer.checked` returned, and are not checked again.
 
         Raises:
             ValueError: a lane acts before its first episode, or an observation is not of its layout's space; the message names
                 the part.
         """
         acting = np.array([one is not None for one in observations]) if self._apart else None
-        return self._actions(self._decode(self._step(observations), acting=acting))
+        return self._actions(self._decode(self._step(observations, checked), acting=acting))
 
     def predict(
         self, observations: Sequences[Any], actions: Sequences[Any]
@@ -234,7 +235,7 @@ class ControlPolicy:
             at += count
         return np.concatenate(rows)
 
-    def _step(self, observations: Sequences[Any]) -> Batch:
+    def _step(self, observations: Sequences[Any], checked: bool = False) -> Batch:
         """The lanes' new observations as positions to append."""
         if len(observations) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(observations)} observations")
@@ -243,7 +244,11 @@ class ControlPolicy:
             raise ValueError(f"lane {idle[0]} acts before its first episode has begun: call reset")
         # A lane without an observation repeats its last one: all lanes are computed together, and its result is dropped.
         self._last = [
-            old if new is None else layout.observation.checked(new, f"{layout.name}: the observation")
+            old
+            if new is None
+            else new
+            if checked
+            else layout.observation.checked(new, f"{layout.name}: the observation")
             for layout, old, new in zip(layouts, self._last, observations, strict=True)
         ]
         return self._observe(np.array([one is not None for one in observations]))

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -60,7 +60,8 @@ class Inspector:
         self._images = images
         self._masks = jax.jit(partial(masks, weights.config.model, images))
         self.lengths = sorted({min(length, context(weights)) for length in LENGTHS})
-        if "encoder" in weights.config.tokens.documents:
+        self._encodes = "encoder" in weights.config.tokens.documents or weights.projects
+        if self._encodes:
             assert weights.encoder is not None
             side = weights.encoder.prepare.size
             one = self._encoded(weights, np.zeros((side, side, 3), np.uint8))
@@ -138,15 +139,18 @@ class Inspector:
         if "patches" in kinds:
             rows = bucket(length)
             fields |= {"patches": padded(batch.patches, rows), "intervals": padded(batch.intervals, rows)}
-        if "encoder" in kinds:
+        if self._encodes:
             features = self._empty.copy()
             for number, image in enumerate(batch.images):
                 features[number] = self._encoded(weights, image)
-            fields |= {"images": features, "row_images": np.arange(self._images, dtype=np.int32)[None]}
+            # Projected images are positions, which know their image; the others are seen by the whole row.
+            rows = 0 if weights.projects else self._images
+            fields |= {"images": features, "row_images": np.arange(rows, dtype=np.int32)[None]}
         return dataclasses.replace(batch, **fields)
 
-    def _encoded(self, weights: Weights, image: UInt8[np.ndarray, "P P 3"]) -> Float[np.ndarray, "S F"]:
-        return np.asarray(weights.features(jnp.asarray(image[None])))[0]
+    def _encoded(self, weights: Weights, image: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "S F"]:
+        """The features of an image, (P, P, 3), or of what has been prepared as them."""
+        return np.asarray(weights.features(jnp.asarray(image[None])))[0] if image.dtype == np.uint8 else image
 
 
 class Inspection:
@@ -184,10 +188,6 @@ class Inspection:
 
     def _whole(self, sequence: Sequence, ids: Int[np.ndarray, "n"]) -> Sequence:
         assembler, longest = self._engine.weights.assembler, self._inspector.lengths[-1]
-        if self._engine.weights.projects and len(sequence.images):
-            raise wrong(
-                "messages", "images that are projected into the sequence cannot be looked into: ask with text alone"
-            )
         whole = assembler.concatenate([sequence, assembler.text(ids, bos=False, eos=False)])
         if len(whole) > longest:
             message = f"and the answer take {len(whole)} positions, but may take {longest} to be looked into"
@@ -222,7 +222,8 @@ class Inspection:
 
 def told(weights: Weights, sequence: Sequence, looked: Looks, row: Row) -> dict[str, Any]:
     """The answer's values: arrays as Base64 of little-endian float32."""
-    vision, cells = weights.config.model.vision, looked.images.shape[-1]
+    vision = weights.config.model.vision
+    cells = vision.positions if weights.projects else looked.images.shape[-1]
     side = math.isqrt(cells)
     # Cells of a cropped image, or with one for the whole of it, are no map of what the user sees.
     mapped = cells and side**2 == cells and weights.encoder is not None and not weights.encoder.prepare.crop
@@ -245,11 +246,17 @@ def _array(values: Any) -> dict[str, Any]:
 
 
 def inline_images(sequence: Sequence, frame_tokens: int) -> list[Int[np.ndarray, "n"]]:
-    """The positions of each image that stands in the sequence itself, as a frame or as patches."""
+    """The positions of each image that stands in the sequence itself: as a frame, as patches, or projected."""
     frames = np.flatnonzero(sequence.modality == Modality.FRAME)
     patches = np.flatnonzero(sequence.modality == Modality.PATCH)
     number = sequence.payload_index[frames] // positions_per_row(Modality.FRAME, frame_tokens)
     # An image's first patch is its upper left one: both of its intervals begin at 0.
     begins = (sequence.intervals[sequence.payload_index[patches]][:, [0, 2]] == 0).all(axis=1)
     several = [frames[number == one] for one in np.unique(number)]
+    # One that is projected begins with its marker, unless the images are seen by cross-attention alone.
+    is_projected = sequence.modality == Modality.PROJECTED
+    if is_projected.any():
+        projected = np.flatnonzero(is_projected | (sequence.modality == Modality.IMAGE))
+        begins_image = sequence.modality[projected] == Modality.IMAGE
+        several += [part for part in np.split(projected, np.flatnonzero(begins_image)) if len(part)]
     return several + [part for part in np.split(patches, np.flatnonzero(begins)) if len(part)]

@@ -128,7 +128,7 @@ class Server:
             port=self.settings.port,
             http="h11",
             ws="websockets-sansio",
-            loop="asyncio",
+            loop="auto",  # uvloop where there is one: a message of an agent takes a third less time
             log_config=None,
             access_log=False,
             server_header=False,

@@ -203,7 +203,7 @@ class Pool:
         observations: list[Any] = [None] * self._lanes
         for step in steps:
             observations[step.session.lane] = step.observation
-        actions = self.policy.act(observations)
+        actions = self.policy.act(observations, checked=True)  # by `check`
         # Taken apart on the host: an index on the device would be a program of its own.
         logits = np.asarray(self.policy.logits) if any(step.looks for step in steps) else None
         for step in steps:

@@ -2,21 +2,27 @@
 
 import base64
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from serving import asked, chat, picture, running, user
 from watched import metric
 
+from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
+from generalist.inference.writing import writable
 from generalist.model.attention_weights import looks
 from generalist.serve.inspection import IDS, inline_images
+from generalist.serve.messages import Message, Prompter
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import CHUNK_END
 
 INSPECT = "/v1/inspect"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,36 @@ def test_without_the_option_there_is_no_such_route(make_model: Callable[..., Any
     with running(make_model("frame+encoder"), sessions=0) as (_, port):
         assert asked(port, INSPECT, {})[0] == 404
         assert asked(port, "/v1/playground")[1]["inspects"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_projected_images_are_positions_of_the_sequence(name: str) -> None:
+    folder = FIXTURES / "images" / name
+    model, image = Generalist.load(folder), np.load(folder / "expected.npz")["image0"]
+    messages = [user(image, "a photo of")]
+    with running(model, inspect=True, sessions=0, name=name) as (_, port):
+        body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 4, "logprobs": True}
+        content = asked(port, "/v1/chat/completions", body)[1]["choices"][0]["logprobs"]["content"]
+        ids = [token["id"] for token in content]
+        compiled = metric(port, "compilations_after_ready")
+        status, found = asked(port, INSPECT, {"model": name, "messages": messages, "answer": ids})
+        assert status == 200, found
+        assert metric(port, "compilations_after_ready") == compiled
+    prompt = Prompter(model).sequence([Message("user", [image, "a photo of"])])
+    whole = model.assembler.concatenate([prompt, model.assembler.text(np.array(ids, np.int32), bos=False, eos=False)])
+    batch = model.on_device(stack_rows([whole], len(whole), pad=model.vocabulary.pad))
+    structure, params = model.decoder
+    places = jnp.arange(len(prompt) - 1, len(whole) - 1)
+    expected, hidden = looks(structure.model(params), batch, places, jnp.float32)
+    np.testing.assert_allclose(array(found["attention"]), expected.positions, atol=1e-4)
+    count = model.config.model.vision.positions
+    begin = int(np.flatnonzero(whole.modality == Modality.IMAGE)[0])
+    assert found["inline"] == [list(range(begin, begin + count))]
+    # From these positions the ids were written, with the image read in pieces of its own.
+    logits = jnp.where(writable(model)[0], structure.model(params).logits(hidden[0, places]), -jnp.inf)
+    logged = jax.nn.log_softmax(logits)[jnp.arange(len(ids)), jnp.array(ids)]
+    np.testing.assert_allclose([token["logprob"] for token in content], logged, atol=1e-3)
 
 
 def test_images_in_the_sequence_are_found_by_their_positions(make_model: Callable[..., Any]) -> None:

@@ -65,7 +65,7 @@ def test_episodes_through_the_server_are_those_in_process(
         end = time.monotonic() + 30
         while asked_sessions(port) and time.monotonic() < end:
             time.sleep(0.01)
-        given = argparse.Namespace(server=server, tasks=[TASK], episodes=2, lanes=2, seed=1_000_000)
+        given = argparse.Namespace(server=server, tasks=[TASK], episodes=2, lanes=2, prompt="goal", seed=1_000_000)
         assert served(given, Console(width=200)) == 0
         assert f"{TASK}: " in capsys.readouterr().out
         given.tasks = ["babyai/GoTo"]

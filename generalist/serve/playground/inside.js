@@ -59,14 +59,16 @@ function images(token) {
     const own = crossed ? weights.slice(number * cells, (number + 1) * cells) : [];
     const share = own.reduce((sum, one) => sum + one, 0);
     const within = (found.inline[number] || []).reduce((sum, place) => sum + inline[place], 0);
+    const map = crossed ? own : (found.inline[number] || []).map((place) => inline[place]);
     const frame = made("div", { class: "frame" }, made("img", { src: uri, alt: "image " + (number + 1) }));
-    if (crossed && found.grid && share > 0) frame.append(heat(own, found.grid));
+    if (found.grid && share + within > 0) frame.append(heat(map, found.grid));
     const told = [];
     if (crossed) told.push(Math.round(100 * share) + "% of the cross-attention");
     if (found.inline.length) told.push((100 * within).toFixed(1) + "% of the self-attention");
     row.append(made("figure", { class: share + within > 0 ? "" : "none" }, frame, made("figcaption", {}, told.join(", "))));
   });
   section.append(row);
+  if (!crossed && found.grid) section.append(made("p", { class: "soft small" }, "The map: self-attention to the image's positions, mean over layers and heads."));
   if (crossed) section.append(made("p", { class: "soft small" }, "The map: cross-attention to the cells of the image encoder, traced through the resampler; mean over gated layers and heads."));
   return section;
 }
