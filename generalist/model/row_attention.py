@@ -61,8 +61,9 @@ def by_groups(kernel: Float[Array, "D inputs"], heads: Heads) -> Float[Array, "D
     """The columns of queries, keys and values, which follow one another, in the order that the kernels read: those of a group of
     heads next to each other. Weights are moved instead of activations, of which there are more."""
     width = len(kernel)
-    grouped = kernel.reshape(width, 3, -1, heads.lanes)  # (D, 3, C, W)
-    return grouped.swapaxes(1, 2).reshape(width, -1)
+    grouped = kernel.reshape(width, 3, -1, heads.lanes).swapaxes(1, 2)  # (D, C, 3, W)
+    # Without a barrier the compiler moves the gradient of the projection instead of that of the weights.
+    return jax.lax.optimization_barrier(grouped.reshape(width, -1))
 
 
 class Places(NamedTuple):
