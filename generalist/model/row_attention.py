@@ -41,7 +41,7 @@ class Heads(NamedTuple):
         return max(LANES, self.size)
 
     @property
-    def count(self) -> int:
+    def per_group(self) -> int:
         """Heads of a group."""
         return self.lanes // self.size
 
@@ -54,7 +54,12 @@ def row_attention_takes(length: int, heads: int, size: int, layout: Layout, part
     """
     lanes = max(LANES, size)
     whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0
-    return whole and heads * size % (lanes * parts) == 0 and length % BLOCK == 0 <= length <= LONGEST and not layout.queries
+    return (
+        whole
+        and heads * size % (lanes * parts) == 0
+        and length % BLOCK == 0 <= length <= LONGEST
+        and not layout.queries
+    )
 
 
 def by_groups(kernel: Float[Array, "D inputs"], heads: Heads) -> Float[Array, "D inputs"]:
@@ -82,14 +87,17 @@ def row_attention(
     Args:
         projected: products with a kernel `by_groups`.
     """
-    run = functools.partial(_attend, heads=heads)
+
+    def local(projected: Float[Array, "B L _"], *places: Any) -> Float[Array, "B L _"]:
+        return _attend(projected, Places(*places), heads)
+
     mesh = jax.sharding.get_abstract_mesh()
     # Pallas calls are not partitioned by the compiler: on a mesh the division is written out.
     if mesh.empty:
-        return run(projected, places)
-    whole = P(layout.rows, None, layout.heads)
-    of_places = Places(P(layout.rows, None), *(P(layout.rows, None, None),) * 2)
-    return jax.shard_map(run, in_specs=(whole, of_places), out_specs=whole, check_vma=False)(projected, places)
+        return local(projected, *places)
+    whole, angles = P(layout.rows, None, layout.heads), P(layout.rows, None, None)
+    in_specs = (whole, P(layout.rows, None), angles, angles)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=whole, check_vma=False)(projected, *places)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -135,7 +143,7 @@ def _call(
     cost = pl.CostEstimate(
         # Of b × b blocks those on and below the diagonal are computed: b (b + 1) / 2.
         flops=products * batch * (blocks + 1) * length * length // blocks * groups * heads.lanes,
-        transcendentals=batch * (blocks + 1) * length * length // (2 * blocks) * groups * heads.count,
+        transcendentals=batch * (blocks + 1) * length * length // (2 * blocks) * groups * heads.per_group,
         bytes_accessed=arrays[0].dtype.itemsize * batch * length * groups * heads.lanes * (2 + outputs + len(arrays)),
     )
     return pl.pallas_call(
@@ -154,14 +162,14 @@ def _call(
         cost_estimate=cost,
         interpret=heads.interpret,
         name=kernel.__name__.strip("_"),
-    )(*arrays, *of_positions, turn(heads, arrays[0].dtype), jnp.tile(jnp.eye(heads.size // 2), (1, 2 * heads.count)))
+    )(*arrays, *of_positions, turn(heads, arrays[0].dtype), jnp.tile(jnp.eye(heads.size // 2), (1, 2 * heads.per_group)))
 
 
 def turn(heads: Heads, dtype: Any) -> Float[Array, "W W"]:
     """The matrix whose product with a group's lanes is, in each head, its second half negated before its first."""
     half = heads.size // 2
     of_head = jnp.kron(jnp.array([[0, 1], [-1, 0]], dtype), jnp.eye(half, dtype=dtype))
-    return jnp.kron(jnp.eye(heads.count, dtype=dtype), of_head)
+    return jnp.kron(jnp.eye(heads.per_group, dtype=dtype), of_head)
 
 
 def _product(left: Any, right: Any, left_dim: int, right_dim: int) -> Any:
@@ -213,7 +221,7 @@ def _forward_kernel(projected, cos, sin, of_queries, of_keys, turning, spreading
         # Keys after the block are never seen.
         last = first + BLOCK
         shown, mixed = _shown(of_queries, of_keys, first, last), jnp.zeros((BLOCK, lanes), jnp.float32)
-        for head in range(heads.count):
+        for head in range(heads.per_group):
             own = _own((BLOCK, lanes), head, heads.size)
             # A product over all lanes takes no longer than one over some of them.
             asked = jnp.where(own, query[first:last], 0)
@@ -234,7 +242,7 @@ def _backward_kernel(projected, gradient, cos, sin, of_queries, of_keys, turning
     for first in range(0, length, BLOCK):
         last = first + BLOCK
         shown, mixed = _shown(of_queries, of_keys, first, last), jnp.zeros((BLOCK, lanes), jnp.float32)
-        for head in range(heads.count):
+        for head in range(heads.per_group):
             own = _own((BLOCK, lanes), head, heads.size)
             asked, given = jnp.where(own, query[first:last], 0), jnp.where(own, gradient[0, first:last, :], 0)
             weights = _weights(asked, key[:last], shown, heads.scale)

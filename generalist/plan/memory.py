@@ -77,6 +77,7 @@ def arithmetic(
     *,
     limit: float | None,
     width: int = HALF,
+    platform: str = "gpu",
     shards: int = 1,
     replicas: int = 1,
 ) -> Arithmetic:
@@ -84,6 +85,7 @@ def arithmetic(
 
     Args:
         width: bytes per activation.
+        platform: `gpu` or `tpu`, where activations have 16 bits; else it is a CPU.
         shards: number of devices that parameters, gradients and moments are split over.
         replicas: number of devices that the batch is split over.
     """
@@ -95,7 +97,8 @@ def arithmetic(
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.parts
     logits = positions * spec.vocabulary.size
-    chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
+    platform = "cpu" if width == FULL else platform
+    chunks = config.training.loss_chunks or fitting(batch.length, logits, platform)
     predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else spec.config.vision.positions if spec.projected else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
@@ -109,7 +112,7 @@ def arithmetic(
     payloads += 2 * FULL * predicted  # ids and weights
     # Logits of parallel actions are of ids that are no text. They are computed after those of positions, in as large pieces.
     of_actions = predicted / micro * (spec.vocabulary.size - spec.vocabulary.text)
-    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, "cpu" if width == FULL else "gpu")
+    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, platform)
     return Arithmetic(
         trained=trained,
         frozen=frozen,
