@@ -19,8 +19,9 @@ from generalist.model.blocked_attention import MASKED
 from generalist.model.mesh_layout import Layout
 
 LANES = 128  # of a vector register
-LONGEST = 2048
-"""Positions of the longest row whose queries, keys, values and gradients fit into a core's memory all together."""
+LARGEST = 1024 * LANES
+"""Numbers of a row in one group of heads, up to which queries, keys, values and gradients fit into a core's memory all together; the
+compiler refuses the backward pass of twice as many on a v5e."""
 BLOCK = 256
 """Queries whose scores are computed at once."""
 
@@ -53,13 +54,8 @@ def row_attention_takes(length: int, heads: int, size: int, layout: Layout, part
         parts: devices that the heads are divided among.
     """
     lanes = max(LANES, size)
-    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0
-    return (
-        whole
-        and heads * size % (lanes * parts) == 0
-        and length % BLOCK == 0 <= length <= LONGEST
-        and not layout.queries
-    )
+    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0 and heads * size % (lanes * parts) == 0
+    return whole and length % BLOCK == 0 and length * lanes <= LARGEST and not layout.queries
 
 
 def by_groups(kernel: Float[Array, "D inputs"], heads: Heads) -> Float[Array, "D inputs"]:
@@ -162,7 +158,12 @@ def _call(
         cost_estimate=cost,
         interpret=heads.interpret,
         name=kernel.__name__.strip("_"),
-    )(*arrays, *of_positions, turn(heads, arrays[0].dtype), jnp.tile(jnp.eye(heads.size // 2), (1, 2 * heads.per_group)))
+    )(
+        *arrays,
+        *of_positions,
+        turn(heads, arrays[0].dtype),
+        jnp.tile(jnp.eye(heads.size // 2), (1, 2 * heads.per_group)),
+    )
 
 
 def turn(heads: Heads, dtype: Any) -> Float[Array, "W W"]:

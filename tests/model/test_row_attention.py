@@ -14,7 +14,7 @@ from generalist.model.attend import Packed
 from generalist.model.config import ModelConfig
 from generalist.model.mesh_layout import Layout
 from generalist.model.positions import placement
-from generalist.model.row_attention import BLOCK, LONGEST, Heads, row_attention_takes
+from generalist.model.row_attention import BLOCK, Heads, row_attention_takes
 
 CONFIG = ModelConfig(width=32, layers=1, heads=4, kv_heads=4, head_size=32, hidden=64, qk_norm=False)
 
@@ -58,8 +58,8 @@ def test_values_and_gradients_are_those_of_attention_with_a_mask(monkeypatch, he
 
 def test_which_rows_the_kernel_takes():
     takes = functools.partial(row_attention_takes, layout=Layout(), parts=1)
-    assert takes(1024, 24, 32) and takes(1024, 12, 128) and takes(LONGEST, 1, 256)
-    assert not takes(2 * LONGEST, 24, 32), "longer than the core's memory"
+    assert takes(1024, 24, 32) and takes(1024, 12, 128) and takes(512, 1, 256)
+    assert not takes(2048, 24, 32) and not takes(1024, 1, 256), "longer than the core's memory"
     assert not takes(BLOCK + 128, 24, 32), "no whole blocks"
     assert not takes(1024, 3, 32), "heads that do not fill the lanes"
     assert not takes(1024, 12, 96), "heads across the borders of lanes"
