@@ -20,7 +20,7 @@ from generalist.model.mesh_layout import Layout
 
 LANES = 128  # of a vector register
 LARGEST = 1024 * LANES
-"""Numbers of a row in one group of heads, up to which queries, keys, values and gradients fit into a core's memory all together; the
+"""Numbers of a row in one group of heads, up to which queries, keys, values and gradients fit into a core's memory together; the
 compiler refuses the backward pass of twice as many on a v5e."""
 BLOCK = 256
 """Queries whose scores are computed at once."""
