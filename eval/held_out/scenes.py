@@ -12,6 +12,7 @@ Dimension key: Q questions, C choices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,10 +49,24 @@ class Pair:
     asked: Asked
     image: UInt8[np.ndarray, "S S 3"]
     wrong: UInt8[np.ndarray, "S S 3"]
+    is_asked_first: bool = False
+    """Whether the question stands before the image."""
+
+    def parts(self, shown: str, *answer: Any) -> list[Any]:
+        """A document that asks about one of the two images, `image` or `wrong`."""
+        image = getattr(self, shown)
+        return [self.asked.text, image, *answer] if self.is_asked_first else [image, self.asked.text, *answer]
 
 
 def questions(
-    kind: Kind, split: Split, items: int, objects: Sequence[int], things: int, draw: Draw = draw_scene
+    kind: Kind,
+    split: Split,
+    items: int,
+    objects: Sequence[int],
+    things: int,
+    draw: Draw = draw_scene,
+    *,
+    is_asked_first: bool = False,
 ) -> list[Pair]:
     """Questions of one kind, the same on every machine.
 
@@ -62,6 +77,7 @@ def questions(
         objects: numbers of things per scene, equally likely.
         things: number of things to choose among; 0: all.
         draw: draws a scene.
+        is_asked_first: questions stand before the image.
     """
     # A generator of its own for each kind, so that another one does not change these questions.
     rng = np.random.default_rng([SEED, list(ASKING).index(kind), len(objects), objects[0]])
@@ -72,7 +88,12 @@ def questions(
         if asked := ASKING[kind](scene, rng):
             found.append((scene, asked))
     return [
-        Pair(asked=asked, image=covered(scene, asked), wrong=covered(found[(number + 1) % items][0], asked))
+        Pair(
+            asked=asked,
+            image=covered(scene, asked),
+            wrong=covered(found[(number + 1) % items][0], asked),
+            is_asked_first=is_asked_first,
+        )
         for number, (scene, asked) in enumerate(found)
     ]
 
@@ -87,6 +108,7 @@ def evaluate_scenes(
     objects: int,
     things: int,
     draw: Draw = draw_scene,
+    is_asked_first: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All scores of one split, each with its interval and beside the score with a wrong image.
@@ -100,6 +122,7 @@ def evaluate_scenes(
         objects: maximum number of things per scene in training.
         things: number of things to choose among; 0: all.
         draw: draws a scene.
+        is_asked_first: questions stand before the image.
         progress: gets one bar.
 
     Raises:
@@ -119,24 +142,23 @@ def evaluate_scenes(
         if progress and bar is not None:
             progress.advance(bar)
 
+    ask = functools.partial(
+        questions, split=split, items=items, things=things, draw=draw, is_asked_first=is_asked_first
+    )
     pointed = {}
     for name, (kind, numbers) in pointing.items():
-        pointed[name] = _pointing(questions(kind, split, items, numbers, things, draw), generate)
+        pointed[name] = _pointing(ask(kind, objects=numbers), generate)
         done()
     by_kind = {}
     for kind in kinds:
-        asked = questions(kind, split, items, whole, things, draw)
-        by_kind[kind] = _choosing(kind, asked, assemble, log_likelihood)
+        by_kind[kind] = _choosing(kind, ask(kind, objects=whole), assemble, log_likelihood)
         done()
-    return {"point": pointed, "questions": by_kind, "items": items, "things": things}
+    return {"point": pointed, "questions": by_kind, "items": items, "things": things, "asked_first": is_asked_first}
 
 
 def _pointing(asked: list[Pair], generate: Generate) -> dict[str, Any]:
     """Accuracy at each threshold with the right image and a wrong one, and the overlaps themselves."""
-    overlaps = {
-        shown: _overlaps(asked, generate([[getattr(one, shown), one.asked.text] for one in asked]))
-        for shown in ("image", "wrong")
-    }
+    overlaps = {shown: _overlaps(asked, generate([one.parts(shown) for one in asked])) for shown in ("image", "wrong")}
     return {
         **{
             f"{name}_{threshold}": dataclasses.asdict(
@@ -182,11 +204,7 @@ def _scores(
     asked: list[Pair], shown: str, assemble: Callable[[list[Any]], TokenSequence], log_likelihood: LogLikelihood
 ) -> list[Float[np.ndarray, "_C"]]:
     """Log-likelihood of each question's choices."""
-    sequences = [
-        assemble([getattr(one, shown), one.asked.text, Predicted(choice)])
-        for one in asked
-        for choice in one.asked.choices
-    ]
+    sequences = [assemble(one.parts(shown, Predicted(choice))) for one in asked for choice in one.asked.choices]
     values = np.concatenate(
         [log_likelihood(sequences[start : start + ASKED_AT_ONCE]) for start in range(0, len(sequences), ASKED_AT_ONCE)]
     )

@@ -119,6 +119,7 @@ def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split)
             objects=source.objects,
             things=source.number_of_things,
             draw=source.draw,
+            is_asked_first=source.is_asked_first,
             progress=progress,
         )
 
@@ -126,6 +127,7 @@ def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split)
         "items": source.evaluation_scenes,
         "objects": source.objects,
         "things": source.number_of_things,
+        "asked_first": source.is_asked_first,
         "seed": scenes.SEED,
     }
     return Job(part=part, key=split, settings=settings, compute=compute)

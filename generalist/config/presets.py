@@ -60,7 +60,10 @@ def pocket_all() -> Config:
         tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS),
         # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.
         data=dataclasses.replace(
-            base.data.with_sources(scenes=Scenes(weight=0.25, things=100), infilling=Infilling(weight=0.07)),
+            base.data.with_sources(
+                scenes=Scenes(weight=0.25, things=100, detections=0.1, asked_first=0.8),
+                infilling=Infilling(weight=0.07),
+            ),
             rows=base.data.rows // 2,
             length=2 * base.data.length,
             images=32,

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from generalist.data.scene_questions import ASKING, Asked, Kind, detection, document
+from generalist.data.scene_questions import ASKING, YES_NO, Asked, Kind, asked_first, detection, document
 from generalist.data.scenes import Draw, Placed, Scene, draw_scene
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
-FREQUENCIES: dict[Kind, int] = {"point": 4, "alone": 4, "here": 2, "hidden": 4}
+FREQUENCIES: dict[Kind, int] = {
+    "point": 4, "alone": 3, "match": 4, "exists": 2, "here": 2, "hidden": 3, "refer": 2, "relation": 2
+}  # fmt: skip
 """How often a kind is drawn, beside 1 of all others: those that tell a name's look and place are learned slowly, and what is
 hidden can only be asked first."""
 CELL_WEIGHT = 0.5
@@ -35,6 +37,8 @@ class SceneExamples:
     """Maximum number of questions per scene."""
     detections: float
     """Share of the scenes in which everything is named instead."""
+    asked_first: float = 0.0
+    """Share of the other scenes that have one question, which stands before the image."""
     things: int
     """Number of things to choose among; 0: all."""
     draw: Draw = draw_scene
@@ -51,15 +55,23 @@ class SceneExamples:
             if len(sequence := self.assembler.document(parts)) <= self.length:
                 return self.named(sequence, scene, rng)
         asked = self.questions_about(scene, rng)
+        if rng.random() < self.asked_first:
+            sequence = self.assembler.document(asked_first(scene, asked[0]))
+            return self.named(sequence, scene, rng, asked[0])
         while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
             asked = asked[:-1]
         return sequence if asked[0].covered else self.named(sequence, scene, rng)
 
-    def named(self, sequence: TokenSequence, scene: Scene, rng: np.random.Generator) -> TokenSequence:
+    def named(
+        self, sequence: TokenSequence, scene: Scene, rng: np.random.Generator, asked: Asked | None = None
+    ) -> TokenSequence:
         """The sequence with a target at each position of the image that shows a thing: a random piece of its name.
 
         Which name belongs to which look is so learned directly. From questions alone it is learned late: as long as no name is
         known to belong to a look, attending to the right thing does not help to answer.
+
+        After a question each position has a target: ` 1` where it shows the first thing that the question describes, ` 2` for the
+        second, elsewhere ` no`. To compare one thing with one name is learned much sooner than to find it among several.
         """
         cells = np.flatnonzero(np.isin(sequence.modality, IMAGE_CELLS))
         side = math.isqrt(len(cells))
@@ -67,8 +79,15 @@ class SceneExamples:
             return sequence
         targets, weight = sequence.targets.copy(), sequence.loss_weight.copy()
         pieces = {one.name: self.assembler.encode(f" {one.name}") for one in scene.placed}
+        meant = asked.meant if asked else ()
+        number = {one: self.assembler.encode(f" {place}")[-1] for place, one in enumerate(meant, 1)}
+        nothing = self.assembler.encode(YES_NO[1])[0]
         for at, one in zip(cells, cells_shown(scene.placed, side), strict=True):
-            if one is not None:
+            if weight[at]:  # the last position predicts the answer's beginning
+                continue
+            if asked:
+                targets[at], weight[at] = number.get(one, nothing) if one else nothing, CELL_WEIGHT
+            elif one is not None:
                 targets[at], weight[at] = rng.choice(pieces[one.name]), CELL_WEIGHT
         return dataclasses.replace(sequence, targets=targets, loss_weight=weight)
 

@@ -6,6 +6,10 @@ likely, and so are colours, numbers and sides.
     <image> point to the red heart: <loc0102><loc0256><loc0511><loc0640> chunk_end
             what is at <loc0102><loc0256><loc0511><loc0640>? answer: red heart chunk_end
             a blue heart left of a green cat. does this match? answer: no chunk_end
+
+One question may also stand before the image, of which each position then knows what is asked:
+
+    point to the red heart: <image> <loc0102><loc0256><loc0511><loc0640> chunk_end
 """
 
 import dataclasses
@@ -41,6 +45,8 @@ class Asked:
     """What is asked about, if it is one thing."""
     about: tuple[Placed, ...] = ()
     """Things whose colour, name or place question and answer tell."""
+    meant: tuple[Placed | None, ...] = ()
+    """What the question describes, in the order of its words; None: it does not show. What is counted, from the top."""
     covered: Box | None = None
     """A part of the image that is covered with grey."""
 
@@ -52,14 +58,18 @@ class Asked:
 def point(scene: Scene, rng: np.random.Generator) -> Asked:
     """Where is it? Any thing of the scene."""
     one = _any(scene.placed, rng)
-    return Asked(kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one, about=(one,))
+    return Asked(
+        kind="point", text=f"point to the {one.name}:", answer=box_text(one.box), target=one, about=(one,), meant=(one,)
+    )
 
 
 def here(scene: Scene, rng: np.random.Generator) -> Asked:
     """What is in this box? Choices are the names of the scene's things."""
     one = _any(scene.placed, rng)
     text = f"what is at {box_text(one.box)}? answer:"
-    return Asked(kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one, about=(one,))
+    return Asked(
+        kind="here", text=text, answer=f" {one.name}", choices=_names(scene), target=one, about=(one,), meant=(one,)
+    )
 
 
 def match(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -67,24 +77,26 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked:
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     pairs = _sides(scene)
     about: tuple[Placed, ...] = (one,)
+    meant: tuple[Placed | None, ...] = (one if is_right else None,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
         about = (one, other)
         # A false side is the opposite one: what is left of something may be above it too.
         first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
+        meant = (one if first == one.name else None, other)
         if not is_right and about_side:
             side = _opposite(side)
         text = f"a {first} {side} a {other.name}"
     else:
         text = f"a {one.name if is_right else _changed(scene, one, rng)}"
-    return _yes_no("match", f"{text}. does this match? answer:", is_right, about)
+    return _yes_no("match", f"{text}. does this match? answer:", is_right, about, meant)
 
 
 def exists(scene: Scene, rng: np.random.Generator) -> Asked:
     """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     name = one.name if is_right else _changed(scene, one, rng)
-    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,))
+    return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,), (one if is_right else None,))
 
 
 def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -95,14 +107,21 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
     one = _any(once, rng)
     choices = tuple(f" {name}" for name in scene.colours)
     text = f"which colour is the {one.thing}? answer:"
-    return Asked(kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one, about=(one,))
+    return Asked(
+        kind="colour", text=text, answer=f" {one.colour}", choices=choices, target=one, about=(one,), meant=(one,)
+    )
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Asked:
     """How many things are there? Balanced if scenes of every number are equally likely."""
     choices = tuple(f" {number}" for number in range(1, MOST + 1))
+    from_the_top = sorted(scene.placed, key=lambda one: one.box.sides)
     return Asked(
-        kind="count", text="how many things are there? answer:", answer=f" {len(scene.placed)}", choices=choices
+        kind="count",
+        text="how many things are there? answer:",
+        answer=f" {len(scene.placed)}",
+        choices=choices,
+        meant=tuple(from_the_top),
     )
 
 
@@ -113,7 +132,8 @@ def relation(scene: Scene, rng: np.random.Generator) -> Asked | None:
     one, other, side = pairs[rng.integers(len(pairs))]
     is_right = bool(rng.random() < 0.5)
     asked = side if is_right else _opposite(side)
-    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right, (one, other))
+    both = (one, other)
+    return _yes_no("relation", f"is the {one.name} {asked} the {other.name}? answer:", is_right, both, both)
 
 
 def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -124,8 +144,8 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
     # Nothing else under the cover, or it would be asked about two things.
     if any(one.box.overlap(other.box) for other in scene.placed if other is not one):
         return None
-    listed = [scene.placed[index].name for index in rng.permutation(len(scene.placed))]
-    text = f"{', '.join(listed)}. which is covered? answer:"
+    listed = [scene.placed[index] for index in rng.permutation(len(scene.placed))]
+    text = f"{', '.join(each.name for each in listed)}. which is covered? answer:"
     return Asked(
         kind="hidden",
         text=text,
@@ -133,6 +153,7 @@ def hidden(scene: Scene, rng: np.random.Generator) -> Asked | None:
         choices=_names(scene),
         target=one,
         about=scene.placed,
+        meant=tuple(None if each is one else each for each in listed),
         covered=one.box,
     )
 
@@ -153,7 +174,7 @@ def refer(scene: Scene, rng: np.random.Generator) -> Asked | None:
         return None
     one, other, side = found[rng.integers(len(found))]
     text = f"point to the {one.thing} {side} the {other.name}:"
-    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other))
+    return Asked(kind="refer", text=text, answer=box_text(one.box), target=one, about=(one, other), meant=(one, other))
 
 
 def alone(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -164,7 +185,9 @@ def alone(scene: Scene, rng: np.random.Generator) -> Asked | None:
     if not found:
         return None
     one, name = found[rng.integers(len(found))]
-    return Asked(kind="alone", text=f"point to the {name}:", answer=box_text(one.box), target=one, about=(one,))
+    return Asked(
+        kind="alone", text=f"point to the {name}:", answer=box_text(one.box), target=one, about=(one,), meant=(one,)
+    )
 
 
 ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
@@ -217,6 +240,11 @@ def document(scene: Scene, asked: Sequence[Asked]) -> list[Part]:
     return parts
 
 
+def asked_first(scene: Scene, asked: Asked) -> list[Part]:
+    """The parts of a document whose only question stands before the image."""
+    return [asked.text, covered(scene, asked), Predicted(asked.answer)]
+
+
 def training_texts(things: int = 0) -> Iterable[str]:
     """Texts like those of the questions about composed scenes, for training the text tokenizer."""
     return question_texts(names("train", things), tuple(COLOURS))
@@ -242,8 +270,10 @@ def _names(scene: Scene) -> tuple[str, ...]:
     return tuple(f" {one.name}" for one in scene.placed)
 
 
-def _yes_no(kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...]) -> Asked:
-    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO, about=about)
+def _yes_no(
+    kind: Kind, text: str, is_right: bool, about: tuple[Placed, ...], meant: tuple[Placed | None, ...]
+) -> Asked:
+    return Asked(kind=kind, text=text, answer=YES_NO[not is_right], choices=YES_NO, about=about, meant=meant)
 
 
 def _opposite(side: str) -> str:

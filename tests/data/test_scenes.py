@@ -1,6 +1,7 @@
 """Composed scenes: what is said of them is true, answers are balanced, and held-out pairs are never trained on."""
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -214,6 +215,39 @@ def test_cells_that_show_a_thing_are_asked_for_a_piece_of_its_name(assembler: As
                 said[one.name].add(int(named.targets[at]))
     for name, pieces in said.items():
         assert pieces == set(assembler.encode(f" {name}").tolist())
+
+
+def test_after_a_question_cells_are_asked_what_they_are_in_it(assembler: Assembler):
+    examples = SceneExamples(
+        assembler=assembler, length=128, objects=4, questions=4, detections=0.0, asked_first=1.0, things=60
+    )
+    first, second, third, fourth, nothing = (assembler.encode(text)[-1] for text in (" 1", " 2", " 3", " 4", YES_NO[1]))
+    meant = Counter[int]()
+    for number in range(40):
+        sequence = examples.example(number, np.random.default_rng(number))
+        cells = np.flatnonzero(sequence.modality == Modality.PATCH)
+        assert (sequence.modality[: cells[0]] == Modality.TEXT).all() and cells[0] > 2, "the question stands before"
+        assert not sequence.loss_weight[: cells[0] - 1].any()
+        assert sequence.targets[cells[-1]] == sequence.tokens[cells[-1] + 1], "the answer's beginning is learned"
+        assert sequence.loss_weight[cells[-1]] == 1
+        assert set(sequence.targets[cells[:-1]]) <= {first, second, third, fourth, nothing}
+        meant.update({*sequence.targets[cells[:-1]].tolist()})
+    assert 20 < meant[first] < meant[nothing] and meant[second] > 4, "wrong texts describe nothing"
+
+
+def test_what_a_question_describes_is_in_the_scene_in_the_order_of_its_words():
+    for kind in ASKING:
+        for scene, asked in _answers(kind, 40):
+            named = [one for one in scene.placed if re.search(rf"\b{one.name}\b", asked.text)]
+            if kind in {"match", "exists", "relation", "point"}:
+                described = [one for one in asked.meant if one]
+                assert described == sorted(named, key=lambda one: asked.text.index(one.name)), asked.text
+            elif kind == "count":
+                assert {*asked.meant} == {*scene.placed}
+            elif kind == "hidden":
+                assert {one or asked.target for one in asked.meant} == {*scene.placed} and None in asked.meant
+            else:
+                assert asked.meant[0] == asked.target
 
 
 def test_the_cell_under_a_box_shows_the_thing_in_front():

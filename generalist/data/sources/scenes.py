@@ -25,6 +25,8 @@ class SceneSource(Source):
     """Maximum number of questions per scene, no two of which are about the same thing."""
     detections: float = 0.15
     """Share of the scenes in which every thing is named with its place, followed by noise."""
+    asked_first: float = 0.0
+    """Share of the other scenes that have one question, before the image. From half on an evaluation asks so too."""
     evaluation_scenes: int = 200
     """Scenes per number of things, and questions per kind, that an evaluation asks about."""
 
@@ -34,8 +36,14 @@ class SceneSource(Source):
             if value < least or (most is not None and value > most):
                 bound = f"from {least} to {most}" if most else f"at least {least}"
                 raise ValueError(f"data.{self.kind}.{name} must be {bound}, got {value}")
-        if not 0 <= self.detections <= 1:
-            raise ValueError(f"data.{self.kind}.detections is a share from 0 to 1, got {self.detections}")
+        for name in ("detections", "asked_first"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"data.{self.kind}.{name} is a share from 0 to 1, got {value}")
+
+    @property
+    def is_asked_first(self) -> bool:
+        """Whether an evaluation asks before it shows the image."""
+        return self.asked_first >= 0.5
 
     @property
     @abc.abstractmethod
@@ -75,6 +83,7 @@ class SceneSource(Source):
                 objects=self.objects,
                 questions=self.questions,
                 detections=self.detections,
+                asked_first=self.asked_first,
                 things=self.number_of_things,
                 draw=self.draw,
             )

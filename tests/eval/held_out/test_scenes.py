@@ -47,16 +47,25 @@ def known() -> dict[tuple[bytes, str], str]:
     }
 
 
-def test_who_knows_every_image_is_right_and_with_a_wrong_one_by_chance(known: dict[tuple[bytes, str], str]):
+@pytest.mark.parametrize("first", [False, True])
+def test_who_knows_every_image_is_right_and_with_a_wrong_one_by_chance(
+    known: dict[tuple[bytes, str], str], first: bool
+):
+    order = -1 if first else 1
+
     # Without the right image: any box in the middle, and the first choice.
     def likelihood(documents: list[Any]) -> np.ndarray:
-        return np.array([float(parts[2].text == known.get((parts[0].tobytes(), parts[1]))) for parts in documents])
+        asked = [(*parts[:2][::order], parts[2]) for parts in documents]
+        return np.array([float(answer.text == known.get((image.tobytes(), text))) for image, text, answer in asked])
 
     def generate(documents: list[Any]) -> list[str]:
         middle = "<loc0300><loc0300><loc0700><loc0700>"
-        return [known.get((image.tobytes(), text), middle) for image, text in documents]
+        return [known.get((image.tobytes(), text), middle) for image, text in (parts[::order] for parts in documents)]
 
-    found = evaluate_scenes(keep, likelihood, generate, "pairs", items=ITEMS, objects=4, things=60)
+    found = evaluate_scenes(
+        keep, likelihood, generate, "pairs", items=ITEMS, objects=4, things=60, is_asked_first=first
+    )
+    assert found["asked_first"] is first
     for one in found["point"].values():
         assert one["accuracy_0.5"]["value"] == one["accuracy_0.8"]["value"] == 100.0
         assert one["wrong_0.8"]["value"] <= one["wrong_0.5"]["value"] < 30.0
