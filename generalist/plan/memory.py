@@ -22,7 +22,7 @@ from generalist.vision.encoder import VisionEncoder
 
 FULL, HALF = 4, 2  # bytes of float32 and bfloat16
 # Arrays of a batch's logits in the compute type: logits and gradient; a TPU makes the gradient within the products that read it.
-LOGITS_COPIES = {"cpu": 2, "gpu": 2, "tpu": 1}
+LOGITS_COPIES, TPU_LOGITS_COPIES = 2, 1
 SCORES_COPIES = 3  # float32 arrays of one block's attention scores: scores, softmax, gradient
 # cuDNN's kernel never stores the scores, but the mask of all heads, and the bias made from it.
 MASK_COPIES = 2
@@ -100,6 +100,7 @@ def arithmetic(
     logits = positions * spec.vocabulary.size
     platform = "cpu" if width == FULL else platform
     chunks = config.training.loss_chunks or fitting(batch.length, logits, platform)
+    copies_of_logits = TPU_LOGITS_COPIES if platform == "tpu" else LOGITS_COPIES
     predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else spec.config.vision.positions if spec.projected else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
@@ -123,7 +124,7 @@ def arithmetic(
         optimizer_bytes=2 * FULL * trained / shards,  # both moments of AdamW; Muon needs less
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
-        logits_bytes=LOGITS_COPIES[platform] * width * max(logits / chunks, most),
+        logits_bytes=copies_of_logits * width * max(logits / chunks, most),
         # `Batch` has eleven fields of 4 bytes per position.
         batch_bytes=batch.rows * batch.length / replicas * 11 * FULL + images + payloads / replicas,
         limit=limit,
