@@ -155,7 +155,9 @@ def gato_pocket() -> Config:
 
 def gato_79m() -> Config:
     """Gato's smallest published model (appendix C.1, table 5), with Gato's scheme and optimisation; for accelerators."""
-    return _gato("gato_79m", ModelConfig(width=768, layers=8, heads=24, kv_heads=24, head_size=32, hidden=1536), 1e-4)
+    model = ModelConfig(width=768, layers=8, heads=24, kv_heads=24, head_size=32, hidden=1536)
+    # Weights and moments take 1 GiB: gathering divided ones in every layer would take longer than one sum of the gradients.
+    return _gato("gato_79m", model, 1e-4, data_axis=-1, fsdp_axis=1)
 
 
 def gato_364m() -> Config:
@@ -171,8 +173,8 @@ def gato_1b() -> Config:
     return _gato("gato_1b", ModelConfig(width=2048, layers=24, heads=16, kv_heads=16, head_size=128, hidden=4608), 1e-4)
 
 
-def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
-    """A preset with a published model's width, layers and heads."""
+def _gato(name: str, model: ModelConfig, learning_rate: float, **axes: Any) -> Config:
+    """A preset with a published model's width, layers and heads. `axes`: settings of the mesh other than the defaults."""
     # The published counts of parameters include one relative-position matrix per layer, which rotary positions do not need. The
     # feed-forwards are wider by as much, so that the counts agree (tests/config/test_presets.py).
     pocket_sized = gato_pocket()
@@ -191,6 +193,7 @@ def _gato(name: str, model: ModelConfig, learning_rate: float) -> Config:
             warmup=15_000,
             micro_batches="auto",
             checkpoint_every=5_000,
+            **axes,
         ),
     )
 

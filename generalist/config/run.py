@@ -107,7 +107,7 @@ class TrainingConfig:
     auto: the smallest power of two with which the step fits the memory of the devices, by arithmetic (docs/plan.md)."""
     loss_chunks: int = 0
     """Pieces of the rows whose logits are computed one after the other, and again in the backward pass.
-    0: so many that a piece takes at most 16 MiB per device on a CPU and 512 MiB on accelerators."""
+    0: so many that a piece takes at most 16 MiB per device on a CPU, 512 MiB on a GPU and 4 GiB on a TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype of activations. auto: bfloat16 on TPU and GPU, and float32 on CPU, where bfloat16 is slower."""
     seed: int = 0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,9 +17,13 @@ from generalist.model.attend import Packed, attend, attend_cached, attend_packed
 from generalist.model.blocked_attention import MASKED
 from generalist.model.config import ModelConfig
 from generalist.model.constrain import constrain
-from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm
-from generalist.model.positions import Placement
+from generalist.model.layers import NORMS, LayerNorm, Linear, RMSNorm, stored_product
+from generalist.model.mesh_layout import Layout, mesh_layout
+from generalist.model.positions import Angles, Placement
 from generalist.model.rings import Ring, turned
+from generalist.model.row_attention import Heads, Places, by_groups, row_attention, row_attention_takes
+from generalist.model.splash_attention import mesh_parts
+from generalist.system.platforms import target_platform
 
 
 class Cache(NamedTuple):
@@ -112,6 +117,10 @@ class Attention(nnx.Module):
             start: slot of the first new position, the same in all rows or one per row.
         """
         batch, length, _ = x.shape
+        if isinstance(seen, Packed) and isinstance(placed, Angles) and cache is None:
+            layout = mesh_layout(batch, length, self.kv_heads)
+            if self._takes_rows(seen, placed, length, layout):
+                return self.out(self._attended_rows(x, seen, placed, layout)), None
         query, slid, key, value = self._projected(x, placed, written)
         if cache is not None and start is not None:
             # Written before attending: new positions see themselves and one another through the cache.
@@ -142,6 +151,27 @@ class Attention(nnx.Module):
             slide = None if seen.slid is None else (slid, seen.slid)
             mixed = attend_cached(query, *cache, seen.mask, slide, scale=self.scale, softcap=self.softcap)
         return self.out(mixed[..., : self.head_size].reshape(batch, length, self.heads * self.head_size)), cache
+
+    def _takes_rows(self, seen: Packed, placed: Angles, length: int, layout: Layout) -> bool:
+        """Whether the kernel of whole rows (`generalist.model.row_attention`) computes this attention."""
+        if target_platform() != "tpu" or not isinstance(self.qkv.kernel[...], jax.Array):
+            return False
+        # What it does not know; the projection beside it could, but no preset that is trained on a TPU asks for it.
+        more = (self.qkv.bias, self.qkv.adapter, self.query_norm, seen.block)
+        plain = not any(one is not None for one in more) and not (self.window or self.softcap or self.bound)
+        whole = 2 * placed.cos.shape[-1] == self.head_size and self.kv_heads == self.heads
+        parts = mesh_parts(layout.heads)
+        return plain and whole and row_attention_takes(length, self.heads, self.head_size, layout, parts)
+
+    def _attended_rows(
+        self, x: Float[Array, "B L D"], seen: Packed, placed: Angles, layout: Layout
+    ) -> Float[Array, "B L _"]:
+        """The values that whole packed rows mix, by the kernel that takes queries, keys and values as they are projected."""
+        heads = Heads(self.head_size, self.scale)
+        projected = stored_product(x, by_groups(self.qkv.kernel[...], heads))
+        places = Places(seen.segment, placed.cos[:, :, 0], placed.sin[:, :, 0])
+        # The name that the remat policy "products" keeps, as for other kernels.
+        return checkpoint_name(row_attention(projected, places, heads, layout), "attention")
 
     def weights(
         self,

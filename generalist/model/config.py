@@ -267,7 +267,8 @@ class ModelConfig:
     least memory, for about a third more compute."""
     layers_unrolled: int = 0
     """Layers per round of the loop over the layers; as many as there are, or more: no loop, which lets the compiler fuse across
-    layers, and takes longer to compile. 0: no loop on a GPU if there are 12 layers at most; else 1."""
+    layers, and takes longer to compile. 0: no loop on a GPU or TPU if there are 12 layers at most;
+    else 1."""
 
     def __post_init__(self) -> None:
         # These mean "off" or "as it suits" at 0; every other size must be positive.

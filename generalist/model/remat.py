@@ -13,8 +13,9 @@ _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     ),  # results of attention kernels, which are not plain products
 )
 UNROLLED = 12
-"""Layers up to which a GPU's program has no loop over them: kernels are then fused across layers' borders, and stacked parameters
-are not sliced in every round. A program of more layers takes long to compile, and its kernels are larger."""
+"""Layers up to which an accelerator's program has no loop over them: kernels are then fused across layers' borders, stacked
+parameters are not sliced in every round, and what the backward pass needs is not copied into arrays of all layers and back. A
+program of more layers takes long to compile."""
 
 
 def recomputed(layer: Callable, kind: str, *, looped: bool) -> Callable:
@@ -36,5 +37,5 @@ def layers_unrolled(layers: int, wanted: int) -> int:
         wanted: `model.layers_unrolled`.
     """
     if not wanted:
-        wanted = layers if target_platform() == "gpu" and layers <= UNROLLED else 1
+        wanted = layers if target_platform() != "cpu" and layers <= UNROLLED else 1
     return min(wanted, layers)

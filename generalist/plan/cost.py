@@ -20,6 +20,8 @@ FREE = frozenset(
     )
 )
 """Operations that move no data."""
+WITHOUT_TRAFFIC = ("AllocateBuffer", "ConcatBitcast")
+"""Calls that only name memory: to be written by others, or slices side by side that are read as one array."""
 SLICES = ("dynamic-slice", "slice", "gather")
 # Matrix products in the Pallas attention kernels, each of 2 · queries · keys · head size FLOPs. Forward: scores and mixing.
 # Backward: the scores again, then the gradients of values, weights, keys and queries.
@@ -102,7 +104,9 @@ def custom_call_flops(computation: Computation, one: Instruction) -> float:
     if "dkv" in name and "fused" in name:
         products = FUSED_BACKWARD
     query, key = arrays[:2]  # (..., queries, head size) and (..., keys, head size)
-    return _causal_share(one, name, key.dims[-2]) * products * 2.0 * _elements(query) * key.dims[-2]
+    # Narrow heads come transposed: (..., head size, keys), QKVLayout.SEQ_MINOR of JAX's kernels.
+    keys = key.dims[-1 if re.search(r"k_layout\W+2\b", one.attributes) else -2]
+    return _causal_share(one, name, keys) * products * 2.0 * _elements(query) * keys
 
 
 def _causal_share(one: Instruction, name: str, length: int) -> float:
@@ -131,8 +135,10 @@ def hbm_bytes(module: Module, computation: Computation, one: Instruction) -> flo
     if one.operation == "fusion":
         # Within a fusion nothing touches main memory: only its operands and results do.
         (body,) = module.called(one, "calls")
-        read = sum(_read(body, index, operand) for index, operand in enumerate(operands))
-        return read + sum(_written(body, shape, part) for shape, part in _results(body, one))
+        read = sum(_read(module, body, index, operand) for index, operand in enumerate(operands))
+        return read + sum(_written(module, body, shape, part) for shape, part in _results(body, one))
+    if one.attribute("custom_call_target", r'"([^"]*)"') in WITHOUT_TRAFFIC:
+        return 0.0
     # The larger side may be a whole array of which a slice is copied, or the other way round. Where both sides are in main
     # memory, what is read is also written.
     if one.operation in ("copy-start", "slice-start"):
@@ -167,14 +173,14 @@ class _Use:
     whole: bool
 
 
-def _read(body: Computation, index: int, operand: Instruction) -> float:
+def _read(module: Module, body: Computation, index: int, operand: Instruction) -> float:
     """Bytes of an operand that a fusion reads: all, or only the slices that it takes."""
     # An operand that no instruction reads is not moved.
     if index not in body.parameters:
         return 0.0
     whole = sum(map(_outside, operand.shapes))
     # A scan over layers slices the stacked parameters in every trip: counted as whole, they would be read L times too often.
-    uses = [_use(body, user, body.parameters[index].name) for user in _through(body, body.parameters[index])]
+    uses = [_use(module, body, user, body.parameters[index].name) for user in _through(body, body.parameters[index])]
     if any(use.whole for use in uses):
         return whole
     return min(whole, sum(use.moved for use in uses))
@@ -188,9 +194,14 @@ def _through(body: Computation, part: Instruction) -> list[Instruction]:
     return found
 
 
-def _use(body: Computation, user: Instruction, name: str) -> _Use:
+def _use(module: Module, body: Computation, user: Instruction, name: str) -> _Use:
     if user.operation in SLICES:
         return _Use(user.bytes, False)
+    # A fusion within the fusion may be the one that takes the slice.
+    if user.operation == "fusion":
+        (inner,) = module.called(user, "calls")
+        places = [index for index, part in enumerate(body.operands(user)) if _source(body, part.name).name == name]
+        return _Use(sum(_read(module, inner, index, body.by_name[name]) for index in places), False)
     # The target of an update in place is not read.
     if user.operation == "dynamic-update-slice" and _source(body, user.operands[0]).name == name:
         return _Use(0.0, False)
@@ -214,13 +225,17 @@ def _results(body: Computation, one: Instruction) -> list[tuple[ArrayShape, Inst
     return list(zip(one.shapes, body.operands(body.root), strict=False))
 
 
-def _written(body: Computation, shape: ArrayShape, part: Instruction) -> float:
+def _written(module: Module, body: Computation, shape: ArrayShape, part: Instruction) -> float:
     """Bytes of a fusion's result that are written: none if it only passes through, and only the changed part of an update."""
     source = _source(body, part.name)
     if source.operation == "parameter" or is_collective(source) or source.operation == "custom-call":
         return 0.0
     if source.operation == "dynamic-update-slice":
         return min(_outside(shape), body.by_name[source.operands[1]].bytes)
+    if source.operation == "fusion":
+        (inner,) = module.called(source, "calls")
+        if inner.root.operation != "tuple":
+            return _written(module, inner, shape, inner.root)
     return _outside(shape)
 
 

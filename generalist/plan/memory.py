@@ -21,7 +21,8 @@ from generalist.training.loss import fitting
 from generalist.vision.encoder import VisionEncoder
 
 FULL, HALF = 4, 2  # bytes of float32 and bfloat16
-LOGITS_COPIES = 2  # arrays of a batch's logits in the compute type: logits and gradient
+# Arrays of a batch's logits in the compute type: logits and gradient; a TPU makes the gradient within the products that read it.
+LOGITS_COPIES, TPU_LOGITS_COPIES = 2, 1
 SCORES_COPIES = 3  # float32 arrays of one block's attention scores: scores, softmax, gradient
 # cuDNN's kernel never stores the scores, but the mask of all heads, and the bias made from it.
 MASK_COPIES = 2
@@ -77,6 +78,7 @@ def arithmetic(
     *,
     limit: float | None,
     width: int = HALF,
+    platform: str = "gpu",
     shards: int = 1,
     replicas: int = 1,
 ) -> Arithmetic:
@@ -84,6 +86,7 @@ def arithmetic(
 
     Args:
         width: bytes per activation.
+        platform: `gpu` or `tpu`, where activations have 16 bits; else it is a CPU.
         shards: number of devices that parameters, gradients and moments are split over.
         replicas: number of devices that the batch is split over.
     """
@@ -95,7 +98,9 @@ def arithmetic(
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.parts
     logits = positions * spec.vocabulary.size
-    chunks = config.training.loss_chunks or fitting(batch.length, logits, "cpu" if width == FULL else "gpu")
+    platform = "cpu" if width == FULL else platform
+    chunks = config.training.loss_chunks or fitting(batch.length, logits, platform)
+    copies_of_logits = TPU_LOGITS_COPIES if platform == "tpu" else LOGITS_COPIES
     predicted = batch.actions * batch.action_dimensions
     cells = 0 if encoder is None else spec.config.vision.positions if spec.projected else encoder.cells
     # Activations are those of one micro-batch; pixels and payloads arrive for the whole batch.
@@ -109,7 +114,7 @@ def arithmetic(
     payloads += 2 * FULL * predicted  # ids and weights
     # Logits of parallel actions are of ids that are no text. They are computed after those of positions, in as large pieces.
     of_actions = predicted / micro * (spec.vocabulary.size - spec.vocabulary.text)
-    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, "cpu" if width == FULL else "gpu")
+    most = of_actions / fitting(math.ceil(batch.actions / micro), of_actions, platform)
     return Arithmetic(
         trained=trained,
         frozen=frozen,
@@ -119,7 +124,7 @@ def arithmetic(
         optimizer_bytes=2 * FULL * trained / shards,  # both moments of AdamW; Muon needs less
         gradient_bytes=(FULL + cast) * trained / shards,
         activation_bytes=width * (_blocks(spec, batch, positions, width) + _embedded(spec, batch, cells) / micro),
-        logits_bytes=LOGITS_COPIES * width * max(logits / chunks, most),
+        logits_bytes=copies_of_logits * width * max(logits / chunks, most),
         # `Batch` has eleven fields of 4 bytes per position.
         batch_bytes=batch.rows * batch.length / replicas * 11 * FULL + images + payloads / replicas,
         limit=limit,

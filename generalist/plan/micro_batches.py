@@ -38,6 +38,7 @@ def decided(config: Config, shapes: Shapes, devices: Sequence[Any] | None, limit
             *shapes,
             limit=limit,
             width=width,
+            platform="gpu" if devices is None else devices[0].platform,
             shards=mesh["fsdp"] * mesh["tensor"],
             replicas=parts * mesh["sequence"],
         ).total

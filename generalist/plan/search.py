@@ -82,6 +82,7 @@ def candidate(config: Config, shapes: Shapes, target: Target, mesh: dict[str, in
             sized,
             encoder,
             limit=target.memory,
+            platform=target.platform,
             shards=mesh["fsdp"] * mesh["tensor"],
             replicas=parts * mesh["sequence"],
         )

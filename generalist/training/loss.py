@@ -23,6 +23,9 @@ from generalist.tokenizers.vocabulary import Vocabulary
 from generalist.training.cross_entropy import KEPT, partition
 
 PIECE = 512  # positions whose logits a CPU computes at once, at least: adding up a table's gradients takes as long as a product
+MOST_LOGITS = {"cpu": 2**22, "gpu": 2**28, "tpu": 2**31}
+"""Logits of a piece: 16 MiB of float32 on a CPU, beyond whose caches they cost a third of a step; in 16 bits 512 MiB on a GPU and
+4 GiB on a TPU, where every piece gathers the divided table again."""
 MOST_KEPT = 2**25  # logits of parallel actions, 128 MiB, that a CPU keeps for the backward pass
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
@@ -93,9 +96,8 @@ def fitting(length: int, logits: float | int, platform: str) -> int:
         logits: how many a device has for all pieces together.
         platform: `cpu`, `gpu` or `tpu`.
     """
-    # 16 MiB of float32 per piece on a CPU, 512 MiB in 16 bits elsewhere. Beyond a CPU's caches the logits cost a third of a step.
-    most, chunks = 2**22 if platform == "cpu" else 2**28, 1
-    while logits > most * chunks and length % (2 * chunks) == 0:
+    chunks = 1
+    while logits > MOST_LOGITS.get(platform, MOST_LOGITS["gpu"]) * chunks and length % (2 * chunks) == 0:
         chunks *= 2
     return chunks
 

@@ -104,6 +104,40 @@ def test_a_kernel_of_attention_counts_the_blocks_under_the_diagonal(name: str, p
     assert custom_call_flops(entry, entry.instructions[-2]) == share * products * 2 * scores
 
 
+def test_a_kernel_of_narrow_heads_has_positions_last():
+    turned = KERNEL.replace("16,1024,128", "16,32,1024").replace('\\"block_q\\"', '\\"k_layout\\": 2, \\"block_q\\"')
+    entry = parse(turned.replace("NAME", "splash_mha_fwd")).entry
+    assert custom_call_flops(entry, entry.instructions[-2]) == 3 / 4 * 2 * 2 * (2 * 16 * 1024 * 1024 * 32)
+
+
+def test_a_slice_in_a_fusion_within_a_fusion_and_named_memory():
+    text = """
+%inner (p: f32[8,64,128], i: s32[]) -> f32[64,128] {
+  %p = f32[8,64,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %s = f32[1,64,128]{2,1,0} dynamic-slice(%p, %i, %z, %z), dynamic_slice_sizes={1,64,128}
+  ROOT %b = f32[64,128]{1,0} bitcast(%s)
+}
+%outer (q: f32[8,64,128], j: s32[]) -> f32[64,128] {
+  %q = f32[8,64,128]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %f = f32[64,128]{1,0} fusion(%q, %j), kind=kLoop, calls=%inner
+  ROOT %n = f32[64,128]{1,0} negate(%f)
+}
+ENTRY %e (a: f32[8,64,128], k: s32[]) -> f32[64,128] {
+  %a = f32[8,64,128]{2,1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %m = f32[8,64,128]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %o = f32[64,128]{1,0} fusion(%a, %k), kind=kLoop, calls=%outer
+}
+"""
+    module = parse(text)
+    layer, index = 64 * 128 * 4, 4
+    moved = [hbm_bytes(module, module.entry, one) for one in module.entry.instructions]
+    assert moved == [0, 0, 0, layer + index + layer]
+
+
 def test_slices_and_updates_in_place_move_only_their_part():
     rows, width = 64, 256
 
