@@ -61,7 +61,7 @@ function images(token) {
     const within = (found.inline[number] || []).reduce((sum, place) => sum + inline[place], 0);
     const map = crossed ? own : (found.inline[number] || []).map((place) => inline[place]);
     const frame = made("div", { class: "frame" }, made("img", { src: uri, alt: "image " + (number + 1) }));
-    if (found.grid && share + within > 0) frame.append(heat(map, found.grid));
+    if (found.grid && (crossed ? share : within) > 0) frame.append(heat(map, found.grid));
     const told = [];
     if (crossed) told.push(Math.round(100 * share) + "% of the cross-attention");
     if (found.inline.length) told.push((100 * within).toFixed(1) + "% of the self-attention");
