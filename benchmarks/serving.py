@@ -30,7 +30,7 @@ from generalist.inference.generalist import Generalist
 from generalist.inference.policy import ControlPolicy, some_value
 
 AGENTS = 16
-INSTRUCTION = "reach the goal"
+INSTRUCTION = "move the gripper to the goal"  # the task's own
 ROUNDS = 60
 """Steps of each agent that are measured at a time."""
 TURNS = 8
