@@ -22,7 +22,6 @@ from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.positions import Angles, Placement
 from generalist.model.rings import Ring, turned
 from generalist.model.row_attention import Heads, Places, by_groups, row_attention, row_attention_takes
-from generalist.model.splash_attention import mesh_parts
 from generalist.system.platforms import target_platform
 
 
@@ -160,8 +159,7 @@ class Attention(nnx.Module):
         more = (self.qkv.bias, self.qkv.adapter, self.query_norm, seen.block)
         plain = not any(one is not None for one in more) and not (self.window or self.softcap or self.bound)
         whole = 2 * placed.cos.shape[-1] == self.head_size and self.kv_heads == self.heads
-        parts = mesh_parts(layout.heads)
-        return plain and whole and row_attention_takes(length, self.heads, self.head_size, layout, parts)
+        return plain and whole and row_attention_takes(length, self.heads, self.head_size, layout)
 
     def _attended_rows(
         self, x: Float[Array, "B L D"], seen: Packed, placed: Angles, layout: Layout

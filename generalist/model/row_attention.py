@@ -47,15 +47,13 @@ class Heads(NamedTuple):
         return self.lanes // self.size
 
 
-def row_attention_takes(length: int, heads: int, size: int, layout: Layout, parts: int) -> bool:
-    """Whether the kernels support rows of `length` positions with this number and size of heads.
-
-    Args:
-        parts: devices that the heads are divided among.
-    """
+def row_attention_takes(length: int, heads: int, size: int, layout: Layout) -> bool:
+    """Whether the kernels support rows of `length` positions with this number and size of heads. Heads and queries stay whole:
+    divided heads would have their weights moved between devices to be put in order."""
     lanes = max(LANES, size)
-    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0 and heads * size % (lanes * parts) == 0
-    return whole and length % BLOCK == 0 and length * lanes <= LARGEST and not layout.queries
+    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0 and heads * size % lanes == 0
+    divided = layout.heads or layout.queries
+    return whole and length % BLOCK == 0 and length * lanes <= LARGEST and not divided
 
 
 def by_groups(kernel: Float[Array, "D inputs"], heads: Heads) -> Float[Array, "D inputs"]:
@@ -91,9 +89,9 @@ def row_attention(
     # Pallas calls are not partitioned by the compiler: on a mesh the division is written out.
     if mesh.empty:
         return local(projected, *places)
-    whole, angles = P(layout.rows, None, layout.heads), P(layout.rows, None, None)
-    in_specs = (whole, P(layout.rows, None), angles, angles)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=whole, check_vma=False)(projected, *places)
+    rows = P(layout.rows, None, None)
+    in_specs = (rows, P(layout.rows, None), rows, rows)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=rows, check_vma=False)(projected, *places)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

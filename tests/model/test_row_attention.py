@@ -57,11 +57,11 @@ def test_values_and_gradients_are_those_of_attention_with_a_mask(monkeypatch, he
 
 
 def test_which_rows_the_kernel_takes():
-    takes = functools.partial(row_attention_takes, layout=Layout(), parts=1)
+    takes = functools.partial(row_attention_takes, layout=Layout())
     assert takes(1024, 24, 32) and takes(1024, 12, 128) and takes(512, 1, 256)
     assert not takes(2048, 24, 32) and not takes(1024, 1, 256), "longer than the core's memory"
     assert not takes(BLOCK + 128, 24, 32), "no whole blocks"
     assert not takes(1024, 3, 32), "heads that do not fill the lanes"
     assert not takes(1024, 12, 96), "heads across the borders of lanes"
-    assert not row_attention_takes(1024, 24, 32, Layout(), 4), "groups that do not divide among the devices"
-    assert not row_attention_takes(1024, 24, 32, Layout(queries="sequence"), 1)
+    assert not row_attention_takes(1024, 24, 32, Layout(heads="tensor"))
+    assert not row_attention_takes(1024, 24, 32, Layout(queries="sequence"))
