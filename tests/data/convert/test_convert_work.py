@@ -29,18 +29,21 @@ from generalist.envs import rlds
 parts.PART_STEPS = 1
 close = rlds.ShardWriter.close
 def slowly(self):
-    time.sleep(1.5)
+    time.sleep(1)
     close(self)
 rlds.ShardWriter.close = slowly
-from generalist.cli.main import main
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    from generalist.cli.main import main
+    sys.exit(main(sys.argv[1:]))
 """
-"""The command with an episode per part, each of which takes a while."""
+"""The command with an episode per part, each of which takes a while; worker processes import it as well."""
 
 
 def command(source: Path, target: Path, workers: int) -> list[str]:
     options = ["data", "convert", str(source), str(target), "--to", "rlds", "--workers", str(workers)]
-    return [sys.executable, "-c", SLOW, *options]
+    script = target.parent / "slow.py"
+    script.write_text(SLOW)
+    return [sys.executable, str(script), *options]
 
 
 def files(folder: Path) -> dict[str, bytes]:
