@@ -11,6 +11,7 @@ asked depends on the image alone: of these games, a thing's place says which one
 Dimension key: S pixels per side of a screen (160).
 """
 
+import atexit
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -121,6 +122,10 @@ def _opened(game: str, is_training: bool) -> tuple[Any, tuple[Any, ...]]:
             starts.append(env.snapshot())
             _play(env, BETWEEN_STARTS, rng)
     return env, tuple(starts)
+
+
+# Games that are open when the process ends are reported as leaks by ale-py.
+atexit.register(_opened.cache_clear)
 
 
 def _play(env: Any, decisions: int, rng: np.random.Generator) -> None:
