@@ -55,7 +55,7 @@ def lowered(config: Config) -> str:
     trainer = make_trainer(spec, config.training, make_mesh(config.training, jax.devices()[:1]), weights=[1.0])
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(trainer.mesh):
-        traced = trainer.step.trace(trainer.abstract_state, trainer.abstract_batch(sizes), key)  # type: ignore[attr-defined]
+        traced = jax.jit(trainer.step).trace(trainer.abstract_state, trainer.abstract_batch(sizes), key)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     mock.patch.stopall()
     return text

@@ -113,10 +113,15 @@ def _tells(before: Asked, one: Asked) -> bool:
 
 
 def cells_shown(placed: Sequence[Placed], side: int) -> Iterator[Placed | None]:
-    """For each cell of a grid of `side` × `side` over the image, row by row, the frontmost thing whose box has its centre."""
+    """For each cell of a grid of `side` × `side` over the image, row by row, the frontmost thing whose box has the cell's centre,
+    or whose centre is in the cell: what is smaller than a cell shows in one."""
     for down, right in np.ndindex(side, side):
         row, column = (down + 0.5) / side, (right + 0.5) / side
         there = [
-            one for one in placed if one.box.top <= row <= one.box.bottom and one.box.left <= column <= one.box.right
+            one
+            for one in placed
+            if (one.box.top <= row <= one.box.bottom and one.box.left <= column <= one.box.right)
+            or (int((one.box.top + one.box.bottom) / 2 * side), int((one.box.left + one.box.right) / 2 * side))
+            == (down, right)
         ]
         yield there[-1] if there else None

@@ -255,6 +255,10 @@ def test_the_cell_under_a_box_shows_the_thing_in_front():
     )
     shown = [one.colour if one else "" for one in cells_shown([behind, front], 3)]
     assert shown == ["blue", "red", "red", "blue", "red", "red", "", "", ""]
+    small = Placed(colour="red", thing="ball", box=Box(top=0.7, left=0.35, bottom=0.72, right=0.37))
+    assert [one is small for one in cells_shown([small], 3)].index(True) == 7, (
+        "what is smaller than a cell shows in one"
+    )
 
 
 def test_what_is_alone_is_the_only_one_of_its_colour_or_thing():
