@@ -103,14 +103,12 @@ def read_config(name: str, settings: list[str]) -> "Config":
     from generalist.config.presets import preset
     from generalist.experiment.inherit import parse
     from generalist.model.config import REQUIRED
-
-    config = parse(preset(name), settings, prog=f"generalist plan {name}")
-    if config.model.trunk in ("none", REQUIRED):  # a preset's own shape stands for a folder that is not given
-        return config
     from generalist.run.drawn import with_image_tokenizer
     from generalist.run.trunk import with_trunk
 
-    return with_image_tokenizer(with_trunk(config))
+    config = parse(preset(name), settings, prog=f"generalist plan {name}")
+    # A preset's own shape stands for a folder that is not given.
+    return with_image_tokenizer(config if config.model.trunk == REQUIRED else with_trunk(config))
 
 
 def _inference(

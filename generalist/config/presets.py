@@ -10,6 +10,7 @@ from generalist.config.run import Config, TokenConfig, TrainingConfig
 from generalist.data.source import Source
 from generalist.data.sources.control import Atari, BabyAI, Classic, ControlSource, Fetch, MetaWorld
 from generalist.data.sources.documents import OwnDocuments
+from generalist.data.sources.drawing import TextToImage
 from generalist.data.sources.emoji import Emoji
 from generalist.data.sources.infilling import Infilling
 from generalist.data.sources.new_words import NewWords
@@ -45,7 +46,7 @@ def pocket() -> Config:
 
 
 def pocket_all() -> Config:
-    """`pocket` with pointing, matching, questions and infilling beside its own sources; planned for two hours on two cores."""
+    """`pocket` that also draws, points, matches, answers questions about images and fills in: two hours on two cores."""
     base = pocket()
     return dataclasses.replace(
         base,
@@ -57,18 +58,19 @@ def pocket_all() -> Config:
             rope=dataclasses.replace(base.model.rope, share=0.5),
             vision=VisionConfig(encoder="efficientnet_lite0_pyramid", size=192, positions=36, projector_places=True),
         ),
-        tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS),
+        tokens=dataclasses.replace(base.tokens, documents="projected", locations=BINS, image_tokenizer="learned"),
         # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.
         data=dataclasses.replace(
             base.data.with_sources(
-                scenes=Scenes(weight=0.25, things=100, detections=0.1, asked_first=0.8),
+                scenes=Scenes(weight=0.6, things=50, detections=0.1, asked_first=0.8),
                 infilling=Infilling(weight=0.07),
+                drawing=TextToImage(weight=0.5),
             ),
             rows=base.data.rows // 2,
             length=2 * base.data.length,
-            images=32,
+            images=20,
         ),
-        training=dataclasses.replace(base.training, steps=12_000),
+        training=dataclasses.replace(base.training, steps=18_000, learning_rate=3e-3),
     )
 
 

@@ -47,7 +47,8 @@ class TokenConfig:
 
     image_tokenizer: str = "none"
     """Folder of a trained image tokenizer, or file or folder of a published one (docs/drawing.md), whose codes the model then
-    reads and draws; none: no codes."""
+    reads and draws; learned: that of the run `image_tokenizer` beside this one, which is trained first if it is not there;
+    none: no codes."""
     image_codes: int = 0
     """Codes of the image tokenizer, which determines them: what is given here is replaced."""
 

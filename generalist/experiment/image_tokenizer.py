@@ -5,10 +5,11 @@ import shutil
 
 from rich.console import Console
 
+from generalist.config.run import Config
 from generalist.config.versions import to_stored
-from generalist.experiment.pipeline import begin_anew
 from generalist.image_tokenizer.config import ImageTokenizerConfig, check_effective
-from generalist.run.folder import check_same_settings, forget_unless_measured
+from generalist.run.drawn import is_to_be_learned, tokenizer_folder
+from generalist.run.folder import begin_anew, check_same_settings, forget_unless_measured
 from generalist.system.files import write_json
 from generalist.training.cluster import several_expected
 
@@ -64,3 +65,18 @@ def run_image_tokenizer(config: ImageTokenizerConfig, command: list[str], consol
     show(results, console)
     console.print(f"the image tokenizer: {folder}", highlight=False)
     console.print(f"all results: {config.folder / 'results.json'}", highlight=False)
+
+
+def learn_image_tokenizer(config: Config, console: Console) -> None:
+    """Trains the image tokenizer of `tokens.image_tokenizer = learned` as `train.py image_tokenizer` does by default, unless it
+    is there.
+
+    Raises:
+        ValueError: the folder of its run holds another one.
+        ImportError, OSError, FloatingPointError, KeyboardInterrupt: as `run_image_tokenizer`.
+    """
+    if not is_to_be_learned(config):
+        return
+    folder = tokenizer_folder(config)
+    console.print(f"no image tokenizer in {folder}: training it first", highlight=False, markup=False, soft_wrap=True)
+    run_image_tokenizer(ImageTokenizerConfig(runs=config.runs), ["train.py", "image_tokenizer"], console)

@@ -4,10 +4,11 @@ import os
 
 from rich.console import Console
 
-from generalist.config.run import Config, RunSettings
+from generalist.config.run import Config
 from generalist.config.versions import to_stored
 from generalist.contrastive.config import ContrastiveConfig, check_effective
-from generalist.run.folder import check_same_settings, forget, forget_unless_measured
+from generalist.run.drawn import is_to_be_learned, tokenizer_folder
+from generalist.run.folder import begin_anew, check_same_settings, forget_unless_measured
 from generalist.run.tasks import record_missing
 from generalist.system.files import write_json
 from generalist.tokenizers.text import TextTokenizer
@@ -31,11 +32,17 @@ def run(config: Config, command: list[str], console: Console) -> None:
     console.print("loading JAX ...", highlight=False)
     # Imported here because they import JAX, which takes seconds: mistakes in the settings are reported before.
     from generalist.experiment.beforehand import check
+    from generalist.experiment.image_tokenizer import learn_image_tokenizer
     from generalist.experiment.prepare import prepare
     from generalist.training.hosts import is_first, wait_for_all
     from generalist.training.interrupt import Interrupted
     from generalist.training.tokens import train
 
+    if several and is_to_be_learned(config):
+        raise ValueError(
+            f"tokens.image_tokenizer = learned, but {tokenizer_folder(config)} is not there, and it is trained in one process: "
+            f"first run `train.py image_tokenizer --runs {config.runs}` in a single process"
+        )
     config = with_micro_batches_decided(config, console)
     start = None
     if is_first():
@@ -44,6 +51,7 @@ def run(config: Config, command: list[str], console: Console) -> None:
         if not begun:
             begin_anew(config, console)
         record_missing(config, console)
+        learn_image_tokenizer(config, console)
     wait_for_all("recorded")  # the others read what the first process has recorded
     try:
         prepared = prepare(config, console, start)
@@ -145,12 +153,3 @@ def run_contrastive(config: ContrastiveConfig, command: list[str], console: Cons
     show(results, console)
     console.print(f"the encoder, for --model.vision.encoder: {config.folder / 'encoder'}", highlight=False)
     console.print(f"all results: {config.folder / 'results.json'}", highlight=False)
-
-
-def begin_anew(config: RunSettings, console: Console) -> None:
-    """Removes what a run without a checkpoint left, and reports it."""
-    if (config.folder / "config.json").exists():
-        console.print(
-            f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False
-        )
-    forget(config)

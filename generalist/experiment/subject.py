@@ -15,10 +15,11 @@ from generalist.data.formats.tfds_documents import TfdsDocuments
 from generalist.data.formats.tfds_folder import open_tfds
 from generalist.data.source import Source, Stored
 from generalist.data.sources.documents import OwnDocuments
+from generalist.data.sources.drawing import TextToImage
 from generalist.data.sources.recorded import Recorded
 from generalist.experiment.learn import learn_tokenizers
 from generalist.experiment.prepare import with_encoder
-from generalist.run.drawn import with_image_tokenizer
+from generalist.run.drawn import is_to_be_learned, tokenizer_folder, with_image_tokenizer
 from generalist.run.named_weights import weights_settings
 from generalist.run.tasks import record_missing, stored
 from generalist.run.tokenizers import Tokenizers
@@ -103,9 +104,25 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     config = dataclasses.replace(config, data=alone, training=config.training.without_start())
     check_complete(config)
     # A run's own settings have the sizes of its trunk already.
-    if run is None and config.model.trunk != "none":
-        config = with_image_tokenizer(with_trunk(config))
+    if run is None:
+        config = with_image_tokenizer(with_trunk(_without_codes_to_come(name, config)))
     return Subject(name=name, config=config, share=share, others=tuple(others), run=run)
+
+
+def _without_codes_to_come(name: str, config: Config) -> Config:
+    """The settings without an image tokenizer that has yet to be learned, which makes no difference to sources that do not draw.
+
+    Raises:
+        ValueError: the source `name` draws.
+    """
+    if not is_to_be_learned(config):
+        return config
+    if isinstance(config.data.sources[name], TextToImage):
+        raise ValueError(
+            f"{name} has no codes yet, since {tokenizer_folder(config)} is not there: train it with `train.py image_tokenizer`, "
+            "or name another one with --tokens.image-tokenizer"
+        )
+    return dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, image_tokenizer="none"))
 
 
 def _own(what: str, config: Config) -> tuple[str, Source]:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from generalist.config.run import Config
 from generalist.tokenizers.drawing import MOST_CELLS
+from generalist.vision.autoencoder import AutoencoderConfig
 from generalist.vision.image_tokenizer import ImageTokenizer
+from generalist.vision.vq import VqConfig
 from generalist.weights.folder import WeightsError
 
 IMAGE_TOKENIZER = "image_tokenizer"  # within the folder of a run or of weights
+LEARNED = "learned"
 
 
 def with_image_tokenizer(config: Config) -> Config:
@@ -24,21 +27,32 @@ def with_image_tokenizer(config: Config) -> Config:
         return config
     codes = 0
     if config.tokens.image_tokenizer != "none":
-        tokenizer = load_tokenizer(config)
-        check_cells(config, tokenizer)
-        codes = tokenizer.codebook
+        shape = AutoencoderConfig() if is_to_be_learned(config) else load_tokenizer(config).config
+        check_cells(config, shape)
+        codes = shape.codebook
     return dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, image_codes=codes))
 
 
-def check_cells(config: Config, tokenizer: ImageTokenizer) -> None:
+def tokenizer_folder(config: Config) -> Path:
+    """Where the image tokenizer is that the settings name, or will be once it is learned."""
+    named = config.tokens.image_tokenizer
+    return config.runs / "image_tokenizer" / "tokenizer" if named == LEARNED else Path(named)
+
+
+def is_to_be_learned(config: Config) -> bool:
+    """Whether the image tokenizer has yet to be trained, as `train.py image_tokenizer` does by default."""
+    return config.tokens.image_tokenizer == LEARNED and not tokenizer_folder(config).exists()
+
+
+def check_cells(config: Config, shape: AutoencoderConfig | VqConfig) -> None:
     """Checks that the codes of an image fit into a drawing, and into the rows of the sources that draw.
 
     Raises:
         ValueError: they do not.
     """
-    size, cells = tokenizer.config.size, tokenizer.config.cells
+    size, cells = shape.size, shape.cells
     if cells > MOST_CELLS:
-        largest = math.isqrt(MOST_CELLS) * (size // tokenizer.side)
+        largest = math.isqrt(MOST_CELLS) * (size // shape.side)
         raise ValueError(
             f"tokens.image_tokenizer = {config.tokens.image_tokenizer}: an image of {size} × {size} pixels has {cells:,} codes, "
             f"but a drawing has at most {MOST_CELLS}: use a tokenizer of larger patches, or images of at most {largest} pixels "
@@ -55,7 +69,7 @@ def load_tokenizer(config: Config) -> ImageTokenizer:
         WeightsError: it names no image tokenizer, or a damaged one.
     """
     try:
-        return ImageTokenizer.load(config.tokens.image_tokenizer)
+        return ImageTokenizer.load(tokenizer_folder(config))
     except WeightsError as error:
         raise WeightsError(f"tokens.image_tokenizer: {error}") from error
 

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from generalist.config.plain import plain
 from generalist.config.run import Config, RunSettings
 from generalist.config.versions import from_stored, upgraded
@@ -186,6 +188,15 @@ def _idle(*runs: RunSettings) -> tuple[str, ...]:
 
 def _said(value: Any) -> str:
     return "(empty)" if value in ("", [], None) else str(value)
+
+
+def begin_anew(config: RunSettings, console: Console) -> None:
+    """Removes what a run without a checkpoint left, and reports it."""
+    if (config.folder / "config.json").exists():
+        console.print(
+            f"{config.folder} ended before its first checkpoint: it begins anew", highlight=False, markup=False
+        )
+    forget(config)
 
 
 def forget(config: RunSettings) -> None:

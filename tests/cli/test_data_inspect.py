@@ -197,3 +197,9 @@ def test_what_does_not_fit_is_said_in_one_line(
 ) -> None:
     assert main(["data", "inspect", *words]) == 1
     assert capsys.readouterr().out.startswith(f"error: {message}")
+
+
+def test_drawings_need_an_image_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["drawing", "--preset", "pocket_all", "--runs", str(tmp_path), "--data.folder", str(tmp_path / "data")]
+    assert main(["data", "inspect", *words]) == 1
+    assert "train it with `train.py image_tokenizer`" in " ".join(capsys.readouterr().out.split())

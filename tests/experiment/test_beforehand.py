@@ -25,7 +25,7 @@ from generalist.experiment import pipeline as experiment
 from generalist.experiment.beforehand import check
 from generalist.experiment.inherit import parse
 from generalist.inference.generalist import Generalist
-from generalist.run.folder import check_same_settings, forget, has_begun
+from generalist.run.folder import begin_anew, check_same_settings, forget, has_begun
 from generalist.system.files import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_that_a_run_begins_anew_is_told(config: Config):
     begun(config)
     console = Console(record=True, width=200)
     for _ in range(2):
-        experiment.begin_anew(config, console)
+        begin_anew(config, console)
     assert console.export_text() == f"{config.folder} ended before its first checkpoint: it begins anew\n"
 
 

@@ -1,6 +1,7 @@
 """Drawing: cached and guided drawing against whole passes, editing, ranking, and a run that learns to draw."""
 
 import dataclasses
+import functools
 import math
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from rich.console import Console
 
 from generalist.cli.main import main
 from generalist.config.presets import debug
-from generalist.config.run import Config
+from generalist.config.run import Config, TrainingConfig
 from generalist.data import emoji
 from generalist.data.drawn import drawing_codes, open_cells
 from generalist.data.packing import BatchIterator
 from generalist.data.sources.drawing import TextToImage
+from generalist.experiment.image_tokenizer import learn_image_tokenizer
 from generalist.experiment.prepare import prepare
 from generalist.image_tokenizer.config import ImageTokenizerConfig
 from generalist.inference.best_of import best_of
@@ -29,7 +31,7 @@ from generalist.inference.drawing_settings import DrawingSettings
 from generalist.inference.generalist import Generalist
 from generalist.inference.rows import stack_rows
 from generalist.model.transformer import create_separate
-from generalist.run.drawn import with_image_tokenizer
+from generalist.run.drawn import is_to_be_learned, with_image_tokenizer
 from generalist.tokenizers.drawing import drawing
 from generalist.training.tokens import train
 from generalist.vision.autoencoder import AutoencoderConfig
@@ -306,6 +308,26 @@ def test_a_run_with_a_published_image_tokenizer_and_its_export_draw(tmp_path: Pa
     (tmp_path / "weights" / "image_tokenizer" / "config.json").unlink()
     with pytest.raises(WeightsError, match=r"has no config\.json: restore"):
         Generalist.load(tmp_path / "weights")
+
+
+def test_an_image_tokenizer_is_learned_first(tmp_path: Path, monkeypatch):
+    small = functools.partial(
+        ImageTokenizerConfig, shape=TINY, perceptual=0.0, batch=8, training=TrainingConfig(steps=2, data_axis=1)
+    )
+    monkeypatch.setattr("generalist.experiment.image_tokenizer.ImageTokenizerConfig", small)
+    monkeypatch.setattr("generalist.run.drawn.AutoencoderConfig", lambda: TINY)
+    some = emoji.drawings("train")[:4]
+    monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
+    config = run_settings(tmp_path, Path("learned"), steps=2, checkpoint_every=2)
+    assert config.tokens.image_codes == 24 and is_to_be_learned(config)
+    learn_image_tokenizer(config, Console(quiet=True))
+    scores = tmp_path / "runs" / "image_tokenizer" / "results.json"
+    assert not is_to_be_learned(config) and scores.exists()
+    written = scores.stat().st_mtime_ns
+    learn_image_tokenizer(config, Console(quiet=True))  # is there
+    assert scores.stat().st_mtime_ns == written
+    drawn = draw_images(trained_run(with_image_tokenizer(config)), ["a heart"], LIKELIEST)
+    assert drawn.images.shape == (1, 12, 12, 3)
 
 
 def test_a_run_learns_to_draw_and_its_export_draws(tokenizer, tmp_path: Path, monkeypatch):

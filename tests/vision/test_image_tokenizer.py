@@ -30,7 +30,7 @@ from generalist.vision.autoencoder import (
     to_digits,
 )
 from generalist.vision.efficientnet import block_outputs, folded, weights_file
-from generalist.vision.image_tokenizer import ImageTokenizer, fresh_autoencoder
+from generalist.vision.image_tokenizer import ImageTokenizer, fresh_autoencoder, standardised
 from generalist.weights.folder import WeightsError
 from generalist.weights.legacy_torch import read_tensors
 
@@ -79,6 +79,20 @@ def test_both_directions_for_any_number_and_size_of_images(tokenizer):
     assert decoded.shape == (36, 16, 16, 3) and decoded.dtype == np.uint8
     np.testing.assert_array_equal(tokenizer.decode(codes[34:35])[0], decoded[34])
     assert tokenizer.encode([]).shape == (0, 16)
+
+
+def test_codes_are_those_of_the_decoded_image(tokenizer):
+    graph, params = nnx.split(fresh_autoencoder(TINY, 0), nnx.Param)
+    del params
+
+    def first(images):  # without settling
+        latents = nnx.merge(graph, tokenizer.params).latents(standardised(jnp.stack(images)))
+        return np.asarray(to_codes(jnp.round(latents), TINY.levels)).reshape(len(images), -1)
+
+    images = list(np.random.default_rng(2).integers(0, 256, (32, 16, 16, 3), np.uint8))
+    codes = tokenizer.encode(images)
+    np.testing.assert_array_equal(codes, first(list(tokenizer.decode(first(images)))))
+    assert (codes != first(images)).any()
 
 
 def test_codes_of_another_tokenizer_are_refused(tokenizer):

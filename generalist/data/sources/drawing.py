@@ -61,7 +61,7 @@ class TextToImage(Source):
         if not ways.codes:
             raise ValueError(
                 f"data.{name} needs an image tokenizer: set tokens.image_tokenizer to the folder of one, which "
-                "`train.py image_tokenizer` trains"
+                "`train.py image_tokenizer` trains, or to learned, which trains it first"
             )
 
     def check_cells(self, cells: int, length: int) -> None:
