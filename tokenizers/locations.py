@@ -141,6 +141,19 @@ def promoted(text: str, encode: Callable[[str], Int32[np.ndarray, "n"]], ids: ra
     return np.concatenate(parts)
 
 
+def check_has_no_places(text: str) -> None:
+    """Checks a prompt for weights without ids for places, which would read a place as the characters that it is written with.
+
+    Raises:
+        ValueError: a location token is in it.
+    """
+    if found := _TOKEN.search(text):
+        raise ValueError(
+            f"{found[0]} is a place in an image, but these weights have no ids for places: leave it out, or use weights "
+            f"that were trained with --tokens.locations {BINS}, such as those of the preset pocket_all"
+        )
+
+
 def written(ids: Int[np.ndarray, "n"], decode: Callable[[Int[np.ndarray, "n"]], str], locations: range) -> str:
     """The text of ids that a model wrote, with its location tokens written out.
 

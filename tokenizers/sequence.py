@@ -26,7 +26,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
-from generalist.tokenizers.locations import promoted, written
+from generalist.tokenizers.locations import check_has_no_places, promoted, written
 from generalist.tokenizers.marks import ImageMarks, Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
@@ -110,6 +110,15 @@ class Assembler:
             ValueError: the text has a lone surrogate, or a location token beyond the vocabulary's.
         """
         return promoted(text, self.text_tokenizer.encode, self.vocabulary.range("locations"))
+
+    def check_places(self, text: str) -> None:
+        """Checks that the places in a prompt have ids. A published model has tokens of its own for them, or none.
+
+        Raises:
+            ValueError: the text has a location token, and the vocabulary has no locations.
+        """
+        if self.published is None and not self.vocabulary.locations:
+            check_has_no_places(text)
 
     def written(self, ids: Int[np.ndarray, "n"]) -> str:
         """The text of ids that a model wrote: control tokens, and ids without a piece or place, are left out."""

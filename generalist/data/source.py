@@ -151,6 +151,11 @@ class Source(abc.ABC):
         """
 
     @property
+    def draws(self) -> bool:
+        """Whether its examples have the codes of images, so that an image tokenizer is learned for them."""
+        return False
+
+    @property
     def has_own_files(self) -> bool:
         """Whether the source reads the user's own files, which `data.check` can read whole."""
         return False

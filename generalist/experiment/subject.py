@@ -15,7 +15,6 @@ from generalist.data.formats.tfds_documents import TfdsDocuments
 from generalist.data.formats.tfds_folder import open_tfds
 from generalist.data.source import Source, Stored
 from generalist.data.sources.documents import OwnDocuments
-from generalist.data.sources.drawing import TextToImage
 from generalist.data.sources.recorded import Recorded
 from generalist.experiment.learn import learn_tokenizers
 from generalist.experiment.prepare import with_encoder
@@ -105,24 +104,22 @@ def subject(what: str, config: Config, run: Path | None = None) -> Subject:
     check_complete(config)
     # A run's own settings have the sizes of its trunk already.
     if run is None:
-        config = with_image_tokenizer(with_trunk(_without_codes_to_come(name, config)))
+        _check_codes(name, config)
+        config = with_image_tokenizer(with_trunk(config))
     return Subject(name=name, config=config, share=share, others=tuple(others), run=run)
 
 
-def _without_codes_to_come(name: str, config: Config) -> Config:
-    """The settings without an image tokenizer that has yet to be learned, which makes no difference to sources that do not draw.
+def _check_codes(name: str, config: Config) -> None:
+    """Checks that the image tokenizer is there if the source draws.
 
     Raises:
-        ValueError: the source `name` draws.
+        ValueError: it has yet to be learned.
     """
-    if not is_to_be_learned(config):
-        return config
-    if isinstance(config.data.sources[name], TextToImage):
+    if is_to_be_learned(config):
         raise ValueError(
             f"{name} has no codes yet, since {tokenizer_folder(config)} is not there: train it with `train.py image_tokenizer`, "
             "or name another one with --tokens.image-tokenizer"
         )
-    return dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, image_tokenizer="none"))
 
 
 def _own(what: str, config: Config) -> tuple[str, Source]:

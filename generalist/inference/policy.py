@@ -180,6 +180,9 @@ class ControlPolicy:
             raise ValueError(f"the seed of an episode must be a whole number, got {bad[0]!r:.60}")
         if not lanes:
             return
+        for one in prefixes:
+            if isinstance(one, str):
+                self.generalist.assembler.check_places(one)
         self._begun.update(lanes)
         sequences = [self.generalist.assembler.instruction(one) if isinstance(one, str) else one for one in prefixes]
         self._window.start(lanes, sequences, seeds)

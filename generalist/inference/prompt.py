@@ -57,6 +57,7 @@ class Reading:
 
     def __init__(self, generalist: Weights, parts: Sequences[Any]):
         self.parts = checked = check_parts(parts)
+        _check_places(generalist, checked)
         sequence = generalist.assembler.document(checked, is_open=True)
         self.length = len(sequence)
         check_room(generalist, self.length)
@@ -116,6 +117,17 @@ def check_parts(parts: Any) -> list[Any]:
             )
         checked.append(part)
     return checked
+
+
+def _check_places(generalist: Weights, parts: Sequences[Any]) -> None:
+    """Checks that the places in the texts have ids.
+
+    Raises:
+        ValueError: the weights have none for them.
+    """
+    for part in parts:
+        if isinstance(part, str):
+            generalist.assembler.check_places(part)
 
 
 def context(generalist: Weights) -> int:
@@ -346,6 +358,7 @@ def rank(
 def _choice(generalist: Weights, text: str) -> Int32[np.ndarray, "n"]:
     """The ids of a choice. Where texts lose their spaces, its own first one is that with which the tokenizer begins it."""
     cross, tokenizer = generalist.assembler.marks.cross, generalist.tokenizers.text
+    generalist.assembler.check_places(text)
     return generalist.assembler.encode(
         text.removeprefix(" ") if cross is not None and cross.stripped and tokenizer.spaced else text
     )
@@ -360,6 +373,7 @@ def act(generalist: Weights, asked: AgentPrompt) -> Any:
     # A fresh window of one row: a prompt is the first step of its own episode.
     policy = ControlPolicy(generalist, [asked.layout])
     layout = generalist.layouts[asked.layout]
+    generalist.assembler.check_places(asked.instruction)
     prefix = generalist.assembler.prefix(layout, asked.instruction, asked.demonstrations)
     check_room(generalist, len(prefix))
     policy.reset([0], [prefix], [asked.seed])
@@ -375,6 +389,8 @@ def _begin(
     if after is not None and after.sees_all:
         prompts, after = [[*after.parts, *parts] for parts in prompts], None
     checked = [check_parts(parts) for parts in prompts]
+    for parts in checked:
+        _check_places(generalist, parts)
     if after is None:
         new = [generalist.assembler.document(parts, is_open=True) for parts in checked]
     else:

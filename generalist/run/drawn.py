@@ -16,7 +16,8 @@ LEARNED = "learned"
 
 
 def with_image_tokenizer(config: Config) -> Config:
-    """The settings with the number of codes of the image tokenizer `tokens.image_tokenizer`; 0 if that is none.
+    """The settings with the number of codes of the image tokenizer `tokens.image_tokenizer`; 0 if that is none. None is learned
+    if no source draws.
 
     Raises:
         WeightsError: it names no image tokenizer, or a damaged one.
@@ -25,12 +26,14 @@ def with_image_tokenizer(config: Config) -> Config:
     # Weights that the run begins with bring theirs, whose own folder may be gone by now.
     if config.training.start and config.tokens.image_codes:
         return config
-    codes = 0
-    if config.tokens.image_tokenizer != "none":
+    codes, tokens = 0, config.tokens
+    if tokens.image_tokenizer == LEARNED and not _draws(config):
+        tokens = dataclasses.replace(tokens, image_tokenizer="none")
+    if tokens.image_tokenizer != "none":
         shape = AutoencoderConfig() if is_to_be_learned(config) else load_tokenizer(config).config
         check_cells(config, shape)
         codes = shape.codebook
-    return dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, image_codes=codes))
+    return dataclasses.replace(config, tokens=dataclasses.replace(tokens, image_codes=codes))
 
 
 def tokenizer_folder(config: Config) -> Path:
@@ -40,8 +43,12 @@ def tokenizer_folder(config: Config) -> Path:
 
 
 def is_to_be_learned(config: Config) -> bool:
-    """Whether the image tokenizer has yet to be trained, as `train.py image_tokenizer` does by default."""
-    return config.tokens.image_tokenizer == LEARNED and not tokenizer_folder(config).exists()
+    """Whether the image tokenizer has yet to be trained for a source that draws."""
+    return config.tokens.image_tokenizer == LEARNED and _draws(config) and not tokenizer_folder(config).exists()
+
+
+def _draws(config: Config) -> bool:
+    return any(source.draws for source in config.data.taking_part.values())
 
 
 def check_cells(config: Config, shape: AutoencoderConfig | VqConfig) -> None:

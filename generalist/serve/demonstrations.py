@@ -188,7 +188,9 @@ def shown(
 
     Raises:
         Refused: not one step of each fits, or not the whole end that shows a goal.
+        ValueError: the prompt has places that these weights have no ids for.
     """
+    weights.assembler.check_places(prompt)
     if sees_each_image(weights, layout):
         raise Refused(
             f"demonstration: images of {layout.name} are encoded one by one, and are not shown before an episode"

@@ -139,8 +139,11 @@ class Pool:
 
         Raises:
             Refused: it is too long.
-            ValueError: an instruction has half characters (lone surrogates), which no tokenizer takes.
+            ValueError: an instruction has half characters (lone surrogates), which no tokenizer takes, or places that these
+                weights have no ids for.
         """
+        if isinstance(prefix, str):
+            self._weights.assembler.check_places(prefix)
         size = len(self._weights.assembler.instruction(prefix) if isinstance(prefix, str) else prefix)
         if size > self.prefix:
             raise Refused(f"the prompt takes {size} positions, but an instruction may take {self.prefix}: shorten it")

@@ -320,6 +320,8 @@ def test_an_image_tokenizer_is_learned_first(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("generalist.data.sources.drawing.drawings", lambda split: some)
     config = run_settings(tmp_path, Path("learned"), steps=2, checkpoint_every=2)
     assert config.tokens.image_codes == 24 and is_to_be_learned(config)
+    silent = dataclasses.replace(config, data=debug().data)  # nothing is learned for sources that do not draw
+    assert not is_to_be_learned(silent) and with_image_tokenizer(silent).tokens.image_tokenizer == "none"
     learn_image_tokenizer(config, Console(quiet=True))
     scores = tmp_path / "runs" / "image_tokenizer" / "results.json"
     assert not is_to_be_learned(config) and scores.exists()

@@ -129,3 +129,11 @@ def test_without_locations_nothing_changes(assembler: Assembler):
     assert plain.written(plain.encode(text)) == text
     known = plain.encode("to ")
     assert plain.vocabulary.range("text").stop > max(plain.encode(text)) and len(plain.encode(text)) > len(known) + 1
+
+
+def test_a_prompt_with_places_for_weights_without_them_is_refused(assembler: Assembler):
+    plain = dataclasses.replace(assembler, vocabulary=Vocabulary(text=300, continuous=4, discrete=4))
+    plain.check_places("to the <location>")
+    assembler.check_places("to <loc0123>")
+    with pytest.raises(ValueError, match=r"<loc0123> is a place in an image, but these weights have no ids for places"):
+        plain.check_places("to <loc0123>")

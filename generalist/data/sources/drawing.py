@@ -56,6 +56,11 @@ class TextToImage(Source):
         """See `Source.evaluation_parts`."""
         return ("drawing",) if self.evaluation_items else ()
 
+    @property
+    def draws(self) -> bool:
+        """See `Source.draws`."""
+        return True
+
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
         if not ways.codes:
