@@ -16,8 +16,7 @@ from jaxtyping import UInt8
 from rich.progress import Progress
 
 from generalist.data.files import DocumentError
-from generalist.data.formats.places import Place
-from generalist.data.grounded import GroundedSet, Question, Region
+from generalist.data.grounded import GroundedSet, Photograph, Question, Region
 from generalist.data.grounded_examples import pointing_text, question_text
 from generalist.eval.fewshot.vqa import normalized
 from generalist.eval.held_out.scenes import THRESHOLDS, Generate
@@ -28,7 +27,7 @@ SEED = 0
 AT_ONCE = 64
 """Regions or questions whose images are in memory."""
 
-Read = Callable[[Place], UInt8[np.ndarray, "H W 3"]]
+Read = Callable[[Photograph], UInt8[np.ndarray, "H W 3"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class Asked:
     """A region or a question with its image, and an image that it is not about."""
 
     about: Region | Question
-    image: Place
-    wrong: Place
+    image: Photograph
+    wrong: Photograph
 
     @property
     def text(self) -> str:
@@ -56,9 +55,9 @@ def asked_of(grounded: GroundedSet, split: str, kind: Literal["regions", "questi
     """
     if (count := grounded.count(split)) < 2:
         raise DocumentError(f"{grounded.name} has {count} image in the split {split}: an evaluation needs two or more")
-    files = [grounded.file(split, index) for index in range(count)]
+    images = [grounded.photograph(split, index) for index in range(count)]
     found = [
-        Asked(about=about, image=files[index], wrong=files[(index + 1) % count])
+        Asked(about=about, image=images[index], wrong=images[(index + 1) % count])
         for index in range(count)
         for about in getattr(grounded.image(split, index), kind)
     ]

@@ -9,9 +9,7 @@ from rich.progress import Progress
 
 from generalist.config.run import Config
 from generalist.data.document_examples import stretched
-from generalist.data.formats.places import Place
-from generalist.data.grounded import GroundedSet
-from generalist.data.images import read_image
+from generalist.data.grounded import GroundedSet, Photograph
 from generalist.data.sources.regions import Regions, check_images
 from generalist.eval.held_out import regions
 from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer
@@ -101,8 +99,8 @@ def _sources(config: Config) -> dict[str, Regions]:
 def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split: str, kind: Kind, prefix: str) -> Job:
     name = f"{grounded.name} {split}{' questions' if kind == 'questions' else ''}"
 
-    def read(image: Place) -> Any:
-        return stretched(read_image(image), generalist.assembler, generalist.config.data.length)
+    def read(image: Photograph) -> Any:
+        return stretched(image.read(), generalist.assembler, generalist.config.data.length)
 
     def compute(progress: Progress) -> dict[str, Any]:
         asked = regions.asked_of(grounded, split, kind, source.evaluation_expressions)

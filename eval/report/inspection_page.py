@@ -31,6 +31,7 @@ def build(about: Mapping[str, Any], pictures: Sequence[Shown]) -> str:
         "body",
         element("h1", title),
         *_problems(about["problems"]),
+        *(element("p", note) for note in about["notes"]),
         *(
             _folded(one["name"], section) if several else section
             for one, section in zip(about["data_sets"], sections, strict=True)

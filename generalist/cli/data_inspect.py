@@ -69,6 +69,8 @@ def show(about: Mapping[str, Any], console: Console) -> None:
         say(f"  {problem['remedy']}")
     if not about["problems"]:
         say("no problem found", "bold green")
+    for note in about["notes"]:
+        say(note)
     for one in about["data_sets"]:
         _show_data_set(one, console)
     if about["documents"] is not None:

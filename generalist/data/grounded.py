@@ -4,7 +4,11 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import UInt8
+
 from generalist.data.formats.places import Place
+from generalist.data.images import Size, check_image, read_image
 from generalist.tokenizers.locations import Box
 
 
@@ -22,6 +26,30 @@ class Question:
 
     text: str
     answer: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """An image's file, and the size that its annotations give it; None: they give none."""
+
+    file: Place
+    size: Size | None
+
+    def read(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The image, turned as its annotations mean it.
+
+        Raises:
+            DocumentError: see `read_image`.
+        """
+        return read_image(self.file, self.size)
+
+    def check(self) -> None:
+        """Checks it without reading its pixels.
+
+        Raises:
+            DocumentError: see `check_image`.
+        """
+        check_image(self.file, self.size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +88,14 @@ class GroundedSet(abc.ABC):
         """The file of an image of a split, whether or not it is there."""
 
     @abc.abstractmethod
+    def size(self, split: str, index: int) -> Size | None:
+        """The size of an image of a split, as the annotations give it; None: they do not."""
+
+    def photograph(self, split: str, index: int) -> Photograph:
+        """An image of a split, whether or not it is there."""
+        return Photograph(file=self.file(split, index), size=self.size(split, index))
+
+    @abc.abstractmethod
     def image(self, split: str, index: int) -> Grounded:
         """An image of a split, with everything that is asked about it."""
 
@@ -73,7 +109,7 @@ class GroundedSet(abc.ABC):
         return []
 
 
-def pixel_box(x: float, y: float, width: float, height: float, *, of: tuple[float, float]) -> Box | None:
+def pixel_box(x: float, y: float, width: float, height: float, *, of: Size) -> Box | None:
     """A box of pixels as shares of its image; what sticks out is cut off. None: nothing of it is within the image.
 
     Args:

@@ -13,7 +13,6 @@ import numpy as np
 from generalist.data.document_examples import stretched
 from generalist.data.formats.vqa import ANSWER
 from generalist.data.grounded import Grounded, GroundedSet, Question, Region
-from generalist.data.images import read_image
 from generalist.tokenizers.locations import box_text
 from generalist.tokenizers.sequence import CHUNK_END, Assembler, Part, Predicted, Sequence
 
@@ -67,11 +66,11 @@ class GroundedExamples:
         """An image with questions in random order.
 
         Raises:
-            DocumentError: the image is missing or damaged.
+            DocumentError: the image is missing, damaged, or not the annotated one.
         """
         one = self.grounded.image("train", index)
         asked = self._asked(one, rng)
-        image = stretched(read_image(one.image), self.assembler, self.length)
+        image = stretched(self.grounded.photograph("train", index).read(), self.assembler, self.length)
         while asked:
             sequence = self.assembler.document(document(image, asked))
             if len(sequence) <= self.length:

@@ -37,6 +37,12 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 # Tags of a TIFF: BitsPerSample and PhotometricInterpretation, with one value of the latter (TIFF 6.0, section 8).
 BITS, PHOTOMETRIC = 258, 262
 WHITE_IS_ZERO = 0
+# A tag of EXIF, and those of its values whose images lie on their side.
+ORIENTATION = 0x0112
+ON_ITS_SIDE = (5, 6, 7, 8)
+
+Size = tuple[float, float]
+"""Height and width in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +77,30 @@ ImageRef = Place | Encoded | Extract
 """An image that is read and decoded only when it is used: a file, or encoded bytes."""
 
 
-def read_image(path: ImageRef) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: ImageRef, annotated: Size | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Reads an image, rotated upright as its camera recorded; transparency is laid on white.
 
+    Args:
+        annotated: the size that annotations of places give: the image is read as they mean it, which may be not upright.
+
     Raises:
-        DocumentError: it is no image, broken, larger than 64 million pixels, or of a kind of numbers without a known range.
+        DocumentError: it is no image, broken, larger than 64 million pixels, of a kind of numbers without a known range, or of
+            another aspect than its annotations.
     """
     with opened(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+        if annotated is None or _is_upright(image, path, annotated):
+            ImageOps.exif_transpose(image, in_place=True)
         # Modes I and F are one channel of more than 8 bits, which Pillow would clip at 255 instead of scaling it.
         layers = _transparent(_grey(image, path) if image.mode.startswith(("I", "F")) else image, path)
     white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, layers).convert("RGB"))
 
 
-def check_image(path: ImageRef) -> None:
+def check_image(path: ImageRef, annotated: Size | None = None) -> None:
     """Checks an image without reading its pixels, unless its file lacks the ending of a complete one.
+
+    Args:
+        annotated: see `read_image`.
 
     Raises:
         DocumentError: the file is missing, or an error of `read_image` that shows at the file's beginning or end.
@@ -98,6 +112,8 @@ def check_image(path: ImageRef) -> None:
     with opened(path) as image:
         if image.mode.startswith(("I", "F")):
             _range(image, path)
+        if annotated is not None:
+            _is_upright(image, path, annotated)
         # Every file ends with the empty bytes: other formats have no known ending, and are not read for it.
         if not _ends(path, ENDS.get(str(image.format), b"")):
             image.load()
@@ -151,6 +167,30 @@ def pixels(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
         return np.asarray(image)
     clear = image.mode in ("LA", "La", "PA") or "transparency" in image.info
     return np.asarray(image.convert("L" if image.mode == "1" else "RGBA" if clear else "RGB"))
+
+
+def _is_upright(image: Image.Image, path: ImageRef, annotated: Size) -> bool:
+    """Whether annotations are of the image upright, and not of its pixels as they are stored, as COCO's are. Their size tells; if
+    both have the same aspect, the stored ones are meant.
+
+    Raises:
+        DocumentError: neither has the annotations' aspect, up to rounding.
+    """
+    height, width = annotated
+    sizes = [(image.height, image.width)]
+    if sizes[0] == annotated:
+        return False
+    # Pillow gives the upright size of a TIFF. Only here, since a PNG without this tag is decoded to look for it.
+    if image.format != "TIFF" and image.getexif().get(ORIENTATION) in ON_ITS_SIDE:
+        sizes.append((image.width, image.height))
+    # A resized copy has sides of whole pixels, so that either may be off by one.
+    differences = [abs(tall * width - wide * height) for tall, wide in sizes]
+    if min(differences) > max(height, width):
+        raise DocumentError(
+            f"{path} has {image.width} × {image.height} pixels, but its annotations are of {width:g} × {height:g}: get the image "
+            "that was annotated, or a copy of another size with the same aspect"
+        )
+    return differences.index(min(differences)) == 1
 
 
 def _stream(path: ImageRef) -> AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from generalist.experiment.tokens_seen import measure
 
 FORMAT = 1
 """Of the JSON file; raise it when a key goes or means something else."""
+REMEDY = "a run stops with the same message before it trains: do what it says"
 PICTURES = 4
 """Parts of a source, such as tasks, of which pictures are shown."""
 
@@ -30,7 +31,7 @@ class Inspected:
     """What was found."""
 
     about: dict[str, Any]
-    """JSON values: `format`, `source`, `kind`, `problems`, `data_sets`, `documents`, `run`."""
+    """JSON values: `format`, `source`, `kind`, `problems`, `notes`, `data_sets`, `documents`, `run`."""
     pictures: list[Shown]
 
 
@@ -49,8 +50,9 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
     data_sets: list[dict[str, Any]] = []
     documents: dict[str, Any] | None = None
     problems: list[Problem] = []
+    notes: list[str] = []
     pictures: list[Shown] = []
-    # Episodes and own documents have files to look at; other sources make their examples, and are only measured.
+    # Episodes and own documents have files to look at; other sources check their own, if they have any, and are measured.
     if isinstance(source, ControlSource):
         for name, dataset in _data_sets(source, data):
             found = opened(dataset)
@@ -64,19 +66,38 @@ def inspect(about: Subject, console: Console, *, whole: bool = False) -> Inspect
         opening = source.opening()
         opened_documents = Documents(source.path, unreadable=1.0, opening=opening, say=lambda line: None)
         documents, problems = of_documents.inspect(about.name, opened_documents, console, whole=whole)
+    else:
+        notes, problems = _checked(about, data, whole=whole)
     # Whether there are files to look at.
     own = bool(data_sets) or documents is not None
-    run, of_run = _measured(about, data, own)
+    # What the source's own check refuses, a run refuses with the same message: it is told once.
+    refused = any(problem.kind == "refused" for problem in problems)
+    run, of_run = (None, []) if refused else _measured(about, data, own)
     values = {
         "format": FORMAT,
         "source": about.name,
         "kind": "episodes" if data_sets else "documents" if own else "examples",
         "problems": [dataclasses.asdict(problem) for problem in [*problems, *of_run]],
+        "notes": notes,
         "data_sets": data_sets,
         "documents": documents,
         "run": run,
     }
     return Inspected(about=values, pictures=pictures)
+
+
+def _checked(about: Subject, data: Stored, *, whole: bool) -> tuple[list[str], list[Problem]]:
+    """What a run's check of a source says of it, and what it refuses.
+
+    Args:
+        whole: reads everything, such as every image.
+    """
+    notes: list[str] = []
+    try:
+        about.source.check(about.name, data, whole, notes.append)
+    except (ValueError, OSError) as error:
+        return notes, [Problem(kind="refused", part=about.name, where="files", what=str(error), remedy=REMEDY)]
+    return notes, []
 
 
 def _measured(about: Subject, data: Stored, own: bool) -> tuple[dict[str, Any] | None, list[Problem]]:
@@ -94,8 +115,7 @@ def _measured(about: Subject, data: Stored, own: bool) -> tuple[dict[str, Any] |
     except ValueError as error:
         if not own:
             raise
-        remedy = "a run stops with the same message before it trains: do what it says"
-        return None, [Problem(kind="refused", part=about.name, where="run", what=str(error), remedy=remedy)]
+        return None, [Problem(kind="refused", part=about.name, where="run", what=str(error), remedy=REMEDY)]
 
 
 def _data_sets(source: ControlSource, data: Stored) -> Iterator[tuple[str, Dataset]]:

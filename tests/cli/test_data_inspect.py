@@ -106,7 +106,7 @@ def test_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = next(field for field in about["fields"] if field["key"] == "observation/state")
     assert sorted(state["numbers"][0]) == NUMBER.split()
     assert sorted(keys(found["run"])) == sorted(RUN.split())
-    assert sorted(found) == ["data_sets", "documents", "format", "kind", "problems", "run", "source"]
+    assert sorted(found) == ["data_sets", "documents", "format", "kind", "notes", "problems", "run", "source"]
     assert [(one["kind"], one["where"]) for one in found["problems"]] == [
         ("constant", "observation/state"),
         ("constant", "action"),
@@ -177,6 +177,20 @@ def test_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_drawings(tmp_path: Path) -> None:
     found, _ = run(tmp_path, "emoji")
     assert found["kind"] == "examples" and found["run"]["parts"][0]["example_by_modality"]["frame"] == 1
+
+
+def test_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(ROBOT.parents[1] / "referring", tmp_path / "referring"))
+    words = ["regions", "--data.regions.path", str(folder), "--tokens.locations", "1024"]
+    found, page = run(tmp_path, *words)
+    note = "note: 2 of 3 training images of refcocog are left out"
+    assert found["problems"] == [] and found["run"] is not None and note in page
+    assert "no problem found" in (screen := capsys.readouterr().out) and note in screen
+    next(iter((folder / "train2014").glob("*34.jpg"))).unlink()
+    found, _ = run(tmp_path, *words)
+    (problem,) = found["problems"]
+    assert problem["kind"] == "refused" and "000000000034.jpg: copy the whole folder" in problem["what"]
+    assert found["run"] is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import members
 from generalist.data.formats.places import Place, read_range
 from generalist.data.grounded import Grounded, GroundedSet, Question
+from generalist.data.images import Size
 
 FOLDERS = (".", "questions", "questions1.2")
 SPLITS = ("train", "val", "testdev")
@@ -78,6 +79,10 @@ class QuestionSet(GroundedSet):
 
     def file(self, split: str, index: int) -> Place:
         return self._images / f"{self._shown[split][index][0]}.jpg"
+
+    def size(self, split: str, index: int) -> Size | None:
+        # It has no places.
+        return None
 
     def image(self, split: str, index: int) -> Grounded:
         file, arrays = self._file[split], self._asked[split]

@@ -27,6 +27,7 @@ from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place
 from generalist.data.formats.plain_pickle import plain_pickle
 from generalist.data.grounded import Grounded, GroundedSet, Region, pixel_box
+from generalist.data.images import Size
 
 DIVISIONS = ("unc", "umd", "google")
 """By whom the published splits are; the first that is there is taken."""
@@ -89,6 +90,7 @@ class RefSet(GroundedSet):
             raise DocumentError(
                 f"{self._where(int(wrong.argmax()))}: its ann_id is of another image than its image_id: get both files again"
             )
+        self._check_boxes()
         self._shown = {split: self._images_of(codes == SPLITS.index(split)) for split in self.splits} | {
             "train": self._images_of((codes == TRAIN) & ~np.isin(read.refs["image"], evaluated))
         }
@@ -109,6 +111,10 @@ class RefSet(GroundedSet):
         at = int(self._image[self._shown[split][index][0]])
         name = unpacked(self._read.instances["names"], self._read.instances["name_ends"], at)
         return named(self._read.images, name, f"{self._read.instances_file} image {at + 1}")
+
+    def size(self, split: str, index: int) -> Size | None:
+        tall, wide = self._read.instances["size"][self._image[self._shown[split][index][0]]].tolist()
+        return tall, wide
 
     def image(self, split: str, index: int) -> Grounded:
         objects = self._shown[split][index]
@@ -138,14 +144,31 @@ class RefSet(GroundedSet):
         instances, at = self._read.instances, int(self._annotation[number])
         tall, wide = instances["size"][self._image[number]].tolist()
         x, y, width, height = instances["box"][at].tolist()
-        if (box := pixel_box(x, y, width, height, of=(tall, wide))) is None:
-            raise DocumentError(
-                f"{self._read.instances_file} annotation {at + 1}: its bbox {[x, y, width, height]} is not within the image of "
-                f"{wide:g} × {tall:g} pixels: get the file again"
-            )
+        box = pixel_box(x, y, width, height, of=(tall, wide))
+        assert box is not None, "boxes are checked when the set is opened"
         refs = self._read.refs
         for sentence in range(*self._sentences[number : number + 2].tolist()):
             yield Region(box=box, phrase=unpacked(refs["text"], refs["ends"], sentence))
+
+    def _check_boxes(self) -> None:
+        """Checks that something of each object is within its image.
+
+        Raises:
+            DocumentError: an object is elsewhere.
+        """
+        instances = self._read.instances
+        tall, wide = instances["size"][self._image].T  # (R,) each
+        x, y, width, height = instances["box"][self._annotation].T
+        # The rule of `pixel_box`, for all at once.
+        bottom, right = np.minimum(tall, y + height), np.minimum(wide, x + width)
+        outside = ~((np.maximum(0, y) < bottom) & (np.maximum(0, x) < right))
+        if outside.any():
+            one = int(outside.argmax())
+            at = int(self._annotation[one])
+            raise DocumentError(
+                f"{self._read.instances_file} annotation {at + 1}: its bbox {instances['box'][at].tolist()} is not within the "
+                f"image of {wide[one]:g} × {tall[one]:g} pixels: get the file again"
+            )
 
     def _images_of(self, chosen: Bool[np.ndarray, "R"]) -> list[Int[np.ndarray, "_R"]]:
         """The objects of each image, in the order of the images' numbers."""

@@ -30,18 +30,17 @@ from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place, read_range
 from generalist.data.grounded import Grounded, GroundedSet, Question, Region, pixel_box
+from generalist.data.images import Size
 from generalist.data.stable_hash import stable_hash
 
 IMAGES = "image_data.json"
 QUESTIONS = "question_answers.json"
 FOLDERS = ("VG_100K", "VG_100K_2")
 HELD_OUT = 100  # one of so many images is evaluated
+ANY_SIZE = (1.0, 1.0)  # of an image, where only the fields of an element are checked
 _IDS = ("image_id", "id")
 _HEIGHT, _WIDTH = ("h", "height"), ("w", "width")
 _SPACE = re.compile(r"\s+")
-
-Size = tuple[float, float]
-"""Height and width of an image in pixels."""
 
 
 class GenomeSet(GroundedSet):
@@ -64,7 +63,7 @@ class GenomeSet(GroundedSet):
         asked_elsewhere: Set[int] = frozenset(),
     ):
         self.name, self._folder = folder.absolute().name, folder
-        (self._known,) = indexed([folder / IMAGES], scan_images, kind="genome-images", opening=opening)
+        (self._known,) = indexed([folder / IMAGES], scan_images, kind="genome-images once", opening=opening)
         self._files = [folder / name for name in READERS if (folder / name).exists()]
         if not self._files:
             raise DocumentError(
@@ -72,7 +71,7 @@ class GenomeSet(GroundedSet):
             )
         self.has_questions = folder / QUESTIONS in self._files
         self.has_regions = len(self._files) > int(self.has_questions)
-        self._elements = indexed(self._files, scan_elements, kind="genome-elements", opening=opening)
+        self._elements = indexed(self._files, scan_elements, kind="genome-elements checked", opening=opening)
         self._images = [opening.images] if opening.images else _image_folders(folder)
         # (I,): where each image stands in image_data.json, by its number
         self._at = {one: at for at, one in enumerate(self._known["image"].tolist())}
@@ -106,6 +105,10 @@ class GenomeSet(GroundedSet):
         places = [folder / f"{image}.jpg" for folder in self._images]
         # The first serves for the message that it is missing.
         return next((one for one in places if one.exists()), places[0])
+
+    def size(self, split: str, index: int) -> Size | None:
+        tall, wide = self._known["size"][self._at[int(self._shown[split][index])]].tolist()
+        return tall, wide
 
     def image(self, split: str, index: int) -> Grounded:
         image = int(self._shown[split][index])
@@ -165,19 +168,47 @@ def scan_images(file: Place) -> Arrays:
         where = f"{file} entry {row}"
         images.append(field(entry, _IDS, int, where))
         sizes.append([number(entry, side, where) for side in (_HEIGHT, _WIDTH)])
+        if min(sizes[-1]) <= 0:
+            raise DocumentError(
+                f"{where}: image {images[-1]} has {sizes[-1][1]:g} × {sizes[-1][0]:g} pixels: get the file again, or put in the "
+                "image's size"
+            )
         coco.append(optional(entry, "coco_id", int, where, -1))
+    _check_once(images, file)
     return {"image": np.array(images, np.int64), "size": np.array(sizes), "coco": np.array(coco, np.int64)}
 
 
 def scan_elements(file: Place) -> Arrays:
-    """Which image each element is about, and where it is in the file: (E,) each.
+    """Which image each element is about, and where it is in the file: (E,) each. All that an element says is read once, so that
+    damage is found before a run and not within it.
 
     Raises:
         DocumentError: the file is damaged.
     """
-    found = [(field(entry, _IDS, int, f"{file} entry {row}"), at, size) for row, at, size, entry in _entries(file)]
+    found = []
+    for row, at, size, entry in _entries(file):
+        where = f"{file} entry {row}"
+        found.append((field(entry, _IDS, int, where), at, size))
+        for _ in READERS[file.name](entry, ANY_SIZE, where):
+            pass
     image, offset, length = np.array(found, np.int64).T
+    _check_once(image.tolist(), file)
     return {"image": image, "offset": offset, "length": length}
+
+
+def _check_once(images: list[int], file: Place) -> None:
+    """Checks that a file has one entry per image.
+
+    Raises:
+        DocumentError: it has two.
+    """
+    first: dict[int, int] = {}
+    for row, image in enumerate(images, 1):
+        if image in first:
+            raise DocumentError(
+                f"{file} entry {row}: image {image} has entry {first[image]} too: get the file again, or take one of them out"
+            )
+        first[image] = row
 
 
 def _entries(file: Place) -> Iterator[tuple[int, int, int, Any]]:

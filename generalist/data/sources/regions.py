@@ -11,7 +11,7 @@ from generalist.data.formats.refcoco import DIVISIONS
 from generalist.data.grounded import GroundedSet
 from generalist.data.grounded_examples import GroundedExamples, question_text
 from generalist.data.grounded_sets import open_grounded
-from generalist.data.images import check_image, is_there, read_image
+from generalist.data.images import is_there
 from generalist.data.source import Reading, Say, Source, Stored, Ways, check_locations, register
 from generalist.system.cache import index_folder
 from generalist.system.processes import cores
@@ -137,16 +137,16 @@ def check_images(grounded: GroundedSet, splits: Sequence[str], whole: bool) -> N
     """Checks the images of some splits: that all are there, and that some can be read or, with `whole`, every one.
 
     Raises:
-        DocumentError: some are missing, in a line that names the first one; or one is damaged.
+        DocumentError: some are missing, in a line that names the first one; or one is damaged, or not the annotated one.
     """
-    images = [grounded.file(split, index) for split in splits for index in range(grounded.count(split))]
-    if absent := [image for image in images if not is_there(image)]:
+    images = [grounded.photograph(split, index) for split in splits for index in range(grounded.count(split))]
+    if absent := [image.file for image in images if not is_there(image.file)]:
         raise DocumentError(
             f"{len(absent):,} of {len(images):,} images of {grounded.name} ({', '.join(splits)}) are missing, the first is "
             f"{absent[0]}: copy the whole folder, or name another one with data.regions.images_folder"
         )
     for image in images if whole else images[:: max(1, len(images) // LOOKS)]:
         if whole:
-            read_image(image)
+            image.read()
         else:
-            check_image(image)
+            image.check()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from generalist.data.episodes import EpisodeCache
 from generalist.data.files import DocumentError
@@ -141,6 +142,8 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_edited(INSTANCES, _instance("images", file_name=None)), r"image 1: its file_name is None instead of a text"),
     (_edited(INSTANCES, _instance("annotations", bbox=[1, 2, 3])), r"annotation 1: its bbox has 3 numbers instead of four"),
     (_edited(INSTANCES, _instance("annotations", bbox=[1, 2, 3, None])), r"annotation 1: its bbox is None instead of a number"),
+    (_edited(INSTANCES, _instance("annotations", bbox=[70, 2, 3, 4])),
+     r"annotation 1: its bbox \[70.0, 2.0, 3.0, 4.0\] is not within the image of 64 × 48"),
 ]  # fmt: skip
 
 
@@ -151,17 +154,10 @@ def test_damage_is_named(copied: Path, damage: Callable[[Path], Any], message: s
         open_refs(copied, DocumentOpening())
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (_instance("annotations", bbox=[70, 2, 3, 4]), r"its bbox \[70.0, 2.0, 3.0, 4.0\] is not within the image of 64 × 48"),
-        (_instance("images", file_name="../secret.jpg"), r"image 1: the image '../secret.jpg' is outside the folder"),
-    ],
-)  # fmt: skip
-def test_damage_that_an_image_shows(copied: Path, edit: Callable[[Any], Any], message: str):
-    _edited(INSTANCES, edit)(copied)
+def test_an_image_outside_of_the_folder(copied: Path):
+    _edited(INSTANCES, _instance("images", file_name="../secret.jpg"))(copied)
     (found,) = open_refs(copied / "refcoco", DocumentOpening())
-    with pytest.raises(DocumentError, match=message):
+    with pytest.raises(DocumentError, match=r"image 1: the image '../secret.jpg' is outside the folder"):
         found.image("train", 0)
 
 
@@ -323,3 +319,29 @@ def test_a_folder_that_was_copied_in_part(copied: Path):
         _said(source)
     elsewhere = Regions(weight=1.0, path=str(copied), images_folder=str(FOLDER / "train2014"))
     assert _said(elsewhere, whole=True)
+
+
+def test_boxes_are_of_the_annotated_pixels(copied: Path):
+    source = Regions(weight=1.0, path=str(copied / "refcoco"))
+    (found,) = open_refs(copied / "refcoco", DocumentOpening())
+    known, photograph = found.photograph("val", 0).read(), found.photograph("val", 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = found.file("val", 0)
+    # The camera's note to turn the image is newer than its annotations.
+    Image.fromarray(known).save(file, quality=95, exif=exif)
+    assert read_image(file).shape == (64, 48, 3)
+    assert photograph.read().shape == known.shape
+    np.testing.assert_array_less(np.abs(photograph.read().astype(float) - known), 60)
+    # The annotations are of the turned image.
+    Image.fromarray(np.rot90(known)).save(file, quality=95, exif=exif)
+    np.testing.assert_array_less(np.abs(photograph.read().astype(float) - known), 60)
+    _said(source)
+    Image.fromarray(known).resize((31, 23)).save(file)
+    _said(source, whole=True)
+    Image.fromarray(known).resize((48, 48)).save(file)
+    for whole in (False, True):
+        with pytest.raises(
+            DocumentError, match=f"{file.name} has 48 × 48 pixels, but its annotations are of 64 × 48: get"
+        ):
+            _said(source, whole=whole)

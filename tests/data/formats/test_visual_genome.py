@@ -166,6 +166,11 @@ REGIONS, OBJECTS, QUESTIONS = "region_descriptions.json", "objects.json", "quest
         (_changed("image_data.json", lambda entries: {"images": entries}), "holds an object instead of a list of images"),
         (_changed(REGIONS, lambda entries: entries[2].pop("id")), "region_descriptions.json entry 3: its image_id or id is None"),
         (_changed(OBJECTS, lambda entries: []), "objects.json has no entry: get it again"),
+        (_changed("image_data.json", lambda entries: [*entries, entries[1]]),
+         "image_data.json entry 6: image 2 has entry 2 too: get the file again, or take one of them out"),
+        (_changed(REGIONS, lambda entries: [*entries, entries[0]]), "region_descriptions.json entry 6: image 1 has entry 1 too"),
+        (_changed("image_data.json", lambda entries: entries[1].update(height=0)),
+         "image_data.json entry 2: image 2 has 64 × 0 pixels: get the file again, or put in the image's size"),
         (lambda folder: (folder / REGIONS).write_text((folder / REGIONS).read_text()[:90]), "descriptions.json .*get it"),
     ],
 )  # fmt: skip
@@ -191,7 +196,7 @@ def test_damaged_files_are_named(copied: Path, damage: Callable[[Path], Any], me
 def test_a_damaged_entry_is_named(copied: Path, damage: Callable[[Path], Any], message: str):
     damage(copied)
     with pytest.raises(DocumentError, match=message):
-        GenomeSet(copied, DocumentOpening(), NONE).image("train", 0)
+        GenomeSet(copied, DocumentOpening(), NONE)
 
 
 def test_examples_ask_for_regions_and_answers(genome: GenomeSet):
