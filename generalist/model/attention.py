@@ -166,7 +166,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B L _"]:
         """The values that whole packed rows mix, by the kernel that takes queries, keys and values as they are projected."""
         heads = Heads(self.head_size, self.scale)
-        projected = stored_product(x, by_groups(self.qkv.kernel[...], heads, layout))
+        projected = stored_product(x, by_groups(self.qkv.kernel[...], heads))
         places = Places(seen.segment, placed.cos[:, :, 0], placed.sin[:, :, 0])
         # The name that the remat policy "products" keeps, as for other kernels.
         return checkpoint_name(row_attention(projected, places, heads, layout), "attention")

@@ -44,8 +44,3 @@ def mesh_layout(batch: int, length: int, kv_heads: int) -> Layout:
         # Key-value heads, of which there are fewer: a device must have the keys of its query heads.
         heads="tensor" if divides(("tensor",), kv_heads) else None,
     )
-
-
-def mesh_parts(axis: str | None) -> int:
-    """Devices along an axis of the mesh; 1 for none."""
-    return jax.sharding.get_abstract_mesh().shape[axis] if axis else 1

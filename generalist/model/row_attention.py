@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from generalist.model.blocked_attention import MASKED
-from generalist.model.mesh_layout import Layout, mesh_parts
+from generalist.model.mesh_layout import Layout
 
 LANES = 128  # of a vector register
 LARGEST = 1024 * LANES
@@ -48,23 +48,21 @@ class Heads(NamedTuple):
 
 
 def row_attention_takes(length: int, heads: int, size: int, layout: Layout) -> bool:
-    """Whether the kernels support rows of `length` positions with this number and size of heads. Queries stay whole, and every
-    device has whole groups of heads."""
-    lanes, own = max(LANES, size), heads // mesh_parts(layout.heads)
-    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0 and own * size % lanes == 0
-    return whole and length % BLOCK == 0 and length * lanes <= LARGEST and not layout.queries
+    """Whether the kernels support rows of `length` positions with this number and size of heads. Heads and queries stay whole:
+    divided heads would have their weights moved between devices to be put in order."""
+    lanes = max(LANES, size)
+    whole = lanes % size == 0 and size % 8 == 0 and lanes % LANES == 0 and heads * size % lanes == 0
+    divided = layout.heads or layout.queries
+    return whole and length % BLOCK == 0 and length * lanes <= LARGEST and not divided
 
 
-def by_groups(kernel: Float[Array, "D inputs"], heads: Heads, layout: Layout) -> Float[Array, "D inputs"]:
+def by_groups(kernel: Float[Array, "D inputs"], heads: Heads) -> Float[Array, "D inputs"]:
     """The columns of queries, keys and values, which follow one another, in the order that the kernels read: those of a group of
-    heads next to each other. Weights are moved instead of activations, of which there are more; where heads are divided over
-    devices, between these, before whole rows of them are gathered."""
+    heads next to each other. Weights are moved instead of activations, of which there are more."""
     width = len(kernel)
-    grouped = kernel.reshape(width, 3, -1, heads.lanes).swapaxes(1, 2).reshape(width, -1)  # (D, C, 3, W) before
-    if layout.heads:
-        grouped = jax.lax.with_sharding_constraint(grouped, P(P.UNCONSTRAINED, layout.heads))
+    grouped = kernel.reshape(width, 3, -1, heads.lanes).swapaxes(1, 2)  # (D, C, 3, W)
     # Without a barrier the compiler moves the gradient of the projection instead of that of the weights.
-    return jax.lax.optimization_barrier(grouped)
+    return jax.lax.optimization_barrier(grouped.reshape(width, -1))
 
 
 class Places(NamedTuple):
@@ -91,9 +89,9 @@ def row_attention(
     # Pallas calls are not partitioned by the compiler: on a mesh the division is written out.
     if mesh.empty:
         return local(projected, *places)
-    rows, groups = P(layout.rows, None, None), P(layout.rows, None, layout.heads)
-    in_specs = (groups, P(layout.rows, None), rows, rows)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=groups, check_vma=False)(projected, *places)
+    rows = P(layout.rows, None, None)
+    in_specs = (rows, P(layout.rows, None), rows, rows)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=rows, check_vma=False)(projected, *places)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -10,9 +10,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from generalist.model.mesh_layout import Layout, mesh_parts
+from generalist.model.mesh_layout import Layout
 
 LANES = 128  # the kernel's blocks are multiples of a vector register's lanes
+
+
+def mesh_parts(axis: str | None) -> int:
+    """Devices along an axis of the mesh; 1 for none."""
+    return jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
 
 
 def splash_takes(length: int, axis: str | None) -> bool:
