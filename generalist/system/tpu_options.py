@@ -9,8 +9,8 @@ from generalist.system.switches import is_on
 
 VARIABLE = "GENERALIST_TPU_OPTIONS"
 OPTIONS = (
-    # Exchanges run in pieces beside computation. By default a v5e's compiler does so with some gathers of weights, a v5p's and a
-    # v6e's with none (docs/experiments/plans.md). The options are those that MaxText's scripts set for these chips
+    # Exchanges run in pieces beside computation. By default the compiler does so with most gathers of weights on v5e:16x16, with
+    # none on v5p:8x8x8 and v6e:4x4 (docs/experiments/plans.md). MaxText's scripts set these options
     # (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py, CF_FOR_ALL_GATHER and CF_FOR_ALL_REDUCE).
     "xla_enable_async_all_gather",
     "xla_enable_async_all_reduce",
