@@ -21,6 +21,8 @@ from generalist.tokenizers.sequence import Assembler
 
 MOST_CELLS = ACTION_POSITION - 1
 """Codes that an image may have: the local positions from 1 on are those of cells; the last one belongs to actions."""
+LARGEST_GUIDANCE = 1000.0
+"""The program that draws computes in float32."""
 CANT_DRAW = "the weights have no image tokenizer, so they can't draw: train new ones with tokens.image_tokenizer"
 
 

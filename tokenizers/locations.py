@@ -19,11 +19,15 @@ from jaxtyping import Int, Int32
 
 BINS = 1024
 """PaliGemma's number of bins."""
+LARGEST_BINS = 10_000
+"""Of four digits."""
 BETWEEN = " ; "
 """What stands between two objects."""
 
-_TOKEN = re.compile(r"<loc(\d{4})>")
-_OBJECT = re.compile(r"\s*((?:<loc\d{4}>){4})\s*([^<;]*?)\s*(?=;|$)")
+# Not \d, which also matches the digits of other scripts.
+_TOKEN = re.compile(r"<loc([0-9]{4})>")
+# A label ends where the next box begins, or the text ends; it may have a semicolon or a < of its own.
+_OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:(?!<loc[0-9]{4}>).)*?)\s*(?=;\s*(?:<loc[0-9]{4}>|$)|$)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,17 +145,10 @@ def promoted(text: str, encode: Callable[[str], Int32[np.ndarray, "n"]], ids: ra
     return np.concatenate(parts)
 
 
-def check_has_no_places(text: str) -> None:
-    """Checks a prompt for weights without ids for places, which would read a place as the characters that it is written with.
-
-    Raises:
-        ValueError: a location token is in it.
-    """
-    if found := _TOKEN.search(text):
-        raise ValueError(
-            f"{found[0]} is a place in an image, but these weights have no ids for places: leave it out, or use weights "
-            f"that were trained with --tokens.locations {BINS}, such as those of the preset pocket_all"
-        )
+def place_in(text: str) -> str | None:
+    """The first location token of a text; None without one."""
+    found = _TOKEN.search(text)
+    return None if found is None else found[0]
 
 
 def written(ids: Int[np.ndarray, "n"], decode: Callable[[Int[np.ndarray, "n"]], str], locations: range) -> str:

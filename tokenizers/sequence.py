@@ -26,7 +26,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8
 
 from generalist.tokenizers.documents import CHUNK_END, Arranged, ChunkEnd, Part, Predicted, arrange, is_image, marked
 from generalist.tokenizers.image import frame_piece, image_piece, patch_piece, to_frame, to_rgb
-from generalist.tokenizers.locations import check_has_no_places, promoted, written
+from generalist.tokenizers.locations import BINS, place_in, promoted, written
 from generalist.tokenizers.marks import ImageMarks, Marks
 from generalist.tokenizers.pieces import (
     ACTION_POSITION,
@@ -117,8 +117,12 @@ class Assembler:
         Raises:
             ValueError: the text has a location token, and the vocabulary has no locations.
         """
-        if self.published is None and not self.vocabulary.locations:
-            check_has_no_places(text)
+        # Such weights would read a place as the characters that it is written with.
+        if self.published is None and not self.vocabulary.locations and (place := place_in(text)):
+            raise ValueError(
+                f"{place} is a place in an image, but these weights have no ids for places: leave it out, or use weights "
+                f"that were trained with --tokens.locations {BINS}, such as those of the preset pocket_all"
+            )
 
     def written(self, ids: Int[np.ndarray, "n"]) -> str:
         """The text of ids that a model wrote: control tokens, and ids without a piece or place, are left out."""

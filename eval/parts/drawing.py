@@ -40,10 +40,21 @@ class Draws(Part):
     def prepare(self, config: Config) -> None:
         for name, source in self.sources(config).items():
             assert isinstance(source, TextToImage)
-            if not (Path(source.evaluation_judge) / "towers.safetensors").is_file():
+            judge, towers = source.evaluation_judge, source.evaluation_towers
+            if not _are_towers(judge):
                 raise ValueError(
-                    f"data.{name}.evaluation_judge = {source.evaluation_judge!r} is no run of `train.py contrastive`: name one "
-                    "that does not rank the drawings"
+                    f"data.{name}.evaluation_judge = {judge!r} is no run of `train.py contrastive`: name one that does not rank "
+                    "the drawings"
+                )
+            if towers and not _are_towers(towers):
+                raise ValueError(
+                    f"data.{name}.evaluation_towers = {towers!r} is no run of `train.py contrastive`: name one, or leave it out, "
+                    "and the weights rank the drawings"
+                )
+            if towers and Path(judge).resolve() == Path(towers).resolve():
+                raise ValueError(
+                    f"data.{name}.evaluation_judge and evaluation_towers must be different runs, both are {judge}: name another "
+                    "judge"
                 )
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
@@ -77,6 +88,10 @@ class Draws(Part):
         ]
         headers = ("names", "images", *COLUMNS.values(), "distance to a training image")
         return [element("h2", self.title), table(headers, rows)]
+
+
+def _are_towers(folder: str) -> bool:
+    return (Path(folder) / "towers.safetensors").is_file()
 
 
 def _job(generalist: "Generalist", wanted: TextToImage, label: str, guidance: float | None) -> Job:

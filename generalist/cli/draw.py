@@ -7,6 +7,7 @@ from rich.console import Console
 
 from generalist.cli.weights import add_weights, load_weights, named_settings
 from generalist.inference.drawing_settings import DrawingSettings, check_counts
+from generalist.system.places import check_new_file
 from generalist.system.progress import counting
 from generalist.tokenizers.drawing import CANT_DRAW
 from generalist.weights.folder import WeightsError
@@ -76,8 +77,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
         raise ValueError(f"--out {arguments.out} must end with .png")
     if not arguments.out.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no folder {arguments.out.parent}: make it first")
-    if arguments.out.exists():
-        raise FileExistsError(f"{arguments.out} exists already: name another file with --out, or delete it")
+    check_new_file(arguments.out, "--out")
     if arguments.edit is not None and not arguments.edit.is_file():
         raise FileNotFoundError(f"--edit: there is no image {arguments.edit}")
     if (arguments.edit is None) != (arguments.box is None):

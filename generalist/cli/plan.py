@@ -88,8 +88,8 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
         )
     if arguments.tries < 1:
         raise ValueError(f"--tries must be at least 1, got {arguments.tries}")
-    config = read_config(arguments.preset, settings)
     prepare_environment(target)  # before JAX is imported, which reads these variables
+    config = read_config(arguments.preset, settings)
     console.print(f"plan of {arguments.preset} for {target.name}: loading JAX ...", highlight=False)
     return (
         _gpu(config, target, arguments, console)
@@ -123,11 +123,11 @@ def _inference(
         raise ValueError("--search and --hlo are for plans of training: leave them out with --inference")
     if target.platform == "gpu" and "mesh" in given:
         raise ValueError("--mesh is for several devices, and a GPU is planned alone: leave it out")
+    prepare_environment(target)
     folder = Path(arguments.preset)
     config = None if folder.is_dir() else read_config(arguments.preset, settings)
     if config is None and settings:
         raise ValueError(f"a published model has no settings of a preset: leave out {' '.join(settings)}")
-    prepare_environment(target)
     console.print(f"plan of inference with {arguments.preset} for {target.name}: loading JAX ...", highlight=False)
     from generalist.plan.inference import Serving, arithmetic, compiled, subject
     from generalist.plan.program import OutOfMemory

@@ -12,6 +12,7 @@ from generalist.config.data import DataConfig
 from generalist.data.source import Ways
 from generalist.model.config import REQUIRED, ModelConfig
 from generalist.model.tuning import LoraConfig, Tuning
+from generalist.tokenizers.locations import LARGEST_BINS
 from generalist.tokenizers.pieces import Images
 from generalist.tokenizers.vocabulary import Vocabulary
 
@@ -51,6 +52,12 @@ class TokenConfig:
     none: no codes."""
     image_codes: int = 0
     """Codes of the image tokenizer, which determines them: what is given here is replaced."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.locations <= LARGEST_BINS:
+            raise ValueError(
+                f"tokens.locations must be from 0 to {LARGEST_BINS:,}, got {self.locations}: a place is written with four digits"
+            )
 
     def vocabulary(self) -> Vocabulary:
         """The ranges of token ids that these settings describe."""

@@ -22,6 +22,7 @@ from generalist.inference.rows import bucket, shift_right, stack_rows
 from generalist.inference.sampling import confine, draw
 from generalist.inference.weights import Weights
 from generalist.tokenizers.drawing import CANT_DRAW, drawing_prefix, drawn_code
+from generalist.tokenizers.locations import place_in
 from generalist.tokenizers.pieces import Sequence
 from generalist.vision.image_tokenizer import ImageTokenizer
 
@@ -76,13 +77,15 @@ def drawable(generalist: Weights, texts: Iterable[str]) -> ImageTokenizer:
     """The image tokenizer of weights that can draw these texts; computes nothing.
 
     Raises:
-        ValueError: the weights have none, or a text and its image do not fit the context.
+        ValueError: the weights have none, a text has a place, or a text and its image do not fit the context.
     """
     codes = generalist.tokenizers.codes
     if codes is None:
         raise ValueError(CANT_DRAW)
     cells, encode = codes.side**2, generalist.assembler.text_tokenizer.encode
     for text in texts:
+        if place := place_in(text):
+            raise ValueError(f"the text has {place}, but a drawing is of the whole image: leave places out")
         # The beginning marker, the text, all codes but the last one, and the separator, whatever is given of the image.
         if (taken := len(encode(text)) + cells + 1) > context(generalist):
             raise ValueError(
@@ -178,13 +181,16 @@ def part_of(
         box: first row, first column, and one past the last of each, in pixels.
 
     Raises:
-        ValueError: only one of them is given, the weights have no image tokenizer, or the box is empty or outside the image.
+        ValueError: only one of them is given, the weights have no image tokenizer, the image is no array of pixels, or the box is
+            empty or outside the image.
     """
     if (image is None) != (box is None):
         raise ValueError("an image and the box that is drawn anew go together: give both, or neither")
     if image is None or box is None:
         return None, None
     codes = drawable(generalist, [])
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        raise ValueError(f"the image must be uint8 (H, W) or (H, W, C), got {image.dtype} {image.shape}")
     top, left, bottom, right = box
     size, patch = codes.config.size, codes.config.patch
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):

@@ -1,7 +1,13 @@
 """How images are drawn. Does not import JAX, so that a wrong setting is reported at once."""
 
 import dataclasses
-import math
+
+from generalist.tokenizers.drawing import LARGEST_GUIDANCE
+
+# The program that draws computes in float32 and int32, in which wider ranges end in infinity.
+LEAST, LARGEST = 1e-3, 1e3  # temperatures
+LEAST_SHARE = 1e-6
+LARGEST_TOP_K = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,18 +30,19 @@ class DrawingSettings:
 
     def __post_init__(self) -> None:
         # `not` also refuses NaN.
-        if not 1 <= self.guidance < math.inf:
+        if not 1 <= self.guidance <= LARGEST_GUIDANCE:
             raise ValueError(
-                f"guidance must be a number from 1 on, got {self.guidance}: 1 draws from the model as it is"
+                f"guidance must be a number from 1 to {LARGEST_GUIDANCE:g}, got {self.guidance}: 1 draws from the model as it is"
             )
-        if not 0 < self.temperature < math.inf:
+        if not LEAST <= self.temperature <= LARGEST:
             raise ValueError(
-                f"temperature must be a number above 0, got {self.temperature}: top_k = 1 draws the likeliest codes"
+                f"temperature must be a number from {LEAST:g} to {LARGEST:g}, got {self.temperature}: top_k = 1 draws the "
+                "likeliest codes"
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k}: 0 draws from all codes")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}: 1 draws from all codes")
+        if not 0 <= self.top_k <= LARGEST_TOP_K:
+            raise ValueError(f"top_k must be from 0 to {LARGEST_TOP_K:,}, got {self.top_k}: 0 draws from all codes")
+        if not LEAST_SHARE <= self.top_p <= 1:
+            raise ValueError(f"top_p must be from {LEAST_SHARE:g} to 1, got {self.top_p}: 1 draws from all codes")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p must be at least 0 and below 1, got {self.min_p}: 0 draws from all codes")
 

@@ -21,7 +21,7 @@ def with_image_tokenizer(config: Config) -> Config:
 
     Raises:
         WeightsError: it names no image tokenizer, or a damaged one.
-        ValueError: its images have too many codes.
+        ValueError: its images have too many codes, or its run is this one.
     """
     # Weights that the run begins with bring theirs, whose own folder may be gone by now.
     if config.training.start and config.tokens.image_codes:
@@ -29,6 +29,10 @@ def with_image_tokenizer(config: Config) -> Config:
     codes, tokens = 0, config.tokens
     if tokens.image_tokenizer == LEARNED and not _draws(config):
         tokens = dataclasses.replace(tokens, image_tokenizer="none")
+    if tokens.image_tokenizer == LEARNED and config.folder == tokenizer_folder(config).parent:
+        raise ValueError(
+            f"{config.folder} is the folder of the image tokenizer that is learned first: choose another --name"
+        )
     if tokens.image_tokenizer != "none":
         shape = AutoencoderConfig() if is_to_be_learned(config) else load_tokenizer(config).config
         check_cells(config, shape)

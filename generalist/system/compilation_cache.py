@@ -11,6 +11,7 @@ import platform
 from pathlib import Path
 
 from generalist.system.cache import cache_folder
+from generalist.system.switches import is_on
 
 VARIABLE = "GENERALIST_COMPILED"
 LARGEST = 4 * 2**30
@@ -28,10 +29,7 @@ def use_compilation_cache() -> None:
     Raises:
         ValueError: GENERALIST_COMPILED is neither on nor off.
     """
-    wanted = os.environ.get(VARIABLE, "on")
-    if wanted not in ("on", "off"):
-        raise ValueError(f"{VARIABLE} must be on or off, got {wanted!r}")
-    if wanted == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if not is_on(VARIABLE) or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder() / "compiled" / processor()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)

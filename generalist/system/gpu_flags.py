@@ -8,6 +8,8 @@ import importlib.util
 import os
 import re
 
+from generalist.system.switches import is_on
+
 VARIABLE = "GENERALIST_GPU_FLAGS"
 BACKEND_OPTIONS = "--xla_backend_extra_options"
 NATIVE_ATOMICS = "-nvptx-allow-ftz-atomics"
@@ -29,10 +31,7 @@ def use_gpu_flags() -> None:
     Raises:
         ValueError: GENERALIST_GPU_FLAGS is neither on nor off.
     """
-    wanted = os.environ.get(VARIABLE, "on")
-    if wanted not in ("on", "off"):
-        raise ValueError(f"{VARIABLE} must be on or off, got {wanted!r}")
-    if wanted == "on" and gpu_expected():
+    if is_on(VARIABLE) and gpu_expected():
         os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key, Shaped
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import ArrayLike
 from generalist.model.params import flat, nested
+from generalist.system.tpu_options import step_options
 from generalist.training.optimizer import make_optimizer
 from generalist.training.state import Parameters, TrainState, abstract_state, compute_dtype, fresh_state
 
@@ -84,7 +85,12 @@ def compile_trainer(
     step = make_step(gradients, optimizer, training.ema, project)
     return Trainer(
         initialize=initialize,
-        step=jax.jit(step, donate_argnums=(0,), out_shardings=(shardings, NamedSharding(mesh, P()))),
+        step=jax.jit(
+            step,
+            donate_argnums=(0,),
+            out_shardings=(shardings, NamedSharding(mesh, P())),
+            compiler_options=step_options(mesh.devices.flat[0].platform),
+        ),
         state_shardings=shardings,
         abstract_state=abstract,
         mesh=mesh,

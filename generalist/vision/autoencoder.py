@@ -23,6 +23,8 @@ from generalist.model.layers import Linear, RMSNorm
 
 LARGEST_CODEBOOK = 2**20
 """Each code is a row of the model's embedding."""
+LARGEST = {"size": 4096, "patch": 4096, "width": 8192, "blocks": 128}
+"""A folder from elsewhere may claim anything, and the network is built before its tensors are compared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,10 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("size", "patch", "width", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape.{name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST[name]:
+                raise ValueError(
+                    f"shape.{name} must be at least 1 and at most {LARGEST[name]}, got {getattr(self, name)}"
+                )
         if self.size % self.patch:
             raise ValueError(f"shape.size ({self.size}) must be a multiple of shape.patch ({self.patch})")
         if not self.levels or min(self.levels) < 2:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generalist.tokenizers.locations import BINS, Box, Labelled, box_text, objects_text, read_objects
+from generalist.config.run import TokenConfig
+from generalist.tokenizers.locations import BINS, Box, Labelled, box_text, objects_text, place_in, read_objects
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -137,3 +138,18 @@ def test_a_prompt_with_places_for_weights_without_them_is_refused(assembler: Ass
     assembler.check_places("to <loc0123>")
     with pytest.raises(ValueError, match=r"<loc0123> is a place in an image, but these weights have no ids for places"):
         plain.check_places("to <loc0123>")
+
+
+@pytest.mark.parametrize("label", ["i <3 you", "a < b", "a; b", ""])
+def test_any_label_is_read_back(label: str):
+    objects = [Labelled(Box(top=0, left=0, bottom=1, right=1), label)] * 2
+    assert [one.label for one in read_objects(objects_text(objects))] == [label] * 2
+
+
+def test_digits_of_other_scripts_make_no_place():
+    assert place_in("<loc\u0660\u0661\u0660\u0662>") is None and place_in("to <loc0102>") == "<loc0102>"
+
+
+def test_places_have_four_digits():
+    with pytest.raises(ValueError, match=r"tokens\.locations must be from 0 to 10,000, got 20000"):
+        TokenConfig(locations=20_000)

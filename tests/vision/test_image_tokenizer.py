@@ -122,6 +122,7 @@ def test_a_folder_gives_the_same_tokenizer(tokenizer, tmp_path):
         ({"levels": [3, 2, 4, 5]}, "shape"),
         ({"width": 1e999}, "must be above 0|expected type"),
         ({"size": 15}, "multiple of shape.patch"),
+        ({"blocks": 1_000_000}, "shape.blocks must be at least 1 and at most 128"),
         ({"architectures": ["SiglipVisionModel"]}, "not an image tokenizer"),
     ],
 )

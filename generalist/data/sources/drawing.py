@@ -7,6 +7,7 @@ from generalist.data.drawn import TEMPLATES, DrawnExamples, drawing_codes
 from generalist.data.emoji import drawings
 from generalist.data.examples import Examples
 from generalist.data.source import Reading, Say, Source, Stored, Ways, register
+from generalist.tokenizers.drawing import LARGEST_GUIDANCE
 
 
 @register("drawing")
@@ -43,9 +44,10 @@ class TextToImage(Source):
             raise ValueError(f"data.drawing.evaluation_items must be 0 or at least 3, got {self.evaluation_items}")
         if not self.evaluation_best_of or min(self.evaluation_best_of) < 1:
             raise ValueError(f"data.drawing.evaluation_best_of must be numbers above 0, got {self.evaluation_best_of}")
-        if self.evaluation_judge and self.evaluation_judge == self.evaluation_towers:
+        # A comparison also refuses NaN.
+        if not self.evaluation_guidance or not all(1 <= one <= LARGEST_GUIDANCE for one in self.evaluation_guidance):
             raise ValueError(
-                "data.drawing.evaluation_judge and evaluation_towers must be different runs: name another judge"
+                f"data.drawing.evaluation_guidance must be numbers from 1 to {LARGEST_GUIDANCE:g}, got {self.evaluation_guidance}"
             )
         for name in ("without_text", "infilling", "noise"):
             if not 0 <= getattr(self, name) <= 1:
@@ -79,9 +81,14 @@ class TextToImage(Source):
             )
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Checks that the drawings are installed."""
+        """Checks that the drawings are installed, and that drawing is not evaluated without being learned."""
         if self.takes_part:
             drawings("train")  # raises if a package is missing
+        elif self.evaluation_items:
+            raise ValueError(
+                f"data.{name}.evaluation_items = {self.evaluation_items}, but data.{name}.weight = 0, so that nothing is drawn: "
+                "raise the weight, or leave the items out"
+            )
 
     def texts(self, stored: Stored) -> list[str]:
         """See `Source.texts`."""

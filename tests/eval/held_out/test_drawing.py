@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from generalist.eval.held_out.drawing import discrepancy, named, nearest_class, 
 from generalist.eval.parts.drawing import COLUMNS, Draws
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create_separate
+from generalist.run.tasks import stored
 from generalist.run.tokenizers import Tokenizers
 from generalist.tokenizers.text import TextTokenizer
 from generalist.vision.autoencoder import AutoencoderConfig
@@ -143,13 +145,30 @@ def test_the_part_scores_bounds_and_drawings(judge: Path, monkeypatch: pytest.Mo
     assert all(np.isfinite([one.value, one.low, one.high]).all() for one in part.numbers(results).values())
 
 
-def test_a_judge_is_required_and_must_not_rank():
-    base = debug()
-    source = TextToImage(weight=1.0, evaluation_items=4)
-    tokens = dataclasses.replace(base.tokens, image_codes=24)
-    config = dataclasses.replace(base, tokens=tokens, data=base.data.with_sources(drawing=source))
+def test_a_judge_is_required_and_must_not_rank(judge: Path):
+    def prepare(**settings: str) -> None:
+        base, source = debug(), TextToImage(weight=1.0, evaluation_items=4, **settings)
+        tokens = dataclasses.replace(base.tokens, image_codes=24)
+        Draws().prepare(dataclasses.replace(base, tokens=tokens, data=base.data.with_sources(drawing=source)))
+
+    prepare(evaluation_judge=str(judge))
     with pytest.raises(ValueError, match="evaluation_judge = '' is no run"):
-        Draws().prepare(config)
+        prepare()
+    with pytest.raises(ValueError, match="evaluation_towers = 'nowhere' is no run"):
+        prepare(evaluation_judge=str(judge), evaluation_towers="nowhere")
     with pytest.raises(ValueError, match="must be different runs"):
-        TextToImage(evaluation_judge="runs/a", evaluation_towers="runs/a")
+        prepare(evaluation_judge=str(judge), evaluation_towers=f"{judge.parent}/./judge/")
     assert not Draws().sources(debug())
+
+
+@pytest.mark.parametrize("guidance", [(), (0.5,), (2.0, math.nan), (math.inf,)])
+def test_impossible_guidance_is_refused_before_training(guidance: tuple[float, ...]):
+    with pytest.raises(ValueError, match="evaluation_guidance must be numbers from 1 to 1000"):
+        TextToImage(evaluation_guidance=guidance)
+
+
+def test_drawing_is_not_evaluated_without_being_learned(tmp_path: Path):
+    base = debug()
+    config = dataclasses.replace(base, data=dataclasses.replace(base.data, folder=tmp_path))
+    with pytest.raises(ValueError, match="evaluation_items = 5, but data.drawing.weight = 0"):
+        TextToImage(evaluation_items=5).check("drawing", stored(config), False, print)
