@@ -321,7 +321,7 @@ def test_a_folder_that_was_copied_in_part(copied: Path):
     assert _said(elsewhere, whole=True)
 
 
-def test_boxes_are_of_the_annotated_pixels(copied: Path):
+def test_boxes_are_of_the_annotated_pixels(copied: Path, assembler: Assembler):
     source = Regions(weight=1.0, path=str(copied / "refcoco"))
     (found,) = open_refs(copied / "refcoco", DocumentOpening())
     known, photograph = found.photograph("val", 0).read(), found.photograph("val", 0)
@@ -345,3 +345,7 @@ def test_boxes_are_of_the_annotated_pixels(copied: Path):
             DocumentError, match=f"{file.name} has 48 × 48 pixels, but its annotations are of 64 × 48: get"
         ):
             _said(source, whole=whole)
+    Image.fromarray(known).resize((48, 48)).save(found.file("train", 0))
+    examples = GroundedExamples(grounded=found, assembler=assembler, length=256, questions=4, describe=0.0)
+    with pytest.raises(DocumentError, match="has 48 × 48 pixels"):
+        examples.example(0, np.random.default_rng(0))
