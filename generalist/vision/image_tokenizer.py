@@ -98,7 +98,8 @@ class ImageTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of shape and parameters: equal fingerprints give equal codes."""
-        found = hashlib.sha256(repr((self.config, SETTLING)).encode())
+        own = not isinstance(self.config, VqConfig)
+        found = hashlib.sha256(repr((self.config, SETTLING) if own else self.config).encode())
         for path, leaf in sorted(flat(self.params).items()):
             found.update(path.encode() + np.asarray(leaf).tobytes())
         return found.hexdigest()[:16]
