@@ -7,28 +7,28 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from generalist.eval.results.scores import Estimate, proportion
 
 
 def named(
     images: Float[np.ndarray, "N E"], names: Float[np.ndarray, "C E"], right: Sequence[int], seed: int, among: int = 100
-) -> Estimate:
-    """Percent of the images whose own name is the most similar one among `among` names, drawn at random with it.
+) -> Bool[np.ndarray, "N"]:
+    """Whether each image's own name is the most similar one among `among` names, drawn at random with it.
 
     Args:
         images: unit embeddings.
         names: unit embeddings of different names.
         right: index of each image's own name.
     """
-    rng, count, hits = np.random.default_rng(seed), len(names), 0
+    rng, count, hits = np.random.default_rng(seed), len(names), []
     for image, own in zip(images, right, strict=True):
         others = rng.choice(count - 1, min(among, count) - 1, replace=False)
         others += others >= own
         # A tie is no success: an embedding of everything alike would otherwise be perfect.
-        hits += int((names[others] @ image < names[own] @ image).all())
-    return proportion(hits, len(images))
+        hits.append((names[others] @ image < names[own] @ image).all())
+    return np.array(hits, bool)
 
 
 def nearest_class(
@@ -112,11 +112,13 @@ def scores(images: Float[np.ndarray, "N E"], features: Float[np.ndarray, "N F"],
         images: the judge's embeddings of the images.
         features: those of the frozen encoder.
     """
+    hits = named(images, truth.names, truth.own, seed)
     found = {
-        "named": named(images, truth.names, truth.own, seed),
+        "named": proportion(int(hits.sum()), len(hits)),
         "thing": nearest_class(features, truth.right, truth.train, truth.labels),
         "discrepancy": discrepancy(features, truth.features),
     }
     return {name: dataclasses.asdict(one) for name, one in found.items()} | {
-        "nearest": nearest_distance(features, truth.train)
+        "nearest": nearest_distance(features, truth.train),
+        "hits": hits.tolist(),
     }

@@ -3,6 +3,7 @@
 Dimension key: S pixels per side of an image.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,14 @@ from generalist.data.emoji import Drawing, Split, drawings
 from generalist.data.sources.drawing import TextToImage
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
-from generalist.eval.results.scores import Estimate
+from generalist.eval.results.checks import same
+from generalist.eval.results.scores import Estimate, bootstrap, proportion
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 SEED = 3
+AT_ONCE = 32  # images that are drawn together, more if a name has more: wide passes cost hardly more than narrow ones
 SPLITS: Mapping[str, Split] = {"known names": "train", "recombined names": "drawings"}
 """Held-out drawings of known things have names of known parts, such as another colour or skin tone."""
 ENDS = {"floor": "the drawings of other names", "ceiling": "the real drawings, encoded and decoded"}
@@ -71,14 +74,21 @@ class Draws(Part):
             for job, by_kept in results["drawing"].items()
             for kept, found in by_kept.items()
             for score in COLUMNS
-        }
+        } | _gains(results["drawing"])
+
+    def check(self, results: Results) -> None:
+        for job, by_kept in results["drawing"].items():
+            for kept, found in by_kept.items():
+                if hits := found.get("hits"):  # files of earlier versions lack them
+                    again = dataclasses.asdict(proportion(sum(hits), len(hits)))
+                    same(f"{COLUMNS['named']}, {job}, {kept}", found["named"], again, "hits")
 
     def rows(self, results: Results) -> list[Row]:
         return [
             Row(label=f"{job}, {kept}: {COLUMNS['named']}", value=str(Estimate(**found["named"])), against="chance 1")
             for job, by_kept in results["drawing"].items()
             for kept, found in by_kept.items()
-        ]
+        ] + [Row(label=label, value=str(gain), against="0") for label, gain in _gains(results["drawing"]).items()]
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
         rows = [
@@ -87,7 +97,28 @@ class Draws(Part):
             for kept, found in by_kept.items()
         ]
         headers = ("names", "images", *COLUMNS.values(), "distance to a training image")
-        return [element("h2", self.title), table(headers, rows)]
+        gains = [[label, str(gain)] for label, gain in _gains(results["drawing"]).items()]
+        return [element("h2", self.title), table(headers, rows), *([table(("", "points"), gains)] if gains else [])]
+
+
+def _gains(jobs: Mapping[str, Any]) -> dict[str, Estimate]:
+    """By how many percentage points more names are right at each guidance than at the weakest one.
+
+    The same names are drawn at both, so the interval is that of the differences name by name.
+    """
+    found = {}
+    for label in SPLITS:
+        strengths = sorted(
+            float(job.removeprefix(start)) for job in jobs if job.startswith(start := f"{label}, guidance ")
+        )
+        for strength in strengths[1:]:
+            weak, strong = (jobs[f"{label}, guidance {one:g}"] for one in (strengths[0], strength))
+            for kept in weak:
+                if "hits" in weak[kept] and "hits" in strong.get(kept, ()):  # files of earlier versions lack them
+                    gained = np.subtract(strong[kept]["hits"], weak[kept]["hits"], dtype=np.float64)
+                    what = f"{label}, {kept}: gain of guidance {strength:g} over {strengths[0]:g}, points"
+                    found[what] = bootstrap([100 * gained])
+    return found
 
 
 def _are_towers(folder: str) -> bool:
@@ -101,6 +132,7 @@ def _job(generalist: "Generalist", wanted: TextToImage, label: str, guidance: fl
         "best_of": list(wanted.evaluation_best_of),
         "judge": wanted.evaluation_judge,
         "towers": wanted.evaluation_towers,
+        "at_once": AT_ONCE,
         "seed": SEED,
     }
     key = f"{label}, bounds" if guidance is None else f"{label}, guidance {guidance:g}"
@@ -151,12 +183,18 @@ def _drawn(
     towers = DualEncoder.load(wanted.evaluation_towers) if wanted.evaluation_towers else None
     bar = progress.add_task(title, total=len(asked))
     kept: dict[int, list[UInt8[np.ndarray, "S S 3"]]] = {count: [] for count in wanted.evaluation_best_of}
-    for number, one in enumerate(asked):
-        settings = DrawingSettings(guidance=guidance, seed=SEED + number)
-        drawn = draw_images(generalist, [f"a {one.name}"] * max(kept), settings)
-        fit = drawn.fit if towers is None else similarity(towers, drawn.images, one.name)
-        # The first drawings of the same draw: a best of more is never worse by the ranking.
-        for count, images in kept.items():
-            images.append(drawn.images[fit[:count].argmax()])
-        progress.advance(bar)
+    most = max(kept)
+    together = max(1, AT_ONCE // most)  # names
+    for start in range(0, len(asked), together):
+        some = asked[start : start + together]
+        settings = DrawingSettings(guidance=guidance, seed=SEED + start)
+        drawn = draw_images(generalist, [f"a {one.name}" for one in some for _ in range(most)], settings)
+        for number, one in enumerate(some):
+            own = slice(number * most, (number + 1) * most)
+            images = drawn.images[own]
+            fit = drawn.fit[own] if towers is None else similarity(towers, images, one.name)
+            # The first drawings of the same draw: a best of more is never worse by the ranking.
+            for count, best in kept.items():
+                best.append(images[fit[:count].argmax()])
+            progress.advance(bar)
     return kept

@@ -46,6 +46,27 @@ def optional(entry: Any, key: str, kind: type[Kind], where: str, default: Kind) 
     return default if _value(entry, key, where) is None else field(entry, key, kind, where)
 
 
+def check_once(numbers: list[int], row: str, kind: str) -> None:
+    """Checks that every number is there once.
+
+    Args:
+        numbers: by which others refer to the rows, in the order of the rows.
+        row: file and kind of row, to which the row's place from 1 is added in messages.
+        kind: what has the numbers.
+
+    Raises:
+        DocumentError: one is there twice.
+    """
+    first: dict[int, int] = {}
+    for at, one in enumerate(numbers, 1):
+        if one in first:
+            raise DocumentError(
+                f"{row} {at}: {kind} {one} has {row.rsplit(maxsplit=1)[-1]} {first[one]} too: get the file again, or take one of "
+                "them out"
+            )
+        first[one] = at
+
+
 def number(entry: Any, keys: str | tuple[str, ...], where: str) -> float:
     """A field with a finite number, such as a side of a box.
 

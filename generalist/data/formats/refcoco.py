@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 
 from generalist.data.files import DocumentError, named, parsed, whole
 from generalist.data.formats.documents import DocumentOpening, folders
-from generalist.data.formats.fields import field, number, packed, unpacked
+from generalist.data.formats.fields import check_once, field, number, packed, unpacked
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place
@@ -59,7 +59,7 @@ class Annotations:
         if not instances.exists():
             raise DocumentError(f"there is no {instances}: put it there as it is published with {refs.name}")
         (found,) = indexed([refs], scan_refs, kind="refcoco-refs", opening=opening)
-        (known,) = indexed([instances], scan_instances, kind="refcoco-instances", opening=opening)
+        (known,) = indexed([instances], scan_instances, kind="refcoco-instances once", opening=opening)
         return cls(
             name=folder.absolute().name,
             refs_file=refs,
@@ -301,6 +301,8 @@ def scan_instances(file: Place) -> Arrays:
             boxes.append(_sides(entry, where))
     if not images or not annotations:
         raise DocumentError(f"{file} has no images, or no annotations: get it again")
+    check_once(images, f"{file} image", "number")
+    check_once([one for one, _ in annotations], f"{file} annotation", "number")
     text, ends = packed(names)
     annotation, of_image = np.array(annotations, np.int64).T
     return {

@@ -25,7 +25,7 @@ from jaxtyping import Int
 
 from generalist.data.files import DocumentError, parsed
 from generalist.data.formats.documents import DocumentOpening
-from generalist.data.formats.fields import field, number, optional
+from generalist.data.formats.fields import check_once, field, number, optional
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place, read_range
@@ -174,7 +174,7 @@ def scan_images(file: Place) -> Arrays:
                 "image's size"
             )
         coco.append(optional(entry, "coco_id", int, where, -1))
-    _check_once(images, file)
+    check_once(images, f"{file} entry", "image")
     return {"image": np.array(images, np.int64), "size": np.array(sizes), "coco": np.array(coco, np.int64)}
 
 
@@ -192,23 +192,8 @@ def scan_elements(file: Place) -> Arrays:
         for _ in READERS[file.name](entry, ANY_SIZE, where):
             pass
     image, offset, length = np.array(found, np.int64).T
-    _check_once(image.tolist(), file)
+    check_once(image.tolist(), f"{file} entry", "image")
     return {"image": image, "offset": offset, "length": length}
-
-
-def _check_once(images: list[int], file: Place) -> None:
-    """Checks that a file has one entry per image.
-
-    Raises:
-        DocumentError: it has two.
-    """
-    first: dict[int, int] = {}
-    for row, image in enumerate(images, 1):
-        if image in first:
-            raise DocumentError(
-                f"{file} entry {row}: image {image} has entry {first[image]} too: get the file again, or take one of them out"
-            )
-        first[image] = row
 
 
 def _entries(file: Place) -> Iterator[tuple[int, int, int, Any]]:

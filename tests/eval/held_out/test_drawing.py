@@ -19,7 +19,8 @@ from generalist.contrastive.train import export
 from generalist.data.emoji import drawings
 from generalist.data.sources.drawing import TextToImage
 from generalist.eval.held_out.drawing import discrepancy, named, nearest_class, nearest_distance
-from generalist.eval.parts.drawing import COLUMNS, Draws
+from generalist.eval.parts.drawing import COLUMNS, Draws, _gains
+from generalist.eval.results.scores import proportion
 from generalist.inference.generalist import Generalist
 from generalist.model.transformer import create_separate
 from generalist.run.tasks import stored
@@ -46,17 +47,16 @@ TOWERS = TowersConfig(
 def test_the_right_name_must_be_more_similar_than_all_others():
     names = np.eye(4)
     images = np.array([[1, 0.9, 0, 0], [0, 0.5, 0.6, 0], [0, 0, 1, 1.0]])
-    assert named(images, names, [0, 1, 2], seed=0).value == pytest.approx(100 / 3)  # right, wrong, a tie
+    assert named(images, names, [0, 1, 2], seed=0).tolist() == [True, False, False]  # right, wrong, a tie
     # Everything alike is chance at most, however many names there are.
-    assert named(np.ones((5, 4)), np.ones((4, 4)), [0] * 5, seed=0).value == 0
+    assert not named(np.ones((5, 4)), np.ones((4, 4)), [0] * 5, seed=0).any()
 
 
 def test_among_a_hundred_names_chance_is_one_percent():
     rng = np.random.default_rng(0)
     images, names = rng.normal(size=(4000, 8)), rng.normal(size=(300, 8))
-    found = named(images, names / np.linalg.norm(names, axis=1, keepdims=True), [7] * 4000, seed=1, among=10)
-    assert 5 < named(images, rng.permutation(names), list(rng.integers(0, 300, 4000)), seed=1, among=10).value < 16
-    assert found.low < found.value < found.high
+    own = list(rng.integers(0, 300, 4000))
+    assert 0.05 < named(images, rng.permutation(names), own, seed=1, among=10).mean() < 0.16
 
 
 def test_the_nearest_class_mean():
@@ -119,7 +119,7 @@ def test_the_part_scores_bounds_and_drawings(judge: Path, monkeypatch: pytest.Mo
         weight=1.0,
         evaluation_items=4,
         evaluation_judge=str(judge),
-        evaluation_guidance=(2.0,),
+        evaluation_guidance=(2.0, 1.0),
         evaluation_best_of=(1, 2),
     )
     tokens = dataclasses.replace(base.tokens, image_codes=24, text_pieces=400)
@@ -135,14 +135,45 @@ def test_the_part_scores_bounds_and_drawings(judge: Path, monkeypatch: pytest.Mo
     part = Draws()
     jobs = part.jobs(generalist)
     assert [job.key for job in jobs] == [
-        *("known names, bounds", "known names, guidance 2"),
-        *("recombined names, bounds", "recombined names, guidance 2"),
+        *("known names, bounds", "known names, guidance 2", "known names, guidance 1"),
+        *("recombined names, bounds", "recombined names, guidance 2", "recombined names, guidance 1"),
     ]
-    results = {"drawing": {job.key: job.compute(Progress(disable=True)) for job in jobs[:2]}}
+    results = {"drawing": {job.key: job.compute(Progress(disable=True)) for job in jobs[:3]}}
     results = json.loads(json.dumps(results))
     assert [*results["drawing"]["known names, guidance 2"]] == ["best of 1", "best of 2"]
-    assert len(part.numbers(results)) == 4 * len(COLUMNS) == 3 * len(part.rows(results))
+    gains = [f"known names, best of {count}: gain of guidance 2 over 1, points" for count in (1, 2)]
+    assert len(part.numbers(results)) == 6 * len(COLUMNS) + 2
+    assert [row.label for row in part.rows(results)[6:]] == gains
+    part.check(results)
     assert all(np.isfinite([one.value, one.low, one.high]).all() for one in part.numbers(results).values())
+
+
+def test_a_gain_is_that_of_the_same_names():
+    def drawn(*hits: bool) -> dict:
+        return {"best of 1": {"hits": hits, "named": dataclasses.asdict(proportion(sum(hits), len(hits)))}}
+
+    # Both are right in half of the names: of the same names in one split, of others in the other.
+    half, other = (True, False) * 50, (False, True) * 50
+    results = {
+        "drawing": {
+            "known names, guidance 4": drawn(*half),
+            "known names, guidance 1": drawn(*half),
+            "recombined names, guidance 4": drawn(*(True,) * 100),
+            "recombined names, guidance 1": drawn(*other),
+        }
+    }
+    gains = _gains(results["drawing"])
+    assert [*gains] == [
+        "known names, best of 1: gain of guidance 4 over 1, points",
+        "recombined names, best of 1: gain of guidance 4 over 1, points",
+    ]
+    same, more = gains.values()
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert more.value == 50 and 35 < more.low < 50 < more.high < 65
+    Draws().check(results)
+    results["drawing"]["known names, guidance 4"]["best of 1"]["named"]["value"] = 51.0
+    with pytest.raises(ValueError, match="right of 100 names %, known names, guidance 4, best of 1 is 51"):
+        Draws().check(results)
 
 
 def test_a_judge_is_required_and_must_not_rank(judge: Path):

@@ -87,6 +87,11 @@ def test_questions_are_the_same_in_every_run_and_the_wrong_image_is_another_scen
         assert all(one.asked.covered is not None for one in first)
 
 
+@pytest.mark.parametrize("objects", [1, 2, 3, 4])
+def test_even_two_matches_have_both_answers(objects: int):
+    assert len({one.asked.answer for one in questions("match", "pairs", 2, (objects,), 30)}) == 2
+
+
 @pytest.fixture(scope="module")
 def pointing(make_model: Callable[..., Any]) -> Any:
     """Random weights with places, and settings of both sources."""
