@@ -1,9 +1,11 @@
-"""The drawing part: images drawn from names, judged by towers and by a frozen encoder that took no part in drawing them.
+"""The drawing part: images drawn from names, judged by towers that took no part in drawing them and by a frozen encoder. That
+took part in one way: image tokenizers of our own are trained on the distance of its early features (docs/drawing.md).
 
 Dimension key: S pixels per side of an image.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -44,16 +46,10 @@ class Draws(Part):
         for name, source in self.sources(config).items():
             assert isinstance(source, TextToImage)
             judge, towers = source.evaluation_judge, source.evaluation_towers
-            if not _are_towers(judge):
-                raise ValueError(
-                    f"data.{name}.evaluation_judge = {judge!r} is no run of `train.py contrastive`: name one that does not rank "
-                    "the drawings"
-                )
-            if towers and not _are_towers(towers):
-                raise ValueError(
-                    f"data.{name}.evaluation_towers = {towers!r} is no run of `train.py contrastive`: name one, or leave it out, "
-                    "and the weights rank the drawings"
-                )
+            _check_towers(f"data.{name}.evaluation_judge", judge, "name one that does not rank the drawings")
+            if towers:
+                remedy = "name one, or leave it out, and the weights rank the drawings"
+                _check_towers(f"data.{name}.evaluation_towers", towers, remedy)
             if towers and Path(judge).resolve() == Path(towers).resolve():
                 raise ValueError(
                     f"data.{name}.evaluation_judge and evaluation_towers must be different runs, both are {judge}: name another "
@@ -121,8 +117,28 @@ def _gains(jobs: Mapping[str, Any]) -> dict[str, Estimate]:
     return found
 
 
-def _are_towers(folder: str) -> bool:
-    return (Path(folder) / "towers.safetensors").is_file()
+def _check_towers(setting: str, folder: str, remedy: str) -> None:
+    from generalist.contrastive.dual import DualEncoder  # imports JAX, which reading a results file does not need
+
+    problem = f"{setting} = {folder!r} is no run of `train.py contrastive`"
+    if not _weights(folder).is_file():
+        raise ValueError(f"{problem}: {remedy}")
+    try:
+        DualEncoder.load(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{problem} that can be loaded ({error}): {remedy}") from error
+
+
+def _weights(folder: str) -> Path:
+    return Path(folder) / "towers.safetensors"
+
+
+def _identity(folder: str) -> str:
+    """Hash of the towers in a folder, which may be trained on; empty if there are none."""
+    if not (file := _weights(folder)).is_file():
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _job(generalist: "Generalist", wanted: TextToImage, label: str, guidance: float | None) -> Job:
@@ -130,8 +146,8 @@ def _job(generalist: "Generalist", wanted: TextToImage, label: str, guidance: fl
     settings = {
         "items": wanted.evaluation_items,
         "best_of": list(wanted.evaluation_best_of),
-        "judge": wanted.evaluation_judge,
-        "towers": wanted.evaluation_towers,
+        "judge": _identity(wanted.evaluation_judge),
+        "towers": _identity(wanted.evaluation_towers) if wanted.evaluation_towers else "",
         "at_once": AT_ONCE,
         "seed": SEED,
     }
@@ -163,7 +179,11 @@ def _compute(
     codes = generalist.tokenizers.codes
     assert codes is not None, "the source that names this part needs an image tokenizer"
     rebuilt = list(codes.decode(codes.encode([one.image() for one in asked])))
-    return {ENDS["floor"]: judge.scores(rebuilt[1:] + rebuilt[:1]), ENDS["ceiling"]: judge.scores(rebuilt)}
+    ceiling = judge.scores(rebuilt)
+    # Drawings of other names are the same set of images. Its discrepancy leaves out each image and its own reconstruction, which
+    # in another order would be compared, and the discrepancy too small.
+    of_the_set = {score: ceiling[score] for score in ("discrepancy", "nearest")}
+    return {ENDS["floor"]: judge.scores(rebuilt[1:] + rebuilt[:1]) | of_the_set, ENDS["ceiling"]: ceiling}
 
 
 def _drawn(

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from generalist.cli.weights import add_weights, load_weights, named_settings
 from generalist.inference.drawing_settings import DrawingSettings, check_counts
+from generalist.system.console import note
 from generalist.system.places import check_new_file
 from generalist.system.progress import counting
 from generalist.tokenizers.drawing import CANT_DRAW
@@ -86,6 +87,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if named is None or not named.tokens.image_codes:
         raise ValueError(CANT_DRAW)
     from PIL import Image
+    from rich.markup import escape
 
     from generalist.contrastive.dual import DualEncoder
     from generalist.data.images import read_image
@@ -97,8 +99,13 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     except WeightsError as error:
         raise WeightsError(f"--towers {arguments.towers} is no run of `train.py contrastive` ({error})") from error
     generalist = load_weights(arguments, console)
+    assert generalist.tokenizers.codes is not None, "the settings were checked"
+    size = generalist.tokenizers.codes.config.size
+    if image is not None and image.shape[:2] != (size, size):
+        height, width = image.shape[:2]
+        note(f"{arguments.edit} has {height} × {width} pixels: it is resized to {size} × {size}, in which --box counts")
     with counting(console) as progress:
-        bar = progress.add_task(f"drawing {arguments.text}", total=None)
+        bar = progress.add_task(f"drawing {escape(arguments.text)}", total=None)
         images = generalist.draw(
             arguments.text,
             count=arguments.count,

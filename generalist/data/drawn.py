@@ -6,12 +6,15 @@ Dimension key: N drawings, V variants of each, T codes of an image, S pixels per
 import dataclasses
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from generalist.data.emoji import Drawing, variant
+from generalist.system.console import open_console
+from generalist.system.progress import counting
 from generalist.tokenizers.drawing import drawing
 from generalist.tokenizers.pieces import ImageCodes, Sequence
 from generalist.tokenizers.sequence import Assembler
@@ -86,15 +89,26 @@ def drawing_codes(
         if stored.shape != shape or stored.dtype != np.int32 or stored.min() < 0 or stored.max() >= codes.codebook:
             raise ValueError(f"{path} is damaged: delete it, and it is computed again")
         return stored
-    found = []
-    for first in range(0, len(drawings), CHUNK):
-        several = [one for one in drawings[first : first + CHUNK] for _ in range(variants)]
-        numbers = [number % variants for number in range(len(several))]
-        images = [variant(one, n) if n else one.image() for one, n in zip(several, numbers, strict=True)]
-        found.append(codes.encode(images))
-    folder.mkdir(parents=True, exist_ok=True)
-    # Under the process's own name first: several may compute the same file at once.
-    temporary = path.with_name(f".{key}.{os.getpid()}.npy")
-    np.save(temporary, np.concatenate(found).reshape(shape))
-    os.replace(temporary, path)
+    # A published image tokenizer takes an hour on a CPU: each part is kept as soon as it is there.
+    parts = folder / f".{key}"
+    parts.mkdir(parents=True, exist_ok=True)
+    with counting(open_console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("codes of drawings", total=len(drawings))
+        for first in range(0, len(drawings), CHUNK):
+            some = drawings[first : first + CHUNK]
+            if not (part := parts / f"{first}.npy").exists():
+                numbers = [(one, number) for one in some for number in range(variants)]
+                images = [variant(one, number) if number else one.image() for one, number in numbers]
+                _store(part, codes.encode(images).reshape(len(some), *shape[1:]))
+            progress.advance(bar, len(some))
+    firsts = range(0, len(drawings), CHUNK)
+    _store(path, np.concatenate([np.load(parts / f"{first}.npy", allow_pickle=False) for first in firsts]))
+    shutil.rmtree(parts, ignore_errors=True)
     return np.load(path, allow_pickle=False)
+
+
+def _store(path: Path, codes: Int32[np.ndarray, "_N V T"]) -> None:
+    # Under the process's own name first: several may compute the same file at once.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    np.save(temporary, codes)
+    os.replace(temporary, path)

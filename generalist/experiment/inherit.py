@@ -178,6 +178,10 @@ def check_same_model(config: Config, weights: Config) -> None:
         for name in VOCABULARY
         if getattr(weights.tokens, name) != getattr(config.tokens, name)
     ]
+    # Its codes are those of the weights: another one would be ignored.
+    named = [one.tokens.image_tokenizer for one in (weights, config)]
+    if weights.tokens.image_codes and named[0] != named[1]:
+        differing.append(f"tokens.image_tokenizer = {named[0]}, not {named[1]}")
     if differing:
         raise ValueError(
             f"training.start: {config.training.start} has {'; '.join(differing)}: leave these settings out, so that they are "

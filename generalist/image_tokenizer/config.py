@@ -11,6 +11,9 @@ from generalist.vision.autoencoder import AutoencoderConfig
 # Settings of `training` that have no effect here, with the reason. They are refused rather than ignored.
 WITHOUT_EFFECT = {
     "start": "the network begins with random weights",
+    "lora": "the network begins with random weights",
+    "trained_layers": "the network begins with random weights",
+    "dtype": "it is computed in float32",
     "average": "a batch has one source",
     "z_loss": "there are no logits over a vocabulary",
     "loss_chunks": "there are no logits over a vocabulary",
@@ -34,7 +37,7 @@ class ImageTokenizerConfig(RunSettings):
     """Folder of all runs."""
     images: str | None = None
     """A folder of your own images, searched with all of its folders. None: emoji drawings.
-    Every twentieth of your images is held out."""
+    About a twentieth of your images is held out, chosen by their names."""
     batch: int = 32
     """Images per step."""
     shape: AutoencoderConfig = AutoencoderConfig()

@@ -16,10 +16,11 @@ from generalist.data.drawn_batches import DrawnBatches
 from generalist.data.emoji import Drawing, augment, drawings
 from generalist.data.files import DocumentError
 from generalist.data.images import ENDINGS, check_image, read_image
+from generalist.data.stable_hash import stable_hash
 from generalist.image_tokenizer.config import ImageTokenizerConfig
 from generalist.vision.encoder import Preparation
 
-HELD_OUT = 20  # one of so many of the user's own images
+HELD_OUT = 20  # about one of so many of the user's own images
 
 
 @runtime_checkable
@@ -112,8 +113,15 @@ def _own_images(folder: Path) -> tuple[Images, Images]:
             check_image(file)
         except OSError as error:
             raise DocumentError(f"{file} cannot be read ({error}): repair or remove it") from error
-    train = [file for number, file in enumerate(files) if number % HELD_OUT]
-    return OwnImages(train), OwnImages(files[::HELD_OUT])
+    # By its name: another file more or less moves none to the other side, where it would be scored though it was trained on.
+    numbers = [stable_hash(file.relative_to(folder).as_posix()) for file in files]
+    held = [number % HELD_OUT == 0 for number in numbers]
+    if not any(held):
+        held[numbers.index(min(numbers))] = True
+    heldout = [file for file, is_held in zip(files, held, strict=True) if is_held]
+    for file in heldout:
+        read_image(file)  # all of it: otherwise it would first be decoded after the training
+    return OwnImages([file for file, is_held in zip(files, held, strict=True) if not is_held]), OwnImages(heldout)
 
 
 def open_batches(config: ImageTokenizerConfig, images: Images) -> DrawnBatches:

@@ -189,8 +189,10 @@ def part_of(
     if image is None or box is None:
         return None, None
     codes = drawable(generalist, [])
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
-        raise ValueError(f"the image must be uint8 (H, W) or (H, W, C), got {image.dtype} {image.shape}")
+    if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
+        raise ValueError(
+            f"the image must be uint8 (H, W, C), got {image.dtype} {image.shape}: a grey image has one channel, image[..., None]"
+        )
     top, left, bottom, right = box
     size, patch = codes.config.size, codes.config.patch
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):

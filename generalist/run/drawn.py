@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from generalist.config.run import Config
+from generalist.run.folder import has_begun
 from generalist.tokenizers.drawing import MOST_CELLS
 from generalist.vision.autoencoder import AutoencoderConfig
 from generalist.vision.image_tokenizer import ImageTokenizer
@@ -29,7 +30,7 @@ def with_image_tokenizer(config: Config) -> Config:
     codes, tokens = 0, config.tokens
     if tokens.image_tokenizer == LEARNED and not _draws(config):
         tokens = dataclasses.replace(tokens, image_tokenizer="none")
-    if tokens.image_tokenizer == LEARNED and config.folder == tokenizer_folder(config).parent:
+    if tokens.image_tokenizer == LEARNED and config.folder == _learned(config):
         raise ValueError(
             f"{config.folder} is the folder of the image tokenizer that is learned first: choose another --name"
         )
@@ -41,14 +42,26 @@ def with_image_tokenizer(config: Config) -> Config:
 
 
 def tokenizer_folder(config: Config) -> Path:
-    """Where the image tokenizer is that the settings name, or will be once it is learned."""
+    """Where the image tokenizer is that the settings name, or will be once it is learned. A run that has begun has a copy, and
+    goes on with it wherever it came from."""
+    copy = config.folder / IMAGE_TOKENIZER
+    if copy.is_dir() and has_begun(config.folder, config.training.checkpoints):
+        return copy
     named = config.tokens.image_tokenizer
-    return config.runs / "image_tokenizer" / "tokenizer" if named == LEARNED else Path(named)
+    return _learned(config) / "tokenizer" if named == LEARNED else Path(named)
+
+
+def _learned(config: Config) -> Path:
+    """The run whose image tokenizer `learned` stands for."""
+    return config.runs / "image_tokenizer"
 
 
 def is_to_be_learned(config: Config) -> bool:
     """Whether the image tokenizer has yet to be trained for a source that draws."""
-    return config.tokens.image_tokenizer == LEARNED and _draws(config) and not tokenizer_folder(config).exists()
+    if config.tokens.image_tokenizer != LEARNED or not _draws(config):
+        return False
+    is_brought = bool(config.training.start and config.tokens.image_codes)  # by the weights that the run begins with
+    return not is_brought and not tokenizer_folder(config).exists()
 
 
 def _draws(config: Config) -> bool:

@@ -24,6 +24,7 @@ from generalist.data.drawn import drawing_codes, open_cells
 from generalist.data.packing import BatchIterator
 from generalist.data.sources.drawing import TextToImage
 from generalist.experiment.image_tokenizer import learn_image_tokenizer
+from generalist.experiment.inherit import check_same_model
 from generalist.experiment.prepare import prepare
 from generalist.image_tokenizer.config import ImageTokenizerConfig
 from generalist.inference.best_of import best_of
@@ -154,7 +155,7 @@ def test_what_cannot_be_drawn_is_refused(artist, make_model):
         artist.draw("lift", image=image)
     with pytest.raises(ValueError, match="must be within 0 to 12"):
         artist.draw("lift", image=image, box=(0, 0, 13, 4))
-    with pytest.raises(ValueError, match=r"must be uint8 \(H, W\) or \(H, W, C\), got uint8 \(0, 12, 3\)"):
+    with pytest.raises(ValueError, match=r"must be uint8 \(H, W, C\), got uint8 \(0, 12, 3\): a grey image has one channel"):
         artist.draw("lift", image=image[:0], box=(0, 0, 4, 4))
     with pytest.raises(ValueError, match="the text has <loc0102>, but a drawing is of the whole image"):
         artist.draw("lift <loc0102>")
@@ -252,12 +253,30 @@ def test_codes_of_drawings_are_computed_once(tokenizer, tmp_path):
     np.testing.assert_array_equal(codes[69, 0], tokenizer.encode([some[69].image()])[0])
     np.testing.assert_array_equal(codes[69, 1], tokenizer.encode([emoji.variant(some[69], 1)])[0])
     (file,) = tmp_path.glob("*.npy")
+    assert list(tmp_path.iterdir()) == [file]
     before = file.stat().st_mtime_ns
     np.testing.assert_array_equal(drawing_codes(some, 2, tokenizer, tmp_path), codes)
     assert file.stat().st_mtime_ns == before
     np.save(file, codes + 24)
     with pytest.raises(ValueError, match="is damaged: delete it"):
         drawing_codes(some, 2, tokenizer, tmp_path)
+
+
+def test_parts_that_an_interrupted_run_computed_are_kept(tokenizer, tmp_path, monkeypatch):
+    some, encode, calls = emoji.drawings("train")[:70], ImageTokenizer.encode, []
+    codes = drawing_codes(some, 2, tokenizer, tmp_path / "whole")
+
+    def interrupted(self, images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(ImageTokenizer, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        drawing_codes(some, 2, tokenizer, tmp_path / "parts")
+    np.testing.assert_array_equal(drawing_codes(some, 2, tokenizer, tmp_path / "parts"), codes)
+    assert calls == [128, 12, 12]
 
 
 def test_a_source_without_an_image_tokenizer_is_refused():
@@ -341,6 +360,17 @@ def test_an_image_tokenizer_is_learned_first(tmp_path: Path, monkeypatch):
     assert scores.stat().st_mtime_ns == written
     drawn = draw_images(trained_run(with_image_tokenizer(config)), ["a heart"], LIKELIEST)
     assert drawn.images.shape == (1, 12, 12, 3)
+    # A run that has begun has a copy, and one that begins with its weights has theirs.
+    shutil.rmtree(scores.parent)
+    assert not is_to_be_learned(config) and with_image_tokenizer(config).tokens.image_codes == 24
+    begun = dataclasses.replace(config.training, start=str(config.folder))
+    assert not is_to_be_learned(dataclasses.replace(config, name="second", training=begun))
+    assert is_to_be_learned(dataclasses.replace(config, name="second"))
+    other = dataclasses.replace(config.tokens, image_tokenizer="my/other")
+    with pytest.raises(
+        ValueError, match=r"has tokens\.image_tokenizer = learned, not my/other: leave these settings out"
+    ):
+        check_same_model(dataclasses.replace(config, tokens=other, training=begun), config)
 
 
 def test_a_run_learns_to_draw_and_its_export_draws(tokenizer, tmp_path: Path, monkeypatch):

@@ -158,6 +158,10 @@ def config(tmp_path: Path, **changed) -> ImageTokenizerConfig:
 def test_settings_without_effect_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"training\.z_loss has no effect on an image tokenizer"):
         check_effective(config(tmp_path, training=TrainingConfig(z_loss=0.5)))
+    with pytest.raises(
+        ValueError, match=r"training\.dtype has no effect on an image tokenizer, since it is computed in"
+    ):
+        check_effective(config(tmp_path, training=TrainingConfig(dtype="bfloat16")))
     with pytest.raises(ValueError, match="stability must not be negative, got nan"):
         config(tmp_path, stability=float("nan"))
 
@@ -211,13 +215,35 @@ def test_a_whole_run_on_own_images_goes_on_and_exports(tmp_path):
     settings = config(tmp_path / "runs", images=str(tmp_path / "images"))
     run_image_tokenizer(settings, ["train.py", "image_tokenizer"], Console(quiet=True))
     results = json.loads((settings.folder / "results.json").read_text())
-    assert results["step"] == 4 and results["items"] == 2 and 0 < results["used"] <= 1 and np.isfinite(results["psnr"])
+    assert results["step"] == 4 and results["items"] == 4 and 0 < results["used"] <= 1 and np.isfinite(results["psnr"])
     assert ImageTokenizer.load(settings.folder / "tokenizer").config == TINY
     # The same command again finds the run complete, and writes the folder anew.
     run_image_tokenizer(settings, ["train.py", "image_tokenizer"], Console(quiet=True))
     assert check_same_settings(settings)
     with pytest.raises(ValueError, match=r"stability = 0\.02, not 0\.5"):
         check_same_settings(config(tmp_path / "runs", images=str(tmp_path / "images"), stability=0.5))
+
+
+def test_another_image_moves_none_from_held_out_to_trained(tmp_path):
+    for number in range(200):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:03}.png")
+    settings = config(tmp_path, images=str(tmp_path))
+    sides = [{file.name for file in one.files} for one in open_images(settings)]
+    assert 4 < len(sides[1]) < 20 and not sides[0] & sides[1]
+    for name in ("0000.png", "050x.png", "zzz.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    again = [{file.name for file in one.files} for one in open_images(settings)]
+    assert all(one <= other for one, other in zip(sides, again, strict=True))
+
+
+def test_a_damaged_held_out_image_is_found_before_training(tmp_path):
+    for number in range(40):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.bmp")
+    settings = config(tmp_path, images=str(tmp_path))
+    (held, *_) = open_images(settings)[1].files
+    held.write_bytes(held.read_bytes()[:-6000])  # its header is whole
+    with pytest.raises(DocumentError, match=held.name):
+        open_images(settings)
 
 
 def test_broken_and_missing_images_are_refused_before_training(tmp_path):

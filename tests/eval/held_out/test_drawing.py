@@ -145,6 +145,12 @@ def test_the_part_scores_bounds_and_drawings(judge: Path, monkeypatch: pytest.Mo
     assert len(part.numbers(results)) == 6 * len(COLUMNS) + 2
     assert [row.label for row in part.rows(results)[6:]] == gains
     part.check(results)
+    floor, ceiling = results["drawing"]["known names, bounds"].values()
+    assert floor["discrepancy"] == ceiling["discrepancy"] and floor["hits"] != []
+    # Another judge in the same folder is another judge.
+    weights = judge / "towers.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert all(one.settings != other.settings for one, other in zip(jobs, part.jobs(generalist), strict=True))
     assert all(np.isfinite([one.value, one.low, one.high]).all() for one in part.numbers(results).values())
 
 
@@ -190,6 +196,9 @@ def test_a_judge_is_required_and_must_not_rank(judge: Path):
     with pytest.raises(ValueError, match="must be different runs"):
         prepare(evaluation_judge=str(judge), evaluation_towers=f"{judge.parent}/./judge/")
     assert not Draws().sources(debug())
+    (judge / "text.model").unlink()
+    with pytest.raises(ValueError, match="is no run of `train.py contrastive` that can be loaded .*text.model"):
+        prepare(evaluation_judge=str(judge))
 
 
 @pytest.mark.parametrize("guidance", [(), (0.5,), (2.0, math.nan), (math.inf,)])
