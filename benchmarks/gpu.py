@@ -19,13 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from generalist.system.files import write_json
 from generalist.system.gpu_flags import jaxlib_version, use_gpu_flags, with_flags
+from generalist.system.xla_flags import given_flags
 
 MODELS = {"gato_79m": 32, "gpt2_124m": 32, "gato_364m": 32, "gato_1b": 16, "flamingo_3b": 32}
 """Rows per step, which fit 80 GB."""
 FIRST = "gato_79m"
 TRITON, BUFFERS = "--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_command_buffer="
-USERS = os.environ.get("XLA_FLAGS", "")
+USERS = given_flags()
 # Name → what the case changes, the compiler's options (None: those of a training).
 MEASURES: dict[str, tuple[dict[str, Any], str | None]] = {
     "gradients of rows by XLA's scatter": ({"scatter": True}, None),
@@ -66,7 +68,11 @@ class Cases:
         if done.returncode:
             self.left_out.append(f"{title}: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}")
             return None
-        return json.loads(done.stdout.splitlines()[-1])
+        try:
+            return json.loads(done.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            self.left_out.append(f"{title}: its last line is no JSON: {done.stdout[-300:]!r}")
+            return None
 
 
 def main() -> None:
@@ -78,16 +84,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="rows per step of all models")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--minutes", type=float, default=7.5)
-    parser.add_argument("--json", type=Path, help="where all figures go, with the card and the versions")
+    parser.add_argument(
+        "--json", type=Path, help="where all figures go, after every case, with the card and the versions"
+    )
     parser.add_argument("--dry", action="store_true", help="tiny models on a CPU")
     arguments = parser.parse_args()
     use_gpu_flags()  # for the processes of the cases, as train.py does
     if not arguments.dry:
         check_gpu()
-    with tempfile.TemporaryDirectory() as folder:
-        found = everything(Cases(arguments.minutes, arguments.dry, arguments.steps, folder), arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        everything(Cases(arguments.minutes, arguments.dry, arguments.steps, folder), arguments)
 
 
 def check_gpu() -> None:
@@ -99,13 +107,18 @@ def check_gpu() -> None:
         raise SystemExit(f"this needs a GPU, but JAX found {kind or platform}; --dry tries the script on a CPU")
 
 
-def everything(cases: Cases, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs and prints all that was asked for; returns every number."""
+def everything(cases: Cases, arguments: argparse.Namespace) -> None:
+    """Runs and prints all that was asked for, and writes every number."""
+    found: dict[str, Any] = {"models": {}, "without": {}, "attention": [], "left_out": cases.left_out}
 
     def rows_of(name: str) -> int:
         return arguments.rows or (4 if arguments.dry else MODELS[name])
 
-    found: dict[str, Any] = {"models": {}, "without": {}, "attention": []}
+    def keep() -> None:
+        if arguments.json:  # after every case: whatever ends the program, the figures before it are there
+            write_json(arguments.json, found)
+
+    keep()
     print("| model | rows × length | filled | tokens/s | MFU | GiB planned | program | peak | compile, s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.models:
@@ -113,12 +126,15 @@ def everything(cases: Cases, arguments: argparse.Namespace) -> dict[str, Any]:
         if one:
             found["models"][name] = one
             print(table_row(name, one), flush=True)
+            if "no_profile" in one:
+                cases.left_out.append(f"profile of {name}: {one['no_profile']}")
+        keep()
     first = found["models"].get(FIRST)
     if first:
         print(
             f"\n{first['device']}, jax {first['jax']}, jaxlib {first['jaxlib']}\n\n| kernel of {FIRST} | share |\n|---|---|"
         )
-        for kernel, share in first["kernels"]:
+        for kernel, share in first.get("kernels", []):
             print(f"| `{kernel[:90]}` | {share:.1%} |")
         print(f"\n| {FIRST} | tokens/s | of the first line's |\n|---|---|---|")
         for title in arguments.measures:
@@ -128,6 +144,10 @@ def everything(cases: Cases, arguments: argparse.Namespace) -> dict[str, Any]:
                 found["without"][title] = one
                 speed = one["tokens_per_second"]
                 print(f"| {title} | {speed:,.0f} | {speed / first['tokens_per_second']:.2f} |", flush=True)
+            keep()
+    else:
+        cases.left_out += [f"{title}: {FIRST} has no figures to compare with" for title in arguments.measures]
+        keep()
     print(
         "\n| length | error, forward | error, gradients | mask's time / cuDNN's, forward and backward |\n|---|---|---|---|"
     )
@@ -135,9 +155,9 @@ def everything(cases: Cases, arguments: argparse.Namespace) -> dict[str, Any]:
         if one := cases.run(f"attention of {length}", {"length": length}):
             found["attention"].append(one)
             print(f"| {length} | {one['forward']:.1e} | {one['gradients']:.1e} | {one['ratio']:.2f} |", flush=True)
+        keep()
     for line in cases.left_out:
         print(f"left out: {line}")
-    return found | {"left_out": cases.left_out}
 
 
 def table_row(name: str, one: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from generalist.system.files import write_json
+from generalist.system.xla_flags import given_flags
 from generalist.weights.folder import save_shards
 
 WIDTH, HIDDEN, HEADS, KV_HEADS, ROWS = 2048, 5632, 16, 4, 32000
@@ -124,7 +125,7 @@ def main() -> None:
         cases: list[dict[str, str]] = [{}, {"weights_type": "int8"}, *({"mesh": mesh} for mesh in arguments.mesh)]
         for places in cases:
             count = int(np.prod([int(part.partition("=")[2]) for part in places.get("mesh", "=1").split(",")]))
-            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+            flags = f"{given_flags()} --xla_force_host_platform_device_count={count}"
             worker = [sys.executable, __file__, "--folder", str(folder), "--worker", json.dumps(places)]
             output = subprocess.run(
                 worker, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags}

@@ -49,7 +49,7 @@ RUN = {
     "generalist tasks 'babyai/GoTo*'": "babyai/GoToLocal",
     "generalist runs": "pocket",
     "generalist play babyai/GoTo --expert --video goto.webp": "video: goto.webp",
-    "generalist plan gato_364m --devices h100": "training.micro_batches = auto: 8",
+    "generalist plan gato_364m --devices h100": "training.micro_batches = auto: 16",
     "generalist plan smollm_agent --devices rtx4090": "it fits",
 }
 RUN_SLOWLY = {

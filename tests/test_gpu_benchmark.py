@@ -1,10 +1,12 @@
 """The benchmark for GPUs: what it does without one."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,37 @@ def test_without_a_gpu_it_says_so():
     done = run()
     assert done.returncode == 1
     assert done.stderr == "this needs a GPU, but JAX found cpu; --dry tries the script on a CPU\n"
+
+
+def test_figures_are_kept_whatever_the_other_cases_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks/gpu.py")
+    assert spec is not None and spec.loader is not None
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    numbers = ("rows", "length", "filled", "tokens_per_second", "mfu", "planned_bytes", "program_bytes", "peak_bytes")
+    figures = dict.fromkeys((*numbers, "compile_seconds"), 1)
+
+    def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        case = json.loads(command[-1])
+        if "length" in case:
+            raise KeyboardInterrupt
+        printed = "no figures" if case["name"] == "gato_79m" else json.dumps(figures)
+        return subprocess.CompletedProcess(command, 0, printed, "")
+
+    written, measure = tmp_path / "new" / "gpu.json", "a loop over the layers"
+    chosen = ["--models", "gato_79m", "gpt2_124m", "--measures", measure, "--json", str(written)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *chosen])
+    monkeypatch.setattr(gpu, "use_gpu_flags", lambda: None)
+    monkeypatch.setattr(gpu, "check_gpu", lambda: None)
+    monkeypatch.setattr(gpu.subprocess, "run", ran)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    found = json.loads(written.read_text())
+    assert found["models"] == {"gpt2_124m": figures}
+    assert found["left_out"] == [
+        "gato_79m: its last line is no JSON: 'no figures'",
+        f"{measure}: gato_79m has no figures to compare with",
+    ]
 
 
 @pytest.mark.slow

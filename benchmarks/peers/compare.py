@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from generalist.system.huge_pages import use_huge_pages
+
 HERE = Path(__file__).parent
 
 
@@ -134,6 +136,7 @@ def measured(row: Row, python: str, rounds: int, processor_time: bool) -> str:
 
 def main() -> None:
     """Measures the rows and prints them."""
+    use_huge_pages()  # as train.py does; the processes of both sides inherit the setting
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has torch and transformers")
     parser.add_argument("--rounds", type=int, default=7)

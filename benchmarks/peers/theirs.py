@@ -63,10 +63,10 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block() for _ in range(sizes.LAYERS)))
         self.norm = nn.LayerNorm(sizes.WIDTH)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Ids (rows, positions) → logits."""
+    def forward(self, tokens: torch.Tensor, predicting: torch.Tensor) -> torch.Tensor:
+        """Ids (rows, positions) → logits at the positions that are `predicting`."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        return self.norm(self.blocks(x)) @ self.tokens.weight.T
+        return self.norm(self.blocks(x)[:, predicting]) @ self.tokens.weight.T
 
 
 def _gato_tokens() -> torch.Tensor:
@@ -74,13 +74,19 @@ def _gato_tokens() -> torch.Tensor:
     return torch.randint(sizes.VOCABULARY, (sizes.ROWS, sizes.GATO_STEPS * (sizes.OBSERVED + 1 + sizes.ACTED)))
 
 
+def _acted(tokens: torch.Tensor) -> torch.Tensor:
+    """Which positions of a row are numbers of an action."""
+    return torch.arange(tokens.shape[1]) % (sizes.OBSERVED + 1 + sizes.ACTED) > sizes.OBSERVED
+
+
 def train_gpt() -> Case:
-    """The plain GPT on as many tokens."""
+    """The plain GPT on as many tokens. Like ours it computes logits and losses of actions alone."""
     tokens = _gato_tokens()
-    model = GPT(tokens.shape[1])
+    model, acted = GPT(tokens.shape[1]), _acted(tokens)
+    predicting = acted.roll(-1)  # the position before each; a row begins with an observation
 
     def loss() -> torch.Tensor:
-        return functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        return functional.cross_entropy(model(tokens, predicting).flatten(0, 1), tokens[:, acted].flatten())
 
     return trained(model, loss), {"environment steps": sizes.ROWS * sizes.GATO_STEPS, "positions": tokens.numel()}
 
@@ -111,13 +117,13 @@ class Neko(nn.Module):
 
 
 def train_neko() -> Case:
-    """The loss is on actions alone."""
+    """The loss is on actions alone, of the logits of all positions."""
     tokens, model = _gato_tokens(), Neko()
-    acted = (torch.arange(tokens.shape[1]) % (sizes.OBSERVED + 1 + sizes.ACTED) > sizes.OBSERVED)[1:]
+    acted = _acted(tokens)
 
     def loss() -> torch.Tensor:
-        logits = model(tokens)[:, :-1][:, acted]
-        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:][:, acted].flatten())
+        logits = model(tokens)[:, acted.roll(-1)]
+        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, acted].flatten())
 
     return trained(model, loss), {"environment steps": sizes.ROWS * sizes.GATO_STEPS, "positions": tokens.numel()}
 

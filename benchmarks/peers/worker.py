@@ -19,10 +19,8 @@ def main() -> None:
     module, name, *arguments = sys.argv[1:]
     if module == "ours":
         from generalist.system.compilation_cache import use_compilation_cache
-        from generalist.system.huge_pages import use_huge_pages
 
-        use_huge_pages()  # as train.py does, and the next line too
-        use_compilation_cache()
+        use_compilation_cache()  # as train.py does
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # libraries print too
         run, work = importlib.import_module(module).CASES[name](*arguments)

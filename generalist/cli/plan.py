@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh", metavar="AXIS=N", help="with --inference: such as tensor=4 (default: all devices along tensor)"
     )
     parser.add_argument("--json", type=Path, help="file to write all figures to as well")
-    parser.add_argument("--hlo", type=Path, help="file to write the compiled program to; not with --search")
+    parser.add_argument("--hlo", type=Path, help="file to write the compiled program to; not with --search or a GPU")
 
 
 def run(arguments: argparse.Namespace, settings: list[str], console: Console) -> int:
@@ -85,6 +85,10 @@ def run(arguments: argparse.Namespace, settings: list[str], console: Console) ->
         raise ValueError(
             "--search compares speeds, which are known only for a --topology; for one GPU the plan always gives the largest "
             "rows that fit"
+        )
+    if arguments.hlo and (arguments.search or target.platform == "gpu"):
+        raise ValueError(
+            "--hlo writes the program that a plan compiles, but --search compiles several and a plan of a GPU none: leave it out"
         )
     if arguments.tries < 1:
         raise ValueError(f"--tries must be at least 1, got {arguments.tries}")

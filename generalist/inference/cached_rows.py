@@ -97,7 +97,7 @@ class CachedRows:
         """Feeds positions to all rows. Returns the likeliest of the allowed ids at the last A of them, and the logits there.
 
         Long texts are fed in equal parts, whose hidden states and attention's scores take that much less memory: scores grow with
-        the new positions times the slots.
+        the new positions times the slots. A text with blocks (PaliGemma's prompts) is fed whole: its positions see later ones.
 
         Args:
             batch: the new positions; `batch.position` is replaced by a count that continues the rows.
@@ -106,7 +106,8 @@ class CachedRows:
         # On a CPU, which computes no faster with more, of all rows together; but every part fetches all weights.
         most = LONGEST if target_platform() != "cpu" else LONGEST // min(rows, 16)
         size = max(one for one in range(1, most + 1) if length % one == 0)
-        if length > most and size >= len(allowed) and not any(len(getattr(batch, one)) for one in FLAT):
+        whole = np.any(batch.block) or any(len(getattr(batch, one)) for one in FLAT)
+        if length > most and size >= len(allowed) and not whole:
             *first, last = positions_in_parts(batch, size)
             for part in first:
                 self._append(part, allowed[-1:])

@@ -116,7 +116,7 @@ def show_counts(trained: int, frozen: int, encoder: int, console: Console) -> No
 
 
 def memory_table(parts: dict[str, float], limit: float | None) -> Table:
-    """A table of bytes per device by purpose, with the device's limit."""
+    """A table of bytes per device by purpose, with the limit of programs on the device."""
     table = Table(title="memory per device", title_justify="left")
     table.add_column("")
     total = sum(parts.values())
@@ -129,7 +129,7 @@ def memory_table(parts: dict[str, float], limit: float | None) -> Table:
     table.add_section()
     table.add_row("all", f"{total / unit:,.3f}")
     if limit is not None:
-        table.add_row("the device has", f"{limit / unit:,.2f}")
+        table.add_row("programs may fill", f"{limit / unit:,.2f}")
         table.add_row("it fits" if total <= limit else "it does NOT fit", f"{total / limit:.0%}")
     return table
 

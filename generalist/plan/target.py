@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from generalist.system.chips import GIB, GPUS, TPUS, Chip
+from generalist.system.xla_flags import given_flags
 
 RESERVED = 0.25 * GIB
 """Bytes of a TPU's main memory that the runtime reserves: the compiler fills 15.75 of 16 GiB."""
+GPU_SHARE = 0.75
+"""The part of a GPU's memory that JAX lets programs fill, where none of the variables says otherwise."""
+GPU_SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the older name
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G)?", re.IGNORECASE)
 
 
@@ -50,10 +54,32 @@ class Target:
 
     @property
     def memory(self) -> float | None:
-        """Bytes per device that a program may fill; None without a limit."""
+        """Bytes per device that a program may fill; None without a limit.
+
+        Raises:
+            ValueError: as `gpu_share`.
+        """
         if self.chip is None:
             return None
-        return self.chip.memory - (RESERVED if self.slice is not None else 0.0)
+        return self.chip.memory - RESERVED if self.slice is not None else self.chip.memory * gpu_share()
+
+
+def gpu_share() -> float:
+    """The part of a GPU's memory that programs may fill.
+
+    Raises:
+        ValueError: the variable that sets it is no number above 0.
+    """
+    name = next((name for name in GPU_SHARE_VARIABLES if os.environ.get(name)), None)
+    if name is None:
+        return GPU_SHARE
+    try:
+        share = float(os.environ[name])
+    except ValueError:
+        share = 0.0
+    if not share > 0:
+        raise ValueError(f"{name} must be a number above 0, such as {GPU_SHARE}, got {os.environ[name]!r}")
+    return share
 
 
 def parse_slice(text: str) -> Slice:
@@ -94,7 +120,7 @@ def parse_gpu(text: str) -> Chip:
         )
     # 24 and 24G are taken as GiB, which is what makers mean by a card's gigabytes; only GB is taken literally.
     memory = float(found.group(1)) * (1e9 if found.group(2) == "gb" else GIB)
-    return Chip(name=f"gpu:{found.group(1)} GiB", flops=0.0, memory=memory, bandwidth=0.0)
+    return Chip(name=text, flops=0.0, memory=memory, bandwidth=0.0)
 
 
 def parse_target(topology: str | None, devices: str | None) -> Target:
@@ -126,7 +152,7 @@ def prepare_environment(target: Target) -> None:
     )
     # Once JAX has started, the number of devices is fixed: `open_devices` reports it if it is too small.
     if target.platform == "cpu" and "jax" not in sys.modules:
-        flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+        flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", given_flags())
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}".strip()
     if target.slice is not None:
         # Without a TPU there is no metadata server to query and no device to lock; the other variables only silence warnings.

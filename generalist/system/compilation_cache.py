@@ -10,13 +10,17 @@ import os
 import platform
 from pathlib import Path
 
+from generalist.system.cache import VARIABLE as FOLDER
 from generalist.system.cache import cache_folder
+from generalist.system.console import note
 from generalist.system.switches import is_on
 
 VARIABLE = "GENERALIST_COMPILED"
 LARGEST = 4 * 2**30
+MOST = "JAX_COMPILATION_CACHE_MAX_SIZE"
+PATIENCE = 1.0  # seconds to wait for another process that has locked the folder
 SETTINGS = {
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(LARGEST),
+    MOST: str(LARGEST),
     # Small programs too: a prompt runs dozens, of a tenth of a second each.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -26,29 +30,42 @@ SETTINGS = {
 def use_compilation_cache() -> None:
     """Keeps compiled programs from now on, in this process and those that it starts; call it before jax is imported.
 
+    Where the folder can't be written it keeps none, and says so: no command needs it.
+
     Raises:
         ValueError: GENERALIST_COMPILED is neither on nor off.
     """
     if not is_on(VARIABLE) or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder() / "compiled" / processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.environ.get(MOST) != "-1":  # without a limit JAX writes no such notes
+            remove_unfinished(folder)
+    except OSError as error:
+        note(f"compiled programs are not kept in {folder} ({error.strerror}): name another folder with {FOLDER}")
+        return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    remove_unfinished(folder)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Removes programs that a process was writing when it was killed. JAX writes a program, and then when it was last used:
-    without that note a program may be half of one, and JAX would fail to keep any other."""
-    if not folder.is_dir():
-        return
-    from filelock import FileLock  # the lock under which JAX writes
+    without that note a program may be half of one, and JAX would fail to keep any other.
 
-    with FileLock(folder / ".lockfile"):
-        for program in folder.glob("*-cache"):
-            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
-                program.unlink()
+    Raises:
+        OSError: the folder can't be written.
+    """
+    from filelock import FileLock, Timeout  # the lock under which JAX writes
+
+    try:
+        with FileLock(folder / ".lockfile", timeout=PATIENCE):
+            for program in folder.glob("*-cache"):
+                if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                    program.unlink()
+    except Timeout:
+        return  # a later start removes them
 
 
 def processor() -> str:

@@ -9,6 +9,7 @@ import os
 import re
 
 from generalist.system.switches import is_on
+from generalist.system.xla_flags import given_flags
 
 VARIABLE = "GENERALIST_GPU_FLAGS"
 BACKEND_OPTIONS = "--xla_backend_extra_options"
@@ -30,9 +31,10 @@ def use_gpu_flags() -> None:
 
     Raises:
         ValueError: GENERALIST_GPU_FLAGS is neither on nor off.
+        OSError: as `given_flags`.
     """
     if is_on(VARIABLE) and gpu_expected():
-        os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
+        os.environ["XLA_FLAGS"] = with_flags(given_flags(), jaxlib_version())
 
 
 def gpu_expected() -> bool:
@@ -66,7 +68,7 @@ def is_broken(version: tuple[int, ...]) -> bool:
 def slow_additions() -> str | None:
     """What to tell a user whose jaxlib has the fault on a GPU, and no option against it; None if all is well."""
     version = jaxlib_version()
-    if not is_broken(version) or NATIVE_ATOMICS in os.environ.get("XLA_FLAGS", ""):
+    if not is_broken(version) or NATIVE_ATOMICS in given_flags():
         return None
     return (
         f"jaxlib {'.'.join(map(str, version))} adds in a GPU's memory hundreds of times slower than others: install jax "

@@ -5,7 +5,7 @@ Dimension key: B rows, L positions, D width, N heads, H head size, C channels.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,20 +18,21 @@ from generalist.model.transformer import count_parameters
 from generalist.system.chips import chip_of
 
 
-def peak_flops() -> float:
-    """Peak FLOP/s of all devices together: by the makers' data sheets, otherwise measured with a matrix product in the compute
-    dtype, float32 on a CPU and bfloat16 elsewhere."""
-    device = jax.devices()[0]
+def peak_flops(devices: Sequence[jax.Device] | None = None) -> float:
+    """Peak FLOP/s of these devices together, by default of all: by the makers' data sheets, otherwise measured with a matrix
+    product in the compute dtype, float32 on a CPU and bfloat16 elsewhere."""
+    devices = jax.devices() if devices is None else devices
+    device, count = devices[0], len(devices)
     if (chip := chip_of(device.device_kind)) is not None:
-        return chip.flops * jax.device_count()
+        return chip.flops * count
     # Simulated CPU devices share one processor, so they count as one. 8192 is large enough to hide the launch of a GPU kernel.
     on_cpu = device.platform == "cpu"
-    size, dtype, devices = (2048, jnp.float32, 1) if on_cpu else (8192, jnp.bfloat16, jax.device_count())
+    size, dtype, count = (2048, jnp.float32, 1) if on_cpu else (8192, jnp.bfloat16, count)
     matrix = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(lambda a: a @ a)
     product(matrix).block_until_ready()  # compiles
     best = min(_seconds(lambda: product(matrix).block_until_ready()) for _ in range(5))
-    return 2 * size**3 / best * devices
+    return 2 * size**3 / best * count
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -119,6 +119,8 @@ def test_the_command_plans_a_gpu_by_arithmetic(capsys: pytest.CaptureFixture):
         (["debug", "--devices", "cpu:8", "--training.fsdp-axis", "3"], "does not cover the 8 devices"),
         (["debug", "--devices", "cpu:2000"], "--xla_force_host_platform_device_count=2000"),
         (["debug", "--devices", "h100", "--search"], "--search compares speeds, which are known only for a --topology"),
+        (["debug", "--devices", "h100", "--hlo", "plan.txt"], "--search compiles several and a plan of a GPU none"),
+        (["debug", "--topology", "v5e:2x2", "--search", "--hlo", "plan.txt"], "--search compiles several"),
     ],
 )
 def test_bad_input_is_one_line_with_the_remedy(arguments: list[str], message: str, capsys: pytest.CaptureFixture):

@@ -5,7 +5,7 @@ import pytest
 from generalist.plan.groups import Exchange, Torus
 from generalist.plan.hlo import parse
 from generalist.plan.roofline import Speeds, walk
-from generalist.plan.target import parse_gpu, parse_slice, parse_target
+from generalist.plan.target import GPU_SHARE_VARIABLES, parse_gpu, parse_slice, parse_target
 from generalist.system.chips import GIB, TPUS
 
 V5E = parse_slice("v5e:16x16")
@@ -158,10 +158,19 @@ def test_what_is_no_machine_is_refused(topology: str | None, devices: str | None
         parse_target(topology, devices)
 
 
-def test_machines():
+def test_machines(monkeypatch: pytest.MonkeyPatch):
+    for name in GPU_SHARE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     assert parse_target("v5p:4x4x8", None).count == 128
     assert parse_target(None, "cpu:8").memory is None
     assert parse_gpu("gpu:24GiB").memory == 24 * GIB
     assert parse_gpu("gpu:24").memory == parse_gpu("rtx4090").memory
+    assert parse_target(None, "gpu:24GB").name == "gpu:24GB"
+    assert parse_target(None, "gpu:24GiB").memory == 0.75 * 24 * GIB
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".9")
+    assert parse_target(None, "h100").memory == 0.9 * 80 * GIB
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "90%")
+    with pytest.raises(ValueError, match="XLA_CLIENT_MEM_FRACTION must be a number above 0, such as 0.75, got '90%'"):
+        _ = parse_target(None, "h100").memory
     # What Google states for a pod of 256: 51.2 TB/s of all-reduce on v5e.
     assert TPUS["v5e"].link * 4 * 256 == pytest.approx(51.2e12)

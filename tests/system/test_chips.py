@@ -1,8 +1,10 @@
 """The table of chips: found by the names that JAX reports, and by no other."""
 
+import jax
 import pytest
 
 from generalist.system.chips import GPUS, TPUS, chip_of
+from generalist.training import flops
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,9 @@ def test_a_variant_is_no_row_of_the_table(kind: str):
 
 def test_every_row_has_a_kind():
     assert all(chip.kind and chip.flops and chip.memory and chip.bandwidth for chip in (TPUS | GPUS).values())
+
+
+def test_a_peak_is_that_of_the_devices_at_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(flops, "chip_of", lambda _: GPUS["h100"])
+    assert flops.peak_flops(jax.devices()[:1]) == GPUS["h100"].flops
+    assert flops.peak_flops() == jax.device_count() * GPUS["h100"].flops

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from generalist.system.compilation_cache import use_compilation_cache
+from generalist.system import compilation_cache
+from generalist.system.compilation_cache import MOST, processor, remove_unfinished, use_compilation_cache
 
 COMPILES = """
 from generalist.system.compilation_cache import use_compilation_cache
@@ -53,3 +55,34 @@ def test_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     use_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
     assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"), [(None, ["whole-atime", "whole-cache"]), ("-1", ["half-cache", "whole-atime", "whole-cache"])]
+)
+def test_programs_without_a_note_are_removed_where_jax_writes_notes(
+    most: str | None, kept: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "compiled" / processor()
+    folder.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "half-cache"):
+        (folder / name).write_bytes(b"")
+    if most:
+        os.environ[MOST] = most
+    use_compilation_cache()
+    assert sorted(path.name for path in folder.glob("*-*")) == kept
+
+
+def test_a_locked_folder_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation_cache, "PATIENCE", 0.1)
+    (tmp_path / "half-cache").write_bytes(b"")
+    with FileLock(tmp_path / ".lockfile"):
+        remove_unfinished(tmp_path)
+    assert (tmp_path / "half-cache").exists()
+
+
+def test_a_folder_that_can_t_be_written_keeps_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "compiled").write_bytes(b"")
+    use_compilation_cache()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert "(Not a directory): name another folder with GENERALIST_CACHE" in capsys.readouterr().err

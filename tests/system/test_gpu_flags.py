@@ -21,6 +21,7 @@ from generalist.system.gpu_flags import (
     use_gpu_flags,
     with_flags,
 )
+from generalist.system.xla_flags import given_flags
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
 SCHEDULER = "--xla_gpu_enable_latency_hiding_scheduler"
@@ -56,6 +57,16 @@ def test_flags_are_set_where_a_gpu_is_expected(plugin, platforms, switch, set_, 
     monkeypatch.setenv("XLA_FLAGS", "")
     use_gpu_flags()
     assert (SCHEDULER in os.environ["XLA_FLAGS"]) == set_
+
+
+def test_options_in_a_file_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    file = tmp_path / "options"
+    file.write_text("--a=1\n--b=2\n")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    assert with_flags(given_flags(), (0, 11, 1)) == f"--a=1 --b=2 {SCHEDULER}=true"
+    file.unlink()
+    with pytest.raises(OSError, match="options names a file of options, which can't be read"):
+        given_flags()
 
 
 def test_a_switch_that_is_neither(monkeypatch: pytest.MonkeyPatch):

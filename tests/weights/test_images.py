@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from generalist.cli.main import main
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import OpenBatch
+from generalist.inference import cached_rows
 from generalist.inference.cached_rows import CachedRows
 from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import rank
@@ -131,6 +132,17 @@ def test_read_into_a_cache_in_parts_they_are_the_same(name: str):
     assert len(cuts) > 5 or name.startswith("paligemma")  # whose prompt is one block
     found_all = np.concatenate(found)[:, : model.vocabulary.text]
     np.testing.assert_allclose(found_all, rows(name)[0, : len(whole)], atol=1e-4)
+
+
+def test_a_long_text_is_not_cut_inside_its_block(monkeypatch: pytest.MonkeyPatch):
+    model = loaded("paligemma2")
+    text = model.assembler.document(["the red dog and a cat"], is_open=True)
+    assert len(text) > 8 and text.block.all()
+    monkeypatch.setattr(cached_rows, "LONGEST", 8)
+    batch = stack_rows([text], len(text), pad=0)
+    _, logits = CachedRows(model, 1, len(text)).append(batch, np.ones((1, model.vocabulary.size), bool))
+    found = np.asarray(logits)[0, 0, : model.vocabulary.text]
+    np.testing.assert_allclose(found, logits_of(model, batch)[0, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", EACH)
