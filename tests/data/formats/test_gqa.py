@@ -120,6 +120,15 @@ def test_two_sets_in_one_folder_are_refused(gqa: Path):
         sets(gqa)
 
 
+def test_questions_need_no_ids_for_places(gqa: Path, make_model: Callable[..., Any]):
+    model, part = make_model("frame"), DescribedRegions()
+    config = dataclasses.replace(model.config, data=model.config.data.with_sources(regions=Regions(path=str(gqa))))
+    part.prepare(config)
+    tokenizers = dataclasses.replace(model.tokenizers, config=config)
+    jobs = part.jobs(dataclasses.replace(model, tokenizers=tokenizers))
+    assert [job.key for job in jobs] == ["gqa val questions", "gqa testdev questions"]
+
+
 def test_it_is_trained_on(gqa: Path):
     source, said = Regions(weight=1.0, path=str(gqa)), list[str]()
     stored = Stored(folder=gqa, corrections=(), cache=EpisodeCache(1))

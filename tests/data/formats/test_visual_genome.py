@@ -220,6 +220,22 @@ def test_a_list_of_images_alone_is_no_set(copied: Path):
     assert "has image_data.json alone" in GenomeSet(copied, DocumentOpening(), NONE).notes()[0]
 
 
+def test_what_a_small_set_cannot_evaluate_is_told(copied: Path):
+    source, said = Regions(path=str(copied)), list[str]()
+    stored = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
+    _changed(QUESTIONS, lambda entries: [one | ({"qas": []} if one["id"] in HELD_OUT else {}) for one in entries])(
+        copied
+    )
+    source.check("regions", stored, False, said.append)
+    assert (
+        said[0].startswith("note: questions of visual_genome val are not evaluated: it has 2 images, and")
+        and len(said) == 2
+    )
+    for name in READERS:
+        _changed(name, lambda entries: entries[:4])(copied)
+    assert source.sets()[0].scored("val") == ()
+
+
 def test_attributes_of_all_objects_are_counted_and_parts_may_not_be_empty():
     def block(x: int, name: str, *attributes: str) -> dict[str, Any]:
         return {"x": x, "y": 0, "w": 2, "h": 2, "names": [name], "attributes": [*attributes]}

@@ -115,8 +115,12 @@ def test_the_part_is_computed_checked_and_shown(pointing: Any):
 def test_without_places_nothing_is_asked(make_model: Callable[..., Any]):
     model = make_model("frame")
     config = dataclasses.replace(model.config, data=model.config.data.with_sources(regions=Regions(path=str(FOLDER))))
-    with pytest.raises(ValueError, match="data.regions.path names regions, and tokens.locations is 0: set it to 1024"):
-        DescribedRegions().prepare(config)
+    for locations in (0, 512):
+        tokens = dataclasses.replace(config.tokens, locations=locations)
+        with pytest.raises(
+            ValueError, match=f"data.regions points .* and tokens.locations is {locations}: set it to 1024"
+        ):
+            DescribedRegions().prepare(dataclasses.replace(config, tokens=tokens))
     tokenizers = dataclasses.replace(model.tokenizers, config=config)
     assert DescribedRegions().jobs(dataclasses.replace(model, tokenizers=tokenizers)) == []
     assert read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg").shape == (48, 64, 3)
