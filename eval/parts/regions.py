@@ -13,7 +13,7 @@ from generalist.data.formats.places import stamp
 from generalist.data.grounded import GroundedSet, Kind, Photograph
 from generalist.data.sources.regions import Regions, check_images, check_places
 from generalist.eval.held_out import regions
-from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer
+from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer, has_room
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
 from generalist.eval.results.checks import same
@@ -118,12 +118,14 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
 
     def compute(progress: Progress) -> dict[str, Any]:
         asked = regions.asked_of(grounded, split, kind, source.evaluation_expressions)
-        generate = answer_writer(generalist, BOX_TOKENS if kind == "regions" else ANSWER_TOKENS)
-        texts = regions.written(asked, read, generate, progress=progress, what=name)
+        tokens = BOX_TOKENS if kind == "regions" else ANSWER_TOKENS
+        fits, generate = has_room(generalist, tokens), answer_writer(generalist, tokens)
+        texts = regions.written(asked, read, fits, generate, progress=progress, what=name)
         return (regions.score_regions if kind == "regions" else regions.score_questions)(asked, texts)
 
     settings = {
         "files": _digest(grounded),
+        "images": source.images_folder,
         "expressions": source.evaluation_expressions,
         "row": generalist.config.data.length,
         "seed": regions.SEED,
@@ -132,6 +134,5 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
 
 
 def _digest(grounded: GroundedSet) -> str:
-    """SHA-256 of the names and sizes of the files with annotations: published files of one name and size are the same."""
-    about = "\n".join(f"{file.name} {file.stat().st_size}" for file in grounded.files)
-    return hashlib.sha256(about.encode()).hexdigest()
+    """SHA-256 of what changes when a file with annotations does."""
+    return hashlib.sha256("\n".join(map(stamp, grounded.files)).encode()).hexdigest()
