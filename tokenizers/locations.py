@@ -26,6 +26,7 @@ BETWEEN = " ; "
 
 # Not \d, which also matches the digits of other scripts.
 _TOKEN = re.compile(r"<loc([0-9]{4})>")
+_BOX = re.compile(r"(?:<loc[0-9]{4}>){4}")
 # A label ends where the next box begins, or the text ends; it may have a semicolon or a < of its own.
 _OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:(?!<loc[0-9]{4}>).)*?)\s*(?=;\s*(?:<loc[0-9]{4}>|$)|$)", re.DOTALL)
 
@@ -113,12 +114,21 @@ def objects_text(objects: Sequence[Labelled], bins: int = BINS) -> str:
 def read_objects(text: str, bins: int = BINS) -> list[Labelled]:
     """The boxes that a text names, with their labels; what is no box of four tokens is left out, as are boxes whose sides are
     the wrong way around. A side is the middle of its bin, so that it is at most half a bin from the one that was written."""
-    found = []
-    for tokens, label in _OBJECT.findall(text):
-        top, left, bottom, right = ((int(number) + 0.5) / bins for number in _TOKEN.findall(tokens))
-        if top <= bottom <= 1 and left <= right <= 1:
-            found.append(Labelled(Box(top=top, left=left, bottom=bottom, right=right), label))
-    return found
+    boxes = [(_box(tokens, bins), label) for tokens, label in _OBJECT.findall(text)]
+    return [Labelled(box, label) for box, label in boxes if box is not None]
+
+
+def first_box(text: str, bins: int = BINS) -> Box | None:
+    """The box of a text's first four location tokens in a row, whatever follows; None without them, or if its sides are the wrong
+    way around. A side is the middle of its bin."""
+    found = _BOX.search(text)
+    return None if found is None else _box(found[0], bins)
+
+
+def _box(tokens: str, bins: int) -> Box | None:
+    """The box of four location tokens; None if its sides are the wrong way around."""
+    top, left, bottom, right = ((int(number) + 0.5) / bins for number in _TOKEN.findall(tokens))
+    return Box(top=top, left=left, bottom=bottom, right=right) if top <= bottom <= 1 and left <= right <= 1 else None
 
 
 def promoted(text: str, encode: Callable[[str], Int32[np.ndarray, "n"]], ids: range) -> Int32[np.ndarray, "n"]:

@@ -4,24 +4,25 @@ The rule of RefCOCO (Yu et al., 2016): an expression is right if the intersectio
 true one is at least 0.5. The share at 0.8 is reported beside it. Every expression counts once, and is asked again with another
 image of its split.
 
-Questions with one answer are scored as those of GQA: right if the written answer is equal to it, both normalised.
+Questions have one answer: a written one is right if it is equal. GQA's own scorer compares the texts as they are; here both are
+normalised first, as for VQA accuracy.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from rich.progress import Progress
 
 from generalist.data.files import DocumentError
-from generalist.data.grounded import GroundedSet, Photograph, Question, Region
+from generalist.data.grounded import GroundedSet, Kind, Photograph, Question, Region
 from generalist.data.grounded_examples import pointing_text, question_text
 from generalist.eval.fewshot.vqa import normalized
-from generalist.eval.held_out.scenes import THRESHOLDS, Generate
+from generalist.eval.held_out.scenes import THRESHOLDS, Generate, overlap
 from generalist.eval.results.scores import proportion
-from generalist.tokenizers.locations import Box, read_objects
 
 SEED = 0
 AT_ONCE = 64
@@ -44,7 +45,7 @@ class Asked:
         return pointing_text(self.about.phrase) if isinstance(self.about, Region) else question_text(self.about.text)
 
 
-def asked_of(grounded: GroundedSet, split: str, kind: Literal["regions", "questions"], items: int) -> list[Asked]:
+def asked_of(grounded: GroundedSet, split: str, kind: Kind, items: int) -> list[Asked]:
     """The regions or the questions of a split, or some of them, the same on every machine.
 
     Args:
@@ -68,13 +69,21 @@ def asked_of(grounded: GroundedSet, split: str, kind: Literal["regions", "questi
 
 
 def written(
-    asked: Sequence[Asked], read: Read, generate: Generate, *, progress: Progress | None = None, what: str = ""
+    asked: Sequence[Asked],
+    read: Read,
+    fits: Callable[[list[Any]], bool],
+    generate: Generate,
+    *,
+    progress: Progress | None = None,
+    what: str = "",
 ) -> dict[str, list[str]]:
-    """What the model writes to each, with the right image (`image`) and with a wrong one (`wrong`).
+    """What the model writes to each, with the right image (`image`) and with a wrong one (`wrong`). What does not fit is not
+    asked, its answer is empty, and a note tells how many these are.
 
     Args:
         asked: regions or questions.
         read: reads an image, as training shows it.
+        fits: whether a row has room for an image with its question and an answer.
         generate: writes answers.
         progress: gets one bar.
         what: is evaluated, for the bar.
@@ -84,12 +93,23 @@ def written(
     """
     bar = progress.add_task(what, total=2 * len(asked)) if progress else None
     found: dict[str, list[str]] = {"image": [], "wrong": []}
+    left_out = dict.fromkeys(found, 0)
     for shown, texts in found.items():
         for start in range(0, len(asked), AT_ONCE):
-            chunk = asked[start : start + AT_ONCE]
-            texts += generate([[read(getattr(one, shown)), one.text] for one in chunk])
+            documents = [[read(getattr(one, shown)), one.text] for one in asked[start : start + AT_ONCE]]
+            # Each on its own: of documents that are read together, the longest decides how much room all of them have.
+            fitting = [fits(one) for one in documents]
+            answers = iter(generate(list(itertools.compress(documents, fitting))))
+            texts += [next(answers) if has_room else "" for has_room in fitting]
+            left_out[shown] += fitting.count(False)
             if progress and bar is not None:
-                progress.advance(bar, len(chunk))
+                progress.advance(bar, len(documents))
+    if progress and left_out["image"]:
+        progress.console.print(
+            f"note: {left_out['image']:,} of {len(asked):,} questions of {what} count as wrong: a row (data.length) has no room "
+            "for the image, the question and an answer",
+            highlight=False,
+        )
     return found
 
 
@@ -119,14 +139,13 @@ def score_questions(asked: Sequence[Asked], texts: dict[str, list[str]]) -> dict
 
 def exact(answers: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The share of right and written answers that are equal, both normalised, in percent."""
-    hits = sum(normalized(right) == normalized(text.strip()) for right, text in answers)
-    return dataclasses.asdict(proportion(hits, len(answers)))
+    return dataclasses.asdict(proportion(sum(_equal(right, text) for right, text in answers), len(answers)))
 
 
-def overlap(text: str, box: Box) -> float:
-    """Intersection over union of a box with the first one of a text; 0 if the text has none."""
-    found = read_objects(text)
-    return round(found[0].box.iou(box), 4) if found else 0.0
+def _equal(right: str, text: str) -> bool:
+    known = normalized(right)
+    # Nothing is left of some answers of Visual Genome, `A` or `?`: an empty text would be right.
+    return known == normalized(text.strip()) if known else right.strip().lower() == text.strip().lower()
 
 
 def accuracies(name: str, overlaps: Sequence[float]) -> dict[str, Any]:

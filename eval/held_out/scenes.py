@@ -24,7 +24,7 @@ from generalist.data.scene_questions import ASKING, OF_SEVERAL, VQA, Asked, Kind
 from generalist.data.scenes import Draw, Scene, Split, draw_scene
 from generalist.eval.held_out.likelihood import LogLikelihood
 from generalist.eval.results.scores import area, bootstrap, proportion
-from generalist.tokenizers.locations import read_objects
+from generalist.tokenizers.locations import Box, first_box
 from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
@@ -175,13 +175,19 @@ def point_out(asked: list[Pair], generate: Generate) -> dict[str, Any]:
 
 
 def _overlaps(asked: list[Pair], texts: Sequence[str]) -> list[float]:
-    """Intersection over union of the first box of each text with the true one; 0 where a text has none."""
+    """The overlap of each text's box with the true one."""
     found = []
     for one, text in zip(asked, texts, strict=True):
         assert one.asked.target is not None
-        boxes = read_objects(text)
-        found.append(round(boxes[0].box.iou(one.asked.target.box), 4) if boxes else 0.0)
+        found.append(overlap(text, one.asked.target.box))
     return found
+
+
+def overlap(text: str, box: Box) -> float:
+    """Intersection over union of a box with the first one of a text; 0 if the text has none. Not rounded, which could reach a
+    threshold."""
+    found = first_box(text)
+    return 0.0 if found is None else found.iou(box)
 
 
 def choose(

@@ -1,5 +1,6 @@
 """Boxes and short answers that a model writes, for the parts of an evaluation that ask for places."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from generalist.eval.held_out.scenes import Generate
@@ -22,3 +23,10 @@ def answer_writer(generalist: "Generalist", tokens: int = BOX_TOKENS) -> Generat
         return [text for chunk in chunks for text in prompt(generalist, chunk, Decoding(tokens=tokens))]
 
     return generate
+
+
+def has_room(generalist: "Generalist", tokens: int) -> Callable[[list[Any]], bool]:
+    """Tells whether a row has room for a document and an answer of `tokens` ids."""
+    from generalist.inference.prompt import context
+
+    return lambda document: len(generalist.assembler.document(document, is_open=True)) + tokens <= context(generalist)

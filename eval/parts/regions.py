@@ -2,28 +2,27 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree.ElementTree import Element
 
 from rich.progress import Progress
 
 from generalist.config.run import Config
 from generalist.data.document_examples import stretched
-from generalist.data.grounded import GroundedSet, Photograph
-from generalist.data.sources.regions import Regions, check_images
+from generalist.data.formats.places import stamp
+from generalist.data.grounded import GroundedSet, Kind, Photograph
+from generalist.data.sources.regions import Regions, check_images, check_places
 from generalist.eval.held_out import regions
-from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer
+from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer, has_room
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
 from generalist.eval.results.checks import same
 from generalist.eval.results.scores import Estimate
 from generalist.eval.results.words import counted
+from generalist.tokenizers.locations import BINS
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
-
-
-Kind = Literal["regions", "questions"]
 
 
 class DescribedRegions(Part):
@@ -34,22 +33,23 @@ class DescribedRegions(Part):
     seeds: ClassVar[Mapping[str, int]] = {"regions": regions.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        if not generalist.vocabulary.locations:
-            return []
         return [
             # A source of another name adds it: two may have sets of the same names.
             _job(generalist, source, one, split, kind, "" if name == source.kind else f"{name} ")
             for name, source in _sources(generalist.config).items()
             for one in source.sets()
             for split in one.splits
-            for kind in _kinds(one)
+            for kind in one.scored(split)
+            if kind == "questions" or generalist.vocabulary.locations >= BINS
         ]
 
     def prepare(self, config: Config) -> None:
         for name, source in _sources(config).items():
-            if not config.tokens.locations:
-                raise ValueError(f"data.{name}.path names regions, and tokens.locations is 0: set it to 1024")
-            for one in source.sets():
+            sets = source.sets()
+            check_places(name, sets, config.tokens.locations)
+            if any(one.has_regions for one in sets):
+                _check_encoder(name, config)
+            for one in sets:
                 check_images(one, one.splits, whole=False)
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
@@ -85,10 +85,24 @@ def _numbers(results: Results) -> Iterator[tuple[str, Estimate, Estimate, int]]:
             yield f"{key}, IoU {threshold}, %", right, wrong, found["items"]
 
 
-def _kinds(grounded: GroundedSet) -> list[Kind]:
-    """What a set asks about."""
-    kinds: list[Kind] = ["regions"] if grounded.has_regions else []
-    return [*kinds, "questions"] if grounded.has_questions else kinds
+def _check_encoder(name: str, config: Config) -> None:
+    """Checks that the frozen encoder sees whole images, which boxes are shares of.
+
+    Args:
+        name: of the source in the mixture.
+
+    Raises:
+        ValueError: it sees their centre.
+    """
+    from generalist.vision.load import crops_images  # imports JAX, which reading a results file does not need
+
+    encoder = config.model.vision.encoder
+    if {"encoder", "projected"} & {*config.tokens.documents.split("+")} and crops_images(encoder):
+        raise ValueError(
+            f"model.vision.encoder = {encoder} sees the centre of an image, and the boxes of data.{name} are of the whole one: "
+            "choose an encoder that stretches images, such as SigLIP or efficientnet_lite0, or let images enter in another way "
+            f"(tokens.documents, such as patches), or leave out data.{name}.path"
+        )
 
 
 def _sources(config: Config) -> dict[str, Regions]:
@@ -104,12 +118,14 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
 
     def compute(progress: Progress) -> dict[str, Any]:
         asked = regions.asked_of(grounded, split, kind, source.evaluation_expressions)
-        generate = answer_writer(generalist, BOX_TOKENS if kind == "regions" else ANSWER_TOKENS)
-        texts = regions.written(asked, read, generate, progress=progress, what=name)
+        tokens = BOX_TOKENS if kind == "regions" else ANSWER_TOKENS
+        fits, generate = has_room(generalist, tokens), answer_writer(generalist, tokens)
+        texts = regions.written(asked, read, fits, generate, progress=progress, what=name)
         return (regions.score_regions if kind == "regions" else regions.score_questions)(asked, texts)
 
     settings = {
         "files": _digest(grounded),
+        "images": source.images_folder,
         "expressions": source.evaluation_expressions,
         "row": generalist.config.data.length,
         "seed": regions.SEED,
@@ -118,6 +134,5 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
 
 
 def _digest(grounded: GroundedSet) -> str:
-    """SHA-256 of the names and sizes of the files with annotations: published files of one name and size are the same."""
-    about = "\n".join(f"{file.name} {file.stat().st_size}" for file in grounded.files)
-    return hashlib.sha256(about.encode()).hexdigest()
+    """SHA-256 of what changes when a file with annotations does."""
+    return hashlib.sha256("\n".join(map(stamp, grounded.files)).encode()).hexdigest()

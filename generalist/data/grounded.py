@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,6 +11,9 @@ from jaxtyping import UInt8
 from generalist.data.formats.places import Place
 from generalist.data.images import Size, check_image, read_image
 from generalist.tokenizers.locations import Box
+
+Kind = Literal["regions", "questions"]
+"""What is known of an image; the names of the fields of `Grounded`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,22 @@ class GroundedSet(abc.ABC):
     """Whether there are regions to point to."""
     has_questions: bool = False
     """Whether there are questions with answers."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What is known of its images."""
+        has: dict[Kind, bool] = {"regions": self.has_regions, "questions": self.has_questions}
+        return tuple(kind for kind, is_there in has.items() if is_there)
+
+    def scored(self, split: str) -> tuple[Kind, ...]:
+        """The kinds that an evaluation can score on a split: those of which there are any, if it has two images, since everything
+        is asked with another image too."""
+        count = self.count(split)
+        return tuple(
+            kind
+            for kind in self.kinds
+            if count > 1 and any(getattr(self.image(split, index), kind) for index in range(count))
+        )
 
     @abc.abstractmethod
     def count(self, split: str) -> int:

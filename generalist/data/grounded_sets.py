@@ -1,5 +1,7 @@
 """Sets of images with regions in a local folder, whichever layout they have."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from generalist.data.files import DocumentError
@@ -11,7 +13,8 @@ from generalist.data.grounded import GroundedSet
 
 def open_grounded(place: Place, opening: DocumentOpening, division: str | None = None) -> list[GroundedSet]:
     """The sets in a folder: RefCOCO's, Visual Genome, GQA, or the folder itself as one of them. No image that an evaluation of
-    one of them shows is trained on, whichever of them has it; between RefCOCO and GQA this needs Visual Genome's list of images.
+    one of them shows is trained on, whichever of them has it; between RefCOCO and GQA this needs Visual Genome's list of images,
+    which may be there alone.
 
     Args:
         place: a set's folder, or one that holds several.
@@ -19,7 +22,7 @@ def open_grounded(place: Place, opening: DocumentOpening, division: str | None =
         division: of RefCOCO's sets: `unc`, `google` or `umd`; None: the first that each set has.
 
     Raises:
-        DocumentError: there is none, or a file is missing or damaged.
+        DocumentError: there is none, two have the same name, or a file is missing or damaged.
     """
     if not place.is_dir():
         raise DocumentError(f"there is no folder {place}: name one with sets as they are published (docs/pointing.md)")
@@ -36,11 +39,32 @@ def open_grounded(place: Place, opening: DocumentOpening, division: str | None =
         for folder in within
         if visual_genome.matches(folder)
     ]
-    for one in asked:
-        one.leave_out({str(number) for genome in genomes for number in genome.evaluated})
-    if not (refs or genomes or asked):
+    for questions in asked:
+        questions.leave_out({str(number) for genome in genomes for number in genome.evaluated})
+    for expressions in refs:
+        expressions.leave_out({number for genome in genomes for number in genome.evaluated_coco})
+    found: list[GroundedSet] = [*refs, *genomes, *asked]
+    # Visual Genome's list of images alone is no set.
+    if not (sets := [one for one in found if one.kinds]):
         raise DocumentError(
-            f"{place} has no refs(unc).p, refs(umd).p or refs(google).p, no {visual_genome.IMAGES} and no "
-            "train_balanced_questions.json, and no folder with one: put the files there as they are published (docs/pointing.md)"
+            f"{place} has no refs(unc).p, refs(umd).p or refs(google).p, no {visual_genome.IMAGES} with one of "
+            f"{', '.join(visual_genome.READERS)}, no train_balanced_questions.json, and no folder with one: put the files there "
+            "as they are published (docs/pointing.md)"
         )
-    return [*refs, *genomes, *asked]
+    _check_names(sets)
+    return found
+
+
+def _check_names(sets: Sequence[GroundedSet]) -> None:
+    """Checks that each set has a name of its own, by which its scores are kept.
+
+    Raises:
+        DocumentError: two have the same.
+    """
+    first: dict[str, GroundedSet] = {}
+    for one in sets:
+        if (other := first.setdefault(one.name, one)) is not one:
+            raise DocumentError(
+                f"{other.files[0]} and {one.files[0]} belong to two sets, and both are called {one.name} by their folder: move "
+                "the files of one into a folder of another name"
+            )

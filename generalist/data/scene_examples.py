@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from generalist.data.scene_questions import ASKING, YES_NO, Asked, Kind, asked_first, detection, document
+from generalist.data.scene_questions import ASKING, YES_NO, Asked, Kind, asked_first, detection, document, point
 from generalist.data.scenes import Draw, Placed, Scene, draw_scene
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
@@ -26,7 +26,11 @@ EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneExamples:
-    """Endless scenes, each with several questions or with the names and places of all things."""
+    """Endless scenes, each with several questions or with the names and places of all things.
+
+    Raises:
+        ValueError: a row has no room for a scene with a short question.
+    """
 
     assembler: Assembler
     length: int
@@ -44,6 +48,15 @@ class SceneExamples:
     draw: Draw = draw_scene
     """Draws a scene."""
 
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(0)
+        scene = self.draw("train", 1, rng, self.things)
+        if (shortest := len(self.assembler.document(document(scene, [point(scene, rng)])))) > self.length:
+            raise ValueError(
+                f"data.length = {self.length} has no room for a scene with a question, which takes {shortest} positions: raise "
+                "it, or let images take fewer positions"
+            )
+
     def __len__(self) -> int:
         return EPOCH
 
@@ -56,11 +69,15 @@ class SceneExamples:
                 return self.named(sequence, scene, rng)
         asked = self.questions_about(scene, rng)
         if rng.random() < self.asked_first:
-            sequence = self.assembler.document(asked_first(scene, asked[0]))
-            return self.named(sequence, scene, rng, asked[0])
-        while len(sequence := self.assembler.document(document(scene, asked))) > self.length and len(asked) > 1:
+            for one in asked:
+                if len(sequence := self.assembler.document(asked_first(scene, one))) <= self.length:
+                    return self.named(sequence, scene, rng, one)
+        while asked:
+            if len(sequence := self.assembler.document(document(scene, asked))) <= self.length:
+                return sequence if asked[0].covered else self.named(sequence, scene, rng)
             asked = asked[:-1]
-        return sequence if asked[0].covered else self.named(sequence, scene, rng)
+        # Not even one fits: nothing is learned from this scene.
+        return self.assembler.text(np.zeros(0, np.int32), eos=False)
 
     def named(
         self, sequence: TokenSequence, scene: Scene, rng: np.random.Generator, asked: Asked | None = None

@@ -1,7 +1,8 @@
 """Questions about composed scenes, with the right answer: pointing, naming a place, matching, and templated VQA.
 
 Answers of each kind are balanced, so that a model that does not see the image is right only by chance: yes and no are equally
-likely, and so are colours, numbers and sides.
+likely, and so are colours, numbers and sides. Of held-out pairs the words alone tell more: what is there is always one, what is
+not there seldom is.
 
     <image> point to the red heart: <loc0102><loc0256><loc0511><loc0640> chunk_end
             what is at <loc0102><loc0256><loc0511><loc0640>? answer: red heart chunk_end
@@ -72,7 +73,7 @@ def here(scene: Scene, rng: np.random.Generator) -> Asked:
     )
 
 
-def match(scene: Scene, rng: np.random.Generator) -> Asked:
+def match(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """Does a text about one or two things match? A wrong one differs by one attribute: colour, thing or side."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     pairs = _sides(scene)
@@ -83,19 +84,26 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked:
         about = (one, other)
         # A false side is the opposite one: what is left of something may be above it too.
         first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
+        if first is None:
+            return None
         meant = (one if first == one.name else None, other)
         if not is_right and about_side:
             side = _opposite(side)
         text = f"a {first} {side} a {other.name}"
     else:
-        text = f"a {one.name if is_right else _changed(scene, one, rng)}"
+        first = one.name if is_right else _changed(scene, one, rng)
+        if first is None:
+            return None
+        text = f"a {first}"
     return _yes_no("match", f"{text}. does this match? answer:", is_right, about, meant)
 
 
-def exists(scene: Scene, rng: np.random.Generator) -> Asked:
+def exists(scene: Scene, rng: np.random.Generator) -> Asked | None:
     """Is there such a thing? One that is not there differs from one that is by its colour or its thing."""
     one, is_right = _any(scene.placed, rng), bool(rng.random() < 0.5)
     name = one.name if is_right else _changed(scene, one, rng)
+    if name is None:
+        return None
     return _yes_no("exists", f"is there a {name}? answer:", is_right, (one,), (one if is_right else None,))
 
 
@@ -280,9 +288,9 @@ def _opposite(side: str) -> str:
     return SIDES[SIDES.index(side) ^ 1]
 
 
-def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str:
+def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str | None:
     """The name of something that is not in the scene, and differs from `one` by its colour or by its thing: where possible, the
-    other thing's name is one of the scene."""
+    other thing's name is one of the scene. None: the scene shows the thing in every colour that may be named."""
     there = {other.name for other in scene.placed}
 
     def allowed(colour: str, thing: str) -> bool:
@@ -294,7 +302,7 @@ def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str:
     if others and rng.random() < 0.5:
         return f"{one.colour} {others[rng.integers(len(others))]}"
     free = [name for name in scene.colours if allowed(name, one.thing)]
-    return f"{free[rng.integers(len(free))]} {one.thing}"
+    return f"{free[rng.integers(len(free))]} {one.thing}" if free else None
 
 
 def _sides(scene: Scene) -> list[tuple[Placed, Placed, str]]:

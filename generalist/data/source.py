@@ -199,18 +199,19 @@ class Source(abc.ABC):
         return ()
 
 
-def check_locations(name: str, ways: Ways) -> None:
+def check_locations(name: str, locations: int) -> None:
     """Checks that a source that points finds ids for places.
 
     Args:
         name: of the source in the mixture.
+        locations: number of ids for places.
 
     Raises:
         ValueError: there are none, or fewer than places have bins.
     """
-    if ways.locations < BINS:
+    if locations < BINS:
         raise ValueError(
-            f"data.{name} points with ids for {BINS} places, and tokens.locations is {ways.locations}: set it to {BINS}, or "
+            f"data.{name} points with ids for {BINS} places, and tokens.locations is {locations}: set it to {BINS}, or "
             f"leave data.{name} out (weights of training.start keep their number of ids)"
         )
 

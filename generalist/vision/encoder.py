@@ -32,6 +32,11 @@ class Preparation:
     shortest: int = 0
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
+    @property
+    def cuts(self) -> bool:
+        """Whether borders of an image are cut off if it is no square."""
+        return self.crop
+
     def __call__(self, image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "S S 3"]:
         """The image in colour, blended with white by its alpha, at the encoder's size."""
         picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))
@@ -62,6 +67,11 @@ class PaddedPreparation(Preparation):
     """Colour of the padding; None: none."""
     stretched: tuple[int, int] | None = None
     """Width and height that both sides are stretched to before the centre is cut out; None: the shorter side is resized."""
+
+    @property
+    def cuts(self) -> bool:
+        # Padded or stretched, the whole image is resized; what is cut off is what it is too large by.
+        return max(self.stretched or (self.shortest,)) > self.size
 
     def __call__(self, image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "S S 3"]:
         picture = Image.fromarray(np.ascontiguousarray(to_rgb(image)))

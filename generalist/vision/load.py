@@ -5,7 +5,7 @@ from pathlib import Path
 
 from generalist.vision.efficientnet import load_efficientnet, load_pyramid, weights_file
 from generalist.vision.encoder import VisionEncoder
-from generalist.vision.vit import check_vit, load_vit, tower_tensors
+from generalist.vision.vit import check_vit, load_vit, preparation, tower_tensors
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
 from generalist.weights.language_images import own_tower
 from generalist.weights.tower import Tower
@@ -42,6 +42,15 @@ def check_encoder(encoder: str) -> None:
         weights_file()
     elif encoder != "none":
         check_vit(*_opened(encoder))
+
+
+def crops_images(encoder: str) -> bool:
+    """Whether the encoder that `model.vision.encoder` names sees the centre of an image; no weights are read.
+
+    Raises:
+        WeightsError: as `load_encoder`.
+    """
+    return encoder not in ("none", *PACKAGED) and preparation(*_opened(encoder)).cuts
 
 
 def save_encoder(encoder: VisionEncoder, to: Path) -> None:

@@ -23,7 +23,7 @@ from generalist.model.activations import PLAIN
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.model.params import flat, nested
-from generalist.vision.encoder import VisionEncoder
+from generalist.vision.encoder import Preparation, VisionEncoder
 from generalist.vision.processor import DEVIATIONS, MEANS, Family, processor
 from generalist.weights.activation_names import PLAIN as PLAIN_NAMES
 from generalist.weights.folder import WeightsError, WeightsFolder, save_tensors
@@ -203,7 +203,18 @@ def check_vit(folder: WeightsFolder, tower: Tower | None = None) -> None:
     tower = alone(folder) if tower is None else tower
     config = vit_config(folder, tower)
     folder.check(vit_recipes(config, tower.prefix), _unused(config, tower))
-    processor(folder, config.family, config.size, stretched=tower.stretched)
+    preparation(folder, tower)
+
+
+def preparation(folder: WeightsFolder, tower: Tower | None = None) -> Preparation:
+    """How the tower's images are prepared; no weights are read.
+
+    Raises:
+        WeightsError: the folder holds another architecture, or prepares images in an unsupported way.
+    """
+    tower = alone(folder) if tower is None else tower
+    size = vit_config(folder, tower).size
+    return processor(folder, tower.family, size, stretched=tower.stretched, even=tower.even).preparation
 
 
 def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder:
@@ -225,7 +236,7 @@ def load_vit(folder: WeightsFolder, tower: Tower | None = None) -> VisionEncoder
     kept = arrays if tower.part else {name: array.astype(np.float32) for name, array in arrays.items()}
     return VisionEncoder(
         name=f"{config.family}:{folder.folder.name}",
-        prepare=processor(folder, config.family, config.size, stretched=tower.stretched, even=tower.even).preparation,
+        prepare=preparation(folder, tower),
         cells=config.outputs,
         channels=config.channels,
         weights_hash=weights_hash,

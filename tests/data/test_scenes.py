@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +283,30 @@ def test_no_question_of_a_scene_tells_the_answer_of_another(assembler: Assembler
         assert all(one.about for one in asked if one.kind != "count")
         numbers[len(asked)] += 1
     assert numbers[4] + numbers[5] > 20 and max(numbers) == 5
+
+
+def test_a_question_that_does_not_fit_the_row_is_left_out(assembler: Assembler):
+    tight: dict[str, Any] = {"length": 64, "objects": 4, "questions": 3, "detections": 0.2, "things": 60}
+    assert any(len(assembler.document(document(scene, [asked]))) > 64 for scene, asked in _answers("hidden", 20))
+    for share in (0.0, 1.0):
+        examples = SceneExamples(assembler=assembler, asked_first=share, **tight)
+        lengths = [len(examples.example(number, np.random.default_rng(number))) for number in range(60)]
+        assert max(lengths) <= 64 and sum(length > 36 for length in lengths) > 30
+    with pytest.raises(ValueError, match=r"data\.length = 40 has no room for a scene with a question, which takes"):
+        SceneExamples(assembler=assembler, **tight | {"length": 40})
+
+
+@pytest.mark.parametrize("kind", ["match", "exists"])
+def test_a_thing_in_every_colour_that_may_be_named_is_not_denied(kind: Kind):
+    placed = tuple(
+        Placed(colour=colour, thing="heart", box=Box(top=0, left=left, bottom=0.2, right=left + 0.2))
+        for colour, left in (("red", 0.0), ("blue", 0.5))
+    )
+    scene = Scene(
+        image=np.zeros((SIZE, SIZE, 3), np.uint8), placed=placed, colours=("red", "blue"), is_held_out=lambda *_: False
+    )
+    asked = [ASKING[kind](scene, np.random.default_rng(number)) for number in range(30)]
+    assert None in asked and any(one and one.answer == " yes" for one in asked)
 
 
 def test_settings_are_checked(assembler: Assembler):

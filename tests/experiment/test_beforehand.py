@@ -19,7 +19,6 @@ from generalist.contrastive.config import ContrastiveConfig
 from generalist.data.source import Source
 from generalist.data.sources.control import BabyAI
 from generalist.data.sources.grids import Grids
-from generalist.data.sources.regions import Regions
 from generalist.data.sources.scenes import Scenes
 from generalist.experiment import pipeline as experiment
 from generalist.experiment.beforehand import check
@@ -258,9 +257,7 @@ def test_two_data_sets_of_one_name_must_agree(tmp_path: Path):
             check(found, SILENT)
 
 
-@pytest.mark.parametrize(
-    "source", [Scenes(weight=1.0), Grids(weight=1.0), Regions(weight=1.0, path="photographs"), BabyAI(places=0.5)]
-)
+@pytest.mark.parametrize("source", [Scenes(weight=1.0), Grids(weight=1.0), BabyAI(places=0.5)])
 def test_a_run_that_points_without_ids_for_places_is_refused_at_once(source: Source):
     base = debug()
     with pytest.raises(ValueError, match=rf"data\.{source.kind}.* tokens.locations is 0: set it to 1024"):

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generalist.config.run import TokenConfig
-from generalist.tokenizers.locations import BINS, Box, Labelled, box_text, objects_text, place_in, read_objects
+from generalist.tokenizers.locations import (
+    BINS,
+    Box,
+    Labelled,
+    box_text,
+    first_box,
+    objects_text,
+    place_in,
+    read_objects,
+)
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -83,6 +92,17 @@ def test_order_and_form_are_paligemma_s():
 )
 def test_what_is_no_box_is_left_out(text: str):
     assert read_objects(text) == []
+
+
+def test_the_first_box_is_that_of_the_first_four_tokens_in_a_row():
+    right, other = (Box(top=top, left=0, bottom=0.9, right=0.5) for top in (0.1, 0.3))
+    for text in ("{} red heart {}", "{} x <loc0001>", "{}{}", "{}<loc0001>", "<loc0001> {} ; {}"):
+        found = first_box(text.format(box_text(right), box_text(other)))
+        assert found is not None and box_text(found) == box_text(right)
+    upside_down = "<loc0900><loc0002><loc0003><loc0004>"
+    assert (
+        first_box("<loc0001><loc0002><loc0003> cat") is None and first_box(f"{upside_down} {box_text(right)}") is None
+    )
 
 
 def test_intersection_over_union():

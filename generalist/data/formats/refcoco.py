@@ -5,14 +5,15 @@ refcoco/instances.json  {"images": [{"id", "file_name", "height", "width"}], "an
 train2014/COCO_train2014_000000000009.jpg
 
 A set may be divided in several ways: `unc`, `google`, `umd`. The images of `val` and of the tests are left out of the training of
-all sets that are opened together, since RefCOCOg trains on images that RefCOCO tests with.
+all sets that are opened together, since RefCOCOg trains on images that RefCOCO tests with; and so are images that evaluations of
+Visual Genome and GQA show.
 
 Dimension key: R referred objects, S sentences, A annotations, I images.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +100,11 @@ class RefSet(GroundedSet):
     def evaluated(self) -> Int[np.ndarray, "I"]:
         """Numbers of COCO's images that its own evaluations show."""
         return self._read.evaluated
+
+    def leave_out(self, numbers: Set[int]) -> None:
+        """Does not train on these images of COCO either."""
+        images = self._read.refs["image"]
+        self._shown["train"] = [objects for objects in self._shown["train"] if int(images[objects[0]]) not in numbers]
 
     @property
     def files(self) -> list[Place]:

@@ -1,4 +1,5 @@
-"""Visual Genome as it is published (Krishna et al., 2016): lists with an element per image; all but the first may be missing.
+"""Visual Genome as it is published (Krishna et al., 2016): lists with an element per image; all but the first may be missing. The
+first one alone tells which images of GQA, whose numbers are the same, are which of COCO.
 
 image_data.json           [{"image_id" (older: "id"), "width", "height", "url": ".../VG_100K_2/1.jpg", "coco_id"}, ...]
 region_descriptions.json  [{"id", "regions": [{"x", "y", "width", "height", "phrase"}, ...]}, ...]
@@ -37,6 +38,7 @@ IMAGES = "image_data.json"
 QUESTIONS = "question_answers.json"
 FOLDERS = ("VG_100K", "VG_100K_2")
 HELD_OUT = 100  # one of so many images is evaluated
+NO_COCO = -1  # of an image that COCO does not have
 ANY_SIZE = (1.0, 1.0)  # of an image, where only the fields of an element are checked
 _IDS = ("image_id", "id")
 _HEIGHT, _WIDTH = ("h", "height"), ("w", "width")
@@ -65,17 +67,13 @@ class GenomeSet(GroundedSet):
         self.name, self._folder = folder.absolute().name, folder
         (self._known,) = indexed([folder / IMAGES], scan_images, kind="genome-images once", opening=opening)
         self._files = [folder / name for name in READERS if (folder / name).exists()]
-        if not self._files:
-            raise DocumentError(
-                f"{folder} has {IMAGES}, but none of {', '.join(READERS)}: put one there as it is published"
-            )
         self.has_questions = folder / QUESTIONS in self._files
         self.has_regions = len(self._files) > int(self.has_questions)
         self._elements = indexed(self._files, scan_elements, kind="genome-elements checked", opening=opening)
         self._images = [opening.images] if opening.images else _image_folders(folder)
         # (I,): where each image stands in image_data.json, by its number
         self._at = {one: at for at, one in enumerate(self._known["image"].tolist())}
-        described = np.unique(np.concatenate([one["image"] for one in self._elements]))
+        described = np.unique(np.concatenate([np.zeros(0, np.int64), *(one["image"] for one in self._elements)]))
         for file, one in zip(self._files, self._elements, strict=True):
             if unknown := [(row, image) for row, image in enumerate(one["image"].tolist()) if image not in self._at]:
                 row, image = unknown[0]
@@ -90,6 +88,9 @@ class GenomeSet(GroundedSet):
         of_others = self._known["image"][np.isin(self._known["coco"], evaluated)]
         self.evaluated = {*described[held_out].tolist(), *of_others.tolist()}
         """Numbers of the images that its evaluation or one of RefCOCO shows."""
+        shown = np.isin(self._known["image"], [*described[held_out].tolist(), *asked_elsewhere])
+        self.evaluated_coco = {number for number in self._known["coco"][shown].tolist() if number != NO_COCO}
+        """COCO's numbers of the images that its evaluation or one of GQA shows."""
         # Where each image's element is, in each file.
         self._rows = [{image: row for row, image in enumerate(one["image"].tolist())} for one in self._elements]
 
@@ -122,6 +123,11 @@ class GenomeSet(GroundedSet):
         return Grounded(image=self.file(split, index), regions=regions, questions=questions, where=where)
 
     def notes(self) -> list[str]:
+        if not self._files:
+            return [
+                f"{self._folder} has {IMAGES} alone, which tells other sets the numbers of images: for Visual Genome itself, put "
+                f"{', '.join(READERS)} there, or some of them"
+            ]
         found = [
             f"{self._folder} has no {name}: nothing of it is read"
             for name in READERS
@@ -158,7 +164,7 @@ def _element(file: Place, arrays: Arrays, row: int, where: str) -> Any:
 
 
 def scan_images(file: Place) -> Arrays:
-    """Number, size and COCO's number (-1: none) of each image.
+    """Number, size and COCO's number of each image.
 
     Raises:
         DocumentError: the file is damaged.
@@ -173,7 +179,7 @@ def scan_images(file: Place) -> Arrays:
                 f"{where}: image {images[-1]} has {sizes[-1][1]:g} × {sizes[-1][0]:g} pixels: get the file again, or put in the "
                 "image's size"
             )
-        coco.append(optional(entry, "coco_id", int, where, -1))
+        coco.append(optional(entry, "coco_id", int, where, NO_COCO))
     check_once(images, f"{file} entry", "image")
     return {"image": np.array(images, np.int64), "size": np.array(sizes), "coco": np.array(coco, np.int64)}
 
@@ -226,8 +232,9 @@ def _attributes(element: Any, size: Size, where: str) -> Iterator[Region]:
     for entry, at in _list(element, "attributes", where):
         # Most objects have none, and no such field.
         known = optional(entry, "attributes", list, at, [])
-        if first := next((_text(one) for one in known if isinstance(one, str)), ""):
-            found.append((entry, f"{first} {_object_name(entry, at)}", at))
+        texts = [_text(one).lower() for one in known if isinstance(one, str)]
+        # All are counted: of two blocks, one may be `red` and the other `big` first and then `red`.
+        found += [(entry, _joined(one, _object_name(entry, at)), at) for one in dict.fromkeys(texts)]
     yield from _unambiguous(found, size)
 
 
@@ -237,7 +244,7 @@ def _relationships(element: Any, size: Size, where: str) -> Iterator[Region]:
     for entry, at in _list(element, "relationships", where):
         subject, other = (field(entry, role, dict, at) for role in ("subject", "object"))
         predicate = _text(field(entry, "predicate", str, at)).lower()
-        found.append((subject, f"{_object_name(subject, at)} {predicate} {_object_name(other, at)}", at))
+        found.append((subject, _joined(_object_name(subject, at), predicate, _object_name(other, at)), at))
     yield from _unambiguous(found, size)
 
 
@@ -289,6 +296,11 @@ def _object_name(entry: Any, where: str) -> str:
     if isinstance(names, list) and names:
         names = names[0]
     return _text(field({"name": names}, "name", str, f"{where}: of its names")).lower()
+
+
+def _joined(*parts: str) -> str:
+    """Parts as one text; an empty one if a part is empty, since the others would mean something else."""
+    return " ".join(parts) if all(parts) else ""
 
 
 def _text(text: str) -> str:

@@ -49,7 +49,7 @@ class Arcade(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, but data.{name} plays every screen anew: use computed"
             )
-        check_locations(name, ways)
+        check_locations(name, ways.locations)
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Checks that ale-py is installed."""

@@ -202,7 +202,7 @@ class BabyAI(ControlSource):
         """See `Source.check_settings`."""
         super().check_settings(name, ways)
         if self.places:
-            check_locations(f"{name}.places", ways)
+            check_locations(f"{name}.places", ways.locations)
 
     def _windows(self, task: Task, reader: Episodes, reading: Reading, *, prompts: bool = True) -> ControlExamples:
         windows = super()._windows(task, reader, reading, prompts=prompts)

@@ -73,7 +73,6 @@ class Regions(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, which data.{name} has not: use computed"
             )
-        check_locations(name, ways)
 
     def sets(self) -> list[GroundedSet]:
         """The sets in its folder.
@@ -90,6 +89,10 @@ class Regions(Source):
         """Checks that the files can be read and that the images are there: the beginnings and ends of some or, with `whole`, all
         of each one."""
         if self.path is None:
+            if self.weight:
+                raise ValueError(
+                    f"data.{name}.weight is {self.weight}, but data.{name}.path names no folder: set it, or leave the weight out"
+                )
             return
         sets = self.sets()
         if self.weight and not any(one.count("train") for one in sets):
@@ -102,6 +105,13 @@ class Regions(Source):
                 say(f"note: {note}")
             check_images(one, ("train",) if self.weight else (), whole)
             check_images(one, one.splits, whole)
+            for split in one.splits:
+                scored = one.scored(split)
+                for kind in (kind for kind in one.kinds if kind not in scored):
+                    say(
+                        f"note: {kind} of {one.name} {split} are not evaluated: it has {one.count(split):,} images, and an "
+                        f"evaluation needs two, with {kind} of one of them"
+                    )
         if not self.weight:
             say(f"note: {self.path} is evaluated but not trained on: data.{name}.weight is 0")
 
@@ -118,8 +128,11 @@ class Regions(Source):
         """See `Source.open`.
 
         Raises:
+            ValueError: a set has regions, and there are no ids for places.
             DocumentError: a set can't be read.
         """
+        sets = self.sets()
+        check_places(self.kind, sets, reading.assembler.vocabulary.locations)
         return [
             GroundedExamples(
                 grounded=one,
@@ -128,9 +141,23 @@ class Regions(Source):
                 questions=self.questions,
                 describe=self.describe,
             )
-            for one in self.sets()
+            for one in sets
             if one.count("train")
         ]
+
+
+def check_places(name: str, sets: Sequence[GroundedSet], locations: int) -> None:
+    """Checks that there are ids for places if a set has regions; questions alone need none.
+
+    Args:
+        name: of the source in the mixture.
+        locations: number of ids.
+
+    Raises:
+        ValueError: there are none, or fewer than places have bins.
+    """
+    if any(one.has_regions for one in sets):
+        check_locations(name, locations)
 
 
 def check_images(grounded: GroundedSet, splits: Sequence[str], whole: bool) -> None:

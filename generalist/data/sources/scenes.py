@@ -65,7 +65,7 @@ class SceneSource(Source):
             raise ValueError(
                 f"data.features = stored needs a fixed set of images, but data.{name} draws every scene anew: use computed"
             )
-        check_locations(name, ways)
+        check_locations(name, ways.locations)
 
     def open(self, stored: Stored, reading: Reading) -> Sequence[Examples]:
         """See `Source.open`."""

@@ -1,6 +1,9 @@
 """GQA in its published layout: balanced questions to train on, images of evaluations left out, damaged files named."""
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from generalist.data.source import Reading, Stored
 from generalist.data.sources.regions import Regions
 from generalist.data.stable_hash import stable_hash
 from generalist.eval.held_out.regions import asked_of, score_questions
-from generalist.eval.parts.regions import _kinds
+from generalist.eval.parts.regions import DescribedRegions
 from generalist.tokenizers.sequence import Assembler
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
 
+REFERRING = Path(__file__).parents[2] / "fixtures" / "formats" / "referring"
 # Numbers that Visual Genome's division by their hash trains on, and one that it evaluates.
 TRAINED = [number for number in range(1, 400) if stable_hash(str(number)) % 100]
 HELD_OUT = next(number for number in range(1, 400) if stable_hash(str(number)) % 100 == 0)
@@ -58,7 +62,7 @@ def sets(folder: Path) -> list[Any]:
 
 def test_questions_of_an_image_are_together_and_images_of_evaluations_are_not_trained_on(gqa: Path):
     (found,) = sets(gqa)
-    assert (found.name, found.splits, _kinds(found)) == ("gqa", ("val", "testdev"), ["questions"])
+    assert (found.name, found.splits, found.kinds) == ("gqa", ("val", "testdev"), ("questions",))
     shown = [found.image("train", index) for index in range(found.count("train"))]
     assert [one.image.name for one in shown] == [
         f"{name}.jpg" for name in sorted({*IMAGES["train"]} - {*IMAGES["val"]})
@@ -85,6 +89,44 @@ def test_visual_genome_in_the_same_folder_shares_what_is_held_out(gqa: Path):
     ]
     trained = {found.file("train", index).stem for index in range(found.count("train"))}
     assert trained == {str(one) for one in TRAINED[:2]}
+
+
+def test_the_list_of_images_alone_tells_what_refcoco_shares(gqa: Path):
+    shutil.copytree(REFERRING, gqa.parent, dirs_exist_ok=True)
+    refcoco, _, _, before = sets(gqa.parent)
+    trained, evaluated = (int(refcoco.file(split, 0).stem[-12:]) for split in ("train", "val"))
+    # GQA evaluates an image that RefCOCO trains on, and the other way around.
+    listed = [(TRAINED[2], trained), (TRAINED[0], evaluated)]
+    (gqa.parent / "visual_genome").mkdir()
+    (gqa.parent / "visual_genome" / "image_data.json").write_text(
+        json.dumps([{"image_id": one, "width": 40, "height": 32, "coco_id": coco} for one, coco in listed])
+    )
+    again, _, _, genome, after = sets(gqa.parent)
+    assert genome.kinds == () and "has image_data.json alone" in genome.notes()[0]
+    assert again.count("train") == refcoco.count("train") - 1
+    left = {before.file("train", index).stem for index in range(before.count("train"))}
+    assert {after.file("train", index).stem for index in range(after.count("train"))} == left - {str(TRAINED[0])}
+
+
+def test_two_sets_in_one_folder_are_refused(gqa: Path):
+    known = [{"image_id": one, "width": 40, "height": 32, "coco_id": None} for one in TRAINED[:3]]
+    (gqa / "image_data.json").write_text(json.dumps(known))
+    assert len(sets(gqa)) == 2
+    asked = [{"id": one, "qas": [{"question": "what?", "answer": "It."}]} for one in TRAINED[:3]]
+    (gqa / "question_answers.json").write_text(json.dumps(asked))
+    with pytest.raises(
+        DocumentError, match="image_data.json and .*train_balanced_.* both are called gqa by their folder: move"
+    ):
+        sets(gqa)
+
+
+def test_questions_need_no_ids_for_places(gqa: Path, make_model: Callable[..., Any]):
+    model, part = make_model("frame"), DescribedRegions()
+    config = dataclasses.replace(model.config, data=model.config.data.with_sources(regions=Regions(path=str(gqa))))
+    part.prepare(config)
+    tokenizers = dataclasses.replace(model.tokenizers, config=config)
+    jobs = part.jobs(dataclasses.replace(model, tokenizers=tokenizers))
+    assert [job.key for job in jobs] == ["gqa val questions", "gqa testdev questions"]
 
 
 def test_it_is_trained_on(gqa: Path):

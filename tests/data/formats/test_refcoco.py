@@ -309,6 +309,10 @@ def test_settings_are_checked(assembler: Assembler):
     with pytest.raises(ValueError, match=r"which data.regions has not: use computed"):
         ways = Ways(images=("frame",), documents=("encoder",), row_images=8, features="stored")
         Regions().check_settings("regions", ways)
+    with pytest.raises(
+        ValueError, match=r"data.regions.weight is 0.2, but data.regions.path names no folder: set it, or"
+    ):
+        _said(Regions(weight=0.2))
 
 
 def test_a_folder_that_was_copied_in_part(copied: Path):

@@ -143,6 +143,18 @@ def test_together_with_refcoco(tmp_path: Path):
         open_grounded(tmp_path / "elsewhere", DocumentOpening())
 
 
+def test_refcoco_trains_on_no_image_that_visual_genome_evaluates(tmp_path: Path):
+    shutil.copytree(FORMATS / "referring", tmp_path, dirs_exist_ok=True)
+    genome = Path(shutil.copytree(FOLDER, tmp_path / "visual_genome"))
+    refcoco = open_grounded(tmp_path, DocumentOpening())[0]
+    assert refcoco.count("train") == 1
+    number = int(refcoco.file("train", 0).stem[-12:])
+    _changed("image_data.json", lambda entries: entries[3].update(coco_id=number))(genome)
+    sets = open_grounded(tmp_path, DocumentOpening())
+    assert sets[0].count("train") == 0 and sets[0].count("val") == refcoco.count("val")
+    assert sets[0].notes() == ["2 of 2 training images of refcoco are left out, since an evaluation shows them"]
+
+
 def _changed(file: str, edit: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / file
@@ -160,7 +172,6 @@ REGIONS, OBJECTS, QUESTIONS = "region_descriptions.json", "objects.json", "quest
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: [(folder / name).unlink() for name in READERS], "has image_data.json, but none of region_descriptions"),
         (_changed("image_data.json", lambda entries: entries[0].pop("width")), "image_data.json entry 1: its w or width is None"),
         (_changed("image_data.json", lambda entries: entries[:2]), "is about image 3, which is not in image_data.json: get"),
         (_changed("image_data.json", lambda entries: {"images": entries}), "holds an object instead of a list of images"),
@@ -197,6 +208,50 @@ def test_a_damaged_entry_is_named(copied: Path, damage: Callable[[Path], Any], m
     damage(copied)
     with pytest.raises(DocumentError, match=message):
         GenomeSet(copied, DocumentOpening(), NONE)
+
+
+def test_a_list_of_images_alone_is_no_set(copied: Path):
+    for name in READERS:
+        (copied / name).unlink()
+    with pytest.raises(
+        DocumentError, match="no image_data.json with one of region_descriptions.json, .*put the files there"
+    ):
+        open_grounded(copied, DocumentOpening())
+    assert "has image_data.json alone" in GenomeSet(copied, DocumentOpening(), NONE).notes()[0]
+
+
+def test_what_a_small_set_cannot_evaluate_is_told(copied: Path):
+    source, said = Regions(path=str(copied)), list[str]()
+    stored = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
+    _changed(QUESTIONS, lambda entries: [one | ({"qas": []} if one["id"] in HELD_OUT else {}) for one in entries])(
+        copied
+    )
+    source.check("regions", stored, False, said.append)
+    assert (
+        said[0].startswith("note: questions of visual_genome val are not evaluated: it has 2 images, and")
+        and len(said) == 2
+    )
+    for name in READERS:
+        _changed(name, lambda entries: entries[:4])(copied)
+    assert source.sets()[0].scored("val") == ()
+
+
+def test_attributes_of_all_objects_are_counted_and_parts_may_not_be_empty():
+    def block(x: int, name: str, *attributes: str) -> dict[str, Any]:
+        return {"x": x, "y": 0, "w": 2, "h": 2, "names": [name], "attributes": [*attributes]}
+
+    blocks = [
+        block(0, "block", "red"),
+        block(2, "Block", "big", "Red"),
+        block(4, " ", "tall"),
+        block(6, "hat", " ", "Blue"),
+    ]
+    found = READERS["attributes.json"]({"attributes": blocks}, (10.0, 10.0), "here")
+    assert [one.phrase for one in found if isinstance(one, Region)] == ["big block", "blue hat"]
+    pairs = [(blocks[0], "on", blocks[3]), (blocks[2], "on", blocks[0]), (blocks[3], " ", blocks[0])]
+    listed = [{"subject": one, "predicate": predicate, "object": other} for one, predicate, other in pairs]
+    found = READERS["relationships.json"]({"relationships": listed}, (10.0, 10.0), "here")
+    assert [one.phrase for one in found if isinstance(one, Region)] == ["block on hat"]
 
 
 def test_examples_ask_for_regions_and_answers(genome: GenomeSet):

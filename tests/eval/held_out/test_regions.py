@@ -1,11 +1,14 @@
 """Evaluation of referring expressions: by the rule of RefCOCO, on every expression, beside a wrong image."""
 
 import dataclasses
+import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
 from generalist.data.files import DocumentError
@@ -19,17 +22,21 @@ from generalist.eval.held_out.regions import (
     accuracies,
     asked_of,
     exact,
-    overlap,
     score_questions,
     score_regions,
     written,
 )
+from generalist.eval.held_out.scenes import overlap
+from generalist.eval.parts.answers import has_room
 from generalist.eval.parts.part import Beside
 from generalist.eval.parts.regions import DescribedRegions
-from generalist.tokenizers.locations import BINS, Box, box_text
+from generalist.tokenizers.locations import BINS, Box, box_text, first_box
+from generalist.vision.encoder import PaddedPreparation
+from generalist.vision.load import crops_images
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "formats" / "referring"
 GENOME = FOLDER.parent / "visual_genome"
+ENCODERS = FOLDER.parents[1] / "vision"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def test_who_knows_every_image_is_right_and_with_a_wrong_one_not(refcoco: Ground
         return [known.get((image, text), "nowhere") for image, text in documents]
 
     # Images are read by whoever scores: here they stay files.
-    found = score_regions(asked, written(asked, lambda file: file, generate))  # type: ignore[arg-type, return-value]
+    found = score_regions(asked, written(asked, lambda file: file, lambda _: True, generate))  # type: ignore[arg-type, return-value]
     assert found["accuracy_0.5"]["value"] == found["accuracy_0.8"]["value"] == 100.0 and found["items"] == 8
     assert found["wrong_0.5"]["value"] < 100.0
 
@@ -59,8 +66,31 @@ def test_the_rule():
     assert overlap(half, box) == pytest.approx(0.5, abs=0.01)
     # The first box counts, whatever follows.
     assert overlap(f"{half} ; {box_text(box)}", box) == overlap(half, box)
+    # Just below a threshold is not rounded to it.
+    read = first_box(half)
+    assert read is not None
+    under = dataclasses.replace(read, right=read.left + 0.49996 * (read.right - read.left))
+    assert 0.4999 < overlap(half, under) < 0.5
     found = accuracies("accuracy", [0.5, 0.49, 0.8, 0.0])
     assert (found["accuracy_0.5"]["value"], found["accuracy_0.8"]["value"]) == (50.0, 25.0)
+
+
+def test_a_question_without_room_is_wrong_and_costs_no_other(refcoco: GroundedSet):
+    asked = asked_of(refcoco, "val", "regions", 0)
+    long = asked[2].text
+    screen = io.StringIO()
+    with Progress(console=Console(file=screen, width=200), disable=True) as progress:
+        found = written(
+            asked,
+            lambda file: file,  # type: ignore[arg-type, return-value]
+            lambda document: document[1] != long,
+            lambda documents: [text for _, text in documents],
+            progress=progress,
+            what="refcoco val",
+        )
+    assert found["image"] == found["wrong"] == ["" if one.text == long else one.text for one in asked]
+    count = sum(one.text == long for one in asked)
+    assert f"note: {count} of 8 questions of refcoco val count as wrong: a row" in screen.getvalue()
 
 
 def test_some_expressions_are_the_same_in_every_run(refcoco: GroundedSet):
@@ -85,6 +115,50 @@ def pointing(make_model: Callable[..., Any]) -> Any:
     data = config.data.with_sources(regions=Regions(path=str(FOLDER), evaluation_expressions=2))
     tokenizers = dataclasses.replace(model.tokenizers, config=dataclasses.replace(config, data=data))
     return dataclasses.replace(model, tokenizers=tokenizers)
+
+
+def test_room_is_that_of_a_row(pointing: Any):
+    fits, image = has_room(pointing, 8), read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg")
+    assert fits([image, "point to it:"]) and not fits([image, "point to it:" * pointing.config.data.length])
+
+
+def test_results_are_of_the_annotations_and_images_as_they_are(pointing: Any, tmp_path: Path):
+    folder = Path(shutil.copytree(GENOME, tmp_path / "visual_genome"))
+
+    def settings(**changed: Any) -> list[Any]:
+        data = pointing.config.data.with_sources(regions=Regions(path=str(folder), **changed))
+        tokenizers = dataclasses.replace(pointing.tokenizers, config=dataclasses.replace(pointing.config, data=data))
+        return [job.settings for job in DescribedRegions().jobs(dataclasses.replace(pointing, tokenizers=tokenizers))]
+
+    before = settings()
+    assert before == settings() and before != settings(images_folder=str(folder / "VG_100K"))
+    file = folder / "region_descriptions.json"
+    file.write_text(file.read_text().replace("left", "LEFT"))
+    assert settings() != before
+
+
+def test_an_encoder_that_crops_is_refused(make_model: Callable[..., Any]):
+    base = make_model("frame").config
+    # Padded to a square, nothing is cut off a whole image; stretched beyond the encoder's size, it is.
+    padded = PaddedPreparation(size=32, crop=True, shortest=32, background=(0, 0, 0))
+    assert not padded.cuts and dataclasses.replace(padded, shortest=36).cuts
+    assert dataclasses.replace(padded, stretched=(40, 32)).cuts
+    assert not crops_images("efficientnet_lite0") and not crops_images(str(ENCODERS / "siglip"))
+
+    def config(encoder: str) -> Any:
+        vision = dataclasses.replace(base.model.vision, encoder=str(ENCODERS / encoder))
+        return dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, vision=vision),
+            tokens=dataclasses.replace(base.tokens, documents="encoder", locations=BINS),
+            data=base.data.with_sources(regions=Regions(path=str(FOLDER))),
+        )
+
+    DescribedRegions().prepare(config("siglip"))
+    with pytest.raises(
+        ValueError, match="clip sees the centre of an image, and the boxes of data.regions are of the whole one"
+    ):
+        DescribedRegions().prepare(config("clip"))
 
 
 def test_the_part_is_computed_checked_and_shown(pointing: Any):
@@ -115,8 +189,12 @@ def test_the_part_is_computed_checked_and_shown(pointing: Any):
 def test_without_places_nothing_is_asked(make_model: Callable[..., Any]):
     model = make_model("frame")
     config = dataclasses.replace(model.config, data=model.config.data.with_sources(regions=Regions(path=str(FOLDER))))
-    with pytest.raises(ValueError, match="data.regions.path names regions, and tokens.locations is 0: set it to 1024"):
-        DescribedRegions().prepare(config)
+    for locations in (0, 512):
+        tokens = dataclasses.replace(config.tokens, locations=locations)
+        with pytest.raises(
+            ValueError, match=f"data.regions points .* and tokens.locations is {locations}: set it to 1024"
+        ):
+            DescribedRegions().prepare(dataclasses.replace(config, tokens=tokens))
     tokenizers = dataclasses.replace(model.tokenizers, config=config)
     assert DescribedRegions().jobs(dataclasses.replace(model, tokenizers=tokenizers)) == []
     assert read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg").shape == (48, 64, 3)
@@ -131,9 +209,11 @@ def test_answers_are_scored_as_those_of_gqa():
     def generate(documents: list[list[Any]]) -> list[str]:
         return [known.get((image, text), "no idea") for image, text in documents]
 
-    found = score_questions(asked, written(asked, lambda file: file, generate))  # type: ignore[arg-type, return-value]
+    found = score_questions(asked, written(asked, lambda file: file, lambda _: True, generate))  # type: ignore[arg-type, return-value]
     assert found["exact"]["value"] == 100.0 and found["wrong"]["value"] < 100.0 and len(found["answers"]) == 6
     assert exact([("Green", " the green"), ("Green", "greenish")])["value"] == 50.0
+    # Normalised, nothing is left of these.
+    assert exact([("A", ""), ("?", ""), ("A", " a"), ("?", "?")])["value"] == 50.0
 
 
 def test_the_part_asks_questions_too(pointing: Any):
