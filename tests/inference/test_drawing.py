@@ -155,7 +155,9 @@ def test_what_cannot_be_drawn_is_refused(artist, make_model):
         artist.draw("lift", image=image)
     with pytest.raises(ValueError, match="must be within 0 to 12"):
         artist.draw("lift", image=image, box=(0, 0, 13, 4))
-    with pytest.raises(ValueError, match=r"must be uint8 \(H, W, C\), got uint8 \(0, 12, 3\): a grey image has one channel"):
+    with pytest.raises(
+        ValueError, match=r"must be uint8 \(H, W, C\), got uint8 \(0, 12, 3\): a grey image has one channel"
+    ):
         artist.draw("lift", image=image[:0], box=(0, 0, 4, 4))
     with pytest.raises(ValueError, match="the text has <loc0102>, but a drawing is of the whole image"):
         artist.draw("lift <loc0102>")
