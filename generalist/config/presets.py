@@ -62,13 +62,15 @@ def pocket_all() -> Config:
         # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.
         data=dataclasses.replace(
             base.data.with_sources(
-                scenes=Scenes(weight=0.6, things=50, detections=0.1, asked_first=0.8),
+                # An image takes 36 positions here, one in `pocket`: as many drawings are named only with a larger share.
+                emoji=dataclasses.replace(base.data.sources["emoji"], weight=0.12),
+                scenes=Scenes(weight=0.7, things=24, detections=0.1, asked_first=0.8),
                 infilling=Infilling(weight=0.07),
-                drawing=TextToImage(weight=0.5),
+                drawing=TextToImage(weight=0.6),
             ),
             rows=base.data.rows // 2,
             length=2 * base.data.length,
-            images=20,
+            images=16,
         ),
         training=dataclasses.replace(base.training, steps=16_000, learning_rate=3e-3),
     )
