@@ -51,8 +51,8 @@ def use_compilation_cache() -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes programs that a process was writing when it was killed. JAX writes a program, and then when it was last used:
-    without that note a program may be half of one, and JAX would fail to keep any other.
+    """Removes programs of an existing folder that a process was writing when it was killed. JAX writes a program, and then when
+    it was last used: without that note a program may be half of one, and JAX would fail to keep any other.
 
     Raises:
         OSError: the folder can't be written.

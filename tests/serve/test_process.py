@@ -15,7 +15,6 @@ import pytest
 from serving import asked
 
 from generalist.inference.generalist import Generalist
-from generalist.system.compilation_cache import remove_unfinished
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "language" / "mistral"
 CHAT = "/v1/chat/completions"
@@ -83,11 +82,3 @@ def test_killed_under_load_it_starts_again_and_answers_as_before(tmp_path: Path)
     alone = Generalist.load(FOLDER, weights_type="int8", cache_type="bfloat16")
     texts = [found["choices"][0]["message"]["content"] for _, found in after]
     assert texts == [alone.prompt([f"a photo of the red dog {number}"], tokens=8) for number in range(3)]
-
-
-def test_programs_that_were_being_written_are_removed(tmp_path: Path) -> None:
-    remove_unfinished(tmp_path / "none")
-    for name in ("whole-cache", "whole-atime", "torn-cache"):
-        (tmp_path / name).write_bytes(b"x")
-    remove_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["whole-atime", "whole-cache"]
