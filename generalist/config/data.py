@@ -1,6 +1,7 @@
 """Where training examples come from and how they are packed: the mixture of named sources, and the sizes of a batch."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,6 +126,11 @@ class DataConfig:
                 raise ValueError(f"a source can't be named {name}, which is a setting of data: give it another name")
             if source.weight < 0:
                 raise ValueError(f"data.{name}.weight must not be negative, got {source.weight}")
+            if not 0 < source.loss_weight < math.inf:  # also refuses NaN
+                raise ValueError(
+                    f"data.{name}.loss_weight must be above 0 and finite, got {source.loss_weight}; to leave the source out, set "
+                    f"data.{name}.weight to 0"
+                )
         for name in self.only:
             if name not in self.sources:
                 raise ValueError(f"data.only: there is no source {name!r}, only {', '.join(self.sources)}")

@@ -108,8 +108,8 @@ class TrainingConfig:
     z_loss: float = 1e-4
     """Weight of the squared log-partition in the loss, which keeps logits from drifting (PaLM, section 5)."""
     average: Literal["tokens", "sources"] = "tokens"
-    """tokens: the loss is the mean over all tokens of the batch.
-    sources: the mean over each source's tokens, then over the sources by their weights (Flamingo, section 3.2)."""
+    """tokens: the loss is the mean over all tokens of the batch, weighted by their sources' `loss_weight`.
+    sources: the mean over each source's tokens, then over the sources by `weight` times `loss_weight` (Flamingo, section 3.2)."""
     micro_batches: int | Literal["auto"] = 1
     """Parts of a batch that are computed one after the other, with their gradients added: the same step with less memory.
     auto: the smallest power of two with which the step fits the memory of the devices, by arithmetic (docs/plan.md)."""
@@ -287,6 +287,13 @@ class Config(RunSettings):
             raise ValueError(
                 f"data.length = {self.data.length}, but the trunk has only {self.model.learned_positions} positions: lower it"
             )
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """The factors of the losses of the sources that take part, in their order: of each target, or of each source's mean."""
+        means = self.training.average == "sources"
+        taking_part = self.data.taking_part.items()
+        return {name: source.loss_weight * (source.weight if means else 1.0) for name, source in taking_part}
 
     @property
     def trunk_sees(self) -> bool:

@@ -101,6 +101,8 @@ class Source(abc.ABC):
 
     weight: float = 1.0
     """Share of the tokens, relative to the other sources; 0 leaves the source out."""
+    loss_weight: float = 1.0
+    """Factor of its targets' losses: above 1 it counts for more in the loss than its tokens, or its `weight`, would."""
 
     kind: ClassVar[str]
     """The name under which it is registered, which is also its name in a mixture unless another one is given."""

@@ -39,7 +39,7 @@ class Prepared:
     batch_spec: BatchSpec
     iterator: BatchIterator
     sources: dict[str, float]
-    """The sources and their weights, in the order of the batches' `source` ids."""
+    """The sources and their weights in the loss, in the order of the batches' `source` ids."""
     encoder: VisionEncoder | None = None
     """The frozen encoder; None if the model has none."""
     start: Mapping[str, Any] | None = None
@@ -79,7 +79,7 @@ def prepare(config: Config, console: Console, start: Generalist | None = None) -
         tokenizers=tokenizers,
         batch_spec=spec,
         iterator=open_batches(config, tokenizers, spec, sources),
-        sources={source.name: source.weight for source in sources},
+        sources=config.source_weights,
         encoder=encoder,
         start=None if start is None else fitted(start, tokenizers.model_spec(), console),
     )

@@ -62,11 +62,6 @@ class Program:
     """Seconds spent compiling."""
 
 
-def source_weights(config: Config) -> dict[str, float]:
-    """The data's sources that take part, with their weights."""
-    return {name: float(source.weight) for name, source in config.data.taking_part.items()}
-
-
 def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]) -> TokenTrainer:
     """The trainer that a run on these devices would have. The frozen encoder is planned apart: see `compile_encoder`.
 
@@ -75,7 +70,7 @@ def make_planned_trainer(config: Config, spec: ModelSpec, devices: Sequence[Any]
     """
     mesh = make_mesh(config.training, devices)
     # The encoder is left out: `make_trainer` would put its parameters on devices that are not there.
-    return make_trainer(spec, config.training, mesh, weights=list(source_weights(config).values()))
+    return make_trainer(spec, config.training, mesh, weights=list(config.source_weights.values()))
 
 
 def abstract_batch(config: Config, trainer: TokenTrainer, spec: BatchSpec, encoder: VisionEncoder | None) -> Batch:

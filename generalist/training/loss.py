@@ -60,14 +60,16 @@ def token_weights(batch: Batch, weights: Sequence[float], average: Literal["toke
 
     Args:
         weights: of the data's sources, in the order of the batch's `source` ids.
-        average: `tokens` averages over all targets; `sources` over each source's targets, and then over the sources of the
-            batch by their weights (Flamingo, section 3.2).
+        average: `tokens` averages over all targets by their sources' weights; `sources` over each source's targets, and then over
+            the sources of the batch by their weights (Flamingo, section 3.2).
     """
-    weight, action_weight = batch.loss_weight, batch.action_weight
+    weight, action_weight, source = batch.loss_weight, batch.action_weight, action_sources(batch)
     if average == "tokens":
+        if len(set(weights)) > 1:
+            factor = jnp.asarray(weights, jnp.float32)
+            weight, action_weight = weight * factor[batch.source], action_weight * factor[source]
         total = jnp.maximum(weight.sum() + action_weight.sum(), 1.0)
         return Factors(weight / total, action_weight / total)
-    source = action_sources(batch)
     of_source = by_source(weight, batch.source, len(weights)) + by_source(action_weight, source, len(weights))
     # A source without a target in this batch has no share, and the others share its part.
     share = jnp.where(of_source > 0, jnp.asarray(weights, jnp.float32), 0.0)

@@ -83,7 +83,7 @@ def make_trainer(
 
     Args:
         mesh: None: all devices, as the settings arrange them.
-        weights: of the data's sources, in the order of the batches' `source` ids.
+        weights: of the data's sources in the loss (`token_weights`), in the order of the batches' `source` ids.
         encoder: the frozen encoder, if batches carry pixels.
     """
     mesh = make_mesh(training) if mesh is None else mesh
@@ -124,7 +124,7 @@ def make_gradients(
     Args:
         graph: the model without its parameters.
         dtype: compute dtype.
-        weights: of the data's sources.
+        weights: of the data's sources in the loss.
         shardings: of the trained parameters; their gradients get the same.
     """
     loss = make_loss(graph, spec.vocabulary, len(weights), training.z_loss, training.loss_chunks)

@@ -46,7 +46,7 @@ def train(
 
     Args:
         iterator: gives this process's shards of the batches; closed at the end.
-        sources: the data's sources with their weights, in the order of the batches' `source` ids.
+        sources: the data's sources with their weights in the loss, in the order of the batches' `source` ids.
         console: of the progress line.
         encoder: the frozen encoder, if batches carry pixels.
         start: parameters to begin with, by their paths, for a run without a checkpoint.

@@ -27,7 +27,6 @@ from generalist.eval.results import file as report
 from generalist.eval.results.scores import Estimate
 from generalist.experiment import pipeline
 from generalist.inference.generalist import Generalist
-from generalist.plan.program import source_weights
 from generalist.run.named_weights import run_settings
 
 
@@ -140,7 +139,7 @@ def test_a_source_in_a_file_of_its_own_is_planned_trained_on_and_reported(
     evaluated: tuple[Config, str], tmp_path: Path
 ):
     config, _ = evaluated
-    assert source_weights(config) == {"prose": 1.0, "counting": 0.5}
+    assert config.source_weights == {"prose": 1.0, "counting": 1.0}
     lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"loss/prose", "loss/counting", "accuracy/counting"} <= lines[-1].keys()
     page.write(config.folder / "results.json", tmp_path / "report.html", Console(quiet=True))

@@ -122,6 +122,15 @@ def test_a_mean_over_sources_counts_actions():
     np.testing.assert_allclose(value, means @ [0.25, 0.75], rtol=1e-5)
 
 
+def test_a_mean_over_tokens_counts_them_by_the_weights_of_their_sources():
+    value, sums = mean_loss(packed(range(9), SIZES))
+    weights = np.array([1.0, 3.0])
+    mean = np.asarray(sums.source_nll) @ weights / (np.asarray(sums.source_weight) @ weights)
+    np.testing.assert_allclose(value, mean, rtol=1e-5)
+    # What is reported does not depend on the weights.
+    np.testing.assert_allclose(sums.kind_weight.sum(), sums.source_weight.sum())
+
+
 def test_packed_equals_alone():
     numbers = range(12)
     whole = mean_loss(packed(numbers, SIZES))[1]
