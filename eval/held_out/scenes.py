@@ -155,6 +155,8 @@ def evaluate_scenes(
     by_kind = {}
     for kind in kinds:
         by_kind[kind] = choose(kind, ask(kind, objects=whole), assemble, log_likelihood)
+        if kind == "count":  # there are choices that no scene has
+            by_kind[kind]["chance"] = 100.0 / objects
         done()
     return {"point": pointed, "questions": by_kind, "items": items, "things": things, "asked_first": is_asked_first}
 

@@ -15,10 +15,12 @@ from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, short, table
 from generalist.eval.results.checks import same
 from generalist.eval.results.scores import Estimate, proportion
+from generalist.eval.results.words import counted
 
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
+VERSION = 2  # of the questions: with 1 the words alone told of some texts that they were false
 SPLITS: tuple[Split, ...] = ("pairs", "drawings")
 
 
@@ -32,9 +34,14 @@ class ComposedScenes(Part):
     """What the splits are of, in labels that stand beside those of other parts."""
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        drawn = [one for one in self.sources(generalist.config).values() if isinstance(one, SceneSource)]
-        # Of several such sources the first: the evaluation depends on the number of things alone.
-        return [_job(generalist, self.name, one, split) for one in drawn[:1] for split in SPLITS if one.shows(split)]
+        drawn = {name: one for name, one in self.sources(generalist.config).items() if isinstance(one, SceneSource)}
+        first = next(iter(drawn), "")
+        return [
+            _job(generalist, self.name, split if name == first else f"{split} of {name}", one, split)
+            for name, one in drawn.items()
+            for split in SPLITS
+            if any(one.drawings(split))
+        ]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {
@@ -57,6 +64,7 @@ class ComposedScenes(Part):
                 label=f"{label}, {split}{self.of}",
                 value=str(number),
                 against=f"wrong image {wrong}, chance {chance}" if chance else f"wrong image {wrong}",
+                source=_shown(found),
             )
             for split, found in results[self.name].items()
             for label, number, wrong, chance in _numbers(found)
@@ -64,11 +72,11 @@ class ComposedScenes(Part):
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
         rows = [
-            [split, label, str(number), str(wrong), chance]
+            [split, _shown(found), label, str(number), str(wrong), chance]
             for split, found in results[self.name].items()
             for label, number, wrong, chance in _numbers(found)
         ]
-        return [element("h2", self.title), table(("held out", "", "right", "wrong image", "chance"), rows)]
+        return [element("h2", self.title), table(("held out", "", "", "right", "wrong image", "chance"), rows)]
 
 
 class WholeGrids(ComposedScenes):
@@ -100,17 +108,26 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
     return numbers
 
 
+def _shown(found: Mapping[str, Any]) -> str:
+    """Of how much a split's questions are: the interval of a score is about these drawings, not about all that there could be."""
+    if "drawings" not in found:  # of earlier versions
+        return ""
+    return f"{counted(found['drawings'], 'drawing')} of {counted(found['things_shown'], 'thing')}"
+
+
 def _what(key: str) -> str:
     if key == scenes.BY_SIDE:
         return "by a side"
     return "1 thing" if key == "1" else f"{key} things"
 
 
-def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split) -> Job:
+def _job(generalist: "Generalist", part: str, key: str, source: SceneSource, split: Split) -> Job:
+    drawings, things = source.drawings(split)
+
     def compute(progress: Progress) -> dict[str, Any]:
         from generalist.inference.score import log_likelihood  # imports JAX, which reading a results file does not need
 
-        return scenes.evaluate_scenes(
+        found = scenes.evaluate_scenes(
             generalist.assembler.document,
             partial(log_likelihood, generalist),
             answer_writer(generalist),
@@ -122,6 +139,7 @@ def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split)
             is_asked_first=source.is_asked_first,
             progress=progress,
         )
+        return found | {"drawings": drawings, "things_shown": things}
 
     settings = {
         "items": source.evaluation_scenes,
@@ -129,5 +147,6 @@ def _job(generalist: "Generalist", part: str, source: SceneSource, split: Split)
         "things": source.number_of_things,
         "asked_first": source.is_asked_first,
         "seed": scenes.SEED,
+        "version": VERSION,
     }
-    return Job(part=part, key=split, settings=settings, compute=compute)
+    return Job(part=part, key=key, settings=settings, compute=compute)

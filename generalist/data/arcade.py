@@ -32,6 +32,7 @@ SIDE = WIDTH  # the screen's rows are shrunk to as many as it has columns
 EPISODES, STARTS = 8, 16  # episodes per game, and moments of each from which a screen is a few decisions away
 BETWEEN_STARTS, MOST_AFTER = 20, 24  # decisions
 HELD = 8  # decisions for which an action is held, at most
+EXISTS = 0.25  # of the screens of games with a ball: whether it is there is asked
 
 
 class MissingArcade(ImportError):
@@ -194,16 +195,18 @@ class ScreenExamples(SceneExamples):
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
         """Questions of random kinds, no two about the same thing."""
-        found: list[Asked] = []
-        for kind in rng.choice(list(ASKED), 3 * self.questions, p=[0.5, 0.2, 0.1, 0.2]):
+        # Before all others, which a ball that is there could have been asked about, and one that is not could not.
+        first = ASKED["exists"](scene, rng) if rng.random() < EXISTS else None
+        found: list[Asked] = [] if first is None else [first]
+        for kind in rng.choice(["point", "alone", "relation"], 3 * self.questions, p=[0.55, 0.22, 0.23]):
+            if len(found) == self.questions:
+                break
             one = ASKED[kind](scene, rng)
             if one is None or any(thing in before.about for before in found for thing in one.about):
                 continue
-            if one.kind not in ("point", "alone") and any(before.kind == one.kind for before in found):
+            if one.kind == "relation" and any(before.kind == "relation" for before in found):
                 continue
             found.append(one)
-            if len(found) == self.questions:
-                break
         return found or [point(scene, rng)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from generalist.data.scene_questions import ASKING, YES_NO, Asked, Kind, asked_first, detection, document, point
+from generalist.data.scene_questions import ASKING, YES_NO, Asked, Kind, asked_first, count, detection, document, point
 from generalist.data.scenes import Draw, Placed, Scene, draw_scene
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Assembler
@@ -20,6 +20,8 @@ hidden can only be asked first."""
 CELL_WEIGHT = 0.5
 """Of a cell's name in the loss, beside 1 for a token of an answer: a thing covers several cells."""
 IMAGE_CELLS = (Modality.IMAGE, Modality.PROJECTED, Modality.PATCH)
+COUNTED = 0.06
+"""Share of the scenes whose things are counted. It does not depend on what else can be asked, which of one thing is less."""
 TRIES = 12  # questions drawn for a scene; those that are told by others are left out
 EPOCH = 20_000  # examples; every one is drawn anew, so an epoch is only a unit of counting
 
@@ -110,23 +112,26 @@ class SceneExamples:
 
     def questions_about(self, scene: Scene, rng: np.random.Generator) -> list[Asked]:
         """Questions of random kinds, no two about the same thing: the answer of one would stand in the text of another."""
-        kinds, frequencies = list(ASKING), np.array([FREQUENCIES.get(kind, 1) for kind in ASKING], np.float64)
-        found: list[Asked] = []
+        kinds = [kind for kind in ASKING if kind != "count"]
+        frequencies = np.array([FREQUENCIES.get(kind, 1) for kind in kinds], np.float64)
+        found = [count(scene, rng)] if rng.random() < COUNTED else []
         for _ in range(TRIES):
             # A question that covers a part of the image stands alone: others could be about what is covered.
             kind = kinds[rng.choice(len(kinds), p=frequencies / frequencies.sum())]
+            if len(found) == self.questions:
+                break
             one = ASKING[kind](scene, rng)
             if one is None or (one.covered and found) or any(_tells(other, one) for other in found):
                 continue
             found.append(one)
-            if one.covered or len(found) == self.questions:
+            if one.covered:
                 break
         return found
 
 
 def _tells(before: Asked, one: Asked) -> bool:
     """Whether a question tells the answer of another one, or something that bears on it."""
-    return any(thing in before.about for thing in one.about) or before.kind == one.kind == "count"
+    return any(thing in before.about for thing in one.about)
 
 
 def cells_shown(placed: Sequence[Placed], side: int) -> Iterator[Placed | None]:

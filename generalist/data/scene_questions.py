@@ -81,14 +81,14 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked | None:
     meant: tuple[Placed | None, ...] = (one if is_right else None,)
     if pairs and rng.random() < 0.5:
         one, other, side = pairs[rng.integers(len(pairs))]
-        about = (one, other)
-        # A false side is the opposite one: what is left of something may be above it too.
-        first = one.name if is_right or (about_side := rng.random() < 1 / 3) else _changed(scene, one, rng)
-        if first is None:
-            return None
-        meant = (one if first == one.name else None, other)
-        if not is_right and about_side:
+        about, first = (one, other), one.name
+        if not is_right and rng.random() < 2 / 3:
+            # As before, both are of one colour or thing or of two, so that the words alone do not tell a false text.
+            first = _changed(scene, one, rng, beside=other) or one.name
+        # Of what is not changed the side is. A false side is the opposite one: what is left of something may be above it too.
+        if not is_right and first == one.name:
             side = _opposite(side)
+        meant = (one if first == one.name else None, other)
         text = f"a {first} {side} a {other.name}"
     else:
         first = one.name if is_right else _changed(scene, one, rng)
@@ -121,7 +121,7 @@ def colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Asked:
-    """How many things are there? Balanced if scenes of every number are equally likely."""
+    """How many things are there? Balanced if scenes of every number are equally likely, and as likely to be asked so."""
     choices = tuple(f" {number}" for number in range(1, MOST + 1))
     from_the_top = sorted(scene.placed, key=lambda one: one.box.sides)
     return Asked(
@@ -211,8 +211,8 @@ ASKING: dict[Kind, Callable[[Scene, np.random.Generator], Asked | None]] = {
     "alone": alone,
 }
 """How each kind is asked; None: the scene allows no such question."""
-OF_SEVERAL: tuple[Kind, ...] = ("relation", "hidden", "refer")
-"""Kinds that need two things."""
+OF_SEVERAL: tuple[Kind, ...] = ("relation", "hidden", "refer", "count")
+"""Kinds that need scenes of several things."""
 VQA: tuple[Kind, ...] = ("exists", "colour", "count", "relation", "here", "hidden")
 
 
@@ -288,15 +288,23 @@ def _opposite(side: str) -> str:
     return SIDES[SIDES.index(side) ^ 1]
 
 
-def _changed(scene: Scene, one: Placed, rng: np.random.Generator) -> str | None:
+def _changed(scene: Scene, one: Placed, rng: np.random.Generator, beside: Placed | None = None) -> str | None:
     """The name of something that is not in the scene, and differs from `one` by its colour or by its thing: where possible, the
-    other thing's name is one of the scene. None: the scene shows the thing in every colour that may be named."""
+    other thing's name is one of the scene. None: there is none that may be named.
+
+    Args:
+        beside: what is named with it: whether the two are of one colour, and of one thing, stays as it is.
+    """
     there = {other.name for other in scene.placed}
 
     def allowed(colour: str, thing: str) -> bool:
         # Training must not name what it never shows, or it would learn that these are never there.
         known = scene.is_held_out(one.colour, one.thing) or not scene.is_held_out(colour, thing)
-        return known and f"{colour} {thing}" not in there
+        alike = beside is None or (colour == beside.colour, thing == beside.thing) == (
+            one.colour == beside.colour,
+            one.thing == beside.thing,
+        )
+        return known and alike and f"{colour} {thing}" not in there
 
     others = [other.thing for other in scene.placed if allowed(one.colour, other.thing)]
     if others and rng.random() < 0.5:

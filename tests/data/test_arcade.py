@@ -24,6 +24,18 @@ from generalist.tokenizers.vocabulary import Vocabulary
 pytest.importorskip("ale_py")
 
 
+STORED = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
+
+
+def opened(source: Arcade) -> arcade.ScreenExamples:
+    """Its training examples, with images as patches."""
+    text = TextTokenizer.train(source.texts(STORED), 300)
+    assembler = Assembler(vocabulary=Vocabulary(text=300, locations=1024), text_tokenizer=text, images="patches")
+    (examples,) = source.open(STORED, Reading(assembler=assembler, layouts={}, length=256))
+    assert isinstance(examples, arcade.ScreenExamples)
+    return examples
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_episodes() -> Any:
     """Short episodes, so that the games are opened in a second."""
@@ -52,6 +64,14 @@ def test_a_screen_is_determined_by_its_generator_and_shows_what_it_lists():
     assert box.iou(found) > 0.5
 
 
+def test_whether_there_is_a_ball_is_asked_as_often_with_it_as_without():
+    examples = opened(Arcade(weight=1.0))
+    for has_ball in (True, False):
+        screen, rng = screen_of("pong", "train", np.random.default_rng(1), has_ball=has_ball), np.random.default_rng(0)
+        asked = [one.kind for _ in range(1500) for one in examples.questions_about(screen, rng)]
+        assert abs(asked.count("exists") / 1500 - arcade.EXISTS) < 0.045
+
+
 def test_questions_are_true_and_their_answers_balanced():
     rng, answers, asked_of = np.random.default_rng(0), {kind: Counter[str]() for kind in ASKED}, Counter[str]()
     for _ in range(150):
@@ -77,12 +97,9 @@ def test_questions_are_true_and_their_answers_balanced():
 
 def test_the_source_is_listed_and_its_examples_fit(monkeypatch: pytest.MonkeyPatch):
     source = Arcade(weight=1.0)
-    stored = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
-    source.check("arcade", stored, False, lambda line: None)
+    source.check("arcade", STORED, False, lambda line: None)
     assert KINDS["arcade"] is Arcade and source.evaluation_parts == ("arcade",)
-    text = TextTokenizer.train(source.texts(stored), 300)
-    assembler = Assembler(vocabulary=Vocabulary(text=300, locations=1024), text_tokenizer=text, images="patches")
-    (examples,) = source.open(stored, Reading(assembler=assembler, layouts={}, length=256))
+    examples = opened(source)
     for number in range(12):
         sequence = examples.example(number, np.random.default_rng(number))
         assert len(sequence) <= 256 and (sequence.modality == Modality.PATCH).sum() == 100
@@ -95,7 +112,7 @@ def test_the_source_is_listed_and_its_examples_fit(monkeypatch: pytest.MonkeyPat
             Arcade(**changed)
     monkeypatch.setattr(arcade, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'generalist\[envs\]'"):
-        source.check("arcade", stored, False, lambda line: None)
+        source.check("arcade", STORED, False, lambda line: None)
     assert all(name.split()[0] in " ".join(training_texts()) for name in ("left chicken", "navy car"))
 
 

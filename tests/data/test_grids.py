@@ -154,7 +154,7 @@ def test_the_source():
     source = Grids(weight=1.0)
     stored = Stored(folder=Path("data"), corrections=(), cache=EpisodeCache(1))
     source.check("grids", stored, False, lambda line: None)
-    assert KINDS["grids"] is Grids and source.shows("pairs") and not source.shows("drawings")
+    assert KINDS["grids"] is Grids and source.drawings("pairs") == (6, 4) and source.drawings("drawings") == (0, 0)
     texts = source.texts(stored)
     assert all(any(f"{colour} {thing}" in text for text in texts) for colour in COLOURS for thing in THINGS)
     text = TextTokenizer.train(texts, 400)

@@ -24,9 +24,9 @@ class Grids(SceneSource):
         """See `SceneSource.draw`."""
         return draw_grid
 
-    def shows(self, split: Split) -> bool:
-        """See `SceneSource.shows`."""
-        return split == "pairs"
+    def drawings(self, split: Split) -> tuple[int, int]:
+        """See `SceneSource.drawings`."""
+        return (len(COLOURS), len(THINGS)) if split == "pairs" else (0, 0)
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
         """Checks that minigrid is installed."""

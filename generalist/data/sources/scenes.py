@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from generalist.data.examples import Examples
 from generalist.data.scene_examples import SceneExamples
 from generalist.data.scene_questions import training_texts
-from generalist.data.scenes import MOST, Draw, Split, draw_scene, names
+from generalist.data.scenes import MOST, Draw, Split, draw_scene, names, pool
 from generalist.data.source import Reading, Say, Source, Stored, Ways, check_locations, register
 
 LEAST_THINGS = 24  # of fewer, too few pairs with a colour would be held out
@@ -51,8 +51,8 @@ class SceneSource(Source):
         """What draws its scenes."""
 
     @abc.abstractmethod
-    def shows(self, split: Split) -> bool:
-        """Whether there is anything of a split among its things."""
+    def drawings(self, split: Split) -> tuple[int, int]:
+        """The number of drawings that a split shows, and the number of different things that they are of."""
 
     @property
     def number_of_things(self) -> int:
@@ -106,9 +106,10 @@ class Scenes(SceneSource):
         """See `SceneSource.draw`."""
         return draw_scene
 
-    def shows(self, split: Split) -> bool:
-        """See `SceneSource.shows`."""
-        return bool(names(split, self.things))
+    def drawings(self, split: Split) -> tuple[int, int]:
+        """See `SceneSource.drawings`."""
+        shown = names(split, self.things)
+        return sum(len(pool(split)[thing]) for thing in shown), len(shown)
 
     @property
     def number_of_things(self) -> int:
