@@ -18,6 +18,7 @@ def run_image_tokenizer(config: ImageTokenizerConfig, command: list[str], consol
     """Trains to `training.steps`, exports the tokenizer, and scores it on held-out images.
 
         runs/<name>/config.json  checkpoints/  metrics.jsonl  tensorboard/  results.json
+                    held_out.json   names of held-out images, if `images` names a folder
                     tokenizer/   config.json and model.safetensors, for `ImageTokenizer.load`
 
     Args:
@@ -36,18 +37,20 @@ def run_image_tokenizer(config: ImageTokenizerConfig, command: list[str], consol
     again = check_same_settings(config)  # before JAX is loaded: other settings are reported at once
     console.print("loading JAX ...", highlight=False)
     from generalist.eval.held_out.image_tokenizer import evaluate, show
-    from generalist.image_tokenizer.data import open_batches, open_images
+    from generalist.image_tokenizer.data import open_batches, open_images, record_names, recorded_names
     from generalist.image_tokenizer.train import train, trained
     from generalist.training.interrupt import Interrupted
     from generalist.training.sharding import make_mesh
     from generalist.vision.image_tokenizer import ImageTokenizer
 
-    images, heldout = open_images(config)
+    recorded = recorded_names(config) if again else frozenset()
+    images, heldout = open_images(config, recorded)
     make_mesh(config.training)
     if not again:
         begin_anew(config, console)
         config.folder.mkdir(parents=True, exist_ok=True)
         write_json(config.folder / "config.json", to_stored(config))
+    record_names(config, heldout, recorded)
     try:
         state = train(config, open_batches(config, images), console)
     except Interrupted as interrupted:

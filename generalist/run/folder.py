@@ -213,7 +213,7 @@ def forget(config: RunSettings) -> None:
     for unfinished in (folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     # config.json last: interrupted here, the folder is still that of a run, and the next command can finish removing it.
-    for name in ("tokenizers.json", "text.model", "metrics.jsonl", "config.json"):
+    for name in ("tokenizers.json", "text.model", "metrics.jsonl", "held_out.json", "config.json"):
         (folder / name).unlink(missing_ok=True)
     for place in (folder / "checkpoints", folder):
         with contextlib.suppress(OSError):  # it is not empty, or does not exist

@@ -1,8 +1,11 @@
 """The image tokenizer: rounding and codes, both directions, training, its folder, refused input."""
 
+import errno
 import itertools
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +17,11 @@ from rich.console import Console
 
 from generalist.config.run import TrainingConfig
 from generalist.data.files import DocumentError
+from generalist.data.stable_hash import stable_hash
 from generalist.eval.held_out.image_tokenizer import signal_to_noise
 from generalist.experiment.image_tokenizer import run_image_tokenizer
 from generalist.image_tokenizer.config import ImageTokenizerConfig, check_effective
-from generalist.image_tokenizer.data import open_batches, open_images
+from generalist.image_tokenizer.data import open_batches, open_images, record_names, recorded_names
 from generalist.image_tokenizer.train import make_image_trainer, perceptual_distance, place
 from generalist.run.folder import check_same_settings
 from generalist.vision.autoencoder import (
@@ -220,6 +224,7 @@ def test_a_whole_run_on_own_images_goes_on_and_exports(tmp_path):
     # The same command again finds the run complete, and writes the folder anew.
     run_image_tokenizer(settings, ["train.py", "image_tokenizer"], Console(quiet=True))
     assert check_same_settings(settings)
+    assert len(json.loads((settings.folder / "held_out.json").read_text())) == 4
     with pytest.raises(ValueError, match=r"stability = 0\.02, not 0\.5"):
         check_same_settings(config(tmp_path / "runs", images=str(tmp_path / "images"), stability=0.5))
 
@@ -256,3 +261,79 @@ def test_broken_and_missing_images_are_refused_before_training(tmp_path):
     (tmp_path / "05.png").write_bytes(b"no image")
     with pytest.raises(DocumentError, match=r"05\.png is no image"):
         open_images(config(tmp_path, images=str(tmp_path)))
+
+
+def blank(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+
+
+def names(settings: ImageTokenizerConfig, recorded: frozenset[str] = frozenset()) -> list[list[str]]:
+    """The images that are trained on, and the held-out ones."""
+    sides = open_images(settings, recorded)
+    return [[file.relative_to(str(settings.images)).as_posix() for file in one.files] for one in sides]
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    images, other = tmp_path / "images", tmp_path / "other"
+    blank(*(images / f"{number:02}.png" for number in range(20)), images / "z" / "inner.png", other / "linked.png")
+    (images / "a").symlink_to(images / "z")  # read by its own name
+    (images / "link").symlink_to(other)
+    (images / "same").symlink_to(other)
+    (images / "z" / "up").symlink_to(images)
+    (other / "back").symlink_to(other)
+    found = sorted(itertools.chain(*names(config(tmp_path, images=str(images)))))
+    assert found == [*(f"{number:02}.png" for number in range(20)), "link/linked.png", "z/inner.png"]
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    blank(*(images / f"{number:02}.png" for number in range(20)), images / "closed" / "one.png")
+    (images / "photos").symlink_to(tmp_path / "gone")
+    settings = config(tmp_path, images=str(images))
+    with pytest.raises(DocumentError, match=r"photos' is a broken link: restore what it leads to, or remove it"):
+        open_images(settings)
+    (images / "photos").unlink()
+    (images / "\udcff.png").write_bytes((images / "00.png").read_bytes())
+    with pytest.raises(DocumentError, match=r"\\udcff\.png' is not UTF-8: rename the file"):
+        open_images(settings)
+    (images / "\udcff.png").unlink()
+    listed = os.scandir
+
+    def closed(place: str) -> Any:  # permissions mean nothing to root, as whom containers run
+        if Path(place).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DocumentError, match=r"the folder '.*closed' cannot be read \(Permission denied\): make it"):
+        open_images(settings)
+
+
+def test_a_run_that_continues_holds_out_the_same_images(tmp_path):
+    images = tmp_path / "images"
+    ordered = sorted((f"{number}.png" for number in range(60)), key=stable_hash)
+    own = [name for name in ordered if stable_hash(name) % 20 == 0]
+    others = [name for name in ordered if stable_hash(name) % 20]
+    smallest, *begun = others[:25]
+    blank(*(images / name for name in begun))
+    settings = config(tmp_path, images=str(images))
+    trained, (held,) = names(settings)
+    assert held == begun[0]
+    settings.folder.mkdir()
+    record_names(settings, open_images(settings)[1], frozenset())
+    recorded = recorded_names(settings)
+    assert recorded == {held}
+    # An image that is held out by its own hash was never trained on; another one goes to training whatever its hash.
+    blank(images / smallest, images / own[0])
+    assert names(settings, recorded) == [sorted([*trained, smallest]), sorted([held, own[0]])]
+    record_names(settings, open_images(settings, recorded)[1], recorded)
+    assert recorded_names(settings) == {held, own[0]}
+    for name in (held, own[0]):
+        (images / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no longer holds any image that the run has held out.*: restore one"):
+        open_images(settings, recorded)
+    (settings.folder / "held_out.json").write_text('{"0.png": 1}')
+    with pytest.raises(DocumentError, match=r"held_out\.json is no list of names: restore it"):
+        recorded_names(settings)
