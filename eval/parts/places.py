@@ -121,5 +121,12 @@ def _job(generalist: "Generalist", name: str, tasks: list[Task], episodes: int) 
             raise ValueError(f"no episode of {name} has its target in view: raise data.{name}.evaluation_episodes")
         return {"episodes": found, **successes(found)}
 
-    settings = {"max_steps": {task.name: task.max_steps for task in tasks}, "episodes": episodes}
-    return Job(part=GoToPlaces.name, key=name, settings=settings | {"first_seed": EVALUATION_SEED}, compute=compute)
+    # As in the control part: with another temperature the episodes are played again.
+    temperatures = {task.layout: generalist.layouts[task.layout].acting.temperature for task in tasks}
+    settings = {
+        "max_steps": {task.name: task.max_steps for task in tasks},
+        "episodes": episodes,
+        "first_seed": EVALUATION_SEED,
+        "temperatures": temperatures,
+    }
+    return Job(part=GoToPlaces.name, key=name, settings=settings, compute=compute)

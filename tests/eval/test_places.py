@@ -3,14 +3,16 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from generalist.config.data import DataConfig
 from generalist.data.episodes import EpisodeCache
-from generalist.data.source import Reading, Stored
+from generalist.data.source import Reading, Stored, Ways
 from generalist.data.sources.control import BabyAI
 from generalist.envs.recording import record
 from generalist.envs.registry import get, tasks
@@ -139,11 +141,34 @@ def test_windows_at_the_beginning_are_told_the_place(stored: Stored):
     )
 
 
-def test_settings(stored: Stored):
+def test_settings():
     with pytest.raises(ValueError, match="data.babyai.places must be a share from 0 to 1, got 2"):
         BabyAI(places=2.0)
+    ways = Ways(images=("projected",), documents=(), row_images=0, features="computed", locations=1024)
+    with pytest.raises(
+        ValueError, match=r"data\.a\.places = 0\.5 has no effect, since data\.a\.tasks = Pickup\* .* GoTo\*"
+    ):
+        BabyAI(tasks="Pickup*", places=0.5).check_settings("a", ways)
+    BabyAI(tasks="Pickup*").check_settings("a", ways)
+    BabyAI(tasks="GoTo*", places=0.5).check_settings("a", ways)
     source = BabyAI(tasks=ALONE.partition("/")[2], episodes=8, places=0.5)
     assert source.evaluation_parts == ("control", "places") and BabyAI().evaluation_parts == ("control",)
+
+
+def test_another_temperature_is_another_job():
+    data = DataConfig(sources={"babyai": BabyAI(tasks=ALONE.partition("/")[2], places=0.5)})
+
+    def settings(temperature: float) -> Mapping[str, Any]:
+        layout = SimpleNamespace(acting=SimpleNamespace(temperature=temperature))
+        generalist = SimpleNamespace(
+            vocabulary=Vocabulary(text=300, locations=1024),
+            config=SimpleNamespace(data=data),
+            layouts={get(ALONE).layout: layout},
+        )
+        (job,) = GoToPlaces().jobs(cast(Any, generalist))
+        return job.settings
+
+    assert settings(0.0) == settings(0.0) != settings(0.5)
 
 
 def test_the_part_is_checked_and_shown():

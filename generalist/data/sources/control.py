@@ -201,8 +201,14 @@ class BabyAI(ControlSource):
     def check_settings(self, name: str, ways: Ways) -> None:
         """See `Source.check_settings`."""
         super().check_settings(name, ways)
-        if self.places:
-            check_locations(f"{name}.places", ways.locations)
+        if not self.places:
+            return
+        check_locations(f"{name}.places", ways.locations)
+        if not any(task.can_be_pointed for task in self.task_list()):
+            raise ValueError(
+                f"data.{name}.places = {self.places} has no effect, since data.{name}.tasks = {self.tasks} has no level whose "
+                f"target can be told by its place: leave data.{name}.places out, or choose levels such as GoTo*"
+            )
 
     def _windows(self, task: Task, reader: Episodes, reading: Reading, *, prompts: bool = True) -> ControlExamples:
         windows = super()._windows(task, reader, reading, prompts=prompts)
