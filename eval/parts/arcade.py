@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 
 class ArcadeScreens(Part):
-    """Screens of Atari games; one job per game."""
+    """Screens of Atari games; one job per source and game."""
 
     name = "arcade"
     title = "Screens of Atari games"
     seeds: ClassVar[Mapping[str, int]] = {"arcade": arcade.SEED}
 
     def jobs(self, generalist: "Generalist") -> list[Job]:
-        found = [one for one in self.sources(generalist.config).values() if isinstance(one, Arcade)]
-        # Of several such sources the first: they differ in the number of questions alone.
-        return [_job(generalist, one, game) for one in found[:1] for game in GAMES]
+        found = {name: one for name, one in self.sources(generalist.config).items() if isinstance(one, Arcade)}
+        # Jobs of the first source have the keys that results had when only this one was evaluated.
+        return [
+            _job(generalist, one, game, f"{name} " if number else "")
+            for number, (name, one) in enumerate(found.items())
+            for game in GAMES
+        ]
 
     def numbers(self, results: Results) -> dict[str, Estimate]:
         return {
@@ -86,7 +90,7 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
     ]
 
 
-def _job(generalist: "Generalist", source: Arcade, game: str) -> Job:
+def _job(generalist: "Generalist", source: Arcade, game: str, prefix: str) -> Job:
     items, first = source.evaluation_screens, source.is_asked_first
 
     def compute(progress: Progress) -> dict[str, Any]:
@@ -103,4 +107,4 @@ def _job(generalist: "Generalist", source: Arcade, game: str) -> Job:
         )
 
     settings = {"items": items, "asked_first": first, "seed": arcade.SEED}
-    return Job(part="arcade", key=game, settings=settings, compute=compute)
+    return Job(part="arcade", key=f"{prefix}{game}", settings=settings, compute=compute)

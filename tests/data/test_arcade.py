@@ -2,11 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from generalist.config.data import DataConfig
 from generalist.data import arcade
 from generalist.data.arcade import ASKED, draw_screen, screen_of, training_texts
 from generalist.data.episodes import EpisodeCache
@@ -114,6 +116,14 @@ def test_the_source_is_listed_and_its_examples_fit(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ImportError, match=r"pip install 'generalist\[envs\]'"):
         source.check("arcade", STORED, False, lambda line: None)
     assert all(name.split()[0] in " ".join(training_texts()) for name in ("left chicken", "navy car"))
+
+
+def test_every_source_has_its_jobs():
+    sources = {"arcade": Arcade(weight=1.0), "other": Arcade(weight=1.0, asked_first=1.0), "unused": Arcade()}
+    generalist = SimpleNamespace(config=SimpleNamespace(data=DataConfig(sources=sources)))
+    jobs = ArcadeScreens().jobs(cast(Any, generalist))
+    assert [job.key for job in jobs] == [*GAMES, *(f"other {game}" for game in GAMES)]
+    assert [job.settings["asked_first"] for job in jobs] == [False] * len(GAMES) + [True] * len(GAMES)
 
 
 def test_the_evaluation_scores_a_model_that_sees_and_one_that_does_not():
