@@ -6,6 +6,7 @@ rows.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ MOST_LOGITS = {"cpu": 2**22, "gpu": 2**28, "tpu": 2**31}
 """Logits of a piece: 16 MiB of float32 on a CPU, beyond whose caches they cost a third of a step; in 16 bits 512 MiB on a GPU and
 4 GiB on a TPU, where every piece gathers the divided table again."""
 MOST_KEPT = 2**25  # logits of parallel actions, 128 MiB, that a CPU keeps for the backward pass
+LEAST = float(jnp.finfo(jnp.float32).tiny)  # of a sum that is divided by: without any target 0 / 0 would be NaN
 KINDS = ("text", "continuous", "discrete")  # of tokens, in the order of `TokenSums.kind_nll`
 
 
@@ -59,22 +61,29 @@ def token_weights(batch: Batch, weights: Sequence[float], average: Literal["toke
     """The factors of all targets, those of positions and those of parallel actions.
 
     Args:
-        weights: of the data's sources, in the order of the batch's `source` ids.
+        weights: of the data's sources, in the order of the batch's `source` ids; only their ratios count.
         average: `tokens` averages over all targets by their sources' weights; `sources` over each source's targets, and then over
             the sources of the batch by their weights (Flamingo, section 3.2).
     """
     weight, action_weight, source = batch.loss_weight, batch.action_weight, action_sources(batch)
     if average == "tokens":
         if len(set(weights)) > 1:
-            factor = jnp.asarray(weights, jnp.float32)
+            factor = near_one(weights)
             weight, action_weight = weight * factor[batch.source], action_weight * factor[source]
-        total = jnp.maximum(weight.sum() + action_weight.sum(), 1.0)
+        total = jnp.maximum(weight.sum() + action_weight.sum(), LEAST)
         return Factors(weight / total, action_weight / total)
     of_source = by_source(weight, batch.source, len(weights)) + by_source(action_weight, source, len(weights))
     # A source without a target in this batch has no share, and the others share its part.
-    share = jnp.where(of_source > 0, jnp.asarray(weights, jnp.float32), 0.0)
-    share = share / jnp.maximum(share.sum(), 1e-9) / jnp.maximum(of_source, 1e-9)
+    share = jnp.where(of_source > 0, near_one(weights), 0.0)
+    share = share / jnp.maximum(share.sum(), LEAST) / jnp.maximum(of_source, LEAST)
     return Factors(weight * share[batch.source], action_weight * share[source])
+
+
+def near_one(weights: Sequence[float]) -> Float[Array, "S"]:
+    """Weights in the same ratios, the largest from 0.5 to 1: as they are, float32 may not hold them."""
+    # By a power of two, which rounds nothing.
+    _, exponent = math.frexp(max(weights))
+    return jnp.asarray([math.ldexp(weight, -exponent) for weight in weights], jnp.float32)
 
 
 def action_sources(batch: Batch) -> Int[Array, "K A"]:
