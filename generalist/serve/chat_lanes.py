@@ -116,7 +116,7 @@ class ChatLanes:
             )
         self._taken += 1
         before = pieces[common - 1] if common else None
-        lane.busy, lane.used, lane.names = True, self._taken, [one.name for one in pieces[:common]]
+        lane.used, lane.names = self._taken, [one.name for one in pieces[:common]]
         lane.length, lane.images = (before.stop, before.images) if before is not None else (0, 0)
         lane.waiting, lane.unseen = (
             pieces[common:],
@@ -124,6 +124,7 @@ class ChatLanes:
         )
         lane.unseen, lane.features = lane.unseen[lane.images :], []
         lane.decoding, lane.text, lane.step, lane.wanted = decoding, text, 0, wanted
+        lane.busy = True  # at the end: a lane that could not be given the prompt stays free
         self.reused += lane.length
         return lane
 

@@ -26,6 +26,9 @@ ASIDES = 4
 """Computations besides texts and agents' steps that may wait."""
 
 
+FAILED = Failed("internal", "the server failed on this request")
+
+
 class Full(RuntimeError):
     """As many requests wait as may wait."""
 
@@ -253,7 +256,11 @@ class Engine:
                 answer = self._asked.popleft()
             wanted = bool(answer.likeliest)
             reused = self.chat.reused
-            lane = self.chat.take(answer.sequence, answer.pieces, answer.decoding, answer.text, wanted)
+            try:
+                lane = self.chat.take(answer.sequence, answer.pieces, answer.decoding, answer.text, wanted)
+            except Exception:
+                answer.give(FAILED)  # it is neither asked nor running, where `_fail` looks
+                raise
             self.metrics.admitted(time.monotonic() - answer.asked, self.chat.reused - reused)
             self._running[lane.number] = (lane, answer)
 
@@ -295,10 +302,9 @@ class Engine:
         self.chat.release(lane)
 
     def _fail(self) -> None:
-        failed = Failed("internal", "the server failed on this request")
         for lane, answer in list(self._running.values()):
             self._end(lane)
-            answer.give(failed)
+            answer.give(FAILED)
         for pool in self.pools:
             for step in pool.waiting:
                 step.give(Refused("the server failed on this observation"))

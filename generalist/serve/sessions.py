@@ -171,18 +171,19 @@ class Pool:
         return sum(session.playing for session in self._sessions)
 
     def act(self) -> int:
-        """Answers the steps that wait, at most one per session. Returns how many."""
+        """Answers the steps that wait, at most one per session. Returns how many. If computing fails, those that have no answer
+        wait still."""
         now, steps = time.monotonic(), []
         self._came = 0
         seen: set[int] = set()
         for step in list(self.waiting):
             if id(step.session) in seen:
                 continue
-            self.waiting.remove(step)
             if now > step.deadline:
-                step.give(Refused("the deadline passed before the observation was seen"))
+                self._give(step, Refused("the deadline passed before the observation was seen"))
             elif step.begin is None and not step.session.playing:
-                step.give(Refused("no episode is being played (the weights were exchanged, or none began): send reset"))
+                reason = "no episode is being played (the weights were exchanged, or none began): send reset"
+                self._give(step, Refused(reason))
             else:
                 seen.add(id(step.session))
                 steps.append(step)
@@ -211,7 +212,11 @@ class Pool:
         logits = np.asarray(self.policy.logits) if any(step.looks for step in steps) else None
         for step in steps:
             action = actions[step.session.lane]
-            step.give(action if logits is None or not step.looks else Acted(action, logits[step.session.lane]))
+            self._give(step, action if logits is None or not step.looks else Acted(action, logits[step.session.lane]))
+
+    def _give(self, step: Step, answer: Any) -> None:
+        self.waiting.remove(step)
+        step.give(answer)
 
 
 def pools(weights: Weights, layouts: list[str], lanes: int, prefix: int, patience: float) -> list[Pool]:

@@ -5,19 +5,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from generalist.inference.policy import ControlPolicy
 from generalist.inference.sampling import Decoding
+from generalist.inference.weights import Weights
+from generalist.serve import sessions as sessions_module
 from generalist.serve.answers import Answer, Ended, Failed, Written
 from generalist.serve.chat_lanes import ChatLanes
 from generalist.serve.compilations import Compilations
-from generalist.serve.engine import Engine, Full
+from generalist.serve.engine import FAILED, Engine, Full
 from generalist.serve.metrics import Metrics
-from generalist.serve.sessions import Refused, Step, pools
+from generalist.serve.sessions import Pool, Refused, Step, pools
 from generalist.serve.warm_up import warm_up
+from generalist.tokenizers.sequence import Sequence
 
 LAYOUT = "classic/test"
 COMPILED = Compilations()
@@ -193,3 +197,27 @@ def test_weights_are_exchanged_between_texts(engine: Engine, model: Any) -> None
     assert text == other.prompt([image(1), "push the red"], tokens=6)
     engine.close(session)
     engine.exchange(model)
+
+
+def test_what_fails_is_told_to_every_client_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are just being computed, and a text that gets no lane; the engine goes on."""
+    policy = Mock()
+    policy.return_value.act.side_effect = FloatingPointError("no finite logits")
+    monkeypatch.setattr(sessions_module, "ControlPolicy", policy)
+    weights = Mock(spec=Weights)
+    weights.step = 0
+    pool = Pool(weights, [LAYOUT], 3, 32, 0.0)
+    agents: list[queue.Queue] = [queue.Queue() for _ in range(2)]
+    for given in agents:
+        pool.waiting.append(Step(pool.open(LAYOUT), np.zeros(3, np.float32), (Mock(spec=Sequence), 0), given.put))
+    chat = Mock(spec=ChatLanes, free=1, lanes=[], reused=0)
+    chat.take.side_effect = FloatingPointError("no finite logits")
+    engine = Engine(weights, chat, [pool], Metrics(), queue=4)
+    events: queue.Queue = queue.Queue()
+    engine.submit([Answer(Mock(spec=Sequence), [], Decoding(), 4, events.put)])
+    engine.start()
+    for given in agents:
+        assert "the server failed on this observation" in str(given.get(timeout=30))
+    assert events.get(timeout=30) == FAILED
+    assert not pool.waiting and policy.return_value.reset.called
+    assert engine.stop(30.0)
