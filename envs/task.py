@@ -47,6 +47,11 @@ class MissingExtra(ImportError):
         extra = "atari" if suite == "atari" else "envs"
         remedy = f"pip install 'generalist[{extra}]'; or train without it: --data.{suite}.weight 0"
         super().__init__(f"{suite} needs the package {package}: {remedy}", name=package)
+        self._made_of = (suite, package)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker's error is pickled; an exception is otherwise made anew from its message.
+        return type(self), self._made_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The tasks: what the list says, that a seed decides an episode, and that experts do what they are for."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -146,3 +147,5 @@ def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch: pytest.Monke
     with pytest.raises(MissingExtra, match=r"pip install 'generalist\[atari\]'.*--data.atari.weight 0") as error:
         registry.get("atari/pong").make()
     assert "\n" not in str(error.value)
+    again = pickle.loads(pickle.dumps(error.value))  # as a worker's error comes
+    assert str(again) == str(error.value) and again.name == error.value.name and isinstance(again, MissingExtra)
