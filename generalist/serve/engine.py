@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from generalist.inference.policy import shape_of
 from generalist.inference.weights import Weights
 from generalist.serve.answers import Answer, Failed
 from generalist.serve.chat_lanes import ChatLanes, Lane
@@ -162,7 +163,7 @@ class Engine:
         """Takes other weights as soon as no text is being written; those that wait are written with the new ones.
 
         Raises:
-            ValueError: the weights have another structure or other tokenizers.
+            ValueError: the weights have another structure, other tokenizers or other layouts.
         """
         if (
             weights.decoder[0] != self.weights.decoder[0]
@@ -173,6 +174,8 @@ class Engine:
             )
         if weights.layouts.keys() != self.weights.layouts.keys():
             raise ValueError("the new weights know other layouts: start the server again with them")
+        for name in weights.layouts:
+            self._check_layout(weights, name)
         if weights.encoder is not None and self.weights.encoder is not None:
             if weights.encoder.fingerprint != self.weights.encoder.fingerprint:
                 raise ValueError("the new weights have another frozen encoder: start the server again with them")
@@ -183,6 +186,19 @@ class Engine:
             self._next = weights
 
         self._call(taken)
+
+    def _check_layout(self, weights: Weights, name: str) -> None:
+        """Checks that agents in a layout can go on with other weights."""
+        now, new = self.weights.layouts[name], weights.layouts[name]
+        if (new.observation.space, new.action.space) != (now.observation.space, now.action.space):
+            raise ValueError(
+                f"the new weights have other observations or actions in the layout {name}: start the server again with them"
+            )
+        played = any(name in pool.layouts for pool in self.pools)
+        if played and shape_of(weights, name) != shape_of(self.weights, name):
+            raise ValueError(
+                f"the new weights have steps of another shape in the layout {name}: start the server again with them"
+            )
 
     def _call(self, what: Callable[[], None]) -> None:
         with self._wake:

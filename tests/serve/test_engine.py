@@ -1,5 +1,6 @@
 """The engine: every text is the one that its request gets alone, whatever is computed beside it. Nothing compiles after ready."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -177,7 +179,6 @@ def test_texts_that_nobody_waits_for_are_dropped(engine: Engine) -> None:
 
 
 def test_weights_are_exchanged_between_texts(engine: Engine, model: Any) -> None:
-    import dataclasses
 
     import jax
 
@@ -221,3 +222,26 @@ def test_what_fails_is_told_to_every_client_that_waits(monkeypatch: pytest.Monke
     assert events.get(timeout=30) == FAILED
     assert not pool.waiting and policy.return_value.reset.called
     assert engine.stop(30.0)
+
+
+def test_weights_with_other_layouts_are_refused_before_anything_is_exchanged(make_model: Callable[..., Any]) -> None:
+    """The same names, but other observations, or steps of another shape."""
+    model = make_model("frame")
+    pool = Mock(spec=Pool, layouts=[LAYOUT])
+    engine = Engine(model, Mock(spec=ChatLanes, lanes=[]), [pool], Metrics(), queue=4)
+    layout = model.layouts[LAYOUT]
+    space = gym.spaces.Box(-1, 1, (3,))
+    observation = dataclasses.replace(layout.observation, space=space)
+    longer = dataclasses.replace(layout, acting=dataclasses.replace(layout.acting, steps=layout.acting.steps + 1))
+
+    def with_layout(one: Any) -> Any:
+        tokenizers = dataclasses.replace(model.tokenizers, layouts={LAYOUT: one})
+        return dataclasses.replace(model, tokenizers=tokenizers)
+
+    with pytest.raises(ValueError, match="other observations or actions in the layout classic/test: start the server"):
+        engine.exchange(with_layout(dataclasses.replace(layout, observation=observation)))
+    with pytest.raises(ValueError, match="steps of another shape in the layout classic/test: start the server"):
+        engine.exchange(with_layout(longer))
+    assert not engine._calls
+    engine.exchange(with_layout(layout))
+    assert engine._calls
