@@ -157,7 +157,9 @@ class ControlPolicy:
         self._acted[lane] = self.generalist.layouts[layout].action.valid_ranges[:, 0]
         self._begun.discard(lane)
 
-    def reset(self, lanes: Sequences[int], prefixes: Sequences[Sequence | str], seeds: Sequences[int]) -> None:
+    def reset(
+        self, lanes: Sequences[int], prefixes: Sequences[Sequence | str], seeds: Sequences[int | np.integer]
+    ) -> None:
         """Begins an episode in some lanes.
 
         Args:
@@ -198,8 +200,8 @@ class ControlPolicy:
             ValueError: a lane acts before its first episode, or an observation is not of its layout's space; the message names
                 the part.
         """
-        acting = np.array([one is not None for one in observations]) if self._apart else None
-        return self._actions(self._decode(self._step(observations, checked), acting=acting))
+        step = self._step(observations, checked)
+        return self._actions(self._decode(step, acting=self._acting(observations)))
 
     def predict(
         self, observations: Sequences[Any], actions: Sequences[Any]
@@ -212,17 +214,25 @@ class ControlPolicy:
             actions: the true ones; None in lanes that do not act.
 
         Raises:
-            ValueError: an observation or an action is not of its layout's space.
+            ValueError: an observation or an action is not of its layout's space, or a lane has one without the other.
         """
         if len(actions) != self.lanes:
             raise ValueError(f"the policy has {self.lanes} lanes but got {len(actions)} actions")
+        for lane, (seen, acted) in enumerate(zip(observations, actions, strict=False)):
+            if (seen is None) != (acted is None):
+                has, lacks = ("action", "observation") if seen is None else ("observation", "action")
+                raise ValueError(f"lane {lane} has an {has} but no {lacks}: give both, or None for both")
         step = self._step(observations)
         true = self._encoded(actions)
-        chosen = self._decode(step, true)
+        chosen = self._decode(step, true, self._acting(observations))
         assert self.logits is not None
         picked = jnp.take_along_axis(self.logits, jnp.asarray(true)[..., None], axis=-1)[..., 0]  # (B, A)
         nats = jax.nn.logsumexp(self.logits, axis=-1) - picked
         return self._actions(chosen), np.asarray(nats)
+
+    def _acting(self, observations: Sequences[Any]) -> Bool[np.ndarray, "B"] | None:
+        """The lanes that act, if lanes act apart; None: time passes in all of them."""
+        return np.array([one is not None for one in observations]) if self._apart else None
 
     def _encoded(self, actions: Sequences[Any]) -> Int[np.ndarray, "B A"]:
         """The tokens of each lane's action; those of a lane that does not act are any."""

@@ -151,7 +151,7 @@ class StepWindow:
         self._apart, self._at_once = apart, 1 if apart else STARTED_AT_ONCE
         self._clock = np.full((rows,), -1, np.int64)  # index of each row's newest step
 
-    def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int]) -> None:
+    def start(self, rows: Sequences[int], prefixes: Sequences[Sequence], seeds: Sequences[int | np.integer]) -> None:
         """Begins an episode in some rows: their contents are dropped and their prefixes computed.
 
         Args:
@@ -164,7 +164,7 @@ class StepWindow:
             self._fill(rows[at : at + self._at_once], prefixes[at : at + self._at_once])
         for row, prefix, seed in zip(rows, prefixes, seeds, strict=True):
             self._prefix[row], self._prefix_images[row] = len(prefix), _images_of(prefix)
-            self._first[row], self._seed[row] = self._clock[row] + 1, np.uint32(seed % 2**32)
+            self._first[row], self._seed[row] = self._clock[row] + 1, np.uint32(int(seed) % 2**32)
 
     def append(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,3 +46,32 @@ def test_lanes_that_act_apart_act_as_if_they_were_together(make_model: Callable[
             given[lane] += 1
     assert taken == expected
     assert len({tuple(one) for one in taken}) > 1, "the lanes act differently, or the test shows nothing"
+
+
+def test_a_lane_predicts_with_both_an_observation_and_an_action(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, seen = ControlPolicy(make_model(), [LAYOUT] * 2, apart=True), episode(0, 1)[0]
+    policy._begun = {0, 1}
+    with pytest.raises(ValueError, match="lane 1 has an action but no observation"):
+        policy.predict([seen, None], [0, 0])
+    with pytest.raises(ValueError, match="lane 0 has an observation but no action"):
+        policy.predict([seen, seen], [None, 0])
+    acted: list[Any] = []
+
+    def decode(step: Any, fed: np.ndarray, acting: np.ndarray | None = None) -> np.ndarray:
+        acted.append(acting)
+        policy.logits = jnp.zeros((2, 1, policy.generalist.vocabulary.size))
+        return fed
+
+    monkeypatch.setattr(policy, "_decode", decode)
+    policy.predict([seen, None], [0, None])
+    assert acted[0].tolist() == [True, False], "the other lane stands still"
+
+
+def test_seeds_may_be_small_numbers_of_numpy(make_model: Callable[..., Any]) -> None:
+    policy = ControlPolicy(make_model(), [LAYOUT])
+    for seed in (np.uint8(7), np.int16(-1), 2**40 + 7):
+        policy._window._fill = lambda rows, prefixes: None  # nothing is computed
+        policy.reset([0], [""], [seed])
+        assert policy._window._seed[0] == int(seed) % 2**32
