@@ -268,3 +268,19 @@ def test_other_data_that_does_not_fit_is_refused_when_it_joins(
     with pytest.raises(ValueError, match=message):
         join_demonstrations(registered("Coin-v0", Coin), folder, random_score=0.0)
     assert not (folder / "task.json").exists()
+
+
+def test_only_the_call_of_reset_is_blamed_on_its_parameters() -> None:
+    class Old(Coin):
+        def reset(self) -> Any:  # of old gym
+            return 0
+
+    class Mistaken(Coin):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(3, size=2)  # a mistake inside
+
+    for wrapped in (Old(), gym.wrappers.OrderEnforcing(Old())):
+        with pytest.raises(ValueError, match="coin: reset must take seed and options"):
+            Border(wrapped, "coin").reset(seed=1)
+    with pytest.raises(TypeError, match="'size'"):
+        Border(Mistaken(), "coin").reset(seed=1)
