@@ -8,6 +8,7 @@ An answer is read before the next one is packed: both use the same memory.
 """
 
 import dataclasses
+import os
 import pickle
 import shutil
 from multiprocessing.shared_memory import SharedMemory
@@ -56,11 +57,11 @@ class Outbox:
         if size < LEAST:
             return None
         if self._memory is None or self._memory.size < size:
-            if _PLACE.is_dir() and shutil.disk_usage(_PLACE).free < 2 * size:
+            if (larger := _reserved(size)) is None:
                 return None
             if self._memory is not None:
                 self._memory.close()  # the parent, which may still have it open, removes it
-            self._memory = SharedMemory(create=True, size=size)
+            self._memory = larger
         return self._memory
 
 
@@ -90,6 +91,23 @@ class Inbox:
             self._memory.close()
             self._memory.unlink()
             self._memory = None
+
+
+def _reserved(size: int) -> SharedMemory | None:
+    """New shared memory; None if there is no room for it."""
+    if _PLACE.is_dir() and shutil.disk_usage(_PLACE).free < 2 * size:
+        return None
+    memory = SharedMemory(create=True, size=size)
+    if _PLACE.is_dir() and hasattr(os, "posix_fallocate"):
+        # Its pages now: another worker may take the room that was free until this one writes.
+        try:
+            with open(_PLACE / memory.name, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            memory.close()
+            memory.unlink()
+            return None
+    return memory
 
 
 def _bytes(memory: SharedMemory) -> memoryview:

@@ -1,6 +1,7 @@
 """Answers of worker processes whose arrays go through shared memory."""
 
 import dataclasses
+import errno
 import importlib
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_small_answers_and_those_without_room_go_through_the_pipe(monkeypatch: p
     parcel = outbox.pack(np.ones(LEAST))
     assert not parcel.memory
     np.testing.assert_array_equal(Inbox().open(parcel), np.ones(LEAST))
+
+
+@pytest.mark.skipif(not shared_replies._PLACE.is_dir(), reason="shared memory has no folder here")
+def test_memory_whose_pages_are_not_to_be_had_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    """Another worker may have taken the room that was free; writing there would end the process."""
+    reserved = []
+
+    def full(file: int, start: int, size: int) -> None:
+        reserved.append((Path(f"/proc/self/fd/{file}").readlink(), start, size))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shared_replies.os, "posix_fallocate", full)
+    assert not Outbox().pack(np.ones(LEAST)).memory
+    ((place, *_, size),) = reserved
+    assert size == 8 * LEAST and not place.exists()
 
 
 WORKER = """
