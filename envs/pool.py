@@ -1,8 +1,13 @@
 """Many environments at once, spread over worker processes."""
 
+import atexit
+import contextlib
 import dataclasses
+import time
+import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,11 @@ import numpy as np
 from generalist.envs.task import Task
 from generalist.system.processes import WorkerError, start
 from generalist.system.shared_replies import Inbox, Outbox
+
+CLOSING = 5.0
+"""Seconds in which environments must close; an environment may hang in its own code."""
+LOOKING = 1.0
+"""Seconds after which a worker that does not answer is looked after."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +71,9 @@ class EnvPool:
             raise ValueError(f"an EnvPool needs at least one lane, got {lanes}")
         # More workers than lanes would idle.
         self._count = max(1, min(workers, lanes))
-        self._workers = [start(_serve) for _ in range(self._count)]
+        # Not daemons, which could have no children: an environment may have processes of its own.
+        self._workers = [start(_serve, daemon=False) for _ in range(self._count)]
+        atexit.register(self.close)  # the exit would wait for them
         self._inboxes = [Inbox() for _ in range(self._count)]
         self._playing = [""] * lanes  # each lane's task, for messages
 
@@ -80,32 +92,53 @@ class EnvPool:
         # A worker without commands would send no reply.
         busy = [index for index, share in enumerate(shares) if share]
         for index in busy:
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its reply tells
                 self._workers[index][1].send(shares[index])
-            except (BrokenPipeError, OSError) as error:
-                raise self._died(index) from error
         # All commands are sent before the first reply is awaited, so that the workers run at once.
         results: dict[int, Started | Acted] = {}
+        errors: list[WorkerError] = []
         for index in busy:
-            try:
-                failed, values = self._workers[index][1].recv()
-            except (EOFError, ConnectionResetError) as error:
-                raise self._died(index) from error
+            failed, values = self._reply(index)
             if failed:
-                raise values
-            results |= self._inboxes[index].open(values)
+                errors.append(values)
+            else:
+                results |= self._inboxes[index].open(values)
+        # Raised only now: the shared memory of a reply that nobody opens would not be removed.
+        if errors:
+            raise errors[0]
         return results
 
+    def kill(self) -> None:
+        """Ends the workers at once, whatever they do. Can be called from any thread: `run` in another one then fails."""
+        for process, _ in list(self._workers):
+            process.kill()
+
     def close(self) -> None:
-        """Ends the workers and their environments."""
-        for process, connection in self._workers:
-            # Terminated, not awaited: an environment may hang in its own code.
+        """Closes the environments and ends the workers."""
+        for _, connection in self._workers:
             connection.close()
-            process.terminate()
+        until = time.monotonic() + CLOSING
+        for process, _ in self._workers:
+            process.join(max(0.0, until - time.monotonic()))
+        self.kill()
+        for process, _ in self._workers:
             process.join()
         for inbox in self._inboxes:
             inbox.close()
         self._workers = []
+        atexit.unregister(self.close)
+
+    def _reply(self, index: int) -> tuple[bool, Any]:
+        """Whether a worker failed, and its parcel of results or the error."""
+        process, connection = self._workers[index]
+        # A dead worker's end of the pipe may be open still: a process that its environment forked holds it as well.
+        while not connection.poll(LOOKING):
+            if not process.is_alive() and not connection.poll():
+                return True, self._died(index)
+        try:
+            return connection.recv()
+        except (EOFError, ConnectionResetError):
+            return True, self._died(index)
 
     def _died(self, index: int) -> WorkerError:
         process, _ = self._workers[index]
@@ -122,18 +155,32 @@ def _serve(connection: Connection) -> None:
     outbox = Outbox()
     # An environment is kept while its lane plays the same task: making one costs up to a second.
     playing: dict[int, tuple[Task, Any]] = {}
-    while True:
-        commands: dict[int, Start | Act] = connection.recv()
-        results: dict[int, Started | Acted] = {}
-        name = ""
-        try:
-            for lane, command in commands.items():
-                name = command.task.name if isinstance(command, Start) else playing[lane][0].name
-                results[lane] = _carry_out(playing, lane, command)
-            connection.send((False, outbox.pack(results)))
-        # As text: an environment's exception may not be picklable, or need its package to be imported.
-        except Exception as error:
-            connection.send((True, WorkerError(f"{name} failed ({type(error).__name__}: {error})")))
+    begun: dict[int, Start] = {}
+    try:
+        while True:
+            commands: dict[int, Start | Act] = connection.recv()
+            results: dict[int, Started | Acted] = {}
+            begun |= {lane: command for lane, command in commands.items() if isinstance(command, Start)}
+            lane = -1
+            try:
+                for lane, command in commands.items():
+                    results[lane] = _carry_out(playing, lane, command)
+                connection.send((False, outbox.pack(results)))
+            except Exception as error:
+                connection.send((True, _failure(begun[lane], error)))
+    finally:  # the pipe has ended
+        for _, env in playing.values():
+            with contextlib.suppress(Exception):  # nobody is left to whom it could be told
+                env.close()
+
+
+def _failure(begun: Start, error: Exception) -> WorkerError:
+    """What is told of an exception in an episode. As text: it may not be picklable, or need its package to be imported."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkerError(
+        f"{begun.task.name} failed in the episode with seed {begun.seed} "
+        f"({type(error).__name__}: {error}; {Path(place.filename).name}, line {place.lineno})"
+    )
 
 
 def _carry_out(playing: dict[int, tuple[Task, Any]], lane: int, command: Start | Act) -> Started | Acted:

@@ -18,10 +18,14 @@ class WorkerError(RuntimeError):
     """A worker process died or a job failed in it; the message is one line."""
 
 
-def start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Starts `target(connection, *arguments)` in a new process. Returns the process and the other end of the connection."""
+def start(target: Callable[..., None], *arguments: Any, daemon: bool = True) -> tuple[BaseProcess, Connection]:
+    """Starts `target(connection, *arguments)` in a new process. Returns the process and the other end of the connection.
+
+    Args:
+        daemon: the process is ended at the exit of this one, and cannot have children; otherwise the exit waits for it.
+    """
     ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_shielded, args=(target, theirs, *arguments), daemon=True)
+    process = CONTEXT.Process(target=_shielded, args=(target, theirs, *arguments), daemon=daemon)
     with _without_main():
         process.start()
     # Only the worker must hold its end: when it dies, our `recv` then raises EOFError instead of waiting for ever.
