@@ -7,10 +7,11 @@ in parallel threads: while one waits for its environments, another one computes.
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +36,9 @@ class Policy(Protocol):
 
     def act(self, observations: list[Any]) -> list[Any]:
         """One action per lane. The observation of an idle lane is None, and its action is ignored."""
+
+    def close(self) -> None:
+        """Its lanes are needed no more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ def evaluate_control(
     episodes: int | Mapping[str, int],
     *,
     workers: int,
+    parallel: int | None = None,
     shape_of: Callable[[Task], Hashable] = lambda task: task.layout,
     lanes: int = MAX_LANES,
     overlap: bool = False,
@@ -92,7 +97,8 @@ def evaluate_control(
         make_policy: makes a policy for each group of lanes.
         tasks: of any layouts.
         episodes: per task, or by the task's name.
-        workers: processes that step environments, and groups that run in parallel.
+        workers: processes that step environments.
+        parallel: maximum number of groups that run in parallel; None: as many as `workers`.
         shape_of: tasks of one shape may share a group.
         lanes: maximum number of environments per group.
         overlap: make two groups where all tasks have one shape.
@@ -104,26 +110,26 @@ def evaluate_control(
     Raises:
         RuntimeError: an environment's process died; the message names the task.
     """
-    groups = _groups(tasks, episodes, first_seed, shape_of)
+    groups = _groups(tasks, episodes, first_seed, shape_of, lanes)
     if overlap and len(groups) == 1 and len(groups[0]) >= DIVIDED_FROM:
         groups = [groups[0][::2], groups[0][1::2]]
-    parallel = max(1, min(workers, len(groups)))
+    parallel = max(1, min(parallel or workers, len(groups)))
     # `stop` ends an evaluation with results, so its episodes are finished: the quick ones, often the successes, must not stand
-    # for all. `aborted` throws them away.
-    stop, aborted = stop or threading.Event(), threading.Event()
+    # for all. What kills the pools throws them away.
+    stop, pools = stop or threading.Event(), _Pools()
     bar = _Bar(progress, [one for group in groups for one in group])
 
     def play(group: list[Start]) -> list[Episode]:
-        return _Group(make_policy, group, lanes, max(1, workers // parallel), word, bar, stop, aborted).play()
+        return _Group(make_policy, group, lanes, max(1, workers // parallel), word, bar, stop, pools).play()
 
     with ThreadPoolExecutor(parallel) as executor:
         futures = [executor.submit(play, group) for group in groups]
         try:
-            played = [episode for future in futures for episode in future.result()]
-        except (
-            BaseException
-        ):  # also Ctrl-C: leaving the executor would wait until the other threads have played to the end
-            aborted.set()
+            played = [episode for future in as_completed(futures) for episode in future.result()]
+        except BaseException:
+            # Also Ctrl-C: leaving the executor would wait until the other threads have played to the end, which an environment
+            # that hangs never lets them.
+            pools.kill()
             executor.shutdown(cancel_futures=True)
             raise
     # In an order that does not depend on which episode ended first.
@@ -131,14 +137,24 @@ def evaluate_control(
 
 
 def _groups(
-    tasks: Sequence[Task], episodes: int | Mapping[str, int], first_seed: int, shape_of: Callable[[Task], Hashable]
+    tasks: Sequence[Task],
+    episodes: int | Mapping[str, int],
+    first_seed: int,
+    shape_of: Callable[[Task], Hashable],
+    lanes: int,
 ) -> list[list[Start]]:
-    """The episodes of each shape, the longest groups first; within a group, one seed of every task before the next seed."""
-    shapes: dict[Hashable, list[Task]] = defaultdict(list)
+    """The episodes of each shape, the longest groups first; within a group, one seed of every task before the next seed. Tasks of
+    one shape are divided where they have more layouts than there are lanes, of which each layout needs one."""
+    shapes: dict[Hashable, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
     for task in tasks:
-        shapes[shape_of(task)].append(task)
+        shapes[shape_of(task)][task.layout].append(task)
+    divided = [
+        list(itertools.chain(*list(by_layout.values())[at : at + lanes]))
+        for by_layout in shapes.values()
+        for at in range(0, len(by_layout), lanes)
+    ]
     groups = []
-    for several in shapes.values():
+    for several in divided:
         counts = {task: episodes if isinstance(episodes, int) else episodes[task.name] for task in several}
         rounds = range(max(counts.values(), default=0))
         # Seed by seed, so that an evaluation that is stopped has about as many episodes of each task.
@@ -179,6 +195,33 @@ class _Aborted(Exception):
     """Another thread failed, or the user interrupted."""
 
 
+class _Pools:
+    """The environments of all groups."""
+
+    def __init__(self) -> None:
+        self._open: list[EnvPool] = []
+        self.killed = False
+
+    @contextlib.contextmanager
+    def opened(self, lanes: int, workers: int) -> Iterator[EnvPool]:
+        """Those of a group."""
+        with _STARTING:
+            if self.killed:
+                raise _Aborted
+            pool = EnvPool(lanes, workers)
+            self._open.append(pool)
+        # Closed on errors as well: no environment's process outlives the evaluation.
+        with contextlib.closing(pool):
+            yield pool
+
+    def kill(self) -> None:
+        """Ends them at once, also one that hangs; their groups then fail."""
+        with _STARTING:
+            self.killed = True
+            for pool in self._open:
+                pool.kill()
+
+
 class _Group:
     """The lanes of one group; arguments as of `evaluate_control`."""
 
@@ -191,15 +234,9 @@ class _Group:
         word: Word,
         bar: _Bar,
         stop: threading.Event,
-        aborted: threading.Event,
+        pools: _Pools,
     ):
-        self._make_policy, self._workers, self._bar, self._stop, self._aborted = (
-            make_policy,
-            workers,
-            bar,
-            stop,
-            aborted,
-        )
+        self._make_policy, self._workers, self._bar, self._stop, self._pools = make_policy, workers, bar, stop, pools
         self._word = word
         # By layout: a lane keeps its layout, since its policy encodes and decodes by it.
         self._waiting: dict[str, list[Start]] = defaultdict(list)
@@ -212,15 +249,13 @@ class _Group:
 
     def play(self) -> list[Episode]:
         """Plays every waiting episode, unless a stop is requested."""
-        with _STARTING:
-            opened = EnvPool(len(self._layouts), self._workers)
-        # Closed on errors as well: no environment's process outlives the evaluation.
-        with contextlib.closing(opened) as pool:
-            policy = self._make_policy(self._layouts)
+        opened = self._pools.opened(len(self._layouts), self._workers)
+        # The policy as well: a server's lanes are for the next group then.
+        with opened as pool, contextlib.closing(self._make_policy(self._layouts)) as policy:
             # Lanes play on independently: one that begins an episode acts in the same call as one in the middle of its own.
             observations = self._begin(pool, policy, [None] * len(self._layouts))
             while any(lane is not None for lane in self._lanes):
-                if self._aborted.is_set():
+                if self._pools.killed:
                     raise _Aborted
                 actions = policy.act(observations)
                 acted = pool.run({at: Act(actions[at]) for at, lane in enumerate(self._lanes) if lane is not None})

@@ -83,6 +83,9 @@ class ModelPolicy:
         """See `lanes.Policy`."""
         return self._policy.act(observations)
 
+    def close(self) -> None:
+        """See `lanes.Policy`; there is nothing to end."""
+
     @property
     def observed(self) -> dict[str, tuple[int, int]]:
         """See `ControlPolicy.observed`."""
@@ -157,6 +160,10 @@ class NearestNeighbour:
             for lane, now, action in zip(lanes, seen, found, strict=True):
                 self._before[lane], actions[lane] = now, action
         return actions
+
+    def close(self) -> None:
+        """See `lanes.Policy`; its memories are freed."""
+        self._memory = [None] * len(self._memory)
 
 
 @dataclasses.dataclass(frozen=True)

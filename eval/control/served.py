@@ -64,6 +64,6 @@ class ServedPolicy:
         return [{"task": begun.task.name, "seed": int(seed), "goal": self._prompt.goal} for seed in seeds]
 
     def close(self) -> None:
-        """Ends the sessions."""
-        for robot in self._robots:
-            robot.close()
+        """Ends the sessions, if they have not ended yet."""
+        while self._robots:
+            self._robots.pop().close()

@@ -60,29 +60,20 @@ def served(arguments: argparse.Namespace, console: Console) -> int:
     played = [task for task in tasks(arguments.tasks) if task.layout in known]
     if not played:
         raise ValueError(f"{arguments.server} plays none of these tasks: it knows {', '.join(known) or 'none'}")
-    policies: list[ServedPolicy] = []
-
-    def make(layouts: list[str]) -> ServedPolicy:
-        policies.append(ServedPolicy(arguments.server, layouts, token, prompt))
-        return policies[-1]
-
     try:
         with counting(console, transient=True, disable=not console.is_terminal) as progress:
-            # One group of environments at a time: a server has few lanes for steps of one shape.
             episodes = evaluate_control(
-                make,
+                lambda layouts: ServedPolicy(arguments.server, layouts, token, prompt),
                 played,
                 arguments.episodes,
                 workers=cores(),
+                parallel=1,  # a server has few lanes for steps of one shape
                 lanes=arguments.lanes,
                 first_seed=arguments.seed,
                 progress=progress,
             )
     except ServerError as error:
         raise ValueError(f"{arguments.server}: {error}") from error
-    finally:
-        for policy in policies:
-            policy.close()
     from generalist.eval.results.scores import (
         percent,
     )  # imports SciPy's statistics, for which no other start shall wait

@@ -57,6 +57,9 @@ class Walker:
         # Turning around for ever does no harm.
         return [None if one is None else (self.plans[lane] or [LEFT]).pop(0) for lane, one in enumerate(observations)]
 
+    def close(self) -> None:
+        self.plans = {}
+
 
 def test_whoever_goes_where_the_place_is_succeeds():
     task, told = get(ALONE), set()

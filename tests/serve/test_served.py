@@ -1,20 +1,26 @@
 """An evaluation that plays through a server gives the scores of one in process."""
 
 import argparse
+import contextlib
 import dataclasses
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import pytest
 from flax import nnx
 from rich.console import Console
 from serving import asked, running
+from troubled import Troubled
 
+from generalist import client
+from generalist.cli import eval_served
 from generalist.cli.eval_served import served
 from generalist.client import ServerError
 from generalist.config.presets import debug
 from generalist.envs.registry import get
+from generalist.eval.control import served as served_policy
 from generalist.eval.control.lanes import evaluate_control
 from generalist.eval.control.policies import ModelPolicy, Prompt
 from generalist.eval.control.served import ServedPolicy
@@ -52,16 +58,17 @@ def test_episodes_through_the_server_are_those_in_process(
 
     expected = evaluate_control(in_process, [get(TASK)], 4, workers=1, lanes=2)
     with running(model, sessions=2) as (_, port):
-        server, policies = f"ws://127.0.0.1:{port}", []
+        server = f"ws://127.0.0.1:{port}"
 
         def through(layouts: list[str]) -> Any:
-            policies.append(ServedPolicy(server, layouts))
-            return policies[-1]
+            return ServedPolicy(server, layouts)
 
         assert evaluate_control(through, [get(TASK)], 4, workers=1, lanes=2) == expected
+        policy = through([get(TASK).layout] * 2)  # the group's policy has given its lanes back
         with pytest.raises(ServerError, match="all 2 lanes"):
-            ServedPolicy(server, [get(TASK).layout])
-        policies[0].close()
+            through([get(TASK).layout])
+        policy.close()
+        policy.close()
         end = time.monotonic() + 30
         while asked_sessions(port) and time.monotonic() < end:
             time.sleep(0.01)
@@ -77,3 +84,37 @@ def asked_sessions(port: int) -> float:
     """Number of open sessions, as the metrics have it."""
     text = asked(port, "/metrics")[1]
     return float(next(line for line in text.splitlines() if line.startswith("generalist_sessions ")).split()[1])
+
+
+def test_groups_of_one_shape_share_the_lanes_of_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server with two lanes, and three groups, each of which needs both of them."""
+    tasks = [Troubled(name=f"plain {layout}", layout=layout, folder=tmp_path) for layout in "abc"]
+    opened: list[Any] = []
+
+    class Robot(contextlib.AbstractContextManager[Any]):
+        metadata: ClassVar[dict[str, Any]] = {"layouts": ["a", "b", "c"]}
+
+        def __init__(self, server: str, layout: str = "", **settings: Any):
+            if layout and len(opened) == 2:
+                raise ServerError("all 2 lanes for steps of this shape are taken: try again later")
+            if layout:
+                opened.append(self)
+
+        def reset(self, **begin: Any) -> None: ...
+        def send(self, observation: Any) -> None: ...
+
+        def receive(self) -> int:
+            return 0
+
+        def close(self) -> None:
+            opened.remove(self)
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(client, "RobotClient", Robot)
+    monkeypatch.setattr(served_policy, "RobotClient", Robot)
+    monkeypatch.setattr(eval_served, "tasks", lambda patterns: tasks)
+    monkeypatch.setattr(eval_served, "cores", lambda: 3)
+    given = argparse.Namespace(server="ws://one", tasks=["*"], episodes=2, lanes=2, prompt="none", seed=1_000_000)
+    assert eval_served.served(given, Console(width=200)) == 0
+    assert not opened

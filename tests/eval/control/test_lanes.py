@@ -1,13 +1,18 @@
 """Control: real environments, policies that are easy to foresee."""
 
 import math
+import os
+import signal
 import threading
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.progress import Progress
+from troubled import Troubled
 
 from generalist.envs.registry import get
 from generalist.envs.task import EVALUATION_SEED
@@ -33,6 +38,9 @@ class Balance:
     def push(self, observation: np.ndarray) -> int:
         """Right if the pole falls to the right."""
         return int(3 * observation[2] + observation[3] > 0)
+
+    def close(self) -> None:
+        self.lanes = 0
 
 
 class PushLeft(Balance):
@@ -137,3 +145,46 @@ def test_a_stop_finishes_what_is_being_played() -> None:
     played = evaluate_control(Stopping, [task], 9, workers=1, lanes=3, stop=stop)
     assert [episode.seed for episode in played] == [EVALUATION_SEED + index for index in range(3)]
     assert summarize([task, get("classic/pendulum")], played)["tasks"].keys() == {task.name}
+
+
+class Idle(Balance):
+    """Does nothing, in any task; fails in that of Balance."""
+
+    def __init__(self, layouts: list[str]):
+        self.lanes, self.begun, self.layouts = len(layouts), [], layouts
+
+    def push(self, observation: np.ndarray) -> int:
+        if self.layouts == ["classic/cartpole"]:
+            raise FloatingPointError("no finite logits")
+        return 0
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
+def test_an_environment_that_hangs_does_not_keep_an_evaluation(tmp_path: Path, error: type[BaseException]) -> None:
+    """It ends at once when another group fails or the user interrupts."""
+    hanging = Troubled(name="hangs", folder=tmp_path, max_steps=1000)  # the longest group is waited for first
+
+    def interrupt() -> None:
+        while not (tmp_path / "hangs began").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = [hanging] if error is KeyboardInterrupt else [hanging, get("classic/cartpole")]
+    if error is KeyboardInterrupt:
+        threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(error):
+        evaluate_control(Idle, tasks, 1, workers=2)
+    assert time.monotonic() - started < 150
+
+
+def test_a_group_with_more_layouts_than_lanes_is_divided(tmp_path: Path) -> None:
+    made: list[list[str]] = []
+
+    def idle(layouts: list[str]) -> Idle:
+        made.append(layouts)
+        return Idle(layouts)
+
+    tasks = [Troubled(name=f"plain {layout}", layout=layout, folder=tmp_path) for layout in "abc"]
+    played = evaluate_control(idle, tasks, 2, workers=1, lanes=2, shape_of=lambda task: "one shape")
+    assert made == [["a", "b"], ["c", "c"]] and len(played) == 6
