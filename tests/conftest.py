@@ -36,6 +36,12 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from jax._src import lru_cache
+
+# Before each program that it keeps, JAX looks at every file of the folder, thousands by the end. Processes that tests start do
+# so still, which bounds the folder.
+if hasattr(lru_cache.LRUCache, "_evict_if_needed"):
+    lru_cache.LRUCache._evict_if_needed = lambda *_, **__: None
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,6 +55,11 @@ jaxtyping.install_import_hook(
 )
 
 LAYOUT = "classic/test"
+LONG = (
+    *("test_hosts", "test_end_to_end", "test_process", "test_rings"),
+    *("test_gpu_benchmark", "test_mesh", "test_vision_agent", "test_contrastive"),
+)
+"""The files that take longest: what is begun last must be short, or one process waits for the other."""
 GROWTH = 2 * 2**30  # bytes
 kept = {"bytes": 0}
 """The memory that remained when programs were last forgotten."""
@@ -57,6 +68,11 @@ kept = {"bytes": 0}
 def pytest_unconfigure() -> None:
     """Removes the session's indices."""
     shutil.rmtree(os.environ["GENERALIST_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first; the others stay in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_collection_finish() -> None:

@@ -27,7 +27,7 @@ def served(cache: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
     hidden = ("JAX_COMPILATION", "JAX_PERSISTENT", "JAX_ENABLE_COMPILATION")  # the tests' own cache
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     environment |= {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         "GENERALIST_CACHE": str(cache),
         "COLUMNS": "200",
     }
