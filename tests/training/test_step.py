@@ -32,6 +32,8 @@ SPEC = ModelSpec(
     frames=False,
 )
 STEPS = 20
+SHARDED = 8
+"""Steps of which the losses on a mesh are compared."""
 CONFIG = TrainingConfig(steps=30, warmup=3, learning_rate=1e-2)
 
 
@@ -114,7 +116,7 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 4, 1), (1, 1, 1, 8), (2, 2, 2, 1), 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(mesh: tuple[int, ...]):
-    np.testing.assert_allclose(losses(trainer_on(*mesh), STEPS), one_device(), rtol=1e-5)
+    np.testing.assert_allclose(losses(trainer_on(*mesh), SHARDED), one_device()[:SHARDED], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -130,7 +132,8 @@ def test_every_mesh_gives_the_losses_of_one_device(mesh: tuple[int, ...]):
 )
 def test_shards_micro_batches_and_chunks_give_the_same_step(shards: int, changed: dict[str, int]):
     trainer = trainer_on(1, 2, 2, 2, **changed)
-    np.testing.assert_allclose(losses(trainer, STEPS, counting_batch(shards=shards)), one_device(), rtol=1e-5)
+    found = losses(trainer, SHARDED, counting_batch(shards=shards))
+    np.testing.assert_allclose(found, one_device()[:SHARDED], rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
