@@ -24,6 +24,7 @@ from generalist.inference.generalist import Generalist
 from generalist.inference.prompt import rank
 from generalist.inference.rows import POSITIONAL, stack_rows
 from generalist.inference.shots import Shot
+from generalist.inference.structure import Structure
 from generalist.inference.weights import Weights
 from generalist.model.masks import Blocks, attention_mask
 from generalist.tokenizers.documents import Controlled
@@ -66,15 +67,14 @@ def documents(name: str) -> list[Sequence]:
     return [loaded(name).assembler.document(parts(name, prompt), is_open=True) for prompt in PROMPTS]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits(structure: Structure, params: Any, batch: Batch) -> jax.Array:
+    opened = structure.model(params)
+    return opened.logits(opened.hidden(batch))
+
+
 def logits_of(model: Weights, batch: Batch) -> np.ndarray:
-    structure, params = model.decoder
-
-    @jax.jit
-    def logits(params, batch):
-        opened = structure.model(params)
-        return opened.logits(opened.hidden(batch))
-
-    return np.asarray(logits(params, model.on_device(batch)))[..., : model.vocabulary.text]
+    return np.asarray(logits(*model.decoder, model.on_device(batch)))[..., : model.vocabulary.text]
 
 
 @functools.cache
@@ -150,6 +150,8 @@ def test_greedy_text_is_the_reference_s_in_batches_streamed_and_after_shared_sho
     model, prompts = loaded(name), [parts(name, prompt) for prompt in PROMPTS]
     written = [model.tokenizers.text.written(expected(name)[f"written{number}"]) for number in range(2)]
     assert model.prompt(prompts, tokens=64) == written
+    if name not in (*QUICK, "paligemma"):
+        return
     assert "".join(model.stream(prompts[1], tokens=64)) == written[1]
     shared = model.read(prompts[0][:4])
     # After shots a line ends what is written.
