@@ -14,7 +14,7 @@ from generalist.data import rows
 from generalist.data.batch import Batch, BatchSpec
 from generalist.data.packing import OpenBatch
 from generalist.model.config import ModelConfig, ModelSpec
-from generalist.model.transformer import create
+from generalist.model.transformer import Transformer, create
 from generalist.tokenizers.pieces import Modality
 from generalist.tokenizers.sequence import Sequence
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -81,8 +81,13 @@ def packed(numbers: range, spec: BatchSpec, shards: int = 1) -> Batch:
     return jax.tree.unflatten(structure, [np.concatenate(several) for several in parts])
 
 
+@functools.cache
+def made(spec: ModelSpec) -> Transformer:
+    return create(spec, 0)
+
+
 def mean_loss(batch: Batch, average: str = "tokens", spec: ModelSpec = SPEC) -> tuple[float, TokenSums]:
-    graph, params = nnx.split(create(spec, 0), nnx.Param)
+    graph, params = nnx.split(made(spec), nnx.Param)
     loss, placed = make_loss(graph, VOCABULARY, 2, 0.0, 1), jax.tree.map(jnp.asarray, batch)
     factors = token_weights(placed, [1.0, 3.0], average)
     value, sums = loss(params, placed, factors, jnp.float32, jax.random.key(0))
@@ -93,7 +98,7 @@ def test_the_loss_of_one_step_by_hand():
     one = dataclasses.replace(SIZES, rows=1, tensors=8, actions=8)
     number = next(number for number in range(99) if len(window(number).actions) == 1)
     batch = packed(range(number, number + 1), one)
-    model = create(SPEC, 0)
+    model = made(SPEC)
     hidden = np.asarray(model.hidden(jax.tree.map(jnp.asarray, batch)))[0, 2]  # of the step's only position
     head = model.action_head
     table = np.concatenate([np.asarray(rows_) for rows_ in model.output_table.tables])
@@ -144,7 +149,7 @@ def test_packed_equals_alone():
 
 def test_pieces_of_actions_give_the_same(monkeypatch: pytest.MonkeyPatch):
     batch = jax.tree.map(jnp.asarray, packed(range(12), SIZES))
-    model = create(SPEC, 0)
+    model = made(SPEC)
     hidden = model.hidden(batch)
     expected = action_losses(model, hidden, batch)
     monkeypatch.setattr(losses, "fitting", lambda *sizes: 4)
@@ -155,7 +160,7 @@ def test_pieces_of_actions_give_the_same(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("most", "again"), [(2**25, 0), (0, 3)])
 def test_a_cpu_keeps_the_products_of_the_head(monkeypatch: pytest.MonkeyPatch, most: int, again: int):
     """Into the head's hidden layer, out of it and to the logits: beyond the bound the backward pass makes all three again."""
-    batch, model = jax.tree.map(jnp.asarray, packed(range(12), SIZES)), create(SPEC, 0)
+    batch, model = jax.tree.map(jnp.asarray, packed(range(12), SIZES)), made(SPEC)
     hidden = model.hidden(batch)
     monkeypatch.setattr(losses, "fitting", lambda *sizes: 4)
     monkeypatch.setattr(losses, "MOST_KEPT", most)
