@@ -1,6 +1,7 @@
 """What stays frozen, what is trained, and that adapters and split layers compute what files say."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def training(tuning: Tuning, **changed: Any) -> TrainingConfig:
     return TrainingConfig(**(settings | changed))
 
 
+@functools.cache
 def trained(name: str, tuning: Tuning, steps: int = 3, **changed: Any) -> tuple[ModelSpec, Any, Any, list[float]]:
     """The model's shape, its state before and after some steps, and the losses."""
     trunk = LanguageModel(FIXTURES / name)
@@ -96,8 +98,7 @@ def hidden(model: Any, params: Any) -> np.ndarray:
     return np.asarray(nnx.merge(graph, jax.tree.map(jnp.asarray, params)).hidden(jax.tree.map(jnp.asarray, batch_of())))
 
 
-@pytest.mark.parametrize("tuning", [LORA, UPPER])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(("name", "tuning"), [("llama", LORA), ("gemma3", UPPER), ("gpt_neox", LORA)])
 def test_training_begins_with_exactly_what_the_trunk_computes(name: str, tuning: Tuning):
     trunk = LanguageModel(FIXTURES / name)
     spec = spec_of(trunk)
@@ -110,9 +111,10 @@ def test_training_begins_with_exactly_what_the_trunk_computes(name: str, tuning:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-@pytest.mark.parametrize("tuning", [LORA, UPPER])
+@pytest.mark.parametrize(
+    ("name", "tuning", "optimizer"),
+    [("llama", LORA, "adamw"), ("llama", UPPER, "muon"), ("gemma3", LORA, "muon"), ("gemma3", UPPER, "adamw")],
+)
 def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments(name: str, tuning: Tuning, optimizer: str):
     _, before, after, losses = trained(name, tuning, optimizer=optimizer)
     assert losses[-1] < losses[0]
@@ -132,10 +134,12 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments(name: str, tuning: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", [LORA, UPPER, Tuning(lora=LoraConfig(rank=2, places=("qkv", "down")))])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "mpt"])
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [("llama", LORA), ("qwen2", UPPER), ("mpt", Tuning(lora=LoraConfig(rank=2, places=("qkv", "down"))))],
+)
 def test_the_weights_of_files_compute_what_training_computed(name: str, tuning: Tuning):
-    spec, _, after, _ = trained(name, tuning)
+    spec, _, after, _ = trained(name, tuning, optimizer="adamw")
     whole = united(after.params, after.frozen)
     files = nested(dict(together(flat(whole), spec.config, tuning)))
     assert flat(files).keys() == flat(nnx.to_pure_dict(nnx.state(create(spec, 0), nnx.Param))).keys()
@@ -143,14 +147,15 @@ def test_the_weights_of_files_compute_what_training_computed(name: str, tuning: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", [LORA, UPPER])
-def test_sharded_training_is_unsharded_training(tuning: Tuning):
-    alone = trained("llama", tuning, fsdp_axis=1, data_axis=8)
-    for axes in ({"fsdp_axis": 4, "tensor_axis": 2}, {"data_axis": 2, "fsdp_axis": 2, "sequence_axis": 2}):
-        spread = trained("llama", tuning, **axes)
-        np.testing.assert_allclose(spread[3], alone[3], rtol=1e-5)
-        for path, leaf in flat(alone[2].params).items():
-            np.testing.assert_allclose(flat(spread[2].params)[path], leaf, atol=1e-4)
+@pytest.mark.parametrize(
+    ("tuning", "axes"),
+    [(LORA, {"fsdp_axis": 4, "tensor_axis": 2}), (UPPER, {"data_axis": 2, "fsdp_axis": 2, "sequence_axis": 2})],
+)
+def test_sharded_training_is_unsharded_training(tuning: Tuning, axes: dict[str, int]):
+    alone, spread = trained("llama", tuning, fsdp_axis=1, data_axis=8), trained("llama", tuning, **axes)
+    np.testing.assert_allclose(spread[3], alone[3], rtol=1e-5)
+    for path, leaf in flat(alone[2].params).items():
+        np.testing.assert_allclose(flat(spread[2].params)[path], leaf, atol=1e-4)
 
 
 def test_a_frozen_trunk_is_held_in_sixteen_bits_and_adapters_are_not():
