@@ -50,9 +50,8 @@ def texts(model: Generalist, prompts: list[list[Any]], compiled: Compilations) -
 @pytest.mark.parametrize(
     ("folder", "places"),
     [
-        ("language/mistral", {"mesh": "data=4,tensor=2"}),
         ("language/mistral", {"mesh": "tensor=8", "weights_type": "int8", "cache_type": "bfloat16"}),
-        ("images/gemma3", {"mesh": "tensor=8"}),
+        ("images/gemma3", {"mesh": "data=4,tensor=2"}),
         ("gated/flamingo_mpt", {"mesh": "data=2,tensor=4"}),
     ],
 )
