@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,9 +23,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`train.py` in a folder of its own."""
+    """`train.py` in a folder of its own, on one device."""
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
+    env = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_an_old_run_goes_on_with_the_loss_that_it_would_have_had(folder: Path):
     today = recording.fingerprint(get(TASK), 2, 0)
     changed(folder / "data/episodes" / TASK / "1.0.0/metadata.json", lambda one: one.update(fingerprint=today))
     # One device, as then: sums over several differ in their last digits.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
     command = [sys.executable, str(ROOT / "train.py"), "debug", *SETTINGS, "--training.steps", "5"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
