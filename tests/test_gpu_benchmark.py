@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The benchmark's command on one CPU device."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
