@@ -91,10 +91,10 @@ def match(scene: Scene, rng: np.random.Generator) -> Asked | None:
         meant = (one if first == one.name else None, other)
         text = f"a {first} {side} a {other.name}"
     else:
-        first = one.name if is_right else _changed(scene, one, rng)
-        if first is None:
+        named = one.name if is_right else _changed(scene, one, rng)
+        if named is None:
             return None
-        text = f"a {first}"
+        text = f"a {named}"
     return _yes_no("match", f"{text}. does this match? answer:", is_right, about, meant)
 
 
