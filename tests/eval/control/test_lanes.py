@@ -170,11 +170,16 @@ def test_an_environment_that_hangs_does_not_keep_an_evaluation(tmp_path: Path, e
         os.kill(os.getpid(), signal.SIGINT)
 
     tasks = [hanging] if error is KeyboardInterrupt else [hanging, get("classic/cartpole")]
-    if error is KeyboardInterrupt:
-        threading.Thread(target=interrupt).start()
     started = time.monotonic()
-    with pytest.raises(error):
-        evaluate_control(Idle, tasks, 1, workers=2)
+    # As in a command: the processes of pytest-xdist ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if error is KeyboardInterrupt:
+            threading.Thread(target=interrupt).start()
+        with pytest.raises(error):
+            evaluate_control(Idle, tasks, 1, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 150
 
 
