@@ -145,7 +145,7 @@ def test_a_source_in_a_file_of_its_own_is_planned_trained_on_and_reported(
     page.write(config.folder / "results.json", tmp_path / "report.html", Console(quiet=True))
     assert "counting" in (tmp_path / "report.html").read_text(encoding="utf-8")
     settings = json.loads((config.folder / "config.json").read_text())["data"]
-    assert settings["counting"] == {"numbers": 40, "weight": 0.5}
+    assert settings["counting"] == {"loss_weight": 1.0, "numbers": 40, "weight": 0.5}
     assert run_settings(config.folder).data.sources["counting"] == Counting()
     (tmp_path / "mixture.yaml").write_text("counting: {weight: 2.0}\nmore: {kind: counting, numbers: 9}\n")
     read = read_mixture(tmp_path / "mixture.yaml")

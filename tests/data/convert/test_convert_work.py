@@ -29,7 +29,7 @@ from generalist.envs import rlds
 parts.PART_STEPS = 1
 close = rlds.ShardWriter.close
 def slowly(self):
-    time.sleep(1)
+    time.sleep(2)
     close(self)
 rlds.ShardWriter.close = slowly
 if __name__ == "__main__":
