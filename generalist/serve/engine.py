@@ -25,8 +25,6 @@ log = logging.getLogger("generalist.serve")
 
 ASIDES = 4
 """Computations besides texts and agents' steps that may wait."""
-
-
 FAILED = Failed("internal", "the server failed on this request")
 
 
