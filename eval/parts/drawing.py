@@ -50,9 +50,10 @@ class Draws(Part):
             if towers:
                 remedy = "name one, or leave it out, and the weights rank the drawings"
                 _check_towers(f"data.{name}.evaluation_towers", towers, remedy)
-            if towers and Path(judge).resolve() == Path(towers).resolve():
+            # By their contents: a copy of the ranking towers would praise what they have chosen.
+            if towers and _identity(judge) == _identity(towers):
                 raise ValueError(
-                    f"data.{name}.evaluation_judge and evaluation_towers must be different runs, both are {judge}: name another "
+                    f"data.{name}.evaluation_judge = {judge} and evaluation_towers = {towers} are the same towers: name another "
                     "judge"
                 )
 
@@ -88,11 +89,17 @@ class Draws(Part):
 
     def page(self, results: Results, beside: Beside) -> list[Element]:
         rows = [
-            [job, kept, *(str(Estimate(**found[score])) for score in COLUMNS), f"{found['nearest']:.3f}"]
+            [
+                job,
+                kept,
+                str(len(found.get("hits", ())) or ""),
+                *(str(Estimate(**found[score])) for score in COLUMNS),
+                f"{found['nearest']:.3f}",
+            ]
             for job, by_kept in results["drawing"].items()
             for kept, found in by_kept.items()
         ]
-        headers = ("names", "images", *COLUMNS.values(), "distance to a training image")
+        headers = ("names", "images", "number", *COLUMNS.values(), "distance to a training image")
         gains = [[label, str(gain)] for label, gain in _gains(results["drawing"]).items()]
         return [element("h2", self.title), table(headers, rows), *([table(("", "points"), gains)] if gains else [])]
 

@@ -1,13 +1,17 @@
 """`generalist draw`: images of a text, or a part of an image drawn anew."""
 
 import argparse
+import io
 from pathlib import Path
 
 from rich.console import Console
 
 from generalist.cli.weights import add_weights, load_weights, named_settings
-from generalist.inference.drawing_settings import DrawingSettings, check_counts
+from generalist.config.run import Config
+from generalist.data.sources.drawing import TextToImage
+from generalist.inference.drawing_settings import DrawingSettings, check_counts, check_text
 from generalist.system.console import note
+from generalist.system.files import write_new
 from generalist.system.places import check_new_file
 from generalist.system.progress import counting
 from generalist.tokenizers.drawing import CANT_DRAW
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--towers", metavar="FOLDER", help="a run of train.py contrastive ranks the images, instead of the weights"
     )
     parser.add_argument(
-        "--guidance", type=float, default=3.0, help="how far the text counts; 1: as trained (default 3)"
+        "--guidance", type=float, default=3.0, help="how far the text counts; 1: as much as the model says (default 3)"
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the draws (default 1)")
     parser.add_argument(
@@ -71,6 +75,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     if rest:
         raise ValueError(f"generalist draw does not know {' '.join(rest)}: put the text in quotes")
     # Before the weights are loaded, which takes seconds.
+    check_text(arguments.text)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     DrawingSettings(**settings)
     check_counts(arguments.count, arguments.count if arguments.best_of is None else arguments.best_of)
@@ -86,6 +91,8 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     named = named_settings(arguments)
     if named is None or not named.tokens.image_codes:
         raise ValueError(CANT_DRAW)
+    for told in _not_learned(named, arguments):
+        note(told)
     from PIL import Image
     from rich.markup import escape
 
@@ -116,6 +123,31 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
             **settings,
         )
-    Image.fromarray(grid(images, min(COLUMNS, len(images)))).save(arguments.out)
+    file = io.BytesIO()
+    Image.fromarray(grid(images, min(COLUMNS, len(images)))).save(file, "PNG")
+    write_new(arguments.out, file.getvalue())
     console.print(f"wrote {arguments.out}", highlight=False)
     return 0
+
+
+def _not_learned(named: Config, arguments: argparse.Namespace) -> list[str]:
+    """What is asked of the weights that their training did not teach."""
+    drawing = [source for source in named.data.taking_part.values() if source.draws]
+    if not drawing:
+        return ["no source of the weights' own training draws: unless they began with weights that do, this is noise"]
+    known = [source for source in drawing if isinstance(source, TextToImage)]
+    if len(known) < len(drawing):  # what others teach is not known
+        return []
+    told = []
+    if not any(source.without_text for source in known):
+        ranked = (arguments.best_of or arguments.count) > arguments.count and not arguments.towers
+        if arguments.guidance > 1 or ranked:
+            told.append(
+                "the weights were trained with data.drawing.without_text = 0, but guidance, and a ranking without --towers, "
+                "compare with drawing without a text: use --guidance 1"
+            )
+    if arguments.edit is not None and not any(source.infilling for source in known):
+        told.append(
+            "the weights were trained with data.drawing.infilling = 0: they have not learned to draw a part of an image"
+        )
+    return told

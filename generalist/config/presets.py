@@ -62,8 +62,9 @@ def pocket_all() -> Config:
         # Longer rows than those of `pocket`, as many positions in all: more than one scene fits into a row.
         data=dataclasses.replace(
             base.data.with_sources(
-                # An image takes 36 positions here, one in `pocket`: as many drawings are named only with a larger share.
-                emoji=dataclasses.replace(base.data.sources["emoji"], weight=0.12),
+                # An image takes 36 positions here, one in `pocket`: as many drawings are named only with a larger share, and
+                # their names are a hundredth of all targets.
+                emoji=dataclasses.replace(base.data.sources["emoji"], weight=0.12, loss_weight=4.0),
                 # Of the targets, answers and what prepares them are a sixth without the factor: boxes stay coarse.
                 scenes=Scenes(weight=0.7, loss_weight=3.0, things=24, detections=0.1, asked_first=0.8),
                 infilling=Infilling(weight=0.07),

@@ -56,7 +56,12 @@ class DualEncoder:
         shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: fresh_towers(config)), nnx.Param))
         recipes = {path: tensor(path, *leaf.shape) for path, leaf in flat(shapes).items()}
         params = nested({path: jnp.asarray(array) for path, array in weights.read(recipes).items()})
-        return cls(config, TextTokenizer.load(weights.folder / "text.model"), params)
+        text = TextTokenizer.load(weights.folder / "text.model")
+        if text.size > config.towers.text_pieces:  # fewer where the texts have no more
+            raise WeightsError(
+                f"{weights.folder / 'text.model'} has {text.size} pieces, but the towers {config.towers.text_pieces}: restore it"
+            )
+        return cls(config, text, params)
 
     @cached_property
     def prepare(self) -> Preparation:

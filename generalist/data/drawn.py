@@ -81,8 +81,10 @@ def drawing_codes(
     Args:
         folder: of the files, one for each image tokenizer and list of drawings.
     """
-    listed = "\n".join([str(variants), *(one.code for one in drawings)])
-    key = f"{codes.fingerprint}-{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+    listed = hashlib.sha256(str(variants).encode())
+    for one in drawings:  # not their names alone: another version of the package has other drawings by the same names
+        listed.update(hashlib.sha256(one.path.read_bytes()).digest())
+    key = f"{codes.fingerprint}-{listed.hexdigest()[:16]}"
     path, shape = folder / f"{key}.npy", (len(drawings), variants, codes.side**2)
     if path.exists():
         stored = np.load(path, allow_pickle=False)

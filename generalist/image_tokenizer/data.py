@@ -143,7 +143,7 @@ def _held_out(names: Sequence[str], recorded: Set[str]) -> list[bool]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """All files with an image's name in a folder and those within it, links to folders included.
+    """All files with an image's name in a folder and those within it, links included, each image once.
 
     Raises:
         DocumentError: a folder can't be read, a link is broken, or an image's name is not UTF-8.
@@ -154,24 +154,26 @@ def _image_files(folder: Path) -> list[Path]:
             f"images: the folder {error.filename!r} cannot be read ({error.strerror}): make it readable, or remove it"
         ) from error
 
-    root = os.path.realpath(folder)
+    root = Path(os.path.realpath(folder))
     found, seen = [], {root}
 
-    def is_new(path: Path) -> bool:
-        real = os.path.realpath(path)
-        # Each folder once, by the name that it has without links: under two names an image could be both trained on and held out.
-        if real in seen or (path.is_symlink() and Path(real).is_relative_to(root)):
+    def is_new(path: Path, endings: Sequence[str] | None = None) -> bool:
+        real = Path(os.path.realpath(path))
+        # Each folder and file once, by the name that it has without links, if that is read: under two names an image could be
+        # both trained on and held out.
+        is_read = real.is_relative_to(root) and (endings is None or real.suffix.lower() in endings)
+        if real in seen or (path.is_symlink() and is_read):
             return False
         seen.add(real)
         return True
 
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in sorted(folders) if is_new(Path(place, name))]
-        for path in (Path(place, name) for name in names):
+        for path in (Path(place, name) for name in sorted(names)):
             # Whatever its name, since it may have led to a folder of images. Not `Path.exists`, which may raise here.
             if path.is_symlink() and not os.path.exists(path):
                 raise DocumentError(f"images: {str(path)!r} is a broken link: restore what it leads to, or remove it")
-            if path.suffix.lower() in ENDINGS:
+            if path.suffix.lower() in ENDINGS and is_new(path, ENDINGS):
                 found.append(path)
     for path in found:
         try:

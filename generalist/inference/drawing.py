@@ -7,6 +7,7 @@ Dimension key: N images, B rows, T cells of an image, M of them that are drawn, 
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt, UInt8, UInt32
 
 from generalist.data.emoji import WHITE
 from generalist.inference.cached_rows import CachedRows
-from generalist.inference.drawing_settings import DrawingSettings
+from generalist.inference.drawing_settings import DrawingSettings, check_text
 from generalist.inference.prompt import context
 from generalist.inference.rows import bucket, shift_right, stack_rows
 from generalist.inference.sampling import confine, draw
@@ -26,8 +27,10 @@ from generalist.tokenizers.locations import place_in
 from generalist.tokenizers.pieces import Sequence
 from generalist.vision.image_tokenizer import ImageTokenizer
 
+AT_ONCE = 64
+"""Images that are drawn together: more take that much more memory, and are hardly faster."""
 Progress = Callable[[int, int], None]
-"""Called with the number of drawn cells and that of all cells."""
+"""Called with the number of passes that are done and that of all: one per cell, for `AT_ONCE` images each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +80,14 @@ def drawable(generalist: Weights, texts: Iterable[str]) -> ImageTokenizer:
     """The image tokenizer of weights that can draw these texts; computes nothing.
 
     Raises:
-        ValueError: the weights have none, a text has a place, or a text and its image do not fit the context.
+        ValueError: the weights have none, a text is empty or has a place, or a text and its image do not fit the context.
     """
     codes = generalist.tokenizers.codes
     if codes is None:
         raise ValueError(CANT_DRAW)
     cells, encode = codes.side**2, generalist.assembler.text_tokenizer.encode
     for text in texts:
+        check_text(text)
         if place := place_in(text):
             raise ValueError(f"the text has {place}, but a drawing is of the whole image: leave places out")
         # The beginning marker, the text, all codes but the last one, and the separator, whatever is given of the image.
@@ -105,12 +109,16 @@ def _draw_codes(
     """The drawn codes, (N, M), after prefixes with and without texts, (2 N); and `Drawn.fit`."""
     count, length = len(prefixes) // 2, bucket(max(map(len, prefixes)), 8)
     found, fit = np.zeros((count, len(cells)), np.int32), np.zeros((count,), np.float64)
-    steps = draw_in_steps(generalist, prefixes, cells, settings, np.arange(count, dtype=np.uint32), length)
-    for step, (codes, gained) in enumerate(steps):
-        found[:, step] = codes
-        fit += gained
-        if progress is not None:
-            progress(step + 1, len(cells))
+    chunks = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
+    for number, chunk in enumerate(chunks):
+        own = slice(chunk.start, chunk.stop)
+        both = [*prefixes[own], *prefixes[count + chunk.start : count + chunk.stop]]
+        steps = draw_in_steps(generalist, both, cells, settings, np.array(chunk, np.uint32), length)
+        for step, (codes, gained) in enumerate(steps):
+            found[own, step] = codes
+            fit[own] += gained
+            if progress is not None:
+                progress(number * len(cells) + step + 1, len(chunks) * len(cells))
     return found, fit
 
 
@@ -182,18 +190,27 @@ def part_of(
 
     Raises:
         ValueError: only one of them is given, the weights have no image tokenizer, the image is no array of pixels, or the box is
-            empty or outside the image.
+            empty, outside the image or not of four whole numbers.
     """
     if (image is None) != (box is None):
         raise ValueError("an image and the box that is drawn anew go together: give both, or neither")
     if image is None or box is None:
         return None, None
     codes = drawable(generalist, [])
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"the image must be an array of pixels, got {image!r:.60}: read a file by generalist.data.images.read_image"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or not image.size:
         raise ValueError(
             f"the image must be uint8 (H, W, C), got {image.dtype} {image.shape}: a grey image has one channel, image[..., None]"
         )
-    top, left, bottom, right = box
+    try:
+        top, left, bottom, right = map(operator.index, box)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"box must be four whole numbers, top, left, bottom and right in pixels, got {box!r:.60}"
+        ) from None
     size, patch = codes.config.size, codes.config.patch
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):
         raise ValueError(

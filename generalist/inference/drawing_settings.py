@@ -1,6 +1,7 @@
 """How images are drawn. Does not import JAX, so that a wrong setting is reported at once."""
 
 import dataclasses
+import operator
 
 from generalist.tokenizers.drawing import LARGEST_GUIDANCE
 
@@ -15,7 +16,8 @@ class DrawingSettings:
     """How images are drawn."""
 
     guidance: float = 3.0
-    """How far the text counts: 1 draws from the model as it is; above 1, what the text makes likelier."""
+    """How far the text counts: 1 as much as the model says, and with `min_p` = 0 drawings are of the model as it is; above 1,
+    what the text makes likelier."""
     temperature: float = 1.0
     """Of the draws."""
     top_k: int = 0
@@ -29,10 +31,16 @@ class DrawingSettings:
     """Seed of the draws; together with the number of the image it determines the image."""
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "seed"):
+            try:
+                operator.index(getattr(self, name))
+            except TypeError:
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}") from None
         # `not` also refuses NaN.
         if not 1 <= self.guidance <= LARGEST_GUIDANCE:
             raise ValueError(
-                f"guidance must be a number from 1 to {LARGEST_GUIDANCE:g}, got {self.guidance}: 1 draws from the model as it is"
+                f"guidance must be a number from 1 to {LARGEST_GUIDANCE:g}, got {self.guidance}: at 1 the text counts as much as "
+                "the model says"
             )
         if not LEAST <= self.temperature <= LARGEST:
             raise ValueError(
@@ -59,3 +67,14 @@ def check_counts(count: int, candidates: int) -> None:
         raise ValueError(
             f"best_of must be at least count = {count}, the images that are kept, got {candidates}: raise it, or leave it out"
         )
+
+
+def check_text(text: str) -> None:
+    """Checks that there is something to draw.
+
+    Raises:
+        ValueError: the text is empty. Drawing without one is what texts are compared with: nothing guides it, or tells which
+            drawing is best.
+    """
+    if not text.strip():
+        raise ValueError("the text is empty: say what the image shows, such as 'a red heart'")

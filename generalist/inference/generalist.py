@@ -137,12 +137,12 @@ class Generalist(Weights):
             image: an image of which a part is drawn anew.
             box: this part: first row, first column, and one past the last of each, in pixels of the image as drawings are sized;
                 every cell that it touches is drawn.
-            progress: called with the number of drawn cells and that of all cells.
+            progress: called with the number of passes that are done and that of all.
             settings: see `generalist.inference.drawing_settings.DrawingSettings`.
 
         Raises:
             ValueError: the weights have no image tokenizer, `image` and `box` are not given together, the box is outside the
-                image, or a number is not possible.
+                image, the text is empty, or a number is not possible.
         """
         # All numbers and the text first: an image that is edited is encoded by a program that takes seconds to compile.
         how, candidates = DrawingSettings(**settings), count if best_of is None else best_of

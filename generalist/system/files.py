@@ -17,6 +17,22 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file that is either complete or absent.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        if path.exists():  # now, though it did not when the command began
+            raise FileExistsError(f"{path} exists already: name another file, or delete it")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the name `folder` when the block ends, and is deleted if it fails.

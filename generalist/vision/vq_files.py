@@ -70,7 +70,12 @@ def _found(path: Path) -> tuple[Path, int]:
         raise WeightsError(f"{path} must hold one file of an image tokenizer, but has {names}: name the file itself")
     settings = path / "config.json"
     given = read_json(settings) if settings.is_file() else {}
-    size = given.get("size", SIZE) if isinstance(given, dict) else None
+    if not isinstance(given, dict) or (settings.is_file() and "size" not in given):
+        raise WeightsError(
+            f'{settings} has no "size", the height and width of images in pixels: add it, for example {{"size": {SIZE}}}, or '
+            f"name the file itself, whose images have {SIZE}"
+        )
+    size = given.get("size", SIZE)
     if type(size) is not int or size < 1:
         raise WeightsError(f"{settings} has size = {size!r:.60}: it must be the height and width of images in pixels")
     return files[0], size

@@ -126,6 +126,18 @@ def test_an_image_depends_on_its_seed_and_number_alone(artist):
     assert (draw_images(artist, ["lift"], other).codes != four[:1]).any()
 
 
+def test_images_of_several_passes_are_those_of_one(artist, monkeypatch):
+    settings, told = DrawingSettings(guidance=2.0, seed=5), []
+    whole = draw_images(artist, ["lift", "push", "lift"], settings)
+    monkeypatch.setattr("generalist.inference.drawing.AT_ONCE", 2)
+    parts = draw_images(
+        artist, ["lift", "push", "lift"], settings, progress=lambda done, total: told.append((done, total))
+    )
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_allclose(parts.fit, whole.fit, atol=1e-4)
+    assert told == [(done, 18) for done in range(1, 19)]
+
+
 def test_the_best_come_first(artist):
     drawn = draw_images(artist, ["lift"] * 6, DrawingSettings(seed=1))
     best = best_of(artist, "lift", DrawingSettings(seed=1), count=3, candidates=6)
@@ -163,6 +175,8 @@ def test_what_cannot_be_drawn_is_refused(artist, make_model):
         artist.draw("lift <loc0102>")
     with pytest.raises(ValueError, match="best_of must be at least count = 4, .* got 2: raise it"):
         artist.draw("lift", count=4, best_of=2)
+    with pytest.raises(ValueError, match="the text is empty: say what the image shows"):
+        artist.draw(" ")
     wrong = (
         ("guidance", 0.5),
         ("guidance", 1e39),
@@ -195,11 +209,13 @@ def test_a_text_that_is_too_long_is_refused_before_anything_is_computed(artist, 
         (("--count", "3", "--best-of", "2"), "best_of must be at least count = 3"),
         (("--edit", "nowhere.png", "--box", "0", "0", "4", "4"), "--edit: there is no image nowhere.png"),
         ((), "the weights have no image tokenizer"),
+        (("",), "the text is empty: say what the image shows"),
     ],
 )
 def test_the_command_refuses_before_weights_are_loaded(given, message, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("generalist.cli.draw.load_weights", None)
-    assert main(["draw", "a heart", "--out", str(tmp_path / "heart.png"), *given]) == 1
+    text = [] if given == ("",) else ["a heart"]
+    assert main(["draw", *text, "--out", str(tmp_path / "heart.png"), *given]) == 1
     assert message in capsys.readouterr().out
 
 
@@ -259,6 +275,11 @@ def test_codes_of_drawings_are_computed_once(tokenizer, tmp_path):
     before = file.stat().st_mtime_ns
     np.testing.assert_array_equal(drawing_codes(some, 2, tokenizer, tmp_path), codes)
     assert file.stat().st_mtime_ns == before
+    # A drawing that another version of its package has changed has other codes.
+    renewed = tmp_path / "renewed.png"
+    Image.fromarray(255 - some[0].rgba()[..., :3]).save(renewed)
+    changed = (dataclasses.replace(some[0], path=renewed), *some[1:])
+    assert not np.array_equal(drawing_codes(changed, 2, tokenizer, tmp_path / "changed"), codes)
     np.save(file, codes + 24)
     with pytest.raises(ValueError, match="is damaged: delete it"):
         drawing_codes(some, 2, tokenizer, tmp_path)

@@ -138,7 +138,8 @@ def test_other_tensors_are_refused(copy, changed, message):
         ('{"size": 1000000}', "up to 4096"),
         ('{"size": "32"}', "size = '32'"),
         ('{"size": -2}', "size = -2"),
-        ("[]", "size = None"),
+        ("[]", 'has no "size", the height and width'),
+        ('{"image_size": 32}', 'has no "size", the height and width'),
         ("{", "is not JSON"),
     ],
 )

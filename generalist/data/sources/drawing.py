@@ -27,7 +27,7 @@ class TextToImage(Source):
     """Maximum share of an example's codes that are read wrongly, so that a wrongly drawn code does not spoil the rest."""
 
     evaluation_items: int = 0
-    """Names that an evaluation draws, of each split; 0: drawing is not evaluated."""
+    """Maximum number of names that an evaluation draws, of each split; 0: drawing is not evaluated."""
     evaluation_judge: str = ""
     """A run of `train.py contrastive` that judges the drawings in an evaluation; it must not rank them."""
     evaluation_towers: str = ""

@@ -193,7 +193,7 @@ def test_a_judge_is_required_and_must_not_rank(judge: Path):
         prepare()
     with pytest.raises(ValueError, match="evaluation_towers = 'nowhere' is no run"):
         prepare(evaluation_judge=str(judge), evaluation_towers="nowhere")
-    with pytest.raises(ValueError, match="must be different runs"):
+    with pytest.raises(ValueError, match="are the same towers: name another judge"):
         prepare(evaluation_judge=str(judge), evaluation_towers=f"{judge.parent}/./judge/")
     assert not Draws().sources(debug())
     (judge / "text.model").unlink()
