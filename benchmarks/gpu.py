@@ -58,7 +58,8 @@ class Cases:
         if left < 10:
             self.left_out.append(f"{title}: no time left")
             return None
-        given = os.environ if flags is None else os.environ | {"XLA_FLAGS": flags}
+        # Else the last line of an error is JAX's remark on what it has hidden, instead of the reason.
+        given = os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | ({} if flags is None else {"XLA_FLAGS": flags})
         command = [sys.executable, str(Path(__file__).with_name("gpu_case.py")), json.dumps(self.common | case)]
         try:
             done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=left)
@@ -103,6 +104,8 @@ def check_gpu() -> None:
     code = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep=',')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     platform, _, kind = (done.stdout.strip().splitlines() or ["nothing,"])[-1].partition(",")
+    if done.returncode:
+        raise SystemExit("JAX does not start:\n" + "\n".join(done.stderr.strip().splitlines()[-5:]))
     if platform != "gpu":
         raise SystemExit(f"this needs a GPU, but JAX found {kind or platform}; --dry tries the script on a CPU")
 
@@ -118,17 +121,21 @@ def everything(cases: Cases, arguments: argparse.Namespace) -> None:
         if arguments.json:  # after every case: whatever ends the program, the figures before it are there
             write_json(arguments.json, found)
 
+    def models(names: list[str]) -> None:
+        print("| model | rows × length | filled | tokens/s | MFU | GiB planned | program | peak | compile, s |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for name in names:
+            one = cases.run(name, {"name": name, "rows": rows_of(name), "profile": name == FIRST})
+            if one:
+                found["models"][name] = one
+                print(table_row(name, one), flush=True)
+                if "no_profile" in one:
+                    cases.left_out.append(f"profile of {name}: {one['no_profile']}")
+            keep()
+
     keep()
-    print("| model | rows × length | filled | tokens/s | MFU | GiB planned | program | peak | compile, s |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name in arguments.models:
-        one = cases.run(name, {"name": name, "rows": rows_of(name), "profile": name == FIRST})
-        if one:
-            found["models"][name] = one
-            print(table_row(name, one), flush=True)
-            if "no_profile" in one:
-                cases.left_out.append(f"profile of {name}: {one['no_profile']}")
-        keep()
+    # The larger ones last: what time leaves out is then another size, and not the effect of a measure.
+    models([name for name in arguments.models if name == FIRST])
     first = found["models"].get(FIRST)
     if first:
         print(
@@ -156,6 +163,8 @@ def everything(cases: Cases, arguments: argparse.Namespace) -> None:
             found["attention"].append(one)
             print(f"| {length} | {one['forward']:.1e} | {one['gradients']:.1e} | {one['ratio']:.2f} |", flush=True)
         keep()
+    print()
+    models([name for name in arguments.models if name != FIRST])
     for line in cases.left_out:
         print(f"left out: {line}")
 

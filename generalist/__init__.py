@@ -2,10 +2,12 @@
 
     from generalist import AgentPrompt, ControlPolicy, Generalist
 
-The three are imported when they are asked for: `import generalist` alone loads nothing else, JAX least of all.
+The three are imported when they are asked for: `import generalist` alone loads nothing else, JAX least of all. Where they are
+what imports JAX, compiled programs are kept and a GPU's options are set, as by the commands (docs/start.md).
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _MODULES:
         raise AttributeError(f"module 'generalist' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if "jax" not in sys.modules:  # which reads both when it is imported
+        from generalist.system.compilation_cache import use_compilation_cache
+        from generalist.system.gpu_flags import use_gpu_flags
+
+        use_compilation_cache()
+        use_gpu_flags()
     value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value  # the next access does not come here
     return value

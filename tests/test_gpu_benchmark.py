@@ -34,24 +34,27 @@ def test_figures_are_kept_whatever_the_other_cases_do(tmp_path: Path, monkeypatc
     spec.loader.exec_module(gpu)
     numbers = ("rows", "length", "filled", "tokens_per_second", "mfu", "planned_bytes", "program_bytes", "peak_bytes")
     figures = dict.fromkeys((*numbers, "compile_seconds"), 1)
+    attention = dict.fromkeys(("forward", "gradients", "ratio"), 1)
 
     def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         case = json.loads(command[-1])
-        if "length" in case:
+        if case.get("name") == "gato_1b":
             raise KeyboardInterrupt
-        printed = "no figures" if case["name"] == "gato_79m" else json.dumps(figures)
+        printed = (
+            "no figures" if case.get("name") == "gato_79m" else json.dumps(attention if "length" in case else figures)
+        )
         return subprocess.CompletedProcess(command, 0, printed, "")
 
     written, measure = tmp_path / "new" / "gpu.json", "a loop over the layers"
-    chosen = ["--models", "gato_79m", "gpt2_124m", "--measures", measure, "--json", str(written)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *chosen])
+    chosen = ["--models", "gpt2_124m", "gato_79m", "gato_1b", "--measures", measure, "--lengths", "256"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *chosen, "--json", str(written)])
     monkeypatch.setattr(gpu, "use_gpu_flags", lambda: None)
     monkeypatch.setattr(gpu, "check_gpu", lambda: None)
     monkeypatch.setattr(gpu.subprocess, "run", ran)
     with pytest.raises(KeyboardInterrupt):
         gpu.main()
     found = json.loads(written.read_text())
-    assert found["models"] == {"gpt2_124m": figures}
+    assert found["attention"] == [attention] and found["models"] == {"gpt2_124m": figures}
     assert found["left_out"] == [
         "gato_79m: its last line is no JSON: 'no figures'",
         f"{measure}: gato_79m has no figures to compare with",

@@ -73,12 +73,13 @@ class Side:
     def __init__(self, python: str, *arguments: str, processor_time: bool = False):
         self._clock = int(processor_time)
         begun = time.perf_counter()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._command = [python, str(HERE / "worker.py"), *arguments]
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
         )
         self.work = self._answer()
@@ -90,7 +91,10 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(self._command)} ended early: run it alone to see why")
+            self._process.wait()
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["it says nothing"])[-1]
+            raise SystemExit(f"{' '.join(self._command)} ended early: {last}")
         return json.loads(line)
 
     def _run(self) -> tuple[float, float]:
@@ -146,8 +150,18 @@ def main() -> None:
         help="count the processors' seconds, which other work on the machine lengthens less: with both sides on one core "
         "(taskset -c 0), since PyTorch's threads wait for one another busily",
     )
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="rows of these cases of ours.py")
+    cases = list(dict.fromkeys(row.ours for row in ROWS))
+    parser.add_argument("--only", nargs="+", choices=cases, metavar="CASE", help=f"rows of these: {', '.join(cases)}")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    # Before anything is compiled.
+    try:
+        subprocess.run([arguments.peers_python, "-c", "import torch, transformers"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        parser.error(
+            f"--peers-python {arguments.peers_python} cannot import torch and transformers: install both with its pip"
+        )
     print("| what | peer | peer's time / ours | ours, per s | peer, per s | unit | first run, s | peak memory, MiB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for row in ROWS:

@@ -5,7 +5,7 @@ R = B · M, H head size.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from generalist.model.masks import Blocks, visible
 from generalist.model.mesh_layout import Layout, mesh_layout
 from generalist.model.splash_attention import splash_attention, splash_takes
 from generalist.system.platforms import target_platform
+
+AMPERE = 8.0  # compute capability
 
 
 class Packed(NamedTuple):
@@ -42,6 +44,13 @@ def fused_on_gpu(dtype: DTypeLike, length: int, keys: int, head_size: int, softc
     return half and head_size % 8 == 0 and head_size <= 128 and length % 2 == 0 and keys % 2 == 0 and not softcap
 
 
+@functools.cache
+def lacks_fused() -> bool:
+    """Whether this machine's GPU is older than Ampere, for which cuDNN has no such kernel. A program that is only lowered for a
+    GPU is for one that has it."""
+    return jax.default_backend() == "gpu" and float(jax.local_devices()[0].compute_capability) < AMPERE
+
+
 def slow_heads(head_size: int) -> str | None:
     """What to tell the user of a GPU whose attention has small heads; None if they are large enough."""
     if head_size >= 64:
@@ -50,6 +59,10 @@ def slow_heads(head_size: int) -> str | None:
         f"heads of {head_size} fill only a part of what the tensor cores multiply at once in attention: half as many heads of "
         "twice model.head_size take less time, with as many parameters"
     )
+
+
+def _is_fused(*shapes: Any) -> bool:
+    return target_platform() == "gpu" and fused_on_gpu(*shapes) and not lacks_fused()
 
 
 def attend(
@@ -66,7 +79,7 @@ def attend(
         key, value = (one.swapaxes(1, 2).reshape(-1, *one.shape[1::2]) for one in (key, value))  # (R, S, H)
         return _attend_heads((query,), key, value, mask, None, scale, softcap)
     _, length, _, size = query.shape
-    fused = target_platform() == "gpu" and fused_on_gpu(query.dtype, length, key.shape[1], size, softcap)
+    fused = _is_fused(query.dtype, length, key.shape[1], size, softcap)
     # Named, not left to JAX: it would not choose cuDNN by itself.
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn" if fused else "xla"
@@ -91,7 +104,7 @@ def attend_cached(
     batch, length = query.shape[:2]
     slots, size = key.shape[1:]
     # cuDNN's kernel takes slots before heads. A prompt's many queries pay for the copy; a step of one position never comes here.
-    if slide is None and target_platform() == "gpu" and fused_on_gpu(query.dtype, length, slots, size, softcap):
+    if slide is None and _is_fused(query.dtype, length, slots, size, softcap):
         key, value = (one.reshape(batch, -1, slots, size).swapaxes(1, 2) for one in (key, value))  # (B, S, M, H)
         key, value = key.astype(query.dtype), value.astype(query.dtype)
         return attend(query, key, value, mask, scale=scale)

@@ -18,6 +18,7 @@ from generalist.model.transformer import count_parameters
 from generalist.plan.estimate import abstract_parameters
 from generalist.run.shapes import batch_spec
 from generalist.training.loss import fitting
+from generalist.training.state import compute_dtype
 from generalist.vision.encoder import VisionEncoder
 
 FULL, HALF = 4, 2  # bytes of float32 and bfloat16
@@ -77,7 +78,6 @@ def arithmetic(
     encoder: VisionEncoder | None,
     *,
     limit: float | None,
-    width: int = HALF,
     platform: str = "gpu",
     shards: int = 1,
     replicas: int = 1,
@@ -85,20 +85,19 @@ def arithmetic(
     """Memory of one device.
 
     Args:
-        width: bytes per activation.
-        platform: `gpu` or `tpu`, where activations have 16 bits; else it is a CPU.
+        platform: `gpu`, `tpu` or `cpu`; with `training.dtype` it determines the bytes per activation.
         shards: number of devices that parameters, gradients and moments are split over.
         replicas: number of devices that the batch is split over.
     """
+    width = compute_dtype(config.training.dtype, platform).itemsize
     trained, frozen = (count_parameters(part) for part in abstract_parameters(spec, config.training.tuning))
     seen = 0 if encoder is None else count_parameters(encoder.params)
     copies = 2 if config.training.ema else 1
-    # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once. A CPU
-    # computes in float32, and needs no cast.
+    # Besides the float32 gradients there are the weights in the compute dtype, which the compiler casts all at once, unless they
+    # are computed with in float32, as on a CPU.
     cast = width if width != FULL else 0
     positions = batch.rows * batch.length / replicas / config.training.parts
     logits = positions * spec.vocabulary.size
-    platform = "cpu" if width == FULL else platform
     chunks = config.training.loss_chunks or fitting(batch.length, logits, platform)
     copies_of_logits = TPU_LOGITS_COPIES if platform == "tpu" else LOGITS_COPIES
     predicted = batch.actions * batch.action_dimensions

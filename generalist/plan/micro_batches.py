@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from generalist.config.run import Config
-from generalist.plan.memory import FULL, HALF, Shapes, arithmetic
+from generalist.plan.memory import Shapes, arithmetic
 from generalist.training.sharding import AXES, ROWS, make_mesh
 
 MARGIN = 1.7
@@ -28,7 +28,6 @@ def decided(config: Config, shapes: Shapes, devices: Sequence[Any] | None, limit
         return config
     mesh = dict.fromkeys(AXES, 1) if devices is None else dict(make_mesh(config.training, devices).shape)
     parts = math.prod(mesh[axis] for axis in ROWS)
-    width = FULL if devices is not None and devices[0].platform == "cpu" else HALF
     # Every device has rows in every micro-batch, and a micro-batch consists of whole shards.
     most = math.gcd(max(1, config.data.rows // parts), config.data.shards)
     for count in (2**power for power in range(most.bit_length()) if most % 2**power == 0):
@@ -37,7 +36,6 @@ def decided(config: Config, shapes: Shapes, devices: Sequence[Any] | None, limit
             found,
             *shapes,
             limit=limit,
-            width=width,
             platform="gpu" if devices is None else devices[0].platform,
             shards=mesh["fsdp"] * mesh["tensor"],
             replicas=parts * mesh["sequence"],
@@ -53,9 +51,12 @@ def with_micro_batches(config: Config, count: int) -> Config:
 
 
 def device_memory() -> float | None:
-    """Bytes of memory that programs may use on a device of this machine; None if the platform does not say (a CPU).
+    """Bytes of memory that programs may use on a device of this machine; None on a CPU.
 
     If there are several processes, all get the first one's: with different numbers they would compile different programs.
+
+    Raises:
+        ValueError: an accelerator does not say.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = float(stats.get("bytes_limit", 0))
@@ -63,4 +64,9 @@ def device_memory() -> float | None:
         from jax.experimental.multihost_utils import broadcast_one_to_all
 
         limit = float(broadcast_one_to_all(limit))
+    if not limit and jax.local_devices()[0].platform != "cpu":
+        raise ValueError(
+            "training.micro_batches = auto: the device does not say how much memory it has (XLA_PYTHON_CLIENT_ALLOCATOR may be "
+            "why): give a number, such as --training.micro-batches 4"
+        )
     return limit or None

@@ -144,7 +144,7 @@ def test_memory_by_arithmetic_is_near_the_compiler_s(remat: Literal["none", "blo
     config, shapes = language(dataclasses.replace(MODEL, remat=remat))
     needed = planned(remat).needed
     assert needed is not None
-    assert 0.6 < arithmetic(config, *shapes, limit=None, width=FULL).total / needed < 1.7
+    assert 0.6 < arithmetic(config, *shapes, limit=None, platform="cpu").total / needed < 1.7
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_adapters_cost_no_gradients_and_no_moments_of_what_is_frozen():
     assert found.memory.frozen == FULL * found.counts.frozen
     assert found.memory.temporary < 0.6 * found.memory.frozen  # with gradients it would be more than once as much
     assert found.memory.optimizer < 2.1 * FULL * found.counts.trained
-    by_arithmetic = arithmetic(config, spec, batch, None, limit=None, width=FULL)
+    by_arithmetic = arithmetic(config, spec, batch, None, limit=None, platform="cpu")
     assert 0.6 < by_arithmetic.total / found.memory.total < 1.7
     everything = dataclasses.replace(spec, config=dataclasses.replace(model, trunk_frozen=False))
     assert found.model_flops < 0.75 * model_flops(everything, batch, *abstract_parameters(everything, Tuning()))
@@ -189,9 +189,13 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert needed(most) <= limit < needed(most + 1)
 
 
-@pytest.mark.parametrize(("gibibytes", "expected"), [(1000.0, 1), (80.0, 4), (24.0, 16), (0.1, 256)])
-def test_the_fewest_micro_batches_that_fit(gibibytes: float, expected: int):
+@pytest.mark.parametrize(
+    ("gibibytes", "dtype", "expected"),
+    [(1000.0, "auto", 1), (80.0, "auto", 4), (24.0, "auto", 16), (0.1, "auto", 256), (60.0, "float32", 16)],
+)
+def test_the_fewest_micro_batches_that_fit(gibibytes: float, dtype: Literal["auto", "float32"], expected: int):
     config, limit = preset("gato_79m"), gibibytes * 2**30
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, dtype=dtype))
     assert config.training.micro_batches == "auto"
     shapes = without_data(config)
 
