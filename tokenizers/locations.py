@@ -23,6 +23,9 @@ LARGEST_BINS = 10_000
 """Of four digits."""
 BETWEEN = " ; "
 """What stands between two objects."""
+NOISE = "noise"
+"""Label of boxes at places where nothing is (Pix2Seq, section 2.4): a model learns to go on with these where it is unsure, and
+they are left out of what it found."""
 
 # Not \d, which also matches the digits of other scripts.
 _TOKEN = re.compile(r"<loc([0-9]{4})>")
@@ -111,11 +114,18 @@ def objects_text(objects: Sequence[Labelled], bins: int = BINS) -> str:
     return BETWEEN.join(f"{box_text(one.box, bins)} {one.label}".rstrip() for one in objects)
 
 
-def read_objects(text: str, bins: int = BINS) -> list[Labelled]:
+def read_objects(text: str, bins: int = BINS, *, with_noise: bool = False) -> list[Labelled]:
     """The boxes that a text names, with their labels; what is no box of four tokens is left out, as are boxes whose sides are
-    the wrong way around. A side is the middle of its bin, so that it is at most half a bin from the one that was written."""
+    the wrong way around, and boxes labelled `noise`, which show no object. A side is the middle of its bin, so that it is at
+    most half a bin from the one that was written.
+
+    Args:
+        text: what a model wrote.
+        bins: of a coordinate.
+        with_noise: boxes of noise are kept.
+    """
     boxes = [(_box(tokens, bins), label) for tokens, label in _OBJECT.findall(text)]
-    return [Labelled(box, label) for box, label in boxes if box is not None]
+    return [Labelled(box, label) for box, label in boxes if box is not None and (with_noise or label != NOISE)]
 
 
 def first_box(text: str, bins: int = BINS) -> Box | None:

@@ -5,6 +5,7 @@ Scenes of pairs of a thing and a colour that training held out (`pairs`), and of
     point    accuracy: share of boxes whose intersection over union (IoU) with the true one is at least 0.5 (RefCOCO's rule), 0.8
     match    area under the ROC curve of log P(yes) - log P(no), wrong texts differing by one attribute
     others   accuracy among each question's choices, by kind
+    detect   precision and recall: boxes with an IoU of at least 0.5 and the right name, each thing once
 
 Everything is asked again with the image of another scene: what remains is chance, or what the words alone give away.
 
@@ -13,18 +14,18 @@ Dimension key: Q questions, C choices.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.progress import Progress
 
-from generalist.data.scene_questions import ASKING, OF_SEVERAL, VQA, Asked, Kind, covered
-from generalist.data.scenes import Draw, Scene, Split, draw_scene
+from generalist.data.scene_questions import ASKING, DETECT, OF_SEVERAL, VQA, Asked, Kind, covered
+from generalist.data.scenes import Draw, Placed, Scene, Split, draw_scene
 from generalist.eval.held_out.likelihood import LogLikelihood
-from generalist.eval.results.scores import area, bootstrap, proportion
-from generalist.tokenizers.locations import Box, first_box
+from generalist.eval.results.scores import Estimate, area, bootstrap, proportion
+from generalist.tokenizers.locations import Box, Labelled, first_box, read_objects
 from generalist.tokenizers.sequence import Predicted
 from generalist.tokenizers.sequence import Sequence as TokenSequence
 
@@ -112,6 +113,7 @@ def evaluate_scenes(
     things: int,
     draw: Draw = draw_scene,
     is_asked_first: bool = False,
+    detect: Generate | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All scores of one split, each with its interval and beside the score with a wrong image.
@@ -126,6 +128,7 @@ def evaluate_scenes(
         things: number of things to choose among; 0: all.
         draw: draws a scene.
         is_asked_first: questions stand before the image.
+        detect: writes everything in an image, of `items` scenes; None: that is not asked.
         progress: gets one bar.
 
     Raises:
@@ -139,7 +142,7 @@ def evaluate_scenes(
     pointing |= {BY_SIDE: ("refer", whole)} if objects > 1 else {}
     # With one thing per scene there is no question of several, however often one is drawn.
     kinds: list[Kind] = [kind for kind in KINDS if objects > 1 or kind not in OF_SEVERAL]
-    bar = progress.add_task(f"scenes {split}", total=len(pointing) + len(kinds)) if progress else None
+    bar = progress.add_task(f"scenes {split}", total=len(pointing) + len(kinds) + bool(detect)) if progress else None
 
     def done() -> None:
         if progress and bar is not None:
@@ -158,7 +161,49 @@ def evaluate_scenes(
         if kind == "count":  # there are choices that no scene has
             by_kind[kind]["chance"] = 100.0 / objects
         done()
-    return {"point": pointed, "questions": by_kind, "items": items, "things": things, "asked_first": is_asked_first}
+    found = {"point": pointed, "questions": by_kind, "items": items, "things": things, "asked_first": is_asked_first}
+    if detect:
+        rng = np.random.default_rng([SEED, objects])
+        found["detection"] = name_all(
+            [draw(split, int(rng.integers(1, objects + 1)), rng, things) for _ in range(items)], detect
+        )
+        done()
+    return found
+
+
+def name_all(drawn: Sequence[Scene], detect: Generate) -> dict[str, Any]:
+    """Precision and recall of what is found in scenes, with the right image and that of the next one, and what they are of: per
+    scene, how many objects are right, were found, and are there."""
+    shown = {"image": drawn, "wrong": [*drawn[1:], drawn[0]]}
+    counts = {}
+    for name, images in shown.items():
+        texts = detect([[scene.image, DETECT] for scene in images])
+        found = [read_objects(text) for text in texts]
+        counts[name] = [
+            [matched(some, scene.placed), len(some), len(scene.placed)]
+            for some, scene in zip(found, drawn, strict=True)
+        ]
+    return detection_scores(counts) | {"counts": counts}
+
+
+def matched(found: Sequence[Labelled], placed: Sequence[Placed]) -> int:
+    """The number of things of which a box has the name and overlaps enough. No two things of a scene have the same name, so a
+    box is of one thing at most; a thing that is found twice counts once."""
+    return sum(
+        any(one.label == thing.name and one.box.iou(thing.box) >= THRESHOLDS[0] for one in found) for thing in placed
+    )
+
+
+def detection_scores(counts: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Any]:
+    """Precision and recall over the objects of all scenes, from the counts of each: right, found, there."""
+    scores = {}
+    for prefix, shown in (("", "image"), ("wrong_", "wrong")):
+        right, found, there = np.sum(counts[shown], axis=0).tolist()
+        # Where nothing is found, nothing is known of precision.
+        precision = proportion(right, found) if found else Estimate(value=0.0, low=0.0, high=100.0)
+        scores[f"{prefix}precision"] = dataclasses.asdict(precision)
+        scores[f"{prefix}recall"] = dataclasses.asdict(proportion(right, there))
+    return scores
 
 
 def point_out(asked: list[Pair], generate: Generate) -> dict[str, Any]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
 BOX_TOKENS = 8  # a box has four, and its end one
+ENTRY_TOKENS = 24  # a box, its name, and what stands between two
 ANSWER_TOKENS = 10  # as of TextVQA's answers (Flamingo, appendix B)
 WRITTEN_AT_ONCE = 64
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from generalist.data.scenes import Split
 from generalist.data.sources.scenes import SceneSource
 from generalist.eval.held_out import scenes
-from generalist.eval.parts.answers import answer_writer
+from generalist.eval.parts.answers import ENTRY_TOKENS, answer_writer
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, short, table
 from generalist.eval.results.checks import same
@@ -57,6 +57,9 @@ class ComposedScenes(Part):
                     hits = sum(overlap >= threshold for overlap in one["overlaps"])
                     again = vars(proportion(hits, len(one["overlaps"])))
                     same(f"pointing {split} {count} at {threshold}", one[f"accuracy_{threshold}"], again, "overlaps")
+            if one := found.get("detection"):  # not asked in earlier versions, nor where training does not
+                for name, again in scenes.detection_scores(one["counts"]).items():
+                    same(f"detection {name} {split}", one[name], again, "counts")
 
     def rows(self, results: Results) -> list[Row]:
         return [
@@ -105,6 +108,9 @@ def _numbers(found: Mapping[str, Any]) -> list[tuple[str, Estimate, Estimate, st
     for kind, one in found["questions"].items():
         if kind != "match":
             numbers.append((f"{kind}, %", Estimate(**one["accuracy"]), Estimate(**one["blind"]), short(one["chance"])))
+    if one := found.get("detection"):
+        for name in ("precision", "recall"):
+            numbers.append((f"detection, {name}, %", Estimate(**one[name]), Estimate(**one[f"wrong_{name}"]), ""))
     return numbers
 
 
@@ -137,6 +143,8 @@ def _job(generalist: "Generalist", part: str, key: str, source: SceneSource, spl
             things=source.number_of_things,
             draw=source.draw,
             is_asked_first=source.is_asked_first,
+            # As in training, there is one entry more than things.
+            detect=answer_writer(generalist, ENTRY_TOKENS * (source.objects + 1)) if source.detections else None,
             progress=progress,
         )
         return found | {"drawings": drawings, "things_shown": things}
@@ -146,6 +154,7 @@ def _job(generalist: "Generalist", part: str, key: str, source: SceneSource, spl
         "objects": source.objects,
         "things": source.number_of_things,
         "asked_first": source.is_asked_first,
+        "detected": source.detections > 0,
         "seed": scenes.SEED,
         "version": VERSION,
     }

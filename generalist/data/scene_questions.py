@@ -20,15 +20,14 @@ from typing import Literal
 import numpy as np
 
 from generalist.data.scenes import APART, COLOURS, MOST, Placed, Scene, names
-from generalist.tokenizers.locations import BETWEEN, Box, box_text
+from generalist.tokenizers.locations import BETWEEN, NOISE, Box, box_text
 from generalist.tokenizers.sequence import CHUNK_END, Part, Predicted
 
 Kind = Literal["point", "here", "match", "exists", "colour", "count", "relation", "hidden", "refer", "alone"]
 
 SIDES = ("left of", "right of", "above", "below")
-NOISE = "noise"
-"""Label of boxes at places where nothing is (Pix2Seq, section 2.4): detection goes on where a model is unsure, and these are
-left out of what it found."""
+DETECT = "detect:"
+"""Asks for everything. It stands after the image, as in training."""
 YES_NO = (" yes", " no")
 _GREY = (128, 128, 128)
 
@@ -219,7 +218,7 @@ VQA: tuple[Kind, ...] = ("exists", "colour", "count", "relation", "here", "hidde
 def detection(scene: Scene, entries: int, rng: np.random.Generator) -> list[Part]:
     """The parts of a document that names everything in random order, then noise up to that many entries (Pix2Seq). What noise is
     called is learned, where it is not: it is nowhere in particular."""
-    parts: list[Part] = [scene.image, "detect:"]
+    parts: list[Part] = [scene.image, DETECT]
     order = [scene.placed[index] for index in rng.permutation(len(scene.placed))]
     for number in range(max(entries, len(order))):
         between = BETWEEN if number else ""
@@ -266,7 +265,7 @@ def question_texts(things: Sequence[str], colours: Sequence[str]) -> Iterable[st
         yield f"a {name} {side} a {name}. does this match? answer: yes no"
         yield f"is there a {name}? answer: yes. which colour is the {thing}? answer: {colours[-1 - number % len(colours)]}"
         yield f"is the {name} {side} the {name}? answer: no"
-        yield f"{name}, {name}. which is covered? answer: {name}{BETWEEN}detect: {NOISE}"
+        yield f"{name}, {name}. which is covered? answer: {name}{BETWEEN}{DETECT} {NOISE}"
     yield "what is at ? answer: how many things are there? answer: 1 2 3 4 5 6"
 
 

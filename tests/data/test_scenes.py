@@ -12,7 +12,6 @@ from generalist.data.infilling import MARKS, InfillingExamples, draw_hole, fille
 from generalist.data.scene_examples import COUNTED, SceneExamples, cells_shown
 from generalist.data.scene_questions import (
     ASKING,
-    NOISE,
     YES_NO,
     Asked,
     Kind,
@@ -24,7 +23,7 @@ from generalist.data.scene_questions import (
 from generalist.data.scenes import COLOURS, HIDDEN, SIZE, Placed, Scene, Split, draw_scene, is_held_out, names, pool
 from generalist.data.source import Ways
 from generalist.data.sources.scenes import Scenes
-from generalist.tokenizers.locations import Box, Labelled, box_text, read_objects
+from generalist.tokenizers.locations import NOISE, Box, Labelled, box_text, read_objects
 from generalist.tokenizers.sequence import Assembler, Modality, Predicted
 from generalist.tokenizers.text import TextTokenizer
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -184,8 +183,8 @@ def test_detection_names_everything_then_noise_whose_place_is_not_learned():
     text = "".join(
         part.text if isinstance(part, Predicted) else part for part in parts[2:] if not isinstance(part, np.ndarray)
     )
-    found = read_objects(text)
-    assert [one.label for one in found[3:]] == [NOISE, NOISE]
+    found = read_objects(text, with_noise=True)
+    assert [one.label for one in found[3:]] == [NOISE, NOISE] and read_objects(text) == found[:3]
     assert {one.label for one in found[:3]} == {one.name for one in scene.placed}
     by_name = {one.name: one.box for one in scene.placed}
     assert all(isinstance(one, Labelled) and one.box.iou(by_name[one.label]) > 0.97 for one in found[:3])

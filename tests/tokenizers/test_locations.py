@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from generalist.config.run import TokenConfig
 from generalist.tokenizers.locations import (
     BINS,
+    NOISE,
     Box,
     Labelled,
     box_text,
@@ -78,6 +79,13 @@ def test_order_and_form_are_paligemma_s():
     text = objects_text([heart, everything])
     assert text == ("<loc0102><loc0102><loc0512><loc0512> red heart ; <loc0000><loc0000><loc1023><loc1023> blue cat")
     assert [one.label for one in read_objects(text)] == ["red heart", "blue cat"]
+
+
+def test_boxes_of_noise_are_no_objects():
+    box = Box(top=0, left=0, bottom=0.5, right=0.5)
+    text = objects_text([Labelled(box, "red heart"), Labelled(box, NOISE), Labelled(box, "white noise")])
+    assert [one.label for one in read_objects(text)] == ["red heart", "white noise"]
+    assert [one.label for one in read_objects(text, with_noise=True)] == ["red heart", NOISE, "white noise"]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import pytest
 from rich.progress import Progress
 
 from generalist.data.scene_questions import ASKING, Kind
+from generalist.data.scenes import Placed, draw_scene
 from generalist.data.sources.grids import Grids
 from generalist.data.sources.infilling import Infilling
 from generalist.data.sources.scenes import Scenes
 from generalist.eval.held_out.infilling import evaluate_infilling
-from generalist.eval.held_out.scenes import evaluate_scenes, questions
+from generalist.eval.held_out.scenes import detection_scores, evaluate_scenes, matched, name_all, questions
 from generalist.eval.parts.infilling import FillInTheMiddle
 from generalist.eval.parts.part import Beside
 from generalist.eval.parts.scenes import ComposedScenes, WholeGrids
@@ -22,7 +23,7 @@ from generalist.inference import writing
 from generalist.inference.prompt import Decoding, prompt, rank
 from generalist.inference.score import log_likelihood
 from generalist.inference.writing import writable
-from generalist.tokenizers.locations import BINS
+from generalist.tokenizers.locations import BETWEEN, BINS, Box, Labelled, objects_text
 from generalist.tokenizers.sequence import Predicted
 
 pytest.importorskip("emoji")
@@ -145,12 +146,19 @@ def test_the_parts_are_computed_checked_and_shown(pointing: Any, tmp_path: Any):
             results[part.name] = part.section(pointing, {job.key: job.compute(progress) for job in jobs})
         part.check(results)
         labels = [row.label for row in part.rows(results)]
-        assert len(labels) == len(part.numbers(results)) == (2 * 13 if part.name == "scenes" else 1)
+        assert len(labels) == len(part.numbers(results)) == (2 * 15 if part.name == "scenes" else 1)
         assert "table" in [one.tag for one in part.page(results, Beside())] or part.page(results, Beside())
     edited = results["scenes"]["pairs"]["point"]["1"]
     edited["accuracy_0.5"] = edited["accuracy_0.5"] | {"value": 77.0}
     with pytest.raises(ValueError, match="pointing pairs 1 at 0.5"):
         ComposedScenes().check(results)
+    detected = results["scenes"]["drawings"].pop("detection")
+    results["scenes"]["pairs"] = results["scenes"]["drawings"] | {"detection": detected | {"recall": {"value": 77.0}}}
+    with pytest.raises(ValueError, match="detection recall pairs"):
+        ComposedScenes().check(results)
+    results["scenes"].pop("pairs")
+    ComposedScenes().check(results)
+    assert len(ComposedScenes().rows(results)) == 13, "files of earlier versions have no detection"
 
 
 def test_grids_are_asked_the_same_questions(pointing: Any):
@@ -165,8 +173,37 @@ def test_grids_are_asked_the_same_questions(pointing: Any):
         results = {"grids": part.section(pointing, {job.key: job.compute(progress)})}
     part.check(results)
     labels = [row.label for row in part.rows(results)]
-    assert len(labels) == 13 and all(label.endswith(", pairs of grids") for label in labels)
+    assert len(labels) == 15 and all(label.endswith(", pairs of grids") for label in labels)
     assert "pointing, by a side, IoU 0.5, %, pairs of grids" in labels
+
+
+def test_detected_things_are_right_by_overlap_and_name_each_once():
+    one, other = Box(top=0, left=0, bottom=0.5, right=0.5), Box(top=0.5, left=0.5, bottom=1, right=1)
+    near = Box(top=0, left=0, bottom=0.5, right=0.4)
+    placed = [Placed(thing="heart", colour=colour, box=box) for colour, box in (("red", one), ("blue", other))]
+    for found, right in (
+        ([], 0),
+        ([(near, "red heart"), (other, "blue heart")], 2),
+        ([(one, "red heart"), (near, "red heart")], 1),  # found twice, there once
+        ([(other, "red heart"), (one, "blue heart")], 0),  # the names are exchanged
+        ([(one, "heart"), (one, "")], 0),
+        ([(Box(top=0, left=0, bottom=0.5, right=0.24), "red heart")], 0),  # an overlap of 0.48
+    ):
+        assert matched([Labelled(box, label) for box, label in found], placed) == right, found
+
+
+def test_detection_is_scored_over_all_scenes_without_noise():
+    rng = np.random.default_rng(0)
+    drawn = [draw_scene("pairs", number, rng, 60) for number in (1, 2)]
+    texts = [objects_text([Labelled(one.box, one.name) for one in scene.placed]) for scene in drawn]
+    known = {scene.image.tobytes(): text for scene, text in zip(drawn, texts, strict=True)}
+    noise = f"{BETWEEN}<loc0000><loc0000><loc0009><loc0009> noise{BETWEEN}<loc0000><loc0000><loc0009><loc0009> red"
+    found = name_all(drawn, lambda documents: [known[image.tobytes()] + noise for image, _ in documents])
+    assert found["counts"] == {"image": [[1, 2, 1], [2, 3, 2]], "wrong": [[0, 3, 1], [0, 2, 2]]}
+    assert (found["precision"]["value"], found["recall"]["value"]) == (60.0, 100.0)
+    assert found["wrong_precision"]["value"] == found["wrong_recall"]["value"] == 0.0
+    nothing = detection_scores({"image": [[0, 0, 1]], "wrong": [[0, 0, 1]]})
+    assert nothing["precision"] == {"value": 0.0, "low": 0.0, "high": 100.0}
 
 
 def test_one_thing_per_scene_is_asked_no_question_of_two():
@@ -179,7 +216,11 @@ def test_one_thing_per_scene_is_asked_no_question_of_two():
         objects=1,
         things=60,
     )
-    assert list(found["point"]) == ["1"] and {"relation", "hidden"} & set(found["questions"]) == set()
+    assert (
+        list(found["point"]) == ["1"]
+        and "detection" not in found
+        and {"relation", "hidden"} & set(found["questions"]) == set()
+    )
 
 
 def test_who_reads_what_follows_fills_in_better(pointing: Any):
