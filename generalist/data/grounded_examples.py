@@ -2,7 +2,7 @@
 and answer, all about one image.
 
     <image> point to the man in black: <loc0102><loc0256><loc0511><loc0640> chunk_end
-            what is at <loc0102><loc0256><loc0511><loc0640>? answer: man in black chunk_end
+            what is at <loc0300><loc0701><loc0460><loc0990>? answer: parked car chunk_end
             Question: what is he holding? Answer: umbrella chunk_end
 """
 
@@ -81,12 +81,20 @@ class GroundedExamples:
 
     def _asked(self, one: Grounded, rng: np.random.Generator) -> list[list[Part]]:
         known = [*one.regions, *one.questions]
-        chosen = [known[at] for at in rng.permutation(len(known))[: self.questions]]
+        # One text per place: the box that one of them gives would be the answer to the next about the same object.
+        places: set[str] = set()
+        chosen: list[Region | Question] = []
+        for at in rng.permutation(len(known)):
+            if isinstance(what := known[at], Region):
+                if (place := box_text(what.box)) in places:
+                    continue
+                places.add(place)
+            chosen.append(what)
         return [
             answering(what)
             if isinstance(what, Question)
             else (describing if rng.random() < self.describe else pointing)(what)
-            for what in chosen
+            for what in chosen[: self.questions]
         ]
 
 

@@ -252,7 +252,7 @@ def test_examples_show_the_image_and_learn_boxes_and_phrases(assembler: Assemble
     assert len(examples) == 2
     regions = [region for index in range(2) for region in found.image("train", index).regions]
     boxes_written, phrases = set(), set()
-    for number in range(12):
+    for number in range(40):
         sequence = examples.example(number % 2, np.random.default_rng(number))
         assert len(sequence) <= 256 and (sequence.modality == Modality.PATCH).sum() == 64
         learned = assembler.written(
@@ -266,6 +266,17 @@ def test_examples_show_the_image_and_learn_boxes_and_phrases(assembler: Assemble
     assert all(len(short.example(0, np.random.default_rng(number))) <= 110 for number in range(9))
     tiny = GroundedExamples(grounded=found, assembler=assembler, length=8, questions=4, describe=0.0)
     assert not tiny.example(0, np.random.default_rng(0)).loss_weight.any()
+
+
+def test_no_example_has_the_same_box_twice(assembler: Assembler):
+    (found,) = open_refs(FOLDER / "refcoco", DocumentOpening())
+    # Each object has two expressions: with all of an image in one row, one box would tell the other's answer.
+    boxes = [box_text(region.box) for region in found.image("train", 0).regions]
+    assert len(boxes) == 2 * len(set(boxes))
+    examples = GroundedExamples(grounded=found, assembler=assembler, length=512, questions=4, describe=0.5)
+    for number in range(9):
+        text = assembler.written(examples.example(0, np.random.default_rng(number)).tokens)
+        assert [text.count(box) for box in sorted(set(boxes))] == [1, 1]
 
 
 def test_texts_of_questions():
