@@ -4,8 +4,11 @@ The rule of RefCOCO (Yu et al., 2016): an expression is right if the intersectio
 true one is at least 0.5. The share at 0.8 is reported beside it. Every expression counts once, and is asked again with another
 image of its split.
 
-Questions have one answer: a written one is right if it is equal. GQA's own scorer compares the texts as they are; here both are
-normalised first, as for VQA accuracy.
+Questions have one answer: a written one is right if it is equal. Of GQA the texts are compared as they are, by its own rule
+(Hudson & Manning, 2019), and accuracies by type of question stand beside that of all; of other sets both texts are normalised
+first, as for VQA accuracy.
+
+What is asked about one image depends on each other, so intervals are over images.
 """
 
 import dataclasses
@@ -22,7 +25,7 @@ from generalist.data.grounded import GroundedSet, Kind, Photograph, Question, Re
 from generalist.data.grounded_examples import pointing_text, question_text
 from generalist.eval.fewshot.vqa import normalized
 from generalist.eval.held_out.scenes import THRESHOLDS, Generate, overlap
-from generalist.eval.results.scores import proportion
+from generalist.eval.results.scores import grouped_proportion, proportion
 
 SEED = 0
 AT_ONCE = 64
@@ -71,7 +74,7 @@ def asked_of(grounded: GroundedSet, split: str, kind: Kind, items: int) -> list[
 def written(
     asked: Sequence[Asked],
     read: Read,
-    fits: Callable[[list[Any]], bool],
+    fits: Callable[[list[Any], Asked], bool],
     generate: Generate,
     *,
     progress: Progress | None = None,
@@ -83,7 +86,7 @@ def written(
     Args:
         asked: regions or questions.
         read: reads an image, as training shows it.
-        fits: whether a row has room for an image with its question and an answer.
+        fits: whether a row has room for an image with its question, and for the answer.
         generate: writes answers.
         progress: gets one bar.
         what: is evaluated, for the bar.
@@ -98,7 +101,9 @@ def written(
         for start in range(0, len(asked), AT_ONCE):
             documents = [[read(getattr(one, shown)), one.text] for one in asked[start : start + AT_ONCE]]
             # Each on its own: of documents that are read together, the longest decides how much room all of them have.
-            fitting = [fits(one) for one in documents]
+            fitting = [
+                fits(document, one) for document, one in zip(documents, asked[start : start + AT_ONCE], strict=True)
+            ]
             answers = iter(generate(list(itertools.compress(documents, fitting))))
             texts += [next(answers) if has_room else "" for has_room in fitting]
             left_out[shown] += fitting.count(False)
@@ -117,29 +122,70 @@ def score_regions(asked: Sequence[Asked], texts: dict[str, list[str]]) -> dict[s
     """Accuracies of boxes with their intervals, beside those with a wrong image, and the overlaps themselves."""
     boxes = [one.about.box for one in asked if isinstance(one.about, Region)]
     overlaps = {shown: [overlap(text, box) for text, box in zip(texts[shown], boxes, strict=True)] for shown in texts}
+    images = _images(asked)
     return {
-        **accuracies("accuracy", overlaps["image"]),
-        **accuracies("wrong", overlaps["wrong"]),
+        **accuracies("accuracy", overlaps["image"], images),
+        **accuracies("wrong", overlaps["wrong"], images),
         "overlaps": overlaps["image"],
+        "images": images,
         "items": len(asked),
     }
 
 
-def score_questions(asked: Sequence[Asked], texts: dict[str, list[str]]) -> dict[str, Any]:
-    """Share of right answers with its interval, beside that with a wrong image, and the answers themselves."""
-    right = [one.about.answer for one in asked if isinstance(one.about, Question)]
-    pairs = {shown: list(zip(right, texts[shown], strict=True)) for shown in texts}
+def score_questions(asked: Sequence[Asked], texts: dict[str, list[str]], *, literal: bool) -> dict[str, Any]:
+    """Share of right answers with its interval, of all and by type of question, beside those with a wrong image, and the answers
+    themselves.
+
+    Args:
+        literal: see `GroundedSet.literal_answers`.
+    """
+    about = [one.about for one in asked if isinstance(one.about, Question)]
+    answers = {
+        shown: [[one.answer, text] for one, text in zip(about, texts[shown], strict=True)] for shown in texts
+    }
+    images, structures = _images(asked), [one.structure for one in about]
     return {
-        "exact": exact(pairs["image"]),
-        "wrong": exact(pairs["wrong"]),
-        "answers": [list(pair) for pair in pairs["image"]],
+        "exact": exact(answers["image"], images, literal=literal),
+        "wrong": exact(answers["wrong"], images, literal=literal),
+        "types": {
+            name: {
+                shown: exact([answers[key][at] for at in items], [images[at] for at in items], literal=literal)
+                for shown, key in (("exact", "image"), ("wrong", "wrong"))
+            }
+            | {"items": len(items)}
+            for name, items in by_type(structures).items()
+        },
+        "answers": answers["image"],
+        "images": images,
+        "structures": structures,
+        "literal": literal,
         "items": len(asked),
     }
 
 
-def exact(answers: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """The share of right and written answers that are equal, both normalised, in percent."""
-    return dataclasses.asdict(proportion(sum(_equal(right, text) for right, text in answers), len(answers)))
+def by_type(structures: Sequence[str]) -> dict[str, list[int]]:
+    """The questions of each structural type, and of the two kinds in which GQA's authors divide them; those without a type are
+    in none.
+
+    Args:
+        structures: type of each question.
+    """
+    found: dict[str, list[int]] = {}
+    for at, structure in enumerate(structures):
+        if structure:
+            for name in ("open" if structure == "query" else "binary", structure):
+                found.setdefault(name, []).append(at)
+    return dict(sorted(found.items()))
+
+
+def exact(answers: Sequence[Sequence[str]], images: Sequence[int] | None, *, literal: bool) -> dict[str, Any]:
+    """The share of right and written answers that are equal, in percent.
+
+    Args:
+        images: as of `accuracies`.
+        literal: see `GroundedSet.literal_answers`.
+    """
+    return _share([right == text.strip() if literal else _equal(right, text) for right, text in answers], images)
 
 
 def _equal(right: str, text: str) -> bool:
@@ -148,9 +194,22 @@ def _equal(right: str, text: str) -> bool:
     return known == normalized(text.strip()) if known else right.strip().lower() == text.strip().lower()
 
 
-def accuracies(name: str, overlaps: Sequence[float]) -> dict[str, Any]:
-    """The share of overlaps that reach each threshold, in percent."""
-    return {
-        f"{name}_{threshold}": dataclasses.asdict(proportion(sum(one >= threshold for one in overlaps), len(overlaps)))
-        for threshold in THRESHOLDS
-    }
+def accuracies(name: str, overlaps: Sequence[float], images: Sequence[int] | None) -> dict[str, Any]:
+    """The share of overlaps that reach each threshold, in percent.
+
+    Args:
+        images: number of the image of each; None: in files of earlier versions, whose intervals take each as independent.
+    """
+    return {f"{name}_{threshold}": _share([one >= threshold for one in overlaps], images) for threshold in THRESHOLDS}
+
+
+def _share(right: Sequence[bool], images: Sequence[int] | None) -> dict[str, Any]:
+    if images is None:
+        return dataclasses.asdict(proportion(sum(right), len(right)))
+    return dataclasses.asdict(grouped_proportion(np.array(right, bool), np.array(images, np.int64)))
+
+
+def _images(asked: Sequence[Asked]) -> list[int]:
+    """The image of each, numbered as they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(str(one.image.file), len(numbers)) for one in asked]

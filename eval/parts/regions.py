@@ -10,10 +10,10 @@ from rich.progress import Progress
 from generalist.config.run import Config
 from generalist.data.document_examples import stretched
 from generalist.data.formats.places import stamp
-from generalist.data.grounded import GroundedSet, Kind, Photograph
+from generalist.data.grounded import GroundedSet, Kind, Photograph, Question
 from generalist.data.sources.regions import Regions, check_images, check_places
 from generalist.eval.held_out import regions
-from generalist.eval.parts.answers import ANSWER_TOKENS, BOX_TOKENS, answer_writer, has_room
+from generalist.eval.parts.answers import BOX_TOKENS, answer_tokens, answer_writer, has_room
 from generalist.eval.parts.part import Beside, Job, Part, Results, Row
 from generalist.eval.report.charts import element, table
 from generalist.eval.results.checks import same
@@ -58,9 +58,9 @@ class DescribedRegions(Part):
     def check(self, results: Results) -> None:
         for key, found in results[self.name].items():
             if "answers" in found:
-                same(f"{key} exact", found["exact"], regions.exact(found["answers"]), "answers")
+                _check_answers(key, found)
                 continue
-            for label, number in regions.accuracies("accuracy", found["overlaps"]).items():
+            for label, number in regions.accuracies("accuracy", found["overlaps"], found.get("images")).items():
                 same(f"{key} {label}", found[label], number, "overlaps")
 
     def rows(self, results: Results) -> list[Row]:
@@ -78,11 +78,27 @@ def _numbers(results: Results) -> Iterator[tuple[str, Estimate, Estimate, int]]:
     """Label, accuracy, accuracy with a wrong image, and number of questions."""
     for key, found in results[DescribedRegions.name].items():
         if "answers" in found:
-            yield f"{key}, %", Estimate(**found["exact"]), Estimate(**found["wrong"]), found["items"]
+            of_types = {f"{key}, {name}, %": one for name, one in found.get("types", {}).items()}
+            for label, one in ({f"{key}, %": found} | of_types).items():
+                yield label, Estimate(**one["exact"]), Estimate(**one["wrong"]), one["items"]
             continue
         for threshold in regions.THRESHOLDS:
             right, wrong = (Estimate(**found[f"{name}_{threshold}"]) for name in ("accuracy", "wrong"))
             yield f"{key}, IoU {threshold}, %", right, wrong, found["items"]
+
+
+def _check_answers(key: str, found: Mapping[str, Any]) -> None:
+    """Recomputes the shares of right answers.
+
+    Raises:
+        ValueError: see `same`.
+    """
+    # Files of earlier versions lack the images, and the rule, which was the same for all sets.
+    answers, images, literal = found["answers"], found.get("images"), found.get("literal", False)
+    same(f"{key} exact", found["exact"], regions.exact(answers, images, literal=literal), "answers")
+    for name, items in regions.by_type(found.get("structures", [])).items():
+        of_type = [answers[at] for at in items], [images[at] for at in items] if images else None
+        same(f"{key} {name}", found["types"][name]["exact"], regions.exact(*of_type, literal=literal), "answers")
 
 
 def _check_encoder(name: str, config: Config) -> None:
@@ -116,12 +132,24 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
     def read(image: Photograph) -> Any:
         return stretched(image.read(), generalist.assembler, generalist.config.data.length)
 
+    def tokens(one: regions.Asked) -> int:
+        """Number of ids of its answer."""
+        return answer_tokens(generalist, one.about.answer) if isinstance(one.about, Question) else BOX_TOKENS
+
     def compute(progress: Progress) -> dict[str, Any]:
         asked = regions.asked_of(grounded, split, kind, source.evaluation_expressions)
-        tokens = BOX_TOKENS if kind == "regions" else ANSWER_TOKENS
-        fits, generate = has_room(generalist, tokens), answer_writer(generalist, tokens)
-        texts = regions.written(asked, read, fits, generate, progress=progress, what=name)
-        return (regions.score_regions if kind == "regions" else regions.score_questions)(asked, texts)
+        room, generate = has_room(generalist), answer_writer(generalist, max(map(tokens, asked)))
+        texts = regions.written(
+            asked,
+            read,
+            lambda document, one: room(document, tokens(one)),
+            generate,
+            progress=progress,
+            what=name,
+        )
+        if kind == "regions":
+            return regions.score_regions(asked, texts)
+        return regions.score_questions(asked, texts, literal=grounded.literal_answers)
 
     settings = {
         "files": _digest(grounded),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -186,6 +186,19 @@ def proportion(successes: int, trials: int) -> Estimate:
     # Wilson's, since the bootstrap of all successes, or none, would have no width.
     interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(value=100.0 * successes / trials, low=100.0 * interval.low, high=100.0 * interval.high)
+
+
+def grouped_proportion(successes: Bool[np.ndarray, "N"], groups: Int[np.ndarray, "N"]) -> Estimate:
+    """A share of trials in percent, of which those of one group, such as questions about one image, depend on each other: with a
+    bootstrap interval over the groups or, where that has no width, as of all successes, with Wilson's.
+
+    Raises:
+        ValueError: there are no trials.
+    """
+    independent = proportion(int(successes.sum()), len(successes))
+    group = np.unique(groups, return_inverse=True)[1]
+    found = ratio(100.0 * np.bincount(group, weights=successes), np.bincount(group).astype(np.float64))
+    return dataclasses.replace(found, value=independent.value) if found.low < found.high else independent
 
 
 def ratio(numerators: Float[np.ndarray, "N"], denominators: Float[np.ndarray, "N"], seed: int = 0) -> Estimate:

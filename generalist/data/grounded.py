@@ -30,6 +30,8 @@ class Question:
 
     text: str
     answer: str
+    structure: str = ""
+    """What it asks for, by GQA's structural types, such as `verify` or `query`; empty if its set has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class GroundedSet(abc.ABC):
     """Whether there are regions to point to."""
     has_questions: bool = False
     """Whether there are questions with answers."""
+    literal_answers: bool = False
+    """Whether an answer is right only if its text is the known one; otherwise both are normalised first."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -1,6 +1,7 @@
 """GQA as it is published (Hudson & Manning, 2019): the balanced questions, by their numbers, about images of Visual Genome.
 
-train_balanced_questions.json    {"07333408": {"imageId": "2405722", "question": "...", "answer": "yes", ...}, ...}
+train_balanced_questions.json    {"07333408": {"imageId": "2405722", "question": "...", "answer": "yes",
+                                               "types": {"structural": "verify", ...}, ...}, ...}
 val_balanced_questions.json, testdev_balanced_questions.json; all also in questions/ or questions1.2/
 images/2405722.jpg
 
@@ -17,7 +18,7 @@ from jaxtyping import Int
 
 from generalist.data.files import DocumentError, parsed
 from generalist.data.formats.documents import DocumentOpening
-from generalist.data.formats.fields import field
+from generalist.data.formats.fields import field, optional
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import members
 from generalist.data.formats.places import Place, read_range
@@ -39,12 +40,13 @@ class QuestionSet(GroundedSet):
 
     has_regions = False
     has_questions = True
+    literal_answers = True  # as its authors score it
 
     def __init__(self, folder: Place, opening: DocumentOpening):
         self.name, self._folder = folder.absolute().name, folder
         self._file = {split: found for split in SPLITS if (found := _question_file(folder, split))}
         self.splits = tuple(split for split in self._file if split != "train")
-        arrays = indexed(list(self._file.values()), scan_questions, kind="gqa", opening=opening)
+        arrays = indexed(list(self._file.values()), scan_questions, kind="gqa typed", opening=opening)
         self._asked = dict(zip(self._file, arrays, strict=True))
         self._images = opening.images or folder / "images"
         self._left_out: Set[str] = frozenset()
@@ -131,7 +133,8 @@ def _question(entry: Any, where: str) -> Question:
     texts = [" ".join(field(entry, key, str, where).split()) for key in ("question", "answer")]
     if not all(texts):
         raise DocumentError(f"{where} has an empty question or answer: get the file again")
-    return Question(text=texts[0], answer=texts[1])
+    types = optional(entry, "types", dict, where, {})
+    return Question(text=texts[0], answer=texts[1], structure=optional(types, "structural", str, where, ""))
 
 
 def scan_questions(file: Place) -> Arrays:

@@ -16,6 +16,7 @@ from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
 from generalist.data.formats.json_list import members
 from generalist.data.formats.places import place
+from generalist.data.grounded import Question
 from generalist.data.grounded_sets import open_grounded
 from generalist.data.source import Reading, Stored
 from generalist.data.sources.regions import Regions
@@ -70,8 +71,49 @@ def test_questions_of_an_image_are_together_and_images_of_evaluations_are_not_tr
     assert [one.text for one in shown[0].questions] == [f"{shown[0].image.stem} 0?", f"{shown[0].image.stem} 1?"]
     assert "1 training images of gqa are left out" in found.notes()[0]
     assert found.count("val") == found.count("testdev") == 2 and not found.image("val", 0).regions
-    asked = asked_of(found, "val", "questions", 0)
-    assert score_questions(asked, {"image": ["Yes."] * 4, "wrong": ["no"] * 4})["exact"]["value"] == 100
+    assert len(asked_of(found, "val", "questions", 0)) == 4
+
+
+def test_answers_are_compared_as_they_are_and_by_type(gqa: Path):
+    asked = [
+        ("verify", "yes", " yes"),
+        ("query", "the dog", "dog"),
+        ("query", "two", "2"),
+        ("choose", "left", "left"),
+        ("query", "red", "Red."),
+        ("logical", "no", "yes"),
+    ]
+    entries = {
+        str(row): entry(f"n{6 + row % 2}", answer=answer) | {"types": {"structural": structure, "semantic": "attr"}}
+        for row, (structure, answer, _) in enumerate(asked)
+    }
+    write(gqa, "testdev", entries)
+    (found,) = sets(gqa)
+    written = {answer: text for _, answer, text in asked}
+    questions = asked_of(found, "testdev", "questions", 0)
+    texts = [written[one.about.answer] for one in questions if isinstance(one.about, Question)]
+    scored = score_questions(questions, {"image": texts, "wrong": [""] * 6}, literal=found.literal_answers)
+    # Articles, words for numbers, full stops and capitals count, as in the official scorer, and spaces around a text do not.
+    assert scored["exact"]["value"] == pytest.approx(100 * 2 / 6)
+    shares = {name: (one["exact"]["value"], one["items"]) for name, one in scored["types"].items()}
+    assert shares == {
+        "binary": (pytest.approx(100 * 2 / 3), 3),
+        "choose": (100.0, 1),
+        "logical": (0.0, 1),
+        "open": (0.0, 3),
+        "query": (0.0, 3),
+        "verify": (100.0, 1),
+    }
+    part = DescribedRegions()
+    results = {"regions": {"gqa testdev questions": scored}}
+    part.check(results)
+    assert [row.label for row in part.rows(results)][:2] == [
+        "gqa testdev questions, %",
+        "gqa testdev questions, binary, %",
+    ]
+    scored["types"]["open"]["exact"] = scored["types"]["choose"]["exact"]
+    with pytest.raises(ValueError, match="gqa testdev questions open"):
+        part.check(results)
 
 
 def test_visual_genome_in_the_same_folder_shares_what_is_held_out(gqa: Path):

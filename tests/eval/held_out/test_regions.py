@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.progress import Progress
@@ -27,9 +28,10 @@ from generalist.eval.held_out.regions import (
     written,
 )
 from generalist.eval.held_out.scenes import overlap
-from generalist.eval.parts.answers import has_room
+from generalist.eval.parts.answers import ANSWER_TOKENS, answer_tokens, answer_writer, has_room
 from generalist.eval.parts.part import Beside
 from generalist.eval.parts.regions import DescribedRegions
+from generalist.eval.results.scores import grouped_proportion, proportion
 from generalist.tokenizers.locations import BINS, Box, box_text, first_box
 from generalist.vision.encoder import PaddedPreparation
 from generalist.vision.load import crops_images
@@ -53,7 +55,7 @@ def test_who_knows_every_image_is_right_and_with_a_wrong_one_not(refcoco: Ground
         return [known.get((image, text), "nowhere") for image, text in documents]
 
     # Images are read by whoever scores: here they stay files.
-    found = score_regions(asked, written(asked, lambda file: file, lambda _: True, generate))  # type: ignore[arg-type, return-value]
+    found = score_regions(asked, written(asked, lambda file: file, lambda *_: True, generate))  # type: ignore[arg-type, return-value]
     assert found["accuracy_0.5"]["value"] == found["accuracy_0.8"]["value"] == 100.0 and found["items"] == 8
     assert found["wrong_0.5"]["value"] < 100.0
 
@@ -71,7 +73,7 @@ def test_the_rule():
     assert read is not None
     under = dataclasses.replace(read, right=read.left + 0.49996 * (read.right - read.left))
     assert 0.4999 < overlap(half, under) < 0.5
-    found = accuracies("accuracy", [0.5, 0.49, 0.8, 0.0])
+    found = accuracies("accuracy", [0.5, 0.49, 0.8, 0.0], None)
     assert (found["accuracy_0.5"]["value"], found["accuracy_0.8"]["value"]) == (50.0, 25.0)
 
 
@@ -83,7 +85,7 @@ def test_a_question_without_room_is_wrong_and_costs_no_other(refcoco: GroundedSe
         found = written(
             asked,
             lambda file: file,  # type: ignore[arg-type, return-value]
-            lambda document: document[1] != long,
+            lambda document, _: document[1] != long,
             lambda documents: [text for _, text in documents],
             progress=progress,
             what="refcoco val",
@@ -118,8 +120,8 @@ def pointing(make_model: Callable[..., Any]) -> Any:
 
 
 def test_room_is_that_of_a_row(pointing: Any):
-    fits, image = has_room(pointing, 8), read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg")
-    assert fits([image, "point to it:"]) and not fits([image, "point to it:" * pointing.config.data.length])
+    fits, image = has_room(pointing), read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg")
+    assert fits([image, "point to it:"], 8) and not fits([image, "point to it:" * pointing.config.data.length], 8)
 
 
 def test_results_are_of_the_annotations_and_images_as_they_are(pointing: Any, tmp_path: Path):
@@ -200,7 +202,7 @@ def test_without_places_nothing_is_asked(make_model: Callable[..., Any]):
     assert read_image(FOLDER / "train2014" / "COCO_train2014_000000000009.jpg").shape == (48, 64, 3)
 
 
-def test_answers_are_scored_as_those_of_gqa():
+def test_answers_are_normalised():
     genome = open_grounded(GENOME, DocumentOpening())[0]
     asked = asked_of(genome, "val", "questions", 0)
     assert len(asked) == 6 and all(one.text.startswith("Question: What color is the block") for one in asked)
@@ -209,11 +211,11 @@ def test_answers_are_scored_as_those_of_gqa():
     def generate(documents: list[list[Any]]) -> list[str]:
         return [known.get((image, text), "no idea") for image, text in documents]
 
-    found = score_questions(asked, written(asked, lambda file: file, lambda _: True, generate))  # type: ignore[arg-type, return-value]
+    found = score_questions(asked, written(asked, lambda file: file, lambda *_: True, generate), literal=False)  # type: ignore[arg-type, return-value]
     assert found["exact"]["value"] == 100.0 and found["wrong"]["value"] < 100.0 and len(found["answers"]) == 6
-    assert exact([("Green", " the green"), ("Green", "greenish")])["value"] == 50.0
+    assert exact([("Green", " the green"), ("Green", "greenish")], None, literal=False)["value"] == 50.0
     # Normalised, nothing is left of these.
-    assert exact([("A", ""), ("?", ""), ("A", " a"), ("?", "?")])["value"] == 50.0
+    assert exact([("A", ""), ("?", ""), ("A", " a"), ("?", "?")], None, literal=False)["value"] == 50.0
 
 
 def test_the_part_asks_questions_too(pointing: Any):
@@ -230,3 +232,41 @@ def test_the_part_asks_questions_too(pointing: Any):
     found["answers"][0] = ["green", "Green."]
     with pytest.raises(ValueError, match="visual_genome val questions exact"):
         part.check(results)
+
+
+def test_an_answer_may_be_as_long_as_the_known_one(pointing: Any, monkeypatch: pytest.MonkeyPatch):
+    long = "a very long answer " * 6
+    needed = len(pointing.assembler.encode(f" {long}")) + 1
+    assert needed > ANSWER_TOKENS and answer_tokens(pointing, long) == needed
+    assert answer_tokens(pointing, "a") == ANSWER_TOKENS
+    calls = []
+
+    def prompt(_: Any, documents: list[Any], decoding: Any) -> list[str]:
+        calls.append((len(documents), decoding.tokens))
+        return [document[0] for document in documents]
+
+    monkeypatch.setattr("generalist.inference.prompt.prompt", prompt)
+    asked = [["short"], ["filled " * 200], ["short too"]]
+    room = pointing.config.data.length - len(pointing.assembler.document(asked[1], is_open=True))
+    assert room < needed
+    # A document without that room is written alone, so that it takes none from the others.
+    assert answer_writer(pointing, needed)(asked) == [text for (text,) in asked]
+    assert calls == [(2, needed), (1, needed)]
+
+
+def test_intervals_are_over_images(refcoco: GroundedSet):
+    # Ten images, of which all of one are right or none: ten observations and not two hundred.
+    images = np.repeat(np.arange(10), 20)
+    right = images < 5
+    found, independent = grouped_proportion(right, images), proportion(100, 200)
+    assert found.value == independent.value == 50.0
+    assert found.high - found.low > 3 * (independent.high - independent.low)
+    # Where every image says the same, the bootstrap has no width.
+    for same in (np.ones(200, bool), np.zeros(200, bool), np.arange(200) % 2 == 0):
+        assert grouped_proportion(same, images) == proportion(int(same.sum()), 200)
+    asked = asked_of(refcoco, "val", "regions", 0)
+    assert len(asked) == 8
+    boxes = [box_text(one.about.box) if one.image == asked[0].image else "" for one in asked]  # type: ignore[union-attr]
+    found_regions = score_regions(asked, {"image": boxes, "wrong": boxes})
+    assert found_regions["images"] == [0] * 4 + [1] * 4
+    assert (found_regions["accuracy_0.5"]["low"], found_regions["accuracy_0.5"]["high"]) == (0.0, 100.0)
