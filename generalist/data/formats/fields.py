@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from generalist.data.files import DocumentError, check_letters
+from generalist.tokenizers.locations import place_in
 
 Kind = TypeVar("Kind", int, str, list, dict)
 
@@ -44,6 +45,18 @@ def optional(entry: Any, key: str, kind: type[Kind], where: str, default: Kind) 
         DocumentError: as `field`.
     """
     return default if _value(entry, key, where) is None else field(entry, key, kind, where)
+
+
+def check_no_places(text: str, where: str) -> None:
+    """Checks that a text has no location tokens: they would be read as a place, or have no id.
+
+    Raises:
+        DocumentError: it has one.
+    """
+    if place := place_in(text):
+        raise DocumentError(
+            f"{where} has {place} in a text, which is how a place is written: get the file again, or take it out"
+        )
 
 
 def check_once(numbers: list[int], row: str, kind: str) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from generalist.data.files import DocumentError, parsed
 from generalist.data.formats.documents import DocumentOpening
-from generalist.data.formats.fields import field, optional
+from generalist.data.formats.fields import check_no_places, field, optional
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import members
 from generalist.data.formats.places import Place, read_range
@@ -46,9 +46,9 @@ class QuestionSet(GroundedSet):
         self.name, self._folder = folder.absolute().name, folder
         self._file = {split: found for split in SPLITS if (found := _question_file(folder, split))}
         self.splits = tuple(split for split in self._file if split != "train")
-        arrays = indexed(list(self._file.values()), scan_questions, kind="gqa typed", opening=opening)
+        arrays = indexed(list(self._file.values()), scan_questions, kind="gqa checked", opening=opening)
         self._asked = dict(zip(self._file, arrays, strict=True))
-        self._images = opening.images or folder / "images"
+        self._images = _images_folder(folder, opening.images)
         self._left_out: Set[str] = frozenset()
 
     @property
@@ -107,6 +107,13 @@ class QuestionSet(GroundedSet):
         return found
 
 
+def _images_folder(folder: Place, named: Place | None) -> Place:
+    """The named folder, or `images` in it; by default that of the set."""
+    if named is None or (named / "images").is_dir():
+        return (named or folder) / "images"
+    return named
+
+
 def matches(place: Place) -> bool:
     """Whether a folder has such a set."""
     return any(_question_file(place, split) for split in SPLITS)
@@ -133,6 +140,7 @@ def _question(entry: Any, where: str) -> Question:
     texts = [" ".join(field(entry, key, str, where).split()) for key in ("question", "answer")]
     if not all(texts):
         raise DocumentError(f"{where} has an empty question or answer: get the file again")
+    check_no_places(" ".join(texts), where)
     types = optional(entry, "types", dict, where, {})
     return Question(text=texts[0], answer=texts[1], structure=optional(types, "structural", str, where, ""))
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int
 
 from generalist.data.files import DocumentError, named, parsed, whole
 from generalist.data.formats.documents import DocumentOpening, folders
-from generalist.data.formats.fields import check_once, field, number, packed, unpacked
+from generalist.data.formats.fields import check_no_places, check_once, field, number, packed, unpacked
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place
@@ -59,13 +59,13 @@ class Annotations:
         refs, instances = _refs_file(folder, division), folder / "instances.json"
         if not instances.exists():
             raise DocumentError(f"there is no {instances}: put it there as it is published with {refs.name}")
-        (found,) = indexed([refs], scan_refs, kind="refcoco-refs", opening=opening)
+        (found,) = indexed([refs], scan_refs, kind="refcoco-refs checked", opening=opening)
         (known,) = indexed([instances], scan_instances, kind="refcoco-instances once", opening=opening)
         return cls(
             name=folder.absolute().name,
             refs_file=refs,
             instances_file=instances,
-            images=opening.images or _images(folder),
+            images=_images(folder, opening.images),
             refs=found,
             instances=known,
         )
@@ -240,12 +240,14 @@ def _refs_file(folder: Place, division: str | None) -> Place:
     return found[division or next(iter(found))]
 
 
-def _images(folder: Place) -> Place:
-    """Where people unpack COCO's images: beside the files, beside the sets, or where the authors' own code has them."""
+def _images(folder: Place, named: Place | None) -> Place:
+    """Where people unpack COCO's images: beside the files, beside the sets, or where the authors' own code has them; below a named
+    folder or, without these, in it."""
     inner = ("train2014", "images/train2014", "images/mscoco/images/train2014")
-    places = [above / name for above in (folder, folder.parent) for name in inner]
+    above = (folder, folder.parent) if named is None else (named,)
+    places = [one / name for one in above for name in inner]
     # The last one serves for the message that names a missing image.
-    return next((one for one in places if one.is_dir()), folder.parent / "train2014")
+    return next((one for one in places if one.is_dir()), named or folder.parent / "train2014")
 
 
 def scan_refs(file: Place) -> Arrays:
@@ -268,6 +270,7 @@ def scan_refs(file: Place) -> Arrays:
         numbers.append((field(entry, "ann_id", int, where), field(entry, "image_id", int, where), SPLITS.index(split)))
         for sentence in field(entry, "sentences", list, where):
             text = field(sentence, "sent", str, f"{where}: in its sentences").strip()
+            check_no_places(text, where)
             if text:
                 texts.append(text)
                 owners.append(at)

@@ -26,7 +26,7 @@ from jaxtyping import Int
 
 from generalist.data.files import DocumentError, parsed
 from generalist.data.formats.documents import DocumentOpening
-from generalist.data.formats.fields import check_once, field, number, optional
+from generalist.data.formats.fields import check_no_places, check_once, field, number, optional
 from generalist.data.formats.index import Arrays, indexed
 from generalist.data.formats.json_list import elements
 from generalist.data.formats.places import Place, read_range
@@ -69,8 +69,9 @@ class GenomeSet(GroundedSet):
         self._files = [folder / name for name in READERS if (folder / name).exists()]
         self.has_questions = folder / QUESTIONS in self._files
         self.has_regions = len(self._files) > int(self.has_questions)
-        self._elements = indexed(self._files, scan_elements, kind="genome-elements checked", opening=opening)
-        self._images = [opening.images] if opening.images else _image_folders(folder)
+        self._elements = indexed(self._files, scan_elements, kind="genome-elements placeless", opening=opening)
+        # A named folder may hold the images themselves, or the published folders.
+        self._images = [opening.images, *_image_folders(opening.images)] if opening.images else _image_folders(folder)
         # (I,): where each image stands in image_data.json, by its number
         self._at = {one: at for at, one in enumerate(self._known["image"].tolist())}
         described = np.unique(np.concatenate([np.zeros(0, np.int64), *(one["image"] for one in self._elements)]))
@@ -251,6 +252,7 @@ def _relationships(element: Any, size: Size, where: str) -> Iterator[Region]:
 def _asked(element: Any, size: Size, where: str) -> Iterator[Question]:
     for entry, at in _list(element, "qas", where):
         question, answer = (_text(field(entry, key, str, at)) for key in ("question", "answer"))
+        check_no_places(f"{question} {answer}", at)
         # Answers are written as sentences, `Green.`: the full stop is no part of what is asked for.
         if question and (answer := answer.removesuffix(".")):
             yield Question(text=question, answer=answer)
@@ -284,6 +286,7 @@ def _unambiguous(found: list[tuple[Any, str, str]], size: Size) -> Iterator[Regi
 def _region(entry: Any, text: str, size: Size, where: str) -> Iterator[Region]:
     """The region of an entry; none if it has no text, or lies outside of the image, as some of the published ones do."""
     x, y, width, height = (number(entry, key, where) for key in ("x", "y", _WIDTH, _HEIGHT))
+    check_no_places(text, where)
     box = pixel_box(x, y, width, height, of=size)
     if text and box is not None:
         yield Region(box=box, phrase=text)

@@ -32,7 +32,8 @@ class Regions(Source):
     division: str | None = None
     """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
     images_folder: str | None = None
-    """Folder of the images. None: `train2014`, `VG_100K` and `VG_100K_2`, `images` beside the files or the sets."""
+    """Folder of the images, or of the folders `train2014`, `VG_100K` and `VG_100K_2`, `images` with them. None: these are beside the
+    files or the sets."""
     questions: int = 4
     """Maximum number of regions and questions per image and example, as far as they fit into a row."""
     describe: float = 0.2

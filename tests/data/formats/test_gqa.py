@@ -178,6 +178,8 @@ def test_it_is_trained_on(gqa: Path):
     texts = list(source.texts(stored))
     text = TextTokenizer.train([*texts, "abcdefghijklmnopqrstuvwxyz" * 3], 300)
     assembler = Assembler(vocabulary=Vocabulary(text=300, locations=16), text_tokenizer=text, images="patches")
+    # A named folder may hold the folder with the images.
+    dataclasses.replace(source, images_folder=str(gqa)).check("regions", stored, True, said.append)
     (examples,) = source.open(stored, Reading(assembler=assembler, layouts={}, length=128))
     sequence = examples.example(0, np.random.default_rng(0))
     learned = sequence.targets[sequence.loss_weight > 0]
@@ -196,6 +198,7 @@ def test_it_is_trained_on(gqa: Path):
         ('{"1": {"imageId": "../1", "question": "?", "answer": "a"}}', "question 1: its imageId is '../1'"),
         ('{"1": {"imageId": 1, "question": "?", "answer": "a"}}', "its imageId is 1 instead of a text"),
         ('{"1": {"imageId": "1", "question": " ", "answer": "a"}}', "empty question or answer"),
+        ('{"1": {"imageId": "1", "question": "?", "answer": "<loc9999>"}}', "question 1 has <loc9999> in a text"),
         ('{"1": {"imageId": "1", "question": "?", "answer": "a"}} {}', "something behind its end"),
     ],
 )

@@ -1,5 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: read as their maker wrote them, never run, and refused with a line that says what to do."""
 
+import dataclasses
 import json
 import pickle
 import pickletools
@@ -135,6 +136,7 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_edited(REFS, _first(sentences={"sent": "a"})), r"entry 1: its sentences is an object instead of a list"),
     (_edited(REFS, _first(sentences=["a"])), r"entry 1: in its sentences holds 'a' instead of an object"),
     (_edited(REFS, _first(sentences=[{}])), r"entry 1: in its sentences: its sent is None instead of a text"),
+    (_edited(REFS, _first(sentences=[{"sent": "man <loc9999>"}])), r"refs\(unc\).p entry 1 has <loc9999> in a text, which is how"),
     (_edited(REFS, _first(ann_id=5)), r"entry 1: its ann_id 5 is not in instances.json: get both files of the same set"),
     (_edited(REFS, _first(image_id=25)), r"entry 1: its ann_id is of another image than its image_id"),
     (_edited(INSTANCES, lambda whole: whole | {"images": []}), r"instances.json has no images, or no annotations"),
@@ -338,6 +340,7 @@ def test_a_folder_that_was_copied_in_part(copied: Path):
         _said(source)
     elsewhere = Regions(weight=1.0, path=str(copied), images_folder=str(FOLDER / "train2014"))
     assert _said(elsewhere, whole=True)
+    assert _said(dataclasses.replace(elsewhere, images_folder=str(FOLDER)), whole=True)
 
 
 def test_boxes_are_of_the_annotated_pixels(copied: Path, assembler: Assembler):

@@ -1,5 +1,6 @@
 """Visual Genome: regions and questions are read as their maker wrote them, in its versions, and damage is named."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -201,6 +202,10 @@ def test_damaged_files_are_named(copied: Path, damage: Callable[[Path], Any], me
         (_changed(OBJECTS, lambda entries: entries[0]["objects"][0].update(names=[])),
          "entry 1, number 1 of its objects: of its names: its name is a list instead of a text"),
         (_changed(OBJECTS, lambda entries: entries[0].update(objects=None)), "entry 1: its objects is None instead of a list"),
+        (_changed(REGIONS, lambda entries: entries[0]["regions"][1].update(phrase="a <loc9999>")),
+         "descriptions.json entry 1, number 2 of its regions has <loc9999> in a text, which is how a place is written"),
+        (_changed(QUESTIONS, lambda entries: entries[0]["qas"][2].update(answer="<loc0001>")),
+         "number 3 of its qas has <loc0001> in a text"),
         (_changed(QUESTIONS, lambda entries: entries[0]["qas"][2].pop("answer")), "number 3 of its qas: its answer is None"),
     ],
 )  # fmt: skip
@@ -281,3 +286,7 @@ def test_the_source_with_one_missing_image(copied: Path):
     ):
         source.check("regions", stored, False, lambda line: None)
     assert isinstance(GenomeSet(copied, DocumentOpening(), NONE).image("val", 1).regions[0], Region)
+    for name in ("VG_100K", "VG_100K_2"):
+        shutil.rmtree(copied / name)
+    # A named folder has both published ones.
+    dataclasses.replace(source, images_folder=str(FOLDER)).check("regions", stored, True, lambda line: None)
