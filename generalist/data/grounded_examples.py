@@ -7,10 +7,14 @@ and answer, all about one image.
 """
 
 import dataclasses
+from functools import cached_property
 
 import numpy as np
 
 from generalist.data.document_examples import stretched
+from generalist.data.documents import UNREADABLE, tell
+from generalist.data.files import DocumentError
+from generalist.data.formats.faults import Faults
 from generalist.data.formats.vqa import ANSWER
 from generalist.data.grounded import Grounded, GroundedSet, Question, Region
 from generalist.tokenizers.locations import box_text
@@ -58,16 +62,34 @@ class GroundedExamples:
     """Maximum number of regions and questions per example."""
     describe: float
     """Share of the regions that are described from their box instead of pointed to."""
+    unreadable: float = UNREADABLE
+    """Share of the images that may be unreadable; these are left out, counted and named."""
 
     def __len__(self) -> int:
         return self.grounded.count("train")
 
     def example(self, index: int, rng: np.random.Generator) -> Sequence:
-        """An image with questions in random order.
+        """An image with questions in random order or, if it can't be read, the next one that can.
 
         Raises:
-            DocumentError: the image is missing, damaged, or not the annotated one.
+            TooManyBroken: more images than may be left out are missing, damaged, or not the annotated ones.
+            DocumentError: none can be read.
         """
+        for step in range(len(self)):
+            number = (index + step) % len(self)
+            # Tried even if it was left out before, so that a resumed run sees the same examples.
+            try:
+                return self._example(number, rng)
+            except DocumentError as error:
+                self.faults.add(number, error)
+        raise DocumentError(f"no image of {self.grounded.name} can be read: repair them")
+
+    @cached_property
+    def faults(self) -> Faults:
+        """Which images can't be read, as far as is known."""
+        return Faults(self.grounded.files[0], len(self), self.unreadable, tell)
+
+    def _example(self, index: int, rng: np.random.Generator) -> Sequence:
         one = self.grounded.image("train", index)
         asked = self._asked(one, rng)
         image = stretched(self.grounded.photograph("train", index).read(), self.assembler, self.length)

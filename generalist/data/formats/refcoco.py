@@ -241,8 +241,8 @@ def _refs_file(folder: Place, division: str | None) -> Place:
 
 
 def _images(folder: Place, named: Place | None) -> Place:
-    """Where people unpack COCO's images: beside the files, beside the sets, or where the authors' own code has them; below a named
-    folder or, without these, in it."""
+    """Where people unpack COCO's images: beside the files, beside the sets, or where the authors' own code has them; below a
+    named folder or, without these, in it."""
     inner = ("train2014", "images/train2014", "images/mscoco/images/train2014")
     above = (folder, folder.parent) if named is None else (named,)
     places = [one / name for one in above for name in inner]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from generalist.data.documents import UNREADABLE
 from generalist.data.examples import Examples
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
@@ -32,12 +33,15 @@ class Regions(Source):
     division: str | None = None
     """Which division of RefCOCO's sets: `unc`, `umd` or `google`. None: the first of these that a set has."""
     images_folder: str | None = None
-    """Folder of the images, or of the folders `train2014`, `VG_100K` and `VG_100K_2`, `images` with them. None: these are beside the
-    files or the sets."""
+    """Folder of the images, or of the folders `train2014`, `VG_100K` and `VG_100K_2`, `images` with them. None: these are beside
+    the files or the sets."""
     questions: int = 4
     """Maximum number of regions and questions per image and example, as far as they fit into a row."""
     describe: float = 0.2
     """Share of the regions that are described from their box instead of pointed to."""
+    unreadable: float = UNREADABLE
+    """Share of a set's training images that may be unreadable: these are left out of a training, counted and named. More than
+    that fail the run."""
     evaluation_expressions: int = 1000
     """Maximum number of expressions, and of questions, per split that an evaluation asks; 0: all, as published scores do."""
 
@@ -48,6 +52,8 @@ class Regions(Source):
             raise ValueError(f"data.regions.questions must be at least 1, got {self.questions}")
         if not 0 <= self.describe <= 1:
             raise ValueError(f"data.regions.describe is a share from 0 to 1, got {self.describe}")
+        if not 0 <= self.unreadable < 1:
+            raise ValueError(f"data.regions.unreadable must be at least 0 and below 1, got {self.unreadable}")
         if self.evaluation_expressions < 0:
             raise ValueError(
                 f"data.regions.evaluation_expressions must be at least 0 (all), got {self.evaluation_expressions}"
@@ -141,6 +147,7 @@ class Regions(Source):
                 length=reading.length,
                 questions=self.questions,
                 describe=self.describe,
+                unreadable=self.unreadable,
             )
             for one in sets
             if one.count("train")

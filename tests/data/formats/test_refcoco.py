@@ -16,6 +16,7 @@ from PIL import Image
 from generalist.data.episodes import EpisodeCache
 from generalist.data.files import DocumentError
 from generalist.data.formats.documents import DocumentOpening
+from generalist.data.formats.faults import TooManyBroken
 from generalist.data.formats.plain_pickle import plain_pickle
 from generalist.data.formats.refcoco import open_refs
 from generalist.data.grounded import pixel_box
@@ -136,7 +137,8 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_edited(REFS, _first(sentences={"sent": "a"})), r"entry 1: its sentences is an object instead of a list"),
     (_edited(REFS, _first(sentences=["a"])), r"entry 1: in its sentences holds 'a' instead of an object"),
     (_edited(REFS, _first(sentences=[{}])), r"entry 1: in its sentences: its sent is None instead of a text"),
-    (_edited(REFS, _first(sentences=[{"sent": "man <loc9999>"}])), r"refs\(unc\).p entry 1 has <loc9999> in a text, which is how"),
+    (_edited(REFS, _first(sentences=[{"sent": "man <loc9999>"}])),
+     r"refs\(unc\).p entry 1 has <loc9999> in a text, which is how"),
     (_edited(REFS, _first(ann_id=5)), r"entry 1: its ann_id 5 is not in instances.json: get both files of the same set"),
     (_edited(REFS, _first(image_id=25)), r"entry 1: its ann_id is of another image than its image_id"),
     (_edited(INSTANCES, lambda whole: whole | {"images": []}), r"instances.json has no images, or no annotations"),
@@ -312,6 +314,7 @@ def test_the_source(assembler: Assembler):
 def test_settings_are_checked(assembler: Assembler):
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"division": "berkeley"}, "data.regions.division must be one of unc, umd, google, got 'berkeley'"),
+        ({"unreadable": 1.0}, "data.regions.unreadable must be at least 0 and below 1, got 1.0"),
         ({"questions": 0}, "data.regions.questions must be at least 1, got 0"),
         ({"describe": 1.5}, "data.regions.describe is a share from 0 to 1, got 1.5"),
         ({"evaluation_expressions": -1}, r"data.regions.evaluation_expressions must be at least 0 \(all\), got -1"),
@@ -369,5 +372,21 @@ def test_boxes_are_of_the_annotated_pixels(copied: Path, assembler: Assembler):
             _said(source, whole=whole)
     Image.fromarray(known).resize((48, 48)).save(found.file("train", 0))
     examples = GroundedExamples(grounded=found, assembler=assembler, length=256, questions=4, describe=0.0)
-    with pytest.raises(DocumentError, match="has 48 × 48 pixels"):
+    with pytest.raises(TooManyBroken, match="1 of 2 records of .* has 48 × 48 pixels"):
         examples.example(0, np.random.default_rng(0))
+
+
+def test_an_unreadable_image_is_left_out_and_told(
+    copied: Path, assembler: Assembler, capsys: pytest.CaptureFixture[str]
+):
+    (found,) = open_refs(copied / "refcoco", DocumentOpening())
+    file = found.file("train", 0)
+    file.write_bytes(file.read_bytes()[:200])
+    examples = GroundedExamples(
+        grounded=found, assembler=assembler, length=256, questions=4, describe=0.0, unreadable=0.5
+    )
+    instead = examples.example(0, np.random.default_rng(0))
+    assert instead.loss_weight.any() and len(examples.faults.reasons) == 1
+    examples.example(0, np.random.default_rng(0))
+    told = capsys.readouterr().err
+    assert told.count("note: record left out, number 1 of 2") == 1 and file.name in told
