@@ -140,9 +140,7 @@ def score_questions(asked: Sequence[Asked], texts: dict[str, list[str]], *, lite
         literal: see `GroundedSet.literal_answers`.
     """
     about = [one.about for one in asked if isinstance(one.about, Question)]
-    answers = {
-        shown: [[one.answer, text] for one, text in zip(about, texts[shown], strict=True)] for shown in texts
-    }
+    answers = {shown: [[one.answer, text] for one, text in zip(about, texts[shown], strict=True)] for shown in texts}
     images, structures = _images(asked), [one.structure for one in about]
     return {
         "exact": exact(answers["image"], images, literal=literal),
