@@ -74,7 +74,7 @@ def pocket_all() -> Config:
             length=2 * base.data.length,
             images=16,
         ),
-        training=dataclasses.replace(base.training, steps=6_500, learning_rate=3e-3),
+        training=dataclasses.replace(base.training, steps=9_000, learning_rate=3e-3),
     )
 
 
