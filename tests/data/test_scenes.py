@@ -3,11 +3,13 @@
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from generalist.data.episodes import EpisodeCache
 from generalist.data.infilling import MARKS, InfillingExamples, draw_hole, filled, left_to_right
 from generalist.data.scene_examples import COUNTED, SceneExamples, cells_shown
 from generalist.data.scene_questions import (
@@ -21,7 +23,7 @@ from generalist.data.scene_questions import (
     training_texts,
 )
 from generalist.data.scenes import COLOURS, HIDDEN, SIZE, Placed, Scene, Split, draw_scene, is_held_out, names, pool
-from generalist.data.source import Ways
+from generalist.data.source import Stored, Ways
 from generalist.data.sources.scenes import Scenes
 from generalist.tokenizers.locations import NOISE, Box, Labelled, box_text, read_objects
 from generalist.tokenizers.sequence import Assembler, Modality, Predicted
@@ -335,6 +337,11 @@ def test_settings_are_checked(assembler: Assembler):
         Scenes(objects=9)
     with pytest.raises(ValueError, match=r"data.scenes.things must be 0 \(all\) or at least 24, got 3"):
         Scenes(things=3)
+    there = len(names("train"))
+    stored = Stored(folder=Path("."), corrections=(), cache=EpisodeCache(1))
+    Scenes(weight=1.0, things=there).check("scenes", stored, False, lambda line: None)
+    with pytest.raises(ValueError, match=f"data.scenes.things = {there + 1}, but there are {there}: lower it"):
+        Scenes(weight=1.0, things=there + 1).check("scenes", stored, False, lambda line: None)
     with pytest.raises(ValueError, match="draws every scene anew: use computed"):
         Scenes().check_settings(
             "scenes", Ways(images=("frame",), documents=("encoder",), row_images=8, features="stored")

@@ -117,9 +117,11 @@ class Scenes(SceneSource):
         return self.things
 
     def check(self, name: str, stored: Stored, whole: bool, say: Say) -> None:
-        """Checks that the drawings are installed."""
-        if self.takes_part:
-            names("train", self.things)  # raises if a package is missing
+        """Checks that the drawings are installed, and that there are as many things as wanted."""
+        if self.takes_part and self.things > (there := len(names("train"))):  # raises if a package is missing
+            raise ValueError(
+                f"data.{name}.things = {self.things:,}, but there are {there:,}: lower it, or take all with 0"
+            )
 
     def texts(self, stored: Stored) -> list[str]:
         """See `Source.texts`."""
