@@ -73,6 +73,7 @@ class Side:
     def __init__(self, python: str, *arguments: str, processor_time: bool = False):
         self._clock = int(processor_time)
         begun = time.perf_counter()
+        # No `with`: it is open as long as the process. No pipe, which nobody would empty.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._command = [python, str(HERE / "worker.py"), *arguments]
         self._process = subprocess.Popen(

@@ -8,7 +8,7 @@ Questions have one answer: a written one is right if it is equal. Of GQA the tex
 (Hudson & Manning, 2019), and accuracies by type of question stand beside that of all; of other sets both texts are normalised
 first, as for VQA accuracy.
 
-What is asked about one image depends on each other, so intervals are over images.
+Questions about one image depend on each other, so intervals are over images.
 """
 
 import dataclasses

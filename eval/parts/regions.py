@@ -24,6 +24,8 @@ from generalist.tokenizers.locations import BINS
 if TYPE_CHECKING:
     from generalist.inference.generalist import Generalist
 
+VERSION = 2  # of the scores: with 1 all answers were normalised, and intervals were of independent questions
+
 
 class DescribedRegions(Part):
     """Regions and questions; one job per set, split and kind."""
@@ -157,6 +159,7 @@ def _job(generalist: "Generalist", source: Regions, grounded: GroundedSet, split
         "expressions": source.evaluation_expressions,
         "row": generalist.config.data.length,
         "seed": regions.SEED,
+        "version": VERSION,
     }
     return Job(part=DescribedRegions.name, key=f"{prefix}{name}", settings=settings, compute=compute)
 

@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     named = named_settings(arguments)
     if named is None or not named.tokens.image_codes:
         raise ValueError(CANT_DRAW)
-    for told in _not_learned(named, arguments):
+    for told in not_learned(named, arguments):
         note(told)
     from PIL import Image
     from rich.markup import escape
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace, rest: list[str], console: Console) -> int
     return 0
 
 
-def _not_learned(named: Config, arguments: argparse.Namespace) -> list[str]:
+def not_learned(named: Config, arguments: argparse.Namespace) -> list[str]:
     """What is asked of the weights that their training did not teach."""
     drawing = [source for source in named.data.taking_part.values() if source.draws]
     if not drawing:

@@ -1,5 +1,6 @@
 """Drawing: cached and guided drawing against whole passes, editing, ranking, and a run that learns to draw."""
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -16,6 +17,7 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
+from generalist.cli.draw import add_arguments, not_learned
 from generalist.cli.main import main
 from generalist.config.presets import debug
 from generalist.config.run import Config, TrainingConfig
@@ -217,6 +219,32 @@ def test_the_command_refuses_before_weights_are_loaded(given, message, tmp_path:
     text = [] if given == ("",) else ["a heart"]
     assert main(["draw", *text, "--out", str(tmp_path / "heart.png"), *given]) == 1
     assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "told"),
+    [
+        (TextToImage(weight=1.0), ("--edit", "face.png"), []),
+        (TextToImage(), (), ["no source of the weights' own training draws"]),
+        (TextToImage(weight=1.0, without_text=0.0), (), ["data.drawing.without_text = 0"]),
+        (
+            TextToImage(weight=1.0, without_text=0.0),
+            ("--guidance", "1", "--best-of", "2"),
+            ["data.drawing.without_text"],
+        ),
+        (TextToImage(weight=1.0, without_text=0.0), ("--guidance", "1", "--best-of", "2", "--towers", "t"), []),
+        (TextToImage(weight=1.0, infilling=0.0), ("--edit", "face.png"), ["data.drawing.infilling = 0"]),
+    ],
+)
+def test_what_a_training_did_not_teach_is_told(source: TextToImage, given: tuple[str, ...], told: list[str]):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(["a heart", "--out", "heart.png", *given])
+    base = debug()
+    tokens = dataclasses.replace(base.tokens, image_codes=24)
+    named = dataclasses.replace(base, tokens=tokens, data=base.data.with_sources(drawing=source))
+    found = not_learned(named, arguments)
+    assert len(found) == len(told) and all(part in line for part, line in zip(told, found, strict=True))
 
 
 def test_codes_that_fit_no_drawing_or_no_row_are_refused_with_the_settings(tokenizer, tmp_path: Path):

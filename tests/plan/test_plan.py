@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import jax
@@ -26,7 +27,7 @@ from generalist.model.tuning import LoraConfig, Tuning
 from generalist.plan.estimate import Estimate, abstract_parameters, estimate, speeds_of
 from generalist.plan.hlo import parse
 from generalist.plan.memory import FULL, arithmetic, largest_rows
-from generalist.plan.micro_batches import MARGIN, decided, with_micro_batches
+from generalist.plan.micro_batches import MARGIN, decided, device_memory, with_micro_batches
 from generalist.plan.roofline import walk
 from generalist.plan.search import candidates
 from generalist.plan.target import open_devices, parse_target, prepare_environment
@@ -208,6 +209,14 @@ def test_the_fewest_micro_batches_that_fit(gibibytes: float, dtype: Literal["aut
     assert (needed(found) <= limit) == (found < 256) and (found == 1 or needed(found // 2) > limit)
     with pytest.raises(ValueError, match=r"micro_batches = auto is decided by train\.py and plan"):
         _ = config.training.parts
+
+
+def test_an_accelerator_that_tells_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch):
+    assert device_memory() is None  # a CPU
+    silent = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [silent])
+    with pytest.raises(ValueError, match="does not say how much memory it has .* such as --training.micro-batches 4"):
+        device_memory()
 
 
 def test_a_search_ranks_what_fits_and_divides():

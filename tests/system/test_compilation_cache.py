@@ -32,6 +32,13 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_python_interface_keeps_programs_too(tmp_path: Path) -> None:
+    code = "from generalist import AgentPrompt; import jax; print(jax.config.jax_compilation_cache_dir)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert Path(printed.stdout.strip()).is_relative_to(tmp_path)
+
+
+@pytest.mark.slow
 def test_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     printed = [
         subprocess.run(

@@ -10,6 +10,7 @@ import pytest
 
 from generalist.config.run import TrainingConfig
 from generalist.data.batch import BatchSpec
+from generalist.model import attend
 from generalist.model.config import ModelConfig, ModelSpec, VisionConfig
 from generalist.system.platforms import target_platform
 from generalist.tokenizers.vocabulary import Vocabulary
@@ -100,3 +101,9 @@ def test_the_scatter_that_is_looked_for_has_this_name():
     table, index = jax.ShapeDtypeStruct((5, 2), np.float32), jax.ShapeDtypeStruct((3,), np.int32)
     gradient = jax.jit(jax.grad(lambda table, index: table[index].sum()))
     assert "stablehlo.scatter" in gradient.trace(table, index).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.slow
+def test_a_gpu_without_the_kernel_has_attention_by_products(lowered, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attend, "lacks_fused", lambda: True)
+    assert "__cudnn" not in lowered(GATO, sizes(patches=2000), loss_chunks=2)
