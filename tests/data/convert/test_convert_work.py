@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,20 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_STEPS", 1)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started can be interrupted, also where the tests themselves ignore it, as a shell's background job does:
+    what is ignored stays so in every program that is started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible", "one_by_one")
 @pytest.mark.parametrize("how, workers", [(signal.SIGKILL, 2), (signal.SIGKILL, 1), (signal.SIGINT, 2)])
 def test_stopped_midway_and_run_again_is_the_same(
-    tmp_path: Path, bridge: Path, convert: Any, one_by_one: None, how: signal.Signals, workers: int
+    tmp_path: Path, bridge: Path, convert: Any, how: signal.Signals, workers: int
 ) -> None:
     target, whole = tmp_path / "stopped" / "new", tmp_path / "whole" / "new"
     for folder in (target, whole):
