@@ -7,7 +7,7 @@ Dimension key: B rows, L queries, S keys, N query heads, M key-value heads, G qu
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
-BLOCK = 128  # queries: with 512 keys their scores take 256 KiB, a part of one core's second-level cache
+SHORT = 384
+"""Keys of rows whose heads are computed all at once, in blocks of few queries: heads one after another are products so small that
+all cores but one stay idle."""
+BLOCKS = (64, 128)  # queries of a block of short and of longer rows
+TOGETHER = 1 << 19
+"""Bytes of scores of a longer row's heads that are computed at once, a part of one core's second-level cache: two heads of 512
+keys, one of 1,024."""
 
 
 def blocked_attention(
@@ -61,8 +67,9 @@ def blocked_attention(
 
 def _blocks(length: int, keys: int, skip: bool) -> Iterator[tuple[slice, slice]]:
     """Slices of the queries, and of the keys that at least one of them sees."""
-    for first in range(0, length, BLOCK):
-        last = min(length, first + BLOCK)
+    size = BLOCKS[keys > SHORT]
+    for first in range(0, length, size):
+        last = min(length, first + size)
         yield slice(first, last), slice(0, last if skip else keys)
 
 
@@ -88,11 +95,41 @@ def _capped(scores: Float[Array, "G l s"], softcap: float) -> Float[Array, "G l 
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
+def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: tuple[Array, ...], bias: Any) -> Any:
+    """`compute(biases, head)` of each key-value head of each row.
+
+    Args:
+        rows: queries (B, M, G, L, H), keys (B, M, S, H) and so on.
+        marks: the segments of queries (B, L) and keys (B, S).
+        bias: gives the biases of a row's blocks by its marks.
+    """
+    count, groups, keys = rows[0].shape[1], rows[0].shape[2], rows[1].shape[2]
+    if keys <= SHORT:
+
+        def short(operands):
+            heads, biases = operands
+            return jax.vmap(functools.partial(compute, biases))(heads)
+
+        # All rows' biases before the loop: XLA would fuse comparisons inside of it with the softmax, which then takes several
+        # times as long.
+        return jax.lax.map(short, (rows, jax.vmap(bias)(*marks)))
+    most = TOGETHER // (groups * BLOCKS[1] * keys * 4)
+    together = max((some for some in range(2, count + 1) if count % some == 0 and some <= most), default=None)
+
+    def long(operands):
+        heads, own = operands
+        # One head at a time where the scores of two would not stay in the core's cache.
+        return jax.lax.map(functools.partial(compute, bias(*own)), heads, batch_size=together)
+
+    return jax.lax.map(long, (rows, marks))
+
+
 def _forward_head(
     biases: list[Array],
+    head: tuple[Float[Array, "G L H"], Float[Array, "S H"], Float[Array, "S H"]],
+    *,
     softcap: float,
     skip: bool,
-    head: tuple[Float[Array, "G L H"], Float[Array, "S H"], Float[Array, "S H"]],
 ) -> tuple[Float[Array, "G L H"], Float[Array, "G L"]]:
     """One key-value head with its G queries: the averaged values, and the log-sum-exp of the scores."""
     query, key, value = head
@@ -111,7 +148,7 @@ def _forward_head(
     return jnp.concatenate(mixed, axis=1), jnp.concatenate(sums, axis=1)
 
 
-def _backward_head(biases: list[Array], softcap: float, skip: bool, head: tuple[Array, ...]):
+def _backward_head(biases: list[Array], head: tuple[Array, ...], *, softcap: float, skip: bool):
     """Gradients of one head's queries (G, L, H), keys and values (S, H)."""
     query, key, value, mixed, sums, gradient = head
     # The gradient of a softmax is shifted by its mean under the weights (Dao et al., 2022, section 3.1).
@@ -140,18 +177,14 @@ def _backward_head(biases: list[Array], softcap: float, skip: bool, head: tuple[
 # `softcap` and `skip` are Python values that decide what is compiled, so they can't be among the traced operands.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def _rows(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
-    """All heads of all rows, one after the other: query (B, M, G, L, H), key and value (B, M, S, H)."""
+    """All heads of all rows: query (B, M, G, L, H), key and value (B, M, S, H)."""
     return _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap, skip)[0]
 
 
 def _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
-    def row(operands):
-        *heads, own, others = operands
-        biases = _biases(own, others, start, reach, skip)
-        # map, not vmap: one head at a time keeps its block of scores in the core's cache.
-        return jax.lax.map(functools.partial(_forward_head, biases, softcap, skip), tuple(heads))
-
-    mixed, sums = jax.lax.map(row, (query, key, value, query_segment, key_segment))
+    bias = functools.partial(_biases, start=start, reach=reach, skip=skip)
+    compute = functools.partial(_forward_head, softcap=softcap, skip=skip)
+    mixed, sums = _by_rows(compute, (query, key, value), (query_segment, key_segment), bias)
     # Named, so that a remat policy can keep them: the backward pass then needs no second forward pass.
     mixed, sums = checkpoint_name(mixed, "attention"), checkpoint_name(sums, "attention")
     return mixed, (query, key, value, query_segment, key_segment, start, reach, mixed, sums)
@@ -161,12 +194,9 @@ def _rows_backward(softcap: float, skip: bool, kept, gradient):
     query, key, value, query_segment, key_segment, start, reach, mixed, sums = kept
 
     # The masks are built again: comparing segments costs less than keeping an (L, S) array per row.
-    def row(operands):
-        *heads, own, others = operands
-        biases = _biases(own, others, start, reach, skip)
-        return jax.lax.map(functools.partial(_backward_head, biases, softcap, skip), tuple(heads))
-
-    gradients = jax.lax.map(row, (query, key, value, mixed, sums, gradient, query_segment, key_segment))
+    bias = functools.partial(_biases, start=start, reach=reach, skip=skip)
+    compute = functools.partial(_backward_head, softcap=softcap, skip=skip)
+    gradients = _by_rows(compute, (query, key, value, mixed, sums, gradient), (query_segment, key_segment), bias)
     # Segments, start and reach are integers and have no gradient.
     return (*gradients, None, None, None, None)
 

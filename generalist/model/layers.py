@@ -57,7 +57,11 @@ def _product_backward(kept, gradient):
     first, second = (x, gradient) if x.shape[-1] <= gradient.shape[-1] else (gradient, x)
     # Summed over all positions: (I, O), or (O, I) if the gradient came first.
     of_kernel = jax.lax.dot_general(first, second, ((positions, positions), ((), ())))
-    return gradient @ kernel.T, of_kernel if first is x else of_kernel.T
+    if first is not x:
+        # XLA would write the transposed result as a product that a CPU computes a third slower.
+        of_kernel = jax.lax.optimization_barrier(of_kernel) if target_platform() == "cpu" else of_kernel
+        of_kernel = of_kernel.T
+    return gradient @ kernel.T, of_kernel
 
 
 product.defvjp(_product_forward, _product_backward)
