@@ -105,8 +105,8 @@ class Side:
         return self._answer()
 
     def turn(self) -> float:
-        """Seconds of a run, the mean of as many as make a turn, after one that does not count: the first one after the other side's
-        takes up to one and a half times as long on either side, and a training does not take turns."""
+        """Seconds of a run, the mean of as many as make a turn, after one that does not count: on either side the first one
+        after the other side's takes up to one and a half times as long, and a training does not take turns."""
         self._run()
         return sum(self._run()[self._clock] for _ in range(self._runs)) / self._runs
 

@@ -65,6 +65,11 @@ def _is_fused(*shapes: Any) -> bool:
     return target_platform() == "gpu" and fused_on_gpu(*shapes) and not lacks_fused()
 
 
+def by_blocks(batch: int, length: int, kv_heads: int) -> bool:
+    """Whether whole rows that a mask shows are computed by `shown_attention`: on a CPU that has all rows, queries and heads."""
+    return target_platform() == "cpu" and mesh_layout(batch, length, kv_heads) == Layout()
+
+
 def attend(
     query: Float[Array, "B L N H"],
     key: Float[Array, "B S M H"],

@@ -1,4 +1,5 @@
-"""Causal attention of packed rows on a CPU, in blocks that stay in its caches; keys that no query can see are skipped.
+"""Attention of whole rows on a CPU, in blocks that stay in its caches: causal in packed rows, where keys that no query can see
+are skipped, or to the keys that a mask shows.
 
 As in FlashAttention (Dao et al., 2022) the backward pass rebuilds the softmax from its log-sum-exp and recomputes the scores, so
 memory grows with the length, not with its square.
@@ -8,12 +9,12 @@ Dimension key: B rows, L queries, S keys, N query heads, M key-value heads, G qu
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
 SHORT = 384
@@ -45,24 +46,44 @@ def blocked_attention(
         start: position in the row of the first query; if it is known to be 0, blocks skip the keys that come later.
         reach: positions that a query looks back, its own included; None: all.
     """
+    batch, length = query.shape[:2]
+    # Further than any key is away: one comparison serves both cases.
+    span = key.shape[1] if reach is None else reach
+    places = (jnp.broadcast_to(jnp.asarray(place, jnp.int32), (batch,)) for place in (start, span))
+    skip = isinstance(start, int) and start == 0 and length == key.shape[1]
+    return _by_head(query, key, value, _Segments(query_segment, key_segment, *places), scale, softcap, skip)
+
+
+def shown_attention(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B S M H"],
+    value: Float[Array, "B S M H"],
+    mask: Bool[Array, "B L S"],
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Float[Array, "B L N H"]:
+    """Attention to the keys that a mask shows. A query to which it shows none gets the mean of all values, without gradients.
+    Arguments as in `blocked_attention`."""
+    return _by_head(query, key, value, mask, scale, softcap, False)
+
+
+def _by_head(query, key, value, marks, scale: float, softcap: float, skip: bool) -> Float[Array, "B L N H"]:
     batch, length, heads, size = query.shape
     # (B, M, G, L, H): each key-value head with its group of queries, heads outermost, as the loop below takes them. Scaled
     # outside of the custom gradient, which then needs no factor.
     groups = (query * scale).reshape(batch, length, key.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
-    # Further than any key is away: one comparison serves both cases.
-    span = key.shape[1] if reach is None else reach
-    mixed = _rows(
-        groups,
-        key.transpose(0, 2, 1, 3),
-        value.transpose(0, 2, 1, 3),
-        query_segment,
-        key_segment,
-        jnp.asarray(start, jnp.int32),
-        jnp.asarray(span, jnp.int32),
-        softcap,
-        isinstance(start, int) and start == 0 and length == key.shape[1],
-    )
+    mixed = _rows(groups, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), marks, softcap, skip)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
+class _Segments(NamedTuple):
+    """What tells which keys queries see: segments, the place of a row's first query and the positions that it looks back."""
+
+    query: Int[Array, "*B L"]
+    key: Int[Array, "*B S"]
+    start: Int[Array, "*B"]
+    reach: Int[Array, "*B"]
 
 
 def _blocks(length: int, keys: int, skip: bool) -> Iterator[tuple[slice, slice]]:
@@ -73,37 +94,33 @@ def _blocks(length: int, keys: int, skip: bool) -> Iterator[tuple[slice, slice]]
         yield slice(first, last), slice(0, last if skip else keys)
 
 
-def _biases(
-    query_segment: Int[Array, "L"],
-    key_segment: Int[Array, "S"],
-    start: Any,
-    reach: Any,
-    skip: bool,
-) -> list[Array]:
-    """Added to the scores of each block, (1, its queries, its keys): 0 for a visible key, `MASKED` otherwise. All heads of a row
+def _biases(skip: bool, marks: _Segments | Bool[Array, "L S"]) -> list[Array]:
+    """Added to the scores of each block of a row, (1, its queries, its keys): 0 for a visible key, `MASKED` otherwise. All heads
     share them."""
 
-    def bias(queries: slice, keys: slice):
-        back = jnp.arange(queries.start, queries.stop)[:, None] + start - jnp.arange(keys.start, keys.stop)[None]
-        same = query_segment[queries, None] == key_segment[None, keys]
-        return jnp.where(same & (back >= 0) & (back < reach), 0.0, MASKED)[None]
+    def shown(queries: slice, keys: slice):
+        if not isinstance(marks, _Segments):
+            return marks[queries, keys]
+        back = jnp.arange(queries.start, queries.stop)[:, None] + marks.start
+        back = back - jnp.arange(keys.start, keys.stop)[None]
+        same = marks.query[queries, None] == marks.key[None, keys]
+        return same & (back >= 0) & (back < marks.reach)
 
-    return [bias(*block) for block in _blocks(len(query_segment), len(key_segment), skip)]
+    length, keys = (len(marks.query), len(marks.key)) if isinstance(marks, _Segments) else marks.shape
+    return [jnp.where(shown(*block), 0.0, MASKED)[None] for block in _blocks(length, keys, skip)]
 
 
 def _capped(scores: Float[Array, "G l s"], softcap: float) -> Float[Array, "G l s"]:
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
-def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: tuple[Array, ...], bias: Any) -> Any:
+def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: Any, skip: bool) -> Any:
     """`compute(biases, head)` of each key-value head of each row.
 
     Args:
         rows: queries (B, M, G, L, H), keys (B, M, S, H) and so on.
-        marks: the segments of queries (B, L) and keys (B, S).
-        bias: gives the biases of a row's blocks by its marks.
     """
-    count, groups, keys = rows[0].shape[1], rows[0].shape[2], rows[1].shape[2]
+    count, groups, keys, bias = *rows[0].shape[1:3], rows[1].shape[2], functools.partial(_biases, skip)
     if keys <= SHORT:
 
         def short(operands):
@@ -112,14 +129,14 @@ def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: tuple[
 
         # All rows' biases before the loop: XLA would fuse comparisons inside of it with the softmax, which then takes several
         # times as long.
-        return jax.lax.map(short, (rows, jax.vmap(bias)(*marks)))
+        return jax.lax.map(short, (rows, jax.vmap(bias)(marks)))
     most = TOGETHER // (groups * BLOCKS[1] * keys * 4)
     together = max((some for some in range(2, count + 1) if count % some == 0 and some <= most), default=None)
 
     def long(operands):
         heads, own = operands
         # One head at a time where the scores of two would not stay in the core's cache.
-        return jax.lax.map(functools.partial(compute, bias(*own)), heads, batch_size=together)
+        return jax.lax.map(functools.partial(compute, bias(own)), heads, batch_size=together)
 
     return jax.lax.map(long, (rows, marks))
 
@@ -153,6 +170,8 @@ def _backward_head(biases: list[Array], head: tuple[Array, ...], *, softcap: flo
     query, key, value, mixed, sums, gradient = head
     # The gradient of a softmax is shifted by its mean under the weights (Dao et al., 2022, section 3.1).
     mean = jnp.einsum("glh,glh->gl", mixed, gradient, preferred_element_type=jnp.float32)
+    # Of a query that sees nothing the logarithm is lost in `MASKED`: its weights would be 1 each.
+    sums = jnp.where(sums > MASKED / 2, sums, jnp.inf)
     of_query, of_key, of_value = [], jnp.zeros(key.T.shape, jnp.float32), jnp.zeros(value.T.shape, jnp.float32)
     for (queries, keys), bias in zip(_blocks(query.shape[1], len(key), skip), biases, strict=True):
         q, g = query[:, queries], gradient[:, queries]
@@ -171,34 +190,32 @@ def _backward_head(biases: list[Array], head: tuple[Array, ...], *, softcap: flo
         # Summed over blocks in float32: in 16 bits small contributions would be lost.
         of_key = of_key.at[:, keys].add(jnp.einsum("glh,gls->hs", q, of_scores, preferred_element_type=jnp.float32))
         of_value = of_value.at[:, keys].add(jnp.einsum("glh,gls->hs", g, weights, preferred_element_type=jnp.float32))
+    # Of a single block XLA would else make the other order again.
+    of_key, of_value = jax.lax.optimization_barrier((of_key, of_value))
     return jnp.concatenate(of_query, axis=1), of_key.T.astype(key.dtype), of_value.T.astype(value.dtype)
 
 
 # `softcap` and `skip` are Python values that decide what is compiled, so they can't be among the traced operands.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _rows(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _rows(query, key, value, marks, softcap: float, skip: bool):
     """All heads of all rows: query (B, M, G, L, H), key and value (B, M, S, H)."""
-    return _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap, skip)[0]
+    return _rows_forward(query, key, value, marks, softcap, skip)[0]
 
 
-def _rows_forward(query, key, value, query_segment, key_segment, start, reach, softcap: float, skip: bool):
-    bias = functools.partial(_biases, start=start, reach=reach, skip=skip)
+def _rows_forward(query, key, value, marks, softcap: float, skip: bool):
     compute = functools.partial(_forward_head, softcap=softcap, skip=skip)
-    mixed, sums = _by_rows(compute, (query, key, value), (query_segment, key_segment), bias)
+    mixed, sums = _by_rows(compute, (query, key, value), marks, skip)
     # Named, so that a remat policy can keep them: the backward pass then needs no second forward pass.
     mixed, sums = checkpoint_name(mixed, "attention"), checkpoint_name(sums, "attention")
-    return mixed, (query, key, value, query_segment, key_segment, start, reach, mixed, sums)
+    return mixed, (query, key, value, marks, mixed, sums)
 
 
 def _rows_backward(softcap: float, skip: bool, kept, gradient):
-    query, key, value, query_segment, key_segment, start, reach, mixed, sums = kept
-
-    # The masks are built again: comparing segments costs less than keeping an (L, S) array per row.
-    bias = functools.partial(_biases, start=start, reach=reach, skip=skip)
+    query, key, value, marks, mixed, sums = kept
     compute = functools.partial(_backward_head, softcap=softcap, skip=skip)
-    gradients = _by_rows(compute, (query, key, value, mixed, sums, gradient), (query_segment, key_segment), bias)
-    # Segments, start and reach are integers and have no gradient.
-    return (*gradients, None, None, None, None)
+    # The masks are built again: comparing segments costs less than keeping an (L, S) array per row.
+    gradients = _by_rows(compute, (query, key, value, mixed, sums, gradient), marks, skip)
+    return (*gradients, None)  # marks have no gradient
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

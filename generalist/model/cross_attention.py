@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.blocked_attention import MASKED
+from generalist.model.attend import by_blocks
+from generalist.model.blocked_attention import MASKED, shown_attention
 from generalist.model.config import Activation
 from generalist.model.layers import NORMS, Linear, NormedFeedForward
 
@@ -112,19 +113,27 @@ class GatedCrossAttention(nnx.Module):
         """The attention weights by head, in float32. Of a position that sees no image they mean nothing: its attention adds 0."""
         rows, length, _ = x.shape
         images, tokens = keys.key.shape[2:4]
-        # Without rotary positions: which images a position sees is a matter of the mask alone.
-        query = self.query(self.norm(x)).reshape(rows, length, self.heads, self.head_size)
-        query = query if self.query_norm is None else self.query_norm(query)
-        scores = jnp.einsum("blhe,bhike->bhlik", query, keys.key).astype(jnp.float32) * self.head_size**-0.5
+        scores = jnp.einsum("blhe,bhike->bhlik", self._queries(x), keys.key).astype(jnp.float32) * self.head_size**-0.5
         scores = jnp.where(mask[:, None, :, :, None], scores, MASKED)
         # One softmax over the tokens of all visible images together.
         weights = jax.nn.softmax(scores.reshape(rows, self.heads, length, images * tokens), axis=-1)
         return weights.reshape(scores.shape)
 
+    def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H E"]:
+        # Without rotary positions: which images a position sees is a matter of the mask alone.
+        query = self.query(self.norm(x)).reshape(*x.shape[:2], self.heads, self.head_size)
+        return query if self.query_norm is None else self.query_norm(query)
+
     def _attend(self, x: Float[Array, "B L D"], keys: VisualKeys, mask: Bool[Array, "B L I"]) -> Float[Array, "B L D"]:
         rows, length, _ = x.shape
-        weights = self.weights(x, keys, mask).astype(keys.value.dtype)
-        mixed = jnp.einsum("bhlik,bhike->blhe", weights, keys.value).reshape(rows, length, -1)  # (B, L, H · E)
+        if by_blocks(rows, length, self.heads):
+            key, value = (one.reshape(rows, self.heads, -1, self.head_size).swapaxes(1, 2) for one in keys)
+            shown = jnp.repeat(mask, keys.key.shape[3], axis=2)
+            mixed = shown_attention(self._queries(x), key, value, shown, scale=self.head_size**-0.5)
+        else:
+            weights = self.weights(x, keys, mask).astype(keys.value.dtype)
+            mixed = jnp.einsum("bhlik,bhike->blhe", weights, keys.value)
+        mixed = mixed.reshape(rows, length, -1)  # (B, L, H · E)
         # Without a visible image the softmax of equal masked scores would be the mean of all images.
         return jnp.where(mask.any(axis=-1)[..., None], self.out(mixed), 0)
 

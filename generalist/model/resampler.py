@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from generalist.model.blocked_attention import MASKED
+from generalist.model.attend import by_blocks
+from generalist.model.blocked_attention import MASKED, shown_attention
 from generalist.model.config import Activation
 from generalist.model.layers import LayerNorm, Linear, NormedFeedForward, stack, unstacked
 
@@ -30,20 +31,25 @@ class PerceiverAttention(nnx.Module):
     def __call__(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
     ) -> Float[Array, "N K D"]:
-        weights, value = self._weights(features, latents, visible)
-        mixed = jnp.einsum("nhks,nshe->nkhe", weights.astype(value.dtype), value)
+        query, key, value, seen = self._operands(features, latents, visible)
+        if by_blocks(*query.shape[:3]):
+            mask = jnp.broadcast_to(seen[:, None], (*query.shape[:2], seen.shape[1]))
+            mixed = shown_attention(query, key, value, mask, scale=self.head_size**-0.5)
+        else:
+            mixed = jnp.einsum("nhks,nshe->nkhe", self._weights(query, key, seen).astype(value.dtype), value)
         return self.out(mixed.reshape(*latents.shape[:2], -1))
 
     def weights(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
     ) -> Float[Array, "N H K S+K"]:
         """The attention weights of the latents to the features and, after these, to the latents, in float32."""
-        return self._weights(features, latents, visible)[0]
+        query, key, _, seen = self._operands(features, latents, visible)
+        return self._weights(query, key, seen)
 
-    def _weights(
+    def _operands(
         self, features: Float[Array, "N S D"], latents: Float[Array, "N K D"], visible: Bool[Array, "N S"]
-    ) -> tuple[Float[Array, "N H K S+K"], Float[Array, "N S+K H E"]]:
-        """The attention weights, and the values that they mix."""
+    ) -> tuple[Float[Array, "N K H E"], Float[Array, "N S+K H E"], Float[Array, "N S+K H E"], Bool[Array, "N S+K"]]:
+        """Queries, keys, values and which keys are seen."""
         count, size, _ = latents.shape
         latents = self.latent_norm(latents)
         both = jnp.concatenate([self.feature_norm(features), latents], axis=1)
@@ -52,11 +58,14 @@ class PerceiverAttention(nnx.Module):
         key, value = jnp.split(self.key_value(both).reshape(count, -1, 2 * self.heads, self.head_size), 2, axis=2)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
         # Latents always see one another, also if no frame is visible: a softmax over nothing would be NaN.
-        seen = jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
-        weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1)
-        return weights, value
+        return query, key, value, jnp.concatenate([visible, jnp.ones((count, size), bool)], axis=1)
+
+    def _weights(
+        self, query: Float[Array, "N K H E"], key: Float[Array, "N S H E"], seen: Bool[Array, "N S"]
+    ) -> Float[Array, "N H K S"]:
+        scores = jnp.einsum("nkhe,nshe->nhks", query, key).astype(jnp.float32) * self.head_size**-0.5
+        return jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, MASKED), axis=-1)
 
 
 class ResamplerLayer(nnx.Module):

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from generalist.model.activations import PLAIN
+from generalist.model.attend import by_blocks
+from generalist.model.blocked_attention import shown_attention
 from generalist.model.constrain import constrain
 from generalist.model.layers import LayerNorm, Linear, stack
 from generalist.model.params import flat, nested
@@ -134,7 +136,11 @@ class ViTLayer(nnx.Module):
             part.reshape(*part.shape[:2], self.heads, -1)
             for part in jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
         )
-        mixed = jax.nn.dot_product_attention(query, key, value)  # (N, L, H, E)
+        if by_blocks(*query.shape[:3]):
+            mask = jnp.ones((*x.shape[:2], x.shape[1]), bool)
+            mixed = shown_attention(query, key, value, mask, scale=query.shape[-1] ** -0.5)  # (N, L, H, E)
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value)
         x = x + self.out(mixed.reshape(x.shape))
         # Keeps images on their devices and gathers weights there; otherwise the compiler sums activations over all devices.
         x = constrain(x, "batch", None, None)

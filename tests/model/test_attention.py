@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from generalist.model.attend import Packed, attend, attend_packed, masked_attention
-from generalist.model.blocked_attention import blocked_attention
+from generalist.model.blocked_attention import blocked_attention, shown_attention
 from generalist.model.config import ModelConfig
 from generalist.model.masks import attention_mask
 from generalist.model.mesh_layout import Layout
@@ -114,6 +114,26 @@ def test_implementations_give_what_the_mask_says(implementation, length, heads, 
 
     theirs = functools.partial(by_mask, segment=segment, window=window, softcap=softcap)
     assert_same(with_gradients(jax.jit(ours), query, key, value), with_gradients(jax.jit(theirs), query, key, value))
+
+
+@pytest.mark.parametrize("keys", [70, 400])  # a short and a long row
+@pytest.mark.parametrize(("kv_heads", "softcap"), [(4, 0.0), (2, 3.0)])
+def test_a_mask_shows_any_keys_of_any_number(keys: int, kv_heads: int, softcap: float):
+    query, *_ = operands(2, 130, 4, kv_heads)
+    _, key, value, _ = operands(2, keys, 4, kv_heads)
+    shown = (
+        jax.random.bernoulli(jax.random.key(2), 0.3, (2, 130, keys)).at[0, 5].set(False)
+    )  # a query that sees nothing
+
+    def theirs(query, key, value):
+        alike = query.at[0, 5].set(0.0), key, value, shown.at[0, 5].set(True)  # equal scores of all keys: their mean
+        mixed = attend(*alike, scale=8**-0.5, softcap=softcap)
+        return mixed.at[0, 5].set(jax.lax.stop_gradient(mixed[0, 5]))
+
+    def ours(query, key, value):
+        return shown_attention(query, key, value, shown, scale=8**-0.5, softcap=softcap)
+
+    assert_same(*(with_gradients(jax.jit(one), query, key, value) for one in (ours, theirs)))
 
 
 @pytest.mark.slow

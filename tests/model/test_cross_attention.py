@@ -239,6 +239,33 @@ def norm(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
+def test_blocks_on_a_cpu_give_what_other_platforms_compute(monkeypatch: pytest.MonkeyPatch):
+    """Of a resampler with frames that are absent, and of a gated layer with a position that sees no image."""
+    resampler = PerceiverResampler(12, 16, layers=2, latents=3, heads=2, head_size=8, frames=2, rngs=nnx.Rngs(0))
+    layer = GatedCrossAttention(16, 16, heads=2, head_size=8, hidden=16, rngs=nnx.Rngs(1))
+    layer.attention_gate[...] = jnp.ones_like(layer.attention_gate[...])
+    features = jax.random.normal(jax.random.key(2), (4, 2, 5, 12))
+    frames = jnp.array([[True, True], [True, False], [True, True], [False, False]])
+    x, mask = jax.random.normal(jax.random.key(3), (2, 6, 16)), jnp.tri(6, 2, -1, bool)[None].repeat(2, 0)
+
+    def mixed(modules: tuple[PerceiverResampler, GatedCrossAttention], features: jax.Array, x: jax.Array) -> jax.Array:
+        visual = modules[0](features, frames).reshape(2, 2, 3, 16)
+        return jnp.sin(modules[1](x, modules[1].keys(visual), mask)).sum()
+
+    def found() -> list[np.ndarray]:
+        return [
+            np.asarray(one)
+            for one in jax.tree.leaves(nnx.grad(mixed, argnums=(0, 1, 2))((resampler, layer), features, x))
+        ]
+
+    blocks = found()
+    for module in ("cross_attention", "resampler"):
+        monkeypatch.setattr(f"generalist.model.{module}.by_blocks", lambda *shape: False)
+    for block, plain in zip(blocks, found(), strict=True):
+        np.testing.assert_allclose(block, plain, atol=2e-5)
+    assert max(np.abs(block).max() for block in blocks) > 0.01
+
+
 def test_the_resampler_by_hand():
     module = resampler(frames=2)
     features = np.random.default_rng(0).normal(size=(2, 2, 5, 16)).astype(np.float32)
