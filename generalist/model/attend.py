@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from generalist.model.blocked_attention import MASKED, blocked_attention
+from generalist.model.blocked_attention import BLOCKS, MASKED, blocked_attention
 from generalist.model.constrain import constrain
 from generalist.model.masks import Blocks, visible
 from generalist.model.mesh_layout import Layout, mesh_layout
@@ -66,8 +66,9 @@ def _is_fused(*shapes: Any) -> bool:
 
 
 def by_blocks(batch: int, length: int, kv_heads: int) -> bool:
-    """Whether whole rows that a mask shows are computed by `shown_attention`: on a CPU that has all rows, queries and heads."""
-    return target_platform() == "cpu" and mesh_layout(batch, length, kv_heads) == Layout()
+    """Whether attention to what a mask shows is computed by `shown_attention`: on a CPU that has all rows, queries and heads, if
+    there are queries enough for a block. A few, as in a step of decoding, have small scores, and a loop would copy their keys."""
+    return target_platform() == "cpu" and length >= BLOCKS[0] and mesh_layout(batch, length, kv_heads) == Layout()
 
 
 def attend(

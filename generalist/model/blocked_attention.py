@@ -22,8 +22,8 @@ SHORT = 384
 all cores but one stay idle."""
 BLOCKS = (64, 128)  # queries of a block of short and of longer rows
 TOGETHER = 1 << 19
-"""Bytes of scores of a longer row's heads that are computed at once, a part of one core's second-level cache: two heads of 512
-keys, one of 1,024."""
+"""Bytes of scores of a block that are computed at once, a part of one core's second-level cache: all heads of several rows of 64
+positions, two heads of a row of 512."""
 
 
 def blocked_attention(
@@ -120,7 +120,9 @@ def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: Any, s
     Args:
         rows: queries (B, M, G, L, H), keys (B, M, S, H) and so on.
     """
-    count, groups, keys, bias = *rows[0].shape[1:3], rows[1].shape[2], functools.partial(_biases, skip)
+    batch, count, groups, length, _ = rows[0].shape
+    keys, bias = rows[1].shape[2], functools.partial(_biases, skip)
+    of_head = groups * min(length, BLOCKS[keys > SHORT]) * keys * 4
     if keys <= SHORT:
 
         def short(operands):
@@ -129,16 +131,20 @@ def _by_rows(compute: Callable[..., Any], rows: tuple[Array, ...], marks: Any, s
 
         # All rows' biases before the loop: XLA would fuse comparisons inside of it with the softmax, which then takes several
         # times as long.
-        return jax.lax.map(short, (rows, jax.vmap(bias)(marks)))
-    most = TOGETHER // (groups * BLOCKS[1] * keys * 4)
-    together = max((some for some in range(2, count + 1) if count % some == 0 and some <= most), default=None)
+        return jax.lax.map(short, (rows, jax.vmap(bias)(marks)), batch_size=_together(batch, count * of_head))
 
     def long(operands):
         heads, own = operands
-        # One head at a time where the scores of two would not stay in the core's cache.
-        return jax.lax.map(functools.partial(compute, bias(own)), heads, batch_size=together)
+        return jax.lax.map(functools.partial(compute, bias(own)), heads, batch_size=_together(count, of_head))
 
     return jax.lax.map(long, (rows, marks))
+
+
+def _together(count: int, size: int) -> int | None:
+    """How many of `count` blocks of scores of `size` bytes are computed at once: a part of them, since XLA takes a loop of one
+    round apart; None: one."""
+    fitting = [some for some in range(2, count // 2 + 1) if count % some == 0 and some * size <= TOGETHER]
+    return max(fitting, default=None)
 
 
 def _forward_head(
@@ -159,7 +165,9 @@ def _forward_head(
         weights = jnp.exp(scores - highest)
         total = weights.sum(axis=-1, keepdims=True)
         # Divided after the product: H numbers per query instead of one per key.
-        product = jnp.einsum("gls,sh->glh", weights.astype(value.dtype), value[keys])
+        product = jnp.einsum(
+            "gls,sh->glh", weights.astype(value.dtype), value[keys], preferred_element_type=jnp.float32
+        )
         mixed.append((product / total).astype(value.dtype))
         sums.append((highest + jnp.log(total))[..., 0])
     return jnp.concatenate(mixed, axis=1), jnp.concatenate(sums, axis=1)

@@ -134,6 +134,10 @@ def test_a_mask_shows_any_keys_of_any_number(keys: int, kv_heads: int, softcap: 
         return shown_attention(query, key, value, shown, scale=8**-0.5, softcap=softcap)
 
     assert_same(*(with_gradients(jax.jit(one), query, key, value) for one in (ours, theirs)))
+    half = [one.astype(jnp.bfloat16) for one in (query, key, value)]
+    mixed = ours(*half)
+    assert mixed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(mixed.astype(jnp.float32), theirs(*half).astype(jnp.float32), atol=0.03)
 
 
 @pytest.mark.slow
