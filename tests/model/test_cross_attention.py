@@ -279,6 +279,7 @@ def test_few_queries_are_not_computed_in_blocks():
     assert "scan" not in str(step) and "while" not in str(step)
 
 
+@pytest.mark.slow
 def test_the_resampler_by_hand():
     module = resampler(frames=2)
     features = np.random.default_rng(0).normal(size=(2, 2, 5, 16)).astype(np.float32)
